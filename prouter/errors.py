@@ -1,0 +1,232 @@
+"""The error hierarchy: what can go wrong, as clients, logs and other processes see it.
+
+Every error has a stable ``code`` (the ``code`` of RFC 9457 problem documents and of the ``X-PRouter-Error`` header), an
+HTTP ``status`` and a log ``level``. Errors cross the fabric as ``{"code", "detail", "job", "state", "retry_after"}`` maps and are
+rebuilt on the other side by `from_wire`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+__all__ = [
+    "AgentUnavailable",
+    "Conflict",
+    "Forbidden",
+    "InvalidRequest",
+    "JobEnded",
+    "JobStarting",
+    "JobTimeout",
+    "JobUnreachable",
+    "LimitReached",
+    "NoSpace",
+    "NotFound",
+    "Overloaded",
+    "PRouterError",
+    "ProtocolError",
+    "RangeNotSatisfiable",
+    "StartFailed",
+    "TooLarge",
+    "Unauthorized",
+    "from_wire",
+]
+
+
+class PRouterError(Exception):
+    """Base of all errors of this project.
+
+    Args:
+        detail: one sentence for a person: what is wrong and, where it helps, what to do.
+        job: the job's uid, where one is concerned.
+        state: the job's state, where it matters.
+        retry_after: seconds after which a repeat makes sense (becomes ``Retry-After``).
+        code: overrides the class's code, to tell finer cases apart.
+    """
+
+    code: str = "internal"
+    status: ClassVar[int] = 500
+    level: ClassVar[int] = logging.ERROR
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        job: str | None = None,
+        state: str | None = None,
+        retry_after: float | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.job = job
+        self.state = state
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as a msgpack- and JSON-ready map, empty fields left out."""
+        wire: dict[str, Any] = {"type": type(self).__name__, "code": self.code, "detail": self.detail}
+        if self.job is not None:
+            wire["job"] = self.job
+        if self.state is not None:
+            wire["state"] = self.state
+        if self.retry_after is not None:
+            wire["retry_after"] = self.retry_after
+        return wire
+
+
+class InvalidRequest(PRouterError):
+    """The request itself is wrong: body, query or path."""
+
+    code = "invalid_request"
+    status = 400
+    level = logging.INFO
+
+
+class Unauthorized(PRouterError):
+    """No valid credentials came with the request."""
+
+    code = "unauthorized"
+    status = 401
+    level = logging.INFO
+
+
+class Forbidden(PRouterError):
+    """The credentials are valid but not enough, or a path leaves its sandbox."""
+
+    code = "forbidden"
+    status = 403
+    level = logging.INFO
+
+
+class NotFound(PRouterError):
+    """No such connection, job, agent or file."""
+
+    code = "not_found"
+    status = 404
+    level = logging.INFO
+
+
+class Conflict(PRouterError):
+    """The thing is in the wrong state for this request, for example a job started twice."""
+
+    code = "conflict"
+    status = 409
+    level = logging.INFO
+
+
+class TooLarge(PRouterError):
+    """A body or an archive is over its limit."""
+
+    code = "too_large"
+    status = 413
+    level = logging.INFO
+
+
+class RangeNotSatisfiable(PRouterError):
+    """The byte range asked for lies outside the file."""
+
+    code = "range_not_satisfiable"
+    status = 416
+    level = logging.INFO
+
+
+class JobEnded(PRouterError):
+    """A request under ``/http`` met a job that has ended or was removed."""
+
+    code = "job_ended"
+    status = 424
+    level = logging.INFO
+
+
+class LimitReached(PRouterError):
+    """A quota is used up, or no agent has a free slot."""
+
+    code = "limit_reached"
+    status = 429
+    level = logging.WARNING
+
+
+class StartFailed(PRouterError):
+    """The job did not start; the detail holds the end of its stderr."""
+
+    code = "start_failed"
+    status = 502
+    level = logging.WARNING
+
+
+class JobUnreachable(PRouterError):
+    """The job refused or reset the connection, or broke HTTP."""
+
+    code = "job_unreachable"
+    status = 502
+    level = logging.WARNING
+
+
+class JobStarting(PRouterError):
+    """The job has not started, or is not ready yet."""
+
+    code = "job_starting"
+    status = 503
+    level = logging.INFO
+
+
+class AgentUnavailable(PRouterError):
+    """The job's agent is away, or refused its link."""
+
+    code = "agent_unavailable"
+    status = 503
+    level = logging.WARNING
+
+
+class Overloaded(PRouterError):
+    """A bound was hit, or the router drains."""
+
+    code = "overloaded"
+    status = 503
+    level = logging.WARNING
+
+
+class JobTimeout(PRouterError):
+    """The job gave no answer in time."""
+
+    code = "job_timeout"
+    status = 504
+    level = logging.WARNING
+
+
+class NoSpace(PRouterError):
+    """The disk is full, or the sandbox is over its size limit."""
+
+    code = "no_space"
+    status = 507
+    level = logging.WARNING
+
+
+class ProtocolError(PRouterError):
+    """A fabric peer sent something the protocol does not allow."""
+
+    code = "protocol_error"
+    status = 502
+    level = logging.WARNING
+
+
+def _classes(base: type[PRouterError]) -> dict[str, type[PRouterError]]:
+    found = {base.__name__: base}
+    for child in base.__subclasses__():
+        found.update(_classes(child))
+    return found
+
+
+def from_wire(wire: dict[str, Any]) -> PRouterError:
+    """Rebuild an error that crossed the fabric; an unknown type becomes a plain `PRouterError`."""
+    cls = _classes(PRouterError).get(str(wire.get("type")), PRouterError)
+    return cls(
+        str(wire.get("detail", "unknown error")),
+        job=wire.get("job"),
+        state=wire.get("state"),
+        retry_after=wire.get("retry_after"),
+        code=wire.get("code"),
+    )

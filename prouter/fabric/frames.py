@@ -1,0 +1,198 @@
+"""Frames: the unit of the protocol, and their encoding into the parts of one ZeroMQ message.
+
+A message carries any number of frames for one destination. Its first part, the *block*, holds every frame's header, each
+followed by its payload; payloads of at least `BULK_MIN` bytes travel untouched as further parts, in order, and their frames
+carry the `BULK` flag. Layout of a header, little-endian, 28 bytes::
+
+    type u8 | flags u8 | reserved u16 | stream id u32 | payload length u32 | offset u64 | ack u64
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from prouter.errors import ProtocolError
+
+__all__ = [
+    "ACK",
+    "BULK_MIN",
+    "BYE",
+    "CALL",
+    "DATA",
+    "EVENT",
+    "FIN",
+    "HEADER",
+    "HELLO",
+    "MAX_FRAMES",
+    "MAX_PAYLOAD",
+    "OPEN",
+    "PING",
+    "PONG",
+    "REFUSE",
+    "REPLY",
+    "RESET",
+    "RESUME",
+    "STREAM_TYPES",
+    "VERSION",
+    "WELCOME",
+    "Frame",
+    "decode",
+    "encode",
+    "pack_body",
+    "unpack_body",
+]
+
+VERSION = 1
+"""Protocol version, told in HELLO; a peer with another one is refused."""
+
+# Session frames.
+HELLO = 1
+"""First frame of whoever dials: identity, token, incarnation."""
+WELCOME = 2
+"""The answer that accepts a HELLO."""
+REFUSE = 3
+"""The answer that does not, with a reason; nothing follows."""
+PING = 4
+"""Asks for a PONG; any frame counts as a sign of life."""
+PONG = 5
+"""Answers a PING; repeats its payload."""
+BYE = 6
+"""The sender leaves on purpose."""
+
+# Call frames.
+CALL = 16
+"""A request with a call id."""
+REPLY = 17
+"""The answer to a CALL."""
+EVENT = 18
+"""News that wants no answer."""
+
+# Stream frames.
+OPEN = 32
+"""Opens a stream; the payload names what it connects to."""
+DATA = 33
+"""Bytes at an offset, and an acknowledgement."""
+ACK = 34
+"""An acknowledgement alone."""
+RESET = 35
+"""The stream is gone, both directions, with a reason."""
+RESUME = 36
+"""After a lost path: how far the sender has received (`offset`) and consumed (`ack`)."""
+
+STREAM_TYPES = frozenset({OPEN, DATA, ACK, RESET, RESUME})
+
+# Flags.
+FIN = 1
+"""On DATA: the sender writes nothing after this payload."""
+BULK = 2
+"""The payload is the message's next bulk part."""
+
+BULK_MIN = 4096
+"""Payloads of this many bytes or more get a message part of their own, uncopied."""
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""Largest payload of one frame, bytes."""
+MAX_FRAMES = 65536
+"""Most frames in one message."""
+
+HEADER = struct.Struct("<BBHIIQQ")
+_HEADER_SIZE = HEADER.size
+_pack = HEADER.pack
+_unpack_from = HEADER.unpack_from
+
+
+class Frame(NamedTuple):
+    """One frame.
+
+    Attributes:
+        type: one of this module's frame types.
+        flags: `FIN` or 0; `BULK` is the encoding's own and never seen here.
+        sid: stream id, 0 for session and call frames.
+        offset: DATA: the first payload byte's offset in its direction. RESUME: bytes received so far.
+        ack: DATA, ACK, RESUME: bytes consumed so far in the other direction.
+        payload: the body.
+    """
+
+    type: int
+    flags: int = 0
+    sid: int = 0
+    offset: int = 0
+    ack: int = 0
+    payload: bytes = b""
+
+
+def encode(frames: Iterable[Frame]) -> list[bytes]:
+    """The parts of one message that carries `frames` in order."""
+    block: list[bytes] = []
+    parts: list[bytes] = [b""]
+    for kind, flags, sid, offset, ack, payload in frames:
+        length = len(payload)
+        if length >= BULK_MIN:
+            block.append(_pack(kind, flags | BULK, 0, sid, length, offset, ack))
+            parts.append(payload)
+        else:
+            block.append(_pack(kind, flags, 0, sid, length, offset, ack))
+            if length:
+                block.append(payload)
+    parts[0] = b"".join(block)
+    return parts
+
+
+def decode(parts: Sequence[bytes]) -> list[Frame]:
+    """The frames of a message.
+
+    Raises:
+        ProtocolError: the parts are no well-formed message.
+    """
+    if not parts:
+        raise ProtocolError("empty message")
+    block = parts[0]
+    size = len(block)
+    position = 0
+    bulk = 0
+    frames: list[Frame] = []
+    while position < size:
+        if size - position < _HEADER_SIZE:
+            raise ProtocolError("truncated frame header")
+        kind, flags, _reserved, sid, length, offset, ack = _unpack_from(block, position)
+        position += _HEADER_SIZE
+        if flags & BULK:
+            bulk += 1
+            if bulk >= len(parts) or len(parts[bulk]) != length or length > MAX_PAYLOAD:
+                raise ProtocolError("bulk part missing or of the wrong length")
+            frames.append(Frame(kind, flags & ~BULK, sid, offset, ack, parts[bulk]))
+            continue
+        end = position + length
+        if end > size:
+            raise ProtocolError("truncated payload")
+        frames.append(Frame(kind, flags, sid, offset, ack, block[position:end]))
+        position = end
+    if bulk != len(parts) - 1:
+        raise ProtocolError("bulk part without a frame")
+    if len(frames) > MAX_FRAMES:
+        raise ProtocolError("too many frames in one message")
+    return frames
+
+
+def pack_body(body: dict[str, Any]) -> bytes:
+    """A control frame's payload."""
+    packed: bytes = msgpack.packb(body, use_bin_type=True)
+    return packed
+
+
+def unpack_body(payload: bytes) -> dict[str, Any]:
+    """A control frame's body.
+
+    Raises:
+        ProtocolError: it is not a msgpack map with string keys.
+    """
+    try:
+        body = msgpack.unpackb(payload, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"malformed body: {error}") from error
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        raise ProtocolError("a body must be a map with string keys")
+    return body

@@ -1,0 +1,323 @@
+"""All streams between two peers: opening, dispatch, loss of the path, resumption, and what is remembered of the ended.
+
+One peer opens streams (a worker), the other accepts them (an agent). The *path* between them is up or down; frames sent
+while it is down are not queued: streams keep what was not acknowledged, and when the path is back each end tells the other
+how far it has received (RESUME) and the other repeats the rest.
+
+Rules that make this safe under any loss, repetition and delay:
+
+* Bytes are taken in order only; repeated ones are skipped, a gap is dropped and answered by RESUME, once per gap.
+* An OPEN is repeated until the first frame of the acceptor arrives; a second OPEN of a known stream is ignored.
+* An ended stream leaves a tombstone, so that a late RESUME is answered with how it ended.
+* A path down for longer than `resume_timeout` resets every stream with the code ``path_lost``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import (
+    ACK,
+    DATA,
+    FIN,
+    OPEN,
+    RESET,
+    RESUME,
+    STREAM_TYPES,
+    Frame,
+    pack_body,
+    unpack_body,
+)
+from prouter.fabric.stream import Direction, Stream
+
+__all__ = [
+    "DEFAULT_WINDOW",
+    "MAX_WINDOW",
+    "RESUME_TIMEOUT",
+    "Closed",
+    "Finished",
+    "Mux",
+    "Opened",
+    "Received",
+    "ResetReceived",
+    "StreamEvent",
+    "Writable",
+]
+
+DEFAULT_WINDOW = 1024 * 1024
+"""Bytes in flight per stream and direction."""
+MAX_WINDOW = 64 * 1024 * 1024
+"""Largest window an acceptor agrees to."""
+RESUME_TIMEOUT = 30.0
+"""Seconds a stream survives without a path."""
+_TOMBSTONES = 16384
+"""How many ended streams are remembered."""
+
+
+class Opened(NamedTuple):
+    """The peer opened `stream` to `target`."""
+
+    stream: Stream
+    target: dict[str, Any]
+
+
+class Received(NamedTuple):
+    """New bytes; call `Stream.consume` once they are used."""
+
+    stream: Stream
+    data: bytes
+
+
+class Finished(NamedTuple):
+    """The peer writes nothing more; every byte has been delivered before."""
+
+    stream: Stream
+
+
+class Writable(NamedTuple):
+    """A write that was cut short may go on."""
+
+    stream: Stream
+
+
+class ResetReceived(NamedTuple):
+    """The stream ended early; its code and text say why."""
+
+    stream: Stream
+    code: str
+    text: str
+
+
+class Closed(NamedTuple):
+    """Both directions are done and acknowledged: every byte written was consumed by the peer."""
+
+    stream: Stream
+
+
+StreamEvent = Opened | Received | Finished | Writable | ResetReceived | Closed
+
+
+class Mux:
+    """The streams with one peer.
+
+    Args:
+        on_output: called when the first frame is queued after `take` emptied the queue.
+        accepts: whether the peer may open streams here.
+        max_streams: how many streams may be open at once; an OPEN beyond it is reset with ``overloaded``.
+        resume_timeout: seconds without a path after which streams are given up.
+    """
+
+    def __init__(
+        self,
+        on_output: Callable[[Mux], None],
+        *,
+        accepts: bool = False,
+        max_streams: int = 65536,
+        resume_timeout: float = RESUME_TIMEOUT,
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.up = False
+        self.tag: Any = None
+        self._on_output = on_output
+        self._accepts = accepts
+        self._max_streams = max_streams
+        self._resume_timeout = resume_timeout
+        self._next_sid = 1
+        self._out: list[Frame] = []
+        self._events: list[StreamEvent] = []
+        self._ack_due: dict[int, Stream] = {}
+        self._gaps: dict[int, int] = {}
+        self._tombstones: OrderedDict[int, tuple[int, str | None]] = OrderedDict()
+        self._down_since: float | None = None
+
+    # -- the application's side ---------------------------------------------------------------------------------
+
+    def open(self, target: dict[str, Any], window: int = DEFAULT_WINDOW) -> Stream:
+        """A new stream to `target`; bytes may be written at once."""
+        sid = self._next_sid
+        self._next_sid = sid + 1
+        payload = pack_body(target)
+        stream = Stream(self, sid, window, payload)
+        self.streams[sid] = stream
+        self._send(Frame(OPEN, 0, sid, window, 0, payload))
+        return stream
+
+    # -- the path -----------------------------------------------------------------------------------------------
+
+    def path_up(self) -> None:
+        """The path is there (again): resume every stream. Also right when a path was replaced unnoticed."""
+        self.up = True
+        self._down_since = None
+        self._out.clear()
+        self._gaps.clear()
+        for stream in self.streams.values():
+            for frame in stream._resume_frames():
+                self._send(frame)
+
+    def path_down(self, now: float) -> None:
+        """The path is gone; streams wait for it. Idempotent."""
+        if self.up or self._down_since is None:
+            self.up = False
+            self._down_since = now
+            self._out.clear()
+
+    def peer_gone(self, code: str, text: str) -> list[StreamEvent]:
+        """The peer itself is gone and with it every stream."""
+        events: list[StreamEvent] = []
+        for stream in list(self.streams.values()):
+            self._forget(stream, code)
+            events.append(ResetReceived(stream, code, text))
+        self._out.clear()
+        return events
+
+    def tick(self, now: float) -> list[StreamEvent]:
+        """To be called about once a second: late acknowledgements, and streams whose path stays away."""
+        if self._ack_due and self.up:
+            due, self._ack_due = self._ack_due, {}
+            for stream in due.values():
+                if not stream.closed and stream._consumed != stream._told:
+                    stream._acknowledge()
+        if self._down_since is not None and now - self._down_since >= self._resume_timeout:
+            return self.peer_gone("path_lost", f"the path was lost for {self._resume_timeout:g} s")
+        return []
+
+    # -- frames -------------------------------------------------------------------------------------------------
+
+    def take(self) -> list[Frame]:
+        """The frames to send now, in order."""
+        out = self._out
+        self._out = []
+        return out
+
+    def receive(self, frames: Iterable[Frame]) -> list[StreamEvent]:
+        """Process frames of the peer; the events they cause, in order.
+
+        Raises:
+            ProtocolError: a frame that no correct peer sends; frames before it took effect.
+        """
+        events = self._events = []
+        streams = self.streams
+        for frame in frames:
+            stream = streams.get(frame.sid)
+            if stream is None:
+                self._receive_unknown(frame)
+                continue
+            kind = frame.type
+            stream._confirmed = True
+            if kind == DATA:
+                if frame.ack > stream._acked and stream._on_ack(frame.ack):
+                    events.append(Writable(stream))
+                self._receive_data(stream, frame)
+            elif kind == ACK:
+                if stream._on_ack(frame.ack):
+                    events.append(Writable(stream))
+            elif kind == RESUME:
+                self._receive_resume(stream, frame)
+            elif kind == RESET:
+                self._receive_reset(stream, frame)
+            elif kind != OPEN:
+                raise ProtocolError(f"unexpected frame type {kind}")
+        self._events = []
+        return events
+
+    def _receive_data(self, stream: Stream, frame: Frame) -> None:
+        was_open = stream.receiving is Direction.OPEN
+        try:
+            data = stream._on_data(frame)
+        except OverflowError as error:
+            self._events.append(ResetReceived(stream, "protocol_error", str(error)))
+            self._reset(stream, "protocol_error", str(error))
+            return
+        if data is None:
+            if self._gaps.get(stream.sid) != stream._received:
+                self._gaps[stream.sid] = stream._received
+                for resume in stream._resume_frames():
+                    self._send(resume)
+            return
+        if data:
+            self._events.append(Received(stream, data))
+        if was_open and stream.receiving is Direction.FIN:
+            self._events.append(Finished(stream))
+            stream._finish_receiving()
+        elif frame.flags & FIN and not was_open:
+            stream._acknowledge()
+
+    def _receive_resume(self, stream: Stream, frame: Frame) -> None:
+        if stream._on_ack(frame.ack):
+            self._events.append(Writable(stream))
+        for repeated in stream._repeat_from(frame.offset):
+            self._send(repeated)
+
+    def _receive_reset(self, stream: Stream, frame: Frame) -> None:
+        body = unpack_body(frame.payload)
+        code, text = str(body.get("code", "reset")), str(body.get("text", ""))
+        self._forget(stream, code)
+        self._events.append(ResetReceived(stream, code, text))
+
+    def _receive_unknown(self, frame: Frame) -> None:
+        kind = frame.type
+        if kind not in STREAM_TYPES:
+            raise ProtocolError(f"unexpected frame type {kind}")
+        if kind in (RESET, ACK):
+            return
+        tombstone = self._tombstones.get(frame.sid)
+        if tombstone is not None:
+            consumed, code = tombstone
+            if code is None:
+                self._send(Frame(ACK, 0, frame.sid, 0, consumed))
+            else:
+                self._send(_reset_frame(frame.sid, code, "the stream has ended"))
+        elif kind == OPEN:
+            self._accept(frame)
+        else:
+            self._send(_reset_frame(frame.sid, "unknown_stream", "no such stream"))
+
+    def _accept(self, frame: Frame) -> None:
+        if not self._accepts:
+            raise ProtocolError("this peer accepts no streams")
+        if len(self.streams) >= self._max_streams:
+            self._send(_reset_frame(frame.sid, "overloaded", "too many streams"))
+            return
+        if not 0 < frame.offset <= MAX_WINDOW:
+            raise ProtocolError("window out of range")
+        stream = Stream(self, frame.sid, frame.offset, None)
+        target = unpack_body(frame.payload)
+        self.streams[frame.sid] = stream
+        self._events.append(Opened(stream, target))
+
+    # -- the streams' side --------------------------------------------------------------------------------------
+
+    def _send(self, frame: Frame) -> None:
+        if not self.up:
+            return
+        out = self._out
+        out.append(frame)
+        if len(out) == 1:
+            self._on_output(self)
+
+    def _check_closed(self, stream: Stream) -> None:
+        if stream.closed and stream.sid in self.streams:
+            self._forget(stream, None)
+            self._events.append(Closed(stream))
+
+    def _reset(self, stream: Stream, code: str, text: str) -> None:
+        self._forget(stream, code)
+        self._send(_reset_frame(stream.sid, code, text))
+
+    def _forget(self, stream: Stream, code: str | None) -> None:
+        stream.reset_code = code
+        stream._kept.clear()
+        self.streams.pop(stream.sid, None)
+        self._ack_due.pop(stream.sid, None)
+        self._gaps.pop(stream.sid, None)
+        tombstones = self._tombstones
+        tombstones[stream.sid] = (stream._consumed, code)
+        if len(tombstones) > _TOMBSTONES:
+            tombstones.popitem(last=False)
+
+
+def _reset_frame(sid: int, code: str, text: str) -> Frame:
+    return Frame(RESET, 0, sid, 0, 0, pack_body({"code": code, "text": text}))

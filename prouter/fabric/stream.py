@@ -1,0 +1,257 @@
+"""One end of a stream: an ordered, flow-controlled, resumable byte channel in both directions.
+
+Each direction counts bytes from 0; its end (FIN) takes one position of its own after the last byte, so that its arrival can
+be acknowledged like a byte's. What a direction knows::
+
+    sender:    acked ≤ sent                     bytes in [acked, sent) are kept for repetition, at most one window
+    receiver:  told ≤ consumed ≤ received       `received` is the next position expected, `told` the last ack given
+
+State of a direction, as `Stream` sees it (a reset from either side ends both directions at once)::
+
+    sending    OPEN --close()--> FIN_SENT --ack covers FIN--> DONE
+    receiving  OPEN --FIN arrives in order--> FIN_RECEIVED --all consumed--> DONE
+
+The stream is closed when both are DONE.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from prouter.fabric.frames import ACK, DATA, FIN, OPEN, RESUME, Frame
+
+if TYPE_CHECKING:
+    from prouter.fabric.mux import Mux
+
+__all__ = ["Direction", "Stream"]
+
+
+class Direction(Enum):
+    """State of one direction; see the module's docstring."""
+
+    OPEN = "open"
+    FIN = "fin"
+    DONE = "done"
+
+
+class Stream:
+    """One end of a stream; made by `Mux.open` or by an arriving OPEN, never directly.
+
+    Attributes:
+        sid: stream id, unique between two peers.
+        window: most bytes in flight in either direction.
+        handler: free for whoever drives the stream.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_blocked",
+        "_confirmed",
+        "_consumed",
+        "_kept",
+        "_mux",
+        "_open_payload",
+        "_received",
+        "_sent",
+        "_told",
+        "handler",
+        "receiving",
+        "reset_code",
+        "sending",
+        "sid",
+        "window",
+    )
+
+    def __init__(self, mux: Mux, sid: int, window: int, open_payload: bytes | None) -> None:
+        self._mux = mux
+        self.sid = sid
+        self.window = window
+        self.handler: Any = None
+        self.sending = Direction.OPEN
+        self.receiving = Direction.OPEN
+        self.reset_code: str | None = None
+        self._open_payload = open_payload
+        self._confirmed = open_payload is None
+        self._kept: deque[tuple[int, bytes]] = deque()
+        self._acked = 0
+        self._sent = 0
+        self._blocked = False
+        self._received = 0
+        self._consumed = 0
+        self._told = 0
+
+    # -- what the application does ------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Bytes `write` takes now."""
+        if self.sending is not Direction.OPEN or self.reset_code is not None:
+            return 0
+        return self.window - (self._sent - self._acked)
+
+    @property
+    def unread(self) -> int:
+        """Bytes delivered and not yet consumed."""
+        return self._received - self._consumed - (self.receiving is Direction.FIN)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will happen: reset, or both directions done."""
+        return self.reset_code is not None or (self.sending is Direction.DONE and self.receiving is Direction.DONE)
+
+    @property
+    def pristine(self) -> bool:
+        """Whether nothing of the other side's writing has arrived."""
+        return self._received == 0
+
+    def write(self, data: bytes) -> int:
+        """Send the first `room` bytes of `data`; the number taken.
+
+        When not all are taken, a `Writable` event tells when more will be.
+
+        Raises:
+            ValueError: the stream's sending side is closed.
+        """
+        if self.sending is not Direction.OPEN or self.reset_code is not None:
+            raise ValueError("the stream's sending side is closed")
+        size = len(data)
+        room = self.window - (self._sent - self._acked)
+        if size > room:
+            self._blocked = True
+            if room <= 0:
+                return 0
+            data = data[:room]
+            size = room
+        if size:
+            offset = self._sent
+            self._kept.append((offset, data))
+            self._sent = offset + size
+            self._told = self._consumed
+            self._mux._send(Frame(DATA, 0, self.sid, offset, self._consumed, data))
+        return size
+
+    def close(self) -> None:
+        """End the sending direction; what was written still arrives. Idempotent."""
+        if self.sending is not Direction.OPEN or self.reset_code is not None:
+            return
+        self.sending = Direction.FIN
+        offset = self._sent
+        self._sent = offset + 1
+        self._told = self._consumed
+        self._mux._send(Frame(DATA, FIN, self.sid, offset, self._consumed))
+
+    def reset(self, code: str, text: str = "") -> None:
+        """End both directions now; the peer is told why. Idempotent; no event follows on this side."""
+        if not self.closed:
+            self._mux._reset(self, code, text)
+
+    def consume(self, size: int) -> None:
+        """Tell that `size` delivered bytes were used, which opens the peer's window again.
+
+        Raises:
+            ValueError: more than was delivered.
+        """
+        if size > self._received - self._consumed:
+            raise ValueError("consumed more than was received")
+        self._consumed += size
+        if self.reset_code is not None:
+            return
+        if self.receiving is Direction.FIN:
+            self._finish_receiving()
+        elif self._consumed - self._told >= self.window >> 2:
+            self._acknowledge()
+        else:
+            self._mux._ack_due[self.sid] = self
+
+    # -- what the mux does --------------------------------------------------------------------------------------
+
+    def _acknowledge(self) -> None:
+        self._told = self._consumed
+        self._mux._send(Frame(ACK, 0, self.sid, 0, self._consumed))
+
+    def _finish_receiving(self) -> bool:
+        """Once the peer's last byte is consumed, consume its FIN and say so at once."""
+        if self.receiving is not Direction.FIN or self._consumed < self._received - 1:
+            return False
+        self._consumed = self._received
+        self.receiving = Direction.DONE
+        self._acknowledge()
+        self._mux._check_closed(self)
+        return True
+
+    def _on_ack(self, ack: int) -> bool:
+        """Drop what the peer has consumed; whether a blocked writer may go on.
+
+        Returns False, and changes nothing, for an ack that is old or covers what was never sent.
+        """
+        if ack <= self._acked or ack > self._sent:
+            return False
+        self._acked = ack
+        kept = self._kept
+        while kept and kept[0][0] + len(kept[0][1]) <= ack:
+            kept.popleft()
+        if self.sending is Direction.FIN and ack == self._sent:
+            self.sending = Direction.DONE
+            self._mux._check_closed(self)
+            return False
+        if self._blocked and self.sending is Direction.OPEN:
+            self._blocked = False
+            return True
+        return False
+
+    def _on_data(self, frame: Frame) -> bytes | None:
+        """The new bytes of a DATA frame: empty for a bare FIN or a repetition, None when a gap came before it.
+
+        Raises:
+            OverflowError: the peer wrote beyond the window or after its end.
+        """
+        offset = frame.offset
+        payload = frame.payload
+        expected = self._received
+        if offset != expected:
+            if offset > expected:
+                return None
+            skip = expected - offset
+            if skip > len(payload) or (skip == len(payload) and not frame.flags & FIN):
+                return b""
+            payload = payload[skip:]
+        if self.receiving is not Direction.OPEN:
+            if payload:
+                raise OverflowError("data after the end")
+            return b""
+        received = expected + len(payload)
+        if received - self._consumed > self.window:
+            raise OverflowError("data beyond the window")
+        self._received = received
+        if frame.flags & FIN:
+            self._received += 1
+            self.receiving = Direction.FIN
+        return payload
+
+    def _resume_frames(self) -> list[Frame]:
+        """What to say when the path is back: OPEN again while nobody confirmed it, and how far we got."""
+        self._told = self._consumed
+        resume = Frame(RESUME, 0, self.sid, self._received, self._consumed)
+        if self._confirmed:
+            return [resume]
+        return [Frame(OPEN, 0, self.sid, self.window, 0, self._open_payload or b""), resume]
+
+    def _repeat_from(self, position: int) -> list[Frame]:
+        """Everything the peer lacks, given that it has received up to `position`."""
+        frames = []
+        ack = self._consumed
+        for offset, data in self._kept:
+            end = offset + len(data)
+            if end <= position:
+                continue
+            if offset < position:
+                data = data[position - offset :]
+                offset = position
+            frames.append(Frame(DATA, 0, self.sid, offset, ack, data))
+        if self.sending is not Direction.OPEN and position < self._sent:
+            frames.append(Frame(DATA, FIN, self.sid, self._sent - 1, ack))
+        if frames:
+            self._told = ack
+        return frames

@@ -1,0 +1,113 @@
+"""Job states and records: what an agent says of its jobs, as it crosses the fabric and is stored.
+
+Standard library only; used by agent, broker and API alike. Times are seconds since the epoch (float, UTC), sizes bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+__all__ = ["ENDED", "JobRecord", "Reason", "State"]
+
+
+class State(str, Enum):
+    """Where a job is in its life. NEW → PENDING → RUNNING → FINISHED; CLOSED once removed."""
+
+    NEW = "NEW"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    CLOSED = "CLOSED"
+
+
+ENDED = frozenset({State.FINISHED, State.CLOSED})
+
+
+class Reason(str, Enum):
+    """Why a job ended."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    CPU = "cpu"
+    SANDBOX = "sandbox"
+    STOPPED = "stopped"
+    REMOVED = "removed"
+    AGENT_LOST = "agent_lost"
+    START_FAILED = "start_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job, as its agent announces it.
+
+    Attributes:
+        uid: the job's uid, chosen by the router that created it; unique for ever.
+        connection: uid of the connection it was created through; with `uid` it makes the job's path.
+        revision: grows with every change of this job; a lower one is stale news.
+        endpoint: where its server answers on the agent's host: ``{"port": int}`` (loopback TCP), ``{"socket": str}``
+            (path of a unix socket), or None while it has none.
+        path_mode: ``strip`` (the job sees paths without the public prefix) or ``keep``.
+        ports: every port it reported or was given.
+        pid: of its first process, while it runs.
+    """
+
+    uid: str
+    connection: str
+    name: str
+    state: State = State.NEW
+    revision: int = 0
+    args: list[str] = field(default_factory=list)
+    pid: int | None = None
+    ports: list[int] = field(default_factory=list)
+    endpoint: dict[str, Any] | None = None
+    path_mode: str = "strip"
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: Reason | None = None
+    error: str | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    cpu_seconds: float | None = None
+    rss_bytes: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The job's public path, ``/jobs/<connection uid>/<job uid>``."""
+        return f"/jobs/{self.connection}/{self.uid}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job will never run again."""
+        return self.state in ENDED
+
+    def to_wire(self) -> dict[str, Any]:
+        """The record as a msgpack- and JSON-ready map."""
+        wire = asdict(self)
+        wire["state"] = self.state.value
+        wire["reason"] = self.reason.value if self.reason is not None else None
+        return wire
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> JobRecord:
+        """Rebuild a record; fields this version does not know are ignored.
+
+        Raises:
+            KeyError: uid, connection or name is missing.
+            ValueError: the state or the reason is not one of the known.
+        """
+        known = {name: wire[name] for name in _FIELDS if name in wire}
+        known["state"] = State(known.get("state", State.NEW))
+        if known.get("reason") is not None:
+            known["reason"] = Reason(known["reason"])
+        for name in ("uid", "connection", "name"):
+            if name not in known:
+                raise KeyError(name)
+        return cls(**known)
+
+
+_FIELDS = tuple(f.name for f in fields(JobRecord))
