@@ -2,9 +2,9 @@
 
 A message carries any number of frames for one destination. Its first part, the *block*, holds every frame's header, each
 followed by its payload; payloads of at least `BULK_MIN` bytes travel untouched as further parts, in order, and their frames
-carry the `BULK` flag. Layout of a header, little-endian, 28 bytes::
+carry the `BULK` flag. Layout of a header, little-endian, 32 bytes::
 
-    type u8 | flags u8 | reserved u16 | stream id u32 | payload length u32 | offset u64 | ack u64
+    type u8 | flags u8 | reserved u16 | payload length u32 | stream id u64 | offset u64 | ack u64
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prouter.errors import ProtocolError
 
 __all__ = [
     "ACK",
+    "ASK",
     "BULK_MIN",
     "BYE",
     "CALL",
@@ -90,6 +91,8 @@ FIN = 1
 """On DATA: the sender writes nothing after this payload."""
 BULK = 2
 """The payload is the message's next bulk part."""
+ASK = 4
+"""On RESUME: the receiver tells its own position in return."""
 
 BULK_MIN = 4096
 """Payloads of this many bytes or more get a message part of their own, uncopied."""
@@ -98,7 +101,7 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_FRAMES = 65536
 """Most frames in one message."""
 
-HEADER = struct.Struct("<BBHIIQQ")
+HEADER = struct.Struct("<BBHIQQQ")
 _HEADER_SIZE = HEADER.size
 _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
@@ -109,7 +112,7 @@ class Frame(NamedTuple):
 
     Attributes:
         type: one of this module's frame types.
-        flags: `FIN` or 0; `BULK` is the encoding's own and never seen here.
+        flags: `FIN`, `ASK` or 0; `BULK` is the encoding's own and never seen here.
         sid: stream id, 0 for session and call frames.
         offset: DATA: the first payload byte's offset in its direction. RESUME: bytes received so far.
         ack: DATA, ACK, RESUME: bytes consumed so far in the other direction.
@@ -131,10 +134,10 @@ def encode(frames: Iterable[Frame]) -> list[bytes]:
     for kind, flags, sid, offset, ack, payload in frames:
         length = len(payload)
         if length >= BULK_MIN:
-            block.append(_pack(kind, flags | BULK, 0, sid, length, offset, ack))
+            block.append(_pack(kind, flags | BULK, 0, length, sid, offset, ack))
             parts.append(payload)
         else:
-            block.append(_pack(kind, flags, 0, sid, length, offset, ack))
+            block.append(_pack(kind, flags, 0, length, sid, offset, ack))
             if length:
                 block.append(payload)
     parts[0] = b"".join(block)
@@ -157,7 +160,7 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
     while position < size:
         if size - position < _HEADER_SIZE:
             raise ProtocolError("truncated frame header")
-        kind, flags, _reserved, sid, length, offset, ack = _unpack_from(block, position)
+        kind, flags, _reserved, length, sid, offset, ack = _unpack_from(block, position)
         position += _HEADER_SIZE
         if flags & BULK:
             bulk += 1

@@ -7,6 +7,7 @@ how far it has received (RESUME) and the other repeats the rest.
 Rules that make this safe under any loss, repetition and delay:
 
 * Bytes are taken in order only; repeated ones are skipped, a gap is dropped and answered by RESUME, once per gap.
+* A RESUME that asks is answered by one that does not, so one end that noticed the loss is enough.
 * An OPEN is repeated until the first frame of the acceptor arrives; a second OPEN of a known stream is ignored.
 * An ended stream leaves a tombstone, so that a late RESUME is answered with how it ended.
 * A path down for longer than `resume_timeout` resets every stream with the code ``path_lost``.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import (
     ACK,
+    ASK,
     DATA,
     FIN,
     OPEN,
@@ -92,7 +94,11 @@ class ResetReceived(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """Both directions are done and acknowledged: every byte written was consumed by the peer."""
+    """Both directions are done and acknowledged: every byte written was consumed by the peer.
+
+    Reported when a frame of the peer completes the stream; when the application's own `Stream.consume` does, `Stream.closed`
+    says so.
+    """
 
     stream: Stream
 
@@ -127,7 +133,7 @@ class Mux:
         self._resume_timeout = resume_timeout
         self._next_sid = 1
         self._out: list[Frame] = []
-        self._events: list[StreamEvent] = []
+        self._events: list[StreamEvent] | None = None
         self._ack_due: dict[int, Stream] = {}
         self._gaps: dict[int, int] = {}
         self._tombstones: OrderedDict[int, tuple[int, str | None]] = OrderedDict()
@@ -171,6 +177,7 @@ class Mux:
             self._forget(stream, code)
             events.append(ResetReceived(stream, code, text))
         self._out.clear()
+        self._down_since = None
         return events
 
     def tick(self, now: float) -> list[StreamEvent]:
@@ -198,66 +205,68 @@ class Mux:
         Raises:
             ProtocolError: a frame that no correct peer sends; frames before it took effect.
         """
-        events = self._events = []
+        events: list[StreamEvent] = []
+        self._events = events
         streams = self.streams
         for frame in frames:
             stream = streams.get(frame.sid)
             if stream is None:
-                self._receive_unknown(frame)
+                self._receive_unknown(frame, events)
                 continue
             kind = frame.type
             stream._confirmed = True
             if kind == DATA:
                 if frame.ack > stream._acked and stream._on_ack(frame.ack):
                     events.append(Writable(stream))
-                self._receive_data(stream, frame)
+                self._receive_data(stream, frame, events)
             elif kind == ACK:
                 if stream._on_ack(frame.ack):
                     events.append(Writable(stream))
             elif kind == RESUME:
-                self._receive_resume(stream, frame)
+                self._receive_resume(stream, frame, events)
             elif kind == RESET:
-                self._receive_reset(stream, frame)
+                self._receive_reset(stream, frame, events)
             elif kind != OPEN:
                 raise ProtocolError(f"unexpected frame type {kind}")
-        self._events = []
+        self._events = None
         return events
 
-    def _receive_data(self, stream: Stream, frame: Frame) -> None:
+    def _receive_data(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         was_open = stream.receiving is Direction.OPEN
         try:
             data = stream._on_data(frame)
         except OverflowError as error:
-            self._events.append(ResetReceived(stream, "protocol_error", str(error)))
+            events.append(ResetReceived(stream, "protocol_error", str(error)))
             self._reset(stream, "protocol_error", str(error))
             return
         if data is None:
             if self._gaps.get(stream.sid) != stream._received:
                 self._gaps[stream.sid] = stream._received
-                for resume in stream._resume_frames():
-                    self._send(resume)
+                self._send(stream._position())
             return
         if data:
-            self._events.append(Received(stream, data))
+            events.append(Received(stream, data))
         if was_open and stream.receiving is Direction.FIN:
-            self._events.append(Finished(stream))
+            events.append(Finished(stream))
             stream._finish_receiving()
         elif frame.flags & FIN and not was_open:
             stream._acknowledge()
 
-    def _receive_resume(self, stream: Stream, frame: Frame) -> None:
+    def _receive_resume(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         if stream._on_ack(frame.ack):
-            self._events.append(Writable(stream))
+            events.append(Writable(stream))
+        if frame.flags & ASK:
+            self._send(stream._position())
         for repeated in stream._repeat_from(frame.offset):
             self._send(repeated)
 
-    def _receive_reset(self, stream: Stream, frame: Frame) -> None:
+    def _receive_reset(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         body = unpack_body(frame.payload)
         code, text = str(body.get("code", "reset")), str(body.get("text", ""))
         self._forget(stream, code)
-        self._events.append(ResetReceived(stream, code, text))
+        events.append(ResetReceived(stream, code, text))
 
-    def _receive_unknown(self, frame: Frame) -> None:
+    def _receive_unknown(self, frame: Frame, events: list[StreamEvent]) -> None:
         kind = frame.type
         if kind not in STREAM_TYPES:
             raise ProtocolError(f"unexpected frame type {kind}")
@@ -271,11 +280,11 @@ class Mux:
             else:
                 self._send(_reset_frame(frame.sid, code, "the stream has ended"))
         elif kind == OPEN:
-            self._accept(frame)
+            self._accept(frame, events)
         else:
             self._send(_reset_frame(frame.sid, "unknown_stream", "no such stream"))
 
-    def _accept(self, frame: Frame) -> None:
+    def _accept(self, frame: Frame, events: list[StreamEvent]) -> None:
         if not self._accepts:
             raise ProtocolError("this peer accepts no streams")
         if len(self.streams) >= self._max_streams:
@@ -286,7 +295,7 @@ class Mux:
         stream = Stream(self, frame.sid, frame.offset, None)
         target = unpack_body(frame.payload)
         self.streams[frame.sid] = stream
-        self._events.append(Opened(stream, target))
+        events.append(Opened(stream, target))
 
     # -- the streams' side --------------------------------------------------------------------------------------
 
@@ -301,7 +310,8 @@ class Mux:
     def _check_closed(self, stream: Stream) -> None:
         if stream.closed and stream.sid in self.streams:
             self._forget(stream, None)
-            self._events.append(Closed(stream))
+            if self._events is not None:
+                self._events.append(Closed(stream))
 
     def _reset(self, stream: Stream, code: str, text: str) -> None:
         self._forget(stream, code)

@@ -20,7 +20,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from prouter.fabric.frames import ACK, DATA, FIN, OPEN, RESUME, Frame
+from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
 
 if TYPE_CHECKING:
     from prouter.fabric.mux import Mux
@@ -230,13 +230,17 @@ class Stream:
             self.receiving = Direction.FIN
         return payload
 
-    def _resume_frames(self) -> list[Frame]:
-        """What to say when the path is back: OPEN again while nobody confirmed it, and how far we got."""
+    def _position(self, flags: int = 0) -> Frame:
+        """How far this end got."""
         self._told = self._consumed
-        resume = Frame(RESUME, 0, self.sid, self._received, self._consumed)
+        return Frame(RESUME, flags, self.sid, self._received, self._consumed)
+
+    def _resume_frames(self) -> list[Frame]:
+        """What to say when the path is back: everything again while nobody confirmed the OPEN, else how far we got."""
         if self._confirmed:
-            return [resume]
-        return [Frame(OPEN, 0, self.sid, self.window, 0, self._open_payload or b""), resume]
+            return [self._position(ASK)]
+        opening = Frame(OPEN, 0, self.sid, self.window, 0, self._open_payload or b"")
+        return [opening, *self._repeat_from(0)]
 
     def _repeat_from(self, position: int) -> list[Frame]:
         """Everything the peer lacks, given that it has received up to `position`."""

@@ -1,0 +1,165 @@
+"""Sessions: who is at the other end, and is it alive.
+
+The dialling side says HELLO until it is welcomed or refused; afterwards both sides say PING when they have heard nothing for
+`heartbeat` seconds and hold the peer for lost after `LOST_AFTER` times that. States::
+
+    dialler    HELLO_SENT --WELCOME--> READY --silence or BYE--> LOST
+               HELLO_SENT --REFUSE--> REFUSED;  HELLO_SENT --silence--> LOST
+    listener   WAITING --HELLO, `welcome()`--> READY --silence or BYE--> LOST
+               WAITING --HELLO, `refuse()`--> REFUSED
+
+A session belongs to one path: after LOST or REFUSED make a new one (with a new socket).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body, unpack_body
+
+__all__ = ["LOST_AFTER", "Greeted", "Lost", "Refused", "Session", "SessionEvent", "SessionState", "Welcomed"]
+
+LOST_AFTER = 3
+"""Heartbeat intervals of silence after which a peer is lost."""
+
+
+class SessionState(Enum):
+    """See the module's docstring."""
+
+    WAITING = "waiting"
+    HELLO_SENT = "hello_sent"
+    READY = "ready"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+class Greeted(NamedTuple):
+    """Listener: the peer introduced itself; answer with `Session.welcome` or `Session.refuse`."""
+
+    body: dict[str, Any]
+
+
+class Welcomed(NamedTuple):
+    """Dialler: the peer accepted."""
+
+    body: dict[str, Any]
+
+
+class Refused(NamedTuple):
+    """Dialler: the peer did not accept."""
+
+    code: str
+    text: str
+
+
+class Lost(NamedTuple):
+    """The peer is gone: silent for too long, or it said goodbye."""
+
+    reason: str
+
+
+SessionEvent = Greeted | Welcomed | Refused | Lost
+
+
+class Session:
+    """One side of a session over one path.
+
+    Args:
+        now: the current time, seconds of any monotonic clock.
+        heartbeat: seconds of silence after which a sign of life is asked for.
+        hello: the dialler's introduction; None makes a listener.
+    """
+
+    def __init__(self, now: float, heartbeat: float, hello: dict[str, Any] | None = None) -> None:
+        self.heartbeat = heartbeat
+        self.state = SessionState.WAITING
+        self.latency: float | None = None
+        """Seconds the last PING took to come back, None before the first."""
+        self._hello = hello
+        self._heard = now
+        self._asked = now
+        self._spoke_hello = now
+        self._pings: dict[int, float] = {}
+        self._ping_count = 0
+        if hello is not None:
+            self.state = SessionState.HELLO_SENT
+
+    def start(self) -> list[Frame]:
+        """The dialler's first frames; nothing for a listener."""
+        return [self._hello_frame()] if self._hello is not None else []
+
+    def welcome(self, body: dict[str, Any]) -> Frame:
+        """Accept the peer."""
+        self.state = SessionState.READY
+        return Frame(WELCOME, payload=pack_body(body))
+
+    def refuse(self, code: str, text: str) -> Frame:
+        """Do not accept the peer; silence follows."""
+        self.state = SessionState.REFUSED
+        return Frame(REFUSE, payload=pack_body({"code": code, "text": text}))
+
+    def bye(self, reason: str) -> Frame:
+        """Leave on purpose."""
+        self.state = SessionState.LOST
+        return Frame(BYE, payload=pack_body({"reason": reason}))
+
+    def heard(self, now: float) -> None:
+        """Anything at all arrived from the peer."""
+        self._heard = now
+
+    def receive(self, frame: Frame, now: float) -> tuple[list[Frame], SessionEvent | None]:
+        """Process one session frame; frames to answer with, and what happened.
+
+        Raises:
+            ProtocolError: the body is malformed.
+        """
+        self._heard = now
+        kind = frame.type
+        if kind == PING:
+            return [Frame(PONG, offset=frame.offset)], None
+        if kind == PONG:
+            sent = self._pings.pop(frame.offset, None)
+            if sent is not None:
+                self.latency = now - sent
+            return [], None
+        if kind == HELLO and self.state is SessionState.WAITING:
+            return [], Greeted(unpack_body(frame.payload))
+        if kind == WELCOME and self.state is SessionState.HELLO_SENT:
+            self.state = SessionState.READY
+            return [], Welcomed(unpack_body(frame.payload))
+        if kind == REFUSE and self.state in (SessionState.HELLO_SENT, SessionState.READY):
+            self.state = SessionState.REFUSED
+            body = unpack_body(frame.payload)
+            return [], Refused(str(body.get("code", "refused")), str(body.get("text", "")))
+        if kind == BYE and self.state is SessionState.READY:
+            self.state = SessionState.LOST
+            return [], Lost(str(unpack_body(frame.payload).get("reason", "goodbye")))
+        return [], None
+
+    def tick(self, now: float) -> tuple[list[Frame], SessionEvent | None]:
+        """To be called several times per heartbeat interval."""
+        if self.state in (SessionState.LOST, SessionState.REFUSED):
+            return [], None
+        silence = now - self._heard
+        if silence >= self.heartbeat * LOST_AFTER:
+            self.state = SessionState.LOST
+            return [], Lost(f"nothing heard for {silence:.1f} s")
+        if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
+            self._spoke_hello = now
+            return [self._hello_frame()], None
+        if self.state is SessionState.READY and now - self._asked >= self.heartbeat:
+            self._asked = now
+            return [self.ping(now)], None
+        return [], None
+
+    def ping(self, now: float) -> Frame:
+        """Ask for a sign of life now; its answer also updates `latency`."""
+        self._ping_count += 1
+        if len(self._pings) > LOST_AFTER * 2:
+            self._pings.clear()
+        self._pings[self._ping_count] = now
+        return Frame(PING, offset=self._ping_count)
+
+    def _hello_frame(self) -> Frame:
+        return Frame(HELLO, payload=pack_body({**(self._hello or {}), "version": VERSION}))
