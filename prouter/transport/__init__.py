@@ -1,0 +1,1 @@
+"""The fabric carried over ZeroMQ on a gevent loop; used by workers and agents."""

@@ -1,0 +1,373 @@
+"""A peer behind a broker's switch: session, calls, events and streams over one replaceable path.
+
+`Peer` holds what outlives a path (calls waiting for an answer, streams, remembered replies) and is attached to a path (a
+way to send, and a session) as often as needed. Frames produced by the loop's callbacks are collected per destination and sent
+once per loop iteration, so many small frames share a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gevent
+from gevent import get_hub
+from gevent.event import AsyncResult
+
+from prouter.errors import AgentUnavailable, ProtocolError, PRouterError
+from prouter.fabric.calls import Caller, Request, Responder, event_frame, read_event
+from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode
+from prouter.fabric.mux import (
+    RESUME_TIMEOUT,
+    Closed,
+    Finished,
+    Mux,
+    Opened,
+    Received,
+    ResetReceived,
+    StreamEvent,
+    Writable,
+)
+from prouter.fabric.session import Greeted, Lost, Refused, Session, SessionEvent, SessionState, Welcomed
+from prouter.fabric.stream import Stream
+
+__all__ = ["Peer", "PeerDelegate", "StreamHandler"]
+
+log = logging.getLogger("prouter.transport")
+
+_MESSAGE_BYTES = 1024 * 1024
+"""Payload bytes after which a batch is split into a further message."""
+
+
+class StreamHandler(Protocol):
+    """What drives one end of a stream; called on the loop, must not block."""
+
+    def on_data(self, data: bytes) -> None:
+        """Bytes arrived; tell `Stream.consume` when they are used."""
+
+    def on_finish(self) -> None:
+        """The other end writes nothing more."""
+
+    def on_writable(self) -> None:
+        """A write that was cut short may go on."""
+
+    def on_reset(self, code: str, text: str) -> None:
+        """The stream ended early."""
+
+    def on_closed(self) -> None:
+        """Everything written was consumed and everything read: the stream is over."""
+
+
+class PeerDelegate(Protocol):
+    """Whose peer it is. All but `on_request` are called on the loop and must not block."""
+
+    def on_greeted(self, peer: Peer, body: dict[str, Any]) -> None:
+        """Listening side: the peer said HELLO; answer with `Peer.welcome` or `Peer.refuse`."""
+
+    def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
+        """Dialling side: welcomed. Unanswered calls have been repeated."""
+
+    def on_refused(self, peer: Peer, code: str, text: str) -> None:
+        """Dialling side: refused."""
+
+    def on_lost(self, peer: Peer, reason: str) -> None:
+        """The path is gone; the peer is already detached."""
+
+    def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
+        """News from the peer."""
+
+    def on_request(self, peer: Peer, request: Request) -> dict[str, Any]:
+        """Carry out a call, in a greenlet of its own; raise `PRouterError` to fail it."""
+
+    def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None:
+        """The peer behind `route` opened a stream: set `stream.handler`, or reset it."""
+
+
+class Peer:
+    """One conversation with a broker (see the module's docstring).
+
+    Args:
+        delegate: gets what happens.
+        accepts_streams: whether peers behind the switch may open streams here (agents do).
+        resume_timeout: seconds streams wait for a lost path.
+    """
+
+    def __init__(
+        self, delegate: PeerDelegate, *, accepts_streams: bool = False, resume_timeout: float = RESUME_TIMEOUT
+    ) -> None:
+        self.muxes: dict[bytes, Mux] = {}
+        self.session: Session | None = None
+        self._delegate = delegate
+        self._accepts = accepts_streams
+        self._resume_timeout = resume_timeout
+        self._send: Callable[[Sequence[bytes]], bool] | None = None
+        self._caller = Caller()
+        self._responder = Responder()
+        self._results: dict[str, AsyncResult] = {}
+        self._dirty: list[Mux] = []
+        self._control: list[Frame] = []
+        self._flush_scheduled = False
+        self._loop = get_hub().loop
+        self._malformed = 0
+
+    # -- path ---------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the session is established."""
+        return self.session is not None and self.session.state is SessionState.READY
+
+    def attach(self, send: Callable[[Sequence[bytes]], bool], session: Session) -> None:
+        """Talk over a new path; `send` gets [route, block, bulk…]."""
+        self.detach()
+        self._send = send
+        self.session = session
+        self._say(*session.start())
+
+    def detach(self) -> None:
+        """The path is gone; calls and streams wait for the next."""
+        self._send = None
+        self.session = None
+        self._control.clear()
+        now = time.monotonic()
+        for mux in self.muxes.values():
+            mux.path_down(now)
+
+    def lose(self, reason: str) -> None:
+        """The path broke: detach and tell the delegate."""
+        self.detach()
+        self._delegate.on_lost(self, reason)
+
+    def welcome(self, body: dict[str, Any]) -> None:
+        """Listening side: accept the peer that was just greeted."""
+        if self.session is not None:
+            self._say(self.session.welcome(body))
+            self._say(*self._caller.repeat())
+            self.flush()
+
+    def refuse(self, code: str, text: str) -> None:
+        """Listening side: refuse the peer that was just greeted."""
+        if self.session is not None:
+            self._say(self.session.refuse(code, text))
+            self.flush()
+
+    def goodbye(self, reason: str) -> None:
+        """Leave on purpose; the path is detached afterwards."""
+        if self.session is not None and self.ready:
+            self._say(self.session.bye(reason))
+            self.flush()
+        self.detach()
+
+    # -- calls and events ---------------------------------------------------------------------------------------
+
+    def call(
+        self, op: str, args: dict[str, Any], *, call_id: str | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Ask and wait for the answer, across lost paths. Blocks the calling greenlet.
+
+        Raises:
+            PRouterError: what the peer answered.
+            AgentUnavailable: no answer within `timeout` seconds.
+        """
+        call_id, frame = self._caller.call(op, args, call_id)
+        result = self._results[call_id] = AsyncResult()
+        if self.ready:
+            self._say(frame)
+        try:
+            value: dict[str, Any] | None = result.get(timeout=timeout)
+        except gevent.Timeout:
+            raise AgentUnavailable(f"no answer to {op} within {timeout:g} s", retry_after=1) from None
+        finally:
+            self._results.pop(call_id, None)
+            self._caller.forget(call_id)
+        return value or {}
+
+    def notify(self, name: str, body: dict[str, Any]) -> None:
+        """Send an event; lost when there is no path."""
+        if self.ready:
+            self._say(event_frame(name, body))
+
+    # -- streams ------------------------------------------------------------------------------------------------
+
+    def mux(self, route: bytes) -> Mux:
+        """The streams with the peer behind `route`."""
+        mux = self.muxes.get(route)
+        if mux is None:
+            mux = Mux(self._on_output, accepts=self._accepts, resume_timeout=self._resume_timeout)
+            mux.tag = route
+            self.muxes[route] = mux
+        return mux
+
+    def route_up(self, route: bytes) -> None:
+        """The peer behind `route` is reachable (again)."""
+        self.mux(route).path_up()
+
+    def route_down(self, route: bytes) -> None:
+        """The peer behind `route` is away; its streams wait."""
+        mux = self.muxes.get(route)
+        if mux is not None:
+            mux.path_down(time.monotonic())
+
+    def route_gone(self, route: bytes, code: str, text: str) -> None:
+        """The peer behind `route` will not come back; its streams are reset."""
+        mux = self.muxes.pop(route, None)
+        if mux is not None:
+            self._dispatch(route, mux.peer_gone(code, text))
+
+    # -- input --------------------------------------------------------------------------------------------------
+
+    def receive(self, parts: list[bytes]) -> None:
+        """Process one message: [route, block, bulk…]."""
+        try:
+            route = parts[0]
+            frames = decode(parts[1:])
+            if route:
+                mux = self.muxes.get(route)
+                if mux is not None:
+                    if self.session is not None:
+                        self.session.heard(time.monotonic())
+                    self._dispatch(route, mux.receive(frames))
+                return
+            for frame in frames:
+                self._receive_control(frame)
+        except ProtocolError as error:
+            self._malformed += 1
+            if self._malformed == 1:
+                log.warning("event=malformed_frame error=%s", error.detail)
+
+    def tick(self, now: float) -> None:
+        """To be called several times per heartbeat interval."""
+        for route, mux in list(self.muxes.items()):
+            self._dispatch(route, mux.tick(now))
+        if self.session is not None:
+            frames, event = self.session.tick(now)
+            self._say(*frames)
+            if event is not None:
+                self._session_event(event)
+
+    def _receive_control(self, frame: Frame) -> None:
+        session = self.session
+        if session is None:
+            return
+        kind = frame.type
+        if kind < CALL:
+            answers, event = session.receive(frame, time.monotonic())
+            self._say(*answers)
+            if event is not None:
+                self._session_event(event)
+            return
+        if session.state is not SessionState.READY:
+            return
+        session.heard(time.monotonic())
+        if kind == REPLY:
+            result = self._caller.receive(frame)
+            waiter = self._results.get(result.call_id) if result is not None else None
+            if result is not None and waiter is not None:
+                if result.error is not None:
+                    waiter.set_exception(result.error)
+                else:
+                    waiter.set(result.value)
+        elif kind == EVENT:
+            name, body = read_event(frame)
+            self._delegate.on_event(self, name, body)
+        elif kind == CALL:
+            todo = self._responder.receive(frame)
+            if isinstance(todo, Request):
+                gevent.spawn(self._carry_out, todo)
+            elif todo is not None:
+                self._say(todo)
+        else:
+            raise ProtocolError(f"unexpected frame type {kind}")
+
+    def _carry_out(self, request: Request) -> None:
+        try:
+            reply = self._responder.reply(request.call_id, self._delegate.on_request(self, request))
+        except PRouterError as error:
+            reply = self._responder.reply(request.call_id, error=error)
+        except Exception as error:
+            log.exception("event=call_failed op=%s call=%s", request.op, request.call_id)
+            reply = self._responder.reply(
+                request.call_id, error=PRouterError(f"{request.op} failed: {type(error).__name__}")
+            )
+        if self.ready:
+            self._say(reply)
+
+    def _session_event(self, event: SessionEvent) -> None:
+        if isinstance(event, Welcomed):
+            self._say(*self._caller.repeat())
+            self._delegate.on_ready(self, event.body)
+        elif isinstance(event, Greeted):
+            self._delegate.on_greeted(self, event.body)
+        elif isinstance(event, Refused):
+            self.detach()
+            self._delegate.on_refused(self, event.code, event.text)
+        elif isinstance(event, Lost):
+            self.lose(event.reason)
+
+    def _dispatch(self, route: bytes, events: list[StreamEvent]) -> None:
+        for event in events:
+            stream = event.stream
+            kind = type(event)
+            if kind is Opened:
+                self._delegate.on_stream(self, route, stream, event.target)  # type: ignore[union-attr]
+                continue
+            handler: StreamHandler | None = stream.handler
+            if handler is None:
+                if kind is Received:
+                    stream.reset("not_wanted", "nobody reads this stream")
+            elif kind is Received:
+                handler.on_data(event.data)  # type: ignore[union-attr]
+            elif kind is Writable:
+                handler.on_writable()
+            elif kind is Finished:
+                handler.on_finish()
+            elif kind is ResetReceived:
+                handler.on_reset(event.code, event.text)  # type: ignore[union-attr]
+            elif kind is Closed:
+                handler.on_closed()
+
+    # -- output -------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send everything that is queued now instead of at the end of the loop iteration."""
+        send = self._send
+        control, self._control = self._control, []
+        dirty, self._dirty = self._dirty, []
+        if send is None:
+            return
+        if control:
+            send([b"", *encode(control)])
+        for mux in dirty:
+            frames = mux.take()
+            if frames:
+                self._send_batch(send, mux.tag, frames)
+
+    def _send_batch(self, send: Callable[[Sequence[bytes]], bool], route: bytes, frames: list[Frame]) -> None:
+        start = size = 0
+        for index, frame in enumerate(frames):
+            size += len(frame.payload)
+            if size >= _MESSAGE_BYTES:
+                send([route, *encode(frames[start : index + 1])])
+                start, size = index + 1, 0
+        if start < len(frames):
+            send([route, *encode(frames[start:] if start else frames)])
+
+    def _say(self, *frames: Frame) -> None:
+        if frames and self._send is not None:
+            self._control.extend(frames)
+            self._schedule_flush()
+
+    def _on_output(self, mux: Mux) -> None:
+        self._dirty.append(mux)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.run_callback(self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._flush_scheduled = False
+        self.flush()

@@ -1,0 +1,156 @@
+"""ZeroMQ sockets on the gevent loop: callbacks for messages and lost connections, no blocking call.
+
+A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (zmq_getsockopt,
+ZMQ_FD). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+import zmq
+from gevent import get_hub
+from zmq.utils.monitor import parse_monitor_message
+
+__all__ = ["DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
+
+log = logging.getLogger("prouter.transport")
+
+DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
+LISTENING = int(zmq.EVENT_LISTENING)
+
+_DRAIN_BATCH = 128
+"""Messages handled before other events of the loop get their turn."""
+
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's ZeroMQ context; never one that crossed a fork."""
+    pid = os.getpid()
+    found = _contexts.get(pid)
+    if found is None:
+        found = _contexts[pid] = zmq.Context()
+    return found
+
+
+class WatchedSocket:
+    """A ZeroMQ socket whose messages arrive as callbacks on the gevent loop.
+
+    Args:
+        kind: ``zmq.DEALER`` or ``zmq.ROUTER``.
+        on_message: gets each message's parts.
+        on_disconnect: called when a connection of the socket ends (TCP or ipc peer gone).
+        identity: routing id the peer sees, at most 255 bytes.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        on_message: Callable[[list[bytes]], None],
+        on_disconnect: Callable[[], None] | None = None,
+        identity: bytes | None = None,
+    ) -> None:
+        self._socket = socket = context().socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        if identity is not None:
+            socket.setsockopt(zmq.IDENTITY, identity)
+        if kind == zmq.ROUTER:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._on_message = on_message
+        self._on_disconnect = on_disconnect
+        self._closed = False
+        self._loop = get_hub().loop
+        self._drain_scheduled = False
+        self._watcher = self._loop.io(socket.getsockopt(zmq.FD), 1)
+        self._monitor: zmq.Socket[bytes] | None = None
+        if on_disconnect is not None:
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._monitor_watcher = self._loop.io(self._monitor.getsockopt(zmq.FD), 1)
+            self._monitor_watcher.start(self._drain_monitor)
+        self._watcher.start(self._drain)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """The ZeroMQ socket, for options, bind and connect."""
+        return self._socket
+
+    def connect(self, endpoint: str) -> None:
+        """Connect to `endpoint`; ZeroMQ keeps trying until it is there."""
+        self._socket.connect(endpoint)
+        self._schedule_drain()
+
+    def bind(self, endpoint: str) -> str:
+        """Bind to `endpoint`; the endpoint actually bound (port 0 and wildcards resolved)."""
+        self._socket.bind(endpoint)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, parts: Sequence[bytes]) -> bool:
+        """Queue one message; False when its peer is unknown (ROUTER) or the socket closed.
+
+        Nothing blocks: high-water marks are off, the streams' windows bound what is in flight.
+        """
+        if self._closed:
+            return False
+        send = self._socket.send
+        last = len(parts) - 1
+        try:
+            for index in range(last):
+                send(parts[index], zmq.SNDMORE | zmq.NOBLOCK)
+            send(parts[last], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        if not self._drain_scheduled and self._int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._schedule_drain()
+        return True
+
+    def close(self, linger: float = 0) -> None:
+        """Close at once; queued messages have `linger` seconds to leave in the background. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._watcher.stop()
+        self._watcher.close()
+        if self._monitor is not None:
+            self._monitor_watcher.stop()
+            self._monitor_watcher.close()
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+        self._socket.close(int(linger * 1000))
+
+    def _schedule_drain(self) -> None:
+        if not self._drain_scheduled:
+            self._drain_scheduled = True
+            self._loop.run_callback(self._drain_again)
+
+    def _drain_again(self) -> None:
+        self._drain_scheduled = False
+        self._drain()
+
+    def _drain(self) -> None:
+        socket = self._socket
+        for _ in range(_DRAIN_BATCH):
+            if self._closed or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            try:
+                parts = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._on_message(parts)
+            except Exception:
+                log.exception("event=message_failed parts=%d", len(parts))
+        self._schedule_drain()
+
+    def _drain_monitor(self) -> None:
+        monitor = self._monitor
+        while not self._closed and monitor is not None and int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+            if event["event"] == DISCONNECTED and self._on_disconnect is not None:
+                self._on_disconnect()
