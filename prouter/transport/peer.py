@@ -1,7 +1,7 @@
 """A peer behind a broker's switch: session, calls, events and streams over one replaceable path.
 
-`Peer` holds what outlives a path (calls waiting for an answer, streams, remembered replies) and is attached to a path (a
-way to send, and a session) as often as needed. Frames produced by the loop's callbacks are collected per destination and sent
+`Peer` holds what outlives a path (calls waiting for an answer, streams, remembered replies) and is attached to a path (a way
+to send, and a session) as often as needed. Frames produced by the loop's callbacks are collected per destination and sent
 once per loop iteration, so many small frames share a message.
 """
 

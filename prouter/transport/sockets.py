@@ -1,7 +1,7 @@
 """ZeroMQ sockets on the gevent loop: callbacks for messages and lost connections, no blocking call.
 
-A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (zmq_getsockopt,
-ZMQ_FD). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
+A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (see ZMQ_FD in
+zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class WatchedSocket:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             return False
-        if not self._drain_scheduled and self._int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._drain_scheduled and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._schedule_drain()
         return True
 
