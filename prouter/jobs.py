@@ -33,6 +33,7 @@ class Reason(str, Enum):
     TIMEOUT = "timeout"
     MEMORY = "memory"
     CPU = "cpu"
+    PROCESSES = "processes"
     SANDBOX = "sandbox"
     STOPPED = "stopped"
     REMOVED = "removed"
