@@ -15,6 +15,7 @@ __all__ = [
     "Conflict",
     "Forbidden",
     "InvalidRequest",
+    "IsDirectory",
     "JobEnded",
     "JobStarting",
     "JobTimeout",
@@ -115,6 +116,12 @@ class Conflict(PRouterError):
     code = "conflict"
     status = 409
     level = logging.INFO
+
+
+class IsDirectory(Conflict):
+    """The path names a directory where a file is needed: a reader may list it instead."""
+
+    code = "is_directory"
 
 
 class TooLarge(PRouterError):

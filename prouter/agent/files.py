@@ -1,0 +1,263 @@
+"""Files of a sandbox: read one, list a directory, look, make a directory, delete. Writing is in prouter.agent.uploads.
+
+Paths are bytes as `prouter.agent.paths.split` takes them. Every function raises the errors of `prouter.errors` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat as st
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from prouter.agent import trees
+from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
+from prouter.agent.paths import href, shown, split, text, translated
+from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
+from prouter.errors import Conflict, PRouterError
+
+__all__ = ["Entry", "FileHandle", "delete", "etag_of", "list_directory", "mkdir", "open_read", "stat"]
+
+_PATH_ONLY = os.O_PATH | os.O_CLOEXEC
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing in a directory.
+
+    Attributes:
+        name: its name; bytes that are not UTF-8 as surrogates (PEP 383), so that ``os.fsencode`` gives the very name.
+        href: the name percent-encoded, ready to be a path segment of a URL.
+        type: ``file``, ``dir``, ``link`` (never followed) or ``other`` (fifo, socket, device).
+        size: bytes.
+        mtime: seconds since the epoch.
+        mode: permission bits.
+    """
+
+    name: str
+    href: str
+    type: str
+    size: int
+    mtime: float
+    mode: int
+
+    def to_wire(self) -> dict[str, Any]:
+        """The entry as a JSON-ready map; pack its name with ``surrogateescape`` where strict UTF-8 is the rule."""
+        return asdict(self)
+
+
+def _entry(name: bytes, info: os.stat_result) -> Entry:
+    kinds = {st.S_IFREG: "file", st.S_IFDIR: "dir", st.S_IFLNK: "link"}
+    kind = kinds.get(st.S_IFMT(info.st_mode), "other")
+    return Entry(text(name), href(name), kind, info.st_size, info.st_mtime_ns / 1e9, st.S_IMODE(info.st_mode))
+
+
+def etag_of(info: os.stat_result) -> str:
+    """A strong entity tag, quotes included (RFC 9110, 8.8.3): it changes with every write the clock can tell apart."""
+    return f'"{info.st_dev:x}-{info.st_ino:x}-{info.st_mtime_ns:x}-{info.st_size:x}"'
+
+
+@final
+class FileHandle:
+    """A file open for reading; what it describes is the file at the moment of opening.
+
+    A job's log whose oldest part was cut away (see prouter.agent.logs) starts with the line that says so.
+
+    Attributes:
+        size: bytes that can be read.
+        mtime_ns: nanoseconds since the epoch.
+        etag: see `etag_of`.
+        mode: permission bits.
+    """
+
+    def __init__(self, fd: int, sandbox: Sandbox, parts: tuple[bytes, ...]) -> None:
+        info = os.fstat(fd)
+        self.fd = fd
+        self.mtime_ns = info.st_mtime_ns
+        self.etag = etag_of(info)
+        self.mode = st.S_IMODE(info.st_mode)
+        self._sandbox = sandbox
+        self._parts = parts
+        self._identity = (info.st_dev, info.st_ino)
+        self._is_log = len(parts) == 1 and parts[0] in LOG_FILES
+        self._skip = first_data(fd) if self._is_log else 0
+        self._prefix = gap_marker(self._skip) if self._skip else b""
+        self.size = len(self._prefix) + max(0, info.st_size - self._skip)
+
+    def __enter__(self) -> FileHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back; closing twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read_chunk(self, offset: int, n: int) -> bytes:
+        """At most `n` bytes at `offset`; fewer only at the end or where that costs a copy, empty at the end.
+
+        Raises:
+            Conflict: the file was cut below `size` while it was being read.
+        """
+        n = min(n, self.size - offset)
+        if n <= 0:
+            return b""
+        if offset < len(self._prefix):
+            return self._prefix[offset : offset + n]
+        with translated(self._path):
+            data = os.pread(self.fd, n, offset - len(self._prefix) + self._skip)
+            lost = self._is_log and first_data(self.fd) > self._skip
+        if not data or lost:
+            raise Conflict(f"file '{shown(self._path)}' was cut while it was being read")
+        return data
+
+    def chunks(self, start: int = 0, stop: int | None = None, n: int = 1 << 18) -> Iterator[bytes]:
+        """The bytes from `start` up to `stop` (default: the end) in pieces of at most `n`. Raises as `read_chunk`."""
+        stop = self.size if stop is None else min(stop, self.size)
+        while start < stop:
+            data = self.read_chunk(start, min(n, stop - start))
+            start += len(data)
+            yield data
+
+    def remove(self) -> bool:
+        """Delete the name this file was opened by, unless another file has it by now; whether it was deleted."""
+        with translated(self._path, writing=True):
+            try:
+                if self._identity != _identity(self._sandbox, self._parts):
+                    return False
+                with self._sandbox.parent(self._parts) as parent:
+                    os.unlink(self._parts[-1], dir_fd=parent)
+            except FileNotFoundError:
+                return False
+            return True
+
+    @property
+    def _path(self) -> bytes:
+        return b"/".join(self._parts)
+
+
+def _identity(sandbox: Sandbox, parts: tuple[bytes, ...]) -> tuple[int, int]:
+    fd = sandbox.open(parts, _PATH_ONLY)
+    try:
+        info = os.fstat(fd)
+        return info.st_dev, info.st_ino
+    finally:
+        os.close(fd)
+
+
+def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
+    """Open a regular file for reading. Links that stay inside the sandbox are followed; nothing else is ever opened.
+
+    Raises:
+        NotFound, IsDirectory, InvalidRequest: nothing is there, a directory is, or the path is none.
+        Forbidden: it leaves the sandbox, may not be read, or is a fifo, device or socket.
+    """
+    parts = split(path, root_allowed=True)
+    with translated(path):
+        fd = sandbox.open_file(parts, os.O_RDONLY)
+        try:
+            return FileHandle(fd, sandbox, parts)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
+    """What is in a directory, sorted by the bytes of the names. What vanishes meanwhile is left out.
+
+    The directory is opened, and its errors are raised, at the call; entries are looked at as they are taken. Close the
+    iterator when it is not taken to its end.
+
+    Raises:
+        NotFound, Conflict, Forbidden, InvalidRequest: as `open_read`; Conflict when it is not a directory.
+    """
+    parts = split(path, root_allowed=True)
+    with translated(path):
+        try:
+            fd = sandbox.open(parts, _LIST)
+        except NotADirectoryError as error:
+            if stat(sandbox, path, follow=True).type != "dir":
+                raise Conflict(f"'{shown(path)}' is not a directory") from error
+            raise
+    entries = _entries(fd)
+    next(entries)
+    return (entry for entry in entries if entry is not None)
+
+
+def _entries(fd: int) -> Iterator[Entry | None]:
+    """None once the descriptor is in good hands, then the entries."""
+    try:
+        yield None
+        for name in sorted(map(os.fsencode, os.listdir(fd))):
+            with contextlib.suppress(FileNotFoundError):
+                yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+    finally:
+        os.close(fd)
+
+
+def stat(sandbox: Sandbox, path: bytes, *, follow: bool = False) -> Entry:
+    """What is at `path`, without opening it.
+
+    Args:
+        follow: whether a link as the last name is followed (inside the sandbox) or described itself.
+
+    Raises:
+        NotFound, Forbidden, InvalidRequest: as `open_read`.
+    """
+    parts = split(path, root_allowed=True)
+    with translated(path):
+        fd = sandbox.open(parts, _PATH_ONLY if follow else _PATH_ONLY | os.O_NOFOLLOW)
+        try:
+            return _entry(parts[-1] if parts else b"", os.fstat(fd))
+        finally:
+            os.close(fd)
+
+
+def mkdir(sandbox: Sandbox, path: bytes) -> bool:
+    """Make a directory and those above it; whether it was missing.
+
+    Raises:
+        Conflict: something else is there.
+        NoSpace, Forbidden, InvalidRequest: as their names say.
+    """
+    parts = split(path, root_allowed=True)
+    if not parts:
+        return False
+    with translated(path, writing=True), sandbox.parent(parts, make=True) as parent:
+        try:
+            os.mkdir(parts[-1], 0o755, dir_fd=parent)
+        except FileExistsError:
+            os.close(sandbox.open(parts, OPEN_DIRECTORY & ~os.O_NOFOLLOW))
+            return False
+        return True
+
+
+def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
+    """Delete a file, a link (not what it leads to) or a directory.
+
+    Args:
+        recursive: whether a directory goes with all that is in it; otherwise it must be empty.
+
+    Raises:
+        NotFound: nothing is there.
+        Conflict: a directory that is not empty, or the sandbox itself.
+        PRouterError: code ``not_removed``: part of a tree resisted.
+    """
+    parts = split(path, root_allowed=True)
+    with translated(path), sandbox.parent(parts) as parent:
+        info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+        if not st.S_ISDIR(info.st_mode):
+            os.unlink(parts[-1], dir_fd=parent)
+        elif not recursive:
+            os.rmdir(parts[-1], dir_fd=parent)
+        else:
+            try:
+                trees.remove(parent, parts[-1])
+            except trees.NotRemoved as error:
+                raise PRouterError(f"'{shown(path)}' is not removed: {error}", code="not_removed") from error

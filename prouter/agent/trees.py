@@ -1,0 +1,297 @@
+"""Whole directory trees of a sandbox: walk them, add up their size, remove them.
+
+A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that come and go meanwhile. So
+nothing here recurses without a bound, holds one descriptor per level, or trusts a name twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prouter.agent import syscalls
+from prouter.agent.paths import shown
+
+if TYPE_CHECKING:
+    from prouter.agent.sandbox import Sandbox
+
+__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "walk"]
+
+_LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_LEVELS = 64  # directories a walk keeps open
+_HOIST_DEPTH = 32  # below that a removal flattens the tree instead of going deeper
+_RECURSION_MAX = 200
+_REMOVE_SECONDS = 10.0
+_Unreadable = Callable[[bytes, OSError], None]
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One thing of a tree. `parent` is a descriptor of its directory, open until the walk goes on.
+
+    Attributes:
+        path: relative to the walk's start, ``/`` between names.
+        info: of the thing itself (lstat).
+    """
+
+    path: bytes
+    name: bytes
+    parent: int
+    info: os.stat_result
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory being walked: names still to visit, the next one last."""
+
+    path: bytes
+    names: list[bytes]
+    fd: int | None
+
+
+def _names(directory: int) -> list[bytes]:
+    return sorted(map(os.fsencode, os.listdir(directory)), reverse=True)
+
+
+def walk(
+    sandbox: Sandbox,
+    start: Sequence[bytes] = (),
+    *,
+    enter: Callable[[bytes], bool] | None = None,
+    unreadable: _Unreadable | None = None,
+) -> Iterator[Found]:
+    """Everything below `start`, sorted by name, directories before what is in them, links not followed.
+
+    What vanishes or changes its kind meanwhile is left out.
+
+    Args:
+        enter: told the path of each directory; False leaves its inside out.
+        unreadable: told of what cannot be looked at, and why; it is left out.
+
+    Raises:
+        OSError: `start` itself cannot be opened.
+    """
+    first = sandbox.open(start, os.O_RDONLY | os.O_DIRECTORY)
+    levels = [_Level(b"", [], first)]
+    try:
+        levels[0].names = _names(first)
+        while levels:
+            level = levels[-1]
+            if not level.names or not _ensure_open(sandbox, start, level):
+                _close(levels.pop())
+                continue
+            found = _look(level, level.names.pop(), unreadable)
+            if found is None:
+                continue
+            yield found
+            if stat.S_ISDIR(found.info.st_mode) and (enter is None or enter(found.path)):
+                _descend(levels, found, unreadable)
+    finally:
+        for level in levels:
+            _close(level)
+
+
+def _look(level: _Level, name: bytes, unreadable: _Unreadable | None) -> Found | None:
+    assert level.fd is not None
+    path = level.path + name
+    try:
+        info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _GONE and unreadable is not None:
+            unreadable(path, error)
+        return None
+    return Found(path, name, level.fd, info)
+
+
+def _descend(levels: list[_Level], found: Found, unreadable: _Unreadable | None) -> None:
+    try:
+        fd = os.open(found.name, _LISTING, dir_fd=found.parent)
+    except OSError as error:
+        if error.errno not in _GONE and unreadable is not None:
+            unreadable(found.path, error)
+        return
+    levels.append(_Level(found.path + b"/", [], fd))
+    levels[-1].names = _names(fd)
+    if len(levels) > _OPEN_LEVELS:
+        _close(levels[-_OPEN_LEVELS - 1])
+
+
+def _ensure_open(sandbox: Sandbox, start: Sequence[bytes], level: _Level) -> bool:
+    """Open a level again that was closed while the walk was far below it; False when it is gone."""
+    if level.fd is None:
+        parts = (*start, *level.path.split(b"/")[:-1])
+        try:
+            level.fd = sandbox.open(parts, _LISTING)
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EXDEV):
+                raise
+            return False
+    return True
+
+
+def _close(level: _Level) -> None:
+    if level.fd is not None:
+        os.close(level.fd)
+        level.fd = None
+
+
+def disk_usage(sandbox: Sandbox) -> int:
+    """Allocated bytes of all files and directories below the sandbox; hard links once, what vanishes not at all."""
+    total = 0
+    linked: set[tuple[int, int]] = set()
+    for found in walk(sandbox):
+        info = found.info
+        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+            identity = (info.st_dev, info.st_ino)
+            if identity in linked:
+                continue
+            linked.add(identity)
+        total += info.st_blocks * 512
+    return total
+
+
+class NotRemoved(Exception):
+    """A tree could not be removed whole; the text names the first that stayed, and why."""
+
+
+def remove(parent: int, name: bytes) -> None:
+    """Remove `name` in the directory `parent`, a tree with all that is in it. Links are removed, never followed.
+
+    Directories without permissions get them back first, mount points are left alone, what is created meanwhile is removed too
+    for as long as the removal makes progress, at most 10 s. Missing is fine.
+
+    Raises:
+        NotRemoved: something stayed.
+    """
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(info.st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        top = _enter(parent, name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise NotRemoved(f"{shown(name)}: {os.strerror(error.errno or 0)}") from error
+    try:
+        _Removal(top).run(parent, name)
+    finally:
+        os.close(top)
+
+
+def _enter(parent: int, name: bytes) -> int:
+    """Open a directory that is to be emptied: never a link, never a mount point (EXDEV), with all permissions for its owner."""
+    info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISDIR(info.st_mode) and info.st_mode & 0o700 != 0o700:
+        _give_permissions(parent, name)
+    if syscalls.have_openat2():
+        resolve = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH
+        return syscalls.openat2(parent, name, _LISTING, resolve)
+    fd = os.open(name, _LISTING, dir_fd=parent)
+    if os.fstat(fd).st_dev != os.fstat(parent).st_dev:
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return fd
+
+
+def _give_permissions(parent: int, name: bytes) -> None:
+    """chmod 0700 of exactly the directory that is opened, through /proc, as fchmod refuses an O_PATH descriptor."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+
+
+@dataclass(slots=True)
+class _Removal:
+    """Empties the directory `top`.
+
+    It goes down with one descriptor per level to a fixed depth. What lies deeper is hoisted: each subdirectory found there is
+    renamed into `top` and has its turn as a shallow one. So depth costs neither descriptors nor stack, and no ``..`` is
+    ever opened that a rename could have turned elsewhere.
+    """
+
+    top: int
+    removed: int = 0
+    hoisted: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, parent: int, name: bytes) -> None:
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while True:
+            before = self.removed
+            self.failures.clear()
+            self._empty(self.top, 0)
+            try:
+                os.rmdir(name, dir_fd=parent)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    self._failed(name, error)
+            if self.removed == before or time.monotonic() > deadline:
+                raise NotRemoved(self._report(name))
+
+    def _report(self, name: bytes) -> str:
+        if not self.failures:
+            return f"{shown(name)}: files are still being created in it"
+        more = len(self.failures) - 1
+        return self.failures[0] + (f" (and {more} more)" if more else "")
+
+    def _failed(self, name: bytes, error: OSError) -> None:
+        if error.errno == errno.EXDEV:
+            self.failures.append(f"{shown(name)}: a mount point")
+        elif error.errno != errno.ENOENT:
+            self.failures.append(f"{shown(name)}: {os.strerror(error.errno or 0)}")
+
+    def _empty(self, directory: int, depth: int) -> None:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                if not entry.is_dir(follow_symlinks=False):
+                    self._attempt(os.unlink, directory, name)
+                elif depth < _HOIST_DEPTH or not self._hoist(directory, name):
+                    self._subtree(directory, name, depth)
+
+    def _subtree(self, directory: int, name: bytes, depth: int) -> None:
+        try:
+            if depth >= _RECURSION_MAX:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            below = _enter(directory, name)
+        except OSError as error:
+            self._failed(name, error)
+            return
+        try:
+            self._empty(below, depth + 1)
+        finally:
+            os.close(below)
+        self._attempt(os.rmdir, directory, name)
+
+    def _attempt(self, action: Callable[..., None], directory: int, name: bytes) -> None:
+        try:
+            action(name, dir_fd=directory)
+            self.removed += 1
+        except OSError as error:
+            self._failed(name, error)
+
+    def _hoist(self, directory: int, name: bytes) -> bool:
+        """Move a subdirectory up to `top`; False when the system does not let us (no space, a mount point)."""
+        with contextlib.suppress(OSError):
+            if os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode & 0o700 != 0o700:
+                _give_permissions(directory, name)  # a directory that moves is written to: its '..' changes
+        self.hoisted += 1
+        try:
+            os.rename(name, b".removed-%x" % self.hoisted, src_dir_fd=directory, dst_dir_fd=self.top)
+        except OSError:
+            return False
+        self.removed += 1
+        return True
