@@ -60,7 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
 
-        self.transport = cast(asyncio.Transport, transport)
+    def get_buffer(self, sizehint: int) -> memoryview:
         """The shared buffer."""
         return BUFFER
 
