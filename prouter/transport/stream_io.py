@@ -1,0 +1,225 @@
+"""Blocking reads and writes on a stream, for greenlets.
+
+Wraps one `Stream` whose peer behind the switch speaks the *preface* protocol (every kind of stream but ``http``): maps,
+each a little-endian u32 length and msgpack, before and after the bytes themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import deque
+from typing import Any
+
+from gevent.event import Event
+
+from prouter.errors import ProtocolError, PRouterError, from_wire
+from prouter.fabric.frames import pack_body, unpack_body
+from prouter.fabric.stream import Stream
+
+__all__ = ["CHUNK", "MAX_PREFACE", "StreamIO", "StreamReset"]
+
+CHUNK = 256 * 1024
+"""Bytes a read returns at most unless told otherwise, and a good size to write."""
+MAX_PREFACE = 1024 * 1024
+"""Largest map, bytes."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class StreamReset(PRouterError):
+    """The stream ended early; `code` and `detail` are the reset's, or this side's own."""
+
+    code = "stream_reset"
+    status = 503
+    level = logging.WARNING
+
+
+class StreamIO:
+    """A stream as a blocking file-like object; makes itself the stream's handler.
+
+    At most one greenlet reads and one writes. What is buffered is bounded by the stream's window, because only `read`
+    opens the window again. A reset discards what is buffered.
+    """
+
+    __slots__ = ("_chunks", "_finished", "_readable", "_reset", "_writable", "stream")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._chunks: deque[bytes] = deque()
+        self._finished = False
+        self._reset: tuple[str, str] | None = None
+        self._readable: Event | None = None
+        self._writable: Event | None = None
+        stream.handler = self
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that `read` returns without waiting."""
+        return sum(map(len, self._chunks))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the other end writes nothing more; buffered bytes may be left."""
+        return self._finished
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """Up to `size` bytes, as soon as there are any; b"" once the other end has finished.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        chunks = self._chunks
+        while not chunks:
+            if self._reset is not None:
+                raise self._error()
+            if self._finished:
+                return b""
+            self._readable = Event()
+            try:
+                self._readable.wait()
+            finally:
+                self._readable = None
+        data = chunks.popleft()
+        if len(data) > size:
+            chunks.appendleft(data[size:])
+            data = data[:size]
+        self.stream.consume(len(data))
+        return data
+
+    def read_exactly(self, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises:
+            StreamReset: the stream ended early.
+            ProtocolError: the other end finished before.
+        """
+        parts = []
+        missing = size
+        while missing:
+            data = self.read(missing)
+            if not data:
+                raise ProtocolError(f"the stream ended {missing} bytes early", code="truncated")
+            parts.append(data)
+            missing -= len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_preface(self) -> dict[str, Any]:
+        """The next map, one that says ok.
+
+        Raises:
+            PRouterError: the error the map carries.
+            StreamReset: the stream ended early.
+            ProtocolError: the map is malformed, too long or cut.
+        """
+        (length,) = _LENGTH.unpack(self.read_exactly(_LENGTH.size))
+        if length > MAX_PREFACE:
+            raise ProtocolError(f"a preface of {length} bytes is too long")
+        body = unpack_body(self.read_exactly(length))
+        error = body.get("error")
+        if isinstance(error, dict):
+            raise from_wire(error)
+        if body.get("ok") is not True:
+            raise ProtocolError("a preface needs ok or error")
+        return body
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write_all(self, data: bytes) -> None:
+        """Write all of `data`, waiting for room as needed.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        size = len(data)
+        position = 0
+        while position < size:
+            if self.stream.reset_code is not None:
+                raise self._error()
+            piece = data if size <= CHUNK and not position else data[position : position + CHUNK]
+            taken = self.stream.write(piece)
+            position += taken
+            if taken < len(piece):
+                self._wait_writable()
+
+    def write_preface(self, body: dict[str, Any]) -> None:
+        """Write one map: ``{"ok": True, …}`` or ``{"error": PRouterError.to_wire()}``.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        packed = pack_body(body)
+        self.write_all(_LENGTH.pack(len(packed)) + packed)
+
+    def close(self) -> None:
+        """End this side's writing; what was written still arrives. Idempotent."""
+        self.stream.close()
+
+    def wait_closed(self) -> None:
+        """Wait until the other end consumed everything written here, and finished with nothing left to read.
+
+        Both ends must have closed their side; an end that only reads does so right after opening.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        while not self.stream.closed:
+            self._wait_writable()
+        if self._reset is not None:
+            raise self._error()
+
+    def reset(self, code: str, text: str = "") -> None:
+        """End the stream now, both directions; this side's own reader or writer gets `StreamReset` too. Idempotent."""
+        self.stream.reset(code, text)
+        self.on_reset(code, text)
+
+    # -- what the transport calls -------------------------------------------------------------------------------
+
+    def on_data(self, data: bytes) -> None:
+        """See `StreamHandler`."""
+        if self._reset is None:
+            self._chunks.append(data)
+            if self._readable is not None:
+                self._readable.set()
+
+    def on_finish(self) -> None:
+        """See `StreamHandler`."""
+        self._finished = True
+        if self._readable is not None:
+            self._readable.set()
+
+    def on_writable(self) -> None:
+        """See `StreamHandler`."""
+        if self._writable is not None:
+            self._writable.set()
+
+    def on_reset(self, code: str, text: str) -> None:
+        """See `StreamHandler`."""
+        if self._reset is not None or (self.stream.closed and self.stream.reset_code is None):
+            return
+        self._reset = (code, text)
+        self._chunks.clear()
+        if self._readable is not None:
+            self._readable.set()
+        if self._writable is not None:
+            self._writable.set()
+
+    def on_closed(self) -> None:
+        """See `StreamHandler`."""
+        self.on_writable()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _wait_writable(self) -> None:
+        self._writable = Event()
+        try:
+            if self._reset is None:
+                self._writable.wait()
+        finally:
+            self._writable = None
+
+    def _error(self) -> StreamReset:
+        code, text = self._reset or (self.stream.reset_code or "stream_reset", "")
+        return StreamReset(text or f"the stream was reset: {code}", code=code)
