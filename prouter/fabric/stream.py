@@ -91,6 +91,13 @@ class Stream:
             return 0
         return self.window - (self._sent - self._acked)
 
+    def ask_room(self) -> int:
+        """Like `room`; when there is none, a `Writable` event tells when there is."""
+        room = self.room
+        if room <= 0 and self.sending is Direction.OPEN:
+            self._blocked = True
+        return room
+
     @property
     def unread(self) -> int:
         """Bytes delivered and not yet consumed."""
