@@ -1,0 +1,283 @@
+"""A worker's connection to the broker: calls, events, streams, and a fresh cache of where jobs are.
+
+One `RouterClient` per worker process, made after the fork by `start`; `current` finds it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from prouter import __version__
+from prouter.config import RouterConfig
+from prouter.errors import AgentUnavailable, Overloaded, PRouterError
+from prouter.fabric.calls import Request
+from prouter.fabric.stream import Stream
+from prouter.jobs import JobRecord
+from prouter.transport.dialler import Dialler
+from prouter.transport.peer import Peer
+
+__all__ = ["JobRoute", "RouterClient", "current", "start"]
+
+log = logging.getLogger("prouter.api")
+
+_HEARTBEAT = 1.0
+"""Seconds between signs of life on the ipc path to the broker."""
+_MAX_ROUTES = 65536
+"""Job routes cached per worker."""
+_MAX_CALLS = 20000
+"""Calls waiting for the broker per worker; parked waits are most of them."""
+
+Subscriber = Callable[[str, dict[str, Any]], None]
+
+
+class JobRoute:
+    """Where a job is, kept fresh by the broker's events while it is cached.
+
+    Attributes:
+        connection: uid of the agent's connection.
+        record: the job's newest known record.
+        up: whether its agent is reachable.
+        prefix: the job's public prefix as bytes, ``/jobs/<connection>/<job>/http``.
+    """
+
+    __slots__ = ("connection", "prefix", "record", "up", "waiters")
+
+    def __init__(self, connection: str, record: JobRecord, up: bool) -> None:
+        self.connection = connection
+        self.record = record
+        self.up = up
+        self.prefix = f"/jobs/{connection}/{record.uid}/http".encode("ascii")
+        self.waiters: set[Callable[[], None]] = set()
+
+    def changed(self) -> None:
+        """Wake whoever waits for the job to become reachable."""
+        for waiter in list(self.waiters):
+            waiter()
+
+
+class RouterClient:
+    """See the module's docstring.
+
+    Args:
+        config: the router's configuration.
+        endpoint: the broker's ipc endpoint.
+    """
+
+    def __init__(self, config: RouterConfig, endpoint: str) -> None:
+        self.config = config
+        self.uid = uuid.uuid4().hex
+        self.router: dict[str, Any] = {}
+        self.draining = False
+        self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
+        self._links: dict[str, bool] = {}
+        self._subscribers: set[Subscriber] = set()
+        self._calls = 0
+        self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
+        self._dialler = Dialler(
+            self._peer,
+            endpoint,
+            identity=self.uid,
+            hello=lambda: {"kind": "worker", "uid": self.uid, "pid": os.getpid(), "version": __version__},
+            heartbeat=_HEARTBEAT,
+            delay=0.02,
+            max_delay=0.5,
+        )
+
+    # -- for the API --------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the broker is linked now."""
+        return self._peer.ready
+
+    def start(self) -> None:
+        """Link to the broker, for as long as the process lives."""
+        self._dialler.start()
+
+    def stop(self) -> None:
+        """Say goodbye to the broker."""
+        self._dialler.stop("worker stops")
+
+    def call(self, op: str, args: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+        """Ask the broker and wait; a broker that restarts meanwhile is asked again. Blocks the greenlet.
+
+        Raises:
+            PRouterError: the broker's answer.
+            AgentUnavailable: no answer within `timeout` seconds.
+            Overloaded: too many calls wait already.
+        """
+        if self._calls >= _MAX_CALLS:
+            raise Overloaded("too many requests wait for the broker", retry_after=1)
+        self._calls += 1
+        call_id = uuid.uuid4().hex if op == "jobs.wait" else None
+        try:
+            return self._peer.call(op, args, call_id=call_id, timeout=timeout)
+        except gevent.GreenletExit:
+            if call_id is not None:
+                self._peer.notify("wait.cancel", {"id": call_id})
+            raise
+        finally:
+            self._calls -= 1
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Get every job and agent event as ``callback(name, body)``; the function returned ends it."""
+        self._subscribers.add(callback)
+        return lambda: self._subscribers.discard(callback)
+
+    def cached_route(self, connection: str, job: str) -> JobRoute | None:
+        """The route if it is known already; never blocks."""
+        return self._routes.get((connection, job))
+
+    def route(self, connection: str, job: str) -> JobRoute:
+        """The job's route. Blocks the greenlet when it is not cached.
+
+        Raises:
+            NotFound: no such connection or job.
+        """
+        known = self._routes.get((connection, job))
+        if known is not None:
+            return known
+        answer = self.call("jobs.route", {"connection": connection, "job": job}, timeout=self.config.control.hold or 10)
+        record = JobRecord.from_wire(answer["record"])
+        route = JobRoute(record.connection, record, bool(answer["up"]))
+        self._routes[(connection, job)] = route
+        if len(self._routes) > _MAX_ROUTES:
+            self._routes.popitem(last=False)
+        return route
+
+    def open_stream(self, connection: str, target: dict[str, Any]) -> Stream:
+        """A new stream to the agent behind `connection`.
+
+        Raises:
+            AgentUnavailable: that connection is not known to be up.
+        """
+        if connection not in self._links:
+            raise AgentUnavailable(f"the agent of connection '{connection}' is away", retry_after=1)
+        return self._peer.mux(connection.encode("ascii")).open(target, self.config.fabric.window)
+
+    def stats(self) -> dict[str, int]:
+        """Figures for metrics."""
+        return {
+            "streams": sum(len(mux.streams) for mux in self._peer.muxes.values()),
+            "calls_pending": self._calls,
+            "routes_cached": len(self._routes),
+        }
+
+    # -- what the broker says (PeerDelegate) --------------------------------------------------------------------
+
+    def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
+        """Welcomed: links as they are now; cached routes may be old news."""
+        self.router = body.get("router", {})
+        self.draining = bool(body.get("draining"))
+        self._dialler.succeeded()
+        stale, self._routes = self._routes, OrderedDict()
+        self._links = {link["connection"]: bool(link["up"]) for link in body.get("links", [])}
+        for connection, up in self._links.items():
+            if up:
+                peer.route_up(connection.encode("ascii"))
+        for route in stale.values():
+            if route.waiters:
+                gevent.spawn(self._refresh, route)
+        log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
+
+    def on_lost(self, peer: Peer, reason: str) -> None:
+        """The broker is away; streams and calls wait for it."""
+        log.warning("event=broker_lost worker=%s reason=%r", self.uid, reason)
+        self._dialler.lost()
+
+    def on_refused(self, peer: Peer, code: str, text: str) -> None:
+        """The broker does not want this worker (now)."""
+        log.error("event=broker_refused worker=%s code=%s text=%r", self.uid, code, text)
+        self._dialler.lost()
+
+    def on_greeted(self, peer: Peer, body: dict[str, Any]) -> None:
+        """Never: workers dial."""
+
+    def on_request(self, peer: Peer, request: Request) -> dict[str, Any]:
+        """Brokers call nothing on workers."""
+        raise PRouterError(f"workers do not know the call '{request.op}'", code="unknown_call")
+
+    def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None:
+        """Agents open no streams."""
+        stream.reset("not_accepted", "workers accept no streams")
+
+    def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
+        """Keep links and cached routes fresh, then tell the subscribers."""
+        if name == "link.up":
+            self._link_changed(body["connection"], up=True, gone=False)
+        elif name == "link.down":
+            self._link_changed(body["connection"], up=False, gone=bool(body.get("gone")))
+        elif name in ("job", "job.removed"):
+            self._job_changed(JobRecord.from_wire(body["record"]))
+        elif name == "draining":
+            self.draining = True
+        if name in ("job", "job.removed", "agent"):
+            for subscriber in list(self._subscribers):
+                subscriber(name, body)
+
+    def _link_changed(self, connection: str, *, up: bool, gone: bool) -> None:
+        key = connection.encode("ascii")
+        if gone:
+            self._links.pop(connection, None)
+            self._peer.route_gone(key, "agent_gone", "the agent is gone")
+        elif up:
+            self._links[connection] = True
+            self._peer.route_up(key)
+        else:
+            self._links[connection] = False
+            self._peer.route_down(key)
+        for route in self._routes.values():
+            if route.connection == connection:
+                route.up = up
+                route.changed()
+
+    def _job_changed(self, record: JobRecord) -> None:
+        for key in ((record.connection, record.uid), ("", record.uid)):
+            route = self._routes.get(key)
+            if route is not None and record.revision >= route.record.revision:
+                route.record = record
+                route.changed()
+
+    def _refresh(self, route: JobRoute) -> None:
+        """Bring an object someone waits on up to date after the broker was away."""
+        try:
+            fresh = self.route(route.connection, route.record.uid)
+        except PRouterError as error:
+            log.info("event=route_refresh_failed job=%s error=%r", route.record.uid, error.detail)
+            return
+        route.record, route.up = fresh.record, fresh.up
+        fresh.waiters |= route.waiters
+        route.changed()
+
+
+_current: RouterClient | None = None
+
+
+def start(config: RouterConfig, endpoint: str) -> RouterClient:
+    """Make this process's client and link it; waits a moment for the broker so that first requests find it."""
+    global _current
+    client = _current = RouterClient(config, endpoint)
+    client.start()
+    deadline = time.monotonic() + 5
+    while not client.ready and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    return client
+
+
+def current() -> RouterClient:
+    """This process's client.
+
+    Raises:
+        RuntimeError: `start` was not called in this process.
+    """
+    if _current is None:
+        raise RuntimeError("no router client in this process; it is started by the gunicorn worker")
+    return _current

@@ -1,0 +1,1 @@
+"""Forwarding HTTP to jobs, byte for byte, over fabric streams."""

@@ -1,0 +1,259 @@
+"""Requests that are not for a job: carried out by the WSGI app, in a greenlet each.
+
+The request was parsed already; gunicorn's own code makes the WSGI environment and writes the response. Reading goes on
+while the app works, so that a client that goes away ends its request (GreenletExit in the app).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import Event
+from gunicorn.http import wsgi
+
+from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
+from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.heads import BodyKind, RequestHead
+from prouter.api.proxy.rewrite import public_proto
+from prouter.errors import InvalidRequest, PRouterError
+
+if TYPE_CHECKING:
+    from gunicorn.config import Config
+
+__all__ = ["AdminExchange", "AdminService"]
+
+log = logging.getLogger("prouter.api")
+
+_READ_AHEAD = 1024 * 1024
+"""Request body bytes buffered before reading waits for the app."""
+_WRITE_AHEAD = 1024 * 1024
+"""Response bytes buffered before the app waits for the client."""
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class ClientGone(ConnectionError):
+    """The client went away while the app was reading or writing."""
+
+
+class _Body(io.RawIOBase):
+    """``wsgi.input``: blocks the greenlet until the client has sent more."""
+
+    def __init__(self, exchange: AdminExchange) -> None:
+        self._exchange = exchange
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self._exchange.read_body(_READ_AHEAD), b""))
+        return self._exchange.read_body(size) if size else b""
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._exchange.read_body(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+
+class _Request:
+    """What gunicorn's response and environment code wants to know of a request."""
+
+    def __init__(self, head: RequestHead, body: _Body, scheme: str) -> None:
+        target = head.target.decode("latin-1")
+        path, _, query = target.partition("?")
+        self.method = head.method.decode("ascii")
+        self.uri = target
+        self.path = path
+        self.query = query
+        self.version = (1, 1) if head.version == "1.1" else (1, 0)
+        self.headers = [
+            (name.decode("latin-1").upper(), value.decode("latin-1"))
+            for name, value in head.headers
+            if b"_" not in name
+        ]
+        self.trailers: list[tuple[str, str]] = []
+        self.body = body
+        self.scheme = scheme
+        self.proxy_protocol_info: dict[str, Any] = {}
+        self._expected_100_continue = False
+        self._keep_alive = head.keep_alive
+
+    def should_close(self) -> bool:
+        return not self._keep_alive
+
+
+class AdminExchange:
+    """One request to the WSGI app; see the module's docstring."""
+
+    def __init__(self, service: AdminService, client: ClientConnection, head: RequestHead) -> None:
+        self._service = service
+        self._client = client
+        self._head = head
+        self._left = head.length if head.body == BodyKind.LENGTH else 0
+        self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
+        self._decoded = b""
+        self._wake = Event()
+        self._expect = head.expect and head.version == "1.1"
+        self.greenlet: gevent.Greenlet | None = None
+
+    # -- the connection's side ----------------------------------------------------------------------------------
+
+    def on_client_data(self) -> None:
+        """Body bytes for the app, or the next request's."""
+        self._wake.set()
+        if len(self._client.buffer) >= _READ_AHEAD or self._body_done:
+            self._client.hold_pipelined()
+
+    def on_client_gone(self) -> None:
+        """End the app's greenlet where it waits."""
+        self._client.exchange = None
+        self._client.close()
+        self._wake.set()
+        if self.greenlet is not None:
+            self.greenlet.kill(block=False)
+
+    def on_client_drained(self) -> None:
+        """The app may write on."""
+        self._wake.set()
+
+    # -- the app's side -----------------------------------------------------------------------------------------
+
+    @property
+    def _body_done(self) -> bool:
+        return self._left == 0 if self._decoder is None else self._decoder.complete and not self._decoded
+
+    def read_body(self, size: int) -> bytes:
+        """Up to `size` bytes of the request body, empty at its end. Blocks the greenlet.
+
+        Raises:
+            ClientGone: the client went away before the end.
+            InvalidRequest: the chunked framing is broken.
+        """
+        client = self._client
+        while not self._body_done:
+            if self._expect:
+                self._expect = False
+                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            data = self._take(size)
+            if data:
+                if len(client.buffer) < _READ_AHEAD:
+                    client.resume()
+                return data
+            if not client.alive or client.half_closed:
+                raise ClientGone("the client went away in the middle of the request body")
+            self._wake.clear()
+            client.resume()
+            self._wake.wait()
+        return b""
+
+    def _take(self, size: int) -> bytes:
+        client = self._client
+        if self._decoder is None:
+            data = client.buffer[: min(size, self._left)]
+            client.buffer = client.buffer[len(data) :]
+            self._left -= len(data)
+            return data
+        if not self._decoded and client.buffer:
+            raw, client.buffer = client.buffer, b""
+            try:
+                self._decoded = self._decoder.feed(raw)
+            except ChunkError as error:
+                raise InvalidRequest(f"Invalid request: {error}") from error
+            if self._decoder.complete:
+                client.buffer = self._decoder.rest
+        data, self._decoded = self._decoded[:size], self._decoded[size:]
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        """Write response bytes; blocks the greenlet while the client is slow. Part of the socket gunicorn sees."""
+        client = self._client
+        client.write(data)
+        while client.alive and client.out_size > _WRITE_AHEAD:
+            self._wake.clear()
+            self._wake.wait()
+        if not client.alive:
+            raise ClientGone("the client went away")
+
+    send = sendall
+
+    def run(self) -> None:
+        """Carry the request out. The greenlet's edge: nothing is raised."""
+        client = self._client
+        keep_alive = False
+        response = None
+        try:
+            response, environ = self._service.prepare(self._head, self, _Body(self))
+            if client.server.draining:
+                response.force_close()
+            self._respond(response, environ)
+            keep_alive = not response.should_close()
+        except (ClientGone, gevent.GreenletExit):
+            client.exchange = None
+            client.close()
+            return
+        except Exception as error:
+            level = error.level if isinstance(error, PRouterError) else logging.ERROR
+            log.log(level, "event=request_failed target=%r", self._head.target, exc_info=True)
+            if response is not None and response.headers_sent:
+                client.abort()
+                return
+            failure = error if isinstance(error, PRouterError) else PRouterError("the request failed in the router")
+            if client.exchange is self:
+                client.fail(failure, self._head)
+            return
+        if client.exchange is self:
+            client.exchange_done(keep_alive and self._body_done)
+
+    def _respond(self, response: Any, environ: dict[str, Any]) -> None:
+        result = self._service.app(environ, response.start_response)
+        try:
+            for chunk in result:
+                response.write(chunk)
+            response.close()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+
+class AdminService:
+    """Starts WSGI requests of one worker.
+
+    Args:
+        app: the WSGI app.
+        gunicorn_config: gunicorn's configuration.
+    """
+
+    def __init__(self, app: WsgiApp, gunicorn_config: Config) -> None:
+        self.app = app
+        self._config = gunicorn_config
+        self.running: set[AdminExchange] = set()
+
+    def start(self, client: ClientConnection, head: RequestHead) -> None:
+        """Begin a request on a connection."""
+        exchange = AdminExchange(self, client, head)
+        client.exchange = exchange
+        if head.body != BodyKind.NONE:
+            client.expect_body(True)
+        exchange.greenlet = gevent.spawn(exchange.run)
+
+    def prepare(self, head: RequestHead, sock: Any, body: _Body) -> tuple[Any, dict[str, Any]]:
+        """gunicorn's response object and WSGI environment for a request."""
+        client = sock._client
+        scheme = public_proto(head, client.origin).decode("ascii")
+        address = ("" if client.origin.address == "unix" else client.origin.address, 0)
+        server = ("127.0.0.1", client.origin.port)
+        response, environ = wsgi.create(_Request(head, body, scheme), sock, address, server, self._config)
+        environ["wsgi.input_terminated"] = True
+        if head.body == BodyKind.CHUNKED:
+            environ.pop("CONTENT_LENGTH", None)
+            environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+        return response, environ

@@ -1,0 +1,354 @@
+"""A client's connection on the gevent loop: reads request heads, hands each to an exchange, writes with back-pressure.
+
+Everything runs as callbacks of the loop; nothing here blocks. Reading never stops for long, so that a client that goes away
+is noticed at once, whatever state its request is in.
+"""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import socket
+import struct
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prouter.api.proxy.heads import RequestHead, parse_request
+from prouter.api.proxy.pages import error_response, new_request_id
+from prouter.api.proxy.rewrite import Origin
+from prouter.errors import InvalidRequest, PRouterError
+from prouter.fabric.stream import Stream
+
+if TYPE_CHECKING:
+    from prouter.api.proxy.server import ProxyServer
+
+__all__ = ["ClientConnection", "ClientExchange"]
+
+log = logging.getLogger("prouter.proxy")
+
+_RECV = 65536
+_RECV_BODY = 262144
+_PIPELINE_LIMIT = 65536
+"""Bytes read ahead while an answer is pending; then reading waits."""
+_LINGER_SECONDS = 2.0
+_TCP_CLOSED = frozenset({7, 8})
+"""TCP_CLOSE and TCP_CLOSE_WAIT: the peer has sent FIN or RST."""
+_RESET_LINGER = struct.pack("ii", 1, 0)
+
+
+class HeadTooLarge(PRouterError):
+    """The request head is over the limit."""
+
+    code = "head_too_large"
+    status = 431
+    level = logging.INFO
+
+
+class ClientExchange(Protocol):
+    """One request and its answer, from the connection's point of view."""
+
+    def on_client_data(self) -> None:
+        """More bytes are in `ClientConnection.buffer`."""
+
+    def on_client_gone(self) -> None:
+        """The client is gone, or has half-closed; see `ClientConnection.alive`."""
+
+    def on_client_drained(self) -> None:
+        """Everything written has reached the kernel."""
+
+
+class ClientConnection:
+    """See the module's docstring.
+
+    Attributes:
+        buffer: bytes received and not used yet.
+        exchange: the request being answered, None between requests.
+        alive: whether bytes can still be written.
+        deadline: monotonic time at which it is closed unless something happens, 0 for none.
+    """
+
+    __slots__ = (
+        "_eof",
+        "_fd",
+        "_lingering",
+        "_out",
+        "_paused",
+        "_reader",
+        "_shut",
+        "_socket",
+        "_writer",
+        "alive",
+        "buffer",
+        "deadline",
+        "exchange",
+        "origin",
+        "out_size",
+        "receive_size",
+        "server",
+    )
+
+    def __init__(self, server: ProxyServer, sock: _socket.socket, origin: Origin) -> None:
+        self.server = server
+        self.origin = origin
+        self.buffer = b""
+        self.exchange: ClientExchange | None = None
+        self.alive = True
+        self.deadline = time.monotonic() + server.head_timeout
+        self.out_size = 0
+        self.receive_size = _RECV
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._out: deque[tuple[memoryview, Stream | None, int]] = deque()
+        self._paused = False
+        self._eof = False
+        self._shut = False
+        self._lingering = False
+        self._writer: Any = None
+        self._reader = server.loop.io(self._fd, 1)
+        self._reader.start(self._on_readable)
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the client has ended its sending side."""
+        return self._eof
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop reading until `resume`."""
+        if not self._paused and self.alive:
+            self._paused = True
+            self._reader.stop()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self.alive and not self._eof:
+            self._paused = False
+            self._reader.start(self._on_readable)
+
+    def expect_body(self, expected: bool) -> None:
+        """Choose the read size: large while a request body or a tunnel streams."""
+        self.receive_size = _RECV_BODY if expected else _RECV
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(self.receive_size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.gone()
+            return
+        if self._lingering:
+            if not data:
+                self.close()
+            return
+        if not data:
+            self._eof = True
+            self._reader.stop()
+            if self.exchange is not None:
+                self.exchange.on_client_gone()
+            elif self._out:
+                self._shut = True
+            else:
+                self.close()
+            return
+        self.buffer = self.buffer + data if self.buffer else data
+        if self.exchange is None:
+            self._next_request()
+        else:
+            self.exchange.on_client_data()
+
+    def hold_pipelined(self) -> None:
+        """Keep what a client sends ahead of its turn, up to a limit; then stop reading."""
+        if len(self.buffer) >= _PIPELINE_LIMIT:
+            self.pause()
+
+    def _next_request(self) -> None:
+        while self.exchange is None and self.buffer and self.alive:
+            buffer = self.buffer
+            if buffer[0] in b"\r\n":
+                self.buffer = buffer.lstrip(b"\r\n")
+                continue
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0 or end > self.server.max_head:
+                if len(buffer) > self.server.max_head:
+                    self.fail(HeadTooLarge(f"the request head is larger than {self.server.max_head} bytes"))
+                elif b"\n\n" in buffer:
+                    self.fail(InvalidRequest("Invalid request: lines must end with CRLF"))
+                return
+            self.buffer = buffer[end + 4 :]
+            try:
+                head = parse_request(buffer[: end + 4])
+            except InvalidRequest as error:
+                self.fail(error)
+                return
+            self.deadline = 0.0
+            self.server.dispatch(self, head)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes, stream: Stream | None = None, size: int = 0) -> None:
+        """Send `data`; once the kernel has it, `size` bytes of `stream` count as consumed."""
+        if not self.alive:
+            return
+        if self._out:
+            self._out.append((memoryview(data), stream, size))
+            self.out_size += len(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.gone()
+            return
+        if sent == len(data):
+            if stream is not None:
+                stream.consume(size)
+            return
+        self._out.append((memoryview(data)[sent:], stream, size))
+        self.out_size = len(data) - sent
+        if self._writer is None:
+            self._writer = self.server.loop.io(self._fd, 2)
+        self._writer.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        out = self._out
+        while out:
+            data, stream, size = out[0]
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.gone()
+                return
+            self.out_size -= sent
+            if sent < len(data):
+                out[0] = (data[sent:], stream, size)
+                return
+            out.popleft()
+            if stream is not None:
+                stream.consume(size)
+        self._writer.stop()
+        if self.exchange is not None:
+            self.exchange.on_client_drained()
+        if self._shut and not out and self.alive:
+            self._finish_writing()
+
+    # -- the end of an exchange, and of the connection ----------------------------------------------------------
+
+    def exchange_done(self, keep_alive: bool) -> None:
+        """The exchange is over and its answer written: next request, or close once everything is sent."""
+        self.exchange = None
+        self.receive_size = _RECV
+        if not keep_alive or self._eof:
+            self.finish()
+            return
+        self.deadline = time.monotonic() + self.server.idle_timeout
+        if self._paused:
+            self.resume()
+        if self.buffer:
+            self.server.loop.run_callback(self._next_request)
+
+    def fail(self, error: PRouterError, head: RequestHead | None = None, *, keep_alive: bool = False) -> None:
+        """Answer with an error of our own and end the exchange."""
+        request_id = new_request_id()
+        accept = b""
+        if head is not None:
+            accept = b",".join(value for name, value in head.headers if name.lower() == b"accept")
+        log.log(
+            error.level,
+            "event=request_failed code=%s status=%d request=%s client=%s job=%s detail=%r",
+            error.code,
+            error.status,
+            request_id,
+            self.origin.address,
+            error.job,
+            error.detail,
+        )
+        head_only = head is not None and head.method == b"HEAD"
+        self.write(
+            error_response(error, accept=accept, head_only=head_only, request_id=request_id, close=not keep_alive)
+        )
+        self.exchange_done(keep_alive)
+
+    def finish(self) -> None:
+        """Close after everything written has been sent."""
+        self._shut = True
+        if not self._out and self.alive:
+            self._finish_writing()
+
+    def shut_write(self) -> None:
+        """Half-close after everything written has been sent; the client may go on sending."""
+        self._shut = True
+        if not self._out and self.alive:
+            self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        """All is sent: FIN, then discard what still arrives for a moment, lest a reset eats our answer."""
+        if self._eof and self.exchange is None:
+            self.close()
+            return
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.gone()
+            return
+        if self.exchange is None:
+            self._lingering = True
+            self.buffer = b""
+            self.deadline = time.monotonic() + _LINGER_SECONDS
+            if self._paused:
+                self.resume()
+
+    def abort(self) -> None:
+        """Reset the connection so that the client sees that its answer was cut off."""
+        if self.alive:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_LINGER)
+            except OSError as error:
+                log.debug("event=abort_failed client=%s error=%r", self.origin.address, error)
+            self.exchange = None
+            self.close()
+
+    def gone(self) -> None:
+        """The client's connection broke."""
+        if not self.alive:
+            return
+        exchange, self.exchange = self.exchange, None
+        self.close()
+        if exchange is not None:
+            exchange.on_client_gone()
+
+    def close(self) -> None:
+        """Close now. Idempotent."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._reader.stop()
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+        self._socket.close()
+        for _data, stream, size in self._out:
+            if stream is not None:
+                stream.consume(size)
+        self._out.clear()
+        self.out_size = 0
+        self.server.forget(self)
+
+    def vanished(self) -> bool:
+        """Whether the client closed while we were not reading (TCP's own state tells; Linux only)."""
+        if not self._paused or self._eof or not self.alive or self.origin.address == "unix":
+            return False
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSED
+
+    def expire(self) -> None:
+        """The deadline passed: an idle client, one too slow with its head, or one that lingers."""
+        if self.buffer and not self._lingering and self.exchange is None:
+            self.fail(InvalidRequest("Invalid request: the request head took too long", code="head_timeout"))
+        else:
+            self.close()

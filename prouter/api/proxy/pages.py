@@ -1,0 +1,118 @@
+"""Answers of our own under ``/http``: problem documents for programs, small pages for browsers.
+
+A page for a condition that passes by itself (a starting job, an agent that is away) reloads itself.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from html import escape
+
+from prouter.errors import PRouterError
+
+__all__ = ["REASONS", "error_response", "new_request_id"]
+
+REASONS = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+    424: "Failed Dependency",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    507: "Insufficient Storage",
+}
+
+_RELOAD_SECONDS = 2
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>{reload}
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #f4f6f8; margin: 0;
+  min-height: 100vh; display: grid; place-items: center; }}
+main {{ background: #fff; border: 1px solid #d8dee4; border-radius: 8px; padding: 2rem 2.5rem; max-width: 40rem; }}
+h1 {{ font-size: 1.25rem; margin: 0 0 .5rem; }} p {{ margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
+small {{ color: #667; }}
+</style></head><body><main><h1>{title}</h1><p>{detail}</p>{hint}<small>pRouter · {code} · request {request_id}</small>
+</main></body></html>
+"""
+
+_TITLES = {
+    "job_starting": "This job is starting",
+    "agent_unavailable": "This job's machine is out of reach",
+    "job_ended": "This job has ended",
+    "job_unreachable": "This job does not answer",
+    "job_timeout": "This job does not answer",
+    "not_found": "There is nothing here",
+    "overloaded": "Too busy right now",
+}
+
+
+def new_request_id() -> str:
+    """An id that goes into the answer and the log line of an error."""
+    return uuid.uuid4().hex[:16]
+
+
+def error_response(error: PRouterError, *, accept: bytes, head_only: bool, request_id: str, close: bool) -> bytes:
+    """A whole response for `error`: a page if `accept` prefers HTML, else RFC 9457 problem+json."""
+    status = error.status
+    reason = REASONS.get(status, "Error")
+    lines = [f"HTTP/1.1 {status} {reason}"]
+    if b"text/html" in accept:
+        content_type = "text/html; charset=utf-8"
+        body = _page(error, reason, request_id)
+    else:
+        content_type = "application/problem+json"
+        body = _problem(error, reason, request_id)
+    lines += [
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store, must-revalidate",
+        f"X-PRouter-Error: {error.code}",
+        f"X-Request-ID: {request_id}",
+    ]
+    if status in (429, 503):
+        lines.append(f"Retry-After: {max(1, round(error.retry_after or 1))}")
+    if close:
+        lines.append("Connection: close")
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    return head if head_only else head + body
+
+
+def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
+    problem: dict[str, object] = {
+        "type": "about:blank",
+        "title": reason,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.job is not None:
+        problem["job"] = error.job
+    if error.state is not None:
+        problem["state"] = error.state
+    return json.dumps(problem).encode()
+
+
+def _page(error: PRouterError, reason: str, request_id: str) -> bytes:
+    passing = error.status == 503
+    return _PAGE.format(
+        title=escape(_TITLES.get(error.code, reason)),
+        detail=escape(error.detail),
+        code=escape(error.code),
+        request_id=escape(request_id),
+        reload=f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">' if passing else "",
+        hint="<p>This page tries again by itself.</p>" if passing else "",
+    ).encode()

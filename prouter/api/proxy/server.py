@@ -1,0 +1,266 @@
+"""A worker's proxy: which request goes where, waiting for jobs that start, and the care of all open connections."""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.event import Event
+
+from prouter.api.client import JobRoute, RouterClient
+from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.exchange import ProxyExchange, ended_error
+from prouter.api.proxy.heads import RequestHead
+from prouter.api.proxy.rewrite import Origin
+from prouter.api.proxy.upstream import UpstreamPool
+from prouter.config import RouterConfig
+from prouter.errors import (
+    AgentUnavailable,
+    JobStarting,
+    JobUnreachable,
+    Overloaded,
+    PRouterError,
+)
+from prouter.jobs import State
+
+__all__ = ["ProxyServer"]
+
+log = logging.getLogger("prouter.proxy")
+
+_HEAD_TIMEOUT = 30.0
+"""Seconds a client has for its first request head."""
+_IDLE_TIMEOUT = 75.0
+"""Seconds a client's connection may stay idle between requests."""
+
+AdminHandler = Callable[[ClientConnection, RequestHead], None]
+
+
+class ProxyServer:
+    """See the module's docstring.
+
+    Args:
+        client: the worker's connection to the broker.
+        config: the router's configuration.
+        admin: starts an exchange for a request that is not for a job.
+    """
+
+    def __init__(self, client: RouterClient, config: RouterConfig, admin: AdminHandler) -> None:
+        self.client = client
+        self.loop: Any = get_hub().loop
+        self.pool = UpstreamPool(client)
+        self.connections: set[ClientConnection] = set()
+        self.exchanges: set[ProxyExchange] = set()
+        self.draining = False
+        self.requests = 0
+        self.max_head = config.control.max_head
+        self.head_timeout = _HEAD_TIMEOUT
+        self.idle_timeout = _IDLE_TIMEOUT
+        self._admin = admin
+        self._hold = config.control.hold
+        self._response_timeout = config.control.response_timeout
+        self._max_connections = config.control.max_connections
+        domain = config.control.job_domain
+        self._job_domain = b"." + domain.lower().strip(".").encode("ascii") if domain else b""
+        self._trust_unix = "unix" in config.control.trusted_proxies
+        self._trusted: list[IPv4Network | IPv6Network] = [
+            ip_network(entry, strict=False) for entry in config.control.trusted_proxies if entry != "unix"
+        ]
+
+    # -- connections --------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether no more connections are taken."""
+        return len(self.connections) >= self._max_connections
+
+    def accept(self, sock: _socket.socket, address: Any) -> None:
+        """Serve a client that just connected."""
+        sock.setblocking(False)
+        if sock.family == _socket.AF_UNIX:
+            origin = Origin("unix", 0, self._trust_unix)
+        else:
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            host = str(address[0]).removeprefix("::ffff:")
+            origin = Origin(host, sock.getsockname()[1], self._is_trusted(host))
+        connection = ClientConnection(self, sock, origin)
+        self.connections.add(connection)
+        if self.full:
+            connection.fail(Overloaded("this worker has no free connection", retry_after=1))
+
+    def forget(self, connection: ClientConnection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+
+    def _is_trusted(self, host: str) -> bool:
+        if not self._trusted:
+            return False
+        address = ip_address(host.partition("%")[0])
+        return any(address in network for network in self._trusted if network.version == address.version)
+
+    def sweep(self, now: float) -> None:
+        """Timeouts; to be called about once a second."""
+        self.pool.sweep(now)
+        for connection in list(self.connections):
+            if connection.deadline and now > connection.deadline:
+                connection.expire()
+            elif connection.vanished():
+                connection.gone()
+        if self._response_timeout:
+            for exchange in list(self.exchanges):
+                exchange.check_timeout(now, self._response_timeout)
+
+    def drain(self) -> None:
+        """Answer what comes with ``Connection: close`` from now on."""
+        self.draining = True
+
+    def close_idle(self) -> None:
+        """While draining: close connections that have no request in progress."""
+        for connection in list(self.connections):
+            if connection.exchange is None:
+                connection.finish()
+
+    def close(self) -> None:
+        """Cut everything."""
+        for exchange in list(self.exchanges):
+            exchange.end("the worker stops")
+        for connection in list(self.connections):
+            connection.close()
+        self.pool.close()
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def dispatch(self, connection: ClientConnection, head: RequestHead) -> None:
+        """Start the exchange for a request; the connection's `exchange` is set on return unless it is over already."""
+        self.requests += 1
+        found = self._match(head)
+        if found is None:
+            self._admin(connection, head)
+            return
+        owner, job, target, own_host = found
+        exchange = ProxyExchange(self, connection, head, target, own_host=own_host)
+        connection.exchange = exchange
+        self.exchanges.add(exchange)
+        route = self.client.cached_route(owner, job)
+        if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
+            exchange.forward(route)
+        else:
+            gevent.spawn(self._resolve, exchange, owner, job)
+
+    def _match(self, head: RequestHead) -> tuple[str, str, bytes, bool] | None:
+        """(connection uid, job uid, target without prefix, own host) of a request for a job, None for all others."""
+        target = head.target
+        if self._job_domain and head.host:
+            host = head.host.partition(b":")[0].lower()
+            if host.endswith(self._job_domain):
+                return "", host[: -len(self._job_domain)].decode("latin-1"), _origin_form(target), True
+        if not target.startswith(b"/"):
+            target = _origin_form(target)
+        if not target.startswith(b"/jobs/"):
+            return None
+        parts = target.split(b"/", 5)
+        if len(parts) < 5 or not parts[4].startswith(b"http"):
+            return None
+        query = parts[4][4:]
+        if query and not query.startswith(b"?"):
+            return None
+        rest = b"/" + parts[5] if len(parts) == 6 else b""
+        if query:
+            rest = b"/" + query + rest
+        return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest, False
+
+    def _resolve(self, exchange: ProxyExchange, owner: str, job: str) -> None:
+        """Find the job and wait, for a bounded time, until it can be reached. Runs in a greenlet."""
+        try:
+            deadline = time.monotonic() + self._hold
+            route = self.client.route(owner, job)
+            while True:
+                obstacle = self._obstacle(route)
+                if obstacle is None:
+                    break
+                if obstacle.status != 503:
+                    raise obstacle
+                if not self._wait_for_change(route, exchange, deadline):
+                    raise obstacle
+                route = self.client.cached_route(owner, job) or self.client.route(owner, job)
+        except PRouterError as error:
+            if exchange.waiting:
+                exchange.fail(error)
+            return
+        except Exception:
+            log.exception("event=resolve_failed job=%s", job)
+            if exchange.waiting:
+                exchange.fail(PRouterError("the request could not be routed"))
+            return
+        if exchange.waiting:
+            exchange.forward(route)
+
+    def _obstacle(self, route: JobRoute) -> PRouterError | None:
+        """Why a request cannot be forwarded now; status 503 for what may pass."""
+        record = route.record
+        state = record.state.value
+        if record.ended:
+            return ended_error(route)
+        if not route.up:
+            return AgentUnavailable(
+                "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2
+            )
+        if record.state is State.NEW:
+            return JobStarting(f"job '{record.uid}' has not been started", job=record.uid, state=state, retry_after=2)
+        if record.state is State.PENDING:
+            return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
+        if not record.endpoint:
+            return JobUnreachable(
+                f"job '{record.uid}' has no port: start it with port_expected_count or expose",
+                job=record.uid,
+                state=state,
+                code="no_endpoint",
+            )
+        return None
+
+    def _wait_for_change(self, route: JobRoute, exchange: ProxyExchange, deadline: float) -> bool:
+        changed = Event()
+        route.waiters.add(changed.set)
+        try:
+            while exchange.waiting:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if changed.wait(min(left, 1.0)):
+                    return True
+            return False
+        finally:
+            route.waiters.discard(changed.set)
+
+    def explain(self, exchange: ProxyExchange, detail: str, patience: float) -> None:
+        """A job's connection broke: wait a moment for the news that the job has ended, then answer."""
+        gevent.spawn(self._explain, exchange, detail, patience)
+
+    def _explain(self, exchange: ProxyExchange, detail: str, patience: float) -> None:
+        route = exchange.route
+        if route is not None and not route.record.ended:
+            self._wait_for_end(route, time.monotonic() + patience)
+        exchange.answer_with_reason(detail)
+
+    def _wait_for_end(self, route: JobRoute, deadline: float) -> None:
+        changed = Event()
+        route.waiters.add(changed.set)
+        try:
+            while not route.record.ended and changed.wait(max(0.0, deadline - time.monotonic())):
+                changed.clear()
+        finally:
+            route.waiters.discard(changed.set)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """The path and query of a target in absolute form (RFC 9112 section 3.2.2); others unchanged."""
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return target
+    _authority, slash, path = rest.partition(b"/")
+    return slash + path if slash else b"/"

@@ -1,0 +1,106 @@
+"""The gunicorn worker: accepts clients on the gevent loop and gives each connection to the proxy.
+
+A subclass of gunicorn's gevent worker, so that everything gunicorn manages (listening sockets, signals, timeouts, graceful
+stops, recycling) stays gunicorn's; only what happens on a connection is ours, because a proxy needs the bytes that arrived.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import gc
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gunicorn.workers.ggevent import GeventWorker
+
+__all__ = ["ProxyWorker"]
+
+log = logging.getLogger("prouter.api")
+
+_LAST_CHANCE = 1.0
+"""Seconds idle connections are still served after a stop was asked for, lest a request in flight meets a closed door."""
+_ACCEPT_PAUSE = 0.05
+"""Seconds to wait when accepting fails for lack of descriptors."""
+
+
+class ProxyWorker(GeventWorker):  # type: ignore[misc]
+    """See the module's docstring."""
+
+    def run(self) -> None:
+        """Serve until told to stop, then drain."""
+        # Imported here: the gevent worker patches the standard library after the fork.
+        from prouter.api import client as router_client
+        from prouter.api.proxy.admin import AdminService
+        from prouter.api.proxy.server import ProxyServer
+        from prouter.config import broker_endpoint, load_from_environment
+
+        config = load_from_environment()
+        client = router_client.start(config, broker_endpoint(config))
+        self._proxy = ProxyServer(client, config, AdminService(self.wsgi, self.cfg).start)
+        loop = get_hub().loop
+        watchers = []
+        for listener in self.sockets:
+            listener.setblocking(False)
+            watcher = loop.io(listener.fileno(), 1)
+            watcher.start(partial(self._accept, listener, watcher))
+            watchers.append(watcher)
+        gc.freeze()
+        while self.alive:
+            self._beat()
+        for watcher in watchers:
+            watcher.stop()
+            watcher.close()
+        self._drain()
+        client.stop()
+
+    def _accept(self, listener: Any, watcher: Any) -> None:
+        """Take one connection; the others in the queue are left for other workers."""
+        try:
+            fd, address = _socket.socket._accept(listener)  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                log.error("event=accept_failed error=%r", error)
+                watcher.stop()
+                gevent.spawn_later(_ACCEPT_PAUSE, self._accept_again, listener, watcher)
+            return
+        sock = _socket.socket(fileno=fd)
+        try:
+            self._proxy.accept(sock, address)
+        except OSError as error:
+            log.debug("event=client_vanished error=%r", error)
+            sock.close()
+
+    def _accept_again(self, listener: Any, watcher: Any) -> None:
+        if self.alive:
+            watcher.start(partial(self._accept, listener, watcher))
+
+    def _beat(self) -> None:
+        """Once a second: tell gunicorn that we live, sweep timeouts, recycle when due."""
+        self.notify()
+        gevent.sleep(1.0)
+        self._proxy.sweep(time.monotonic())
+        if self.max_requests and self._proxy.requests >= self.max_requests:
+            if self.alive:
+                self.log.info("Autorestarting worker after %s requests.", self._proxy.requests)
+            self.alive = False
+
+    def _drain(self) -> None:
+        """Finish what is in progress, for at most gunicorn's graceful timeout."""
+        proxy = self._proxy
+        proxy.drain()
+        started = time.monotonic()
+        while proxy.connections and time.monotonic() - started < self.cfg.graceful_timeout:
+            self.notify()
+            if time.monotonic() - started > _LAST_CHANCE:
+                proxy.close_idle()
+            gevent.sleep(0.1)
+            proxy.sweep(time.monotonic())
+        if proxy.connections:
+            log.warning("event=drain_timeout connections=%d", len(proxy.connections))
+        proxy.close()
+        gevent.sleep(0.05)
