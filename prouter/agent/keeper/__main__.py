@@ -1,0 +1,17 @@
+"""Start of the keeper process: ``python -I -S …/keeper/__main__.py STATE_DIR SOCKET_FD keep|remove``.
+
+Run as a file, isolated and without site packages, because that starts in half the time and memory. The agent starts it; it is of no
+use by hand. SOCKET_FD is the agent's connection; the last word says what to do with sandboxes that a dead predecessor left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Appended, not put first: a module of ours must never stand in for one of the standard library.
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
+    from prouter.agent.keeper.server import main
+
+    main(state_dir=sys.argv[1], agent_fd=int(sys.argv[2]), remove_leftovers=sys.argv[3] == "remove")

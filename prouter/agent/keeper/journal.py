@@ -1,0 +1,83 @@
+"""What a keeper leaves on disk so that its successor can clean up after it, should it be killed; and removal of sandboxes.
+
+One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none). It is made before the
+job's first process and removed when the agent forgets the job. Not synced to disk: no process survives a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+__all__ = ["Journal", "remove_sandbox"]
+
+
+class Journal:
+    """The jobs a keeper of this state directory is responsible for."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._directory = os.path.join(state_dir, "jobs")
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+
+    def add(self, job: str, sandbox: str | None) -> None:
+        """Write down a job and its sandbox; again if the sandbox changed."""
+        fd = os.open(self._path(job), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, os.fsencode(sandbox or ""))
+        finally:
+            os.close(fd)
+
+    def drop(self, job: str) -> None:
+        """Strike a job out."""
+        try:
+            os.unlink(self._path(job))
+        except FileNotFoundError:
+            pass  # Nothing was written down yet.
+
+    def entries(self) -> dict[str, str | None]:
+        """The jobs written down, with their sandboxes."""
+        found: dict[str, str | None] = {}
+        for job in os.listdir(self._directory):
+            with open(self._path(job), "rb") as file:
+                found[job] = os.fsdecode(file.read()) or None
+        return found
+
+    def _path(self, job: str) -> str:
+        return os.path.join(self._directory, job)
+
+
+def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
+    """Delete a directory tree; links are removed, never followed. What cannot be removed is logged and left."""
+    import shutil  # Late: it is large, and only needed when the agent is lost.
+
+    def repair(function: Callable[..., object], name: str, failure: tuple[object, BaseException, object]) -> None:
+        error = failure[1]
+        if isinstance(error, FileNotFoundError):
+            return
+        if not _unlock(os.path.dirname(name)) and not _unlock(name):
+            log("error", f"event=sandbox_not_removed path={name!r} error={str(error)!r}")
+        elif os.path.isdir(name) and not os.path.islink(name):
+            shutil.rmtree(name, onerror=repair)
+        else:
+            _retry(name)
+
+    def _retry(name: str) -> None:
+        try:
+            os.unlink(name)
+        except OSError as error:
+            log("error", f"event=sandbox_not_removed path={name!r} error={str(error)!r}")
+
+    shutil.rmtree(path, onerror=repair)
+
+
+def _unlock(directory: str) -> bool:
+    """Let the owner change a directory that forbids it; whether it was one."""
+    try:
+        mode = os.lstat(directory).st_mode
+        if not stat.S_ISDIR(mode) or mode & 0o700 == 0o700:
+            return False
+        os.chmod(directory, 0o700)
+    except OSError:
+        return False
+    return True

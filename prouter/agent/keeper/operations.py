@@ -1,0 +1,295 @@
+"""What the keeper does for its agent: the table of jobs, and one method per operation of the wire.
+
+The runner's methods mirror these; `prouter.agent.keeper.wire` has the form of the messages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from prouter.agent.keeper.agent_link import AgentLink
+from prouter.agent.keeper.journal import Journal, remove_sandbox
+from prouter.agent.keeper.spawning import Command, SpawnError, read_outcome, start
+from prouter.agent.keeper.trees import Job, Trees
+from prouter.agent.keeper.wire import PROTOCOL
+from prouter.agent.limits import Limits
+from prouter.agent.process_tree import MARK_VARIABLE
+
+__all__ = ["Operations"]
+
+
+class Refused(Exception):
+    """An operation that cannot be done: a code for the runner and a text for a person."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class Request:
+    """One request, to be answered now or later; an answer to an agent that is gone by then is dropped."""
+
+    def __init__(self, link: AgentLink, number: int) -> None:
+        self._link = link
+        self._agent = link.agent
+        self._number = number
+
+    def answer(self, result: Any) -> None:
+        """It is done."""
+        self._reply({"id": self._number, "result": result})
+
+    def refuse(self, code: str, text: str) -> None:
+        """It cannot be done."""
+        self._reply({"id": self._number, "error": {"code": code, "text": text}})
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        if self._link.agent is self._agent:
+            self._link.send(message)
+
+
+class Start:
+    """A job's start that is under way: who asked, whether the job was held before, and the pipe that tells the outcome."""
+
+    def __init__(self, job: Job, request: Request, *, held: bool, pipe: int) -> None:
+        self.job = job
+        self.request = request
+        self.held = held
+        self.pipe = pipe
+        self.failure: str | None = None
+
+
+class Operations:
+    """The table of jobs.
+
+    Args:
+        watch, unwatch: have the loop call `outcome` with a descriptor once it is readable, and no more.
+    """
+
+    def __init__(
+        self, link: AgentLink, journal: Journal, *, watch: Callable[[int], None], unwatch: Callable[[int], None]
+    ) -> None:
+        self.trees = Trees(self._tree_gone, link.log)
+        self.keep_for = 0.0
+        self.ending = False
+        self._link = link
+        self._journal = journal
+        self._watch = watch
+        self._unwatch = unwatch
+        self._jobs: dict[str, Job] = {}
+        self._starts: dict[str, Start] = {}
+        self._pipes: dict[int, Start] = {}
+        self._kills: dict[str, list[Request]] = {}
+        self._end_request: Request | None = None
+        self._operations: dict[str, Callable[..., None]] = {
+            "hello": self._hello,
+            "hold": self._hold,
+            "spawn": self._spawn,
+            "update": self._update,
+            "signal": self._signal,
+            "kill": self._kill,
+            "usage": self._usage,
+            "processes": self._processes,
+            "list": self._list,
+            "forget": self._forget,
+            "configure": self._configure,
+            "end": self._end,
+        }
+
+    def handle(self, message: dict[str, Any]) -> None:
+        """Do what a message asks for, and answer it."""
+        request = Request(self._link, message.pop("id", 0))
+        op = message.pop("op", None)
+        try:
+            if op not in self._operations:
+                raise Refused("invalid", f"the keeper knows no operation {op!r}")
+            self._operations[op](request, **message)
+        except Refused as refused:
+            request.refuse(refused.code, refused.text)
+        except Exception as error:  # noqa: BLE001 - one bad request must not take all jobs down with the keeper
+            import traceback
+
+            self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
+            request.refuse("internal", f"the keeper failed at {op!r}: {error!r}")
+
+    def outcome(self, pipe: int) -> bool:
+        """Note how a start went, if that is what this readable descriptor is for."""
+        starting = self._pipes.pop(pipe, None)
+        if starting is None:
+            return False
+        self._unwatch(pipe)
+        job = starting.job
+        try:
+            read_outcome(pipe)
+        except SpawnError as error:
+            starting.failure = str(error)  # Answered when its process is gone, which is about to end.
+            return True
+        del self._starts[job.uid]
+        if job.state == "starting":
+            job.state = "running"
+        starting.request.answer(_spawned(job))
+        return True
+
+    def end_all(self) -> None:
+        """Begin to end every tree; `trees.empty` tells when that is done."""
+        self.ending = True
+        for job in list(self._jobs.values()):
+            self.trees.end(job, None)
+        self.trees.reap()
+
+    def clean_up(self) -> None:
+        """With all trees gone: remove the sandboxes, and answer who asked for the end."""
+        for job in self._jobs.values():
+            if job.sandbox is not None:
+                remove_sandbox(job.sandbox, self._link.log)
+            self._journal.drop(job.uid)
+        if self._end_request is not None:
+            self._end_request.answer(None)
+
+    def _hello(self, request: Request, *, keep_for: float) -> None:
+        self.keep_for = keep_for
+        jobs = [_listed(job) for job in self._jobs.values()]
+        request.answer({"protocol": PROTOCOL, "pid": os.getpid(), "jobs": jobs})
+
+    def _configure(self, request: Request, *, keep_for: float) -> None:
+        self.keep_for = keep_for
+        request.answer(None)
+
+    def _hold(
+        self, request: Request, *, job: str, record: dict[str, Any], sandbox: str | None, exit: dict[str, Any] | None
+    ) -> None:
+        """Keep a job that has no process: one not started yet, or one that ended under an earlier keeper."""
+        if job in self._jobs:
+            raise Refused("conflict", f"job '{job}' is already known to the keeper")
+        held = Job(job, record, sandbox)
+        if exit is not None:
+            held.state, held.exit = "ended", exit
+        self._journal.add(job, sandbox)
+        self._jobs[job] = held
+        request.answer(None)
+
+    def _spawn(
+        self,
+        request: Request,
+        *,
+        job: str,
+        record: dict[str, Any],
+        sandbox: str | None,
+        limits: dict[str, Any],
+        env: dict[str, str],
+        **command: Any,
+    ) -> None:
+        """Start a job, new or held; answered once its command runs or could not be run."""
+        held = self._jobs.get(job)
+        if held is not None and held.state != "held":
+            raise Refused("conflict", f"job '{job}' was started already")
+        if self.ending or not command["argv"]:
+            raise Refused("start_failed", "the keeper is ending" if self.ending else "the list of arguments is empty")
+        started = Job(job, record, sandbox)
+        started.limits = Limits(**limits)
+        if held is None or held.sandbox != sandbox:
+            self._journal.add(job, sandbox)
+        env[MARK_VARIABLE] = job
+        try:
+            pid, pipe = start(Command(job=job, env=env, limits=started.limits, **command))
+        except SpawnError as error:
+            if held is None:
+                self._journal.drop(job)
+            raise Refused("start_failed", str(error)) from None
+        self._jobs[job] = started
+        self.trees.add(started, pid)
+        self._starts[job] = self._pipes[pipe] = Start(started, request, held=held is not None, pipe=pipe)
+        self._watch(pipe)
+
+    def _update(self, request: Request, *, job: str, record: dict[str, Any]) -> None:
+        self._job(job).record = record
+        request.answer(None)
+
+    def _signal(self, request: Request, *, job: str, signum: int, tree: bool) -> None:
+        self.trees.signal(self._running(job), signum, tree=tree)
+        request.answer(None)
+
+    def _kill(self, request: Request, *, job: str) -> None:
+        """Kill the tree; answered when nothing of it is left, at once if nothing runs."""
+        doomed = self._job(job)
+        if doomed.state in ("held", "ended"):
+            request.answer(None)
+            return
+        self._kills.setdefault(job, []).append(request)
+        self.trees.end(doomed, None)
+
+    def _usage(self, request: Request, *, job: str) -> None:
+        request.answer(self.trees.usage(self._running(job))._asdict())
+
+    def _processes(self, request: Request, *, job: str) -> None:
+        request.answer([process.pid for process in self.trees.members(self._running(job)) if process.alive])
+
+    def _list(self, request: Request) -> None:
+        request.answer([_listed(job) for job in self._jobs.values()])
+
+    def _forget(self, request: Request, *, job: str) -> None:
+        """Drop a job that has ended or never started; its sandbox is the agent's again."""
+        ended = self._job(job)
+        if ended.state not in ("held", "ended"):
+            raise Refused("conflict", f"job '{job}' is running")
+        self._drop(ended)
+        request.answer(None)
+
+    def _end(self, request: Request) -> None:
+        """End everything, the keeper too; answered last of all."""
+        self._end_request = request
+        self.end_all()
+
+    def _job(self, uid: str) -> Job:
+        job = self._jobs.get(uid)
+        if job is None:
+            raise Refused("unknown_job", f"job '{uid}' is not known to the keeper")
+        return job
+
+    def _running(self, uid: str) -> Job:
+        job = self._job(uid)
+        if job.state not in ("starting", "running"):
+            raise Refused("not_running", f"job '{uid}' is not running")
+        return job
+
+    def _tree_gone(self, job: Job) -> None:
+        starting = self._starts.get(job.uid)
+        if starting is not None and starting.failure is None:
+            self.outcome(starting.pipe)  # Its first process ended before the pipe was looked at.
+        if starting is not None and starting.failure is not None:
+            self._not_started(starting, starting.failure)
+        else:
+            self._link.send({"event": "exited", "exit": job.exit})
+        for request in self._kills.pop(job.uid, ()):
+            request.answer(None)
+
+    def _not_started(self, starting: Start, text: str) -> None:
+        """Back to how it was before: a held job whose start failed may be started again, another is forgotten."""
+        job = starting.job
+        del self._starts[job.uid]
+        self._drop(job)
+        if starting.held:
+            self._jobs[job.uid] = Job(job.uid, job.record, job.sandbox)
+            self._journal.add(job.uid, job.sandbox)
+        starting.request.refuse("start_failed", text)
+
+    def _drop(self, job: Job) -> None:
+        del self._jobs[job.uid]
+        self.trees.forget(job)
+        self._journal.drop(job.uid)
+
+
+def _spawned(job: Job) -> dict[str, Any]:
+    return {"pid": job.pid, "start_time": job.start, "started_at": job.started_at}
+
+
+def _listed(job: Job) -> dict[str, Any]:
+    return {
+        "job": job.uid,
+        "record": job.record,
+        "sandbox": job.sandbox,
+        "spawned": _spawned(job) if job.pid else None,
+        "exit": job.exit,
+    }

@@ -1,0 +1,154 @@
+"""Starting a job's first process: fork, make it a fresh session with its own files and limits, exec; and saying why that failed.
+
+fork and exec by hand, as the keeper is small and single-threaded: subprocess can set neither limits nor directory without a hook
+that runs just the same in the child, and posix_spawn knows neither.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from typing import NamedTuple, NoReturn
+
+from prouter.agent import limits as job_limits
+from prouter.agent.limits import Limits
+
+__all__ = ["Command", "SpawnError", "read_outcome", "start"]
+
+_IGNORED = {
+    signum
+    for signum in signal.valid_signals()
+    if signum not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(signum) is signal.SIG_IGN
+}
+_HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+"""Signals with a handler in the keeper."""
+
+
+class SpawnError(Exception):
+    """The process could not be started; the text says why, for a person."""
+
+
+class Command(NamedTuple):
+    """What to run.
+
+    Attributes:
+        job: uid, which becomes the processes' mark.
+        env: the whole environment; its PATH is searched for the command.
+        cwd: the directory to start in; a command with a slash is relative to it.
+        stdout: file to append to, made with mode 0600; None for the agent's own stdout. Likewise `stderr`.
+    """
+
+    job: str
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    stdout: str | None
+    stderr: str | None
+    limits: Limits
+
+
+def start(command: Command) -> tuple[int, int]:
+    """Fork the process.
+
+    Returns:
+        Its pid, and a pipe to read: closed once the command runs, or the reason why it does not (`read_outcome`).
+
+    Raises:
+        SpawnError: no process could be made.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    # No signal may run the keeper's handlers in the child; those that come meanwhile wait until its mask is cleared.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(command, writing)
+    except OSError as error:
+        os.close(reading)
+        raise SpawnError(f"no process could be made: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(writing)
+    return pid, reading
+
+
+def read_outcome(pipe: int) -> None:
+    """Read what the child says through `start`'s pipe, once it is readable, and close it.
+
+    Raises:
+        SpawnError: the command does not run; its process ends by itself.
+    """
+    said = b""
+    while part := os.read(pipe, 65536):
+        said += part
+    os.close(pipe)
+    if said:
+        raise SpawnError(json.loads(said))
+
+
+def _become(command: Command, pipe: int) -> NoReturn:
+    """In the child: turn into the command, or say why not and end."""
+    try:
+        _prepare(command)
+        _execute(command)
+    except BaseException as error:  # noqa: BLE001 - a forked child must never return into the keeper's loop
+        text = str(error) if isinstance(error, SpawnError) else f"the process could not be set up: {error!r}"
+        os.write(pipe, json.dumps(text).encode("ascii"))
+    finally:
+        os._exit(127)
+
+
+def _prepare(command: Command) -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for signum in _IGNORED | _HANDLED:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        os.chdir(command.cwd)
+    except OSError as error:
+        raise SpawnError(f"its directory {command.cwd!r} cannot be entered: {error.strerror}") from None
+    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
+    for fd, path in ((1, command.stdout), (2, command.stderr)):
+        if path is not None:
+            os.dup2(_open_log(path), fd)
+    try:
+        job_limits.apply(command.limits, command.job)
+    except (OSError, ValueError) as error:
+        raise SpawnError(f"its limits cannot be set: {error}") from None
+
+
+def _open_log(path: str) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise SpawnError(f"its log {path!r} cannot be opened: {error.strerror}") from None
+
+
+def _execute(command: Command) -> NoReturn:
+    name = command.argv[0]
+    try:
+        os.execvpe(name, command.argv, command.env)
+    except OSError as error:
+        raise SpawnError(_explain(name, error)) from None
+    except ValueError as error:
+        raise SpawnError(f"its arguments or environment are not valid: {error}") from None
+
+
+def _explain(name: str, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if "/" not in name:
+            return f"command {name!r} was not found in PATH"
+        if os.path.exists(name):
+            return f"command {name!r} names an interpreter that does not exist"
+        return f"command {name!r} was not found"
+    if error.errno == errno.EACCES:
+        if os.path.isdir(name):
+            return f"command {name!r} is a directory"
+        return f"command {name!r} is not executable"
+    if error.errno == errno.ENOEXEC:
+        return f"command {name!r} is neither a program nor a script that starts with '#!'"
+    return f"command {name!r} cannot be run: {error.strerror}"

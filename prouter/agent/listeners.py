@@ -1,0 +1,94 @@
+"""Which sockets a set of processes listens on: how the agent finds the server of a job that does not report its port.
+
+Works on the network namespace of the calling process, as only those sockets can be connected to. Source: proc(5), proc_net(5).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+__all__ = ["Listener", "listening"]
+
+_TCP_LISTEN = b"0A"
+_UNIX_ACCEPTS = 1 << 16
+_UNIX_STREAM = 1
+
+
+class Listener(NamedTuple):
+    """One listening stream socket.
+
+    Attributes:
+        family: ``ipv4``, ``ipv6`` or ``unix``.
+        host: the address bound, ``0.0.0.0`` and ``::`` for any; for ``unix`` the path as bound (perhaps relative to the
+            process's directory), with ``@`` in front if abstract.
+        port: 0 for ``unix``.
+        pid: a process that holds the socket.
+    """
+
+    family: str
+    host: str
+    port: int
+    pid: int
+
+
+def listening(pids: Iterable[int]) -> list[Listener]:
+    """The sockets these processes listen on, TCP before unix, each once however many processes share it."""
+    owners: dict[int, int] = {}
+    for pid in pids:
+        for inode in _socket_inodes(pid):
+            owners.setdefault(inode, pid)
+    if not owners:
+        return []
+    found = [
+        Listener(family, host, port, owners[inode])
+        for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6))
+        for host, port, inode in _tcp(version)
+        if inode in owners
+    ]
+    found += [Listener("unix", path, 0, owners[inode]) for path, inode in _unix() if inode in owners]
+    return found
+
+
+def _socket_inodes(pid: int) -> Iterator[int]:
+    directory = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
+    for name in names:
+        try:
+            target = os.readlink(f"{directory}/{name}")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if target.startswith("socket:["):
+            yield int(target[8:-1])
+
+
+def _tcp(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
+    path = "/proc/self/net/tcp" if version is socket.AF_INET else "/proc/self/net/tcp6"
+    if not os.path.exists(path):
+        return  # A kernel without IPv6.
+    with open(path, "rb") as table:
+        next(table, None)
+        for line in table:
+            fields = line.split()
+            if fields[3] != _TCP_LISTEN:
+                return  # The kernel lists all listening sockets first, then perhaps very many connections.
+            address, port = fields[1].split(b":")
+            # Each 32-bit word of the address is printed as a number in the machine's byte order.
+            words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+            host = socket.inet_ntop(version, struct.pack(f"={len(words)}I", *words))
+            yield host, int(port, 16), int(fields[9])
+
+
+def _unix() -> Iterator[tuple[str, int]]:
+    with open("/proc/self/net/unix", "rb") as table:
+        next(table, None)
+        for line in table:
+            fields = line.rstrip(b"\n").split(None, 7)
+            if len(fields) == 8 and int(fields[3], 16) & _UNIX_ACCEPTS and int(fields[4], 16) == _UNIX_STREAM:
+                yield os.fsdecode(fields[7]), int(fields[6])

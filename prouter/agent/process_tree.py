@@ -1,0 +1,322 @@
+"""What /proc says of processes: who descends from whom, what they use, where they listen, and how to signal them safely.
+
+Standard library only, no threads, no event loop: used by the keeper (which must start fast) and by the agent.
+
+A pid means nothing without its start time: the kernel hands pids out again. Everything here that acts on a process takes a
+`Process`, which carries both. Sources: proc(5), pidfd_open(2), getrlimit(2).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+__all__ = [
+    "MARK_VARIABLE",
+    "Process",
+    "all_processes",
+    "children",
+    "cpu_seconds",
+    "descend",
+    "end_marked",
+    "environment_mark",
+    "limit_mark",
+    "mark_value",
+    "pss_bytes",
+    "read_process",
+    "rss_bytes",
+    "send",
+    "with_descendants",
+]
+
+MARK_VARIABLE = "PROUTER_JOB_ID"
+"""Environment variable that holds the uid of the job a process was started for."""
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_MARK_BIT = 1 << 61
+_MARK_DIGITS = 15
+_HEX = frozenset("0123456789abcdef")
+
+
+class Process(NamedTuple):
+    """One process at one moment, from /proc/PID/stat.
+
+    Attributes:
+        start: clock ticks after boot; with `pid` it names the process for ever.
+        state: one letter as in proc(5): R, S, D, T, Z…
+        threads: more than 1 with state Z means that only the main thread has ended.
+        ticks: clock ticks of CPU time, user and system, with those of its ended and awaited children.
+    """
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    start: int
+    state: str
+    threads: int
+    ticks: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Pid and start time: the process's name for ever."""
+        return self.pid, self.start
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still run code: not a zombie, and not dead."""
+        return self.state not in "ZX" or self.threads > 1
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, 65536)
+        if len(data) < 4096:
+            return data
+        parts = [data]
+        while data:
+            data = os.read(fd, 65536)
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def read_process(pid: int) -> Process | None:
+    """The process with this pid now, or None if there is none."""
+    try:
+        data = _read(f"/proc/{pid}/stat")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may hold spaces and parentheses itself.
+    fields = data[data.rindex(b")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        start=int(fields[19]),
+        state=fields[0].decode(),
+        threads=int(fields[17]),
+        ticks=sum(map(int, fields[11:15])),
+    )
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def all_processes() -> list[Process]:
+    """Every process this process can see; costs about 10 µs for each."""
+    return [process for process in map(read_process, _pids()) if process is not None]
+
+
+def _has_children_files() -> bool:
+    pid = os.getpid()
+    return os.path.exists(f"/proc/{pid}/task/{pid}/children")
+
+
+def _children_by_file(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # The process, or one of its threads, ended meanwhile: its children are somebody else's now.
+    return found
+
+
+def _children_by_scan(pid: int) -> list[int]:
+    return [process.pid for process in all_processes() if process.parent == pid]
+
+
+children: Callable[[int], list[int]] = _children_by_file if _has_children_files() else _children_by_scan
+"""Pids of a process's children, zombies included; [] if it has none or is gone.
+
+Exact for the calling process, if single-threaded; of others a child may be missed while they fork and reap (proc(5)).
+Kernels without CONFIG_PROC_CHILDREN cost a scan of /proc.
+"""
+
+
+def descend(roots: Iterable[int]) -> list[Process]:
+    """The processes with these pids and all their descendants, parents before their children."""
+    found: list[Process] = []
+    seen: set[int] = set()
+    queue = list(roots)
+    for pid in queue:
+        process = None if pid in seen else read_process(pid)
+        if process is None:
+            continue
+        seen.add(pid)
+        found.append(process)
+        if process.alive:
+            queue += children(pid)
+    return found
+
+
+def with_descendants(chosen: Callable[[Process], bool]) -> list[Process]:
+    """Every process on the machine that is `chosen`, and all descendants of such, by one scan of /proc."""
+    processes = all_processes()
+    offspring: dict[int, list[Process]] = {}
+    for process in processes:
+        offspring.setdefault(process.parent, []).append(process)
+    queue = [process for process in processes if chosen(process)]
+    found = {process.key: process for process in queue}
+    for process in queue:
+        for child in offspring.get(process.pid, ()):
+            if child.key not in found:
+                found[child.key] = child
+                queue.append(child)
+    return list(found.values())
+
+
+def mark_value(job: str) -> int:
+    """The soft RLIMIT_RTTIME, in microseconds, that marks processes of this job: unique to it, too large ever to act.
+
+    Raises:
+        ValueError: the uid is not of at least 15 hex digits.
+    """
+    if len(job) < _MARK_DIGITS or not _HEX.issuperset(job):
+        raise ValueError(f"a job's uid is 32 hex digits, not {job!r}")
+    return _MARK_BIT | int(job[:_MARK_DIGITS], 16)
+
+
+def limit_mark(pid: int) -> int | None:
+    """The value that marks the process with this pid as some job's, or None if it holds no such mark."""
+    try:
+        soft = resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        soft = _limit_from_proc(pid)
+    return soft if soft >= _MARK_BIT and soft < _MARK_BIT << 1 else None
+
+
+def _limit_from_proc(pid: int) -> int:
+    # A set-uid program hides its limits from prlimit(2), not from /proc.
+    try:
+        data = _read(f"/proc/{pid}/limits")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return -1
+    for line in data.splitlines():
+        if line.startswith(b"Max realtime timeout"):
+            soft = line[26:].split()[0]
+            return int(soft) if soft.isdigit() else -1
+    return -1
+
+
+def environment_mark(pid: int) -> str | None:
+    """The job's uid in the environment that the process was started with, or None (also when it is not ours to read)."""
+    try:
+        data = _read(f"/proc/{pid}/environ")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    at = (b"\0" + data).find(b"\0" + MARK_VARIABLE.encode() + b"=")
+    if at < 0:
+        return None
+    return data[at + len(MARK_VARIABLE) + 1 :].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of the process; pages it shares count in full. 0 if it is gone."""
+    try:
+        return int(_read(f"/proc/{pid}/statm").split()[1]) * PAGE_BYTES
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def pss_bytes(pid: int) -> int:
+    """Resident memory of the process, where shared pages count by their share; much dearer to get than `rss_bytes`.
+
+    Falls back to resident memory where the kernel or the permissions do not give it. 0 if it is gone.
+    """
+    try:
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass
+    return rss_bytes(pid)
+
+
+def cpu_seconds(processes: Iterable[Process]) -> float:
+    """CPU time of these processes and of their children that have ended."""
+    return sum(process.ticks for process in processes) / TICKS_PER_SECOND
+
+
+def send(process: Process, signum: int) -> bool:
+    """Send a signal to exactly this process.
+
+    Returns:
+        Whether it was sent; False if the process is gone, its pid is another's by now, or it is not ours to signal.
+    """
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # No pidfds (Linux before 5.3), or no descriptor left: as safe as it gets without.
+        return _send_by_pid(process, signum)
+    try:
+        now = read_process(process.pid)
+        if now is None or now.start != process.start:
+            return False
+        signal.pidfd_send_signal(fd, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _send_by_pid(process: Process, signum: int) -> bool:
+    now = read_process(process.pid)
+    if now is None or now.start != process.start:
+        return False
+    try:
+        os.kill(process.pid, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def end_marked(jobs: Iterable[str], *, patience: float) -> list[Process]:
+    """Kill every process on the machine that carries the mark of one of these jobs, with all its descendants.
+
+    For what a keeper that died left behind; blocks until they are gone, but at most `patience` seconds.
+
+    Returns:
+        Those that are still there.
+    """
+    uids = set(jobs)
+    marks = {mark_value(uid) for uid in uids}
+    mine = os.getpid()
+
+    def chosen(process: Process) -> bool:
+        if process.pid == mine:
+            return False
+        return limit_mark(process.pid) in marks or environment_mark(process.pid) in uids
+
+    deadline = time.monotonic() + patience
+    while True:
+        stopped: set[tuple[int, int]] = set()
+        while True:  # What is stopped cannot fork: once nothing new turns up, these are all.
+            left = [process for process in with_descendants(chosen) if process.alive and process.pid != mine]
+            fresh = [process for process in left if process.key not in stopped]
+            if not fresh or time.monotonic() > deadline:
+                break
+            for process in fresh:
+                send(process, signal.SIGSTOP)
+                stopped.add(process.key)
+        if not left or time.monotonic() > deadline:
+            return left
+        for process in left:
+            send(process, signal.SIGKILL)
+        time.sleep(0.002)
