@@ -41,6 +41,18 @@ class Reason(str, Enum):
     START_FAILED = "start_failed"
 
 
+_TOLD = {
+    Reason.TIMEOUT: "its time was up",
+    Reason.MEMORY: "it used more memory than it may",
+    Reason.CPU: "it used more CPU time than it may",
+    Reason.SANDBOX: "its sandbox grew over its limit",
+    Reason.STOPPED: "it was stopped",
+    Reason.REMOVED: "it was removed",
+    Reason.AGENT_LOST: "its agent was lost",
+    Reason.START_FAILED: "it did not start",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """One job, as its agent announces it.
@@ -85,6 +97,19 @@ class JobRecord:
     def ended(self) -> bool:
         """Whether the job will never run again."""
         return self.state in ENDED
+
+    @property
+    def ending(self) -> str:
+        """How an ended job ended, one sentence for a person; empty for one that has not."""
+        if not self.ended:
+            return ""
+        if self.reason is None:
+            return "the job has ended"
+        if self.reason is Reason.EXITED:
+            return f"the job has ended: exited with code {self.exit_code}"
+        if self.reason is Reason.SIGNALED:
+            return f"the job has ended: killed by {self.signal}"
+        return f"the job has ended: {_TOLD[self.reason]}"
 
     def to_wire(self) -> dict[str, Any]:
         """The record as a msgpack- and JSON-ready map."""
