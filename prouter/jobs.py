@@ -45,6 +45,7 @@ _TOLD = {
     Reason.TIMEOUT: "its time was up",
     Reason.MEMORY: "it used more memory than it may",
     Reason.CPU: "it used more CPU time than it may",
+    Reason.PROCESSES: "it had more processes than it may",
     Reason.SANDBOX: "its sandbox grew over its limit",
     Reason.STOPPED: "it was stopped",
     Reason.REMOVED: "it was removed",
