@@ -10,6 +10,8 @@ import os
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import msgpack
+
 from prouter.errors import ProtocolError, PRouterError, from_wire
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, pack_body, unpack_body
 
@@ -116,19 +118,42 @@ class Responder:
         self._running.add(call_id)
         return Request(call_id, op, args)
 
-    def reply(self, call_id: str, value: dict[str, Any] | None = None, error: PRouterError | None = None) -> Frame:
-        """Answer a call; the frame to send, also kept for repeats."""
-        self._running.discard(call_id)
-        body: dict[str, Any] = {"id": call_id}
+    def reply(
+        self,
+        call_id: str,
+        value: dict[str, Any] | None = None,
+        error: PRouterError | None = None,
+        *,
+        keep: bool = True,
+    ) -> Frame:
+        """Answer a call; the frame to send.
+
+        Args:
+            keep: whether to remember the answer for repeats; calls that only read may as well be carried out again.
+        """
         if error is not None:
-            body["error"] = error.to_wire()
-        else:
-            body["value"] = value or {}
-        frame = Frame(REPLY, payload=pack_body(body))
-        self._replies[call_id] = frame
-        if len(self._replies) > self._remember:
-            self._replies.popitem(last=False)
+            return self._answered(call_id, pack_body({"id": call_id, "error": error.to_wire()}), keep)
+        return self._answered(call_id, pack_body({"id": call_id, "value": value or {}}), keep)
+
+    def reply_packed(self, call_id: str, value: bytes) -> Frame:
+        """Answer a call that only reads with a value that is packed already (`pack_body`)."""
+        return self._answered(
+            call_id, b"\x82" + _packed("id") + _packed(call_id) + _packed("value") + value, keep=False
+        )
+
+    def _answered(self, call_id: str, payload: bytes, keep: bool) -> Frame:
+        self._running.discard(call_id)
+        frame = Frame(REPLY, payload=payload)
+        if keep:
+            self._replies[call_id] = frame
+            if len(self._replies) > self._remember:
+                self._replies.popitem(last=False)
         return frame
+
+
+def _packed(text: str) -> bytes:
+    packed: bytes = msgpack.packb(text)
+    return packed
 
 
 def event_frame(name: str, body: dict[str, Any]) -> Frame:

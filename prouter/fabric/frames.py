@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Protocol version, told in HELLO; a peer with another one is refused."""
+"""Protocol version, told in HELLO as ``protocol``; a peer with another one is refused."""
 
 # Session frames.
 HELLO = 1

@@ -117,7 +117,7 @@ class Session:
         self._heard = now
         kind = frame.type
         if kind == PING:
-            return [Frame(PONG, offset=frame.offset)], None
+            return [Frame(PONG, offset=frame.offset)] if self.state is SessionState.READY else [], None
         if kind == PONG:
             sent = self._pings.pop(frame.offset, None)
             if sent is not None:
@@ -138,7 +138,7 @@ class Session:
         return [], None
 
     def tick(self, now: float) -> tuple[list[Frame], SessionEvent | None]:
-        """To be called several times per heartbeat interval."""
+        """To be called several times per heartbeat interval, or at `deadline`."""
         if self.state in (SessionState.LOST, SessionState.REFUSED):
             return [], None
         silence = now - self._heard
@@ -148,13 +148,24 @@ class Session:
         if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
             self._spoke_hello = now
             return [self._hello_frame()], None
-        if self.state is SessionState.READY and now - self._asked >= self.heartbeat:
-            self._asked = now
+        if self.state is SessionState.READY and silence >= self.heartbeat and now - self._asked >= self.heartbeat:
             return [self.ping(now)], None
         return [], None
 
+    def deadline(self) -> float:
+        """When `tick` has something to do next, provided that nothing is heard until then; infinity when never."""
+        if self.state in (SessionState.LOST, SessionState.REFUSED):
+            return float("inf")
+        lost = self._heard + self.heartbeat * LOST_AFTER
+        if self.state is SessionState.HELLO_SENT:
+            return min(lost, self._spoke_hello + self.heartbeat)
+        if self.state is SessionState.READY:
+            return min(lost, max(self._heard, self._asked) + self.heartbeat)
+        return lost
+
     def ping(self, now: float) -> Frame:
         """Ask for a sign of life now; its answer also updates `latency`."""
+        self._asked = now
         self._ping_count += 1
         if len(self._pings) > LOST_AFTER * 2:
             self._pings.clear()
@@ -162,4 +173,4 @@ class Session:
         return Frame(PING, offset=self._ping_count)
 
     def _hello_frame(self) -> Frame:
-        return Frame(HELLO, payload=pack_body({**(self._hello or {}), "version": VERSION}))
+        return Frame(HELLO, payload=pack_body({**(self._hello or {}), "protocol": VERSION}))
