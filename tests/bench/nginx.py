@@ -1,0 +1,132 @@
+"""nginx as users deploy it: the configuration of deploy/nginx, started in a directory of its own.
+
+Used by the benchmarks and by tests/integration/test_nginx.py, so that what is measured and tested is what is shipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+__all__ = ["DEPLOY", "Nginx", "NginxFailed", "render"]
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
+
+MAIN = """\
+daemon off;
+pid {prefix}/nginx.pid;
+error_log stderr warn;
+worker_processes {workers};
+worker_rlimit_nofile 20000;
+{user}
+events {{ worker_connections 16384; }}
+http {{
+    client_body_temp_path {prefix}/body;
+    proxy_temp_path {prefix}/proxy;
+    fastcgi_temp_path {prefix}/fastcgi;
+    uwsgi_temp_path {prefix}/uwsgi;
+    scgi_temp_path {prefix}/scgi;
+    include conf.d/*.conf;
+}}
+"""
+
+
+class NginxFailed(Exception):
+    """nginx did not come up; the text holds what it said."""
+
+
+def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto") -> Path:
+    """Lay out the shipped configuration under `prefix` as on a server, with this upstream and listening address.
+
+    Args:
+        prefix: stands for /etc/nginx; temporary files go there too.
+        upstream: what follows ``server`` in the upstream block: ``HOST:PORT`` or ``unix:PATH``.
+        listen: what follows ``listen``: ``HOST:PORT``.
+
+    Returns:
+        the main configuration file.
+
+    Raises:
+        ValueError: a line that users are told to change is not there.
+    """
+    text = (DEPLOY / "prouter.conf").read_text()
+    for shipped, mine in (("server 127.0.0.1:8888;", f"server {upstream};"), ("listen 80", f"listen {listen}")):
+        if shipped not in text:
+            raise ValueError(f"prouter.conf has no line {shipped!r}")
+        text = text.replace(shipped, mine)
+    (prefix / "conf.d").mkdir(parents=True)
+    (prefix / "conf.d" / "prouter.conf").write_text(text)
+    shutil.copytree(DEPLOY / "snippets", prefix / "snippets")
+    server = prefix / "snippets" / "prouter-server.conf"
+    log = "/var/log/nginx/prouter.log"
+    if log not in server.read_text():
+        raise ValueError(f"prouter-server.conf does not log to {log}")
+    server.write_text(server.read_text().replace(log, f"{prefix}/access.log"))
+    user = "user root;" if os.geteuid() == 0 else ""
+    main = prefix / "nginx.conf"
+    main.write_text(MAIN.format(prefix=prefix, workers=workers, user=user))
+    return main
+
+
+class Nginx:
+    """A running nginx in front of `upstream`; a context manager.
+
+    Args:
+        prefix: an empty or missing directory for its files.
+        upstream: see `render`.
+        port: of the loopback address to listen on.
+        environ: its environment.
+
+    Raises:
+        NginxFailed: it refused the configuration or did not listen within 10 s.
+    """
+
+    def __init__(self, prefix: Path, upstream: str, port: int, *, environ: dict[str, str] | None = None) -> None:
+        self.port = port
+        self.main = render(prefix, upstream, f"127.0.0.1:{port}")
+        self.stderr = prefix / "stderr"
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                ["nginx", "-e", "stderr", "-p", str(prefix), "-c", str(self.main)],
+                stdout=stderr,
+                stderr=stderr,
+                env=environ,
+                start_new_session=True,
+            )
+        try:
+            self._wait_listening()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_listening(self) -> None:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.02)
+        raise NginxFailed(self.stderr.read_text())
+
+    def close(self) -> None:
+        """End it, and its workers."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def __enter__(self) -> Nginx:
+        """The running server."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End it."""
+        self.close()
