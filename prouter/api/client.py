@@ -76,6 +76,8 @@ class RouterClient:
         self.uid = uuid.uuid4().hex
         self.router: dict[str, Any] = {}
         self.draining = False
+        self.on_bridge_end: Callable[[str], None] = lambda uid: None
+        self.list_bridges: Callable[[], list[dict[str, Any]]] = list
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
         self._subscribers: set[Subscriber] = set()
@@ -163,6 +165,10 @@ class RouterClient:
             raise AgentUnavailable(f"the agent of connection '{connection}' is away", retry_after=1)
         return self._peer.mux(connection.encode("ascii")).open(target, self.config.fabric.window)
 
+    def bridges_changed(self) -> None:
+        """Tell the broker which WebSocket bridges this worker has now."""
+        self._peer.notify("bridges", {"bridges": self.list_bridges()})
+
     def stats(self) -> dict[str, int]:
         """Figures for metrics."""
         return {
@@ -186,6 +192,7 @@ class RouterClient:
         for route in stale.values():
             if route.waiters:
                 gevent.spawn(self._refresh, route)
+        self.bridges_changed()
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
     def on_lost(self, peer: Peer, reason: str) -> None:
@@ -219,6 +226,8 @@ class RouterClient:
             self._job_changed(JobRecord.from_wire(body["record"]))
         elif name == "draining":
             self.draining = True
+        elif name == "bridge.end":
+            self.on_bridge_end(str(body["uid"]))
         if name in ("job", "job.removed", "agent"):
             for subscriber in list(self._subscribers):
                 subscriber(name, body)

@@ -1,0 +1,105 @@
+"""Parsing heads: what passes is exactly what was sent, what is ambiguous is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prouter.api.proxy.heads import BodyKind, parse_request, parse_response
+from prouter.errors import InvalidRequest, JobUnreachable, PRouterError
+
+VALUE = st.binary(max_size=40).map(lambda value: bytes(b for b in value if b > 0x20 and b != 0x7F))
+TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCDEF-_.!~0123456789", min_size=1, max_size=20).map(str.encode)
+
+
+def test_a_request_keeps_target_names_order_and_repetitions() -> None:
+    head = parse_request(
+        b"GET /a//b/../%2e%zz?q=1&q=2&&x HTTP/1.1\r\nHost: h:1\r\nX_Under: \xe4\xff\r\nA: 1\r\na: 2\r\nEmpty:\r\n\r\n"
+    )
+    assert head.method == b"GET"
+    assert head.target == b"/a//b/../%2e%zz?q=1&q=2&&x"
+    assert head.headers == [(b"Host", b"h:1"), (b"X_Under", b"\xe4\xff"), (b"A", b"1"), (b"a", b"2"), (b"Empty", b"")]
+    assert head.keep_alive
+
+
+@given(st.lists(st.tuples(TOKEN.map(lambda name: b"X-" + name), VALUE), max_size=20))
+def test_any_valid_header_arrives_as_sent(headers: list[tuple[bytes, bytes]]) -> None:
+    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+    assert parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n").headers[1:] == headers
+    assert parse_response(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n").headers == headers
+
+
+@pytest.mark.parametrize("method", [b"GET", b"PROPFIND", b"REPORT", b"BREW", b"x-custom!"])
+def test_every_method_is_understood(method: bytes) -> None:
+    assert parse_request(method + b" / HTTP/1.1\r\nHost: h\r\n\r\n").method == method
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "length"),
+    [
+        (b"", BodyKind.NONE, 0),
+        (b"Content-Length: 0\r\n", BodyKind.LENGTH, 0),
+        (b"Content-Length: 12\r\n", BodyKind.LENGTH, 12),
+        (b"Transfer-Encoding: Chunked\r\n", BodyKind.CHUNKED, 0),
+    ],
+)
+def test_the_framing_of_a_request_is_known(lines: bytes, kind: int, length: int) -> None:
+    head = parse_request(b"POST / HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")
+    assert (head.body, head.length) == (kind, length)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1, 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n",
+        b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nA: b\rX: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nA: \x00\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: h\n\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: h\r\n\r\n",
+        b"GET /\x01 HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET  / HTTP/1.1 x\r\nHost: h\r\n\r\n",
+        b"G(T / HTTP/1.1\r\nHost: h\r\n\r\n",
+    ],
+)
+def test_ambiguous_or_malformed_requests_are_refused(head: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="Invalid request"):
+        parse_request(head)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+    ],
+)
+def test_malformed_answers_are_refused(head: bytes) -> None:
+    with pytest.raises(JobUnreachable) as caught:
+        parse_response(head)
+    assert caught.value.code == "bad_response"
+
+
+@given(st.binary(max_size=300))
+def test_no_input_raises_anything_but_our_errors(data: bytes) -> None:
+    for parse in (parse_request, parse_response):
+        try:
+            parse(data + b"\r\n\r\n")
+        except PRouterError as error:
+            assert error.status in (400, 502)

@@ -1,0 +1,132 @@
+"""What changes in a head on its way, and what does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from prouter.api.proxy.heads import parse_request, parse_response
+from prouter.api.proxy.rewrite import Origin, request_to_job, response_to_client
+
+PREFIX = b"/jobs/c/j/http"
+DIRECT = Origin("203.0.113.9", 8080, trusted=False)
+NGINX = Origin("127.0.0.1", 8080, trusted=True)
+
+
+def to_job(lines: bytes, origin: Origin = DIRECT, prefix: bytes = PREFIX) -> list[bytes]:
+    head = parse_request(b"GET /x HTTP/1.1\r\nHost: h:1\r\n" + lines + b"\r\n")
+    return request_to_job(head, b"/x", prefix, origin).split(b"\r\n")
+
+
+def to_client(lines: bytes, **changes: object) -> list[bytes]:
+    settings: dict[str, object] = {
+        "chunked": False,
+        "keep_alive": True,
+        "client_version": "1.1",
+        "prefix": PREFIX,
+        "public_origin": b"http://h:1",
+        "job_origins": (b"http://127.0.0.1:5000",),
+        **changes,
+    }
+    head = parse_response(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
+    return response_to_client(head, **settings).split(b"\r\n")  # type: ignore[arg-type]
+
+
+def test_hop_by_hop_fields_and_those_named_in_connection_are_dropped() -> None:
+    lines = to_job(
+        b"Connection: keep-alive, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nProxy-Authorization: s\r\n"
+        b"Authorization: Bearer job\r\nUpgrade: h2c\r\nKept_: 1\r\n"
+    )
+    assert b"Authorization: Bearer job" in lines
+    assert b"Kept_: 1" in lines
+    text = b"\r\n".join(lines).lower()
+    for gone in (b"\r\nx-mine", b"keep-alive", b"\r\nte:", b"proxy-authorization", b"upgrade"):
+        assert gone not in text
+
+
+def test_an_upgrade_passes_with_its_protocol() -> None:
+    lines = to_job(b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a, b\r\n")
+    assert b"Connection: Upgrade" in lines
+    assert b"Upgrade: websocket" in lines
+    assert b"Sec-WebSocket-Protocol: a, b" in lines
+
+
+def test_forwarded_headers_of_strangers_are_replaced() -> None:
+    lines = to_job(
+        b"X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 9\r\n"
+    )
+    assert b"X-Forwarded-For: 203.0.113.9" in lines
+    assert b"X-Forwarded-Proto: http" in lines
+    assert b"X-Forwarded-Host: h:1" in lines
+    assert b"X-Forwarded-Port: 8080" in lines
+    assert b"X-Forwarded-Prefix: " + PREFIX in lines
+    assert b'Forwarded: for=203.0.113.9;host="h:1";proto=http' in lines
+    assert not any(line.startswith(b"X-Real-IP") or b"1.2.3.4" in line for line in lines)
+
+
+def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
+    lines = to_job(
+        b"X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: pub\r\nX-Forwarded-Prefix: /p/\r\n",
+        origin=NGINX,
+    )
+    assert b"X-Forwarded-For: 1.2.3.4, 127.0.0.1" in lines
+    assert b"X-Forwarded-Proto: https" in lines
+    assert b"X-Forwarded-Host: pub" in lines
+    assert b"X-Forwarded-Port: 443" in lines
+    assert b"X-Forwarded-Prefix: /p" + PREFIX in lines
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"/login", PREFIX + b"/login"),
+        (b"/", PREFIX + b"/"),
+        (b"login?next=/", b"login?next=/"),
+        (b"../up", b"../up"),
+        (b"?page=2", b"?page=2"),
+        (PREFIX + b"/there", PREFIX + b"/there"),
+        (PREFIX, PREFIX),
+        (PREFIX + b"x", PREFIX + PREFIX + b"x"),
+        (b"//other/x", b"//other/x"),
+        (b"https://elsewhere.example/x", b"https://elsewhere.example/x"),
+        (b"http://h:1/x", b"http://h:1" + PREFIX + b"/x"),
+        (b"http://h:1", b"http://h:1" + PREFIX + b"/"),
+        (b"http://h:1" + PREFIX + b"/x", b"http://h:1" + PREFIX + b"/x"),
+        (b"http://h:11/x", b"http://h:11/x"),
+        (b"http://127.0.0.1:5000/x?y", PREFIX + b"/x?y"),
+    ],
+)
+def test_location_goes_under_the_prefix_only_where_it_is_ours(value: bytes, expected: bytes) -> None:
+    assert b"Location: " + expected in to_client(b"Location: " + value + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"a=1", b"a=1"),
+        (b"a=1; Path=/", b"a=1; Path=" + PREFIX + b"/"),
+        (b"a=1; path=/x; HttpOnly", b"a=1; path=" + PREFIX + b"/x; HttpOnly"),
+        (b"a=1; Path=" + PREFIX + b"/x", b"a=1; Path=" + PREFIX + b"/x"),
+        (b"a=1; Domain=localhost; Secure", b"a=1; Secure"),
+        (b"a=/; Path", b"a=/; Path"),
+    ],
+)
+def test_cookies_go_under_the_prefix(value: bytes, expected: bytes) -> None:
+    assert b"Set-Cookie: " + expected in to_client(b"Set-Cookie: " + value + b"\r\n")
+
+
+def test_without_a_prefix_nothing_is_rewritten() -> None:
+    lines = to_client(b"Location: /x\r\nSet-Cookie: a=1; Path=/; Domain=d\r\n", prefix=b"")
+    assert b"Location: /x" in lines
+    assert b"Set-Cookie: a=1; Path=/; Domain=d" in lines
+
+
+def test_an_answer_has_exactly_one_framing_header() -> None:
+    assert to_client(b"Content-Length: 5\r\n").count(b"Content-Length: 5") == 1
+    chunked = to_client(b"Transfer-Encoding: chunked\r\nTrailer: X\r\n", chunked=True)
+    assert chunked.count(b"Transfer-Encoding: chunked") == 1
+    assert not any(line.startswith((b"Trailer", b"Content-Length")) for line in chunked)
+
+
+def test_caching_and_encoding_fields_and_repetitions_pass_untouched() -> None:
+    lines = b'ETag: "x"\r\nCache-Control: no-cache\r\nContent-Encoding: br\r\nVary: a\r\nVary: b\r\nAccept-Ranges: bytes\r\n'
+    assert to_client(lines)[1:7] == lines.split(b"\r\n")[:6]
