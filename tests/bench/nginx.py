@@ -75,7 +75,7 @@ def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto") -
 
 
 class Nginx:
-    """A running nginx in front of `upstream`; a context manager.
+    """A running nginx in front of `upstream`; `close` ends it.
 
     Args:
         prefix: an empty or missing directory for its files.
@@ -122,11 +122,3 @@ class Nginx:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
-
-    def __enter__(self) -> Nginx:
-        """The running server."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """End it."""
-        self.close()

@@ -1,0 +1,140 @@
+"""Processes under measurement: finding them, their CPU time and memory, and ending them.
+
+Every process a stack starts carries the stack's mark in its environment, or the stack's directory in its command line.
+Times are CPU seconds (user and system, all threads, ended ones included), sizes bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MARK", "Process", "Usage", "busy_seconds", "end", "find", "peak_reset", "usage"]
+
+MARK = "PROUTER_BENCH_STACK"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, known by pid and start time, with the part it plays (``broker``, ``worker 1``, ``job`` …)."""
+
+    pid: int
+    started: int
+    role: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process has used so far, and its peak of resident memory since `peak_reset`."""
+
+    cpu: float
+    resident: int
+    peak: int
+    descriptors: int
+
+
+def stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the third on (state, ppid, …), or None for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def read(pid: int, name: str) -> bytes:
+    """A file of /proc/PID; empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def find(mark: str, directory: Path) -> list[Process]:
+    """All live processes of the stack with this mark and directory, roles numbered where several share one."""
+    needle, place = f"{MARK}={mark}".encode(), os.fsencode(directory)
+    found: list[tuple[int, int, str]] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        pid = int(entry)
+        fields = stat(pid)
+        if fields is None or fields[0] in "ZX" or pid == os.getpid():
+            continue
+        command = read(pid, "cmdline")
+        if needle in read(pid, "environ").split(b"\0") or place in command:
+            found.append((pid, int(fields[19]), role(command, int(fields[1]))))
+    return _number(sorted(found, key=lambda one: (one[1], one[0])))
+
+
+def _number(found: list[tuple[int, int, str]]) -> list[Process]:
+    roles = [name for _, _, name in found]
+    processes = []
+    for index, (pid, started, name) in enumerate(found):
+        nth = f" {roles[: index + 1].count(name)}" if roles.count(name) > 1 else ""
+        processes.append(Process(pid, started, name + nth))
+    return processes
+
+
+def role(command: bytes, parent: int) -> str:
+    """The part a process plays, by its command line and its parent's."""
+    words = command.replace(b"\0", b" ").decode(errors="replace")
+    if "nginx" in words:
+        return "nginx worker" if "worker process" in words else "nginx master"
+    if "configurable-http-proxy" in words:
+        return "node"
+    if "gunicorn" in words:
+        return "worker" if b"gunicorn" in read(parent, "cmdline") else "gunicorn"
+    if "tests/jobs/" in words:
+        return "job"
+    if "keeper" in words:
+        return "keeper"
+    for name in ("broker", "agent", "up"):
+        if f"prouter {name}" in words:
+            return "supervisor" if name == "up" else name
+    return "job"
+
+
+def usage(process: Process) -> Usage | None:
+    """What it used; None once it is gone."""
+    fields = stat(process.pid)
+    if fields is None or int(fields[19]) != process.started:
+        return None
+    status = dict(line.split(":", 1) for line in read(process.pid, "status").decode().splitlines() if ":" in line)
+    try:
+        descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
+    except OSError:
+        return None
+    return Usage(
+        cpu=(int(fields[11]) + int(fields[12])) / TICK,
+        resident=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
+        peak=int(status.get("VmHWM", "0 kB").split()[0]) * 1024,
+        descriptors=descriptors,
+    )
+
+
+def peak_reset(process: Process) -> None:
+    """Let the peak start again from what is resident now (proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def busy_seconds() -> float:
+    """CPU seconds all processors of this machine have been busy since it started."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICK
+
+
+def end(mark: str, directory: Path, grace: float) -> None:
+    """End whatever is left of a stack: TERM, and KILL after `grace` seconds."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience
+        for process in find(mark, directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        while find(mark, directory) and time.monotonic() < deadline:
+            time.sleep(0.05)
