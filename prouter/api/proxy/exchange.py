@@ -406,12 +406,7 @@ class ProxyExchange:
         assert route is not None
         record = route.record
         if record.ended:
-            how = record.reason.value if record.reason is not None else "ended"
-            if record.exit_code is not None:
-                how += f", exit code {record.exit_code}"
-            if record.signal is not None:
-                how += f", {record.signal}"
-            detail += f"; the job has ended ({how})"
+            detail = f"{detail}; {record.ending}"
         if self.client.alive and not self._done:
             self.fail(JobUnreachable(detail, job=record.uid, state=record.state.value))
 
@@ -469,5 +464,4 @@ class ProxyExchange:
 def ended_error(route: JobRoute) -> JobEnded:
     """Why a job that has ended gives no answers."""
     record = route.record
-    how = f" ({record.reason.value})" if record.reason is not None else ""
-    return JobEnded(f"job '{record.uid}' has ended{how}", job=record.uid, state=record.state.value)
+    return JobEnded(f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)
