@@ -1,7 +1,7 @@
-"""Request bodies of the HTTP API, as typed models: validated by the API and by the agent, and the source of the OpenAPI schemas.
+"""Request bodies of the HTTP API as typed models: the API and the agent validate with them, OpenAPI is made from them.
 
-The models are strict, as the original's schemas are: no key beyond those listed, no number where a text is asked for. A model's
-`model_dump()` is the plain map that crosses the fabric; the agent validates it again on arrival.
+The models are strict, as the original's schemas are: no key beyond those listed, no number where a text is asked for. A
+model's `model_dump()` is the plain map that crosses the fabric; the agent validates it again on arrival.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Expose(_Body):
 
     port: Literal["notify", "assign", "detect", "unix"] | None = Field(
         default=None,
-        description="How the port becomes known: 'notify' (default): the job reports it; 'assign': the agent picks a free one; "
-        "'detect': the agent watches where the job's processes listen; 'unix': a unix socket instead of a port.",
+        description="How the port becomes known: 'notify' (default): the job reports it; 'assign': the agent picks a "
+        "free one; 'detect': the agent watches where the job's processes listen; 'unix': a unix socket, no port.",
     )
     path: Literal["strip", "keep", "auto"] | None = Field(
         default=None,
@@ -151,8 +151,8 @@ class Expose(_Body):
     )
     ready: Readiness | None = Field(
         default=None,
-        description="When the job counts as started: 'tcp': it accepts a connection (default, but with 'notify' its report is "
-        "enough); 'http': any HTTP answer; '/path': 2xx, 3xx, 401 or 403 for this path below the job's root.",
+        description="When the job counts as started: 'tcp': it accepts a connection (default, but with 'notify' its "
+        "report is enough); 'http': any HTTP answer; '/path': 2xx, 3xx, 401 or 403 for this path below the job's root.",
     )
     timeout: Seconds | None = Field(
         default=None, gt=0, description=f"Seconds the start may take; {START_TIMEOUT:.0f} by default."

@@ -1,0 +1,283 @@
+"""How a job's HTTP server is found and waited for: the ``expose`` option of a start (docs/jobs.md).
+
+`resolve` turns the option into a `Plan` in which nothing is left open; an `Exposure` carries the plan out for one
+start: it chooses the address where that is the agent's to choose, takes the ports the job reports, and blocks until the
+server is ready.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gevent.event import Event
+
+from prouter.agent import probe
+from prouter.agent.environment import fill, fill_all
+from prouter.agent.listeners import Listener
+from prouter.agent.ports import Port
+from prouter.agent.presets import PRESETS, Preset
+from prouter.agent.probe import Address
+from prouter.errors import InvalidRequest
+from prouter.requests import START_TIMEOUT, StartRequest
+
+__all__ = ["Exposed", "Exposure", "NotReady", "Plan", "resolve"]
+
+_FIRST_DELAY = 0.005
+_LONGEST_DELAY = 0.2
+_GROWTH = 1.5
+_LOOK_DELAY = 0.02
+"""Seconds between looks at the process tree; a look costs more than a probe."""
+_PROBE_TIMEOUT = 10.0
+"""Seconds one connection or answer may take before it is tried anew."""
+_READY_STATUSES = frozenset({*range(200, 400), 401, 403})
+
+
+class NotReady(Exception):
+    """The server did not come up; the text says why, in words that follow the job's name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A start's ``expose`` with all defaults filled in.
+
+    Attributes:
+        port: ``none`` (no server), ``notify``, ``assign``, ``detect`` or ``unix``.
+        path: ``strip``, ``keep`` or ``auto``.
+        ready: ``tcp``, ``http``, a path, or None when a reported port is enough.
+        timeout: seconds.
+        expected: how many ports the job has to report.
+        templates: whether tokens are filled in; a start without ``expose`` is left as the original leaves it.
+    """
+
+    port: str
+    path: str = "strip"
+    ready: str | None = None
+    timeout: float = START_TIMEOUT
+    expected: int = 0
+    preset: Preset | None = None
+    templates: bool = False
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the start has to wait for a server."""
+        return self.port != "none"
+
+
+def resolve(request: StartRequest) -> Plan:
+    """The plan of a start: what the request says, else what its preset says, else the defaults."""
+    option = request.expose
+    expected = request.port_expected_count
+    if option is None:
+        return Plan(port="notify" if expected else "none", expected=expected)
+    preset = PRESETS[option.preset] if option.preset else None
+    port = option.port or (preset.port if preset else "notify")
+    ready = option.ready or (preset.ready if preset else None if port == "notify" else "tcp")
+    if port == "notify" and not expected:
+        port = "none"
+    return Plan(
+        port=port,
+        path=option.path or (preset.path if preset else "strip"),
+        ready=ready,
+        timeout=option.timeout or (preset.timeout if preset else START_TIMEOUT),
+        expected=expected if port == "notify" else 0,
+        preset=preset,
+        templates=True,
+    )
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """Where a job's server was found, every port known, and whether it sees paths with its prefix."""
+
+    address: Address
+    ports: list[int]
+    path_mode: str
+
+
+class Exposure:
+    """One start's plan, carried out.
+
+    Args:
+        base_url: the job's public prefix, with a slash at its end.
+        sandbox: its directory.
+        port: the port reserved for it, with ``assign``.
+        socket: the unix socket's path, with ``unix``.
+    """
+
+    def __init__(
+        self, plan: Plan, *, base_url: str, sandbox: Path, port: Port | None = None, socket: Path | None = None
+    ) -> None:
+        self.plan = plan
+        self.base_url = base_url
+        self.port = port
+        self.socket = socket
+        self.reported: list[int] = []
+        self._died = Event()
+        self._woken = Event()
+        self.tokens = {"{base_url}": base_url, "{sandbox}": str(sandbox)}
+        if port is not None:
+            self.tokens["{port}"] = str(port.number)
+        if socket is not None:
+            self.tokens["{socket}"] = str(socket)
+
+    def release(self) -> None:
+        """Give back the port and remove the socket; more than once is fine."""
+        if self.port is not None:
+            self.port.release()
+        if self.socket is not None:
+            self.socket.unlink(missing_ok=True)
+
+    def arguments(self, args: Sequence[str]) -> list[str]:
+        """The job's arguments: tokens filled in, options of the preset added that are not there yet."""
+        if not self.plan.templates:
+            return list(args)
+        result = list(args)
+        if self.plan.preset is not None:
+            for option, value in self.plan.preset.options(self.plan.port, self.plan.path):
+                if not any(word == option or word.startswith(f"{option}=") for word in args):
+                    result += [option, value]
+        return fill_all(result, self.tokens)
+
+    def variables(self, config: Path) -> dict[str, str]:
+        """What the job's environment gets besides its place: PORT, HOST and the preset's; `config` is for the preset's
+        files.
+        """
+        if not self.plan.templates:
+            return {}
+        result = {}
+        if self.plan.port in ("assign", "detect"):
+            result["HOST"] = "127.0.0.1"
+        if self.port is not None:
+            result["PORT"] = str(self.port.number)
+        if self.plan.preset is not None:
+            given = self.plan.preset.variables(self.plan.port, self.plan.path)
+            result |= {name: fill(value, self.tokens) for name, value in given.items()}
+            if self.plan.preset.config is not None:
+                result |= self.plan.preset.config(config, self.tokens)
+        return result
+
+    def report(self, port: int) -> None:
+        """Take a port from the job.
+
+        Raises:
+            InvalidRequest: it is not waited for, or known already.
+        """
+        if port in self.reported:
+            raise InvalidRequest(f"port {port} was reported already")
+        if len(self.reported) >= self.plan.expected or self._died.is_set():
+            raise InvalidRequest("the job is not waiting for a port")
+        self.reported.append(port)
+        if len(self.reported) >= self.plan.expected:
+            self._woken.set()
+
+    def died(self) -> None:
+        """The job's first process has ended: a wait under way ends at once."""
+        self._died.set()
+        self._woken.set()
+
+    def wait(self, look: Callable[[], list[Listener]], timeout: float) -> Exposed:
+        """Block the greenlet until the server is ready.
+
+        Args:
+            look: the sockets the job's processes listen on now.
+            timeout: seconds.
+
+        Raises:
+            NotReady: it died, or the time is up.
+        """
+        deadline = time.monotonic() + timeout
+        if self.plan.port == "notify":
+            self._await_reports(timeout)
+        if self.plan.port == "notify" and self.plan.ready is None:
+            address = Address(port=self.reported[0])
+        else:
+            address = self._await_answer(look, deadline, timeout)
+        if self.plan.port == "detect":
+            ports = sorted({address.port, *(found.port for found in look() if found.family != "unix")})
+        else:
+            ports = [self.port.number] if self.port is not None else list(self.reported)
+        return Exposed(address, ports, self._path_mode(address))
+
+    def _await_reports(self, timeout: float) -> None:
+        self._woken.wait(timeout)
+        if len(self.reported) >= self.plan.expected:
+            return
+        some = f"{len(self.reported)} of {self.plan.expected} expected ports reported"
+        if self._died.is_set():
+            raise NotReady(f"{some} before its process ended")
+        raise NotReady(f"{some} within {timeout:g} s")
+
+    def _await_answer(self, look: Callable[[], list[Listener]], deadline: float, timeout: float) -> Address:
+        """Try every candidate again and again, often at first, until one is ready."""
+        delay = _LOOK_DELAY if self.plan.port == "detect" else _FIRST_DELAY
+        tried: list[Address] = []
+        while True:
+            candidates = self._candidates(look)
+            tried = candidates or tried
+            for address in candidates:
+                remaining = deadline - time.monotonic()
+                if remaining > 0 and not self._died.is_set() and self._ready(address, min(remaining, _PROBE_TIMEOUT)):
+                    return address
+            remaining = deadline - time.monotonic()
+            if remaining > 0 and not self._died.is_set():
+                self._died.wait(min(delay, remaining))
+                delay = min(delay * _GROWTH, _LONGEST_DELAY)
+            if self._died.is_set():
+                raise NotReady(f"its process ended before {self._expectation(tried)}")
+            if time.monotonic() >= deadline:
+                raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}")
+
+    def _candidates(self, look: Callable[[], list[Listener]]) -> list[Address]:
+        if self.socket is not None:
+            return [Address(path=str(self.socket))]
+        if self.plan.port != "detect":
+            number = self.port.number if self.port is not None else self.reported[0]
+            return _loopback(number)
+        return [address for found in sorted(look(), key=lambda found: found.port) for address in _listened(found)]
+
+    def _ready(self, address: Address, timeout: float) -> bool:
+        ready = self.plan.ready or "tcp"
+        if ready == "tcp":
+            return probe.connects(address, timeout)
+        status = probe.http_status(address, self._below_root("/", self.plan.path), timeout)
+        if ready == "http" or status is None:
+            return status is not None
+        path = self._below_root(ready, self._path_mode(address))
+        return probe.http_status(address, path, timeout) in _READY_STATUSES
+
+    def _below_root(self, path: str, path_mode: str) -> str:
+        """The path as the server sees it; while that is not known, any answer is as good."""
+        return self.base_url + path[1:] if path_mode == "keep" else path
+
+    def _path_mode(self, address: Address) -> str:
+        """``keep`` or ``strip``; with ``auto`` a server that answers 404 below the prefix, or not at all, does not
+        know it.
+        """
+        if self.plan.path != "auto":
+            return self.plan.path
+        status = probe.http_status(address, self.base_url, _PROBE_TIMEOUT)
+        return "strip" if status in (None, 404) else "keep"
+
+    def _expectation(self, tried: list[Address]) -> str:
+        what = {None: "a connection", "tcp": "a connection", "http": "an HTTP answer"}.get(
+            self.plan.ready, f"a good answer to GET {self.plan.ready}"
+        )
+        return f"{what} on {tried[0]}" if tried else "a port its processes listen on"
+
+
+def _loopback(port: int) -> list[Address]:
+    return [Address("127.0.0.1", port), Address("::1", port)]
+
+
+def _listened(found: Listener) -> list[Address]:
+    """Where a listening TCP socket can be reached from this machine."""
+    if found.family == "unix":
+        return []
+    if found.host == "0.0.0.0":
+        return [Address("127.0.0.1", found.port)]
+    if found.host == "::":
+        return _loopback(found.port)  # Takes IPv4 as well, unless it is bound to IPv6 only.
+    return [Address(found.host.removeprefix("::ffff:"), found.port)]

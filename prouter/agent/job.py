@@ -1,0 +1,187 @@
+"""One job of an agent: its record, which only `Job.change` replaces, and what the agent knows beside it.
+
+Which state may follow which is the table `NEXT`; that is the whole life of a job::
+
+    NEW ──► PENDING ──► RUNNING ──► FINISHED ──► CLOSED
+     │         └───────────────────────▲ ▲          ▲
+     ├──► RUNNING (no port is awaited)   │          │
+     ├──► FINISHED (could not be started)┘          │
+     └──► CLOSED (removed before it was started) ───┘
+
+A job that is removed while it runs is FINISHED first, with the reason ``removed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gevent import Greenlet
+from gevent.event import AsyncResult, Event
+
+from prouter.agent.expose import Exposure
+from prouter.agent.logs import JobLog
+from prouter.agent.runner import Exit
+from prouter.agent.sandbox import Sandbox
+from prouter.errors import StartFailed
+from prouter.jobs import JobRecord, Reason, State
+from prouter.requests import Limits, StartRequest, validated
+
+__all__ = ["NEXT", "Job"]
+
+NEXT: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.PENDING, State.RUNNING, State.FINISHED, State.CLOSED}),
+    State.PENDING: frozenset({State.RUNNING, State.FINISHED}),
+    State.RUNNING: frozenset({State.FINISHED}),
+    State.FINISHED: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+"""The states that may follow each state."""
+
+RECLAIM_STEP = 1000
+"""Added to the revision of a reclaimed job: more changes than may have been announced since its record was last kept.
+"""
+
+
+class Job:
+    """A job and its sandbox.
+
+    Args:
+        home: the job's own directory, beside its sandbox: sockets, configuration written by presets.
+        announce: called with every new record.
+
+    Attributes:
+        request, limits, start_id: of the start, once there was one.
+        started: the start's answer, a record or a `StartFailed`, once there is one.
+        exit: how the process ended, once it has.
+        ending: why the agent ends the job, and a text for people, once it does.
+        exited: set once its process has ended and nothing of its tree is left.
+        ended: set once the job is FINISHED.
+        failure: why its start failed, if it did.
+        removed: the answer of its removal, once that is under way.
+        starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
+    """
+
+    def __init__(self, record: JobRecord, home: Path, announce: Callable[[JobRecord], None]) -> None:
+        self.record = record
+        self.home = home
+        self.sandbox = Sandbox(home / "sandbox")
+        self.request: StartRequest | None = None
+        self.limits = Limits()
+        self.start_id: str | None = None
+        self.started: AsyncResult[JobRecord] = AsyncResult()
+        self.exposure: Exposure | None = None
+        self.exit: Exit | None = None
+        self.ending: tuple[Reason, str | None] | None = None
+        self.failure: str | None = None
+        self.exited = Event()
+        self.ended = Event()
+        self.removed: AsyncResult[JobRecord] | None = None
+        self.starting: Greenlet[..., None] | None = None
+        self.expiry: Greenlet[..., None] | None = None
+        self._announce = announce
+        self._logs: dict[str, JobLog] = {}
+
+    @property
+    def uid(self) -> str:
+        """The job's uid."""
+        return self.record.uid
+
+    @property
+    def config(self) -> Path:
+        """Directory for configuration files that a preset writes."""
+        return self.home / "config"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has processes, as far as is known."""
+        return self.record.state in (State.PENDING, State.RUNNING)
+
+    def change(self, state: State | None = None, **fields: Any) -> JobRecord:
+        """Replace the record by one with these fields, and announce it.
+
+        Raises:
+            RuntimeError: `state` may not follow the present one; a programming error.
+        """
+        now = self.record.state
+        if state is None:
+            state = now
+        elif state is not now and state not in NEXT[now]:
+            raise RuntimeError(f"job {self.uid} cannot go from {now.value} to {state.value}")
+        self.record = replace(self.record, state=state, revision=self.record.revision + 1, **fields)
+        if self.record.ended:
+            self.ended.set()
+        self._announce(self.record)
+        return self.record
+
+    def end(self, reason: Reason, text: str | None = None) -> None:
+        """Note why the agent is about to end the job; the first reason counts."""
+        if self.ending is None:
+            self.ending = (reason, text)
+
+    def process_ended(self, exit: Exit) -> None:
+        """Note how the process ended, and wake a start that waits for its server."""
+        self.exit = exit
+        self.exited.set()
+        if self.exposure is not None:
+            self.exposure.died()
+
+    def log(self, name: str) -> JobLog:
+        """The job's ``stdout`` or ``stderr``: one object for all who read it and for who bounds it."""
+        found = self._logs.get(name)
+        if found is None:
+            found = self._logs[name] = JobLog(self.sandbox, name)
+        return found
+
+    def release(self) -> None:
+        """Give back what a live job holds: its port, socket, timer and open logs."""
+        if self.exposure is not None:
+            self.exposure.release()
+        self.detach()
+
+    def detach(self) -> None:
+        """Let go of the job without touching it: its timer and open logs are this agent's own."""
+        if self.expiry is not None:
+            self.expiry.kill(block=False)
+            self.expiry = None
+        for log in self._logs.values():
+            log.close()
+
+    def kept(self) -> dict[str, Any]:
+        """All that is needed to go on with this job after a restart of the agent, JSON-ready."""
+        exposure = self.exposure
+        port = exposure.port if exposure is not None else None
+        socket = exposure.socket if exposure is not None else None
+        return {
+            "record": self.record.to_wire(),
+            "request": self.request.model_dump() if self.request is not None else None,
+            "limits": self.limits.model_dump(exclude_none=True),
+            "start_id": self.start_id,
+            "port": port.number if port is not None else None,
+            "socket": str(socket) if socket is not None else None,
+            "reported": list(exposure.reported) if exposure is not None else [],
+            "ending": [self.ending[0].value, self.ending[1]] if self.ending is not None else None,
+            "failure": self.failure,
+        }
+
+    @classmethod
+    def reclaim(cls, kept: dict[str, Any], home: Path, announce: Callable[[JobRecord], None]) -> Job:
+        """The job of which `kept` speaks, without its exposure.
+
+        Raises:
+            KeyError, TypeError, ValueError, InvalidRequest: it was kept by a version that this one does not understand.
+        """
+        record = JobRecord.from_wire(kept["record"])
+        job = cls(replace(record, revision=record.revision + RECLAIM_STEP), home, announce)
+        if kept["request"] is not None:
+            job.request = validated(StartRequest, kept["request"])
+        job.limits = validated(Limits, kept["limits"])
+        job.start_id = kept["start_id"]
+        job.failure = kept["failure"]
+        if kept["ending"] is not None:
+            job.ending = (Reason(kept["ending"][0]), kept["ending"][1])
+        if job.failure is not None:
+            job.started.set_exception(StartFailed(job.failure, job=job.uid, state=State.FINISHED.value))
+        return job

@@ -1,0 +1,101 @@
+"""Asks a job's server whether it answers: by a connection, or by one small HTTP request. Blocks its greenlet only."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from typing import NamedTuple
+
+from gevent.socket import wait_read, wait_write
+
+__all__ = ["Address", "connects", "http_status", "reachable"]
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r\n]")
+_LONGEST_LINE = 4096
+
+
+class Address(NamedTuple):
+    """Where a server listens on this machine: a port of a host, or the path of a unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    path: str | None = None
+
+    def endpoint(self) -> dict[str, str | int]:
+        """The address as a job record gives it: ``{"port"}``, with ``"host"`` unless that is 127.0.0.1, or
+        ``{"socket"}``.
+        """
+        if self.path is not None:
+            return {"socket": self.path}
+        return {"port": self.port} if self.host == "127.0.0.1" else {"port": self.port, "host": self.host}
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"socket {self.path}"
+        return f"port {self.port}" if self.host == "127.0.0.1" else f"{self.host} port {self.port}"
+
+
+def connects(address: Address, timeout: float) -> bool:
+    """Whether something accepts a connection there within `timeout` seconds."""
+    connection = _connect(address, timeout)
+    if connection is None:
+        return False
+    connection.close()
+    return True
+
+
+def reachable(port: int, timeout: float) -> Address | None:
+    """The loopback address, IPv4 before IPv6, at which something accepts a connection on this port."""
+    for host in ("127.0.0.1", "::1"):
+        address = Address(host, port)
+        if connects(address, timeout):
+            return address
+    return None
+
+
+def http_status(address: Address, path: str, timeout: float) -> int | None:
+    """The status of the answer to a GET, or None if there is no HTTP answer within `timeout` seconds."""
+    connection = _connect(address, timeout)
+    if connection is None:
+        return None
+    name = "localhost" if address.path is not None else f"[{address.host}]" if ":" in address.host else address.host
+    host = name if address.path is not None else f"{name}:{address.port}"
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: prouter-agent\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    )
+    try:
+        connection.sendall(request.encode("ascii"))
+        head = b""
+        while b"\n" not in head and len(head) < _LONGEST_LINE:
+            wait_read(connection.fileno(), timeout=timeout, timeout_exc=TimeoutError("no answer"))
+            data = connection.recv(_LONGEST_LINE)
+            if not data:
+                return None
+            head += data
+    except OSError:
+        return None  # Reset, or no answer in time: not ready.
+    finally:
+        connection.close()
+    match = _STATUS_LINE.match(head)
+    return int(match[1]) if match else None
+
+
+def _connect(address: Address, timeout: float) -> socket.socket | None:
+    if address.path is not None:
+        connection, target = socket.socket(socket.AF_UNIX), address.path
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        connection, target = socket.socket(family), (address.host, address.port)  # type: ignore[assignment]
+    connection.setblocking(False)
+    try:
+        result = connection.connect_ex(target)
+        if result == errno.EINPROGRESS:
+            wait_write(connection.fileno(), timeout=timeout, timeout_exc=TimeoutError("no connection"))
+            result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    except OSError:
+        result = errno.ETIMEDOUT
+    if result != 0:
+        connection.close()
+        return None
+    return connection

@@ -1,0 +1,108 @@
+"""Looks after running jobs now and then: bounds their logs, and ends those whose sandbox grew over its limit.
+
+Nothing runs while no job does. Walking a sandbox or cutting a log may take long, so both happen in the loop's thread
+pool, and a sandbox that took long to walk is walked seldom.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import gevent
+from gevent import Greenlet
+
+from prouter.agent.job import Job
+from prouter.errors import PRouterError
+
+__all__ = ["Watch"]
+
+INTERVAL = 1.0
+"""Seconds between looks."""
+_PACE = 20
+"""A sandbox is left alone for this many times as long as its last walk took."""
+_BLOCK_BYTES = 512  # st_blocks is in units of 512 bytes (stat(2)).
+
+_log = logging.getLogger("prouter.agent")
+
+
+class Watch:
+    """The look-out of one agent.
+
+    Args:
+        jobs: the jobs that run now.
+        log_limit: bytes kept of each log, or None for no limit.
+        sandbox_full: called with a job whose sandbox is over its limit, and the size found in bytes.
+    """
+
+    def __init__(
+        self, jobs: Callable[[], Iterable[Job]], *, log_limit: int | None, sandbox_full: Callable[[Job, int], None]
+    ) -> None:
+        self._jobs = jobs
+        self._log_limit = log_limit
+        self._sandbox_full = sandbox_full
+        self._greenlet: Greenlet[..., None] | None = None
+        self._walked: dict[str, float] = {}
+
+    def job_runs(self) -> None:
+        """To be called when a job begins to run."""
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def job_ended(self, job: Job) -> None:
+        """To be called when a job has ended: bounds its logs a last time."""
+        self._walked.pop(job.uid, None)
+        self._bound_logs(job)
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(INTERVAL)
+            running = list(self._jobs())
+            if not running:
+                self._greenlet = None
+                return
+            for job in running:
+                self._bound_logs(job)
+                if job.limits.sandbox_size is not None and self._walked.get(job.uid, 0.0) <= time.monotonic():
+                    self._walked[job.uid] = float("inf")
+                    gevent.spawn(self._measure, job, job.limits.sandbox_size)
+
+    def _bound_logs(self, job: Job) -> None:
+        if self._log_limit is None or job.request is None or job.request.forward_stdout:
+            return
+        for name in ("stdout", "stderr"):
+            try:
+                found = os.lstat(job.sandbox.root / f".pagent.{name}")
+            except OSError:
+                continue  # The job removed it.
+            if found.st_blocks * _BLOCK_BYTES > self._log_limit:
+                gevent.spawn(self._cut, job, name, self._log_limit)
+
+    def _cut(self, job: Job, name: str, limit: int) -> None:
+        try:
+            dropped = gevent.get_hub().threadpool.apply(job.log(name).enforce_limit, (limit,))
+        except PRouterError as error:
+            _log.warning("event=log_not_cut job=%s log=%s error=%r", job.uid, name, error.detail)
+        else:
+            _log.info("event=log_cut job=%s log=%s dropped=%d", job.uid, name, dropped)
+
+    def _measure(self, job: Job, limit: int) -> None:
+        began = time.monotonic()
+        try:
+            size = gevent.get_hub().threadpool.apply(job.sandbox.size_bytes)
+        except PRouterError as error:
+            _log.warning("event=sandbox_not_measured job=%s error=%r", job.uid, error.detail)
+            size = 0
+        now = time.monotonic()
+        if job.alive:
+            self._walked[job.uid] = now + (now - began) * _PACE
+            if size > limit:
+                self._sandbox_full(job, size)
