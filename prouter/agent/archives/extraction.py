@@ -1,0 +1,314 @@
+"""Archive members made real in a sandbox, whatever format they come from: files, directories, links, and nothing outside.
+
+A member whose name or link leads outside, or that is a device or fifo, is refused by name; what came before it stays. Owners are
+ignored, and of modes only the permission bits count. Existing files are replaced, existing directories kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import final
+
+from prouter.agent.archives.placing import hidden_name, leaves, place, refuse_directory, set_attributes
+from prouter.agent.paths import refusal, shown, split, translated
+from prouter.agent.sandbox import Sandbox
+from prouter.errors import Forbidden, InvalidRequest, PRouterError, TooLarge
+
+__all__ = ["ArchiveLimits", "Extraction", "Unpacked", "refused"]
+
+_OPEN_DIRECTORIES = 32
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
+_PEEK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_TARGET_MAX = 4096  # bytes of a link's target; PATH_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """Where unpacking stops with `TooLarge`. None: no limit.
+
+    Attributes:
+        bytes: of all files together.
+        members: files, directories and links together.
+        ratio: bytes unpacked per byte uploaded, looked at once `ratio_from` bytes are unpacked.
+    """
+
+    bytes: int | None = None
+    members: int | None = 1_000_000
+    ratio: float | None = 200.0
+    ratio_from: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What an archive held; `bytes` counts the contents of its files."""
+
+    files: int
+    directories: int
+    links: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    """The file being written. `hidden` is its name until it replaces `name`; None when it had `name` from the start."""
+
+    fd: int
+    parent: int
+    name: bytes
+    hidden: bytes | None
+    member: bytes
+    mode: int
+    mtime_ns: int | None
+
+
+def refused(member: bytes, what: str) -> InvalidRequest:
+    """The error for a member that is never made, `what` says why."""
+    return InvalidRequest(f"Invalid request: archive member '{shown(member)}' is refused: {what}")
+
+
+@final
+class Extraction:
+    """Makes one archive's members below `base`. Members come one after another; a file's bytes between `file` and `end_file`.
+
+    Args:
+        sandbox: where.
+        base: the directory inside that takes the archive's names; made when missing.
+        limits: bytes, members and ratio.
+
+    Attributes:
+        files, directories, links, bytes: made so far.
+        received: bytes of the archive that came so far, kept by its owner, for the ratio.
+
+    Raises:
+        Conflict: something that is no directory is in the way of `base`.
+    """
+
+    def __init__(self, sandbox: Sandbox, base: tuple[bytes, ...], limits: ArchiveLimits) -> None:
+        self._sandbox = sandbox
+        self._base = base
+        self._limits = limits
+        self._open: OrderedDict[tuple[bytes, ...], int] = OrderedDict()
+        self._modes: list[tuple[bytes, int]] = []
+        self._times: list[tuple[bytes, int]] = []
+        self._file: _OpenFile | None = None
+        self.files = self.directories = self.links = self.bytes = 0
+        self.received = 0
+        with translated(b"/".join(base), writing=True):
+            os.close(sandbox.make_directory(base))
+        with sandbox.opened() as root:
+            info = os.fstat(root)
+            self._root = (info.st_dev, info.st_ino)
+
+    def close(self) -> None:
+        """Drop the file being written and give all descriptors back; what is complete stays. Closing twice is fine."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # gone already, with its directory
+                os.unlink(file.hidden or file.name, dir_fd=file.parent)
+            os.close(file.fd)
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def finish(self) -> Unpacked:
+        """Give directories their modes and times, now that nothing more is put into them."""
+        for member, mtime_ns in self._times:
+            self._set_attributes(member, None, mtime_ns)
+        for member, mode in reversed(self._modes):
+            self._set_attributes(member, mode, None)
+        self.close()
+        return Unpacked(self.files, self.directories, self.links, self.bytes)
+
+    def file(self, member: bytes, mode: int, mtime_ns: int | None, size: int | None = None) -> None:
+        """Begin a file. `size` in bytes, where known, lets a too large one be refused before any of it is written."""
+        parts = self._parts(member)
+        if not parts or member.endswith(b"/"):
+            raise refused(member, "a file without a name")
+        self._count(member)
+        if size is not None:
+            self._check_bytes(member, self.bytes + size)
+        with translated(member, writing=True):
+            parent, hidden = self._directory(parts[:-1]), None
+            try:
+                fd = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
+            except FileExistsError:
+                refuse_directory(parts[-1], parent)
+                hidden = hidden_name()
+                fd = os.open(hidden, _CREATE, 0o600, dir_fd=parent)
+        self._file = _OpenFile(fd, parent, parts[-1], hidden, member, mode & 0o777, mtime_ns)
+
+    def write(self, data: bytes) -> None:
+        """Append to the file begun last.
+
+        Raises:
+            TooLarge: the archive is over its limit of bytes.
+            NoSpace: the disk is full.
+        """
+        file = self._file
+        assert file is not None
+        self._check_bytes(file.member, self.bytes + len(data))
+        try:
+            done = os.write(file.fd, data)
+            while done < len(data):
+                done += os.write(file.fd, memoryview(data)[done:])
+        except OSError as error:
+            raise refusal(error, file.member, writing=True) from error
+        self.bytes += len(data)
+        self.check_ratio(self.bytes)
+
+    def check_ratio(self, unpacked: int) -> None:
+        """Refuse an archive that unpacks to far more than came."""
+        limits = self._limits
+        if limits.ratio is not None and unpacked > limits.ratio_from and unpacked > limits.ratio * self.received:
+            raise TooLarge(
+                f"the archive unpacks to more than {limits.ratio:g} times its size (ratio limit); unpacking stopped"
+                f" after {unpacked} bytes"
+            )
+
+    def end_file(self) -> None:
+        """The file is complete: its mode, its time, its name."""
+        file = self._file
+        assert file is not None
+        with translated(file.member, writing=True):
+            os.fchmod(file.fd, file.mode)
+            if file.mtime_ns is not None:
+                os.utime(file.fd, ns=(file.mtime_ns, file.mtime_ns))
+            if file.hidden is not None:
+                os.replace(file.hidden, file.name, src_dir_fd=file.parent, dst_dir_fd=file.parent)
+        self._file = None
+        os.close(file.fd)
+        self.files += 1
+
+    def directory(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
+        """Make a directory, or keep the one that is there. Its mode and time are set at the end, None leaves them alone."""
+        parts = self._parts(member)
+        if not parts:
+            return  # the archive's own root: the sandbox keeps its mode
+        self._count(member)
+        with translated(member, writing=True):
+            self._directory(parts)
+        if mode is not None:
+            self._modes.append((member, mode))
+        if mtime_ns is not None:
+            self._times.append((member, mtime_ns))
+        self.directories += 1
+
+    def symlink(self, member: bytes, target: bytes, mtime_ns: int | None) -> None:
+        """Make a symbolic link whose target stays inside; it may lead nowhere (yet).
+
+        Raises:
+            Forbidden: it leaves, or that cannot be ruled out.
+        """
+        parts = self._named_parts(member)
+        if not target or b"\0" in target or len(target) >= _TARGET_MAX:
+            raise refused(member, "a link with an impossible target")
+        self._count(member)
+        with translated(member, writing=True):
+            parent = self._directory(parts[:-1])
+            if leaves(self._root, parent, target):
+                raise Forbidden(f"archive member '{shown(member)}' is a link that leaves the sandbox: '{shown(target)}'")
+            place(lambda name: os.symlink(target, name, dir_fd=parent), parts[-1], parent)
+            if mtime_ns is not None:
+                os.utime(parts[-1], ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
+        self.links += 1
+
+    def hardlink(self, member: bytes, target: bytes) -> None:
+        """Give a file that is in the sandbox already another name; `target` is relative to the archive's root.
+
+        Raises:
+            Forbidden: `target` is no path inside, or not a regular file.
+            InvalidRequest: it does not exist.
+        """
+        parts = self._named_parts(member)
+        source = (*self._base, *self._parts(target))
+        self._count(member)
+        with translated(member, writing=True):
+            parent = self._directory(parts[:-1])
+            try:
+                found = self._sandbox.open(source, _PEEK)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise refused(member, f"a link to '{shown(target)}', which is not there") from error
+            try:
+                if not stat.S_ISREG(os.fstat(found).st_mode):
+                    raise Forbidden(f"archive member '{shown(member)}' is a hard link to something that is not a file")
+                path = f"/proc/self/fd/{found}"
+                place(lambda name: os.link(path, name, dst_dir_fd=parent, follow_symlinks=True), parts[-1], parent)
+            finally:
+                os.close(found)
+        self.links += 1
+
+    def set_mode(self, member: bytes, mode: int) -> None:
+        """Set the mode of a file or directory made before its mode was known."""
+        if member.endswith(b"/"):
+            self._modes.append((member, mode))
+        else:
+            self._set_attributes(member, mode, None)
+
+    def turn_into_symlink(self, member: bytes) -> None:
+        """Make a file that holds a link's target that link (zip says what a member is only after all of them).
+
+        Raises:
+            Forbidden: the link would leave; the file is removed.
+        """
+        parts = self._named_parts(member)
+        with translated(member, writing=True):
+            parent = self._directory(parts[:-1])
+            fd = self._sandbox.open_file((*self._base, *parts), os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                target, mtime_ns = os.read(fd, _TARGET_MAX), os.fstat(fd).st_mtime_ns
+            finally:
+                os.close(fd)
+            self.files -= 1
+            try:
+                self.symlink(member, target, mtime_ns)
+            except PRouterError:
+                os.unlink(parts[-1], dir_fd=parent)
+                raise
+
+    def _set_attributes(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
+        """Of a file or directory; a link, or what is gone by now, is left alone."""
+        parts = self._parts(member)
+        with translated(member, writing=True), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = self._sandbox.open((*self._base, *parts), _PEEK)
+            try:
+                if parts and stat.S_IFMT(os.fstat(found).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                    set_attributes(found, mode, mtime_ns)
+            finally:
+                os.close(found)
+
+    def _parts(self, member: bytes) -> tuple[bytes, ...]:
+        try:
+            return split(member, root_allowed=True)
+        except PRouterError as error:
+            raise type(error)(f"archive member refused: {error.detail}") from error
+
+    def _named_parts(self, member: bytes) -> tuple[bytes, ...]:
+        parts = self._parts(member)
+        if not parts:
+            raise refused(member, "a link without a name")
+        return parts
+
+    def _directory(self, parts: tuple[bytes, ...]) -> int:
+        """A descriptor of the directory, made when missing; valid until the next call but `_OPEN_DIRECTORIES`."""
+        fd = self._open.get(parts)
+        if fd is not None:
+            self._open.move_to_end(parts)
+            return fd
+        fd = self._sandbox.make_directory((*self._base, *parts))
+        self._open[parts] = fd
+        if len(self._open) > _OPEN_DIRECTORIES:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def _count(self, member: bytes) -> None:
+        limit = self._limits.members
+        if limit is not None and self.files + self.directories + self.links >= limit:
+            raise TooLarge(f"the archive has more than {limit} members; unpacking stopped at '{shown(member)}'")
+
+    def _check_bytes(self, member: bytes, total: int) -> None:
+        limit = self._limits.bytes
+        if limit is not None and total > limit:
+            raise TooLarge(f"the archive unpacks to more than {limit} bytes; unpacking stopped at '{shown(member)}'")

@@ -1,0 +1,175 @@
+"""What goes into an archive of a sandbox: the tree, through its masks, as members whose contents can be read.
+
+Directories, files and symbolic links (as links, wherever they lead: their target is only a text). A file with several names
+goes in once per name. Sockets, fifos and devices are left out, as is what vanishes or may not be read; `notes` say so.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import final
+
+from prouter.agent import trees
+from prouter.agent.files import FileHandle
+from prouter.agent.log_gaps import LOG_FILES
+from prouter.agent.paths import shown, text, translated
+from prouter.agent.sandbox import Sandbox
+
+__all__ = ["Masks", "Member", "Tree"]
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOTES_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member.
+
+    Attributes:
+        path: relative to the packed directory, without a trailing slash.
+        mode: type and permission bits.
+        size: bytes of a file's contents, 0 for others.
+        target: of a symbolic link.
+    """
+
+    path: bytes
+    mode: int
+    size: int
+    mtime_ns: int
+    target: bytes = b""
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+@final
+class Masks:
+    """fnmatch masks on whole relative paths; ``*`` matches ``/`` too.
+
+    Args:
+        include: what goes in matches one of these; none: everything.
+        exclude: what matches one of these stays out, and all below it; it wins.
+    """
+
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        self._include = _compiled(include)
+        self._exclude = _compiled(exclude)
+
+    def take(self, path: bytes) -> bool:
+        """Whether this one goes in."""
+        return self.enter(path) and (self._include is None or self._include.match(text(path)) is not None)
+
+    def enter(self, path: bytes) -> bool:
+        """Whether what is below this directory is looked at."""
+        return self._exclude is None or self._exclude.match(text(path)) is None
+
+
+def _compiled(masks: Iterable[str]) -> re.Pattern[str] | None:
+    patterns = [fnmatch.translate(mask) for mask in masks]
+    return re.compile("|".join(patterns)) if patterns else None
+
+
+@final
+@dataclass(slots=True)
+class Tree:
+    """A directory of a sandbox, seen through masks."""
+
+    sandbox: Sandbox
+    base: tuple[bytes, ...]
+    masks: Masks
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, path: bytes, what: str) -> None:
+        """Keep, for whoever logs it, that something is not in the archive as it was; at most 100 of them."""
+        if len(self.notes) < _NOTES_MAX:
+            self.notes.append(f"{shown(path)}: {what}")
+
+    def members(self) -> Iterator[Member]:
+        """All members, sorted, directories before what is in them; their contents are not opened."""
+        for found in self._found():
+            member = self._member(found)
+            if member is not None:
+                yield member
+
+    def opened(self) -> Iterator[tuple[Member, FileHandle | None]]:
+        """All members, each file with its contents open; a handle is closed when the next member is asked for."""
+        for found in self._found():
+            if not stat.S_ISREG(found.info.st_mode):
+                member = self._member(found)
+                if member is not None:
+                    yield member, None
+                continue
+            handle = self._open_in(found.parent, found.name, found.path)
+            if handle is not None:
+                with handle:
+                    mode = stat.S_IFREG | handle.mode
+                    yield Member(found.path, mode, handle.size, handle.mtime_ns), handle
+
+    def open(self, member: Member) -> FileHandle | None:
+        """The contents of a file listed before; None when it is gone."""
+        parts = (*self.base, *member.path.split(b"/"))
+        try:
+            parent = self.sandbox.open(parts[:-1], os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            self.note(member.path, os.strerror(error.errno or 0))
+            return None
+        try:
+            return self._open_in(parent, parts[-1], member.path)
+        finally:
+            os.close(parent)
+
+    def _found(self) -> Iterator[trees.Found]:
+        def unreadable(path: bytes, error: OSError) -> None:
+            self.note(path, os.strerror(error.errno or 0))
+
+        with translated(b"/".join(self.base)):
+            for found in trees.walk(self.sandbox, self.base, enter=self.masks.enter, unreadable=unreadable):
+                if self.masks.take(found.path):
+                    yield found
+
+    def _member(self, found: trees.Found) -> Member | None:
+        info = found.info
+        size, target = 0, b""
+        if stat.S_ISLNK(info.st_mode):
+            try:
+                target = os.readlink(found.name, dir_fd=found.parent)
+            except OSError as error:
+                self.note(found.path, os.strerror(error.errno or 0))
+                return None
+        elif stat.S_ISREG(info.st_mode):
+            size = self._size(found)
+        elif not stat.S_ISDIR(info.st_mode):
+            self.note(found.path, "left out: a socket, fifo or device")
+            return None
+        return Member(found.path, info.st_mode, size, info.st_mtime_ns, target)
+
+    def _size(self, found: trees.Found) -> int:
+        """Its length; of a log whose oldest part was cut away, what a reader gets."""
+        if not self.base and found.path in LOG_FILES:
+            handle = self._open_in(found.parent, found.name, found.path)
+            if handle is not None:
+                with handle:
+                    return handle.size
+        return found.info.st_size
+
+    def _open_in(self, parent: int, name: bytes, path: bytes) -> FileHandle | None:
+        try:
+            fd = os.open(name, _READ, dir_fd=parent)
+        except OSError as error:
+            self.note(path, os.strerror(error.errno or 0))
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            self.note(path, "left out: no file any more")
+            return None
+        return FileHandle(fd, self.sandbox, (*self.base, *path.split(b"/")))

@@ -1,0 +1,169 @@
+"""Packs a sandbox, or a directory in it, into an archive while it is being downloaded: tar, tar.gz, tar.zst or zip.
+
+Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`); what is promised then is kept even when
+files change while they are packed: longer ones are cut, shorter ones filled with zeros, vanished ones replaced by a comment.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import final
+
+import zstandard
+
+from prouter.agent.archives import tar_writer
+from prouter.agent.archives.members import Masks, Member, Tree
+from prouter.agent.archives.zip_writer import ZipWriter
+from prouter.agent.files import FileHandle, stat
+from prouter.agent.paths import shown, split
+from prouter.agent.sandbox import Sandbox
+from prouter.errors import Conflict, InvalidRequest
+
+__all__ = ["FORMATS", "Packer", "pack"]
+
+FORMATS = {
+    "tar": "application/x-tar",
+    "tar.gz": "application/gzip",
+    "tar.zst": "application/zstd",
+    "zip": "application/zip",
+}
+_CHUNK = 1 << 16  # bytes at least, but for the last chunk
+_PIECE = 1 << 18
+_PLANNED_MAX = 50_000  # members whose sizes are remembered to keep a promise
+_GZIP_LEVEL = 1
+_ZSTD_LEVEL = 3
+
+
+@final
+class Packer:
+    """One archive to be made; iterate over it once for its bytes.
+
+    Args:
+        sandbox: whose files.
+        path: the directory to pack (default: all); names in the archive are relative to it.
+        include: fnmatch masks on relative paths; none: everything.
+        exclude: masks of what stays out, with all below it; they win.
+        format: one of `FORMATS`, which gives their media types.
+
+    Attributes:
+        notes: after packing, what is not in the archive as it was on disk (at most 100 lines).
+
+    Raises:
+        NotFound, Conflict, Forbidden, InvalidRequest: no such directory, a file, outside, no such format.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        path: bytes = b"",
+        *,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        format: str = "tar",
+    ) -> None:
+        if format not in FORMATS:
+            raise InvalidRequest(f"Invalid request: there is no archive format '{format}', only {', '.join(FORMATS)}")
+        base = split(path, root_allowed=True)
+        if stat(sandbox, path, follow=True).type != "dir":
+            raise Conflict(f"'{shown(path)}' is not a directory")
+        self._tree = Tree(sandbox, base, Masks(include, exclude))
+        self._format = format
+        self._plan: list[Member] | None = None
+        self.notes = self._tree.notes
+
+    def size(self) -> int | None:
+        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, or a huge tree)."""
+        if self._format != "tar":
+            return None
+        plan: list[Member] = []
+        total = len(tar_writer.END)
+        for member in self._tree.members():
+            if len(plan) == _PLANNED_MAX:
+                return None
+            plan.append(member)
+            total += _tar_size(member)
+        self._plan = plan
+        return total
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The archive in chunks of at least 64 KiB, but for the last."""
+        pieces = ZipWriter(self._tree).pieces() if self._format == "zip" else self._tar()
+        if self._format == "tar.gz":
+            pieces = _compressed(pieces, zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS))
+        elif self._format == "tar.zst":
+            pieces = _compressed(pieces, zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj())
+        return _gathered(pieces)
+
+    def _tar(self) -> Iterator[bytes]:
+        if self._plan is None:
+            for member, handle in self._tree.opened():
+                yield tar_writer.header(member)
+                if handle is not None:
+                    yield from self._contents(member, handle)
+        else:
+            for member in self._plan:
+                yield from self._planned(member)
+        yield tar_writer.END
+
+    def _planned(self, member: Member) -> Iterator[bytes]:
+        handle = self._tree.open(member) if member.size else None
+        if member.size and handle is None:
+            yield from tar_writer.filler(_tar_size(member), member.path)
+            return
+        yield tar_writer.header(member)
+        if handle is not None:
+            with handle:
+                yield from self._contents(member, handle)
+
+    def _contents(self, member: Member, handle: FileHandle) -> Iterator[bytes]:
+        left = member.size
+        try:
+            for piece in handle.chunks(0, member.size, _PIECE):
+                left -= len(piece)
+                yield piece
+        except Conflict:
+            pass  # it became shorter: what is missing is filled below, and noted
+        if left:
+            self._tree.note(member.path, f"became shorter while it was packed: the last {left} bytes are zeros")
+        elif handle.size > member.size:
+            self._tree.note(member.path, f"became longer while it was packed: cut at {member.size} bytes")
+        left += tar_writer.padding(member.size)
+        while left:
+            yield bytes(min(left, _PIECE))
+            left -= min(left, _PIECE)
+
+
+def pack(
+    sandbox: Sandbox,
+    path: bytes = b"",
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    format: str = "tar",
+) -> Iterator[bytes]:
+    """The archive's bytes; see `Packer`, which can also tell a tar's size."""
+    return iter(Packer(sandbox, path, include=include, exclude=exclude, format=format))
+
+
+def _tar_size(member: Member) -> int:
+    return len(tar_writer.header(member)) + member.size + tar_writer.padding(member.size)
+
+
+def _compressed(pieces: Iterator[bytes], compressor: zlib._Compress | zstandard.ZstdCompressionObj) -> Iterator[bytes]:
+    for piece in _gathered(pieces):
+        yield compressor.compress(piece)
+    yield compressor.flush()
+
+
+def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes with small pieces joined."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if size:
+        yield b"".join(waiting)
