@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 __all__ = [
     "MARK_VARIABLE",
+    "InvalidUid",
     "Process",
     "all_processes",
     "children",
@@ -42,6 +43,10 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MARK_BIT = 1 << 61
 _MARK_DIGITS = 15
 _HEX = frozenset("0123456789abcdef")
+
+
+class InvalidUid(ValueError):
+    """What should be a job's uid is none."""
 
 
 class Process(NamedTuple):
@@ -145,8 +150,15 @@ Kernels without CONFIG_PROC_CHILDREN cost a scan of /proc.
 """
 
 
-def descend(roots: Iterable[int]) -> list[Process]:
-    """The processes with these pids and all their descendants, parents before their children."""
+def descend(
+    roots: Iterable[int], *, visit: Callable[[Process], object] | None = None, most: int | None = None
+) -> list[Process]:
+    """The processes with these pids and all their descendants, parents before their children.
+
+    Args:
+        visit: called with each process before its children are listed; who stops it there has its list of children final.
+        most: give up after this many: a tree that grows as fast as one looks has no end.
+    """
     found: list[Process] = []
     seen: set[int] = set()
     queue = list(roots)
@@ -156,7 +168,11 @@ def descend(roots: Iterable[int]) -> list[Process]:
             continue
         seen.add(pid)
         found.append(process)
+        if most is not None and len(found) >= most:
+            break
         if process.alive:
+            if visit is not None:
+                visit(process)
             queue += children(pid)
     return found
 
@@ -181,10 +197,10 @@ def mark_value(job: str) -> int:
     """The soft RLIMIT_RTTIME, in microseconds, that marks processes of this job: unique to it, too large ever to act.
 
     Raises:
-        ValueError: the uid is not of at least 15 hex digits.
+        InvalidUid: the uid is not of hex digits, or too short.
     """
     if len(job) < _MARK_DIGITS or not _HEX.issuperset(job):
-        raise ValueError(f"a job's uid is 32 hex digits, not {job!r}")
+        raise InvalidUid(f"a job's uid is 32 hex digits, not {job!r}")
     return _MARK_BIT | int(job[:_MARK_DIGITS], 16)
 
 

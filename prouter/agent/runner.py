@@ -160,12 +160,16 @@ class LocalRunner:
         keep_for: seconds for which jobs outlive the agent; 0 ends them with it, also if it is killed.
         on_exit: called in a greenlet of its own for each job that ends, after its `spawn` returned. Not for jobs that had ended
             when `open` gave them.
+
+    Attributes:
+        keeper_pid: of the keeper's process, once open.
     """
 
     def __init__(self, state_dir: Path, *, keep_for: float, on_exit: Callable[[Exit], None]) -> None:
         self._state_dir = state_dir
         self._keep_for = keep_for
         self._on_exit = on_exit
+        self.keeper_pid: int | None = None
         self._client: KeeperClient | None = None
         self._attaching = RLock()
         self._jobs: dict[str, _Tracked] = {}
@@ -307,7 +311,7 @@ class LocalRunner:
             client.request("end")
             client.close(wait=False)
             raise KeeperLost("it is of another version")
-        self._client = client
+        self._client, self.keeper_pid = client, answer["pid"]
         log.info("event=keeper_attached keeper_pid=%d jobs=%d", answer["pid"], len(answer["jobs"]))
         jobs: list[dict[str, Any]] = answer["jobs"]
         return jobs

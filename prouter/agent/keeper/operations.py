@@ -15,7 +15,7 @@ from prouter.agent.keeper.spawning import Command, SpawnError, read_outcome, sta
 from prouter.agent.keeper.trees import Job, Trees
 from prouter.agent.keeper.wire import PROTOCOL
 from prouter.agent.limits import Limits
-from prouter.agent.process_tree import MARK_VARIABLE
+from prouter.agent.process_tree import MARK_VARIABLE, InvalidUid
 
 __all__ = ["Operations"]
 
@@ -108,6 +108,8 @@ class Operations:
             self._operations[op](request, **message)
         except Refused as refused:
             request.refuse(refused.code, refused.text)
+        except InvalidUid as error:
+            request.refuse("invalid", str(error))
         except Exception as error:  # noqa: BLE001 - one bad request must not take all jobs down with the keeper
             import traceback
 

@@ -38,6 +38,7 @@ __all__ = ["Job", "Trees", "signal_name"]
 
 _RETRY = 0.02
 _RETRY_MOST = 1.0
+_SHOWN = 20
 _PATIENCE = 5.0
 """Seconds after which a tree that does not end is worth a log line."""
 
@@ -118,18 +119,22 @@ class Trees:
         if self._marks.get(job.mark) is job:
             del self._marks[job.mark]
 
-    def members(self, job: Job) -> list[Process]:
-        """The processes of the job's tree, zombies included, parents before their children."""
+    def members(
+        self, job: Job, *, visit: Callable[[Process], object] | None = None, most: int | None = None
+    ) -> list[Process]:
+        """The processes of the job's tree, zombies included, parents before their children; arguments as of `descend`."""
         self._survey()
         roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
         roots += [pid for pid, owner in self._orphans.items() if owner is job]
-        found = descend(roots)
+        found = descend(roots, visit=visit, most=most)
         job.seen = {process.key for process in found}
         return found
 
     def usage(self, job: Job) -> Sample:
         """What the job's tree uses now; shared memory counts once for each process."""
-        processes = self.members(job)
+        return self._sample(job, self.members(job))
+
+    def _sample(self, job: Job, processes: list[Process]) -> Sample:
         return Sample(
             cpu_seconds=cpu_seconds(processes) + job.orphans_cpu,
             rss_bytes=sum(rss_bytes(process.pid) for process in processes),
@@ -192,7 +197,8 @@ class Trees:
                 self._look(job, now)
 
     def _look(self, job: Job, now: float) -> None:
-        sample = self.usage(job)
+        enough = None if job.limits.processes is None else job.limits.processes + 1
+        sample = self._sample(job, self.members(job, most=enough))
         if job.limits.memory is not None and sample.rss_bytes > job.limits.memory:
             # Looks too much, but shared pages were counted for each process: now exactly.
             sample = sample._replace(rss_bytes=sum(map(pss_bytes, (pid for pid, _ in job.seen))))
@@ -206,34 +212,38 @@ class Trees:
     def _press(self, job: Job) -> None:
         """Kill what is left of an ending tree, or finish it.
 
-        Everything is stopped before anything is killed: what is stopped cannot fork, so the last look that finds
-        nothing new has found all. Children are killed before their parents, lest a parent's end wakes them.
+        Everything is stopped before anything is killed, each process before its children are listed: what is stopped cannot
+        fork, so the first look that finds nothing new has found all. Children are killed before their parents, lest a
+        parent's end wakes them.
         """
-        living = [process for process in self.members(job) if process.alive]
+        stopped: set[tuple[int, int]] = set()
+
+        def stop(process: Process) -> None:
+            if process.key not in stopped:
+                stopped.add(process.key)
+                send(process, signal.SIGSTOP)
+
+        self._signal_group(job, signal.SIGSTOP)
+        while True:
+            known = len(stopped)
+            living = [process for process in self.members(job, visit=stop) if process.alive]
+            if len(stopped) == known:
+                break
         if not living:
             if job.pid in self._exited:
                 self._finish(job)
             else:  # It is a zombie whose SIGCHLD has yet to be read.
                 job.act_at = time.monotonic() + _RETRY
             return
-        self._signal_group(job, signal.SIGSTOP)
-        stopped: set[tuple[int, int]] = set()
-        while fresh := [process for process in living if process.key not in stopped]:
-            for process in fresh:
-                send(process, signal.SIGSTOP)
-                stopped.add(process.key)
-            living = [process for process in self.members(job) if process.alive]
         for process in reversed(living):
             send(process, signal.SIGKILL)
-        self._signal_group(job, signal.SIGKILL)
         job.dying = {process.key for process in living}
         now = time.monotonic()
         job.act_at = now + job.retry
         job.retry = min(job.retry * 2, _RETRY_MOST)
         if now - job.dying_since > _PATIENCE:
             job.dying_since = now
-            left = " ".join(f"{process.pid}:{process.state}" for process in living)
-            self._log("warning", f"event=tree_does_not_end job={job.uid} processes={left!r}")
+            self._log("warning", f"event=tree_does_not_end job={job.uid} {_shown(living)}")
 
     def _signal_group(self, job: Job, signum: int) -> None:
         try:
@@ -323,9 +333,14 @@ class Trees:
         """With no job running, kill whatever is left: it belonged to one, and hid too well to tell which."""
         left = [process for process in descend(children(self._pid)) if process.alive]
         if left:
-            self._log("warning", f"event=strays_killed processes={' '.join(str(process.pid) for process in left)!r}")
+            self._log("warning", f"event=strays_killed {_shown(left)}")
         for process in reversed(left):
             send(process, signal.SIGKILL)
+
+
+def _shown(processes: list[Process]) -> str:
+    some = " ".join(f"{process.pid}:{process.state}" for process in processes[:_SHOWN])
+    return f"count={len(processes)} processes={some!r}"
 
 
 def _outcome(info: os.waitid_result) -> tuple[int | None, str | None]:

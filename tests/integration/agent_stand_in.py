@@ -1,0 +1,31 @@
+"""A minimal agent for tests that kill it: opens a runner, starts the jobs it is told to, prints one JSON line, and waits.
+
+Its argument is JSON: ``state_dir``, ``keep_for``, ``held`` ({uid: sandbox}) and ``jobs`` ([SpawnSpec fields]). Its line is the
+``keeper`` pid and the first ``pids`` by job.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gevent
+
+from prouter.agent.runner import LocalRunner, SpawnSpec
+
+
+def main() -> None:
+    """Run until killed."""
+    told = json.loads(sys.argv[1])
+    runner = LocalRunner(Path(told["state_dir"]), keep_for=told["keep_for"], on_exit=lambda exit: None)
+    runner.open()
+    for job, sandbox in told["held"].items():
+        runner.hold(job, {"held": True}, sandbox)
+    pids = {spec["job"]: runner.spawn(SpawnSpec(**spec)).pid for spec in told["jobs"]}
+    sys.stdout.write(json.dumps({"keeper": runner.keeper_pid, "pids": pids}) + "\n")
+    sys.stdout.flush()
+    gevent.sleep(3600)
+
+
+main()
