@@ -49,7 +49,6 @@ class Job:
     """A job and its sandbox.
 
     Args:
-        home: the job's own directory, beside its sandbox: sockets, configuration written by presets.
         announce: called with every new record.
 
     Attributes:
@@ -64,10 +63,9 @@ class Job:
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
     """
 
-    def __init__(self, record: JobRecord, home: Path, announce: Callable[[JobRecord], None]) -> None:
+    def __init__(self, record: JobRecord, sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> None:
         self.record = record
-        self.home = home
-        self.sandbox = Sandbox(home / "sandbox")
+        self.sandbox = sandbox
         self.request: StartRequest | None = None
         self.limits = Limits()
         self.start_id: str | None = None
@@ -91,8 +89,8 @@ class Job:
 
     @property
     def config(self) -> Path:
-        """Directory for configuration files that a preset writes."""
-        return self.home / "config"
+        """Directory in the sandbox for configuration files that a preset writes."""
+        return self.sandbox.root / ".pagent.config"
 
     @property
     def alive(self) -> bool:
@@ -167,14 +165,14 @@ class Job:
         }
 
     @classmethod
-    def reclaim(cls, kept: dict[str, Any], home: Path, announce: Callable[[JobRecord], None]) -> Job:
+    def reclaim(cls, kept: dict[str, Any], sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> Job:
         """The job of which `kept` speaks, without its exposure.
 
         Raises:
             KeyError, TypeError, ValueError, InvalidRequest: it was kept by a version that this one does not understand.
         """
         record = JobRecord.from_wire(kept["record"])
-        job = cls(replace(record, revision=record.revision + RECLAIM_STEP), home, announce)
+        job = cls(replace(record, revision=record.revision + RECLAIM_STEP), sandbox, announce)
         if kept["request"] is not None:
             job.request = validated(StartRequest, kept["request"])
         job.limits = validated(Limits, kept["limits"])

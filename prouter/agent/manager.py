@@ -11,22 +11,22 @@ import logging
 import os
 import signal as signals
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import gevent
 from gevent.event import AsyncResult
 
 from prouter.agent.ending import Ender
 from prouter.agent.endpoint import PortEndpoint
 from prouter.agent.environment import base_environment
-from prouter.agent.homes import Homes
 from prouter.agent.job import Job
+from prouter.agent.jobs_root import JobsRoot
 from prouter.agent.logs import JobLog
+from prouter.agent.ports import SocketPlaces
+from prouter.agent.removing import Remover
 from prouter.agent.runner import Exit, Kept, Runner
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.starting import Starter
@@ -37,8 +37,6 @@ from prouter.requests import Limits, SignalRequest, StartRequest, validated
 
 __all__ = ["JobManager"]
 
-_TOMBSTONES = 4096
-"""How many removed jobs are remembered, so that a repeated remove gets the same answer."""
 _CLOSE_TIMEOUT = 5.0
 """Seconds a closing agent waits for each job's record to be finished, once the runner has ended all."""
 
@@ -77,18 +75,19 @@ class JobManager:
         self._max_jobs = max_jobs
         self._on_change = on_change
         self._on_removed = on_removed
-        self._homes = Homes(root)
+        self._root = JobsRoot(root)
+        self._sockets = SocketPlaces(self._root.path)
         self._jobs: dict[str, Job] = {}
         self._slots: set[str] = set()
-        self._tombstones: OrderedDict[str, JobRecord] = OrderedDict()
         self._incarnation: str | None = None
         self._endpoint_port = 0
         self._endpoint = PortEndpoint(self._report)
         self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
+        self._remover = Remover(runner, self._ender, removed=self._drop)
         self._watch = Watch(self._alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full)
         self._starter = Starter(
             runner,
-            self._homes,
+            self._sockets,
             self._ender,
             environment=base_environment(os.environ if environ is None else environ, properties),
             ceilings=ceilings or Limits(),
@@ -108,19 +107,19 @@ class JobManager:
             Forbidden: the root cannot be used.
             AgentUnavailable: the runner does not work.
         """
-        self._homes.open()
+        self._root.open()
         try:
             kept = self._runner.open()
             found = next((item.record for item in kept if "incarnation" in item.record), {})
             self._incarnation = found.get("incarnation") or uuid4().hex
             self._endpoint_port = self._endpoint.open(found.get("endpoint_port"))
         except BaseException:
-            self._homes.close()
+            self._root.close()
             raise
         for item in kept:
             self._reclaim(item)
-        sockets = {job.exposure.socket for job in self._alive() if job.exposure is not None and job.exposure.socket}
-        self._homes.sweep(self._jobs.keys(), sockets)
+        self._root.sweep(self._jobs.keys())
+        self._sockets.sweep({job.exposure.socket for job in self._alive() if job.exposure and job.exposure.socket})
 
     @property
     def incarnation(self) -> str:
@@ -156,8 +155,9 @@ class JobManager:
                 self.job_exited(Exit(job.uid, None, None, None, 0.0, 0, time.time()))
             for job in lost:
                 job.ended.wait(_CLOSE_TIMEOUT)
-            self._homes.sweep((), set())
-        self._homes.close()
+            self._root.sweep(())
+            self._sockets.sweep(set())
+        self._root.close()
 
     # What routers ask for.
 
@@ -177,24 +177,24 @@ class JobManager:
             NotFound: a job with this uid was removed.
             InvalidRequest, NoSpace, Forbidden: the uid is none; the sandbox cannot be made.
         """
-        home = self._homes.home(uid)
+        sandbox = self._root.sandbox(uid)
         if uid in self._jobs:
             return self._job(uid).record
-        if uid in self._tombstones:
+        if self._remover.before(uid) is not None:
             raise _not_found(uid)
         if self._max_jobs is not None and len(self._slots) >= self._max_jobs:
             raise LimitReached(
                 f"the agent has no free slot, its limit is {self._max_jobs} jobs", job=uid, retry_after=5.0
             )
-        job = Job(JobRecord(uid, connection, name, created_at=time.time()), home, self._changed)
-        self._homes.make(home, job.sandbox)
+        job = Job(JobRecord(uid, connection, name, created_at=time.time()), sandbox, self._changed)
+        sandbox.create()
         self._jobs[uid] = job
         self._slots.add(uid)
         try:
-            self._runner.hold(uid, self._kept(job), str(home))
+            self._runner.hold(uid, self._kept(job), str(sandbox.root))
         except PRouterError:
             self._drop(job)
-            self._homes.remove(home)
+            sandbox.remove()
             raise
         _log.info("event=job_created job=%s name=%r", uid, name)
         self._on_change(job.record)
@@ -217,8 +217,7 @@ class JobManager:
         elif job.start_id != request_id:
             state = job.record.state.value
             raise Conflict(f"job '{uid}' was started already, it is {state}", job=uid, state=state)
-        record: JobRecord = job.started.get()
-        return record
+        return _answer(job.started)
 
     def remove(self, uid: str) -> JobRecord:
         """End a job, delete its sandbox and forget it; returns its record as before. Repeated, it gives the same
@@ -228,26 +227,17 @@ class JobManager:
             NotFound: there is no such job.
             PRouterError: something of it resists; it may be tried again.
         """
-        if uid in self._tombstones:
-            return self._tombstones[uid]
+        before = self._remover.before(uid)
+        if before is not None:
+            return before
         job = self._jobs.get(uid)
         if job is None:
             raise _not_found(uid)
-        if job.removed is None:
-            job.removed = AsyncResult()
-            gevent.spawn(self._remove, job, job.removed, Reason.REMOVED)
-        before: JobRecord = job.removed.get()
-        return before
+        return _answer(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:
         """End and remove every job, for this reason; for an agent whose routers do not come back."""
-        answers = []
-        for job in list(self._jobs.values()):
-            if job.removed is None:
-                job.removed = AsyncResult()
-                gevent.spawn(self._remove, job, job.removed, reason)
-            answers.append(job.removed)
-        for answer in answers:
+        for answer in [self._remover.begin(job, reason) for job in self._jobs.values()]:
             answer.wait()
 
     def signal(self, uid: str, name: str) -> JobRecord:
@@ -352,53 +342,13 @@ class JobManager:
         self._watch.job_runs()
         self._ender.arm(job)
 
-    def _remove(self, job: Job, answer: AsyncResult[JobRecord], reason: Reason) -> None:
-        """The edge of a removal's greenlet: whatever happens, there is an answer."""
-        before = job.record
-        try:
-            self._ender.end(job, reason)
-            self._remove_home(job)
-            self._drop(job)
-            self._tombstones[job.uid] = before
-            if len(self._tombstones) > _TOMBSTONES:
-                self._tombstones.popitem(last=False)
-            job.change(State.CLOSED)
-            _log.info("event=job_removed job=%s", job.uid)
-            answer.set(before)
-            self._forget(job)
-        except PRouterError as error:
-            self._not_removed(job, answer, error)
-        except Exception:
-            _log.exception("event=removal_broke job=%s", job.uid)
-            self._not_removed(
-                job, answer, PRouterError("an internal error of the agent; its log tells more", job=job.uid)
-            )
-
-    def _not_removed(self, job: Job, answer: AsyncResult[JobRecord], error: PRouterError) -> None:
-        job.removed = None
-        answer.set_exception(error)
-
-    def _remove_home(self, job: Job) -> None:
-        job.release()
-        if self._homes.is_small(job.home):
-            self._homes.remove(job.home)
-        else:
-            gevent.get_hub().threadpool.apply(self._homes.remove, (job.home,))
-
     def _drop(self, job: Job) -> None:
         self._jobs.pop(job.uid, None)
         self._slots.discard(job.uid)
 
-    def _forget(self, job: Job) -> None:
-        try:
-            self._runner.forget(job.uid)
-        except PRouterError as error:
-            _log.warning("event=job_not_forgotten job=%s error=%r", job.uid, error.detail)
-
     def _reclaim(self, kept: Kept) -> None:
-        home = self._homes.home(kept.job)
         try:
-            job = Job.reclaim(kept.record, home, self._changed)
+            job = Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
         except (KeyError, TypeError, ValueError, PRouterError) as error:
             _log.warning("event=job_not_reclaimed job=%s error=%r", kept.job, str(error))
             self._runner.kill(kept.job)
@@ -409,6 +359,12 @@ class JobManager:
             self._slots.add(job.uid)
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)
+
+
+def _answer(result: AsyncResult[JobRecord]) -> JobRecord:
+    record = result.get()
+    assert record is not None
+    return record
 
 
 def _not_found(uid: str) -> NotFound:

@@ -97,7 +97,7 @@ def _free(number: int) -> bool:
 
 
 class SocketPlaces:
-    """Short paths for unix sockets: in the job's own directory where that is short enough, else in a private one.
+    """Short paths for unix sockets: in the job's sandbox where that is short enough, else in a private directory.
 
     Args:
         root: the agent's jobs root; agents with different roots get different private directories.
@@ -108,15 +108,16 @@ class SocketPlaces:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         self._private = Path(base) / f"prouter-{os.geteuid()}-{name}"
 
-    def path(self, home: Path, uid: str) -> Path:
+    def path(self, sandbox: Path) -> Path:
         """Where the job's server is to listen.
 
         Raises:
             StartFailed: there is no place for the socket.
         """
-        near = home / "http.sock"
+        near = sandbox / ".pagent.sock"
         if len(os.fsencode(near)) <= _LONGEST_SOCKET_PATH:
             return near
+        uid = sandbox.name
         short = self._private / uid[:16]
         if len(os.fsencode(short)) > _LONGEST_SOCKET_PATH:
             raise StartFailed(
@@ -134,10 +135,6 @@ class SocketPlaces:
         ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
         if not ours:
             raise StartFailed(f"'{self._private}' is not a private directory of the agent's user", job=uid)
-
-    def release(self, path: Path) -> None:
-        """Remove a socket that was given out; missing is fine."""
-        path.unlink(missing_ok=True)
 
     def sweep(self, kept: set[Path]) -> None:
         """Remove the sockets of jobs that are gone, and the private directory if nothing is left in it."""

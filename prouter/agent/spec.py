@@ -85,5 +85,5 @@ def spawn_spec(
         stderr=None if request.forward_stdout else f"{sandbox}/.pagent.stderr",
         limits=TreeLimits(limits.memory, limits.cpu_seconds, limits.open_files, limits.processes),
         record=record,
-        remove_on_loss=str(job.home),
+        remove_on_loss=sandbox,
     )

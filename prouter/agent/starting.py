@@ -16,11 +16,10 @@ import gevent
 
 from prouter.agent.ending import Ender
 from prouter.agent.expose import Exposure, NotReady, Plan, resolve
-from prouter.agent.homes import Homes
 from prouter.agent.job import Job
 from prouter.agent.listeners import Listener, listening
 from prouter.agent.outcome import failure_text
-from prouter.agent.ports import reserve, take
+from prouter.agent.ports import SocketPlaces, reserve, take
 from prouter.agent.runner import Kept, Runner, Spawned
 from prouter.agent.spec import effective_limits, spawn_spec, working_directory
 from prouter.errors import PRouterError, StartFailed
@@ -39,6 +38,7 @@ class Starter:
     """Starts the jobs of one agent.
 
     Args:
+        sockets: where unix sockets of jobs may be.
         environment: the variables all jobs have.
         report_url: where jobs report their ports.
         kept: all that is to be known of a job after a restart of the agent.
@@ -49,7 +49,7 @@ class Starter:
     def __init__(
         self,
         runner: Runner,
-        homes: Homes,
+        sockets: SocketPlaces,
         ender: Ender,
         *,
         environment: Mapping[str, str],
@@ -60,7 +60,7 @@ class Starter:
         runs: Callable[[Job], None],
     ) -> None:
         self._runner = runner
-        self._homes = homes
+        self._sockets = sockets
         self._ender = ender
         self._environment = environment
         self._ceilings = ceilings
@@ -141,7 +141,7 @@ class Starter:
 
     def _exposure(self, job: Job, plan: Plan) -> Exposure:
         port = reserve() if plan.port == "assign" else None
-        socket = self._homes.sockets.path(job.home, job.uid) if plan.port == "unix" else None
+        socket = self._sockets.path(job.sandbox.root) if plan.port == "unix" else None
         return Exposure(plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket)
 
     def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
@@ -178,8 +178,6 @@ class Starter:
         )
         _log.info("event=job_ready job=%s at=%r path=%s", job.uid, str(exposed.address), exposed.path_mode)
         self._keep(job)
-        if job.exit is not None and job.record.state is State.RUNNING:
-            self._ender.finish(job)
         return record
 
     def _listeners(self, job: Job) -> list[Listener]:
