@@ -1,35 +1,36 @@
 """A job server that plays scripted misbehaviour, byte by byte on raw sockets, chosen by the request's path.
 
-Standard library only. Run it as ``corner_server.py [PORT]`` (default: ``$PORT``, else any free port, printed as ``listening HOST:PORT``).
-Unless it says otherwise a path reads the whole request first and keeps the connection open afterwards.
+Standard library only. Run it as ``corner_server.py [PORT]`` (default: ``$PORT``, else any free port, printed as
+``listening HOST:PORT``). Unless it says otherwise a path reads the whole request first and keeps the connection open.
 
 What it saw:
 
-- ``/last``: the raw bytes of the last request but those to ``/last`` and ``/seen``, body included as far as it was read.
-- ``/seen``: ``{"open", "accepted", "requests", "dropped"}``: connections now and ever, requests by path, and the paths whose client
-  went away before the answer was complete.
+- ``/last``: the raw bytes of the last request but those to ``/last`` and ``/seen``, with what was read of its body.
+- ``/seen``: ``{"open", "accepted", "requests", "dropped"}``: connections now and ever, requests by path, and the paths
+  whose client went away before the answer was complete.
 - ``/record/…``: reads the request, answers ``recorded``.
 
 Good behaviour that is seldom met:
 
-- ``/set-cookies`` three Set-Cookie; ``/odd-headers`` obs-text bytes, underscores, an empty value; ``/no-reason`` no reason phrase;
-  ``/hop-by-hop`` a Connection header that names another one; ``/huge-header?bytes=N``; ``/many-headers?count=N``.
-- ``/early-hints`` 103, then 200; ``/informational`` 102, 103, 103, then 200; ``/expect`` 100 before it reads the body, then the body;
+- ``/set-cookies`` three Set-Cookie; ``/odd-headers`` obs-text bytes, underscores, an empty value; ``/no-reason`` no
+  reason phrase; ``/hop-by-hop`` a Connection header that names another one; ``/huge-header?bytes=N``;
+  ``/many-headers?count=N``.
+- ``/early-hints`` 103, then 200; ``/informational`` 102, 103, 103, then 200; ``/expect`` 100 before it reads the body;
   ``/expect-refuse`` 417 and close, the body never read.
 - ``/no-content`` 204; ``/not-modified`` 304 with Content-Length 1234; ``/head`` 12345 bytes, none of them for HEAD.
-- ``/http10`` an HTTP/1.0 answer without length, until close; ``/close-delimited`` the same in HTTP/1.1; ``/trailers`` chunked with them;
-  ``/drip?count=&ms=`` a chunk at a time; ``/flood`` an endless chunked body.
+- ``/http10`` an HTTP/1.0 answer without length, until close; ``/close-delimited`` the same in HTTP/1.1; ``/trailers``
+  chunked with them; ``/drip?count=&ms=`` a chunk at a time; ``/flood`` an endless chunked body.
 - ``/upgrade`` 101 to any protocol, ``first`` in the same segment, then an echo; ``/upgrade-refuse`` 426 with a body.
 - ``/early-answer`` 200 before the body is read, then reads it; ``/slow-read?ms=`` reads the body 64 KiB at a time.
 - ``/raw?b64=BYTES[&keep=1]`` exactly those bytes (URL-safe base64), then close.
 
 Misbehaviour:
 
-- ``/close`` closes without an answer; ``/reset`` resets; ``/silent`` never answers; ``/cut-head`` half a head, then close;
-  ``/early-close`` answers 413 and closes, the body never read; ``/once`` answers well and closes without having said so.
+- ``/close`` closes without an answer; ``/reset`` resets; ``/silent`` never answers; ``/cut-head`` half a head, then
+  close; ``/early-close`` answers 413 and closes, the body never read; ``/once`` answers well and closes unannounced.
 - ``/malformed/NAME`` with NAME one of the keys of `MALFORMED`.
-- ``/both-framings`` Content-Length and chunked; ``/two-lengths`` two that differ; ``/bad-length`` one that is no number.
-- ``/short-body`` says 1000, sends 500, closes; ``/short-reset`` the same with a reset; ``/long-body`` says 10, sends 20.
+- ``/both-framings`` Content-Length and chunked; ``/two-lengths`` two that differ; ``/bad-length`` no number.
+- ``/short-body`` says 1000, sends 500, closes; ``/short-reset`` the same and a reset; ``/long-body`` says 10, sends 20.
 - ``/cut-chunk`` dropped within a chunk; ``/cut-between`` dropped after a whole chunk, the last one missing.
 """
 
@@ -89,7 +90,8 @@ FIXED = {
     "not-modified": b'HTTP/1.1 304 Not Modified\r\nETag: "e"\r\nContent-Length: 1234\r\n\r\n',
     "trailers": OK
     + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nSet-Cookie: evil=1\r\n\r\n",
-    "upgrade-refuse": b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno",
+    "upgrade-refuse": b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: Upgrade\r\n"
+    b"Content-Length: 2\r\n\r\nno",
     "long-body": OK + b"Content-Length: 10\r\n\r\n" + b"0123456789" * 2,
 }
 """Answers after which the connection stays open."""
@@ -267,7 +269,7 @@ class Client:
         return int(self.options.get(name, default))
 
     def leave(self) -> bool:
-        """Close our side with the body unread; the socket stays until the client has closed too, lest a reset eats the answer."""
+        """Close our side, the body unread; the socket waits for the client's close lest a reset eats the answer."""
         self.sock.shutdown(socket.SHUT_WR)
         poll = select.poll()
         poll.register(self.sock, select.POLLRDHUP)

@@ -1,19 +1,19 @@
 """A job server that costs next to nothing: what benchmarks put behind every proxy, and tests use as a well-behaved job.
 
-HTTP/1.1 and WebSocket parsed by hand on asyncio (uvloop when it is installed). Run it as ``fast_server.py [PORT]`` (default: ``$PORT``,
-else any free port, printed as ``listening HOST:PORT``) or ``fast_server.py --unix PATH``.
+HTTP/1.1 and WebSocket parsed by hand on asyncio (uvloop when it is installed). Run it as ``fast_server.py [PORT]``
+(default: ``$PORT``, else any free port, printed as ``listening HOST:PORT``) or ``fast_server.py --unix PATH``.
 
-=====================================  ====================================================================================
-``GET /``                              100 bytes, Content-Length
-``GET /bytes/N``, ``/chunked/N``       N bytes with Content-Length, or chunked
-``POST /sink``                         reads the body (Content-Length or chunked), answers the number of its bytes
-``POST /copy``                         the body repeated as it arrives, in the framing it came with
-``GET /sse?interval_ms=&count=``       server-sent events; each ``data`` is this machine's CLOCK_MONOTONIC in nanoseconds
-``GET /ws``                            WebSocket echo, any frames, pings answered
-``GET /slow?ms=``                      the 100 bytes after that many milliseconds
-``ANY /status/N``                      that status, with a short body where it may have one
-``ANY /echo``                          ``{"line", "headers": [[name, value]…], "body"}`` of the request, bytes as latin-1
-=====================================  ====================================================================================
+=================================  =================================================================================
+``GET /``                          100 bytes, Content-Length
+``GET /bytes/N``, ``/chunked/N``   N bytes with Content-Length, or chunked
+``POST /sink``                     reads the body (Content-Length or chunked), answers the number of its bytes
+``POST /copy``                     the body repeated as it arrives, in the framing it came with
+``GET /sse?interval_ms=&count=``   server-sent events; each ``data`` is CLOCK_MONOTONIC in nanoseconds
+``GET /ws``                        WebSocket echo, any frames, pings answered
+``GET /slow?ms=``                  the 100 bytes after that many milliseconds
+``ANY /status/N``                  that status, with a short body where it may have one
+``ANY /echo``                      ``{"line", "headers": [[name, value]…], "body"}`` of the request, bytes as latin-1
+=================================  =================================================================================
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import cast
 from urllib.parse import parse_qs
 
-BUFFER = memoryview(bytearray(512 * 1024))
+BUFFER = memoryview(bytearray(128 * 1024))
 """Every connection receives into this one buffer: what arrived is used up before the next read."""
 CHUNK = bytes(range(256)) * 4096
 HIGH_WATER = 4 * len(CHUNK)
@@ -47,6 +47,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport
         self.pending = bytearray()
         self.feed: Callable[[], bool] = self.feed_head
+        self.echoing: Echo | None = None
         self.busy = False
         self.closing = False
         self.left = 0
@@ -69,6 +70,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.left > nbytes and self.on_body is None and not self.pending and self.feed == self.feed_body:
             self.left -= nbytes
             self.received += nbytes
+            return
+        if self.echoing is not None:
+            self.frames(bytes(BUFFER[:nbytes]))
             return
         self.pending += BUFFER[:nbytes]
         self.pump()
@@ -307,7 +311,8 @@ class Connection(asyncio.BufferedProtocol):
     def sse(self, interval: float, count: int) -> None:
         """Send timestamps; `count` 0 means until the client goes."""
         self.transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
         )
         loop = asyncio.get_running_loop()
         start, sent = loop.time(), 0
@@ -347,72 +352,80 @@ class Connection(asyncio.BufferedProtocol):
         protocol = fields.get(b"sec-websocket-protocol", b"").partition(b",")[0].strip()
         chosen = b"\r\nSec-WebSocket-Protocol: " + protocol if protocol else b""
         self.transport.write(head + accept + chosen + b"\r\n\r\n")
-        self.left = 0
-        self.feed = self.feed_frames
+        self.echoing = Echo()
+        self.frames(bytes(self.pending))
 
-    def feed_frames(self) -> bool:
-        """Echo every whole frame that is there, in one write."""
-        if len(self.pending) < self.left:
-            return False
-        data = bytes(self.pending)
-        used, out, close, self.left = echo_frames(data)
-        del self.pending[:used]
-        if out:
+    def frames(self, data: bytes) -> None:
+        """Echo what arrived, in one write."""
+        assert self.echoing is not None
+        out = self.echoing.feed(data)
+        if len(data) < 16384:
+            self.transport.write(b"".join(out))
+        else:
             self.transport.writelines(out)
-        if close:
-            self.busy = True
+        if self.echoing.closed:
             self.transport.close()
-        return False
 
 
-def echo_frames(data: bytes) -> tuple[int, list[bytes], bool, int]:
-    """What an echo answers to a run of client frames.
+class Echo:
+    """The echo's answers to a client's bytes: data frames are answered piece by piece, control frames whole."""
 
-    Returns:
-        bytes used, frames to send, whether to close, and how many bytes the next frame needs.
-    """
-    at, end, out = 0, len(data), list[bytes]()
-    while end - at >= 2:
-        size = data[at + 1] & 0x7F
-        header = 6 if size < 126 else 8 if size == 126 else 14
-        if end - at < header:
-            return at, out, False, header
-        if size >= 126:
-            size = int.from_bytes(data[at + 2 : at + header - 4], "big")
-        total = header + size
-        if end - at < total:
-            return at, out, False, total
+    def __init__(self) -> None:
+        self.rest = b""
+        self.left = 0
+        self.key = b""
+        self.done = 0
+        self.closed = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The pieces to send for what arrived."""
+        fresh = not self.rest and not self.left
+        if fresh and data in KNOWN:
+            return KNOWN[data]
+        out: list[bytes] = []
+        whole = self.rest + data if self.rest else data
+        at = 0
+        while at < len(whole) and not self.closed:
+            used = self.payload(whole, at, out) if self.left else self.header(whole, at, out)
+            if not used:
+                break
+            at += used
+        self.rest = whole[at:]
+        if fresh and not self.rest and not self.left and not self.closed and len(data) < 4096 and len(KNOWN) < 256:
+            KNOWN[data] = [b"".join(out)]
+        return out
+
+    def payload(self, data: bytes, at: int, out: list[bytes]) -> int:
+        """Echo what is there of the current frame's payload; how many bytes that was."""
+        piece = data[at : at + self.left]
+        turn = self.done % 4
+        out.append(unmask(piece, self.key[turn:] + self.key[:turn]))
+        self.left -= len(piece)
+        self.done += len(piece)
+        return len(piece)
+
+    def header(self, data: bytes, at: int, out: list[bytes]) -> int:
+        """Answer one frame's header, a control frame as a whole; how many bytes that was, 0 when more are needed."""
+        there = len(data) - at
+        size = data[at + 1] & 0x7F if there > 1 else 0
+        length = 6 if size < 126 else 8 if size == 126 else 14
         opcode = data[at] & 0x0F
-        if header == 6 and opcode < 8 and end - at >= 2 * total and (run := equal_frames(data, at, total)):
-            plain = data[at : at + 1] + bytes((size,))
-            out.append(plain + plain.join([data[o : o + size] for o in range(at + 6, at + run * total, total)]))
-            at += run * total
-            continue
-        payload = unmask(data[at + header : at + total], data[at + header - 4 : at + header])
-        if opcode == 10:
-            at += total
-            continue
-        first = data[at] if opcode != 9 else 0x8A
-        out.append(bytes((first,)) + length_field(size) + payload)
-        at += total
-        if opcode == 8:
-            return at, out, True, 0
-    return at, out, False, 2
+        if there < length or (opcode >= 8 and there < length + size):
+            return 0
+        self.key, self.done = data[at + length - 4 : at + length], 0
+        if opcode >= 8:
+            self.closed = opcode == 8
+            body = unmask(data[at + length : at + length + size], self.key)
+            if opcode != 10:
+                out.append(bytes((0x8A if opcode == 9 else 0x88, size)) + body)
+            return length + size
+        out.append(data[at : at + 1] + bytes((data[at + 1] & 0x7F,)) + data[at + 2 : at + length - 4])
+        self.left = int.from_bytes(data[at + 2 : at + length - 4], "big") if size >= 126 else size
+        return length
 
 
-def equal_frames(data: bytes, at: int, total: int) -> int:
-    """How many whole frames from `at` on have the same header and a zero mask; 0 unless all of them."""
-    count = (len(data) - at) // total
-    stop = at + count * total
-    same = all(data[at + i : stop : total] == data[at + i : at + i + 1] * count for i in range(2))
-    return count if same and all(data[at + i : stop : total] == bytes(count) for i in range(2, 6)) else 0
-
-
-def length_field(size: int) -> bytes:
-    """The length bytes of an unmasked frame."""
-    if size < 126:
-        return bytes((size,))
-    return b"\x7e" + size.to_bytes(2, "big") if size < 65536 else b"\x7f" + size.to_bytes(8, "big")
+KNOWN: dict[bytes, list[bytes]] = {}
+"""Answers to short runs of whole frames seen before: load generators repeat themselves."""
 
 
 def unmask(payload: bytes, key: bytes) -> bytes:

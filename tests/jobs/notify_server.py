@@ -2,8 +2,8 @@
 
 Standard library only. The port is reported with ``GET $DA__PAGENT__JOB_ENDPOINT?job_id=$DA__PAGENT__JOB_ID&port=PORT``.
 
-Paths: ``GET /`` greets, ``GET /env`` gives the environment as JSON, ``GET /cwd`` the working directory, ``POST /echo`` repeats the
-body, ``POST /quit?code=N`` ends the process with that exit code.
+Paths: ``GET /`` greets, ``GET /env`` gives the environment as JSON, ``GET /cwd`` the working directory, ``POST /echo``
+repeats the body, ``POST /quit?code=N`` ends the process with that exit code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Say nothing: the job's stderr is for what matters."""
 
 
