@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import difflib
 import ipaddress
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,10 +21,8 @@ __all__ = [
     "AgentConfig",
     "ConfigError",
     "RouterConfig",
-    "broker_endpoint",
     "keys",
     "load_agent",
-    "load_from_environment",
     "load_router",
 ]
 
@@ -57,7 +54,9 @@ class Fabric(Section):
     """Streams between router and agents."""
 
     window: int = Field(MIB, ge=65536, le=64 * MIB, description="Bytes in flight per stream and direction.")
-    resume_timeout: float = Field(30.0, gt=0, description="Seconds streams survive a lost path between router and agent.")
+    resume_timeout: float = Field(
+        30.0, gt=0, description="Seconds streams survive a lost path between router and agent."
+    )
 
 
 class RouterClient(Section):
@@ -104,7 +103,9 @@ class Identity(Section):
     """Who this process is."""
 
     name: str | None = Field(None, description="Human-friendly name (optional).")
-    uid: str | None = Field(None, min_length=1, max_length=200, description="Unique identifier. Arbitrary non-empty string.")
+    uid: str | None = Field(
+        None, min_length=1, max_length=200, description="Unique identifier. Arbitrary non-empty string."
+    )
 
 
 class RouterServer(Section):
@@ -122,8 +123,12 @@ class RouterServer(Section):
 class RouterState(Section):
     """Where the router keeps things."""
 
-    dir: str | None = Field(None, description="Directory of the job table; by XDG and systemd conventions when not set.")
-    run_dir: str | None = Field(None, description="Directory of internal sockets; by the same conventions when not set.")
+    dir: str | None = Field(
+        None, description="Directory of the job table; by XDG and systemd conventions when not set."
+    )
+    run_dir: str | None = Field(
+        None, description="Directory of internal sockets; by the same conventions when not set."
+    )
 
 
 class RouterJobs(Section):
@@ -150,7 +155,9 @@ class AgentClient(Section):
     """Routers that the agent dials."""
 
     enabled: bool = Field(True, description="Connect to routers.")
-    address: str | tuple[str, ...] = Field("127.0.0.1:8889", description="Router address 'host:port', or a list of them.")
+    address: str | tuple[str, ...] = Field(
+        "127.0.0.1:8889", description="Router address 'host:port', or a list of them."
+    )
     token: str = Field("", description="Token to present to routers.")
     exit_on_fail: bool = Field(False, description="Exit when a router refuses the connection or cannot be reached.")
     reconnect_delay: float = Field(1.0, gt=0, description="Delay (in seconds) before connecting again.")
@@ -193,7 +200,9 @@ class AgentServer(Section):
     enabled: bool = Field(False, description="Enable agent server mode so routers can connect.")
     interface: str = Field("127.0.0.1", description="Interface (ip address) to listen on.")
     port: int = Field(8890, ge=0, le=65535, description="Port number to use. Can be set to 0 to use any free port.")
-    accept_tokens: tuple[str, ...] = Field((), description="List of valid router tokens. Empty accepts any on loopback.")
+    accept_tokens: tuple[str, ...] = Field(
+        (), description="List of valid router tokens. Empty accepts any on loopback."
+    )
 
 
 class AgentState(Section):
@@ -217,9 +226,12 @@ class AgentConfig(Section):
     identity: Identity = Identity()
     jobs: AgentJobs = AgentJobs()
     log: Log = Log()
-    properties: dict[str, Any] = Field(default_factory=dict, description="Properties of this agent, for jobs and placement.")
+    properties: dict[str, Any] = Field(
+        default_factory=dict, description="Properties of this agent, for jobs and placement."
+    )
     server: AgentServer = AgentServer()
     state: AgentState = AgentState()
+
 
 Config = TypeVar("Config", RouterConfig, AgentConfig)
 
@@ -232,17 +244,6 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from keys(annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def load_from_environment(environ: Mapping[str, str] | None = None) -> RouterConfig:
-    """The router's configuration as a child process sees it: PROUTER_CONFIG names the file."""
-    environ = os.environ if environ is None else environ
-    return load_router(environ.get("PROUTER_CONFIG"), (), environ)
-
-
-def broker_endpoint(config: RouterConfig) -> str:
-    """The ipc endpoint where the broker meets the workers."""
-    return f"ipc://{config.state.run_dir}/broker.ipc"
 
 
 def load_router(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> RouterConfig:

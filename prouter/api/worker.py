@@ -37,7 +37,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         from prouter.api import client as router_client
         from prouter.api.proxy.admin import AdminService
         from prouter.api.proxy.server import ProxyServer
-        from prouter.config import broker_endpoint, load_from_environment
+        from prouter.directories import broker_endpoint, load_from_environment
 
         config = load_from_environment()
         client = router_client.start(config, broker_endpoint(config))

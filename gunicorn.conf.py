@@ -1,0 +1,6 @@
+"""Run the HTTP side of a router as a service of its own: ``gunicorn -c gunicorn.conf.py``, beside ``prouter broker``.
+
+The router's configuration comes from the file that PROUTER_CONFIG names and from PROUTER_SECTION__KEY variables.
+"""
+
+from prouter.api.gunicorn_conf import *  # noqa: F403

@@ -1,0 +1,6 @@
+"""``python -m prouter`` is the ``prouter`` command."""
+
+from prouter.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""gunicorn's settings for the HTTP side of a router; ``gunicorn -c python:prouter.api.gunicorn_conf`` needs nothing else.
+
+The router's configuration comes from ``PROUTER_CONFIG`` and ``PROUTER_SECTION__KEY``. Under the supervisor the listening
+sockets come as inherited descriptors (``PROUTER_LISTEN_FDS``), so that they outlive every gunicorn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from prouter.api.listen import check_exposure
+from prouter.directories import load_from_environment
+from prouter.logging_setup import configure_logging
+
+_config = load_from_environment()
+check_exposure(_config)
+
+
+def _bind() -> list[str]:
+    inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
+    if inherited:
+        return [f"fd://{number}" for number in inherited.split(",")]
+    host = _config.control.interface
+    found = [f"[{host}]:{_config.control.port}" if ":" in host else f"{host}:{_config.control.port}"]
+    if _config.control.unix:
+        found.append(f"unix:{_config.control.unix}")
+    return found
+
+
+bind = _bind()
+wsgi_app = "prouter.api.app:application"
+worker_class = "prouter.api.worker.ProxyWorker"
+workers = _config.control.workers
+worker_connections = _config.control.max_connections
+backlog = 4096
+keepalive = 5
+timeout = 60
+graceful_timeout = max(1, round(_config.control.drain_timeout))
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (gunicorn's heartbeat file, made safely)
+control_socket_disable = True
+proc_name = "prouter-api"
+umask = 0o077
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Each worker logs like every other process of the router."""
+    configure_logging(_config.log)
+
+
+def when_ready(server: Any) -> None:
+    """The parent process too; gunicorn's own lines join ours."""
+    configure_logging(_config.log)
+    for name in ("gunicorn.error", "gunicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = []
+        logger.propagate = True
+
+
+def on_starting(server: Any) -> None:
+    """See `when_ready`."""
+    when_ready(server)

@@ -1,0 +1,51 @@
+"""``prouter broker``: the broker as a service of its own."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from prouter.api.listen import check_exposure
+from prouter.cli.options import configuration_options, key_help, refuse, router_config
+from prouter.config import ConfigError, RouterConfig
+from prouter.directories import locate_router
+from prouter.logging_setup import configure_logging
+
+__all__ = ["command"]
+
+
+@click.command("broker", epilog=key_help(RouterConfig))
+@configuration_options
+@click.option("--status-fd", type=int, help="Descriptor to write the agents' endpoint to, instead of stdout.")
+@click.option("--bind-port", type=int, help="Port for agents, whatever server.port says.")
+def command(
+    file: str | None,
+    sets: tuple[str, ...],
+    log_level: str | None,
+    connection_debug: bool,
+    status_fd: int | None,
+    bind_port: int | None,
+) -> None:
+    """Run the broker: agent links and the job table.
+
+    Workers of the same configuration (gunicorn -c gunicorn.conf.py) find it through state.run_dir.
+    """
+    from prouter.broker.server import run
+
+    def ready(endpoint: str) -> None:
+        shown = endpoint or "none"
+        if status_fd is None:
+            click.echo(f"ready agents={shown}")
+        else:
+            os.write(status_fd, f"{shown}\n".encode())
+            os.close(status_fd)
+
+    try:
+        config = locate_router(router_config(file, sets, log_level))
+        check_exposure(config)
+        configure_logging(config.log, connection_debug=connection_debug)
+        status = run(config, bind_port=bind_port, ready=ready)
+    except ConfigError as error:
+        refuse(error)
+    raise SystemExit(status)

@@ -1,0 +1,60 @@
+"""Options that several commands share, and how configuration errors end a command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import click
+from pydantic import BaseModel
+
+from prouter.config import AgentConfig, ConfigError, RouterConfig, keys, load_agent, load_router
+from prouter.supervisor import EXIT_CONFIG
+
+__all__ = ["agent_config", "configuration_options", "key_help", "refuse", "router_config"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+LEVELS = ("warning", "debug", "error", "info", "fatal")
+
+
+def configuration_options(function: Function) -> Function:
+    """``--config``, ``--log-level``, ``--connection-debug`` and ``--set``, as the original has them."""
+    for option in (
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a configuration key; values are "
+                     "Python literals, anything else is taken as text. May appear multiple times."),
+        click.option("--connection-debug", is_flag=True, help="Log every event of fabric connections."),
+        click.option("--log-level", type=click.Choice(LEVELS), help="Output log level."),
+        click.option("--config", "file", type=click.Path(dir_okay=False), help="Configuration file (YAML)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def key_help(model: type[BaseModel]) -> str:
+    """Every key of a configuration with its description, for a command's help."""
+    lines = ["\b", "Configuration keys:"]
+    for key, field in keys(model):
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"  {key} - {field.description} [default: {'none' if default in (None, '', (), {}) else default}]")
+    return "\n".join(lines)
+
+
+def router_config(file: str | None, sets: Sequence[str], log_level: str | None, *more: str) -> RouterConfig:
+    """The router's configuration from the command line. Raises `ConfigError`."""
+    return load_router(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, more), os.environ)
+
+
+def agent_config(file: str | None, sets: Sequence[str], log_level: str | None) -> AgentConfig:
+    """The agent's configuration from the command line. Raises `ConfigError`."""
+    return load_agent(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, ()), os.environ)
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """End the command: its configuration is wrong."""
+    click.echo(f"prouter: {error}", err=True)
+    raise SystemExit(EXIT_CONFIG)
+
+
+def _all(sets: Sequence[str], log_level: str | None, more: Sequence[str]) -> list[str]:
+    return [*sets, *more, *([f"log.level={log_level}"] if log_level else [])]

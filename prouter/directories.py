@@ -1,0 +1,145 @@
+"""Where a process keeps state and sockets: by configuration, systemd's or XDG's conventions, always mode 0700.
+
+Routers of one user do not share directories: each takes the first free *instance* (``router-8888``, ``router-8888.2``, …),
+which a lock on its state directory makes its own for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+from prouter.config import AgentConfig, ConfigError, RouterConfig, load_router
+
+__all__ = [
+    "Lock",
+    "agent_state_dir",
+    "broker_endpoint",
+    "claim_router",
+    "load_from_environment",
+    "locate_router",
+    "make_private",
+]
+
+_MAX_INSTANCES = 64
+_MAX_SOCKET_PATH = 100
+"""A unix socket's path holds 107 bytes on Linux (unix(7)); the longest name below the run directory is shorter than the rest."""
+
+
+class Lock:
+    """An exclusive lock file that is released when the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise
+
+    def release(self) -> None:
+        """Give it up. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def make_private(path: Path) -> Path:
+    """Make a directory, with its parents, that only its owner can enter.
+
+    Raises:
+        ConfigError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.stat()
+        if info.st_uid != os.geteuid():
+            raise ConfigError(f"{path} belongs to another user")
+        if info.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be used: {error.strerror}") from error
+    return path
+
+
+def _state_home() -> Path:
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given)
+    xdg = os.environ.get("XDG_STATE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".local" / "state") / "prouter"
+
+
+def _runtime_home() -> Path:
+    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given)
+    xdg = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(xdg) / "prouter" if xdg else Path(tempfile.gettempdir()) / f"prouter-{os.geteuid()}"
+
+
+def _with_directories(config: RouterConfig, instance: str) -> RouterConfig:
+    state = Path(config.state.dir) if config.state.dir else _state_home() / instance
+    run = Path(config.state.run_dir) if config.state.run_dir else _runtime_home() / instance
+    if len(os.fsencode(run / "broker.ipc")) > _MAX_SOCKET_PATH:
+        raise ConfigError(f"state.run_dir: the path {run} is too long for unix sockets; choose a shorter one")
+    section = config.state.model_copy(update={"dir": str(state.absolute()), "run_dir": str(run.absolute())})
+    return config.model_copy(update={"state": section})
+
+
+def locate_router(config: RouterConfig) -> RouterConfig:
+    """The configuration with its directories filled in, as separate services find each other; both exist afterwards."""
+    located = _with_directories(config, f"router-{config.control.port}")
+    make_private(Path(located.state.dir or ""))
+    make_private(Path(located.state.run_dir or ""))
+    return located
+
+
+def claim_router(config: RouterConfig) -> tuple[RouterConfig, Lock]:
+    """The configuration with directories that belong to this router alone, and the lock that says so.
+
+    Raises:
+        ConfigError: the configured state.dir is in use by another router.
+    """
+    for number in range(1, _MAX_INSTANCES + 1):
+        instance = f"router-{config.control.port}" + (f".{number}" if number > 1 else "")
+        located = _with_directories(config, instance)
+        state = make_private(Path(located.state.dir or ""))
+        try:
+            lock = Lock(state / "router.lock")
+        except BlockingIOError:
+            if config.state.dir:
+                raise ConfigError(f"state.dir: {state} is in use by another router; give each its own") from None
+            continue
+        make_private(Path(located.state.run_dir or ""))
+        return located, lock
+    raise ConfigError(f"{_MAX_INSTANCES} routers run already; set state.dir")
+
+
+def load_from_environment() -> RouterConfig:
+    """The router's configuration as services and child processes see it: PROUTER_CONFIG names the file.
+
+    Raises:
+        ConfigError: it is wrong, or its directories cannot be used.
+    """
+    return locate_router(load_router(os.environ.get("PROUTER_CONFIG"), (), os.environ))
+
+
+def broker_endpoint(config: RouterConfig) -> str:
+    """The ipc endpoint where broker and workers meet, for a configuration with its directories filled in."""
+    return f"ipc://{config.state.run_dir}/broker.ipc"
+
+
+def agent_state_dir(config: AgentConfig) -> Path:
+    """The agent's own directory, by configuration or the usual conventions; it exists afterwards."""
+    if config.state.dir:
+        return make_private(Path(config.state.dir).absolute())
+    name = f"agent-{config.identity.uid}" if config.identity.uid else "agent"
+    return make_private(_state_home() / name.replace("/", "_"))

@@ -1,0 +1,68 @@
+"""Fixtures that many tests share: a real router, a real agent, and the means to start more."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Agent, Process, Router, start_agent, start_router
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+@pytest.fixture(scope="session")
+def short_dir() -> Iterator[Path]:
+    """A directory whose path is short enough for unix sockets; removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="prt-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def work_dir() -> Iterator[Path]:
+    """Like `short_dir`, one per test."""
+    path = Path(tempfile.mkdtemp(prefix="prt-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def launch(work_dir: Path) -> Iterator[Callable[..., Any]]:
+    """``launch(start_router, **sets)`` or ``launch(start_agent, router, **sets)``: processes ended after the test."""
+    started: list[Process] = []
+
+    def start(what: Callable[..., Any], *args: Any, **sets: Any) -> Any:
+        process = what(work_dir / f"{what.__name__}{len(started)}", *args, **sets)
+        started.append(process)
+        return process
+
+    yield start
+    for process in reversed(started):
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def router(short_dir: Path) -> Iterator[Router]:
+    """One router for all tests of a session that leave it as they found it."""
+    process = start_router(short_dir / "router")
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def agent(short_dir: Path, router: Router) -> Iterator[Agent]:
+    """One agent of `router`, on the same terms."""
+    process = start_agent(short_dir / "agent", router)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def jobs() -> Path:
+    """The directory of job server scripts."""
+    return JOBS

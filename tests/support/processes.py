@@ -1,0 +1,213 @@
+"""Real processes for tests: started with a ready line to wait for, always gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+__all__ = ["Agent", "Process", "Router", "start_agent", "start_router", "wait_until"]
+
+Value = TypeVar("Value")
+
+START_DEADLINE = 60.0
+
+
+def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str = "") -> Value:
+    """The first true value of `condition`, tried often until `deadline` seconds have passed.
+
+    Raises:
+        AssertionError: it never was true.
+    """
+    end = time.monotonic() + deadline
+    pause = 0.005
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline:g} s: {what or condition}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+
+
+class Process:
+    """A child process whose stdout is read line by line and whose stderr goes to a file."""
+
+    def __init__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROUTER_")}
+        self.log = log
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        with log.open("ab") as stream:
+            self.popen = subprocess.Popen(
+                list(argv),
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
+                env={**kept, **(environment or {})},
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self._lines.put(line.decode(errors="replace").rstrip("\n"))
+        self._lines.put(None)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def wait_line(self, pattern: str, deadline: float = START_DEADLINE) -> re.Match[str]:
+        """The first stdout line that matches.
+
+        Raises:
+            AssertionError: none came in time, or the process ended before.
+        """
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line like {pattern!r} within {deadline:g} s\n{self.log_end()}") from None
+            if line is None:
+                raise AssertionError(f"ended without a line like {pattern!r}\n{self.log_end()}")
+            match = re.search(pattern, line)
+            if match:
+                return match
+
+    def log_end(self, size: int = 4000) -> str:
+        """The end of its stderr."""
+        return self.log.read_text(errors="replace")[-size:]
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would end it."""
+        self.popen.kill()
+        self.popen.wait(10)
+
+    def stop(self, deadline: float = 20.0) -> int:
+        """TERM, and KILL if that does not help; its exit status. Idempotent."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(deadline)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait(10)
+        assert self.popen.stdout is not None
+        return self.popen.returncode
+
+
+class Router(Process):
+    """A running ``prouter up``.
+
+    Attributes:
+        url: base URL of its control endpoint.
+        agents: ``host:port`` for agents.
+    """
+
+    def __init__(self, directory: Path, sets: Mapping[str, Any], workers: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        values = {
+            "control.port": 0,
+            "server.port": 0,
+            "state.dir": str(directory / "state"),
+            "state.run_dir": str(directory / "run"),
+            "control.drain_timeout": 5,
+            **sets,
+        }
+        argv = [sys.executable, "-m", "prouter", "up", "--workers", str(workers)]
+        for key, value in values.items():
+            argv += ["--set", f"{key}={value!r}"]
+        super().__init__(argv, directory / "router.log")
+        try:
+            match = self.wait_line(r"^ready control=(http://\S+) agents=(?:tcp://)?(\S+)")
+        except BaseException:
+            self.stop()
+            raise
+        self.url = match[1]
+        self.agents = match[2]
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=options.pop("timeout", 30), **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=options.pop("timeout", 30), **options)
+
+    def child(self, name: str) -> int:
+        """Pid of the running ``broker`` or ``gunicorn`` (its parent process) child, from the log."""
+        found = re.findall(rf"event=child_started child={name} pid=(\d+)", self.log.read_text())
+        return int(found[-1])
+
+    def create(self, agent: str, name: str = "test") -> str:
+        """A new job's path."""
+        answer = self.post("/jobs/create", {"name": name, "agent": {"type": "uid", "uid": agent}})
+        assert answer.status_code == 200, answer.text
+        path = answer.json()["path"]
+        assert isinstance(path, str)
+        return path
+
+    def start(self, path: str, args: Sequence[str], **options: Any) -> dict[str, Any]:
+        """Start a job; its info."""
+        answer = self.post(path + "/start", {"args": list(args), "env": {}, **options}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        info: dict[str, Any] = answer.json()
+        return info
+
+    def serve(self, agent: str, script: Path, **expose: Any) -> str:
+        """Create and start a job server that takes its port from ``$PORT``; its path."""
+        path = self.create(agent, script.stem)
+        self.start(path, [sys.executable, str(script)], expose={"port": "assign", **expose})
+        return path
+
+
+class Agent(Process):
+    """A running ``prouter agent``.
+
+    Attributes:
+        uid: its uid.
+    """
+
+    def __init__(self, directory: Path, address: str, sets: Mapping[str, Any]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        values = {
+            "client.address": address,
+            "client.reconnect_delay": 0.1,
+            "jobs.root": str(directory / "jobs"),
+            "state.dir": str(directory / "state"),
+            **sets,
+        }
+        argv = [sys.executable, "-m", "prouter", "agent"]
+        for key, value in values.items():
+            argv += ["--set", f"{key}={value!r}"]
+        super().__init__(argv, directory / "agent.log")
+        try:
+            self.uid = self.wait_line(r"^ready agent=(\S+)")[1]
+        except BaseException:
+            self.stop()
+            raise
+
+
+def start_router(directory: Path, *, workers: int = 2, **sets: Any) -> Router:
+    """A router in `directory`; configuration keys as ``section__key=value``."""
+    return Router(directory, {key.replace("__", "."): value for key, value in sets.items()}, workers)
+
+
+def start_agent(directory: Path, router: Router | str, **sets: Any) -> Agent:
+    """An agent in `directory`, linked to `router` (or to ``host:port``)."""
+    address = router if isinstance(router, str) else router.agents
+    return Agent(directory, address, {key.replace("__", "."): value for key, value in sets.items()})
