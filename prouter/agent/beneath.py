@@ -3,11 +3,12 @@
 Two implementations with one contract:
 
 - `open_with_openat2`: the kernel does it (RESOLVE_BENEATH, Linux ≥ 5.6).
-- `open_by_walking`: one ``O_NOFOLLOW`` open per name; links are read and followed by hand, ``..`` goes back to the descriptor
-  the walk came from. No step ever lets the kernel resolve more than one name, so there is no moment at which a swapped
-  directory matters.
+- `open_by_walking`: one ``O_NOFOLLOW`` open per name; links are read and followed by hand, ``..`` goes back to the
+  descriptor the walk came from. No step ever lets the kernel resolve more than one name, so there is no moment at which
+  a swapped directory matters.
 
-Symbolic links that stay beneath are followed. Both raise `OSError`: EXDEV when the path leaves, ELOOP for too many links. Files
+Symbolic links that stay beneath are followed. Both raise `OSError`: EXDEV when the path leaves, ELOOP for too many
+links. Files
 are never created here: a caller that creates opens the parent and makes a single name in it.
 """
 
@@ -36,8 +37,8 @@ def open_beneath(root: int, path: bytes, flags: int, root_path: bytes, *, openat
         path: relative, ``/`` between names; empty means the directory itself.
         flags: of open(2), without O_CREAT. With O_NOFOLLOW a link as the last name is not followed.
         root_path: the directory's absolute path: an absolute link that leads to or below it counts as inside.
-        openat2: whether to use the system call; the walk is taken anyway where the call cannot decide: paths over PATH_MAX,
-            absolute links, renames that race again and again.
+        openat2: whether to use the system call; the walk is taken anyway where the call cannot decide: paths over
+            PATH_MAX, absolute links, renames that race again and again.
     """
     if openat2 and len(path) < _PATH_MAX:
         fd = open_with_openat2(root, path, flags)

@@ -1,7 +1,7 @@
 """The cut part of a job's log: where the kept part begins, and the line that stands for what was dropped.
 
-The agent bounds a log by giving its oldest blocks back to the file system (prouter.agent.logs); the file keeps its length, so
-positions in it never change, and what was dropped is a hole at its start.
+The agent bounds a log by giving its oldest blocks back to the file system (prouter.agent.logs); the file keeps its
+length, so positions in it never change, and what was dropped is a hole at its start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tells followers of logs that there is more to read, without polling: one inotify descriptor for the whole agent.
 
-`LogWatcher` owns no loop. Its shell watches `fileno` for readability and calls `dispatch`. All followers of one file share one
-kernel watch, and any number of writes between two calls of `dispatch` make one notice.
+`LogWatcher` owns no loop. Its shell watches `fileno` for readability and calls `dispatch`. All followers of one file
+share one kernel watch, and any number of writes between two calls of `dispatch` make one notice.
 """
 
 from __future__ import annotations

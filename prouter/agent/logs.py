@@ -1,11 +1,12 @@
 """A job's stdout and stderr files: read by position, found from the end, bounded in size while the job writes on.
 
-The job writes straight into the file (O_APPEND), no process stands between. *Position 0 is the first byte the job ever wrote*,
-for ever. When the log is over its limit, `JobLog.enforce_limit` gives its oldest blocks back to the file system (a hole: the
-length stays, the disk space goes) and readers get one line that says how many bytes were dropped.
+The job writes straight into the file (O_APPEND), no process stands between. *Position 0 is the first byte the job ever
+wrote*, for ever. When the log is over its limit, `JobLog.enforce_limit` gives its oldest blocks back to the file system
+(a hole: the length stays, the disk space goes) and readers get one line that says how many bytes were dropped.
 
-Where the file system has no holes, the newest part is copied to a file beside, the log is emptied, and positions are counted on
-from the first line of that file. Bytes the job writes between the last look and the emptying, microseconds, are then lost.
+Where the file system has no holes, the newest part is copied to a file beside, the log is emptied, and positions are
+counted on from the first line of that file. Bytes the job writes between the last look and the emptying, microseconds,
+are then lost.
 """
 
 from __future__ import annotations
@@ -116,9 +117,10 @@ class JobLog:
             return os.fstat(self.fileno()).st_size + self._kept[1]
 
     def read(self, offset: int, n: int = _BLOCK) -> LogChunk:
-        """What is in the log at `offset`: at most `n` bytes, or the marker line when that part was dropped, or nothing yet.
+        """What is in the log at `offset`: at most `n` bytes, the marker line when they were dropped, or nothing yet.
 
-        An offset beyond the end means that the job truncated its own log: a line says so, and reading goes on at 0. So check
+        An offset beyond the end means that the job truncated its own log: a line says so, and reading goes on at 0. So
+            check
         offsets of requests against `end` first.
 
         Raises:

@@ -1,15 +1,14 @@
 """Sandbox paths as requests give them: split into names, shown to people, and what is said when they are refused.
 
-A path is bytes, percent-decoded once, relative to the sandbox. Every name a Linux file system can hold is allowed; what is not
-a name inside the sandbox (``..``, an absolute path, NUL) is refused before any system call sees it.
+A path is bytes, percent-decoded once, relative to the sandbox. Every name a Linux file system can hold is allowed; what
+is not a name inside the sandbox (``..``, an absolute path, NUL) is refused before any system call sees it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from typing import Literal, final
 from urllib.parse import quote_from_bytes
 
 from prouter.errors import (
@@ -109,10 +108,20 @@ def refusal(error: OSError, path: bytes, *, writing: bool = False) -> PRouterErr
     return kind(sentence.format(shown(path)))
 
 
-@contextlib.contextmanager
-def translated(path: bytes, *, writing: bool = False) -> Iterator[None]:
-    """Turn every `OSError` of the block into the matching `PRouterError`."""
-    try:
-        yield
-    except OSError as error:
-        raise refusal(error, path, writing=writing) from error
+@final
+class translated:
+    """Turn an `OSError` of the block into the matching `PRouterError`; a class, as it is on every file's way."""
+
+    __slots__ = ("_path", "_writing")
+
+    def __init__(self, path: bytes, *, writing: bool = False) -> None:
+        self._path = path
+        self._writing = writing
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> Literal[False]:
+        if isinstance(error, OSError):
+            raise refusal(error, self._path, writing=self._writing) from error
+        return False

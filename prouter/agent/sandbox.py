@@ -1,8 +1,8 @@
 """A job's sandbox: one directory that belongs to the job, made with it and removed with it.
 
 Everything that requests do to files goes through `Sandbox.open` and `Sandbox.make_directory`, which never leave the
-directory, whatever links the job makes and whenever it makes them (see docs/decisions/confinement.md). They take names that
-`prouter.agent.paths.split` has passed, and raise plain `OSError`.
+directory, whatever links the job makes and whenever it makes them (see docs/decisions/confinement.md). They take names
+that `prouter.agent.paths.split` has passed, and raise plain `OSError`.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Sandbox:
         """Remove the directory and all that is in it, never following a link; nothing there is fine.
 
         Raises:
-            PRouterError: code ``not_removed``: something resisted (immutable, a mount point, still being written to); all else
-                is gone, and the detail names the first that stayed.
+            PRouterError: code ``not_removed``: something resisted (immutable, a mount point, still being written to);
+                all else is gone, and the detail names the first that stayed.
         """
         try:
             parent = os.open(self.root.parent, os.O_PATH | os.O_DIRECTORY)
@@ -76,7 +76,7 @@ class Sandbox:
             os.close(parent)
 
     def size_bytes(self) -> int:
-        """Disk space its files and directories take, in bytes: allocated blocks, so holes count nothing, hard links once."""
+        """Disk space of its files and directories in bytes: allocated blocks, so holes count nothing, hard links once."""
         return trees.disk_usage(self)
 
     def directory(self, path: bytes) -> Path:
@@ -97,7 +97,8 @@ class Sandbox:
     def opened(self) -> Iterator[int]:
         """The directory itself as an O_PATH descriptor.
 
-        Opened anew each time, so that thousands of idle jobs hold no descriptor, and checked to be the very directory it was
+        Opened anew each time, so that thousands of idle jobs hold no descriptor, and checked to be the very directory
+        it was
         at first: a job that renames its sandbox and puts something else there gets nothing through us.
 
         Raises:
@@ -154,7 +155,7 @@ class Sandbox:
             os.close(found)
 
     def make_directory(self, parts: Sequence[bytes]) -> int:
-        """An O_PATH descriptor of the directory at `parts`, made with those above it where missing. The caller closes it.
+        """An O_PATH descriptor, for the caller to close, of the directory at `parts`, made where it is missing.
 
         Raises:
             OSError: ENOTDIR when something else is in the way.

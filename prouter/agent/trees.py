@@ -1,6 +1,7 @@
 """Whole directory trees of a sandbox: walk them, add up their size, remove them.
 
-A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that come and go meanwhile. So
+A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that come and go
+    meanwhile. So
 nothing here recurses without a bound, holds one descriptor per level, or trusts a name twice.
 """
 
@@ -164,8 +165,8 @@ class NotRemoved(Exception):
 def remove(parent: int, name: bytes) -> None:
     """Remove `name` in the directory `parent`, a tree with all that is in it. Links are removed, never followed.
 
-    Directories without permissions get them back first, mount points are left alone, what is created meanwhile is removed too
-    for as long as the removal makes progress, at most 10 s. Missing is fine.
+    Directories without permissions get them back first, mount points are left alone, what is created meanwhile is
+    removed too for as long as the removal makes progress, at most 10 s. Missing is fine.
 
     Raises:
         NotRemoved: something stayed.
@@ -187,7 +188,7 @@ def remove(parent: int, name: bytes) -> None:
 
 
 def _enter(parent: int, name: bytes) -> int:
-    """Open a directory that is to be emptied: never a link, never a mount point (EXDEV), with all permissions for its owner."""
+    """Open a directory to empty it: never a link, never a mount point (EXDEV); its owner gets all permissions."""
     info = os.stat(name, dir_fd=parent, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode) and info.st_mode & 0o700 != 0o700:
         _give_permissions(parent, name)
@@ -214,9 +215,9 @@ def _give_permissions(parent: int, name: bytes) -> None:
 class _Removal:
     """Empties the directory `top`.
 
-    It goes down with one descriptor per level to a fixed depth. What lies deeper is hoisted: each subdirectory found there is
-    renamed into `top` and has its turn as a shallow one. So depth costs neither descriptors nor stack, and no ``..`` is
-    ever opened that a rename could have turned elsewhere.
+    It goes down with one descriptor per level to a fixed depth. What lies deeper is hoisted: each subdirectory found
+    there is renamed into `top` and has its turn as a shallow one. So depth costs neither descriptors nor stack, and no
+    ``..`` is ever opened that a rename could have turned elsewhere.
     """
 
     top: int

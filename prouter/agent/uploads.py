@@ -1,8 +1,8 @@
 """One file written into a sandbox, so that its name holds either all of it or what it held before.
 
-The bytes go into a file without a name (O_TMPFILE) in the target's directory: when the agent is killed in the middle, nothing
-is left. Where the file system has no such files, a hidden one beside the target is used. `Upload.commit` brings the data to disk
-(fdatasync) and then gives it its name in one step; docs/files.md says what that guarantees.
+The bytes go into a file without a name (O_TMPFILE) in the target's directory: when the agent is killed in the middle,
+nothing is left. Where the file system has no such files, a hidden one beside the target is used. `Upload.commit` brings
+the data to disk (fdatasync) and then gives it its name in one step; docs/files.md says what that guarantees.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """What a finished upload made: `size` in bytes, `etag` as `prouter.agent.files.etag_of`, `created` if nothing was there."""
+    """What an upload made: `size` in bytes, `etag` as `prouter.agent.files.etag_of`, `created` if nothing was there."""
 
     size: int
     etag: str
@@ -48,7 +48,8 @@ class Upload:
         path: of the file; directories above it are made.
         mode: permission bits (default 0644); not those of the file that is replaced.
         executable: adds 0111.
-        size: bytes that will come, where that is known: a lack of space is then told at once, a wrong number of bytes at `commit`.
+        size: bytes that will come, where that is known: a lack of space is then told at once, a wrong number of bytes
+            at `commit`.
         limit: bytes the sandbox has left for it.
         exclusive: refuse to replace anything.
         sync: bring the data to disk before the name changes.
@@ -114,7 +115,9 @@ class Upload:
         if self._limit is not None and total > self._limit:
             raise self._over_limit()
         if self._size is not None and total > self._size:
-            raise InvalidRequest(f"Invalid request: more than the announced {self._size} bytes came for '{self._shown}'")
+            raise InvalidRequest(
+                f"Invalid request: more than the announced {self._size} bytes came for '{self._shown}'"
+            )
         with translated(self._path, writing=True):
             done = os.write(self._fd, chunk)
             while done < length:
@@ -129,7 +132,8 @@ class Upload:
 
         Raises:
             InvalidRequest: fewer bytes came than `size` said; nothing changes.
-            Conflict: the name was taken by a directory (or, with `exclusive`, by anything) meanwhile, or its directory removed.
+            Conflict: the name was taken by a directory (or, with `exclusive`, by anything) meanwhile, or its directory
+                removed.
             NoSpace: the disk or quota is used up.
         """
         try:
@@ -138,7 +142,9 @@ class Upload:
             with translated(self._path, writing=True):
                 os.fchmod(self._fd, self._mode)
                 now = time.time_ns()
-                os.utime(self._fd, ns=(now, now))  # finer than the kernel's own stamp, so that every upload has its own etag
+                os.utime(
+                    self._fd, ns=(now, now)
+                )  # finer than the kernel's own stamp, so that every upload has its own etag
                 if self._sync:
                     os.fdatasync(self._fd)
                 created = self._give_name()

@@ -1,7 +1,7 @@
-"""Archive members made real in a sandbox, whatever format they come from: files, directories, links, and nothing outside.
+"""Archive members made real in a sandbox, whatever format they come from: files, directories and links inside it.
 
-A member whose name or link leads outside, or that is a device or fifo, is refused by name; what came before it stays. Owners are
-ignored, and of modes only the permission bits count. Existing files are replaced, existing directories kept.
+A member whose name or link leads outside, or that is a device or fifo, is refused by name; what came before it stays.
+Owners are ignored, and of modes only the permission bits count. Existing files are replaced, existing directories kept.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def refused(member: bytes, what: str) -> InvalidRequest:
 
 @final
 class Extraction:
-    """Makes one archive's members below `base`. Members come one after another; a file's bytes between `file` and `end_file`.
+    """Makes one archive's members below `base`, one after another; a file's bytes come between `file` and `end_file`.
 
     Args:
         sandbox: where.
@@ -140,7 +140,7 @@ class Extraction:
                 fd = os.open(hidden, _CREATE, 0o600, dir_fd=parent)
         self._file = _OpenFile(fd, parent, parts[-1], hidden, member, mode & 0o777, mtime_ns)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append to the file begun last.
 
         Raises:
@@ -183,7 +183,7 @@ class Extraction:
         self.files += 1
 
     def directory(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
-        """Make a directory, or keep the one that is there. Its mode and time are set at the end, None leaves them alone."""
+        """Make a directory, or keep the one that is there. Mode and time are set at the end; None leaves them alone."""
         parts = self._parts(member)
         if not parts:
             return  # the archive's own root: the sandbox keeps its mode
@@ -209,7 +209,9 @@ class Extraction:
         with translated(member, writing=True):
             parent = self._directory(parts[:-1])
             if leaves(self._root, parent, target):
-                raise Forbidden(f"archive member '{shown(member)}' is a link that leaves the sandbox: '{shown(target)}'")
+                raise Forbidden(
+                    f"archive member '{shown(member)}' is a link that leaves the sandbox: '{shown(target)}'"
+                )
             place(lambda name: os.symlink(target, name, dir_fd=parent), parts[-1], parent)
             if mtime_ns is not None:
                 os.utime(parts[-1], ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)

@@ -1,6 +1,7 @@
 """Bytes that came, for parsers that are generators: they take what they need, and yield when it has not come yet.
 
-A parser is a generator without values: ``yield`` means *more input, please*. It is resumed after each `Inbox.put`, and after
+A parser is a generator without values: ``yield`` means *more input, please*. It is resumed after each `Inbox.put`, and
+    after
 `Inbox.close`, when nothing more will come.
 """
 
@@ -56,6 +57,12 @@ class Inbox:
     def take(self, n: int) -> bytes:
         """The next `n` bytes, or fewer if fewer are here."""
         taken = self._data[self._position : self._position + n]
+        self._position += len(taken)
+        return taken
+
+    def take_view(self, n: int) -> memoryview:
+        """As `take`, without a copy."""
+        taken = memoryview(self._data)[self._position : self._position + n]
         self._position += len(taken)
         return taken
 

@@ -1,7 +1,8 @@
 """What goes into an archive of a sandbox: the tree, through its masks, as members whose contents can be read.
 
-Directories, files and symbolic links (as links, wherever they lead: their target is only a text). A file with several names
-goes in once per name. Sockets, fifos and devices are left out, as is what vanishes or may not be read; `notes` say so.
+Directories, files and symbolic links (as links, wherever they lead: their target is only a text). A file with several
+names goes in once per name. Sockets, fifos and devices are left out, as is what vanishes or may not be read; `notes`
+say so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Packs a sandbox, or a directory in it, into an archive while it is being downloaded: tar, tar.gz, tar.zst or zip.
 
-Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`); what is promised then is kept even when
-files change while they are packed: longer ones are cut, shorter ones filled with zeros, vanished ones replaced by a comment.
+Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`); what is promised then is kept
+even when
+files change while they are packed: longer ones are cut, shorter ones filled with zeros, vanished ones replaced by a
+    comment.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Packer:
         path: the directory to pack (default: all); names in the archive are relative to it.
         include: fnmatch masks on relative paths; none: everything.
         exclude: masks of what stays out, with all below it; they win.
-        format: one of `FORMATS`, which gives their media types.
+        archive_format: one of `FORMATS`, which gives their media types.
 
     Attributes:
         notes: after packing, what is not in the archive as it was on disk (at most 100 lines).
@@ -60,20 +62,22 @@ class Packer:
         *,
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
-        format: str = "tar",
+        archive_format: str = "tar",
     ) -> None:
-        if format not in FORMATS:
-            raise InvalidRequest(f"Invalid request: there is no archive format '{format}', only {', '.join(FORMATS)}")
+        if archive_format not in FORMATS:
+            raise InvalidRequest(
+                f"Invalid request: there is no archive format '{archive_format}', only {', '.join(FORMATS)}"
+            )
         base = split(path, root_allowed=True)
         if stat(sandbox, path, follow=True).type != "dir":
             raise Conflict(f"'{shown(path)}' is not a directory")
         self._tree = Tree(sandbox, base, Masks(include, exclude))
-        self._format = format
+        self._format = archive_format
         self._plan: list[Member] | None = None
         self.notes = self._tree.notes
 
     def size(self) -> int | None:
-        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, or a huge tree)."""
+        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, a huge tree)."""
         if self._format != "tar":
             return None
         plan: list[Member] = []
@@ -139,10 +143,10 @@ def pack(
     path: bytes = b"",
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    format: str = "tar",
+    archive_format: str = "tar",
 ) -> Iterator[bytes]:
     """The archive's bytes; see `Packer`, which can also tell a tar's size."""
-    return iter(Packer(sandbox, path, include=include, exclude=exclude, format=format))
+    return iter(Packer(sandbox, path, include=include, exclude=exclude, archive_format=archive_format))
 
 
 def _tar_size(member: Member) -> int:

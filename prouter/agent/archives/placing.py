@@ -51,9 +51,9 @@ def place(make: Callable[[bytes], None], name: bytes, parent: int) -> None:
 def leaves(root: tuple[int, int], parent: int, target: bytes) -> bool:
     """Whether a symbolic link in the directory `parent` with this target leads out of the directory `root`.
 
-    It is followed name by name from where it really is. As long as its names are real directories, ``..`` is exact; after a
-    name that is missing or a link, a ``..`` might mean anything later on, and counts as leaving. So a link that is let
-    through stays inside whatever links are made after it.
+    It is followed name by name from where it really is. As long as its names are real directories, ``..`` is exact;
+    after a name that is missing or a link, a ``..`` might mean anything later on, and counts as leaving. So a link that
+    is let through stays inside whatever links are made after it.
 
     Args:
         root: device and inode of the directory to stay in.

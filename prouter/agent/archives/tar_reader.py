@@ -81,7 +81,7 @@ def read_tar(inbox: Inbox, out: Extraction) -> Parser:
 
 
 def _begin(header: bytes, kind: bytes, pending: _Pending, out: Extraction) -> int:
-    """Make the member, or begin it if it is a file; the bytes of data that follow its header. Files are ended by `_copy`."""
+    """Make the member, or begin it if it is a file (`_copy` ends it); the bytes of data that follow its header."""
     name = pending.get(b"path") or _name(header)
     mtime_ns = _mtime(header, pending)
     mode = _field(header[100:108])
@@ -111,7 +111,7 @@ def _begin(header: bytes, kind: bytes, pending: _Pending, out: Extraction) -> in
 
 def _copy(inbox: Inbox, out: Extraction, size: int) -> Parser:
     while size:
-        piece = inbox.take(min(size, _PIECE))
+        piece = inbox.take_view(min(size, _PIECE))
         if piece:
             out.write(piece)
             size -= len(piece)

@@ -1,7 +1,7 @@
 """Unpacks an archive into a sandbox while it is being uploaded: what kind it is, its contents tell.
 
-tar, tar.gz, tar.xz, tar.zst and zip. Nothing is kept of what came: a chunk is decompressed in pieces, the pieces are parsed, and
-file contents are written at once, so memory stays bounded whatever the archive's size.
+tar, tar.gz, tar.xz, tar.zst and zip. Nothing is kept of what came: a chunk is decompressed in pieces, the pieces are
+parsed, and file contents are written at once, so memory stays bounded whatever the archive's size.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class _Gzip:
         self._inflater: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> None:
+        for start in range(0, len(data), _INPUT):
+            self._feed(data[start : start + _INPUT])
+
+    def _feed(self, data: bytes) -> None:
         while data:
             if self._inflater is None:
                 data = data.lstrip(b"\0")
@@ -91,6 +95,10 @@ class _Xz:
         self._decompressor: lzma.LZMADecompressor | None = None
 
     def feed(self, data: bytes) -> None:
+        for start in range(0, len(data), _INPUT):
+            self._feed(data[start : start + _INPUT])
+
+    def _feed(self, data: bytes) -> None:
         while data:
             if self._decompressor is None:
                 data = data.lstrip(b"\0")
@@ -141,7 +149,9 @@ class _Zstd:
 def _damaged(how: str, error: Exception) -> InvalidRequest:
     text = str(error)
     if "emory" in text:
-        return InvalidRequest(f"Invalid request: the archive's {how} data needs more than 64 MiB to unpack; use a lower level")
+        return InvalidRequest(
+            f"Invalid request: the archive's {how} data needs more than 64 MiB to unpack; use a lower level"
+        )
     return InvalidRequest(f"Invalid request: the archive is damaged: its {how} data does not unpack ({text})")
 
 
@@ -199,9 +209,7 @@ class Unpacker:
         """
         self._out.received += len(chunk)
         try:
-            view = memoryview(chunk)
-            for start in range(0, len(chunk), _INPUT):
-                self._take(bytes(view[start : start + _INPUT]))
+            self._take(bytes(chunk))
         except BaseException:
             self.abort()
             raise
@@ -269,4 +277,3 @@ class Unpacker:
             next(self._parser)
         except StopIteration:
             self._parser = None
-

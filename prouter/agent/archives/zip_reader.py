@@ -1,7 +1,8 @@
 """A zip archive read as it comes, by its local headers, into an `Extraction`.
 
-Made for seeking from the end, a zip says two things late. The sizes of a member written by a program that streams come after
-its data, which is found by inflating it. What kind of thing a member is, and its mode, come in the central directory after all
+Made for seeking from the end, a zip says two things late. The sizes of a member written by a program that streams come
+after its data, which is found by inflating it. What kind of thing a member is, and its mode, come in the central
+directory after all
 members: then modes are set, and files turned into links.
 
 Source: PKWARE's APPNOTE.TXT 6.3.10.
@@ -151,7 +152,7 @@ class ZipReader:
         return zlib.crc32(piece, crc)
 
     def _descriptor(self, member: Local, packed: int, size: int, crc: int) -> Parser:
-        """The record after a member's data: with or without a signature, its sizes of 4 or 8 bytes; what fits is right."""
+        """The record after a member's data, with or without signature, sizes of 4 or 8 bytes: what fits is right."""
         yield from self._inbox.need(24)  # the longest; an end record follows even the shortest
         narrow = struct.pack("<3I", crc, packed & MAX32, size & MAX32)
         wide = struct.pack("<IQQ", crc, packed, size)
@@ -163,8 +164,8 @@ class ZipReader:
         if member.method == DEFLATED or member.size:
             raise damaged(f"sizes or checksum of '{shown(member.name)}' are wrong")
         if not member.name.endswith(b"/"):
-            why = "stored without its size before it, which cannot be read as a stream; deflate it, or make the zip as a file"
-            raise refused(member.name, why)
+            why = "stored without its size before it, which cannot be read as a stream"
+            raise refused(member.name, f"{why}; deflate it, or make the zip as a file")
 
     def _central(self) -> Parser:
         inbox = self._inbox

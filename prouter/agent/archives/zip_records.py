@@ -106,7 +106,7 @@ def parse_central(fields: tuple[int, ...], name: bytes, extra: bytes) -> Central
 
 
 def _widened(value: int, wide: bytes) -> tuple[int, bytes]:
-    """The value, from the zip64 extra field when the header's own field is too small for it, and what is left of the field."""
+    """The value, from the zip64 extra field where the header's own is too small for it, and what is left of that."""
     if value != MAX32 or len(wide) < 8:
         return value, wide
     return int.from_bytes(wide[:8], "little"), wide[8:]

@@ -1,7 +1,8 @@
 """A zip archive made as it is sent, with zip64 where sizes need it (APPNOTE.TXT 6.3.10).
 
-Small files are deflated before their header is written, so that it holds their sizes; larger ones are followed by a descriptor. Modes and
-symbolic links are in the central directory as Info-ZIP has them, times to 100 ns in NTFS's extra field.
+Small files are deflated before their header is written, so that it holds their sizes; larger ones are followed by a
+descriptor. Modes and symbolic links are in the central directory as Info-ZIP has them, times to 100 ns in NTFS's extra
+field.
 """
 
 from __future__ import annotations
