@@ -18,7 +18,7 @@ from prouter.agent import probe
 from prouter.agent.environment import fill, fill_all
 from prouter.agent.listeners import Listener
 from prouter.agent.ports import Port
-from prouter.agent.presets import PRESETS, Preset
+from prouter.agent.presets import PRESETS, Preset, applying
 from prouter.agent.probe import Address
 from prouter.errors import InvalidRequest
 from prouter.requests import START_TIMEOUT, StartRequest
@@ -67,7 +67,11 @@ class Plan:
 
 
 def resolve(request: StartRequest) -> Plan:
-    """The plan of a start: what the request says, else what its preset says, else the defaults."""
+    """The plan of a start: what the request says, else what its preset says, else the defaults.
+
+    Raises:
+        InvalidRequest: the preset's kind of server cannot listen on a unix socket.
+    """
     option = request.expose
     expected = request.port_expected_count
     if option is None:
@@ -75,6 +79,8 @@ def resolve(request: StartRequest) -> Plan:
     preset = PRESETS[option.preset] if option.preset else None
     port = option.port or (preset.port if preset else "notify")
     ready = option.ready or (preset.ready if preset else None if port == "notify" else "tcp")
+    if port == "unix" and preset is not None and not preset.takes_sockets:
+        raise InvalidRequest(f"Invalid request: expose: {option.preset} cannot listen on a unix socket")
     if port == "notify" and not expected:
         port = "none"
     return Plan(
@@ -136,7 +142,7 @@ class Exposure:
             return list(args)
         result = list(args)
         if self.plan.preset is not None:
-            for option, value in self.plan.preset.options(self.plan.port, self.plan.path):
+            for option, value in applying(self.plan.preset.options, self.plan.port, self.plan.path).items():
                 if not any(word == option or word.startswith(f"{option}=") for word in args):
                     result += [option, value]
         return fill_all(result, self.tokens)
@@ -153,8 +159,11 @@ class Exposure:
         if self.port is not None:
             result["PORT"] = str(self.port.number)
         if self.plan.preset is not None:
-            given = self.plan.preset.variables(self.plan.port, self.plan.path)
-            result |= {name: fill(value, self.tokens) for name, value in given.items()}
+            given = applying(self.plan.preset.variables, self.plan.port, self.plan.path)
+            root_path = self.base_url.rstrip("/")
+            result |= {
+                name: fill(value.replace("{root_path}", root_path), self.tokens) for name, value in given.items()
+            }
             if self.plan.preset.config is not None:
                 result |= self.plan.preset.config(config, self.tokens)
         return result
@@ -276,7 +285,7 @@ def _listened(found: Listener) -> list[Address]:
     """Where a listening TCP socket can be reached from this machine."""
     if found.family == "unix":
         return []
-    if found.host == "0.0.0.0":
+    if found.host == "0.0.0.0":  # noqa: S104 - compared, not bound
         return [Address("127.0.0.1", found.port)]
     if found.host == "::":
         return _loopback(found.port)  # Takes IPv4 as well, unless it is bound to IPv6 only.

@@ -119,9 +119,9 @@ class Job:
         if self.ending is None:
             self.ending = (reason, text)
 
-    def process_ended(self, exit: Exit) -> None:
+    def process_ended(self, how: Exit) -> None:
         """Note how the process ended, and wake a start that waits for its server."""
-        self.exit = exit
+        self.exit = how
         self.exited.set()
         if self.exposure is not None:
             self.exposure.died()

@@ -292,12 +292,12 @@ class JobManager:
 
     # What the runner and the jobs tell.
 
-    def job_exited(self, exit: Exit) -> None:
+    def job_exited(self, how: Exit) -> None:
         """The runner's ``on_exit``: a job's process has ended and nothing of its tree is left."""
-        job = self._jobs.get(exit.job)
+        job = self._jobs.get(how.job)
         if job is None or job.exit is not None:
             return
-        job.process_ended(exit)
+        job.process_ended(how)
         if job.record.state is State.RUNNING:
             self._ender.finish(job)  # Otherwise its start does so.
 

@@ -27,17 +27,17 @@ def outcome(job: Job) -> dict[str, Any]:
 
     The reason is the agent's own if the agent ended the job, else the runner's, else what the exit status says.
     """
-    exit = job.exit
+    how = job.exit
     text = job.failure
     if job.ending is not None:
         reason, text = job.ending[0], job.ending[1] or text
-    elif exit is not None and exit.reason is not None:
-        reason = Reason(exit.reason)
+    elif how is not None and how.reason is not None:
+        reason = Reason(how.reason)
         text = text or _limit_text(job, reason)
     elif text is not None:
         reason = Reason.START_FAILED
     else:
-        reason = Reason.SIGNALED if exit is not None and exit.signal is not None else Reason.EXITED
+        reason = Reason.SIGNALED if how is not None and how.signal is not None else Reason.EXITED
     fields: dict[str, Any] = {
         "pid": None,
         "endpoint": None,
@@ -45,10 +45,10 @@ def outcome(job: Job) -> dict[str, Any]:
         "error": text,
         "finished_at": time.time(),
     }
-    if exit is not None:
-        fields |= {"exit_code": exit.exit_code, "signal": exit.signal, "finished_at": exit.at}
-        if exit.exit_code is not None or exit.signal is not None:
-            fields |= {"cpu_seconds": exit.cpu_seconds, "rss_bytes": exit.max_rss}
+    if how is not None:
+        fields |= {"exit_code": how.exit_code, "signal": how.signal, "finished_at": how.at}
+        if how.exit_code is not None or how.signal is not None:
+            fields |= {"cpu_seconds": how.cpu_seconds, "rss_bytes": how.max_rss}
     return fields
 
 

@@ -49,7 +49,7 @@ def reserve() -> Port:
     """
     low, high = _choice()
     size = high - low
-    at = random.randrange(size)  # Not a secret: spreads agents over the range.
+    at = random.randrange(size)  # noqa: S311 - no secret: spreads agents over the range
     for step in range(min(size, _TRIES)):
         port = take(low + (at + step) % size)
         if port is not None:

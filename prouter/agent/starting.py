@@ -73,12 +73,13 @@ class Starter:
         """Start a NEW job; the answer comes in `Job.started`. Nothing has happened if this raises.
 
         Raises:
-            InvalidRequest: a limit over the agent's ceiling, or a working directory that is none.
+            InvalidRequest: a limit over the agent's ceiling, no such working directory, an impossible ``expose``.
         """
+        plan = resolve(request)
         limits = effective_limits(request.limits, self._ceilings)
         cwd = working_directory(job.sandbox, request.cwd)
         job.request, job.limits, job.start_id = request, limits, request_id
-        job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, cwd))
+        job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
 
     def resume(self, job: Job, kept: Kept) -> None:
         """Go on with a job that outlived an earlier agent: with its start, if that was under way."""
@@ -114,8 +115,7 @@ class Starter:
             _log.exception("event=start_broke job=%s", job.uid)
             job.started.set_exception(self._fail(job, "an internal error of the agent; its log tells more"))
 
-    def _start(self, job: Job, request: StartRequest, cwd: Path) -> JobRecord:
-        plan = resolve(request)
+    def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path) -> JobRecord:
         try:
             exposure = job.exposure = self._exposure(job, plan)
             spec = spawn_spec(
