@@ -1,4 +1,4 @@
-"""A small blocking HTTP/1.1 client on raw sockets: cheap enough to generate load, plain enough to see what arrives when."""
+"""A small blocking HTTP/1.1 client on raw sockets: cheap enough to generate load, and it sees what arrives when."""
 
 from __future__ import annotations
 

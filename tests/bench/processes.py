@@ -1,6 +1,7 @@
 """Processes under measurement: finding them, their CPU time and memory, and ending them.
 
-Every process a stack starts carries the stack's mark in its environment, or the stack's directory in its command line.
+A stack's processes carry the stack's mark in their environment or the stack's directory in their command line, or
+descend from one that does.
 Times are CPU seconds (user and system, all threads, ended ones included), sizes bytes.
 """
 
@@ -57,17 +58,17 @@ def read(pid: int, name: str) -> bytes:
 def find(mark: str, directory: Path) -> list[Process]:
     """All live processes of the stack with this mark and directory, roles numbered where several share one."""
     needle, place = f"{MARK}={mark}".encode(), os.fsencode(directory)
-    found: list[tuple[int, int, str]] = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        pid = int(entry)
-        fields = stat(pid)
-        if fields is None or fields[0] in "ZX" or pid == os.getpid():
-            continue
-        command = read(pid, "cmdline")
-        if needle in read(pid, "environ").split(b"\0") or place in command:
-            found.append((pid, int(fields[19]), role(command, int(fields[1]))))
+    everything = {
+        int(entry): fields for entry in os.listdir("/proc") if entry.isdigit() and (fields := stat(int(entry)))
+    }
+    commands = {pid: read(pid, "cmdline") for pid, fields in everything.items() if fields[0] not in "ZX"}
+    ours = {pid for pid in commands if needle in read(pid, "environ").split(b"\0") or place in commands[pid]}
+    ours.discard(os.getpid())
+    fresh = ours
+    while fresh:
+        fresh = {pid for pid in commands if int(everything[pid][1]) in fresh} - ours
+        ours |= fresh
+    found = [(pid, int(everything[pid][19]), role(commands[pid], int(everything[pid][1]))) for pid in ours]
     return _number(sorted(found, key=lambda one: (one[1], one[0])))
 
 
