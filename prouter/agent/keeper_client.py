@@ -6,6 +6,7 @@ Waits block the calling greenlet only. Sources: unix(7) for the passing of descr
 from __future__ import annotations
 
 import array
+import contextlib
 import logging
 import os
 import socket as plain_socket
@@ -67,7 +68,7 @@ class KeeperClient:
         self._on_event = on_event
         self._on_lost = on_lost
         self._sending = RLock()
-        self._pending: dict[int, AsyncResult] = {}
+        self._pending: dict[int, AsyncResult[Any]] = {}
         self._number = 0
         self._lost: str | None = None
         self._closing = False
@@ -159,12 +160,11 @@ class KeeperClient:
             raise KeeperLost(self._lost)
         answer = self._pending[number] = AsyncResult()
         try:
-            with self._sending:
+            # If it hung up, what it said before that, a refusal perhaps, is still to be read: the reader tells.
+            with contextlib.suppress(ConnectionError), self._sending:
                 sent = self._connection.sendmsg([data], rights) if rights else 0
                 self._connection.sendall(data[sent:])
             return answer.get(timeout=timeout)
-        except OSError as error:
-            raise KeeperLost(f"the keeper cannot be reached: {error}") from error
         except gevent.Timeout:
             raise KeeperLost(f"the keeper did not answer {op!r} within {timeout} s") from None
         finally:

@@ -1,8 +1,8 @@
 """What a job may use, and how that is enforced without cgroups: resource limits in the child, and looking at the tree.
 
-Standard library only: used by the keeper. `open_files` is a resource limit (getrlimit(2)). Memory, CPU time and the number of
-processes are limits of the whole tree, which resource limits cannot express, so the keeper looks at trees that have such a
-limit, and only at those, every `interval` seconds, and kills a tree that is over.
+Standard library only: used by the keeper. `open_files` is a resource limit (getrlimit(2)). Memory, CPU time and the
+number of processes are limits of the whole tree, which resource limits cannot express, so the keeper looks at trees
+that have such a limit, and only at those, every `interval` seconds, and kills a tree that is over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Which sockets a set of processes listens on: how the agent finds the server of a job that does not report its port.
 
-Works on the network namespace of the calling process, as only those sockets can be connected to. Source: proc(5), proc_net(5).
+Works on the network namespace of the calling process, as only those sockets can be connected to. Source: proc(5),
+proc_net(5).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What /proc says of processes: who descends from whom, what they use, where they listen, and how to signal them safely.
+"""What /proc says of processes: who descends from whom, what they use, and how to signal them safely.
 
 Standard library only, no threads, no event loop: used by the keeper (which must start fast) and by the agent.
 
-A pid means nothing without its start time: the kernel hands pids out again. Everything here that acts on a process takes a
-`Process`, which carries both. Sources: proc(5), pidfd_open(2), getrlimit(2).
+A pid means nothing without its start time: the kernel hands pids out again. Everything here that acts on a process
+takes a `Process`, which carries both. Sources: proc(5), pidfd_open(2), getrlimit(2).
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def descend(
     """The processes with these pids and all their descendants, parents before their children.
 
     Args:
-        visit: called with each process before its children are listed; who stops it there has its list of children final.
+        visit: called with each process before its children are listed; who stops it there has its list of children
+            final.
         most: give up after this many: a tree that grows as fast as one looks has no end.
     """
     found: list[Process] = []
@@ -229,7 +230,7 @@ def _limit_from_proc(pid: int) -> int:
 
 
 def environment_mark(pid: int) -> str | None:
-    """The job's uid in the environment that the process was started with, or None (also when it is not ours to read)."""
+    """The job's uid in the environment the process was started with, or None (also if that is not ours to read)."""
     try:
         data = _read(f"/proc/{pid}/environ")
     except (FileNotFoundError, ProcessLookupError, PermissionError):

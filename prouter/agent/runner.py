@@ -1,7 +1,7 @@
 """Runners: how an agent starts jobs and learns of their end. The interface, and the runner for the agent's own machine.
 
-The local runner's jobs are children of a keeper process (`prouter.agent.keeper`), which this module finds or starts, talks to
-and replaces if it dies. All methods block the calling greenlet only and may be called from many at once.
+The local runner's jobs are children of a keeper process (`prouter.agent.keeper`), which this module finds or starts,
+talks to and replaces if it dies. All methods block the calling greenlet only and may be called from many at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SpawnSpec:
 
 @dataclass(frozen=True)
 class Spawned:
-    """A job's first process: `start_time` in clock ticks after boot (with the pid its name for ever), `started_at` as epoch."""
+    """A job's first process: `start_time` in clock ticks after boot (with the pid its name), `started_at` as epoch."""
 
     job: str
     pid: int
@@ -71,7 +71,8 @@ class Exit:
 
     Attributes:
         exit_code, signal: of the first process: one is None, or both if its end was not seen because the keeper died.
-        reason: ``memory``, ``cpu`` or ``processes`` if it was ended for that limit, ``agent_lost`` if the keeper died, else None.
+        reason: ``memory``, ``cpu`` or ``processes`` if it was ended for that limit, ``agent_lost`` if the keeper died,
+            else None.
         cpu_seconds: of the whole tree, as far as ended processes were awaited by a parent in it.
         max_rss: bytes of resident memory of the largest process (getrusage(2); never less than the keeper's own).
         at: when the first process ended, seconds since the epoch.
@@ -99,7 +100,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job's tree uses: seconds of CPU, bytes of resident memory (shared pages count for each process), processes."""
+    """What a tree uses: seconds of CPU, bytes of resident memory (shared pages count for each process), processes."""
 
     cpu_seconds: float
     rss_bytes: int
@@ -107,7 +108,7 @@ class Usage:
 
 
 class Runner(Protocol):
-    """Where jobs run. Times out nothing; every method raises `AgentUnavailable` if the place where jobs run is out of reach."""
+    """Where jobs run. Every method raises `AgentUnavailable` if that place is out of reach."""
 
     def open(self) -> list[Kept]:
         """Begin; the jobs that survived an earlier agent. `Conflict` if another agent uses the same state."""
@@ -116,7 +117,7 @@ class Runner(Protocol):
         """Remember a job that is not started yet, as `SpawnSpec` has it."""
 
     def spawn(self, spec: SpawnSpec) -> Spawned:
-        """Start a job, held or new; returns once its command runs. `StartFailed` with the reason; it may be tried again."""
+        """Start a job, held or new; returns once its command runs. `StartFailed` says why not; try again at will."""
 
     def update_record(self, job: str, record: dict[str, Any]) -> None:
         """Replace a job's record. `NotFound`."""
@@ -134,13 +135,13 @@ class Runner(Protocol):
         """Pids of the job's living processes, parents first. `NotFound`, `Conflict` if it does not run."""
 
     def forget(self, job: str) -> None:
-        """Drop a job that has ended or was not started; its sandbox is the caller's. `NotFound`, `Conflict` if it runs."""
+        """Drop a job that does not run; its sandbox is the caller's now. `NotFound`, `Conflict` if it runs."""
 
     def configure(self, *, keep_for: float) -> None:
         """Change for how many seconds jobs outlive the agent."""
 
     def close(self, *, end_jobs: bool) -> None:
-        """Stop. With `end_jobs`, all trees are ended and all sandboxes removed; otherwise jobs run on for `keep_for`."""
+        """Stop. With `end_jobs` all trees are ended and sandboxes removed; otherwise jobs run on for `keep_for`."""
 
 
 @dataclass
@@ -158,8 +159,8 @@ class LocalRunner:
     Args:
         state_dir: of this agent alone; made with mode 0700.
         keep_for: seconds for which jobs outlive the agent; 0 ends them with it, also if it is killed.
-        on_exit: called in a greenlet of its own for each job that ends, after its `spawn` returned. Not for jobs that had ended
-            when `open` gave them.
+        on_exit: called in a greenlet of its own for each job that ends, after its `spawn` returned. Not for jobs that
+            had ended when `open` gave them.
 
     Attributes:
         keeper_pid: of the keeper's process, once open.
@@ -186,7 +187,7 @@ class LocalRunner:
 
     def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
         """See `Runner.hold`."""
-        self._request("hold", job=job, record=record, sandbox=remove_on_loss, exit=None)
+        self._request("hold", job=job, record=record, sandbox=remove_on_loss, ended=None)
         self._jobs[job] = _Tracked(record, remove_on_loss)
 
     def spawn(self, spec: SpawnSpec) -> Spawned:
@@ -339,23 +340,23 @@ class LocalRunner:
                 self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))
             if not tracked.starting:
                 kept = asdict(tracked.exit) if tracked.exit is not None else None
-                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, exit=kept)
+                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, ended=kept)
         return client
 
     def _event(self, message: dict[str, Any]) -> None:
         self._ended(Exit(**message["exit"]))
 
-    def _ended(self, exit: Exit) -> None:
-        tracked = self._jobs.get(exit.job)
+    def _ended(self, end: Exit) -> None:
+        tracked = self._jobs.get(end.job)
         if tracked is not None:
-            tracked.exit = exit
-            gevent.spawn(self._notify, exit)
+            tracked.exit = end
+            gevent.spawn(self._notify, end)
 
-    def _notify(self, exit: Exit) -> None:
+    def _notify(self, end: Exit) -> None:
         try:
-            self._on_exit(exit)
+            self._on_exit(end)
         except Exception:
-            log.exception("event=on_exit_failed job=%s", exit.job)
+            log.exception("event=on_exit_failed job=%s", end.job)
 
 
 _ERRORS: dict[str, type[PRouterError]] = {

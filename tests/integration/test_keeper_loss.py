@@ -13,7 +13,7 @@ import pytest
 
 from prouter.agent import process_tree
 from prouter.errors import Conflict
-from tests.integration.keeper_support import Bench, alive, number, until
+from tests.support.keeper import Bench, alive, number, until
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_next_agent_finds_jobs_running_ended_and_not_started(bench: Bench) -> No
     assert kept.keys() == {running.job, ending.job, held.job}
     assert kept[running.job].record == {"name": "r", "n": [1]}
     assert kept[running.job].exit is None
-    spawned, exit = kept[running.job].spawned, kept[ending.job].exit
+    spawned, end = kept[running.job].spawned, kept[ending.job].exit
     assert spawned is not None
     assert spawned.pid == line["pids"][running.job]
     process = process_tree.read_process(spawned.pid)
     assert process is not None
     assert process.start == spawned.start_time
-    assert exit is not None
-    assert (exit.exit_code, exit.signal) == (None, "SIGTERM")
+    assert end is not None
+    assert (end.exit_code, end.signal) == (None, "SIGTERM")
     assert (kept[held.job].spawned, kept[held.job].exit) == (None, None)
 
     (bench.sandbox(running.job) / "go").touch()
@@ -121,11 +121,17 @@ def test_keeper_without_agent_ends_at_sigterm(bench: Bench) -> None:
     agent, line = bench.agent(spec, keep_for=60)
     _kill(agent)
     # It has noticed once it takes another agent's connection; that is left again at once.
-    bench.runner(keep_for=60).open()
-    runner = bench._runners[-1]
+    runner = bench.runner(keep_for=60)
+    runner.open()
     runner.close(end_jobs=False)
-    until(lambda: os.kill(line["keeper"], signal.SIGTERM) or not alive(line["pids"][spec.job]))
-    until(lambda: not alive(line["keeper"]))
+
+    def gone() -> bool:
+        if alive(line["keeper"]):  # Again and again, as a SIGTERM before it saw the agent go is ignored.
+            os.kill(line["keeper"], signal.SIGTERM)
+        return not alive(line["keeper"])
+
+    until(gone)
+    assert not alive(line["pids"][spec.job])
 
 
 def test_new_agent_waits_until_the_old_ones_jobs_are_gone(bench: Bench) -> None:
@@ -156,8 +162,8 @@ def test_killed_keeper_is_replaced_and_its_jobs_reported(bench: Bench) -> None:
     killed = runner.keeper_pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
-    exit = bench.exit(spawned)
-    assert (exit.exit_code, exit.signal, exit.reason) == (None, None, "agent_lost")
+    end = bench.exit(spawned)
+    assert (end.exit_code, end.signal, end.reason) == (None, None, "agent_lost")
     assert not alive(spawned.pid)
     assert not alive(escaped)
     assert bench.sandbox(spawned.job).exists(), "the agent lives, so the job's files stay"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,10 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start processes that are ended with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(*argv: str, **options: object) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True, **options)  # type: ignore[call-overload]
+    def run(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, start_new_session=True, **options
+        )
         started.append(process)
         return process
 

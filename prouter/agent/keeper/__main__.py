@@ -1,7 +1,8 @@
 """Start of the keeper process: ``python -I -S …/keeper/__main__.py STATE_DIR SOCKET_FD keep|remove``.
 
-Run as a file, isolated and without site packages, because that starts in half the time and memory. The agent starts it; it is of no
-use by hand. SOCKET_FD is the agent's connection; the last word says what to do with sandboxes that a dead predecessor left.
+Run as a file, isolated and without site packages, because that starts in half the time and memory. The agent starts
+it; it is of no use by hand. SOCKET_FD is the agent's connection; the last word says what to do with sandboxes that a
+dead predecessor left.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The keeper's end of the connection to its agent: one agent at a time, told apart from strangers, never waited for.
 
-Output that the socket does not take is kept, so a stopped agent cannot block the keeper. What has to be logged goes to the agent's log
-while there is one, and to stderr otherwise.
+Output that the socket does not take is kept, so a stopped agent cannot block the keeper. What has to be logged goes to
+the agent's log while there is one, and to stderr otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -27,7 +28,7 @@ class AgentLink:
 
     Args:
         path: of the listening socket; an existing one is replaced, so the caller must hold the state directory's lock.
-        poller: gets the sockets registered; the caller hands readiness to `accept`, `receive` and `flush` by descriptor.
+        poller: gets the sockets registered; the caller hands readiness to `accept`, `receive` and `flush`.
         first: the starting agent's connection.
     """
 
@@ -90,7 +91,7 @@ class AgentLink:
         except OSError as error:
             self._lose(error.strerror)
             return None
-        for fd, target in zip(fds, (1, 2)):
+        for fd, target in zip(fds, (1, 2), strict=False):
             os.dup2(fd, target)
         for fd in fds:
             os.close(fd)
@@ -133,10 +134,9 @@ class AgentLink:
             self.send({"event": "log", "level": level, "text": text})
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        try:
+        # The agent's stderr may be gone, and with it the last place to say it.
+        with contextlib.suppress(OSError):
             print(f"{stamp} {level.upper()} prouter.keeper {text}", file=sys.stderr, flush=True)
-        except OSError:
-            pass  # The agent's stderr is gone, and with it the last place to say it.
 
     def stop_listening(self) -> None:
         """Let no further agent connect."""

@@ -1,11 +1,13 @@
-"""What a keeper leaves on disk so that its successor can clean up after it, should it be killed; and removal of sandboxes.
+"""What a keeper leaves on disk so that its successor can clean up, should it be killed; and removal of sandboxes.
 
-One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none). It is made before the
-job's first process and removed when the agent forgets the job. Not synced to disk: no process survives a power cut.
+One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none). It is made
+before the job's first process and removed when the agent forgets the job. Not synced to disk: no process survives a
+power cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -30,10 +32,8 @@ class Journal:
 
     def drop(self, job: str) -> None:
         """Strike a job out."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(job))
-        except FileNotFoundError:
-            pass  # Nothing was written down yet.
 
     def entries(self) -> dict[str, str | None]:
         """The jobs written down, with their sandboxes."""
@@ -51,7 +51,7 @@ def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
     """Delete a directory tree; links are removed, never followed. What cannot be removed is logged and left."""
     import shutil  # Late: it is large, and only needed when the agent is lost.
 
-    def repair(function: Callable[..., object], name: str, failure: tuple[object, BaseException, object]) -> None:
+    def repair(_: Callable[..., object], name: str, failure: tuple[object, BaseException, object]) -> None:
         error = failure[1]
         if isinstance(error, FileNotFoundError):
             return

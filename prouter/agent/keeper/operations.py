@@ -51,7 +51,7 @@ class Request:
 
 
 class Start:
-    """A job's start that is under way: who asked, whether the job was held before, and the pipe that tells the outcome."""
+    """A job's start that is under way: who asked, whether the job was held before, the pipe that tells the outcome."""
 
     def __init__(self, job: Job, request: Request, *, held: bool, pipe: int) -> None:
         self.job = job
@@ -110,7 +110,7 @@ class Operations:
             request.refuse(refused.code, refused.text)
         except InvalidUid as error:
             request.refuse("invalid", str(error))
-        except Exception as error:  # noqa: BLE001 - one bad request must not take all jobs down with the keeper
+        except Exception as error:  # One bad request must not take all jobs down with the keeper.
             import traceback
 
             self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
@@ -160,14 +160,14 @@ class Operations:
         request.answer(None)
 
     def _hold(
-        self, request: Request, *, job: str, record: dict[str, Any], sandbox: str | None, exit: dict[str, Any] | None
+        self, request: Request, *, job: str, record: dict[str, Any], sandbox: str | None, ended: dict[str, Any] | None
     ) -> None:
         """Keep a job that has no process: one not started yet, or one that ended under an earlier keeper."""
         if job in self._jobs:
             raise Refused("conflict", f"job '{job}' is already known to the keeper")
         held = Job(job, record, sandbox)
-        if exit is not None:
-            held.state, held.exit = "ended", exit
+        if ended is not None:
+            held.state, held.exit = "ended", ended
         self._journal.add(job, sandbox)
         self._jobs[job] = held
         request.answer(None)

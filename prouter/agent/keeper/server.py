@@ -1,7 +1,8 @@
 """The keeper's loop, and its life from start to end.
 
-The loop sleeps in epoll until the agent speaks, a child ends, a command was executed, or a tree is to be looked at. When the agent
-goes away it waits `keep_for` seconds for another one; then it ends every tree, removes the sandboxes and exits.
+The loop sleeps in epoll until the agent speaks, a child ends, a command was executed, or a tree is to be looked at.
+When the agent goes away it waits `keep_for` seconds for another one; then it ends every tree, removes the sandboxes
+and exits.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ class Keeper:
     def _watch_signals(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        # Handlers that do nothing, not SIG_IGN, which would be inherited by the jobs. The wakeup descriptor does the rest.
+        # Handlers that do nothing, not SIG_IGN, which jobs would inherit. The wakeup descriptor does the rest.
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, lambda signum, frame: None)
+            signal.signal(signum, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_term)
         self._poller.register(reading, select.EPOLLIN)
         return reading

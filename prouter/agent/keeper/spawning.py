@@ -1,7 +1,7 @@
-"""Starting a job's first process: fork, make it a fresh session with its own files and limits, exec; and saying why that failed.
+"""Starting a job's first process: fork, a session, files and limits of its own, exec; and saying why that failed.
 
-fork and exec by hand, as the keeper is small and single-threaded: subprocess can set neither limits nor directory without a hook
-that runs just the same in the child, and posix_spawn knows neither.
+fork and exec by hand, as the keeper is small and single-threaded: subprocess can set limits only by a hook that runs in
+the child just the same, and posix_spawn knows neither limits nor directory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _become(command: Command, pipe: int) -> NoReturn:
     try:
         _prepare(command)
         _execute(command)
-    except BaseException as error:  # noqa: BLE001 - a forked child must never return into the keeper's loop
+    except BaseException as error:  # A forked child must never return into the keeper's loop.
         text = str(error) if isinstance(error, SpawnError) else f"the process could not be set up: {error!r}"
         os.write(pipe, json.dumps(text).encode("ascii"))
     finally:
@@ -131,7 +131,7 @@ def _open_log(path: str) -> int:
 def _execute(command: Command) -> NoReturn:
     name = command.argv[0]
     try:
-        os.execvpe(name, command.argv, command.env)
+        os.execvpe(name, command.argv, command.env)  # noqa: S606 - running what it is told is what it is for
     except OSError as error:
         raise SpawnError(_explain(name, error)) from None
     except ValueError as error:

@@ -1,16 +1,17 @@
-"""The jobs' process trees as the keeper sees them: which process is whose, what a tree uses, and ending it to the last process.
+"""The jobs' process trees as the keeper sees them: whose a process is, what a tree uses, and ending all of it.
 
-The keeper is a subreaper (prctl(2)), so a process whose parent ended becomes the keeper's own child. Hence all there is of a
-job is its first process, those children of the keeper that are its orphans, and the descendants of these. A stranger among
-the keeper's children is told by its session or process group, by its mark (`limits.apply`), by having been seen in a tree before,
-or by its environment.
+The keeper is a subreaper (prctl(2)), so a process whose parent ended becomes the keeper's own child. Hence all there is
+of a job is its first process, those children of the keeper that are its orphans, and the descendants of these. A
+stranger among the keeper's children is told by its session or process group, by its mark (`limits.apply`), by having
+been seen in a tree before, or by its environment.
 
-A first process that ended is not reaped until its tree is gone: till then its pid cannot be given to another process, session or
-process group, so signals to the group are safe.
+A first process that ended is not reaped until its tree is gone: till then its pid cannot be given to another process,
+session or process group, so signals to the group are safe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -122,7 +123,7 @@ class Trees:
     def members(
         self, job: Job, *, visit: Callable[[Process], object] | None = None, most: int | None = None
     ) -> list[Process]:
-        """The processes of the job's tree, zombies included, parents before their children; arguments as of `descend`."""
+        """The processes of the job's tree, zombies included, parents first; arguments as of `descend`."""
         self._survey()
         roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
         roots += [pid for pid, owner in self._orphans.items() if owner is job]
@@ -212,9 +213,9 @@ class Trees:
     def _press(self, job: Job) -> None:
         """Kill what is left of an ending tree, or finish it.
 
-        Everything is stopped before anything is killed, each process before its children are listed: what is stopped cannot
-        fork, so the first look that finds nothing new has found all. Children are killed before their parents, lest a
-        parent's end wakes them.
+        Everything is stopped before anything is killed, each process before its children are listed: what is stopped
+        cannot fork, so the first look that finds nothing new has found all. Children are killed before their parents,
+        lest a parent's end wakes them.
         """
         stopped: set[tuple[int, int]] = set()
 
@@ -246,10 +247,9 @@ class Trees:
             self._log("warning", f"event=tree_does_not_end job={job.uid} {_shown(living)}")
 
     def _signal_group(self, job: Job, signum: int) -> None:
-        try:
+        # The first process may not have made its group yet, or the group may be of set-uid programs only.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(job.pid, signum)
-        except (ProcessLookupError, PermissionError):
-            pass  # The first process has not made its group yet, or the group is of set-uid programs only.
 
     def _finish(self, job: Job) -> None:
         _, _, used = os.wait4(job.pid, 0)

@@ -1,8 +1,8 @@
-"""Messages between agent and keeper: JSON objects, each after its length in bytes (u32, little-endian), over a unix socket.
+"""Messages between agent and keeper: JSON objects, each after its length (u32, little-endian), over a unix socket.
 
-Requests are ``{"id": int, "op": str, …}``; each gets one reply, ``{"id", "result"}`` or ``{"id", "error": {"code", "text"}}``, in
-whatever order they are done. What the keeper says by itself is ``{"event": str, …}``. Text that is not UTF-8 (file names,
-environment) travels as lone surrogates (PEP 383), which JSON's \\u escapes carry.
+Requests are ``{"id": int, "op": str, …}``; each gets one reply, ``{"id", "result"}`` or ``{"id", "error": {"code",
+"text"}}``, in whatever order they are done. What the keeper says by itself is ``{"event": str, …}``. Text that is not
+UTF-8 (file names, environment) travels as lone surrogates (PEP 383), which JSON's \\u escapes carry.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Decoder:
                 break
             message = json.loads(self._data[at + _LENGTH.size : end])
             if not isinstance(message, dict):
-                raise ValueError("a message is not a JSON object")  # noqa: TRY004 - wrong bytes, not a wrong call
+                raise ValueError("a message is not a JSON object")
             messages.append(message)
             at = end
         del self._data[:at]

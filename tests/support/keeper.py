@@ -80,7 +80,7 @@ class Bench:
     def runner(self, *, keep_for: float = 0.0) -> LocalRunner:
         """A runner that is not open yet; its exits go to `exits`."""
         runner = LocalRunner(
-            self.state_dir, keep_for=keep_for, on_exit=lambda exit: self.exits.setdefault(exit.job, []).append(exit)
+            self.state_dir, keep_for=keep_for, on_exit=lambda end: self.exits.setdefault(end.job, []).append(end)
         )
         self._runners.append(runner)
         return runner
@@ -111,7 +111,8 @@ class Bench:
 
     def exit(self, spawned: Spawned) -> Exit:
         """A job's exit, once it is told; it must be told once."""
-        exits = until(lambda: self.exits.get(spawned.job))
+        until(lambda: spawned.job in self.exits)
+        exits = self.exits[spawned.job]
         assert len(exits) == 1
         return exits[0]
 
@@ -123,10 +124,8 @@ class Bench:
             "state_dir": str(self.state_dir),
             "keep_for": keep_for,
             "held": held or {},
-            "jobs": [asdict(spec) | {"limits": {}} for spec in specs],
+            "jobs": [{name: value for name, value in asdict(spec).items() if name != "limits"} for spec in specs],
         }
-        for job in told["jobs"]:
-            del job["limits"]
         script = Path(__file__).with_name("agent_stand_in.py")
         root = Path(process_tree.__file__).parents[2]
         process = subprocess.Popen(
