@@ -1,0 +1,543 @@
+"""How servers are exposed: plans and presets, templates and variables, ports, probes, and the wait for a server."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import gevent
+import pytest
+from gevent.pywsgi import WSGIServer
+from gevent.server import StreamServer
+
+from prouter.agent import ports, probe
+from prouter.agent.endpoint import PATH, PortEndpoint
+from prouter.agent.environment import base_environment, fill, place
+from prouter.agent.expose import Exposed, Exposure, NotReady, Plan, resolve
+from prouter.agent.listeners import Listener
+from prouter.agent.ports import SocketPlaces, reserve, take
+from prouter.agent.presets import PRESETS
+from prouter.agent.probe import Address
+from prouter.errors import InvalidRequest, LimitReached, NotFound, StartFailed
+from prouter.jobs import JobRecord
+from prouter.requests import PresetName, StartRequest, validated
+
+BASE = "/jobs/c/j/http/"
+NOBODY: list[Listener] = []
+
+
+def plan(**body: Any) -> Plan:
+    return resolve(validated(StartRequest, {"args": ["x"], "env": {}, **body}))
+
+
+# What a job sees.
+
+
+def test_the_agents_own_variables_stay_with_the_agent() -> None:
+    own = {
+        "PROUTER_CLIENT__TOKEN": "secret",
+        "PROUTER_JOB_ID": "of the job this agent runs in",
+        "NOTIFY_SOCKET": "/run/systemd/notify",
+        "LISTEN_FDS": "1",
+        "WATCHDOG_USEC": "1",
+        "CREDENTIALS_DIRECTORY": "/run/credentials",
+        "DA__PAGENT__JOB_ENDPOINT": "http://elsewhere",
+    }
+    assert base_environment({**own, "PATH": "/bin", "HOME": "/root"}, {}) == {"PATH": "/bin", "HOME": "/root"}
+
+
+def test_properties_become_variables_with_upper_case_names() -> None:
+    properties = {"gpu": "a100", "Cores": 8, "fast": True, "tags": ["a", "b"], "none": None, "odd=name\0": "x\0y"}
+    assert base_environment({}, properties) == {
+        "DA__PAGENT__GPU": "a100",
+        "DA__PAGENT__CORES": "8",
+        "DA__PAGENT__FAST": "True",
+        "DA__PAGENT__TAGS": '["a", "b"]',
+        "DA__PAGENT__NONE": "null",
+        "DA__PAGENT__ODD_NAME_": "xy",
+    }
+
+
+def test_a_job_knows_its_place() -> None:
+    variables = place(JobRecord("j", "c", "name"), "/sandbox")
+    assert variables == {
+        "PROUTER_JOB_ID": "j",
+        "PROUTER_JOB_PATH": "/jobs/c/j",
+        "PROUTER_BASE_URL": "/jobs/c/j/http/",
+        "PROUTER_SANDBOX": "/sandbox",
+    }
+
+
+def test_a_job_that_reports_its_port_knows_where_to() -> None:
+    variables = place(JobRecord("j", "c", "name"), "/sandbox", report_to="http://127.0.0.1:1/x")
+    assert variables["DA__PAGENT__JOB_ENDPOINT"] == "http://127.0.0.1:1/x"
+    assert variables["DA__PAGENT__JOB_ID"] == "j"
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("--port={port}", "--port=8000"),
+        ("{port}{port} {base_url}", "80008000 /b/"),
+        ('{"port": {port}, "other": {}}', '{"port": 8000, "other": {}}'),
+        ("{{port}}", "{8000}"),
+        ("{socket}", "{socket}"),
+        ("{Port} { port } {ports} ${port", "{Port} { port } {ports} ${port"),
+        ("plain", "plain"),
+    ],
+)
+def test_only_the_exact_tokens_that_have_a_value_are_replaced(text: str, filled: str) -> None:
+    assert fill(text, {"{port}": "8000", "{base_url}": "/b/"}) == filled
+
+
+def test_what_is_filled_in_is_not_filled_in_again() -> None:
+    assert fill("{sandbox}", {"{sandbox}": "/tmp/{port}", "{port}": "1"}) == "/tmp/{port}"
+
+
+# Plans.
+
+
+@pytest.mark.parametrize(
+    ("body", "port", "ready", "path", "timeout"),
+    [
+        ({}, "notify", None, "strip", 30),
+        ({"port_expected_count": 0}, "none", None, "strip", 30),
+        ({"expose": {}}, "notify", None, "strip", 30),
+        ({"expose": {"ready": "http"}}, "notify", "http", "strip", 30),
+        ({"expose": {}, "port_expected_count": 0}, "none", None, "strip", 30),
+        ({"expose": {"port": "assign"}}, "assign", "tcp", "strip", 30),
+        ({"expose": {"port": "assign"}, "port_expected_count": 0}, "assign", "tcp", "strip", 30),
+        ({"expose": {"port": "detect", "timeout": 5, "path": "auto"}}, "detect", "tcp", "auto", 5),
+        ({"expose": {"preset": "jupyterlab"}}, "unix", "http", "keep", 60),
+        ({"expose": {"preset": "jupyterlab", "port": "assign", "ready": "/api"}}, "assign", "/api", "keep", 60),
+        ({"expose": {"preset": "uvicorn", "path": "keep", "timeout": 1}}, "assign", "http", "keep", 1),
+    ],
+)
+def test_plans_fill_in_what_is_left_open(
+    body: dict[str, Any], port: str, ready: str | None, path: str, timeout: float
+) -> None:
+    found = plan(**body)
+    assert (found.port, found.ready, found.path, found.timeout) == (port, ready, path, timeout)
+
+
+def test_every_preset_that_can_be_asked_for_is_there() -> None:
+    assert set(get_args(PresetName)) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", ["streamlit", "dash", "gradio"])
+def test_a_server_that_knows_no_unix_sockets_is_not_given_one(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        plan(expose={"preset": name, "port": "unix"})
+
+
+# Arguments and variables.
+
+
+@pytest.fixture
+def exposure(tmp_path: Path) -> Iterator[Callable[..., Exposure]]:
+    made: list[Exposure] = []
+
+    def make(**body: Any) -> Exposure:
+        resolved = plan(**body)
+        port = reserve() if resolved.port == "assign" else None
+        place = tmp_path / "s" if resolved.port == "unix" else None
+        made.append(Exposure(resolved, base_url=BASE, sandbox=tmp_path, port=port, socket=place))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.release()
+
+
+def assigned(exposure: Exposure) -> int:
+    assert exposure.port is not None
+    return exposure.port.number
+
+
+def test_a_start_without_expose_is_left_as_it_is(exposure: Callable[..., Exposure], tmp_path: Path) -> None:
+    one = exposure()
+    assert one.arguments(["{port}", "{sandbox}"]) == ["{port}", "{sandbox}"]
+    assert one.variables(tmp_path) == {}
+
+
+def test_an_assigned_port_goes_into_arguments_and_variables(exposure: Callable[..., Exposure], tmp_path: Path) -> None:
+    one = exposure(expose={"port": "assign"})
+    number = str(assigned(one))
+    assert one.arguments(["-p", "{port}", "{base_url}", "{sandbox}"]) == ["-p", number, BASE, str(tmp_path)]
+    assert one.variables(tmp_path) == {"HOST": "127.0.0.1", "PORT": number}
+
+
+@pytest.mark.parametrize(
+    ("expose", "expected"),
+    [
+        ({"preset": "streamlit"}, {"STREAMLIT_SERVER_PORT": "PORT", "STREAMLIT_SERVER_BASE_URL_PATH": BASE}),
+        ({"preset": "dash"}, {"PORT": "PORT", "HOST": "127.0.0.1", "DASH_URL_BASE_PATHNAME": BASE}),
+        (
+            {"preset": "dash", "path": "strip"},
+            {"DASH_REQUESTS_PATHNAME_PREFIX": BASE, "DASH_ROUTES_PATHNAME_PREFIX": "/"},
+        ),
+        ({"preset": "gradio"}, {"GRADIO_SERVER_PORT": "PORT", "GRADIO_ROOT_PATH": BASE[:-1]}),
+        ({"preset": "bokeh"}, {"BOKEH_DEFAULT_SERVER_PORT": "PORT"}),
+        ({"preset": "uvicorn"}, {"UVICORN_PORT": "PORT", "UVICORN_ROOT_PATH": BASE[:-1]}),
+        ({"preset": "uvicorn", "port": "unix"}, {"UVICORN_UDS": "SOCKET", "FORWARDED_ALLOW_IPS": "*"}),
+    ],
+)
+def test_presets_set_the_usual_variables(
+    exposure: Callable[..., Exposure], tmp_path: Path, expose: dict[str, Any], expected: dict[str, str]
+) -> None:
+    one = exposure(expose=expose)
+    variables = one.variables(tmp_path)
+    given = {"PORT": str(one.port.number) if one.port else "", "SOCKET": str(one.socket)}
+    assert {name: variables.get(name) for name in expected} == {k: given.get(v, v) for k, v in expected.items()}
+    assert not any("{" in value for value in variables.values())
+
+
+def test_a_preset_sets_no_port_that_is_not_assigned(exposure: Callable[..., Exposure], tmp_path: Path) -> None:
+    for name in PRESETS:
+        variables = exposure(expose={"preset": name, "port": "detect"}).variables(tmp_path / "config")
+        assert not any("{" in value for value in variables.values())
+        assert "PORT" not in variables
+
+
+def test_an_option_of_the_preset_is_added_unless_it_is_there(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(expose={"preset": "bokeh"})
+    assert one.arguments(["bokeh", "serve", "a.py"]) == ["bokeh", "serve", "a.py", "--prefix", BASE]
+    assert one.arguments(["bokeh", "--prefix", "/x"]) == ["bokeh", "--prefix", "/x"]
+    assert one.arguments(["bokeh", "--prefix={base_url}"]) == ["bokeh", f"--prefix={BASE}"]
+
+
+@pytest.mark.parametrize("port", ["unix", "assign"])
+def test_jupyterlab_gets_a_configuration_file_and_is_open_only_on_a_private_socket(
+    exposure: Callable[..., Exposure], tmp_path: Path, port: str
+) -> None:
+    one = exposure(expose={"preset": "jupyterlab", "port": port})
+    directory = Path(one.variables(tmp_path / "config")["JUPYTER_CONFIG_PATH"])
+    settings = json.loads((directory / "jupyter_server_config.json").read_text())
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert settings["ServerApp"]["base_url"] == BASE
+    if port == "unix":
+        assert settings["ServerApp"]["sock"] == str(one.socket)
+        assert settings["IdentityProvider"] == {"token": ""}
+    else:
+        assert settings["ServerApp"]["port"] == assigned(one)
+        assert "IdentityProvider" not in settings
+
+
+# Ports and sockets.
+
+
+def test_no_port_is_handed_out_twice() -> None:
+    held = [reserve() for _ in range(50)]
+    try:
+        assert len({port.number for port in held}) == 50
+        assert all(take(port.number) is None for port in held)
+    finally:
+        for port in held:
+            port.release()
+    again = take(held[0].number)
+    assert again is not None
+    again.release()
+
+
+def test_ports_are_outside_the_kernels_own_range() -> None:
+    low, high = (int(word) for word in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    port = reserve()
+    port.release()
+    assert port.number < low or port.number > high
+
+
+def test_a_port_in_use_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        monkeypatch.setattr(ports, "_choice", lambda: (number, number + 1))
+        with pytest.raises(LimitReached, match="no free port"):
+            reserve()
+    port = reserve()
+    port.release()
+    assert port.number == number
+
+
+def test_a_socket_is_in_the_sandbox_where_the_path_is_short_enough(tmp_path: Path) -> None:
+    places = SocketPlaces(Path("/r"))
+    assert places.path(Path("/r/" + "a" * 32)) == Path("/r") / ("a" * 32) / ".pagent.sock"
+
+
+def test_a_long_root_has_its_sockets_in_a_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    places = SocketPlaces(Path("/" + "r" * 90))
+    place = places.path(Path("/" + "r" * 90) / ("a" * 32))
+    assert len(str(place)) <= 100
+    assert place.parent.stat().st_mode & 0o777 == 0o700
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+    places.sweep({place})
+    assert place.exists()
+    places.sweep(set())
+    assert not place.parent.exists()
+
+
+def test_a_private_directory_that_others_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    places = SocketPlaces(Path("/" + "r" * 90))
+    places.path(Path("/" + "r" * 90) / ("a" * 32)).parent.chmod(0o755)
+    with pytest.raises(StartFailed, match="not a private directory"):
+        places.path(Path("/" + "r" * 90) / ("a" * 32))
+
+
+# Probes, and the wait for a server.
+
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], list[bytes]]
+
+
+def answering(statuses: dict[str, str], default: str = "404 Not Found") -> Application:
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response(statuses.get(environ["PATH_INFO"], default), [("Content-Length", "0")])
+        return []
+
+    return application
+
+
+def port_of(server: Any) -> int:
+    return int(server.server_port)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., int]]:
+    servers: list[Any] = []
+
+    def start(application: Application, port: int = 0, host: str = "127.0.0.1") -> int:
+        servers.append(WSGIServer((host, port), application, log=None))
+        servers[-1].start()
+        return port_of(servers[-1])
+
+    yield start
+    for server in servers:
+        server.stop(timeout=0)
+
+
+def test_probes_tell_a_server_from_none(serve: Callable[..., int]) -> None:
+    port = serve(answering({"/": "200 OK"}, "503 Busy"))
+    assert probe.connects(Address(port=port), 1)
+    assert probe.http_status(Address(port=port), "/", 1) == 200
+    assert probe.http_status(Address(port=port), "/x", 1) == 503
+    nobody = reserve()
+    nobody.release()
+    assert not probe.connects(Address(port=nobody.number), 1)
+    assert probe.http_status(Address(port=nobody.number), "/", 1) is None
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"x" * 5000, b"HTTP/1.1 abc\r\n"])
+def test_what_is_not_http_is_no_http_answer(answer: bytes) -> None:
+    def handle(connection: Any, _: Any) -> None:
+        connection.recv(1000)
+        connection.sendall(answer)
+        connection.close()
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        assert probe.http_status(Address(port=port_of(server)), "/", 5) is None
+    finally:
+        server.stop()
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
+    server = StreamServer(("127.0.0.1", 0), lambda *_: gevent.sleep(60))
+    server.start()
+    try:
+        with gevent.Timeout(5):
+            assert probe.http_status(Address(port=port_of(server)), "/", 0.05) is None
+    finally:
+        server.stop(timeout=0)
+
+
+def waited(exposure: Exposure, look: list[Listener] | None = None, timeout: float = 5.0) -> Exposed:
+    with gevent.Timeout(timeout + 5):
+        return exposure.wait(lambda: look if look is not None else NOBODY, timeout)
+
+
+def test_a_reported_port_is_enough(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(port_expected_count=2)
+    gevent.spawn_later(0.01, one.report, 7001)
+    gevent.spawn_later(0.02, one.report, 7000)
+    found = waited(one)
+    assert found == Exposed(Address(port=7001), [7001, 7000], "strip")
+
+
+def test_reports_that_are_not_waited_for_are_refused(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(port_expected_count=2)
+    one.report(7001)
+    with pytest.raises(InvalidRequest, match="already"):
+        one.report(7001)
+    one.report(7002)
+    with pytest.raises(InvalidRequest, match="not waiting"):
+        one.report(7003)
+    with pytest.raises(InvalidRequest, match="not waiting"):
+        exposure(expose={"port": "assign"}).report(7001)
+
+
+def test_a_missing_report_says_how_many_are_missing(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(port_expected_count=3)
+    one.report(7001)
+    with pytest.raises(NotReady, match=r"1 of 3 expected ports reported within 0\.01 s"):
+        waited(one, timeout=0.01)
+
+
+@pytest.mark.parametrize("expose", [None, {"port": "assign"}, {"port": "unix"}, {"port": "detect"}])
+def test_a_wait_ends_at_once_when_the_job_dies(
+    exposure: Callable[..., Exposure], expose: dict[str, Any] | None
+) -> None:
+    one = exposure(expose=expose)
+    gevent.spawn_later(0.02, one.died)
+    with gevent.Timeout(5), pytest.raises(NotReady, match="process ended"):
+        one.wait(lambda: NOBODY, 600)
+
+
+def test_an_assigned_port_is_waited_for_until_it_answers(
+    exposure: Callable[..., Exposure], serve: Callable[..., int]
+) -> None:
+    one = exposure(expose={"port": "assign", "ready": "http"})
+    gevent.spawn_later(0.05, serve, answering({}), assigned(one))
+    assert waited(one) == Exposed(Address(port=assigned(one)), [assigned(one)], "strip")
+
+
+def test_a_server_on_ipv6_alone_is_found(exposure: Callable[..., Exposure], serve: Callable[..., int]) -> None:
+    one = exposure(expose={"port": "assign"})
+    serve(answering({}), assigned(one), "::1")
+    assert waited(one).address.endpoint() == {"port": assigned(one), "host": "::1"}
+
+
+def test_a_unix_socket_is_waited_for(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(expose={"port": "unix", "ready": "http"})
+    listener = gevent.socket.socket(socket.AF_UNIX)
+    listener.bind(str(one.socket))
+    listener.listen()
+    server = WSGIServer(listener, answering({}), log=None)
+    server.start()
+    try:
+        assert waited(one).address.endpoint() == {"socket": str(one.socket)}
+    finally:
+        server.stop(timeout=0)
+
+
+def test_detection_takes_the_lowest_port_that_answers(
+    exposure: Callable[..., Exposure], serve: Callable[..., int]
+) -> None:
+    silent = StreamServer(("127.0.0.1", 0), lambda connection, _: connection.close())
+    silent.start()
+    web = serve(answering({}))
+    look = [
+        Listener("ipv4", "0.0.0.0", web, 1),
+        Listener("ipv6", "::", port_of(silent), 1),
+        Listener("unix", "/x", 0, 1),
+    ]
+    try:
+        found = waited(exposure(expose={"port": "detect", "ready": "http"}), look)
+    finally:
+        silent.stop()
+    assert found == Exposed(Address(port=web), sorted({web, port_of(silent)}), "strip")
+
+
+@pytest.mark.parametrize(
+    ("status", "good"),
+    [
+        ("200 OK", True),
+        ("302 Found", True),
+        ("401 Login", True),
+        ("403 No", True),
+        ("404 No", False),
+        ("503 No", False),
+    ],
+)
+@pytest.mark.parametrize(("path", "prefix"), [("strip", "/"), ("keep", BASE)])
+def test_a_path_is_ready_by_its_status(
+    exposure: Callable[..., Exposure], serve: Callable[..., int], status: str, good: bool, path: str, prefix: str
+) -> None:
+    one = exposure(expose={"port": "assign", "ready": "/health", "path": path})
+    serve(answering({f"{prefix}health": status}), assigned(one))
+    if good:
+        assert waited(one).path_mode == path
+    else:
+        with pytest.raises(NotReady, match=r"not within 0\.03 s: a good answer to GET /health on port"):
+            waited(one, timeout=0.03)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "mode"),
+    [({BASE: "200 OK"}, "keep"), ({BASE: "302 Found"}, "keep"), ({"/": "200 OK"}, "strip"), ({BASE: "500 X"}, "keep")],
+)
+def test_auto_asks_the_server_whether_it_knows_its_prefix(
+    exposure: Callable[..., Exposure], serve: Callable[..., int], statuses: dict[str, str], mode: str
+) -> None:
+    one = exposure(expose={"port": "assign", "path": "auto"})
+    serve(answering(statuses), assigned(one))
+    assert waited(one).path_mode == mode
+
+
+# The endpoint at which ports are reported.
+
+
+@pytest.fixture
+def endpoint() -> Iterator[PortEndpoint]:
+    def report(uid: str, port: int) -> None:
+        if uid != "known":
+            raise NotFound(f"job '{uid}' is not found")
+        if port == 1:
+            raise InvalidRequest("the job is not waiting for a port")
+
+    endpoint = PortEndpoint(report)
+    endpoint.open()
+    yield endpoint
+    endpoint.close()
+
+
+def ask(endpoint: PortEndpoint, target: str) -> tuple[int, str]:
+    port = int(endpoint.url.split(":")[2].split("/")[0])
+    connection = gevent.socket.create_connection(("127.0.0.1", port))
+    connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+    answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    connection.close()
+    head, _, body = answer.partition("\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "text"),
+    [
+        ("?job_id=known&port=8000", 200, "OK"),
+        ("?port=8000&job_id=known&more=x", 200, "OK"),
+        ("?job_id=known&port=1", 400, "not waiting"),
+        ("?job_id=other&port=8000", 400, "job 'other' is not found"),
+        ("?port=8000", 400, "job_id is missing"),
+        ("?job_id=known", 400, "port must be a number"),
+        ("?job_id=known&port=0", 400, "port must be a number"),
+        ("?job_id=known&port=65536", 400, "port must be a number"),
+        ("?job_id=known&port=-8000", 400, "port must be a number"),
+        ("?job_id=known&port=%D9%A1", 400, "port must be a number"),
+        ("", 400, "job_id is missing"),
+    ],
+)
+def test_ports_are_reported_by_http(endpoint: PortEndpoint, query: str, status: int, text: str) -> None:
+    found = ask(endpoint, PATH + query)
+    assert found[0] == status
+    assert text in found[1]
+
+
+def test_the_endpoint_keeps_its_port_if_it_can() -> None:
+    first = PortEndpoint(lambda uid, port: None)
+    port = first.open()
+    second = PortEndpoint(lambda uid, port: None)
+    try:
+        assert second.open(port) != port
+        first.close()
+        second.close()
+        assert second.open(port) == port
+    finally:
+        first.close()
+        second.close()
