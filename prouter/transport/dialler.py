@@ -59,7 +59,7 @@ class Dialler:
         self._failures = 0
         self._prepare = prepare
         self._socket: WatchedSocket | None = None
-        self._ticker: gevent.Greenlet | None = None
+        self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
         self._stopped = False
 
@@ -91,7 +91,8 @@ class Dialler:
             self._socket = None
         if self._stopped or self._redial is not None:
             return
-        delay = min(self._delay * 2 ** min(self._failures, 16), self._max_delay) * random.uniform(0.5, 1.0)
+        grown = min(self._delay * 2 ** min(self._failures, 16), self._max_delay)
+        delay = grown * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret, spreads the load
         self._failures += 1
         self._redial = gevent.spawn_later(delay, self._dial)
 

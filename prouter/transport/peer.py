@@ -1,8 +1,8 @@
 """A peer behind a broker's switch: session, calls, events and streams over one replaceable path.
 
-`Peer` holds what outlives a path (calls waiting for an answer, streams, remembered replies) and is attached to a path (a way
-to send, and a session) as often as needed. Frames produced by the loop's callbacks are collected per destination and sent
-once per loop iteration, so many small frames share a message.
+`Peer` holds what outlives a path (calls waiting for an answer, streams, remembered replies) and is attached to a path
+(a way to send, and a session) as often as needed. Frames produced by the loop's callbacks are collected per destination
+and sent once per loop iteration, so many small frames share a message.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Peer:
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._caller = Caller()
         self._responder = Responder()
-        self._results: dict[str, AsyncResult] = {}
+        self._results: dict[str, AsyncResult[dict[str, Any]]] = {}
         self._dirty: list[Mux] = []
         self._control: list[Frame] = []
         self._flush_scheduled = False
@@ -308,25 +308,34 @@ class Peer:
 
     def _dispatch(self, route: bytes, events: list[StreamEvent]) -> None:
         for event in events:
-            stream = event.stream
-            kind = type(event)
-            if kind is Opened:
-                self._delegate.on_stream(self, route, stream, event.target)  # type: ignore[union-attr]
-                continue
-            handler: StreamHandler | None = stream.handler
-            if handler is None:
-                if kind is Received:
-                    stream.reset("not_wanted", "nobody reads this stream")
-            elif kind is Received:
-                handler.on_data(event.data)  # type: ignore[union-attr]
-            elif kind is Writable:
-                handler.on_writable()
-            elif kind is Finished:
-                handler.on_finish()
-            elif kind is ResetReceived:
-                handler.on_reset(event.code, event.text)  # type: ignore[union-attr]
-            elif kind is Closed:
-                handler.on_closed()
+            try:
+                self._handle(route, event)
+            except Exception:
+                # One stream's handler must not cost the others their events.
+                log.exception(
+                    "event=stream_failed stream=%d route=%s", event.stream.sid, route.decode("ascii", "replace")
+                )
+                event.stream.reset("internal", "the stream's handler failed")
+
+    def _handle(self, route: bytes, event: StreamEvent) -> None:
+        stream = event.stream
+        kind = type(event)
+        handler: StreamHandler | None = stream.handler
+        if kind is Opened:
+            self._delegate.on_stream(self, route, stream, event.target)  # type: ignore[union-attr]
+        elif handler is None:
+            if kind is Received:
+                stream.reset("not_wanted", "nobody reads this stream")
+        elif kind is Received:
+            handler.on_data(event.data)  # type: ignore[union-attr]
+        elif kind is Writable:
+            handler.on_writable()
+        elif kind is Finished:
+            handler.on_finish()
+        elif kind is ResetReceived:
+            handler.on_reset(event.code, event.text)  # type: ignore[union-attr]
+        elif kind is Closed:
+            handler.on_closed()
 
     # -- output -------------------------------------------------------------------------------------------------
 

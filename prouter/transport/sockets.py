@@ -66,11 +66,11 @@ class WatchedSocket:
         self._closed = False
         self._loop = get_hub().loop
         self._drain_scheduled = False
-        self._watcher = self._loop.io(socket.getsockopt(zmq.FD), 1)
+        self._watcher = self._loop.io(int(socket.getsockopt(zmq.FD)), 1)
         self._monitor: zmq.Socket[bytes] | None = None
         if on_disconnect is not None:
             self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            self._monitor_watcher = self._loop.io(self._monitor.getsockopt(zmq.FD), 1)
+            self._monitor_watcher = self._loop.io(int(self._monitor.getsockopt(zmq.FD)), 1)
             self._monitor_watcher.start(self._drain_monitor)
         self._watcher.start(self._drain)
 

@@ -39,7 +39,7 @@ class StreamIO:
     """A stream as a blocking file-like object; makes itself the stream's handler.
 
     At most one greenlet reads and one writes. What is buffered is bounded by the stream's window, because only `read`
-    opens the window again. A reset discards what is buffered.
+    opens the window again. What arrived before the other end's reset can still be read.
     """
 
     __slots__ = ("_chunks", "_finished", "_readable", "_reset", "_writable", "stream")
@@ -73,10 +73,10 @@ class StreamIO:
         """
         chunks = self._chunks
         while not chunks:
-            if self._reset is not None:
-                raise self._error()
             if self._finished:
                 return b""
+            if self._reset is not None:
+                raise self._error()
             self._readable = Event()
             try:
                 self._readable.wait()
@@ -173,6 +173,7 @@ class StreamIO:
     def reset(self, code: str, text: str = "") -> None:
         """End the stream now, both directions; this side's own reader or writer gets `StreamReset` too. Idempotent."""
         self.stream.reset(code, text)
+        self._chunks.clear()
         self.on_reset(code, text)
 
     # -- what the transport calls -------------------------------------------------------------------------------
@@ -200,7 +201,6 @@ class StreamIO:
         if self._reset is not None or (self.stream.closed and self.stream.reset_code is None):
             return
         self._reset = (code, text)
-        self._chunks.clear()
         if self._readable is not None:
             self._readable.set()
         if self._writable is not None:

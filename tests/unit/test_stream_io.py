@@ -3,81 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
 
 from prouter.errors import NotFound, ProtocolError
-from prouter.fabric.mux import Closed, Finished, Mux, Opened, Received, ResetReceived, Writable
-from prouter.fabric.stream import Stream
 from prouter.transport.stream_io import StreamIO, StreamReset
+from tests.support.loopback import Loopback, wait_for
 
 
 class Pair:
-    """Two muxes with a perfect path, pumped by a greenlet: a worker's `left` and an agent's `right` end of one stream."""
+    """Both ends of one stream: a worker's `left` and an agent's `right`."""
 
-    def __init__(self, window: int = 1024 * 1024) -> None:
-        self._wake = gevent.event.Event()
-        self._worker = Mux(self._output)
-        self._agent = Mux(self._output, accepts=True)
-        self._agent.path_up()
-        self._worker.path_up()
-        self.target: dict[str, Any] = {}
-        self._accepted: list[Stream] = []
-        self._pump_greenlet = gevent.spawn(self._pump)
-        self.left = StreamIO(self._worker.open({"kind": "test"}, window))
-        wait_for(lambda: bool(self._accepted))
-        self.right: StreamIO = self._accepted[0].handler
-
-    def _output(self, _mux: Mux) -> None:
-        self._wake.set()
-
-    def _pump(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            self._move(self._worker, self._agent)
-            self._move(self._agent, self._worker)
-
-    def _move(self, source: Mux, sink: Mux) -> None:
-        frames = source.take()
-        if not frames:
-            return
-        for event in sink.receive(frames):
-            handler = event.stream.handler
-            if isinstance(event, Opened):
-                self.target = event.target
-                StreamIO(event.stream)
-                self._accepted.append(event.stream)
-            elif isinstance(event, Received):
-                handler.on_data(event.data)
-            elif isinstance(event, Finished):
-                handler.on_finish()
-            elif isinstance(event, Writable):
-                handler.on_writable()
-            elif isinstance(event, ResetReceived):
-                handler.on_reset(event.code, event.text)
-            elif isinstance(event, Closed):
-                handler.on_closed()
-
-    def stop(self) -> None:
-        self._pump_greenlet.kill()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    with gevent.Timeout(seconds):
-        while not condition():
-            gevent.sleep(0)
+    def __init__(self) -> None:
+        accepted: list[StreamIO] = []
+        self.loopback = Loopback(lambda stream, target: accepted.append(StreamIO(stream)))
+        self.left = StreamIO(self.loopback.open({"kind": "test"}))
+        wait_for(lambda: accepted)
+        self.right = accepted[0]
 
 
 @pytest.fixture
 def pair() -> Any:
-    made = Pair()
     with gevent.Timeout(10):
-        yield made
-    made.stop()
+        yield Pair()
 
 
 def test_bytes_arrive_whole_and_then_the_end(pair: Pair) -> None:

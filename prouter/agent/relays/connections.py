@@ -1,0 +1,146 @@
+"""All connections of this agent to its jobs' servers: opening, waiting for them, ending them when a job has ended."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gevent import get_hub
+
+from prouter.agent.relays.http import HttpRelay
+from prouter.errors import NotFound
+from prouter.fabric.stream import Stream
+from prouter.jobs import JobRecord, State
+
+__all__ = ["CONNECT_TIMEOUT", "Connections"]
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds a job has to take a connection."""
+_RETRY = 0.02
+"""Seconds between attempts at a unix socket whose backlog is full."""
+_SWEEP = 1.0
+"""Seconds between looks at connections being made and at those of ended jobs, while there are any."""
+
+
+class Connections:
+    """Opens relays and knows them by job; everything happens on the loop.
+
+    Args:
+        find: the record of a job; raises `NotFound`.
+    """
+
+    def __init__(self, find: Callable[[str], JobRecord]) -> None:
+        self.loop = get_hub().loop
+        self._find = find
+        self._by_job: dict[str, set[HttpRelay]] = {}
+        self._unconfirmed: deque[tuple[float, HttpRelay]] = deque()
+        self._retries: set[Any] = set()
+        self._ended: dict[str, str] = {}
+        self._sweeper: Any = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_job.values()))
+
+    def open(self, stream: Stream, job: str) -> None:
+        """Connect `stream` to the job's server, or reset it with the reason."""
+        try:
+            record = self._find(job)
+        except NotFound as error:
+            stream.reset("no_job", error.detail)
+            return
+        if record.endpoint is None or record.state is not State.RUNNING:
+            stream.reset("not_running", _why_not(record))
+            return
+        relay = HttpRelay(self, job, stream)
+        stream.handler = relay
+        relays = self._by_job.get(job)
+        if relays is None:
+            relays = self._by_job[job] = set()
+        relays.add(relay)
+        relay.connect(record.endpoint)
+        if not relay.confirmed and not stream.closed:
+            self._unconfirmed.append((time.monotonic() + CONNECT_TIMEOUT, relay))
+            self._sweep_later()
+
+    def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
+        """Connect again in a moment, unless the stream is over by then."""
+        timer = self.loop.timer(_RETRY)
+        self._retries.add(timer)
+
+        def connect() -> None:
+            self._retries.discard(timer)
+            timer.close()
+            if not relay.stream.closed:
+                relay.connect(endpoint)
+
+        timer.start(connect)
+
+    def forget(self, relay: HttpRelay) -> None:
+        """The relay is over."""
+        relays = self._by_job.get(relay.job)
+        if relays is not None:
+            relays.discard(relay)
+            if not relays:
+                del self._by_job[relay.job]
+
+    def job_ended(self, record: JobRecord) -> None:
+        """End what the end of the job's processes does not: connections that someone else still holds open.
+
+        What the job said before its end is in the kernel, and its sockets' end follows; both are passed on as usual. A
+        connection that is still open after a moment, with nothing left to pass on, is reset.
+        """
+        if record.uid in self._by_job:
+            self._ended[record.uid] = record.ending
+            self._sweep_later()
+
+    def close(self) -> None:
+        """End all connections; their streams are reset."""
+        for relays in list(self._by_job.values()):
+            for relay in list(relays):
+                relay.end("agent_gone", "the agent is shutting down")
+        for timer in list(self._retries):
+            timer.stop()
+            timer.close()
+        self._retries.clear()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+            self._sweeper.close()
+            self._sweeper = None
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = self.loop.timer(_SWEEP)
+            self._sweeper.start(self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper.close()
+        self._sweeper = None
+        self._sweep_unconfirmed(time.monotonic())
+        for job in list(self._ended):
+            for relay in list(self._by_job.get(job, ())):
+                if relay.exhausted():
+                    relay.end("job_ended", self._ended[job])
+            if job not in self._by_job:
+                del self._ended[job]
+        if self._unconfirmed or self._ended:
+            self._sweep_later()
+
+    def _sweep_unconfirmed(self, now: float) -> None:
+        for _ in range(len(self._unconfirmed)):
+            deadline, relay = self._unconfirmed.popleft()
+            if relay.check_connected():
+                continue
+            if now >= deadline:
+                relay.end("connect_timeout", f"the job did not take the connection within {CONNECT_TIMEOUT:g} s")
+            else:
+                self._unconfirmed.append((deadline, relay))
+
+
+def _why_not(record: JobRecord) -> str:
+    if record.ended:
+        return record.ending
+    if record.state is State.RUNNING:
+        return f"job '{record.uid}' has no HTTP server"
+    return f"job '{record.uid}' is not running yet: {record.state.value}"

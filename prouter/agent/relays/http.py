@@ -1,0 +1,330 @@
+"""The hot path: raw bytes between a stream and a connection to a job's server, as callbacks on the loop.
+
+A relay is a TCP or unix connection whose other end happens to be a stream. It owns no greenlet, and no buffer while
+it is idle:
+
+* The socket is read only as far as the stream has room, at most `_LARGE` bytes per turn of the loop, so that a busy
+  relay takes turns with all others. Without room the socket is left alone, and the kernel holds the job back.
+* What arrives on the stream goes to the socket at once. The rest of what the kernel does not take waits in `_backlog`,
+  at most one window; the stream is told of bytes only once the kernel has them, which holds the worker back.
+* A connection is not waited for: its first bytes are tried right after connect(2), which on loopback mostly succeeds.
+* A job that hangs up while its answer is still unread in the kernel has that answer delivered first. What it does not
+  take is not acknowledged before: the worker is held back until it has read the answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from prouter.fabric.stream import Stream
+
+if TYPE_CHECKING:
+    from prouter.agent.relays.connections import Connections
+
+__all__ = ["HttpRelay"]
+
+log = logging.getLogger("prouter.agent.relays")
+
+_READ, _WRITE = 1, 2
+_SMALL = 64 * 1024
+"""Bytes of a read while reads do not fill it."""
+_LARGE = 256 * 1024
+"""Bytes of a read once they do."""
+_PIECES = 64
+"""Pieces of the backlog given to the kernel at once."""
+_REFUSED = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+
+
+class HttpRelay:
+    """One stream's connection to its job; made by `Connections.open`.
+
+    Attributes:
+        job: the job's uid.
+        stream: its stream.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_broken",
+        "_ended",
+        "_finished",
+        "_lost",
+        "_owner",
+        "_reader",
+        "_size",
+        "_socket",
+        "_writer",
+        "confirmed",
+        "job",
+        "stream",
+    )
+
+    def __init__(self, owner: Connections, job: str, stream: Stream) -> None:
+        self.job = job
+        self.stream = stream
+        self.confirmed = False
+        """Whether the connection is known to be established."""
+        self._owner = owner
+        self._socket: socket.socket | None = None
+        self._reader: Any = None
+        self._writer: Any = None
+        self._backlog: deque[bytes | memoryview] | None = None
+        self._size = _SMALL
+        self._finished = False  # the stream's end has come
+        self._ended = False  # the job's end has come
+        self._broken: OSError | None = None  # the job takes nothing any more
+        self._lost = 0  # bytes that it did not take
+
+    def exhausted(self) -> bool:
+        """Whether the job's side of the connection is open and everything it has said so far was passed on."""
+        if self._socket is None or self._ended:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            self._fail(self._broken or error)
+        return False
+
+    # -- connecting ---------------------------------------------------------------------------------------------
+
+    def connect(self, endpoint: dict[str, Any]) -> None:
+        """Connect to where the job's server answers (`JobRecord.endpoint`); a failure resets the stream."""
+        path, host = endpoint.get("socket"), endpoint.get("host", "127.0.0.1")
+        family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            if not path:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = sock.connect_ex(path or (host, endpoint["port"]))
+        except OSError as error:
+            self._fail(error)
+            return
+        if code == errno.EAGAIN:
+            # The backlog of a unix socket is full, which cannot be waited for (connect(2)): the owner tries again.
+            sock.close()
+            self._socket = None
+            self._owner.retry(self, endpoint)
+            return
+        if code not in (0, errno.EINPROGRESS):
+            self._fail(OSError(code, os.strerror(code)))
+            return
+        self.confirmed = code == 0
+        self._reader = self._owner.loop.io(sock.fileno(), _READ)
+        self._reader.start(self._readable)
+        if self._backlog is not None:
+            self._flush()
+        elif self._finished:
+            self._finish_sending()
+
+    def check_connected(self) -> bool:
+        """Whether there is nothing to wait for any more: the connection is established, or has failed."""
+        if self.confirmed or self.stream.closed:
+            return True
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send(b"")
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._fail(error)
+        self.confirmed = True
+        return True
+
+    # -- from the job to the stream -----------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        stream = self.stream
+        room = stream.ask_room()
+        if room <= 0:
+            self._reader.stop()
+            return
+        size = self._size
+        try:
+            data = self._socket.recv(size if size < room else room)  # type: ignore[union-attr]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(self._broken or error)
+            return
+        if data:
+            self._size = _LARGE if len(data) >= _SMALL else _SMALL
+            stream.write(data)
+        else:
+            self._end_of_job()
+
+    def _end_of_job(self) -> None:
+        """The job writes nothing more."""
+        if self._broken is not None and not isinstance(self._broken, BrokenPipeError):
+            self._fail(self._broken)
+            return
+        # After EPIPE this is the end the job meant: Linux says ECONNRESET unless the end came before the reset.
+        self._ended = True
+        self._reader.stop()
+        self.stream.close()
+        self.stream.consume(self._lost)
+        if self._finished and self._backlog is None:
+            self._dispose()
+
+    def on_writable(self) -> None:
+        """See `StreamHandler`."""
+        if self._reader is not None and not self._ended:
+            self._reader.start(self._readable)
+
+    # -- from the stream to the job -----------------------------------------------------------------------------
+
+    def on_data(self, data: bytes) -> None:
+        """See `StreamHandler`."""
+        if self._backlog is not None:
+            self._backlog.append(data)
+            return
+        if self._socket is None or self._broken is not None:
+            self._hold(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._break(error, len(data))
+            return
+        if sent:
+            self.confirmed = True
+            self.stream.consume(sent)
+        if sent < len(data):
+            self._backlog = deque((memoryview(data)[sent:],))
+            self._watch_writable()
+
+    def _hold(self, data: bytes) -> None:
+        """Bytes that no socket takes now: kept while the connection is being made, lost when it is over."""
+        if self._broken is not None:
+            self._lose(len(data))
+        elif not self.stream.closed:
+            self._backlog = deque((data,))
+
+    def on_finish(self) -> None:
+        """See `StreamHandler`."""
+        self._finished = True
+        if self._backlog is None:
+            self._finish_sending()
+
+    def _flush(self) -> None:
+        """Give the kernel what it takes of the backlog."""
+        backlog = self._backlog
+        if backlog is None or self._socket is None:
+            return
+        try:
+            sent = self._socket.sendmsg(list(islice(backlog, _PIECES)))
+        except BlockingIOError:
+            self._watch_writable()
+            return
+        except OSError as error:
+            self._break(error, 0)
+            return
+        self.confirmed = True
+        left = sent
+        while backlog and left >= len(backlog[0]):
+            left -= len(backlog.popleft())
+        if backlog:
+            backlog[0] = memoryview(backlog[0])[left:]
+            self._watch_writable()
+        else:
+            self._backlog = None
+            self._stop_writer()
+        self.stream.consume(sent)
+        if self._finished and self._backlog is None:
+            self._finish_sending()
+
+    def _watch_writable(self) -> None:
+        if self._writer is None:
+            self._writer = self._owner.loop.io(self._socket.fileno(), _WRITE)  # type: ignore[union-attr]
+            self._writer.start(self._flush)
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None
+
+    def _finish_sending(self) -> None:
+        """The stream's end has come and the kernel has all bytes before it."""
+        if self._ended or self.stream.closed:
+            self._dispose()
+        elif self._socket is None or self._broken is not None:
+            return
+        elif not self.confirmed:
+            self._backlog = deque()  # shutdown(2) would abandon a connection that is still being made: wait for it.
+            self._flush()
+        else:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                self._break(error, 0)
+
+    # -- ends ---------------------------------------------------------------------------------------------------
+
+    def _break(self, error: OSError, unsent: int) -> None:
+        """The job takes nothing more. What it has said before is still to be read, and so is why."""
+        if not self.confirmed and not isinstance(error, (ConnectionResetError, BrokenPipeError)):
+            self._fail(error)
+            return
+        self._broken = error
+        backlog, self._backlog = self._backlog, None
+        self._stop_writer()
+        self._lose(unsent + sum(map(len, backlog or ())))
+
+    def _lose(self, size: int) -> None:
+        """Drop bytes that the job does not take: silently while its last words are read, then for one window."""
+        self._lost += size
+        if self._ended:
+            if self._lost > self.stream.window:
+                self._fail(self._broken or ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+            else:
+                self.stream.consume(size)
+
+    def _fail(self, error: OSError) -> None:
+        code = error.errno or 0
+        if code in _REFUSED:
+            self.end("refused", f"the job refused the connection: {error.strerror}")
+        elif code in _EXHAUSTED:
+            log.warning("event=relay_refused job=%s stream=%d error=%r", self.job, self.stream.sid, error.strerror)
+            self.end("overloaded", f"the agent cannot connect to the job: {error.strerror}")
+        elif code == errno.ETIMEDOUT and not self.confirmed:
+            self.end("connect_timeout", "the job did not take the connection in time")
+        else:
+            self.end("job_reset", "the job reset the connection")
+
+    def end(self, code: str, text: str) -> None:
+        """Reset the stream and close the connection."""
+        self.stream.reset(code, text)
+        self._dispose()
+
+    def on_reset(self, code: str, text: str) -> None:
+        """See `StreamHandler`."""
+        self._dispose()
+
+    def on_closed(self) -> None:
+        """See `StreamHandler`."""
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """Give the connection back; what is still read from the stream is dropped. Idempotent."""
+        self._stop_writer()
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader.close()
+            self._reader = None
+        self._backlog = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._owner.forget(self)
