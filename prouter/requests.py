@@ -19,6 +19,7 @@ __all__ = [
     "AgentByProperties",
     "AgentBySelect",
     "AgentByUid",
+    "BridgeRequest",
     "CreateRequest",
     "Expose",
     "Limits",
@@ -210,6 +211,14 @@ class SignalRequest(_Body):
     """Body of POST JOB_PATH/signal."""
 
     signal: SignalName = Field(description="Name of the signal, with or without SIG.", examples=["TERM", "SIGUSR1"])
+
+
+class BridgeRequest(_Body):
+    """Body of POST JOB_PATH/wsconnect/PATH."""
+
+    url: Text = Field(
+        pattern=r"^wss?://", description="WebSocket to bridge the job's with.", examples=["ws://host:1/x"]
+    )
 
 
 class StopRequest(_Body):

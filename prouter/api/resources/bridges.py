@@ -1,0 +1,60 @@
+"""WebSocket bridges between a job and another server: made, listed, ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from prouter.api.body import discard_body, read_model
+from prouter.api.bridges import Bridges
+from prouter.api.context import ApiRequest, send_json
+from prouter.requests import BridgeRequest
+
+if TYPE_CHECKING:
+    from prouter.api.client import RouterClient
+
+__all__ = ["BridgeResource"]
+
+_CALL_TIMEOUT = 30.0
+_ENDS_WITHIN = 10.0
+
+
+class BridgeResource:
+    """``JOB_PATH/wsconnect/PATH`` makes a bridge; ``JOB_PATH/wsconnect`` lists them; ``DELETE …/wsconnect/UID`` ends one."""
+
+    def __init__(self, router: RouterClient) -> None:
+        self._router = router
+        self._bridges = Bridges(router)
+
+    def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """The job's bridges, whichever worker holds them."""
+        send_json(resp, {"bridges": self._list(connection, job)})
+
+    def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
+        """Bridge the job's WebSocket at the path with the one at ``url``."""
+        request = read_model(BridgeRequest, req)
+        target = req.env.get("RAW_URI", req.raw_path)
+        path, _, query = target.partition("?")
+        segments = path.split("/", 5)
+        inner = "/" + (segments[5] if len(segments) == 6 else "")
+        bridge = self._bridges.start(connection, job, inner + (f"?{query}" if query else ""), request.url)
+        resp.set_header("X-PRouter-Bridge", bridge.uid)
+        resp.data = b""
+
+    def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str) -> None:
+        """End a bridge; answers once it is gone."""
+        discard_body(req)
+        args = {"connection": connection, "job": job, "uid": rest}
+        self._router.call("bridges.end", args, timeout=_CALL_TIMEOUT)
+        deadline = time.monotonic() + _ENDS_WITHIN
+        while any(entry["uid"] == rest for entry in self._list(connection, job)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        resp.status = falcon.HTTP_204
+
+    def _list(self, connection: str, job: str) -> list[dict[str, Any]]:
+        self._router.route(connection, job)
+        answer = self._router.call("bridges", {"connection": connection, "job": job}, timeout=_CALL_TIMEOUT)
+        found: list[dict[str, Any]] = answer["bridges"]
+        return found
