@@ -1,0 +1,92 @@
+"""The WSGI app of the HTTP API: which resource answers which path.
+
+`application` is what gunicorn serves; it is made with a worker's first request, when its link to the broker exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import falcon
+
+from prouter.api.client import RouterClient, current
+from prouter.api.context import ApiRequest, ApiResponse
+from prouter.api.errors import add_error_handlers
+from prouter.api.event_feed import EventFeed
+from prouter.api.middleware import RequestLog
+from prouter.api.openapi import OpenApi
+from prouter.api.resources.archives import Archives
+from prouter.api.resources.connections import Connections
+from prouter.api.resources.dashboard import Dashboard
+from prouter.api.resources.events import Events
+from prouter.api.resources.files import Files
+from prouter.api.resources.health import Health, Metrics
+from prouter.api.resources.info import Info
+from prouter.api.resources.jobs import Job, Jobs
+from prouter.api.resources.logs import Logs
+from prouter.api.resources.shutdown import Shutdown
+from prouter.config import RouterConfig
+
+__all__ = ["application", "create_app"]
+
+App = falcon.App[ApiRequest, ApiResponse]
+
+_JOB = "/jobs/{connection}/{job}"
+
+
+def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:  # noqa: ARG001
+    """A Falcon app that answers through `router`.
+
+    Args:
+        config: the router's configuration.
+        guards: Falcon middleware that looks at every request before its resource does, for example access control.
+    """
+    requests = RequestLog()
+    app: App = falcon.App(request_type=ApiRequest, response_type=ApiResponse, middleware=[requests, *guards])
+    app.req_options.auto_parse_qs_csv = False
+    add_error_handlers(app)
+    _add_router_routes(app, router, requests)
+    _add_job_routes(app, router)
+    return app
+
+
+def _add_router_routes(app: App, router: RouterClient, requests: RequestLog) -> None:
+    connections, health = Connections(router), Health(router)
+    app.add_route("/", Dashboard())
+    app.add_route("/info", Info(router))
+    app.add_route("/connections", connections)
+    app.add_route("/connections/{connection}", connections, suffix="one")
+    app.add_route("/connections/{connection}/drain", connections, suffix="drain")
+    app.add_route("/connections/{connection}/resume", connections, suffix="resume")
+    app.add_route("/shutdown", Shutdown(router))
+    app.add_route("/events", Events(EventFeed(router)))
+    app.add_route("/healthz", health, suffix="live")
+    app.add_route("/readyz", health, suffix="ready")
+    app.add_route("/metrics", Metrics(router, requests))
+    app.add_route("/openapi.json", OpenApi())
+
+
+def _add_job_routes(app: App, router: RouterClient) -> None:
+    jobs, job, files, archives = Jobs(router), Job(router), Files(router), Archives(router)
+    app.add_route("/jobs", jobs)
+    app.add_route("/jobs/create", jobs, suffix="create")
+    app.add_route("/jobs/run", jobs, suffix="run")
+    for verb in ("info", "start", "wait", "remove", "signal", "stop"):
+        app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
+    app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
+    for noun, resource in (("file", files), ("archive", archives)):
+        app.add_route(f"{_JOB}/{noun}", resource)
+        app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
+
+
+_app: App | None = None
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The WSGI app of this worker process."""
+    global _app
+    if _app is None:
+        router = current()
+        _app = create_app(router, router.config)
+    return _app(environ, start_response)

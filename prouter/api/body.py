@@ -1,0 +1,92 @@
+"""Reading JSON request bodies: whatever their Content-Type, up to a limit, into a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from prouter.errors import InvalidRequest, TooLarge
+from prouter.requests import Model, validated
+
+__all__ = ["MAX_JSON", "discard_body", "read_json", "read_model"]
+
+MAX_JSON = 1024 * 1024
+"""Largest JSON body, bytes."""
+
+_PIECE = 65536
+
+
+def _read(req: falcon.Request) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    length = req.content_length
+    if length is not None and length > MAX_JSON:
+        raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
+    if length == 0 or (length is None and "HTTP_TRANSFER_ENCODING" not in req.env):
+        return b""
+    read = req.env["wsgi.input"].read
+    left = MAX_JSON + 1 if length is None else length
+    parts = []
+    while left:
+        data = read(min(left, _PIECE))
+        if not data:
+            break
+        parts.append(data)
+        left -= len(data)
+    if length is None and not left:
+        raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_json(req: falcon.Request) -> Any:
+    """The body as JSON (RFC 8259), None when there is none.
+
+    Raises:
+        InvalidRequest: it is no JSON.
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    data = _read(req)
+    if not data.strip():
+        return None
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid request: the body is not JSON: {error}") from None
+
+
+def read_model(model: type[Model], req: falcon.Request, *, optional: bool = False) -> Model:
+    """The body as a model.
+
+    Args:
+        optional: whether no body stands for a model made of defaults.
+
+    Raises:
+        InvalidRequest: it is no JSON or does not fit; the detail says where.
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    body = read_json(req)
+    if body is None:
+        if not optional:
+            raise InvalidRequest(f"Invalid request: the body is missing; {_wanted(model)}")
+        body = {}
+    return validated(model, body)
+
+
+def discard_body(req: falcon.Request) -> None:
+    """Read a body nobody needs, so that the connection can be used again.
+
+    Raises:
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    _read(req)
+
+
+def _wanted(model: type[BaseModel]) -> str:
+    names = [name for name, field in model.model_fields.items() if field.is_required()]
+    return f"it needs {', '.join(names)}" if names else "an object is needed"

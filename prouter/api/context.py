@@ -1,0 +1,71 @@
+"""What the resources know of a request and say in every answer: the untouched path, a request id, no caching."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import uuid
+from typing import Any
+
+import falcon
+from falcon.constants import MEDIA_JSON
+
+__all__ = ["ApiRequest", "ApiResponse", "send_json"]
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_process = uuid.uuid4().hex[:8]
+_numbers = itertools.count(1)
+
+
+class ApiRequest(falcon.Request):
+    """A request with an id, routed by its path as the client sent it, percent-encoding and all.
+
+    Attributes:
+        id: goes into the answer and into log lines about the request; the client's ``X-Request-ID`` if it sent one.
+        raw_path: path of the request target as sent.
+    """
+
+    __slots__ = ("id", "raw_path")
+
+    def __init__(self, env: dict[str, Any], options: Any = None) -> None:
+        super().__init__(env, options=options)
+        target: str = env.get("RAW_URI") or env["PATH_INFO"]
+        path = target.partition("?")[0]
+        if not path.startswith("/"):
+            path = _path_of_absolute_form(path)
+        self.raw_path = path
+        if path != "/" and path.endswith("/"):
+            path = path[:-1]
+        self.path = path
+        given = env.get("HTTP_X_REQUEST_ID")
+        if given is not None and _GIVEN_ID.fullmatch(given):
+            self.id = given
+        else:
+            self.id = f"{_process}{next(_numbers):08x}"
+
+
+class ApiResponse(falcon.Response):
+    """A response with the headers every answer of the administrative API has."""
+
+    __slots__ = ()
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options=options)
+        self.set_header("Cache-Control", "no-store, must-revalidate")
+
+
+def send_json(resp: falcon.Response, body: Any, status: int = 200) -> None:
+    """Answer with a JSON document."""
+    resp.status = status
+    resp.content_type = MEDIA_JSON
+    resp.data = json.dumps(body, separators=(",", ":")).encode("ascii")
+
+
+def _path_of_absolute_form(target: str) -> str:
+    """The path in ``http://host/path`` (RFC 9112 section 3.2.2)."""
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return target
+    _authority, slash, path = rest.partition("/")
+    return slash + path if slash else "/"

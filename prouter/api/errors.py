@@ -1,0 +1,110 @@
+"""Errors as HTTP answers: RFC 9457 problem documents, the same for our errors, Falcon's and the unforeseen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+import falcon
+
+from prouter.api.context import ApiRequest
+from prouter.errors import PRouterError
+
+__all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
+
+log = logging.getLogger("prouter.api")
+
+_RETRY_STATUSES = (429, 503)
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
+
+
+class PreconditionFailed(PRouterError):
+    """If-Match or If-Unmodified-Since does not hold."""
+
+    code = "precondition_failed"
+    status = 412
+    level = logging.INFO
+
+
+class MethodNotAllowed(PRouterError):
+    """The path exists, the method does not apply to it."""
+
+    code = "method_not_allowed"
+    status = 405
+    level = logging.INFO
+
+
+def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
+    """The RFC 9457 document for an error."""
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": falcon.code_to_http_status(error.status).partition(" ")[2],
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.job is not None:
+        document["job"] = error.job
+    if error.state is not None:
+        document["state"] = error.state
+    return document
+
+
+def add_error_handlers(app: falcon.App[Any, Any]) -> None:
+    """Make `app` answer every error with a problem document and a log line."""
+    app.add_error_handler(Exception, _on_unforeseen)
+    app.add_error_handler(falcon.HTTPError, _on_falcon_error)
+    app.add_error_handler(PRouterError, _on_error)
+
+
+def _on_error(req: ApiRequest, resp: falcon.Response, error: PRouterError, _params: dict[str, Any]) -> None:
+    _answer(req, resp, error)
+
+
+def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]) -> None:
+    status = error.status_code
+    path = req.raw_path
+    detail = error.description or error.title or "the request failed"
+    headers = error.headers
+    if headers is not None:
+        resp.set_headers(headers)
+    if status == 404:
+        detail = f"there is nothing at '{path}'"
+    elif status == 405:
+        detail = f"'{path}' does not take {req.method}"
+    elif status == 400:
+        detail = f"Invalid request: {detail}"
+    known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
+    _answer(req, resp, known(detail, code=_CODES.get(status, "http_error")))
+
+
+def _on_unforeseen(req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:
+    """The request's edge: a bug becomes a 500 and a traceback in the log."""
+    if isinstance(error, ConnectionError):
+        raise error
+    log.error("event=request_crashed request=%s method=%s path=%s", req.id, req.method, req.raw_path, exc_info=error)
+    _answer(req, resp, PRouterError("the request failed in the router; its log tells more under the request id"))
+
+
+def _answer(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
+    log.log(
+        error.level,
+        "event=request_failed code=%s status=%d request=%s method=%s path=%s job=%s detail=%r",
+        error.code,
+        error.status,
+        req.id,
+        req.method,
+        req.raw_path,
+        error.job,
+        error.detail,
+    )
+    resp.status = error.status
+    resp.stream = None
+    resp.data = json.dumps(problem(error, req.id)).encode("ascii")
+    resp.content_type = "application/problem+json"
+    resp.set_header("X-PRouter-Error", error.code)
+    if error.status in _RETRY_STATUSES:
+        resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))

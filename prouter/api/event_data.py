@@ -1,0 +1,33 @@
+"""What an event tells the world: the broker's bodies with public names and times."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+__all__ = ["public_event", "rfc3339"]
+
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode"})
+_TIMES = ("created_at", "started_at", "finished_at")
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339, UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def public_event(body: dict[str, Any]) -> dict[str, Any]:
+    """An event's data: ``id``, ``at``, ``connection``, and ``job`` (as in job info) or ``agent`` and ``change``."""
+    told: dict[str, Any] = {"id": body["id"], "at": rfc3339(body["at"])}
+    record = body.get("record")
+    if record is None:
+        told.update((key, value) for key, value in body.items() if key not in told)
+        return told
+    job = {key: value for key, value in record.items() if key not in _INTERNAL}
+    for name in _TIMES:
+        if job.get(name) is not None:
+            job[name] = rfc3339(job[name])
+    connection = record["connection"]
+    told["connection"] = connection
+    told["job"] = {**job, "path": f"/jobs/{connection}/{record['uid']}"}
+    return told

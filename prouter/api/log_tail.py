@@ -1,0 +1,117 @@
+"""A job's log as a request reads it: from a position on, over every loss of the path, to an end known to be one."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from prouter.api.streams import open_io, reset_error, sandbox_route
+from prouter.errors import AgentUnavailable
+from prouter.transport.stream_io import StreamIO, StreamReset
+
+if TYPE_CHECKING:
+    from prouter.api.client import RouterClient
+
+__all__ = ["LogTail", "TailPosition"]
+
+log = logging.getLogger("prouter.api")
+
+_LASTING = frozenset({"path_lost", "worker_gone", "agent_gone", "overloaded"})
+"""Ends of a stream that say nothing about the log: it is opened again where it was."""
+
+
+class TailPosition:
+    """Where reading starts.
+
+    Attributes:
+        offset: position in the log, None for not given.
+        tail: how many lines from the end, None for not given.
+    """
+
+    __slots__ = ("offset", "tail")
+
+    def __init__(self, offset: int | None, tail: int | None) -> None:
+        self.offset = offset
+        self.tail = tail
+
+
+class LogTail:
+    """A log being read; the first stream to the agent is opened at once.
+
+    Attributes:
+        offset: position of the next byte `read` returns.
+
+    Raises:
+        PRouterError: there is no such job or log, or no way to it.
+    """
+
+    def __init__(
+        self, router: RouterClient, connection: str, job: str, name: str, start: TailPosition, *, follow: bool
+    ) -> None:
+        self._router = router
+        self._connection = connection
+        self._job = job
+        self._name = name
+        self._follow = follow
+        self._io: StreamIO | None = None
+        self.offset = 0
+        self._open(start)
+
+    def _open(self, start: TailPosition) -> None:
+        route = sandbox_route(self._router, self._connection, self._job)
+        target = {
+            "kind": "log",
+            "name": self._name,
+            "offset": start.offset,
+            "tail": start.tail,
+            "follow": self._follow,
+        }
+        self._io, preface = open_io(self._router, route, target)
+        self.offset = int(preface["offset"])
+
+    def read(self, patience: float) -> bytes | None:
+        """The next bytes; b"" at the end of the log, None when `patience` seconds passed without any.
+
+        Raises:
+            PRouterError: the log cannot be read on, ever.
+        """
+        io = self._io
+        if io is None:
+            try:
+                self._open(TailPosition(self.offset, None))
+            except AgentUnavailable:
+                return None
+            return None
+        data: bytes | None = None
+        try:
+            with gevent.Timeout(patience, False):  # type: ignore[arg-type]
+                data = io.read()
+        except StreamReset as error:
+            self._lost(error)
+        if data:
+            self.offset += len(data)
+        return data
+
+    def _lost(self, error: StreamReset) -> None:
+        self._io = None
+        if error.code not in _LASTING:
+            route = self._router.route(self._connection, self._job)
+            raise reset_error(error, route) from error
+        log.info("event=log_reopened job=%s log=%s offset=%d code=%s", self._job, self._name, self.offset, error.code)
+
+    def ending(self) -> dict[str, Any]:
+        """The job's info once its log has ended; waits a moment for news of the job's end."""
+        answer: dict[str, Any] = self._router.call(
+            "jobs.wait",
+            {"connection": self._connection, "job": self._job, "timeout": 2.0 if self._follow else 0.0},
+            timeout=30,
+        )
+        info: dict[str, Any] = answer["job"]
+        return info
+
+    def close(self) -> None:
+        """Give the stream back."""
+        if self._io is not None and not self._io.stream.closed:
+            self._io.reset("client_gone", "the client went away")

@@ -1,0 +1,84 @@
+"""Query parameters, with errors that name the parameter."""
+
+from __future__ import annotations
+
+import math
+
+import falcon
+
+from prouter.errors import InvalidRequest
+
+__all__ = ["choice", "flag", "integer", "octal", "repeated", "seconds", "text"]
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off", ""})
+
+
+def _wrong(name: str, needed: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid request: query parameter '{name}' must be {needed}")
+
+
+def text(req: falcon.Request, name: str) -> str | None:
+    """The last value of the parameter, None when it is absent or empty."""
+    values = req.params.get(name)
+    value = values[-1] if isinstance(values, list) else values
+    return value or None
+
+
+def repeated(req: falcon.Request, name: str) -> list[str]:
+    """All values of the parameter that are not empty."""
+    values = req.params.get(name, [])
+    return [value for value in (values if isinstance(values, list) else [values]) if value]
+
+
+def flag(req: falcon.Request, name: str) -> bool:
+    """Whether the parameter is 1 (or true, yes, on); absent and empty mean no."""
+    value = (text(req, name) or "").lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise _wrong(name, "0 or 1")
+
+
+def integer(req: falcon.Request, name: str, *, low: int = 0, high: int = 2**63 - 1) -> int | None:
+    """A whole number in [low, high]."""
+    value = text(req, name)
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 19 or not low <= int(value) <= high:
+        raise _wrong(name, f"a whole number from {low} to {high}")
+    return int(value)
+
+
+def seconds(req: falcon.Request, name: str, *, high: float = 1e9) -> float | None:
+    """A number of seconds ≥ 0."""
+    value = text(req, name)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        raise _wrong(name, "a number of seconds") from None
+    if not math.isfinite(number) or not 0 <= number <= high:
+        raise _wrong(name, "a number of seconds, 0 or more")
+    return number
+
+
+def octal(req: falcon.Request, name: str) -> int | None:
+    """Permission bits, 0 to 0777 in octal."""
+    value = text(req, name)
+    if value is None:
+        return None
+    digits = value.removeprefix("0o")
+    if not digits or len(digits) > 4 or set(digits) - set("01234567") or int(digits, 8) > 0o777:
+        raise _wrong(name, "permission bits in octal, at most 777")
+    return int(digits, 8)
+
+
+def choice(req: falcon.Request, name: str, among: tuple[str, ...]) -> str | None:
+    """One of a few words."""
+    value = text(req, name)
+    if value is not None and value not in among:
+        raise _wrong(name, f"one of {', '.join(among)}")
+    return value

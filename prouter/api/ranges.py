@@ -1,0 +1,137 @@
+"""Byte ranges and preconditions of downloads: RFC 9110 sections 13 and 14, without I/O."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+
+from prouter.api.errors import PreconditionFailed
+from prouter.errors import RangeNotSatisfiable
+
+__all__ = ["Validators", "byte_ranges", "etag_in"]
+
+MAX_RANGES = 32
+"""More ranges than this in one request are answered with the whole file (RFC 9110 section 17.15)."""
+
+_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})")
+_TAG = re.compile(r'\s*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
+
+
+def etag_in(header: str, etag: str, *, weak: bool) -> bool:
+    """Whether a list of entity tags, or ``*``, covers `etag`.
+
+    Args:
+        weak: compare weakly (If-None-Match) or strongly (If-Match).
+    """
+    if header.strip() == "*":
+        return True
+    tags = _TAG.findall(header)
+    if weak:
+        return etag.removeprefix("W/") in {tag.removeprefix("W/") for tag in tags}
+    return not etag.startswith("W/") and etag in tags
+
+
+def _seconds(date: str) -> float | None:
+    """An HTTP date as seconds since the epoch, None when it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What identifies a file's present content.
+
+    Attributes:
+        etag: strong entity tag, quotes included.
+        mtime_ns: nanoseconds since the epoch.
+    """
+
+    etag: str
+    mtime_ns: int
+
+    @property
+    def last_modified(self) -> str:
+        """For the header: whole seconds, never later than now (RFC 9110 section 8.8.2.1)."""
+        return formatdate(min(self.mtime_ns // 10**9, int(time.time())), usegmt=True)
+
+    def not_modified(self, headers: Mapping[str, str]) -> bool:
+        """Whether a GET or HEAD with these headers is answered by 304 (RFC 9110 section 13.2.2).
+
+        Args:
+            headers: by upper-case name, as `falcon.Request.headers` has them.
+
+        Raises:
+            PreconditionFailed: If-Match or If-Unmodified-Since does not hold.
+        """
+        match = headers.get("IF-MATCH")
+        if match is not None:
+            if not etag_in(match, self.etag, weak=False):
+                raise PreconditionFailed("the file's entity tag is another one by now")
+        elif (since := _seconds(headers.get("IF-UNMODIFIED-SINCE", ""))) is not None and self._mtime > since:
+            raise PreconditionFailed("the file was modified since")
+        none_match = headers.get("IF-NONE-MATCH")
+        if none_match is not None:
+            return etag_in(none_match, self.etag, weak=True)
+        modified_since = _seconds(headers.get("IF-MODIFIED-SINCE", ""))
+        return modified_since is not None and self._mtime <= modified_since
+
+    def range_applies(self, if_range: str | None) -> bool:
+        """Whether If-Range, if sent, lets Range count (RFC 9110 section 13.1.5); a date must match exactly."""
+        if if_range is None:
+            return True
+        if if_range.lstrip().startswith(('"', "W/")):
+            return if_range.strip() == self.etag
+        return _seconds(if_range) == self._mtime
+
+    @property
+    def _mtime(self) -> float:
+        return float(self.mtime_ns // 10**9)
+
+
+def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
+    """The ranges a Range header asks for as ``[start, stop)``, in the order asked; those that overlap or touch joined.
+
+    None when the header is to be ignored: another unit, malformed, too many ranges.
+
+    Raises:
+        RangeNotSatisfiable: no range lies within the file.
+    """
+    unit, separator, specs = header.partition("=")
+    if not separator or unit.strip().lower() != "bytes":
+        return None
+    found: list[tuple[int, int]] = []
+    asked = [spec.strip() for spec in specs.split(",")]
+    if len(asked) > MAX_RANGES:
+        return None
+    for spec in asked:
+        matched = _SPEC.fullmatch(spec)
+        if matched is None or spec == "-":
+            return None
+        first, last = matched.groups()
+        if not first:
+            start, stop = max(0, size - int(last)), size
+        else:
+            start, stop = int(first), min(int(last) + 1, size) if last else size
+            if last and int(last) < int(first):
+                return None
+        if start < stop:
+            found.append((start, stop))
+    if not found:
+        raise RangeNotSatisfiable(f"the file has {size} bytes; none of the ranges asked for lies within")
+    return _joined(found)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that overlap or touch made one (RFC 9110 section 15.3.7.2), the others in the order given."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        for known in [known for known in joined if known[0] <= stop and start <= known[1]]:
+            joined.remove(known)
+            start, stop = min(start, known[0]), max(stop, known[1])
+        joined.append((start, stop))
+    return joined

@@ -1,0 +1,143 @@
+"""Jobs: listed, created, run; and one job: started, waited for, looked at, signalled, stopped, removed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from prouter.api import query
+from prouter.api.body import discard_body, read_model
+from prouter.api.context import ApiRequest, send_json
+from prouter.errors import InvalidRequest
+from prouter.jobs import State
+from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest
+
+if TYPE_CHECKING:
+    from prouter.api.client import RouterClient
+
+__all__ = ["Job", "Jobs"]
+
+MAX_PAGE = 1000
+"""Most jobs in one page of a list."""
+_PAGE = 100
+_MAX_KEY = 255
+_CALL_TIMEOUT = 60.0
+"""Seconds an answer of the broker may take; it holds back calls to an agent that is away for less than that."""
+_GOING_ON = frozenset({State.PENDING.value, State.RUNNING.value})
+
+JobInfo = dict[str, Any]
+
+
+def _key(req: ApiRequest, scope: str) -> str:
+    """What makes a repeat of this request known as one: the client's Idempotency-Key, or an id nobody repeats."""
+    given = req.get_header("Idempotency-Key")
+    if given is None:
+        return uuid.uuid4().hex
+    if not given or len(given) > _MAX_KEY:
+        raise InvalidRequest(f"Invalid request: Idempotency-Key must have 1 to {_MAX_KEY} characters")
+    return f"{scope} {given}"
+
+
+class _Calls:
+    """The broker's calls about jobs, as the resources need them."""
+
+    def __init__(self, router: RouterClient) -> None:
+        self._router = router
+
+    def _call(self, op: str, args: dict[str, Any], timeout: float | None = _CALL_TIMEOUT) -> dict[str, Any]:
+        answer: dict[str, Any] = self._router.call(op, args, timeout=timeout)
+        return answer
+
+    def _create(self, request: CreateRequest, key: str) -> JobInfo:
+        created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key})["job"]
+        return created
+
+    def _start(self, connection: str, job: str, request: StartRequest, key: str) -> JobInfo:
+        args = {"connection": connection, "job": job, "request": request.model_dump(), "key": key}
+        started: JobInfo = self._call("jobs.start", args, timeout=None)["job"]
+        return started
+
+    def _wait(self, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
+        """Answer with the job's info, 200 once it does not go on, 202 when time was up."""
+        args = {"connection": connection, "job": job, "timeout": timeout}
+        info = self._call("jobs.wait", args, timeout=None)["job"]
+        send_json(resp, info, 202 if info["state"] in _GOING_ON else 200)
+
+
+class Jobs(_Calls):
+    """``/jobs``, ``/jobs/create`` and ``/jobs/run``"""
+
+    def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """A page of jobs, newest first."""
+        args = {
+            "state": query.choice(req, "state", tuple(state.value for state in State)),
+            "agent": query.text(req, "agent"),
+            "name": query.text(req, "name"),
+            "limit": query.integer(req, "limit", low=1, high=MAX_PAGE) or _PAGE,
+            "cursor": query.text(req, "cursor"),
+        }
+        page = self._call("jobs.list", args)
+        send_json(resp, {"jobs": page["jobs"], "next": page["next"]})
+
+    def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """A new, empty job."""
+        request = read_model(CreateRequest, req)
+        send_json(resp, self._create(request, _key(req, "create")))
+
+    def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """Create and start; with ``wait=SECONDS`` also wait for the end."""
+        request = read_model(RunRequest, req)
+        patience = query.seconds(req, "wait")
+        key = _key(req, "run")
+        info = self._create(request.create(), f"{key} create")
+        connection, job = info["path"].split("/")[2:4]
+        resp.set_header("Location", info["path"] + "/info")
+        info = self._start(connection, job, request.start(), f"{key} start")
+        if patience is None:
+            send_json(resp, info)
+        else:
+            self._wait(resp, connection, job, patience)
+
+
+class Job(_Calls):
+    """``JOB_PATH/…``"""
+
+    def on_get_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """The job's info; with ``usage=1`` the agent is asked for fresh CPU time and memory."""
+        args = {"connection": connection, "job": job, "usage": query.flag(req, "usage")}
+        send_json(resp, self._call("jobs.info", args)["job"])
+
+    def on_post_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """The same, for clients that know no better."""
+        discard_body(req)
+        self.on_get_info(req, resp, connection, job)
+
+    def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Start it; answered once it runs and its ports are known."""
+        request = read_model(StartRequest, req)
+        send_json(resp, self._start(connection, job, request, _key(req, f"start {job}")))
+
+    def on_post_wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Answered when it has ended, or is not running, or after ``timeout`` seconds."""
+        timeout = query.seconds(req, "timeout")
+        discard_body(req)
+        self._wait(resp, connection, job, timeout)
+
+    def on_post_remove(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """End its processes, delete its sandbox, forget it; its info as it was before."""
+        discard_body(req)
+        send_json(resp, self._call("jobs.remove", {"connection": connection, "job": job})["job"])
+
+    def on_post_signal(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Send a signal to its processes."""
+        request = read_model(SignalRequest, req)
+        args = {"connection": connection, "job": job, "signal": request.signal}
+        send_json(resp, self._call("jobs.signal", args)["job"])
+
+    def on_post_stop(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """SIGTERM to the whole tree, and SIGKILL after the grace; answered once it has ended."""
+        request = read_model(StopRequest, req, optional=True)
+        args = {"connection": connection, "job": job, "grace": request.grace}
+        send_json(resp, self._call("jobs.stop", args, timeout=request.grace + _CALL_TIMEOUT)["job"])

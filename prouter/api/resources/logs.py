@@ -1,0 +1,149 @@
+"""A job's stdout and stderr: read, tailed and followed, as plain text or as server-sent events."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import re
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from prouter.api import query, sse
+from prouter.api.context import ApiRequest
+from prouter.api.log_tail import LogTail, TailPosition
+from prouter.errors import InvalidRequest, NotFound, PRouterError
+
+if TYPE_CHECKING:
+    from prouter.api.client import RouterClient
+
+__all__ = ["EventLog", "Logs", "PlainLog"]
+
+_NAMES = ("stdout", "stderr")
+_EVENT_ID = re.compile(r"(\d{1,18})(\.end)?")
+_ENDING = ("state", "exit_code", "signal", "reason", "error")
+
+
+class Logs:
+    """``JOB_PATH/logs/stdout`` and ``JOB_PATH/logs/stderr``"""
+
+    def __init__(self, router: RouterClient) -> None:
+        self._router = router
+
+    def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, name: str) -> None:
+        """The log from an offset, or its last lines; with follow=1 until the job has ended."""
+        if name not in _NAMES:
+            raise NotFound(f"there is no log '{name}', only {' and '.join(_NAMES)}")
+        start = TailPosition(query.integer(req, "offset"), query.integer(req, "tail"))
+        if start.offset is not None and start.tail is not None:
+            raise InvalidRequest("Invalid request: query parameters 'offset' and 'tail' exclude each other")
+        follow = query.flag(req, "follow")
+        as_events = sse.wanted(req)
+        if as_events and (resumed := req.get_header("Last-Event-ID")) is not None:
+            matched = _EVENT_ID.fullmatch(resumed)
+            if matched is None:
+                raise InvalidRequest("Invalid request: Last-Event-ID must be one of this log's event ids")
+            if matched[2]:
+                resp.status = 204
+                return
+            start = TailPosition(int(matched[1]), None)
+        tail = LogTail(self._router, connection, job, name, start, follow=follow)
+        resp.set_header("X-PRouter-Log-Offset", str(tail.offset))
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        if as_events:
+            sse.start(resp, EventLog(tail))
+            return
+        resp.content_type = "text/plain; charset=utf-8"
+        resp.set_header("X-Accel-Buffering", "no")
+        resp.stream = PlainLog(tail)
+
+
+class PlainLog:
+    """Response body: the log's bytes. A log that cannot be read to its end raises, so that the connection is cut."""
+
+    def __init__(self, tail: LogTail) -> None:
+        self._tail = tail
+
+    def __iter__(self) -> PlainLog:
+        return self
+
+    def __next__(self) -> bytes:
+        data = None
+        while data is None:
+            data = self._tail.read(sse.HEARTBEAT)
+        if not data:
+            raise StopIteration
+        return data
+
+    def close(self) -> None:
+        """The server calls this in any case."""
+        self._tail.close()
+
+
+class EventLog:
+    """Response body: the log as events.
+
+    Each event's id is the position after its bytes. Its data has ``offset``, the position of its first byte, and
+    ``text``, or ``base64`` where the bytes are no UTF-8. The last event is ``end``, which tells how the job stands, or
+    ``error``.
+    """
+
+    def __init__(self, tail: LogTail) -> None:
+        self._tail = tail
+        self._rest = b""
+        self._begun = False
+        self._ended = False
+
+    def __iter__(self) -> EventLog:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return sse.RETRY
+        if self._ended:
+            raise StopIteration
+        try:
+            data = self._tail.read(sse.HEARTBEAT)
+            if data is None:
+                return sse.COMMENT
+            if data:
+                return self._event(data)
+            self._ended = True
+            return self._end()
+        except PRouterError as error:
+            self._ended = True
+            return sse.event("error", {"code": error.code, "detail": error.detail})
+
+    def _event(self, data: bytes) -> bytes:
+        """The bytes as an event; the beginning of a character is kept for the next one."""
+        data = self._rest + data
+        first = self._tail.offset - len(data)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            text = decoder.decode(data)
+        except UnicodeDecodeError:
+            self._rest = b""
+            return self._log_event(first, {"base64": base64.b64encode(data).decode("ascii")}, self._tail.offset)
+        self._rest = decoder.getstate()[0]
+        if not text:
+            return sse.COMMENT
+        return self._log_event(first, {"text": text}, self._tail.offset - len(self._rest))
+
+    def _log_event(self, first: int, content: dict[str, Any], after: int) -> bytes:
+        return sse.event("log", {"offset": first, **content}, after)
+
+    def _end(self) -> bytes:
+        """What was kept, then the explicit end."""
+        kept = b""
+        offset = self._tail.offset
+        if self._rest:
+            content = {"base64": base64.b64encode(self._rest).decode("ascii")}
+            kept = self._log_event(offset - len(self._rest), content, offset)
+        info = self._tail.ending()
+        state = {name: info.get(name) for name in _ENDING}
+        return kept + sse.event("end", {"offset": offset, **state}, f"{offset}.end")
+
+    def close(self) -> None:
+        """The server calls this in any case."""
+        self._tail.close()

@@ -1,0 +1,229 @@
+"""Streams to a job's sandbox as requests use them: opened patiently, written until the agent speaks, read fully."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import Event
+
+from prouter.errors import AgentUnavailable, NotFound, ProtocolError
+from prouter.jobs import Reason, State
+from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
+
+if TYPE_CHECKING:
+    from prouter.api.client import JobRoute, RouterClient
+
+__all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", "send_body"]
+
+
+def sandbox_route(router: RouterClient, connection: str, job: str) -> JobRoute:
+    """Where the job's sandbox is; waits for an agent that is away, for at most ``control.hold`` seconds.
+
+    Raises:
+        NotFound: no such connection or job, or its sandbox is gone.
+        AgentUnavailable: the agent stayed away.
+    """
+    deadline = time.monotonic() + router.config.control.hold
+    while True:
+        route = router.route(connection, job)
+        record = route.record
+        if record.state is State.CLOSED:
+            raise NotFound(f"job '{job}' is not found: it was removed", job=job)
+        if record.reason is Reason.AGENT_LOST:
+            raise NotFound(f"the sandbox of job '{job}' is not found: {record.ending}", job=job, code="agent_lost")
+        if route.up:
+            return route
+        _wait_for_news(route, deadline)
+
+
+def _wait_for_news(route: JobRoute, deadline: float) -> None:
+    changed = Event()
+    route.waiters.add(changed.set)
+    try:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise AgentUnavailable(
+                "the job's agent is out of reach at the moment",
+                job=route.record.uid,
+                state=route.record.state.value,
+                retry_after=2,
+            )
+        changed.wait(min(left, 1.0))
+    finally:
+        route.waiters.discard(changed.set)
+
+
+class UploadIO(StreamIO):
+    """A stream that is written until the agent has its final say, which may come early when it is an error."""
+
+    __slots__ = ("_accepted",)
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._accepted = False
+
+    def on_data(self, data: bytes) -> None:
+        """See `StreamHandler`; a writer that waits for room is to look what the agent has to say."""
+        super().on_data(data)
+        self.on_writable()
+
+    def on_finish(self) -> None:
+        """See `StreamHandler`."""
+        super().on_finish()
+        self.on_writable()
+
+    def accept(self) -> None:
+        """Wait until the agent is ready to take bytes.
+
+        Raises:
+            PRouterError: it refuses.
+        """
+        if not self._accepted:
+            self.read_preface()
+            self._accepted = True
+
+    def offer(self, data: bytes) -> bool:
+        """Write all of `data`; False, with the rest not written, when the agent gave its result before the end.
+
+        Raises:
+            PRouterError: the agent refuses.
+            StreamReset: the stream ended early.
+        """
+        view = data
+        while view:
+            if self._answered():
+                if self._accepted:
+                    return False
+                self.accept()
+                continue
+            taken = self.stream.write(view if len(view) <= CHUNK else view[:CHUNK])
+            view = view[taken:]
+            if view and not taken and not self._answered():
+                self._wait_writable()
+        return True
+
+    def _answered(self) -> bool:
+        """Whether something of the agent waits to be read.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        if self._reset is not None or self.stream.reset_code is not None:
+            raise self._error()
+        return bool(self._chunks) or self._finished
+
+    def result(self) -> dict[str, Any]:
+        """End the writing and wait for what came of it.
+
+        Raises:
+            PRouterError: it failed.
+        """
+        self.close()
+        self.accept()
+        return self.read_preface()
+
+
+def send_body(
+    router: RouterClient, route: JobRoute, target: dict[str, Any], read: Callable[[int], bytes], *, patient: bool
+) -> dict[str, Any]:
+    """Send a request body through a new stream; the agent's result. Whatever goes wrong, the stream is reset.
+
+    Args:
+        read: returns up to so many bytes of the body, none at its end, and raises when the client goes away before.
+        patient: wait until the agent is ready before the first byte is read (Expect: 100-continue).
+
+    Raises:
+        PRouterError: the agent's error, or no way to it.
+    """
+    io = UploadIO(router.open_stream(route.connection, {"job": route.record.uid, **target}))
+    finished = False
+    try:
+        if patient:
+            io.accept()
+        while data := read(CHUNK):
+            if not io.offer(data):
+                break
+        result = io.result()
+        finished = True
+        return result
+    except StreamReset as error:
+        raise reset_error(error, route) from error
+    finally:
+        if not finished:
+            io.reset("upload_aborted", "the upload ended before its last byte")
+
+
+def open_io(
+    router: RouterClient, route: JobRoute, target: dict[str, Any], *, close: bool = True
+) -> tuple[StreamIO, dict[str, Any]]:
+    """Open a stream that is only read; it and its preface.
+
+    Args:
+        close: end our side at once; else `StreamBody` does so at the very end.
+
+    Raises:
+        PRouterError: the agent's error, or no way to it.
+    """
+    io = StreamIO(router.open_stream(route.connection, {"job": route.record.uid, **target}))
+    finished = False
+    try:
+        if close:
+            io.close()
+        preface = io.read_preface()
+        finished = True
+        return io, preface
+    except StreamReset as error:
+        raise reset_error(error, route) from error
+    finally:
+        if not finished:
+            io.reset("cancelled", "the request has ended")
+
+
+def reset_error(error: StreamReset, route: JobRoute) -> Exception:
+    """What a reset means for the request that used the stream."""
+    if error.code == "no_job":
+        return NotFound(f"job '{route.record.uid}' is not found", job=route.record.uid)
+    return AgentUnavailable(error.detail, job=route.record.uid, retry_after=2, code=error.code)
+
+
+class StreamBody:
+    """A response body read from a stream: all of it, or an exception that makes the server cut the connection.
+
+    Args:
+        length: bytes to come; None for as many as there are.
+        close_last: end our side of the stream only once everything was handed to the client, for an agent that waits
+            for that; otherwise it is ended already.
+    """
+
+    def __init__(self, io: StreamIO, length: int | None, *, close_last: bool = False) -> None:
+        self._io = io
+        self._left = length
+        self._close_last = close_last
+        self._done = False
+
+    def __iter__(self) -> StreamBody:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._done:
+            raise StopIteration
+        data = b"" if self._left == 0 else self._io.read(CHUNK)
+        if data:
+            if self._left is not None:
+                self._left -= len(data)
+                if self._left < 0:
+                    raise ProtocolError("the agent sent more bytes than it said")
+            return data
+        if self._left:
+            raise ProtocolError(f"the transfer ended {self._left} bytes early", code="truncated")
+        self._done = True
+        if self._close_last:
+            self._io.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """The server calls this in any case; a body that was not read to its end resets the stream."""
+        if not self._done and (self._left != 0 or self._close_last):
+            self._io.reset("client_gone", "the client went away")
