@@ -76,7 +76,7 @@ class Sandbox:
             os.close(parent)
 
     def size_bytes(self) -> int:
-        """Disk space of its files and directories in bytes: allocated blocks, so holes count nothing, hard links once."""
+        """Disk space of what is in it, in bytes: allocated blocks, so holes count nothing, hard links once."""
         return trees.disk_usage(self)
 
     def directory(self, path: bytes) -> Path:

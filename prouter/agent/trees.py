@@ -55,6 +55,7 @@ class _Level:
     path: bytes
     names: list[bytes]
     fd: int | None
+    identity: tuple[int, int] = (0, 0)
 
 
 def _names(directory: int) -> list[bytes]:
@@ -86,7 +87,7 @@ def walk(
         while levels:
             level = levels[-1]
             if not level.names or not _ensure_open(sandbox, start, level):
-                _close(levels.pop())
+                _leave(levels)
                 continue
             found = _look(level, level.names.pop(), unreadable)
             if found is None:
@@ -121,7 +122,28 @@ def _descend(levels: list[_Level], found: Found, unreadable: _Unreadable | None)
     levels.append(_Level(found.path + b"/", [], fd))
     levels[-1].names = _names(fd)
     if len(levels) > _OPEN_LEVELS:
-        _close(levels[-_OPEN_LEVELS - 1])
+        far = levels[-_OPEN_LEVELS - 1]
+        if far.fd is not None:
+            far.identity = _identity(far.fd)
+            _close(far)
+
+
+def _leave(levels: list[_Level]) -> None:
+    """Drop the deepest level; one above that was closed is opened again by ``..``, if that leads to the very same."""
+    done = levels.pop()
+    if levels and levels[-1].fd is None and done.fd is not None:
+        with contextlib.suppress(OSError):  # then it is opened by its path, when it is needed
+            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=done.fd)
+            if _identity(above) == levels[-1].identity:
+                levels[-1].fd = above
+            else:
+                os.close(above)
+    _close(done)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
 
 
 def _ensure_open(sandbox: Sandbox, start: Sequence[bytes], level: _Level) -> bool:

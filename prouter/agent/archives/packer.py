@@ -65,9 +65,7 @@ class Packer:
         archive_format: str = "tar",
     ) -> None:
         if archive_format not in FORMATS:
-            raise InvalidRequest(
-                f"Invalid request: there is no archive format '{archive_format}', only {', '.join(FORMATS)}"
-            )
+            raise InvalidRequest(f"Invalid request: no archive format '{archive_format}', only {', '.join(FORMATS)}")
         base = split(path, root_allowed=True)
         if stat(sandbox, path, follow=True).type != "dir":
             raise Conflict(f"'{shown(path)}' is not a directory")
@@ -77,7 +75,7 @@ class Packer:
         self.notes = self._tree.notes
 
     def size(self) -> int | None:
-        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, a huge tree)."""
+        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, huge)."""
         if self._format != "tar":
             return None
         plan: list[Member] = []
