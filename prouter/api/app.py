@@ -17,6 +17,8 @@ from prouter.api.event_feed import EventFeed
 from prouter.api.middleware import RequestLog
 from prouter.api.openapi import OpenApi
 from prouter.api.resources.archives import Archives
+from prouter.api.resources.bridges import BridgeResource
+from prouter.api.resources.bridges import BridgeResource
 from prouter.api.resources.connections import Connections
 from prouter.api.resources.dashboard import Dashboard
 from prouter.api.resources.events import Events
@@ -69,13 +71,17 @@ def _add_router_routes(app: App, router: RouterClient, requests: RequestLog) -> 
 
 def _add_job_routes(app: App, router: RouterClient) -> None:
     jobs, job, files, archives = Jobs(router), Job(router), Files(router), Archives(router)
+    bridges = BridgeResource(router)
     app.add_route("/jobs", jobs)
     app.add_route("/jobs/create", jobs, suffix="create")
     app.add_route("/jobs/run", jobs, suffix="run")
     for verb in ("info", "start", "wait", "remove", "signal", "stop"):
         app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
     app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
-    for noun, resource in (("file", files), ("archive", archives)):
+    bridges = BridgeResource(router)
+    app.add_route(f"{_JOB}/wsconnect", bridges)
+    app.add_route(f"{_JOB}/wsconnect/{{rest:path}}", bridges)
+    for noun, resource in (("file", files), ("archive", archives), ("wsconnect", bridges)):
         app.add_route(f"{_JOB}/{noun}", resource)
         app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
 

@@ -28,7 +28,7 @@ class BridgeResource:
         self._router = router
         self._bridges = Bridges(router)
 
-    def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+    def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """The job's bridges, whichever worker holds them."""
         send_json(resp, {"bridges": self._list(connection, job)})
 
@@ -43,7 +43,7 @@ class BridgeResource:
         resp.set_header("X-PRouter-Bridge", bridge.uid)
         resp.data = b""
 
-    def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str) -> None:
+    def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """End a bridge; answers once it is gone."""
         discard_body(req)
         args = {"connection": connection, "job": job, "uid": rest}
