@@ -129,10 +129,14 @@ class Exposure:
         if socket is not None:
             self.tokens["{socket}"] = str(socket)
 
-    def release(self) -> None:
-        """Give back the port and remove the socket; more than once is fine."""
+    def detach(self) -> None:
+        """Give up the reservation of the port, which the server goes on using."""
         if self.port is not None:
             self.port.release()
+
+    def release(self) -> None:
+        """Give back the port and remove the socket; more than once is fine."""
+        self.detach()
         if self.socket is not None:
             self.socket.unlink(missing_ok=True)
 

@@ -140,7 +140,9 @@ class Job:
         self.detach()
 
     def detach(self) -> None:
-        """Let go of the job without touching it: its timer and open logs are this agent's own."""
+        """Let go of the job without touching it: reservation, timer and open logs are this agent's own."""
+        if self.exposure is not None:
+            self.exposure.detach()
         if self.expiry is not None:
             self.expiry.kill(block=False)
             self.expiry = None

@@ -79,6 +79,7 @@ class JobManager:
         self._sockets = SocketPlaces(self._root.path)
         self._jobs: dict[str, Job] = {}
         self._slots: set[str] = set()
+        self._open = False
         self._incarnation: str | None = None
         self._endpoint_port = 0
         self._endpoint = PortEndpoint(self._report)
@@ -116,6 +117,7 @@ class JobManager:
         except BaseException:
             self._root.close()
             raise
+        self._open = True
         for item in kept:
             self._reclaim(item)
         self._root.sweep(self._jobs.keys())
@@ -139,6 +141,9 @@ class JobManager:
 
     def close(self, *, end_jobs: bool) -> None:
         """Stop. With `end_jobs`, every process ends and every sandbox is removed; otherwise the runner keeps them."""
+        if not self._open:
+            return
+        self._open = False
         self._watch.close()
         self._endpoint.close()
         jobs = list(self._jobs.values())
@@ -147,11 +152,12 @@ class JobManager:
                 if job.starting is not None:
                     job.starting.kill()
                 job.detach()
+        lost = [job for job in jobs if job.alive] if end_jobs else []
+        for job in lost:
+            job.end(Reason.AGENT_LOST, "the agent was shut down")
         self._runner.close(end_jobs=end_jobs)
         if end_jobs:
-            lost = [job for job in jobs if job.alive]
             for job in lost:
-                job.end(Reason.AGENT_LOST, "the agent was shut down")
                 self.job_exited(Exit(job.uid, None, None, None, 0.0, 0, time.time()))
             for job in lost:
                 job.ended.wait(_CLOSE_TIMEOUT)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prouter.errors import LimitReached, StartFailed
 
-__all__ = ["Port", "SocketPlaces", "reserve", "take"]
+__all__ = ["Port", "SocketPlaces", "again", "reserve", "take"]
 
 _RANGE_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 _LOWEST = 10240
@@ -32,13 +32,14 @@ _LONGEST_SOCKET_PATH = 100
 class Port:
     """A TCP port that no other agent of this machine hands out until it is released."""
 
-    def __init__(self, number: int, lock: socket.socket) -> None:
+    def __init__(self, number: int, lock: socket.socket | None) -> None:
         self.number = number
         self._lock = lock
 
     def release(self) -> None:
         """Give the port back; more than once is fine."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def reserve() -> Port:
@@ -70,6 +71,11 @@ def take(number: int) -> Port | None:
             return None
         raise
     return Port(number, lock)
+
+
+def again(number: int) -> Port:
+    """The port of a job that has been using it since before this agent began, reserved unless another agent was faster."""
+    return take(number) or Port(number, None)
 
 
 def _choice() -> tuple[int, int]:

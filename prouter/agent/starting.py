@@ -19,7 +19,7 @@ from prouter.agent.expose import Exposure, NotReady, Plan, resolve
 from prouter.agent.job import Job
 from prouter.agent.listeners import Listener, listening
 from prouter.agent.outcome import failure_text
-from prouter.agent.ports import SocketPlaces, reserve, take
+from prouter.agent.ports import SocketPlaces, again, reserve
 from prouter.agent.runner import Kept, Runner, Spawned
 from prouter.agent.spec import effective_limits, spawn_spec, working_directory
 from prouter.errors import PRouterError, StartFailed
@@ -145,7 +145,7 @@ class Starter:
         return Exposure(plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket)
 
     def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
-        port = take(kept["port"]) if kept["port"] is not None else None
+        port = again(kept["port"]) if kept["port"] is not None else None
         socket = Path(kept["socket"]) if kept["socket"] is not None else None
         exposure = Exposure(
             plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket
