@@ -74,7 +74,7 @@ def take(number: int) -> Port | None:
 
 
 def again(number: int) -> Port:
-    """The port of a job that has been using it since before this agent began, reserved unless another agent was faster."""
+    """The port of a job that an earlier agent started, reserved unless another agent has been faster."""
     return take(number) or Port(number, None)
 
 
@@ -110,9 +110,9 @@ class SocketPlaces:
     """
 
     def __init__(self, root: Path) -> None:
-        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
-        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        self._private = Path(base) / f"prouter-{os.geteuid()}-{name}"
+        name = f"prouter-{os.geteuid()}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+        bases = (os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir(), tempfile.gettempdir(), "/tmp")  # noqa: S108
+        self._private = next(Path(base) / name for base in bases if _fits(Path(base) / name / ("x" * 16)))
 
     def path(self, sandbox: Path) -> Path:
         """Where the job's server is to listen.
@@ -121,16 +121,10 @@ class SocketPlaces:
             StartFailed: there is no place for the socket.
         """
         near = sandbox / ".pagent.sock"
-        if len(os.fsencode(near)) <= _LONGEST_SOCKET_PATH:
+        if _fits(near):
             return near
-        uid = sandbox.name
-        short = self._private / uid[:16]
-        if len(os.fsencode(short)) > _LONGEST_SOCKET_PATH:
-            raise StartFailed(
-                f"the path '{short}' is too long for a unix socket; set a shorter XDG_RUNTIME_DIR", job=uid
-            )
-        self._make_private(uid)
-        return short
+        self._make_private(sandbox.name)
+        return self._private / sandbox.name[:16]
 
     def _make_private(self, uid: str) -> None:
         try:
@@ -151,3 +145,7 @@ class SocketPlaces:
                 entry.unlink(missing_ok=True)
         if not kept:
             self._private.rmdir()
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH

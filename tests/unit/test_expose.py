@@ -267,8 +267,8 @@ def test_a_socket_is_in_the_sandbox_where_the_path_is_short_enough(tmp_path: Pat
     assert places.path(Path("/r/" + "a" * 32)) == Path("/r") / ("a" * 32) / ".pagent.sock"
 
 
-def test_a_long_root_has_its_sockets_in_a_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_long_root_has_its_sockets_in_a_private_directory(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(work_dir))
     places = SocketPlaces(Path("/" + "r" * 90))
     place = places.path(Path("/" + "r" * 90) / ("a" * 32))
     assert len(str(place)) <= 100
@@ -281,8 +281,8 @@ def test_a_long_root_has_its_sockets_in_a_private_directory(tmp_path: Path, monk
     assert not place.parent.exists()
 
 
-def test_a_private_directory_that_others_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_private_directory_that_others_made_is_not_used(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(work_dir))
     places = SocketPlaces(Path("/" + "r" * 90))
     places.path(Path("/" + "r" * 90) / ("a" * 32)).parent.chmod(0o755)
     with pytest.raises(StartFailed, match="not a private directory"):
