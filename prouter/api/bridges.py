@@ -1,8 +1,8 @@
 """WebSocket bridges: the router as client of two servers, a job's and another, each getting the other's messages.
 
-Both sides are servers, so raw bytes cannot be passed on (a client masks its frames, RFC 6455 section 5.3); the websockets
-library speaks both connections. The job's side runs over a fabric stream, behind a socket pair. Fragments are passed on as they
-come, so a long message needs no memory of its size.
+Both sides are servers, so raw bytes cannot be passed on (a client masks its frames, RFC 6455 section 5.3); the
+websockets library speaks both connections. The job's side runs over a fabric stream, behind a socket pair. Fragments
+are passed on as they come, so a long message needs no memory of its size.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Bridge:
     def run(self) -> None:
         """Pass messages both ways until one side closes, then close the other alike."""
         first, second = self._job_side, self._other_side
-        assert first is not None and second is not None
+        assert first is not None
+        assert second is not None
         there = gevent.spawn(_copy, first, second)
         back = gevent.spawn(_copy, second, first)
         gevent.joinall([there, back])

@@ -76,7 +76,7 @@ class RouterClient:
         self.uid = uuid.uuid4().hex
         self.router: dict[str, Any] = {}
         self.draining = False
-        self.on_bridge_end: Callable[[str], None] = lambda uid: None
+        self.on_bridge_end: Callable[[str], None] = lambda _uid: None
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}

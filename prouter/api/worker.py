@@ -1,7 +1,8 @@
 """The gunicorn worker: accepts clients on the gevent loop and gives each connection to the proxy.
 
-A subclass of gunicorn's gevent worker, so that everything gunicorn manages (listening sockets, signals, timeouts, graceful
-stops, recycling) stays gunicorn's; only what happens on a connection is ours, because a proxy needs the bytes that arrived.
+A subclass of gunicorn's gevent worker, so that everything gunicorn manages (listening sockets, signals, timeouts,
+graceful stops, recycling) stays gunicorn's; only what happens on a connection is ours, because a proxy needs the bytes
+that arrived.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ __all__ = ["ProxyWorker"]
 log = logging.getLogger("prouter.api")
 
 _LAST_CHANCE = 1.0
-"""Seconds idle connections are still served after a stop was asked for, lest a request in flight meets a closed door."""
+"""Seconds idle connections are still served after a stop was asked for, lest a request under way meets a closed door.
+"""
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]
     """See the module's docstring."""
+
+    alive: bool
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""

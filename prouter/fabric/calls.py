@@ -101,7 +101,8 @@ class Responder:
         return len(self._running)
 
     def receive(self, frame: Frame) -> Request | Frame | None:
-        """What to do about a CALL frame: carry out a `Request`, send a remembered reply, or nothing (it is in progress).
+        """What to do about a CALL frame: carry out a `Request`, send a remembered reply, or nothing (it is in
+        progress).
 
         Raises:
             ProtocolError: the frame is malformed.
@@ -140,6 +141,10 @@ class Responder:
         return self._answered(
             call_id, b"\x82" + _packed("id") + _packed(call_id) + _packed("value") + value, keep=False
         )
+
+    def forget(self, call_id: str) -> None:
+        """Nobody waits for the answer to this call any more."""
+        self._running.discard(call_id)
 
     def _answered(self, call_id: str, payload: bytes, keep: bool) -> Frame:
         self._running.discard(call_id)

@@ -1,8 +1,8 @@
 """Frames: the unit of the protocol, and their encoding into the parts of one ZeroMQ message.
 
-A message carries any number of frames for one destination. Its first part, the *block*, holds every frame's header, each
-followed by its payload; payloads of at least `BULK_MIN` bytes travel untouched as further parts, in order, and their frames
-carry the `BULK` flag. Layout of a header, little-endian, 32 bytes::
+A message carries any number of frames for one destination. Its first part, the *block*, holds every frame's header,
+each followed by its payload; payloads of at least `BULK_MIN` bytes travel untouched as further parts, in order, and
+their frames carry the `BULK` flag. Layout of a header, little-endian, 32 bytes::
 
     type u8 | flags u8 | reserved u16 | payload length u32 | stream id u64 | offset u64 | ack u64
 """

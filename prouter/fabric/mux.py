@@ -1,8 +1,8 @@
 """All streams between two peers: opening, dispatch, loss of the path, resumption, and what is remembered of the ended.
 
 One peer opens streams (a worker), the other accepts them (an agent). The *path* between them is up or down; frames sent
-while it is down are not queued: streams keep what was not acknowledged, and when the path is back each end tells the other
-how far it has received (RESUME) and the other repeats the rest.
+while it is down are not queued: streams keep what was not acknowledged, and when the path is back each end tells the
+other how far it has received (RESUME) and the other repeats the rest.
 
 Rules that make this safe under any loss, repetition and delay:
 
@@ -96,8 +96,8 @@ class ResetReceived(NamedTuple):
 class Closed(NamedTuple):
     """Both directions are done and acknowledged: every byte written was consumed by the peer.
 
-    Reported when a frame of the peer completes the stream; when the application's own `Stream.consume` does, `Stream.closed`
-    says so.
+    Reported when a frame of the peer completes the stream; when the application's own `Stream.consume` does,
+    `Stream.closed` says so.
     """
 
     stream: Stream

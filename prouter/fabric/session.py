@@ -1,7 +1,7 @@
 """Sessions: who is at the other end, and is it alive.
 
-The dialling side says HELLO until it is welcomed or refused; afterwards both sides say PING when they have heard nothing for
-`heartbeat` seconds and hold the peer for lost after `LOST_AFTER` times that. States::
+The dialling side says HELLO until it is welcomed or refused; afterwards both sides say PING when they have heard
+nothing for `heartbeat` seconds and hold the peer for lost after `LOST_AFTER` times that. States::
 
     dialler    HELLO_SENT --WELCOME--> READY --silence or BYE--> LOST
                HELLO_SENT --REFUSE--> REFUSED;  HELLO_SENT --silence--> LOST
@@ -76,6 +76,8 @@ class Session:
         self.state = SessionState.WAITING
         self.latency: float | None = None
         """Seconds the last PING took to come back, None before the first."""
+        self.answered = 0
+        """Number (`Frame.offset`) of the latest PING that came back."""
         self._hello = hello
         self._heard = now
         self._asked = now
@@ -122,6 +124,7 @@ class Session:
             sent = self._pings.pop(frame.offset, None)
             if sent is not None:
                 self.latency = now - sent
+                self.answered = max(self.answered, frame.offset)
             return [], None
         if kind == HELLO and self.state is SessionState.WAITING:
             return [], Greeted(unpack_body(frame.payload))

@@ -1,7 +1,7 @@
 """One end of a stream: an ordered, flow-controlled, resumable byte channel in both directions.
 
-Each direction counts bytes from 0; its end (FIN) takes one position of its own after the last byte, so that its arrival can
-be acknowledged like a byte's. What a direction knows::
+Each direction counts bytes from 0; its end (FIN) takes one position of its own after the last byte, so that its
+arrival can be acknowledged like a byte's. What a direction knows::
 
     sender:    acked ≤ sent                     bytes in [acked, sent) are kept for repetition, at most one window
     receiver:  told ≤ consumed ≤ received       `received` is the next position expected, `told` the last ack given

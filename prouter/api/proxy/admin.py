@@ -102,7 +102,7 @@ class AdminExchange:
         self._decoded = b""
         self._wake = Event()
         self._expect = head.expect and head.version == "1.1"
-        self.greenlet: gevent.Greenlet | None = None
+        self.greenlet: gevent.Greenlet[..., None] | None = None
 
     # -- the connection's side ----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The chunked transfer coding (RFC 9112 section 7.1): an incremental decoder that knows where the body ends.
 
-Strict: sizes are plain hexadecimal, lines end with CRLF. Extensions are ignored; trailers are dropped, as RFC 9110 section
-6.5.1 allows. llhttp could decode too, but does not tell at which byte a message ended, which pipelining needs.
+Strict: sizes are plain hexadecimal, lines end with CRLF. Extensions are ignored; trailers are dropped, as RFC 9110
+section 6.5.1 allows. llhttp could decode too, but does not tell at which byte a message ended, which pipelining needs.
 """
 
 from __future__ import annotations

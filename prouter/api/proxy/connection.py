@@ -1,7 +1,7 @@
 """A client's connection on the gevent loop: reads request heads, hands each to an exchange, writes with back-pressure.
 
-Everything runs as callbacks of the loop; nothing here blocks. Reading never stops for long, so that a client that goes away
-is noticed at once, whatever state its request is in.
+Everything runs as callbacks of the loop; nothing here blocks. Reading never stops for long, so that a client that goes
+away is noticed at once, whatever state its request is in.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ The two directions run independently, each with its own back-pressure::
     request   HEAD → BODY (by length or chunks) → SENT
     answer    AWAITED → BODY (none, by length, chunks, until close) → DONE,   or 101 → TUNNEL both ways
 
-Whoever goes away ends the other side: a client that is gone resets the stream (the job sees its connection end), a job that is
-gone before its head gives an error answer, afterwards the client's connection is cut so that a torn answer never looks whole.
+Whoever goes away ends the other side: a client that is gone resets the stream (the job sees its connection end), a job
+that is gone before its head gives an error answer, afterwards the client's connection is cut so that a torn answer
+never looks whole.
 """
 
 from __future__ import annotations
@@ -221,7 +222,8 @@ class ProxyExchange:
             self._relay(data, len(data), b"")
 
     def _read_head(self, data: bytes) -> None:
-        assert self.upstream is not None and self.route is not None
+        assert self.upstream is not None
+        assert self.route is not None
         size = len(data)
         if self._answer_buffer:
             data = self._answer_buffer + data
@@ -345,7 +347,8 @@ class ProxyExchange:
     def _finish(self, *, reusable: bool) -> None:
         """The answer is complete."""
         upstream, client, head = self.upstream, self.client, self._answer
-        assert upstream is not None and head is not None
+        assert upstream is not None
+        assert head is not None
         self._done = True
         self.server.exchanges.discard(self)
         if not client.alive:

@@ -1,7 +1,7 @@
 """Message heads: parsing what clients and jobs send, and what of it is passed on.
 
-Parsing is llhttp's (through httptools), strict: whatever two parsers could read differently is refused. Header names and
-values stay the bytes that arrived, in order, repeated as often as they came.
+Parsing is llhttp's (through httptools), strict: whatever two parsers could read differently is refused. Header names
+and values stay the bytes that arrived, in order, repeated as often as they came.
 """
 
 from __future__ import annotations

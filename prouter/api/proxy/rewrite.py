@@ -1,7 +1,7 @@
 """What changes in a head on its way: forwarded headers, the public prefix, framing. Everything else passes untouched.
 
-A job's public prefix is ``/jobs/<connection>/<job>/http``. With path mode ``strip`` the job sees paths without it, so paths
-in its Location and Set-Cookie are put under it; with ``keep`` the job knows its prefix and nothing is rewritten.
+A job's public prefix is ``/jobs/<connection>/<job>/http``. With path mode ``strip`` the job sees paths without it, so
+paths in its Location and Set-Cookie are put under it; with ``keep`` the job knows its prefix and nothing is rewritten.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ _FORWARDED = frozenset(
         b"x-forwarded-proto",
         b"x-real-ip",
     }
+)
+
+_FORWARDED_BLOCK = (
+    b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\n"
+    b"Forwarded: %s\r\n"
 )
 
 
@@ -71,10 +76,7 @@ def _forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
     if proto not in (b"http", b"https"):
         proto = b"http"
     element += proto
-    block = (
-        b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\nForwarded: %s\r\n"
-        % (chain, host, proto, prefix, outer + b", " + element if outer else element)
-    )
+    block = _FORWARDED_BLOCK % (chain, host, proto, prefix, outer + b", " + element if outer else element)
     if port:
         block += b"X-Forwarded-Port: %s\r\n" % port
     return block
@@ -189,7 +191,8 @@ def _location(value: bytes, prefix: bytes, public_origin: bytes, job_origins: tu
 
 
 def _set_cookie(value: bytes, prefix: bytes) -> bytes:
-    """Set-Cookie rule: Path goes under the prefix; Domain goes, so that the cookie is ours alone (RFC 6265 section 5.3)."""
+    """Set-Cookie rule: Path goes under the prefix; Domain goes, so that the cookie is ours alone (RFC 6265 section
+    5.3)."""
     parts = value.split(b";")
     kept = [parts[0]]
     for part in parts[1:]:

@@ -1,7 +1,7 @@
 """Connections to jobs: one fabric stream each, spoken HTTP/1.1 over, kept for reuse when idle.
 
-A worker keeps at most `MAX_IDLE` idle streams per job, for at most `MAX_AGE` seconds; a stream that says anything while idle
-is thrown away.
+A worker keeps at most `MAX_IDLE` idle streams per job, for at most `MAX_AGE` seconds; a stream that says anything
+while idle is thrown away.
 """
 
 from __future__ import annotations

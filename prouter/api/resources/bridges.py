@@ -22,7 +22,8 @@ _ENDS_WITHIN = 10.0
 
 
 class BridgeResource:
-    """``JOB_PATH/wsconnect/PATH`` makes a bridge; ``JOB_PATH/wsconnect`` lists them; ``DELETE …/wsconnect/UID`` ends one."""
+    """``JOB_PATH/wsconnect/PATH`` makes a bridge; ``JOB_PATH/wsconnect`` lists them; ``DELETE …/wsconnect/UID`` ends
+    one."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
