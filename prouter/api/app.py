@@ -18,7 +18,6 @@ from prouter.api.middleware import RequestLog
 from prouter.api.openapi import OpenApi
 from prouter.api.resources.archives import Archives
 from prouter.api.resources.bridges import BridgeResource
-from prouter.api.resources.bridges import BridgeResource
 from prouter.api.resources.connections import Connections
 from prouter.api.resources.dashboard import Dashboard
 from prouter.api.resources.events import Events
@@ -78,9 +77,6 @@ def _add_job_routes(app: App, router: RouterClient) -> None:
     for verb in ("info", "start", "wait", "remove", "signal", "stop"):
         app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
     app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
-    bridges = BridgeResource(router)
-    app.add_route(f"{_JOB}/wsconnect", bridges)
-    app.add_route(f"{_JOB}/wsconnect/{{rest:path}}", bridges)
     for noun, resource in (("file", files), ("archive", archives), ("wsconnect", bridges)):
         app.add_route(f"{_JOB}/{noun}", resource)
         app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
