@@ -1,4 +1,4 @@
-"""Rows about what goes through a job's own HTTP server: requests, transfers, events, WebSockets, and neighbours that disturb."""
+"""Rows about what goes through a job's own HTTP server: requests, transfers, events, WebSockets, and disturbances."""
 
 from __future__ import annotations
 
@@ -234,17 +234,17 @@ PROBES = (
         ws_many,
         (
             Row(
-                "ws.one", "WebSocket 64 B, 32 × 1 in flight", "msg/s", "one", at_least(13500), at_least(25000), "13,500"
+                "ws.one", "WebSocket 64 B, 32 x 1 in flight", "msg/s", "one", at_least(13500), at_least(25000), "13,500"
             ),
             Row(
-                "ws.many", "WebSocket 64 B, 32 × 16 in flight", "msg/s", "many", at_least(1e5), at_least(7e5), "20,100"
+                "ws.many", "WebSocket 64 B, 32 x 16 in flight", "msg/s", "many", at_least(1e5), at_least(7e5), "20,100"
             ),
         ),
     ),
     Probe(
         "ws16k",
         ws_large,
-        (Row("ws16k.rate", "WebSocket 16 KiB, 32 × 16 in flight", "msg/s", "rate", None, None, "11,700"),),
+        (Row("ws16k.rate", "WebSocket 16 KiB, 32 x 16 in flight", "msg/s", "rate", None, None, "11,700"),),
     ),
     Probe(
         "wsidle",
@@ -275,13 +275,13 @@ PROBES = (
             Row(
                 "slow.rate",
                 "small GET beside 16 slow readers, req/s",
-                "× alone",
+                "x alone",
                 "rate",
                 at_least(0.9),
                 at_least(0.9),
                 "0",
             ),
-            Row("slow.p99", "the same, p99", "× alone", "p99", at_most(1.1), at_most(1.1), "10.8 s", higher=False),
+            Row("slow.p99", "the same, p99", "x alone", "p99", at_most(1.1), at_most(1.1), "10.8 s", higher=False),
         ),
     ),
     Probe(

@@ -38,7 +38,7 @@ QUICK = Settings(rounds=1, seconds=1.0, bulk=128 << 20, sockets=500, agents=200)
 
 @dataclass(frozen=True)
 class Bound:
-    """What a stack's value has to be: compared with a number, or with another stack's value times a factor, plus a number.
+    """What a stack's value has to be, compared with a number or with another stack's value.
 
     Attributes:
         sign: ``>=`` or ``<=``.
@@ -74,7 +74,7 @@ class Bound:
         """For the table."""
         sign = "≥" if self.sign == ">=" else "≤"
         if self.of is not None:
-            return f"{sign} {self.number:g} × {self.of}"
+            return f"{sign} {self.number:g} x {self.of}"
         return f"{sign} {self.number:,g}" if self.above is None else f"{sign} {self.above} + {self.number:g}"
 
 
@@ -113,7 +113,7 @@ class Probe:
     """One measurement of one stack, which gives the values of several rows.
 
     Attributes:
-        run: measures; returns values by name. The value ``requests`` makes the runner add ``cpu_us``, the CPU microseconds
+        run: measures; returns values by name. With the value ``requests`` the runner adds ``cpu_us``, CPU microseconds
             per request of all processes but the job.
         stacks: names of the stacks it makes sense for.
         once: whether one round is enough, because it takes long and does not vary.
