@@ -1,7 +1,7 @@
 """Where a process keeps state and sockets: by configuration, systemd's or XDG's conventions, always mode 0700.
 
-Routers of one user do not share directories: each takes the first free *instance* (``router-8888``, ``router-8888.2``, …),
-which a lock on its state directory makes its own for as long as it runs.
+Routers of one user do not share directories: each takes the first free *instance* (``router-8888``,
+``router-8888.2``, …), which a lock on its state directory makes its own for as long as it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 _MAX_INSTANCES = 64
 _MAX_SOCKET_PATH = 100
-"""A unix socket's path holds 107 bytes on Linux (unix(7)); the longest name below the run directory is shorter than the rest."""
+"""A unix socket's path holds 107 bytes on Linux (unix(7)); some are kept for names that may come."""
 
 
 class Lock:

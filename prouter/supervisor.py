@@ -1,8 +1,8 @@
 """One router host under one parent: starts broker and gunicorn, restarts what dies, drains on request.
 
-The supervisor itself serves nothing. It holds the control endpoint's listening sockets, so that no client is refused while
-gunicorn restarts, and remembers the agents' port, so that a restarted broker is found where it was. Signals: TERM and INT
-drain (a second one hurries), HUP reloads configuration and workers, TTIN and TTOU change the number of workers.
+The supervisor itself serves nothing. It holds the control endpoint's listening sockets, so that no client is refused
+while gunicorn restarts, and remembers the agents' port, so that a restarted broker is found where it was. Signals: TERM
+and INT drain (a second one hurries), HUP reloads configuration and workers, TTIN and TTOU change the number of workers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from prouter.api.listen import check_exposure, listen
-from prouter.config import ConfigError, RouterConfig
+from prouter.config import ConfigError, RouterConfig, check_exposure
+from prouter.control_sockets import listen
 from prouter.directories import claim_router
 
 __all__ = ["EXIT_CONFIG", "Supervisor"]

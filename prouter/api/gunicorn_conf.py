@@ -1,7 +1,7 @@
-"""gunicorn's settings for the HTTP side of a router; ``gunicorn -c python:prouter.api.gunicorn_conf`` needs nothing else.
+"""gunicorn's settings for the HTTP side of a router; ``gunicorn -c`` with this file needs nothing else.
 
-The router's configuration comes from ``PROUTER_CONFIG`` and ``PROUTER_SECTION__KEY``. Under the supervisor the listening
-sockets come as inherited descriptors (``PROUTER_LISTEN_FDS``), so that they outlive every gunicorn.
+The router's configuration comes from ``PROUTER_CONFIG`` and ``PROUTER_SECTION__KEY``. Under the supervisor the
+listening sockets come as inherited descriptors (``PROUTER_LISTEN_FDS``), so that they outlive every gunicorn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prouter.api.listen import check_exposure
+from prouter.config import check_exposure
 from prouter.directories import load_from_environment
 from prouter.logging_setup import configure_logging
 

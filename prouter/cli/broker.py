@@ -6,9 +6,8 @@ import os
 
 import click
 
-from prouter.api.listen import check_exposure
 from prouter.cli.options import configuration_options, key_help, refuse, router_config
-from prouter.config import ConfigError, RouterConfig
+from prouter.config import ConfigError, RouterConfig, check_exposure
 from prouter.directories import locate_router
 from prouter.logging_setup import configure_logging
 

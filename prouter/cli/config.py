@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import yaml
 
 from prouter.cli.options import agent_config, configuration_options, refuse, router_config
-from prouter.config import SECRET_KEYS, AgentConfig, ConfigError, RouterConfig, keys
+from prouter.config import SECRET_KEYS, AgentConfig, ConfigError, RouterConfig, keys, sections
 
 __all__ = ["command"]
 
@@ -24,25 +25,38 @@ def command(
         config = agent_config(file, sets, log_level) if of_agent else router_config(file, sets, log_level)
     except ConfigError as error:
         refuse(error)
-    click.echo(_render(config), nl=False)
+    click.echo("\n".join(_render(config)))
 
 
-def _render(config: RouterConfig | AgentConfig) -> str:
-    lines: list[str] = []
-    shown: list[str] = []
+def _render(config: RouterConfig | AgentConfig) -> Iterator[str]:
+    """The lines of a YAML file that says what each section and key is for."""
+    values = config.model_dump(mode="json")
+    purposes = dict(sections(type(config)))
+    open_sections: list[str] = []
     for key, field in keys(type(config)):
-        value: Any = config.model_dump(mode="json")
-        *sections, leaf = key.split(".")
-        for depth, section in enumerate(sections):
+        *outer, leaf = key.split(".")
+        value: Any = values
+        for depth, section in enumerate(outer):
             value = value[section]
-            if shown[: depth + 1] != sections[: depth + 1]:
-                lines.append(f"{'  ' * depth}{section}:")
-                shown = sections[: depth + 1]
-        value = value[leaf]
-        if key in SECRET_KEYS and value:
-            value = ["***"] * len(value) if isinstance(value, list) else "***"
-        indent = "  " * len(sections)
-        lines.append(f"{indent}# {field.description}")
-        rendered = yaml.safe_dump({leaf: value}, default_flow_style=True, width=1000).strip()[1:-1]
-        lines.append(f"{indent}{rendered}")
-    return "\n".join(lines) + "\n"
+            if open_sections[: depth + 1] != outer[: depth + 1]:
+                indent = "  " * depth
+                yield from ([""] if depth == 0 and open_sections else [])
+                yield f"{indent}# {purposes['.'.join(outer[: depth + 1])]}"
+                yield f"{indent}{section}:"
+        yield from ([""] if not outer and open_sections else [])
+        open_sections = outer
+        indent = "  " * len(outer)
+        yield f"{indent}# {field.description}"
+        yield f"{indent}{_pair(leaf, _masked(key, value[leaf]))}"
+
+
+def _masked(key: str, value: Any) -> Any:
+    if key not in SECRET_KEYS or not value:
+        return value
+    return ["***"] * len(value) if isinstance(value, list) else "***"
+
+
+def _pair(name: str, value: Any) -> str:
+    """One line of block YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, allow_unicode=True)
+    return f"{name}: {text.removesuffix(chr(10)).removesuffix('...').rstrip()}"

@@ -52,7 +52,8 @@ def agent_config(file: str | None, sets: Sequence[str], log_level: str | None) -
 
 def refuse(error: ConfigError) -> NoReturn:
     """End the command: its configuration is wrong."""
-    click.echo(f"prouter: {error}", err=True)
+    for line in str(error).splitlines():
+        click.echo(f"prouter: {line}", err=True)
     raise SystemExit(EXIT_CONFIG)
 
 

@@ -1,46 +1,34 @@
-"""Typed configuration of router and agent: defaults < file < environment < ``--set``.
-
-Every key is a field below, with its description; a wrong key or value is refused with its name, where it came from and the
-nearest valid key. Keys are dotted: ``control.port`` is ``control: {port: …}`` in YAML, ``PROUTER_CONTROL__PORT`` in the
-environment.
-"""
+"""The keys of router and agent: one model per section, one field with its description per key."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-__all__ = [
-    "AgentConfig",
-    "ConfigError",
-    "RouterConfig",
-    "keys",
-    "load_agent",
-    "load_router",
-]
+__all__ = ["SECRET_KEYS", "AgentConfig", "Log", "RouterConfig", "Section", "keys", "sections"]
 
 MIB = 1024 * 1024
 SECRET_KEYS = frozenset({"server.accept_tokens", "client.token", "control.tokens"})
 """Keys whose values are never shown."""
-_PREFIX = "PROUTER_"
-_NOT_KEYS = frozenset({"PROUTER_CONFIG"})
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the text says which key, where it came from, and what would be right."""
 
 
 class Section(BaseModel):
     """Base of all sections: strict about keys, never changed once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``port: yes`` is a mistake, although Python takes True for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("truth_value", "not a truth value")
+        return value
 
 
 class Log(Section):
@@ -65,7 +53,8 @@ class RouterClient(Section):
     polling_delay: float = Field(
         10.0,
         gt=0,
-        description="Delay (in seconds) between checking if active agent connections are idle and may be safely dropped.",
+        description="Delay (in seconds) between checking if active agent connections are idle "
+        "and may be safely dropped.",
     )
 
 
@@ -169,6 +158,9 @@ class AgentControl(Section):
     enabled: bool = Field(False, description="Enable the local API: info, connections, shutdown.")
     interface: str = Field("127.0.0.1", description="Interface (ip address) to listen on.")
     port: int = Field(0, ge=0, le=65535, description="Port number to use. Can be set to 0 to use any free port.")
+    allow_open: bool = Field(
+        False, description="Permit an interface beyond loopback; whoever reaches it can stop the agent."
+    )
 
 
 class AgentLimits(Section):
@@ -233,67 +225,25 @@ class AgentConfig(Section):
     state: AgentState = AgentState()
 
 
-Config = TypeVar("Config", RouterConfig, AgentConfig)
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of a configuration with its pydantic field."""
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            yield from keys(annotation, f"{prefix}{name}.")
+        section = _section(field)
+        if section is not None:
+            yield from keys(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
 
-def load_router(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> RouterConfig:
-    """The router's effective configuration. Raises `ConfigError`."""
-    return _load(RouterConfig, file, sets, environ)
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted name of a section, outer before inner, with what it is for."""
+    for name, field in model.model_fields.items():
+        section = _section(field)
+        if section is not None:
+            yield f"{prefix}{name}", (section.__doc__ or "").strip()
+            yield from sections(section, f"{prefix}{name}.")
 
 
-def load_agent(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
-    """The agent's effective configuration. Raises `ConfigError`."""
-    return _load(AgentConfig, file, sets, environ)
-
-
-def _load(model: type[Config], file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> Config:
-    values: dict[str, Any] = {}
-    for key, value in _from_file(file) + _from_environ(environ) + _from_sets(sets):
-        node = values
-        *sections, leaf = key.split(".")
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict) and prefix != "properties.":
-        return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
-
-
-def _from_file(file: str | None) -> list[tuple[str, Any]]:
-    return _flatten(yaml.safe_load(Path(file).read_text()) or {}) if file else []
-
-
-def _from_environ(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    return [
-        (name.removeprefix(_PREFIX).lower().replace("__", "."), _literal(value))
-        for name, value in environ.items()
-        if name.startswith(_PREFIX) and "__" in name and name not in _NOT_KEYS
-    ]
-
-
-def _from_sets(sets: Sequence[str]) -> list[tuple[str, Any]]:
-    return [(key.strip(), _literal(value)) for key, _, value in (item.partition("=") for item in sets)]
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def _section(field: FieldInfo) -> type[Section] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -1,46 +1,16 @@
-"""The control endpoint's sockets, and the rule that nothing listens beyond loopback unprotected by accident."""
+"""The control endpoint's listening sockets, which outlive every process that accepts from them."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from pathlib import Path
 
 from prouter.config import ConfigError, RouterConfig
 
-__all__ = ["check_exposure", "is_loopback", "listen"]
+__all__ = ["listen"]
 
 _BACKLOG = 4096
-
-
-def is_loopback(interface: str) -> bool:
-    """Whether only this machine can reach `interface`."""
-    if interface == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(interface).is_loopback
-    except ValueError:
-        return False
-
-
-def check_exposure(config: RouterConfig) -> None:
-    """Refuse to serve other machines without access control.
-
-    Raises:
-        ConfigError: an interface beyond loopback has no tokens.
-    """
-    control, server = config.control, config.server
-    if not is_loopback(control.interface) and not control.tokens and not control.allow_open:
-        raise ConfigError(
-            f"control.interface: {control.interface} can be reached from other machines and control.tokens is empty; "
-            "set tokens, listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
-        )
-    if server.enabled and not is_loopback(server.interface) and not server.accept_tokens:
-        raise ConfigError(
-            f"server.interface: {server.interface} can be reached from other machines and server.accept_tokens is empty; "
-            "set the tokens that agents must present, or listen on 127.0.0.1"
-        )
 
 
 def listen(config: RouterConfig) -> list[socket.socket]:

@@ -1,0 +1,42 @@
+"""The rule that nothing listens beyond loopback unprotected by accident."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from prouter.config.errors import ConfigError
+from prouter.config.models import AgentConfig, RouterConfig
+
+__all__ = ["check_exposure", "is_loopback"]
+
+
+def is_loopback(interface: str) -> bool:
+    """Whether only this machine can reach `interface`."""
+    if interface == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(interface).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(config: RouterConfig | AgentConfig) -> None:
+    """Refuse to serve other machines without access control.
+
+    Raises:
+        ConfigError: an interface beyond loopback has no tokens.
+    """
+    control, server = config.control, config.server
+    protected = isinstance(config, RouterConfig) and bool(config.control.tokens)
+    serves = isinstance(config, RouterConfig) or config.control.enabled
+    if serves and not is_loopback(control.interface) and not protected and not control.allow_open:
+        tokens = " and control.tokens is empty; set tokens," if isinstance(config, RouterConfig) else ";"
+        raise ConfigError(
+            f"control.interface: {control.interface} can be reached from other machines{tokens} "
+            "listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
+        )
+    if server.enabled and not is_loopback(server.interface) and not server.accept_tokens:
+        raise ConfigError(
+            f"server.interface: {server.interface} can be reached from other machines "
+            "and server.accept_tokens is empty; set the tokens to accept, or listen on 127.0.0.1"
+        )

@@ -1,0 +1,187 @@
+"""Settings of all sources made into one configuration, and what is said when that fails."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from prouter.config.errors import ConfigError
+from prouter.config.models import SECRET_KEYS, AgentConfig, RouterConfig, keys, sections
+from prouter.config.sources import Setting, from_environ, from_file, from_sets
+
+__all__ = ["load_agent", "load_router"]
+
+Config = TypeVar("Config", RouterConfig, AgentConfig)
+Invalid = dict[str, str]
+"""What is wrong, by key."""
+
+
+def load_router(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> RouterConfig:
+    """The router's effective configuration. Raises `ConfigError`, which names all that is wrong, one line each."""
+    return _Loader(RouterConfig, AgentConfig, "router").load(file, sets, environ)
+
+
+def load_agent(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
+    """The agent's effective configuration. Raises `ConfigError`, which names all that is wrong, one line each."""
+    return _Loader(AgentConfig, RouterConfig, "agent").load(file, sets, environ)
+
+
+class _Loader(Generic[Config]):
+    """Loads one kind of configuration, knowing the other kind to tell a stray key from a wrong one."""
+
+    def __init__(self, model: type[Config], other: type[BaseModel], kind: str) -> None:
+        self._model: type[Config] = model
+        self._kind, self._other_kind = (kind, "agent" if kind == "router" else "router")
+        self._keys = dict(keys(model))
+        self._other_keys = dict(keys(other))
+        self._sections = {name for name, _ in sections(model)}
+        self._free = _free_keys(self._keys)
+        self._other_free = _free_keys(self._other_keys)
+
+    def load(self, file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> Config:
+        variables = [s for s in from_environ(environ) if self._known(s.key) or not self._is_for_other(s.key)]
+        written = (from_file(file, self._free) if file else []) + variables + from_sets(sets)
+        settings = [leaf for setting in written for leaf in self._leaves(setting)]
+        problems = [self._unknown(setting) for setting in settings if not self._known(setting.key)]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return self._validated(settings)
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _known(self, key: str) -> bool:
+        return key in self._keys or _inside(key, self._free)
+
+    def _is_for_other(self, key: str) -> bool:
+        """Router and agent may share one environment."""
+        return key in self._other_keys or _inside(key, self._other_free)
+
+    def _leaves(self, setting: Setting) -> Iterator[Setting]:
+        """A setting for a whole section is one setting for each of its keys."""
+        if setting.key not in self._sections:
+            yield setting
+        elif isinstance(setting.value, dict):
+            for name, value in setting.value.items():
+                yield from self._leaves(Setting(f"{setting.key}.{name}", value, setting.origin))
+        elif setting.value is not None:
+            inside = next(key for key in self._keys if key.startswith(f"{setting.key}."))
+            raise ConfigError(f"{setting.origin}: {setting.key} is a section; set a key in it, such as {inside}")
+
+    def _unknown(self, setting: Setting) -> str:
+        text = f"{setting.origin}: there is no key {setting.key!r}"
+        if setting.key in self._other_keys:
+            return f"{text}; it is one of the {self._other_kind}'s keys, not the {self._kind}'s"
+        near = difflib.get_close_matches(setting.key, self._keys, 1, 0.6)
+        leaf = setting.key.rpartition(".")[2]
+        near = near or [key for key in self._keys if key.rpartition(".")[2] == leaf]
+        if near:
+            return f"{text}; did you mean {' or '.join(near)}?"
+        nearest = difflib.get_close_matches(setting.key, self._keys, 1, 0.0)[0]
+        listing = "prouter config" + (" --agent" if self._kind == "agent" else "")
+        return f"{text}; the nearest is {nearest}, '{listing}' shows them all"
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def _validated(self, settings: Sequence[Setting]) -> Config:
+        winners = {setting.key: setting for setting in settings}
+        tree = _tree((setting.key, setting.value) for setting in settings)
+        wrong, config = self._validate(tree)
+        if config is not None:
+            return config
+        # Text that looks like a literal but stands where text belongs, such as a token of digits, is text.
+        as_text = [
+            s for s in settings if s.text is not None and s.value is not None and self._field_key(s.key) in wrong
+        ]
+        still_wrong, config = self._validate(_tree((s.key, s.text if s in as_text else s.value) for s in settings))
+        if config is not None:
+            return config
+        lines = []
+        for key, problem in wrong.items():
+            if key in still_wrong:
+                setting = winners.get(key)
+                lines.append(f"{setting.origin}: {key}: {problem}" if setting else f"{key}: {problem}")
+        raise ConfigError("\n".join(lines))
+
+    def _validate(self, tree: dict[str, Any]) -> tuple[Invalid, Config | None]:
+        try:
+            return {}, self._model.model_validate(tree)
+        except ValidationError as error:
+            wrong: Invalid = {}
+            for entry in error.errors():
+                key = self._field_key(".".join(str(part) for part in entry["loc"]))
+                wrong.setdefault(key, self._problem(key, entry["type"], entry["msg"], _at(tree, key)))
+            return wrong, None
+
+    def _field_key(self, location: str) -> str:
+        """The key that holds `location`, which may lie deeper."""
+        while location not in self._keys and "." in location:
+            location = location.rpartition(".")[0]
+        return location
+
+    def _problem(self, key: str, kind: str, message: str, value: Any) -> str:
+        if kind == "value_error":
+            return message.removeprefix("Value error, ")
+        expected = f"{_expected(self._keys[key])} is expected"
+        return expected if key in SECRET_KEYS else f"{expected}, got {value!r}"
+
+
+def _free_keys(known: Mapping[str, FieldInfo]) -> frozenset[str]:
+    """Keys whose value is a mapping of the user's own."""
+    return frozenset(key for key, field in known.items() if get_origin(field.annotation) is dict)
+
+
+def _inside(key: str, free: frozenset[str]) -> bool:
+    return any(key.startswith(f"{name}.") for name in free)
+
+
+def _tree(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        node = tree
+        *outer, leaf = key.split(".")
+        for section in outer:
+            inner = node.get(section)
+            node[section] = node = dict(inner) if isinstance(inner, dict) else {}
+        node[leaf] = value
+    return tree
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a key takes, in words."""
+    return f"{_type_in_words(field.annotation)}{_bounds_in_words(field.metadata)}"
+
+
+def _type_in_words(annotation: Any) -> str:
+    simple = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    if annotation in simple:
+        return simple[annotation]
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return "a list of texts, such as ['a', 'b'],"
+    if get_origin(annotation) is dict:
+        return "a mapping of names to values"
+    return " or ".join(_type_in_words(part) for part in get_args(annotation))
+
+
+def _bounds_in_words(metadata: Sequence[Any]) -> str:
+    low = next((m.ge for m in metadata if isinstance(m, annotated_types.Ge)), None)
+    high = next((m.le for m in metadata if isinstance(m, annotated_types.Le)), None)
+    above = next((m.gt for m in metadata if isinstance(m, annotated_types.Gt)), None)
+    if above is not None:
+        return f" above {above}"
+    if low is not None:
+        return f" from {low} to {high}" if high is not None else f" of at least {low}"
+    return ""
