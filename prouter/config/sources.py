@@ -32,6 +32,11 @@ class Setting:
     origin: str
     text: str | None = None
 
+    @property
+    def may_be_text(self) -> bool:
+        """Whether `text` itself can have been meant."""
+        return self.text is not None and self.value is not None
+
 
 def from_file(file: str, whole: frozenset[str]) -> list[Setting]:
     """The settings of a YAML file, in its order; keys may be nested or dotted.

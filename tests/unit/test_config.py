@@ -108,7 +108,7 @@ def test_router_and_agent_may_share_an_environment() -> None:
 
 def test_a_configuration_never_changes() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_router(None, (), {}).control.port = 1
+        load_router(None, (), {}).control.port = 1  # type: ignore[misc]
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------
@@ -234,9 +234,9 @@ def test_other_machines_are_served_only_with_tokens(interface: str) -> None:
 
 
 def test_an_agent_listens_to_other_machines_only_with_tokens() -> None:
-    with pytest.raises(ConfigError, match="server.interface"):
+    with pytest.raises(ConfigError, match=r"server\.interface"):
         check_exposure(load_agent(None, ("server.enabled=True", "server.interface=0.0.0.0"), {}))
-    with pytest.raises(ConfigError, match="control.interface"):
+    with pytest.raises(ConfigError, match=r"control\.interface"):
         check_exposure(load_agent(None, ("control.enabled=True", "control.interface=0.0.0.0"), {}))
     check_exposure(load_agent(None, ("server.interface=0.0.0.0",), {}))
 
