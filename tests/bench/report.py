@@ -38,14 +38,16 @@ def values_of(row: Row, measured: dict[str, Measured]) -> dict[str, float]:
     return {name: median for name, one in measured.items() if (median := one.median(row.value)) is not None}
 
 
-def verdict(bound: Bound | None, values: dict[str, float]) -> str:
-    """A bound and whether it holds."""
+def verdict(bound: Bound | None, values: dict[str, float], measured: dict[str, Measured]) -> str:
+    """A bound and whether it holds; with a ~ where a value it rests on was measured on a machine that others used."""
     if bound is None:
         return ""
     holds = bound.holds(values)
     if holds is None:
         return f"  {bound.text()}"
-    return f"[green]✓[/] {bound.text()}" if holds else f"[red]✗ {bound.text()}[/]"
+    rests_on = {bound.stack, bound.of, bound.above}
+    doubt = "~" if any(one.disturbed > DISTURBED for name, one in measured.items() if name in rests_on) else ""
+    return f"{doubt}[green]✓[/] {bound.text()}" if holds else f"{doubt}[red]✗ {bound.text()}[/]"
 
 
 def show(probes: Sequence[Probe], results: Results, stacks: dict[str, str], console: Console) -> None:
@@ -54,7 +56,9 @@ def show(probes: Sequence[Probe], results: Results, stacks: dict[str, str], cons
     Args:
         stacks: titles of the measured stacks by name, in order.
     """
-    table = Table(title="Medians; ~ where others used the machine")
+    table = Table(
+        title="Medians. ~: others used the machine meanwhile; take neither the value nor the verdict for granted"
+    )
     table.add_column("what")
     table.add_column("unit")
     for title in stacks.values():
@@ -67,7 +71,7 @@ def show(probes: Sequence[Probe], results: Results, stacks: dict[str, str], cons
             measured = results[probe.key]
             values = values_of(row, measured)
             cells = [cell(name, values, measured) for name in stacks]
-            bounds = verdict(row.must, values), verdict(row.strive, values)
+            bounds = verdict(row.must, values, measured), verdict(row.strive, values, measured)
             table.add_row(row.title, row.unit, *cells, row.documented, *bounds)
     console.print(table)
     show_processes(probes, results, stacks, console)
