@@ -14,6 +14,8 @@ import zmq
 from gevent import get_hub
 from zmq.utils.monitor import parse_monitor_message
 
+from prouter.transport.memory import keep_freed_memory
+
 __all__ = ["DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
 
 log = logging.getLogger("prouter.transport")
@@ -32,6 +34,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     pid = os.getpid()
     found = _contexts.get(pid)
     if found is None:
+        keep_freed_memory()
         found = _contexts[pid] = zmq.Context()
     return found
 
