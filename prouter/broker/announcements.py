@@ -1,0 +1,106 @@
+"""What agents say unasked: their jobs when they link, every change of a job, and their load."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prouter.broker.creation import Creations
+from prouter.broker.directory import Directory
+from prouter.broker.env import Env
+from prouter.broker.forward import Forwarder
+from prouter.broker.ledger import Ledger
+from prouter.broker.links import Link
+from prouter.errors import ProtocolError, PRouterError
+from prouter.jobs import JobRecord
+
+__all__ = ["Announcements"]
+
+log = logging.getLogger("prouter.broker")
+
+
+class Announcements:
+    """See the module's docstring."""
+
+    def __init__(
+        self, env: Env, ledger: Ledger, directory: Directory, creations: Creations, forwarder: Forwarder
+    ) -> None:
+        self._env = env
+        self._ledger = ledger
+        self._directory = directory
+        self._creations = creations
+        self._forwarder = forwarder
+
+    def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
+        """An event of the agent; unknown ones are ignored, as a newer agent may know more.
+
+        Raises:
+            ProtocolError: the body is malformed.
+        """
+        if name == "job":
+            self._job(link, body.get("record"), now)
+        elif name == "jobs":
+            self._jobs(link, body, now)
+        elif name == "job.removed":
+            self._removed(link, body.get("record"))
+        elif name == "load":
+            self._directory.load_reported(link, body)
+
+    def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
+        """A part of the list of its jobs; after the last part, what it did not name is lost."""
+        wires = body.get("jobs")
+        if not isinstance(wires, list):
+            raise ProtocolError("jobs must be a list")
+        for wire in wires:
+            record = self._job(link, wire, now)
+            if link.announced is not None:
+                link.announced.add(record.uid)
+        if body.get("complete") is not True or link.announced is None:
+            return
+        missing = self._ledger.table.live(link.connection) - link.announced
+        link.announced = None
+        link.confirmed = True
+        self._ledger.lose(link.connection, missing, "it knows nothing of the job")
+        log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
+
+    def _job(self, link: Link, wire: object, now: float) -> JobRecord:
+        record = _read(wire, link)
+        if self._creations.unwanted(record.uid):
+            self._discard(link, record.uid, now)
+            return record
+        entry = self._ledger.table.get(record.uid)
+        if entry is not None and entry.removed:
+            self._discard(link, record.uid, now)
+        else:
+            self._ledger.apply(record, link.info.uid)
+        return record
+
+    def _removed(self, link: Link, wire: object) -> None:
+        record = _read(wire, link)
+        entry = self._ledger.table.get(record.uid)
+        if entry is not None and not entry.removed:
+            self._ledger.close(entry, record, "")
+
+    def _discard(self, link: Link, uid: str, now: float) -> None:
+        """The agent holds a job that nobody knows (any more)."""
+
+        def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            if error is not None:
+                log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
+
+        self._forwarder.call(link, "job.remove", {"uid": uid}, discarded, now)
+
+
+def _read(wire: object, link: Link) -> JobRecord:
+    try:
+        if not isinstance(wire, dict):
+            raise TypeError("no map")
+        record = JobRecord.from_wire(wire)
+        if record.connection != link.connection:
+            raise ValueError(f"it belongs to connection '{record.connection}'")
+        if not record.uid.isascii() or not 0 < len(record.uid) <= 64:
+            raise ValueError("its uid is too long")
+        record.to_wire()["created_at"] + 0.0
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"malformed job record: {error}") from error
+    return record

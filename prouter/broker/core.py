@@ -1,0 +1,331 @@
+"""The broker without its sockets: messages, lost connections and the time in, frames out.
+
+`Broker` wires the parts together and is what the I/O shell, or a simulation, talks to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prouter.broker.admission import Admission
+from prouter.broker.announcements import Announcements
+from prouter.broker.creation import Creations
+from prouter.broker.dials import Dials
+from prouter.broker.directory import Directory
+from prouter.broker.env import Env
+from prouter.broker.forward import Forwarder
+from prouter.broker.heartbeats import Heartbeats
+from prouter.broker.hello import CLIENT
+from prouter.broker.history import History
+from prouter.broker.ledger import Ledger
+from prouter.broker.links import Link, Links
+from prouter.broker.restore import Saved, restore
+from prouter.broker.service import Service
+from prouter.broker.switch import Path
+from prouter.broker.table import Entry
+from prouter.broker.waits import Waits
+from prouter.broker.workers import Worker, Workers
+from prouter.errors import ProtocolError, PRouterError
+from prouter.fabric.calls import Request, event_frame, read_event
+from prouter.fabric.frames import CALL, EVENT, PONG, REPLY, Frame
+from prouter.fabric.session import Lost, SessionState
+
+__all__ = ["Broker"]
+
+log = logging.getLogger("prouter.broker")
+
+_STANDSTILL = 1.0
+"""Seconds a timer may be late before this process counts as having stood still, so that nobody's silence counts."""
+
+
+class Broker:
+    """See the module's docstring.
+
+    Attributes:
+        stopping: whether the broker was asked to end.
+        draining: whether the router winds down.
+        extra_stats: figures of the shell, for `stats`.
+    """
+
+    def __init__(self, env: Env, saved: Saved, now: float) -> None:
+        self.env = env
+        self.stopping = False
+        self.draining = False
+        self.extra_stats: Callable[[], dict[str, float]] = dict
+        self._started = env.now = now
+        self.heartbeats = Heartbeats(env)
+        self.waits = Waits(env)
+        self.forwarder = Forwarder(env)
+        self.workers = Workers(env, self.heartbeats, self)
+        self.links = Links(env, self.heartbeats, self)
+        self.ledger = Ledger(
+            env, tell=self._tell_workers, ended=self._job_ended, unneeded=self._unneeded, last_event=saved.last_event
+        )
+        self.directory = Directory(env, self.links, self.ledger)
+        self.admission = Admission(env, self.links)
+        self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
+        self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
+        self.announcements = Announcements(env, self.ledger, self.directory, self.creations, self.forwarder)
+        self.history = History(env, self.ledger, self.links, self.forwarder)
+        self.service = Service(
+            env,
+            self.links,
+            self.forwarder,
+            self.ledger,
+            self.creations,
+            self.waits,
+            self.directory,
+            stats=self.stats,
+            stop=self._stop,
+        )
+        restore(saved, self.ledger, self.links, self.dials, self.creations, now)
+        self.history.start(now)
+        env.timers.at(now + env.settings.workers_return, self._workers_complete)
+
+    # -- what the shell reports -----------------------------------------------------------------------------------
+
+    def receive(self, path: Path, frames: list[Frame], now: float) -> None:
+        """A control message from a known path."""
+        path.heard = self.env.now = now
+        if not self._allowed(path, now):
+            return
+        try:
+            for frame in frames:
+                self._receive(path, frame, now)
+        except ProtocolError as error:
+            self.malformed(path, error)
+
+    def agent_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """A control message from a routing id of the agents' socket that is not accepted.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
+        self.env.now = now
+        self.admission.stranger(carrier, rid, frames, now)
+
+    def worker_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """A control message from a routing id of the workers' socket that is not accepted.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
+        self.env.now = now
+        self.workers.stranger(carrier, rid, frames, now)
+
+    def malformed(self, path: Path | None, error: ProtocolError) -> None:
+        """A message that is none: counted, logged once per peer."""
+        self.env.counts["malformed"] += 1
+        if path is None:
+            if self.env.counts["malformed"] <= 1:
+                log.warning("event=malformed_message error=%r", error.detail)
+            return
+        path.malformed += 1
+        if path.malformed == 1:
+            log.warning("event=malformed_message peer=%.64r error=%r", path.source, error.detail)
+
+    def disconnected(self, path: Path, now: float) -> None:
+        """The connection under a path was closed."""
+        self.env.now = now
+        if path.owner is not None:
+            path.owner.lost(path, "the connection was closed", now, closed=True)
+
+    def worker_died(self, uid: str, now: float) -> None:
+        """A watched process has ended."""
+        self.env.now = now
+        self.workers.gone(uid, "its process ended", now)
+
+    def turn(self, now: float) -> None:
+        """Once per turn of the loop, after everything that had arrived was received."""
+        deadline = self.env.timers.deadline()
+        if deadline is None or deadline > now:
+            return
+        if now - deadline > _STANDSTILL:
+            log.warning("event=standstill seconds=%.1f", now - deadline)
+            self.heartbeats.forgive(now)
+        self.env.now = now
+        self.env.timers.run(now)
+
+    def farewell(self, reason: str) -> None:
+        """Tell everybody that this broker ends; they wait for the next."""
+        peers: list[Worker | Link] = [*self.workers, *self.links]
+        for peer in peers:
+            if peer.path is not None:
+                self.env.outbox.say(peer.path, peer.path.session.bye(reason))
+
+    def stats(self, now: float) -> dict[str, float]:
+        """Figures for metrics."""
+        states: dict[str, float] = {}
+        for link in self.links:
+            states[f"links.{'up' if link.up else 'away'}"] = states.get(f"links.{'up' if link.up else 'away'}", 0) + 1
+        return {
+            "links.up": 0,
+            "links.away": 0,
+            **states,
+            "workers": len(self.workers),
+            "uptime_seconds": now - self._started,
+            "waits": len(self.waits),
+            "calls": self.service.running,
+            "agent_calls": self.forwarder.pending,
+            "creations": self.creations.pending,
+            "dials": len(self.dials),
+            "messages.routed": self.env.switch.routed,
+            "messages.dropped": self.env.switch.dropped,
+            "events.last": self.ledger.events.last,
+            **{f"jobs.{state}": count for state, count in self.ledger.table.index.count_states().items()},
+            **self.extra_stats(),
+            **{f"total.{name}": count for name, count in self.env.counts.items()},
+        }
+
+    # -- links (LinkListener) -------------------------------------------------------------------------------------
+
+    def link_up(self, link: Link, now: float) -> None:
+        """Tell the agent who the workers are, the workers that it is there, and go on with what waited for it."""
+        self.ledger.meet(link, self.dials.address_of(link))
+        if now - self._started < self.env.settings.workers_return:
+            for worker in self.workers:
+                self.forwarder.tell(link, "worker.up", {"worker": worker.uid})
+        else:
+            self.forwarder.tell(link, "workers", {"workers": [worker.uid for worker in self.workers]})
+        self._tell_workers("link.up", link.describe())
+        self.ledger.agent_changed(link, "up")
+        self.forwarder.link_up(link)
+        self.creations.link_up(now)
+
+    def link_down(self, link: Link, reason: str, now: float) -> None:
+        """The agent is away: streams and calls wait for it."""
+        self._tell_workers("link.down", {"connection": link.connection, "reason": reason, "gone": False})
+        self.ledger.agent_changed(link, "down")
+        self.forwarder.link_down(link, now)
+        if link.mode == CLIENT:
+            self.dials.link_down(link, now)
+
+    def link_gone(self, link: Link, reason: str, now: float) -> None:
+        """The agent will not come back: nor will its jobs and streams."""
+        self._tell_workers("link.down", {"connection": link.connection, "reason": reason, "gone": True})
+        self.ledger.lose(link.connection, set(self.ledger.table.live(link.connection)), reason)
+        self.ledger.agent_changed(link, "gone")
+        self.ledger.part(link)
+        self.forwarder.link_gone(link, reason, now)
+        self.dials.link_gone(link)
+
+    def link_receive(self, link: Link, frame: Frame, now: float) -> None:
+        """A reply or event of an agent."""
+        if frame.type == REPLY:
+            self.forwarder.reply(link, frame, now)
+        elif frame.type == EVENT:
+            self.announcements.receive(link, *read_event(frame), now)
+        else:
+            raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
+
+    # -- workers (WorkerListener) -----------------------------------------------------------------------------------
+
+    def worker_greeting(self) -> dict[str, Any]:
+        """What a worker is welcomed with."""
+        settings = self.env.settings
+        return {
+            "router": {**settings.auth, "platform": settings.platform},
+            "incarnation": self.env.incarnation,
+            "draining": self.draining,
+            "links": [link.describe() for link in self.links],
+        }
+
+    def worker_up(self, worker: Worker, now: float) -> None:
+        """Agents resume their streams with it."""
+        self._tell_agents("worker.up", {"worker": worker.uid})
+
+    def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
+        """Agents end their streams with it."""
+        self.service.worker_gone(worker)
+        self._tell_agents("worker.down", {"worker": worker.uid})
+
+    def worker_receive(self, worker: Worker, frame: Frame, now: float) -> None:
+        """A call or event of a worker."""
+        if frame.type == CALL:
+            todo = worker.responder.receive(frame)
+            if isinstance(todo, Request):
+                self._carry_out(worker, todo, now)
+            elif todo is not None and worker.path is not None:
+                self.env.outbox.say(worker.path, todo)
+        elif frame.type == EVENT:
+            name, body = read_event(frame)
+            if name == "wait.cancel":
+                self.service.cancel_wait(worker, str(body.get("id")))
+        else:
+            raise ProtocolError(f"unexpected frame type {frame.type} from a worker")
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _receive(self, path: Path, frame: Frame, now: float) -> None:
+        owner, session = path.owner, path.session
+        if owner is None:
+            return
+        if frame.type >= CALL:
+            if session.state is SessionState.READY:
+                owner.receive(path, frame, now)
+            return
+        if session.state is SessionState.HELLO_SENT:
+            owner.receive(path, frame, now)
+            return
+        answers, event = session.receive(frame, now)
+        self.env.outbox.say(path, *answers)
+        if isinstance(event, Lost):
+            owner.left(path, event.reason, now)
+        elif frame.type == PONG:
+            self.directory.latency_measured(session.latency)
+
+    def _carry_out(self, worker: Worker, request: Request, now: float) -> None:
+        try:
+            self.service.call(worker, request, now)
+        except Exception:
+            log.exception("event=call_failed op=%s worker=%s", request.op, worker.uid)
+            self.service.failed(worker, request, PRouterError(f"{request.op} failed"), now)
+
+    def _allowed(self, path: Path, now: float) -> bool:
+        """Whether the peer keeps to its rate of control messages; one that does not has to link again."""
+        limit = self.env.settings.bounds.messages
+        path.allowance = min(2.0 * limit, path.allowance + (now - path.refilled) * limit)
+        path.refilled = now
+        path.allowance -= 1
+        if path.allowance >= 0 or path.routes is self.env.switch.agents:
+            return True
+        self.env.counts["floods"] += 1
+        if path.owner is not None:
+            path.owner.lost(path, "it sends too many messages", now, closed=True)
+        return False
+
+    def _tell_workers(self, name: str, body: dict[str, Any]) -> None:
+        frame = event_frame(name, body)
+        for worker in self.workers:
+            if worker.path is not None:
+                self.env.outbox.say(worker.path, frame)
+
+    def _tell_agents(self, name: str, body: dict[str, Any]) -> None:
+        frame = event_frame(name, body)
+        for link in self.links:
+            if link.path is not None:
+                self.env.outbox.say(link.path, frame)
+
+    def _workers_complete(self, now: float) -> None:
+        """Workers of the broker before had time to come back: those that did not are gone."""
+        self._tell_agents("workers", {"workers": [worker.uid for worker in self.workers]})
+
+    def _job_ended(self, entry: Entry) -> None:
+        self.directory.figures_changed()
+        self.waits.job_ended(entry.uid)
+        self.history.job_ended()
+
+    def _unneeded(self, connection: str) -> None:
+        link = self.links.get(connection)
+        if link is not None and link.mode == CLIENT:
+            self.dials.idle(link, self.env.now)
+
+    def _jobs_of(self, connection: str) -> int:
+        return len(self.ledger.table.kept(connection)) + self.creations.reserved(connection)
+
+    def _stop(self) -> None:
+        self.draining = True
+        self._tell_workers("draining", {})
+        self.stopping = True

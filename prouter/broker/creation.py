@@ -1,0 +1,226 @@
+"""Creating jobs, once per key: pick or dial an agent, write down what was decided, then tell the agent.
+
+What is written before the agent hears of it makes a repeat, after a restart of the broker too, give the same job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from functools import partial
+from typing import Any
+
+from prouter.broker.dials import Dials
+from prouter.broker.env import Done, Env
+from prouter.broker.forward import Forwarder
+from prouter.broker.ledger import Ledger
+from prouter.broker.links import Link, Links
+from prouter.broker.placement import choose, matching
+from prouter.broker.timers import Timer
+from prouter.errors import AgentUnavailable, InvalidRequest, Overloaded, ProtocolError, PRouterError
+from prouter.jobs import JobRecord
+
+__all__ = ["Creations"]
+
+log = logging.getLogger("prouter.broker")
+
+_KEYS = 100_000
+"""Keys remembered; older ones are forgotten."""
+
+
+class _Creation:
+    """One job being created."""
+
+    def __init__(self, name: str, selector: dict[str, Any], key: str, done: Done) -> None:
+        self.name = name
+        self.selector = selector
+        self.key = key
+        self.waiting = [done]
+        self.uid = ""
+        self.link: Link | None = None
+        self.timer: Timer | None = None
+
+
+class Creations:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, links: Links, dials: Dials, forwarder: Forwarder, ledger: Ledger) -> None:
+        self._env = env
+        self._links = links
+        self._dials = dials
+        self._forwarder = forwarder
+        self._ledger = ledger
+        self._by_key: dict[str, _Creation] = {}
+        self._placing: dict[_Creation, None] = {}
+        self._reserved: Counter[str] = Counter()
+        self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._unwanted: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def pending(self) -> int:
+        """Jobs being created."""
+        return len(self._by_key)
+
+    def restore(self, key: str, connection: str, uid: str) -> None:
+        """A key a broker before had written down."""
+        self._keys[key] = (connection, uid)
+
+    def reserved(self, connection: str) -> int:
+        """Jobs being created on a connection."""
+        return self._reserved[connection]
+
+    def unwanted(self, uid: str) -> bool:
+        """Whether a job's creation was given up before its agent answered: nobody knows of it."""
+        return uid in self._unwanted
+
+    def create(self, args: dict[str, Any], done: Done, now: float) -> None:
+        """Carry out ``jobs.create``; `done` gets ``{"job": info}``.
+
+        Raises:
+            PRouterError: it is refused at once.
+        """
+        name, selector, key = args.get("name"), args.get("agent"), args.get("key")
+        if not isinstance(name, str) or not isinstance(selector, dict) or not isinstance(key, str) or not key:
+            raise InvalidRequest("Invalid request: name, agent and key are needed")
+        running = self._by_key.get(key)
+        if running is not None:
+            running.waiting.append(done)
+            return
+        if len(self._by_key) >= self._env.settings.bounds.link_calls:
+            raise Overloaded("too many jobs are being created", retry_after=1)
+        creation = _Creation(name, selector, key, done)
+        known = self._keys.get(key)
+        if known is not None:
+            self._repeat(creation, *known, now)
+            return
+        if selector.get("type") == "address":
+            address, token = str(selector.get("address", "")), str(selector.get("token", ""))
+            self._by_key[key] = creation
+            self._dials.obtain(address, token, partial(self._dialled, creation), now)
+            return
+        self._place(creation, now)
+
+    def link_up(self, now: float) -> None:
+        """An agent is (back) there: creations that wait for one may go on."""
+        for creation in list(self._placing):
+            try:
+                self._place(creation, now)
+            except PRouterError as error:
+                self._finish(creation, {}, error, now)
+
+    def _repeat(self, creation: _Creation, connection: str, uid: str, now: float) -> None:
+        """The key is known: the same job, whatever has become of it."""
+        entry = self._ledger.table.get(uid)
+        if entry is not None:
+            creation.waiting[0]({"job": self._ledger.info(entry)}, None, now)
+            return
+        link = self._links.get(connection)
+        if link is None:
+            raise AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
+        self._by_key[creation.key] = creation
+        creation.uid, creation.link = uid, link
+        self._reserved[connection] += 1
+        self._forward(creation, now)
+
+    def _place(self, creation: _Creation, now: float) -> None:
+        link = choose(matching(self._links, creation.selector), self._used)
+        self._by_key[creation.key] = creation
+        if link is not None:
+            self._placed(creation, link, now)
+        elif creation.timer is None:
+            self._placing[creation] = None
+            creation.timer = self._env.timers.at(now + self._env.settings.hold, partial(self._not_placed, creation))
+
+    def _not_placed(self, creation: _Creation, now: float) -> None:
+        creation.timer = None
+        self._finish(creation, {}, AgentUnavailable("the agent is away", retry_after=2), now)
+
+    def _dialled(self, creation: _Creation, link: Link | None, error: PRouterError | None, now: float) -> None:
+        if link is None:
+            self._finish(creation, {}, error or AgentUnavailable("the agent is away", retry_after=2), now)
+            return
+        try:
+            choose([link], self._used)
+        except PRouterError as problem:
+            self._finish(creation, {}, problem, now)
+        else:
+            self._placed(creation, link, now)
+
+    def _placed(self, creation: _Creation, link: Link, now: float) -> None:
+        self._placing.pop(creation, None)
+        if creation.timer is not None:
+            creation.timer.cancel()
+            creation.timer = None
+        creation.uid, creation.link = self._env.new_uid(), link
+        link.placed += 1
+        self._reserved[link.connection] += 1
+        self._keys[creation.key] = (link.connection, creation.uid)
+        if len(self._keys) > _KEYS:
+            oldest, _ = self._keys.popitem(last=False)
+            self._env.store.submit("DELETE FROM keys WHERE key = ?", oldest)
+        self._env.store.submit(
+            "INSERT OR REPLACE INTO keys (key, connection, job, at) VALUES (?, ?, ?, ?)",
+            creation.key,
+            link.connection,
+            creation.uid,
+            self._env.wall(),
+            done=partial(self._written, creation),
+        )
+
+    def _written(self, creation: _Creation, now: float) -> None:
+        if self._by_key.get(creation.key) is creation:
+            self._forward(creation, now)
+
+    def _forward(self, creation: _Creation, now: float) -> None:
+        link = creation.link
+        if link is None or self._links.get(link.connection) is not link:
+            self._finish(creation, {}, AgentUnavailable("the agent is gone", code="agent_lost"), now)
+            return
+        args = {
+            "uid": creation.uid,
+            "connection": link.connection,
+            "name": creation.name,
+            "router": self._env.settings.auth,
+        }
+        self._forwarder.call(link, "job.create", args, partial(self._created, creation), now)
+
+    def _created(self, creation: _Creation, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        link = creation.link
+        if error is not None or link is None:
+            self._finish(creation, {}, error, now)
+            return
+        try:
+            record = JobRecord.from_wire(value["record"])
+            if (record.uid, record.connection) != (creation.uid, link.connection):
+                raise ValueError("it is of another job")
+        except (KeyError, TypeError, ValueError) as problem:
+            text = f"agent '{link.info.uid}' answered with a malformed record: {problem}"
+            self._finish(creation, {}, ProtocolError(text), now)
+            return
+        self._ledger.apply(record, link.info.uid)
+        entry = self._ledger.table.get(creation.uid)
+        self._finish(creation, {"job": self._ledger.info(entry)} if entry is not None else {}, None, now)
+
+    def _finish(self, creation: _Creation, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        self._placing.pop(creation, None)
+        self._by_key.pop(creation.key, None)
+        if creation.timer is not None:
+            creation.timer.cancel()
+        if creation.link is not None:
+            connection = creation.link.connection
+            self._reserved[connection] -= 1
+            if not self._reserved[connection]:
+                del self._reserved[connection]
+        if error is not None and creation.uid:
+            self._keys.pop(creation.key, None)
+            self._env.store.submit("DELETE FROM keys WHERE key = ?", creation.key)
+            self._unwanted[creation.uid] = None
+            if len(self._unwanted) > _KEYS:
+                self._unwanted.popitem(last=False)
+            log.warning("event=create_failed job=%s key=%s error=%r", creation.uid, creation.key, error.detail)
+        for done in creation.waiting:
+            done(value, error, now)
+
+    def _used(self, link: Link) -> int:
+        own = len(self._ledger.table.live(link.connection)) + self._reserved[link.connection]
+        return max(own, link.running)

@@ -1,0 +1,80 @@
+"""The list of connections as clients poll it: packed once per version, so that a hundred dashboards cost one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prouter.broker.env import Env
+from prouter.broker.info import connection_info
+from prouter.broker.ledger import Ledger
+from prouter.broker.links import Link, Links
+from prouter.fabric.frames import pack_body
+
+__all__ = ["Directory"]
+
+_FIGURES_AGE = 2.0
+"""Seconds for which load, latency and numbers of jobs that changed may be shown as they were."""
+
+_SLOW = 0.02
+"""Round trips (seconds) from here on are news by themselves."""
+
+
+class Directory:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, links: Links, ledger: Ledger) -> None:
+        self._env = env
+        self._links = links
+        self._ledger = ledger
+        self._figures = 0
+        self._version: tuple[int, int] = (-1, -1)
+        self._packed = b""
+        self._unchanged = b""
+        self._etag = ""
+        self._made = float("-inf")
+
+    def figures_changed(self) -> None:
+        """Load, latency or a number of jobs is another than was shown."""
+        self._figures += 1
+
+    def latency_measured(self, seconds: float | None) -> None:
+        """A round trip was measured; one that is not much of a change is shown with the next."""
+        if seconds is not None and seconds >= _SLOW:
+            self.figures_changed()
+
+    def load_reported(self, link: Link, body: dict[str, Any]) -> None:
+        """An agent's own figures; whatever is not a figure is ignored."""
+        load, running = body.get("load"), body.get("running")
+        before = (link.load, link.running)
+        if isinstance(load, (int, float)):
+            link.load = round(float(load), 2)
+        if isinstance(running, int):
+            link.running = running
+        link.placed = 0
+        if before != (link.load, link.running):
+            self.figures_changed()
+        if isinstance(body.get("draining"), bool):
+            self.drained(link, body["draining"])
+
+    def drained(self, link: Link, on: bool) -> None:
+        """An agent takes no new jobs, or takes them again."""
+        if link.draining != on:
+            link.draining = on
+            self._links.version += 1
+            self._ledger.agent_changed(link, "draining" if on else "resumed")
+
+    def connections(self, etag: object, now: float) -> bytes:
+        """The packed answer: ``{connections, etag}``, or ``{unchanged: true, etag}`` when the caller has `etag` already."""
+        version = (self._links.version, self._figures)
+        if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
+            self._make(version, now)
+        return self._unchanged if etag == self._etag else self._packed
+
+    def _make(self, version: tuple[int, int], now: float) -> None:
+        self._version, self._made = version, now
+        self._etag = f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
+        live = self._ledger.table.live
+        links = sorted(self._links, key=lambda link: (link.since, link.connection))
+        shown = [connection_info(link, len(live(link.connection))) for link in links]
+        self._packed = pack_body({"connections": shown, "etag": self._etag})
+        self._unchanged = pack_body({"unchanged": True, "etag": self._etag})

@@ -1,0 +1,66 @@
+"""What the broker's state machines share: settings, timers, the outbox, the switch, and the shell that does the I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from prouter.broker.settings import Settings
+from prouter.broker.switch import Outbox, Path, Switch
+from prouter.broker.timers import Timers
+from prouter.errors import PRouterError
+
+__all__ = ["Done", "Env", "Persistence", "Shell"]
+
+Done = Callable[[dict[str, Any], PRouterError | None, float], None]
+"""How something asked for ends: the value, or the error, and the time now."""
+
+
+class Shell(Protocol):
+    """The I/O the state machines ask for."""
+
+    def accept(self, path: Path) -> None:
+        """From now on messages of this routing id are this path's."""
+
+    def dial(self, path: Path, address: str) -> None:
+        """Open a socket of its own for `path` and connect it to ``host:port``; never blocks."""
+
+    def forget(self, path: Path) -> None:
+        """The path is not used any more; a socket of its own is closed once what is pending was sent."""
+
+    def watch(self, pid: int, worker: str) -> None:
+        """Tell when the process ends."""
+
+
+class Persistence(Protocol):
+    """Where state goes that outlives the broker."""
+
+    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
+        """Have `statement` executed, in order; `done(now)` is called on the loop once it is committed."""
+
+
+@dataclass(slots=True)
+class Env:
+    """See the module's docstring.
+
+    Attributes:
+        wall: current time, seconds since the epoch.
+        new_uid: makes uids, 32 hex characters.
+        incarnation: of this broker process.
+        now: the time of the message or timer being handled, monotonic.
+        counts: metrics that only grow.
+    """
+
+    settings: Settings
+    shell: Shell
+    store: Persistence
+    wall: Callable[[], float]
+    new_uid: Callable[[], str]
+    incarnation: str
+    now: float = 0.0
+    timers: Timers = field(default_factory=Timers)
+    outbox: Outbox = field(default_factory=Outbox)
+    switch: Switch = field(default_factory=Switch)
+    counts: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,63 @@
+"""Signs of life on every path: one timer per path, set to when its session wants attention next."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prouter.broker.env import Env
+from prouter.broker.switch import Path
+from prouter.fabric.session import Lost, SessionState
+
+__all__ = ["Heartbeats"]
+
+_MEASURE = 10.0
+"""Seconds between measurements of a round trip that nothing else asked for."""
+_NEVER = float("inf")
+
+
+class Heartbeats:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._watched: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, path: Path) -> None:
+        """Keep `path` under observation until its session ends or it is dropped."""
+        if path not in self._watched:
+            self._watched.add(path)
+            self._env.timers.at(path.session.deadline(), partial(self._beat, path))
+
+    def drop(self, path: Path) -> None:
+        """The path is not used any more."""
+        self._watched.discard(path)
+        path.session.state = SessionState.LOST
+
+    def forgive(self, now: float) -> None:
+        """This process itself stood still: nobody's silence counts."""
+        for path in self._watched:
+            path.heard = now
+
+    def _beat(self, path: Path, now: float) -> None:
+        if path not in self._watched:
+            return
+        session = path.session
+        session.heard(path.heard)
+        frames, event = session.tick(now)
+        self._env.outbox.say(path, *frames)
+        if isinstance(event, Lost):
+            self._watched.discard(path)
+            if path.owner is not None:
+                path.owner.lost(path, event.reason, now, closed=False)
+            return
+        if session.state is SessionState.READY and now - path.measured >= _MEASURE:
+            path.measured = now
+            self._env.outbox.say(path, session.ping(now))
+        deadline = session.deadline()
+        if deadline == _NEVER:
+            self._watched.discard(path)
+        else:
+            self._env.timers.at(max(deadline, now + 0.01), partial(self._beat, path))

@@ -1,0 +1,133 @@
+"""Introductions of agents: what a HELLO or WELCOME says, checked before anything else is done with it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import VERSION
+
+__all__ = ["CLIENT", "SERVER", "AgentInfo", "check_protocol", "connection_uid", "token_accepted"]
+
+SERVER = "SERVER"
+"""Mode of a link: the agent dialled in."""
+CLIENT = "CLIENT"
+"""Mode of a link: the router dialled out."""
+
+_TEXT_LIMIT = 1024
+_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """An agent, as it introduced itself.
+
+    Attributes:
+        incarnation: 32 hex characters, new when the agent starts afresh.
+        slots: how many jobs it takes at once, None for any number.
+        keep_for: seconds its jobs outlive it.
+        orphan_timeout: seconds without a router after which it ends its jobs.
+    """
+
+    uid: str
+    name: str
+    incarnation: str
+    platform: dict[str, Any]
+    properties: dict[str, Any]
+    version: str = ""
+    slots: int | None = None
+    draining: bool = False
+    keep_for: float = 0.0
+    orphan_timeout: float = 600.0
+
+    @classmethod
+    def from_hello(cls, body: dict[str, Any]) -> AgentInfo:
+        """Read a HELLO or WELCOME body.
+
+        Raises:
+            ProtocolError: something is missing or of the wrong kind.
+        """
+        incarnation = _text(body, "incarnation")
+        if len(incarnation) != 32 or not all(c in "0123456789abcdef" for c in incarnation):
+            raise ProtocolError("incarnation must be 32 hex characters")
+        uid = _text(body, "uid")
+        if not uid:
+            raise ProtocolError("uid must not be empty")
+        slots = _mapping(body, "capacity").get("max")
+        if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 0):
+            raise ProtocolError("capacity.max must be a number or null")
+        return cls(
+            uid=uid,
+            name=_text(body, "name", ""),
+            incarnation=incarnation,
+            platform=_mapping(body, "platform"),
+            properties=_mapping(body, "properties"),
+            version=_text(body, "version", ""),
+            slots=slots,
+            draining=body.get("draining") is True,
+            keep_for=_seconds(body, "keep_for", 0.0),
+            orphan_timeout=_seconds(body, "orphan_timeout", 600.0),
+        )
+
+    def to_wire(self) -> dict[str, Any]:
+        """A plain map, for storing."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> AgentInfo:
+        """Rebuild what `to_wire` gave; fields this version does not know are ignored."""
+        return cls(**{f.name: wire[f.name] for f in fields(cls) if f.name in wire})
+
+
+def connection_uid(incarnation: str, mode: str) -> str:
+    """The connection uid of an agent linked in `mode`: the same for as long as the agent lives."""
+    if mode == SERVER:
+        return incarnation
+    return hashlib.sha256(f"{incarnation}:client".encode()).hexdigest()[:32]
+
+
+def check_protocol(body: dict[str, Any]) -> str | None:
+    """Why a peer that says `body` cannot be talked to, None when it can."""
+    theirs = body.get("protocol")
+    if theirs == VERSION:
+        return None
+    return f"protocol version {theirs!r} is not supported, this router speaks {VERSION}"
+
+
+def token_accepted(tokens: Iterable[str], presented: Any) -> bool:
+    """Whether `presented` is one of `tokens`; takes the same time whichever it is, and with no tokens takes anything."""
+    candidate = presented.encode() if isinstance(presented, str) else b""
+    known = [token.encode() for token in tokens]
+    found = not known
+    for token in known:
+        found |= hmac.compare_digest(token, candidate)
+    return found
+
+
+def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = body.get(key, default)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
+        raise ProtocolError(f"{key} must be a text of at most {_TEXT_LIMIT} characters")
+    return value
+
+
+def _mapping(body: dict[str, Any], key: str) -> dict[str, Any]:
+    value = body.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ProtocolError(f"{key} must be a map with texts as keys")
+    return value
+
+
+def _seconds(body: dict[str, Any], key: str, default: float) -> float:
+    value = body.get(key, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 365 * _DAY:
+        raise ProtocolError(f"{key} must be a number of seconds")
+    return float(value)

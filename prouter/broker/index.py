@@ -1,0 +1,149 @@
+"""The order of jobs: newest first, by state, agent and name, so that a page of a long list costs no more than the page."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection
+from typing import NamedTuple
+
+from prouter.errors import InvalidRequest
+from prouter.jobs import State
+
+__all__ = ["JobIndex", "Listed"]
+
+_CLOSED = State.CLOSED.value
+Key = tuple[int, str]
+"""Creation time in microseconds, and the job's uid: unique, and in the order of creation."""
+
+
+class Listed(NamedTuple):
+    """What a list can be filtered by."""
+
+    uid: str
+    created: int
+    state: str
+    agent: str
+    name: str
+
+    @property
+    def key(self) -> Key:
+        """Its place in the order."""
+        return self.created, self.uid
+
+
+class JobIndex:
+    """See the module's docstring.
+
+    Removed jobs (state CLOSED) are listed only when their state is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Listed] = {}
+        self._order: dict[tuple[str, ...], list[Key]] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def load(self, jobs: Collection[Listed]) -> None:
+        """Put many jobs at once."""
+        for job in jobs:
+            self._jobs[job.uid] = job
+            key = job.key
+            for group in _groups(job):
+                self._order.setdefault(group, []).append(key)
+        for keys in self._order.values():
+            keys.sort()
+
+    def put(self, job: Listed) -> None:
+        """A new job, or a job that changed."""
+        known = self._jobs.get(job.uid)
+        if known == job:
+            return
+        before = frozenset(_groups(known)) if known is not None and known.created == job.created else frozenset()
+        after = _groups(job)
+        if known is not None:
+            for group in (before - frozenset(after)) if before else _groups(known):
+                self._take(group, known.key)
+        self._jobs[job.uid] = job
+        key = job.key
+        for group in after:
+            if group not in before:
+                insort(self._order.setdefault(group, []), key)
+
+    def remove(self, uid: str) -> None:
+        """The job is forgotten. Idempotent."""
+        job = self._jobs.pop(uid, None)
+        if job is not None:
+            for group in _groups(job):
+                self._take(group, job.key)
+
+    def count_states(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        return {state.value: len(self._order.get(("state", state.value), ())) for state in State}
+
+    def page(
+        self,
+        *,
+        states: Collection[str] = (),
+        agent: str | None = None,
+        name: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[list[str], str | None]:
+        """Uids of jobs, newest first, and the cursor of the next page, None at the end.
+
+        Raises:
+            InvalidRequest: the cursor is none of ours.
+        """
+        keys = self._candidates(states, agent, name)
+        end = len(keys) if cursor is None else bisect_left(keys, _read_cursor(cursor))
+        wanted = frozenset(states)
+        found: list[str] = []
+        last: Key | None = None
+        for position in range(end - 1, -1, -1):
+            job = self._jobs[keys[position][1]]
+            if (
+                (wanted and job.state not in wanted)
+                or (agent is not None and job.agent != agent)
+                or (name is not None and job.name != name)
+            ):
+                continue
+            if len(found) == limit:
+                return found, f"{last[0]}-{last[1]}" if last is not None else None
+            found.append(job.uid)
+            last = job.key
+        return found, None
+
+    def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[Key]:
+        """The shortest list that holds every job that matches."""
+        closed = {state == _CLOSED for state in states} or {False}
+        if len(closed) == 2:
+            return sorted(key for state in set(states) for key in self._order.get(("state", state), ()))
+        part = "closed" if True in closed else "open"
+        groups: list[tuple[str, ...]] = [(part,)]
+        if len(states) == 1:
+            groups.append(("state", next(iter(states))))
+        if agent is not None:
+            groups.append(("agent", part, agent))
+        if name is not None:
+            groups.append(("name", part, name))
+        return min((self._order.get(group, []) for group in groups), key=len)
+
+    def _take(self, group: tuple[str, ...], key: Key) -> None:
+        keys = self._order[group]
+        if len(keys) == 1:
+            del self._order[group]
+        else:
+            del keys[bisect_left(keys, key)]
+
+
+def _groups(job: Listed) -> tuple[tuple[str, ...], ...]:
+    part = "closed" if job.state == _CLOSED else "open"
+    return (part,), ("state", job.state), ("agent", part, job.agent), ("name", part, job.name)
+
+
+def _read_cursor(cursor: str) -> Key:
+    created, dash, uid = cursor.partition("-")
+    if not dash or not created.isascii() or not created.isdigit() or len(created) > 20:
+        raise InvalidRequest("Invalid request: the cursor is not one that this router gave")
+    return int(created), uid

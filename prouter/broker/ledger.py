@@ -1,0 +1,195 @@
+"""The one place where jobs change: table, store, events, waits and workers are told together, and in this order.
+
+Also keeps what is known of connections that jobs belong to, for as long as one of their jobs is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from prouter.broker.env import Env
+from prouter.broker.events import EventLog
+from prouter.broker.hello import SERVER, AgentInfo
+from prouter.broker.info import job_info
+from prouter.broker.links import Link
+from prouter.broker.table import Entry, JobTable
+from prouter.errors import NotFound
+from prouter.fabric.frames import pack_body
+from prouter.jobs import JobRecord
+
+__all__ = ["Ledger", "PeerInfo"]
+
+log = logging.getLogger("prouter.broker")
+
+_EVENTS = 4096
+
+
+class PeerInfo(NamedTuple):
+    """What is remembered of a connection."""
+
+    mode: str
+    info: AgentInfo
+
+
+class Ledger:
+    """See the module's docstring.
+
+    Args:
+        tell: sends an event to every worker.
+        ended: called with every job that ended or was removed.
+        unneeded: called with the connection uid when the last job of a connection is removed.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        *,
+        tell: Callable[[str, dict[str, Any]], None],
+        ended: Callable[[Entry], None],
+        unneeded: Callable[[str], None],
+        last_event: int = 0,
+    ) -> None:
+        self.table = JobTable()
+        self.events = EventLog(_EVENTS, last_event, env.wall())
+        self.peers: dict[str, PeerInfo] = {}
+        self._gone: set[str] = set()
+        self._env = env
+        self._tell = tell
+        self._ended = ended
+        self._unneeded = unneeded
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def find(self, connection: str, job: str) -> Entry:
+        """The job, removed ones included; an empty `connection` matches any.
+
+        Raises:
+            NotFound: no such connection, or no such job on it.
+        """
+        entry = self.table.get(job)
+        if connection and connection not in self.peers:
+            raise NotFound(f"connection '{connection}' is not found")
+        if entry is None or (connection and entry.record.connection != connection):
+            raise NotFound(f"job '{job}' is not found", job=job)
+        return entry
+
+    def existing(self, connection: str, job: str) -> Entry:
+        """The job, unless it was removed.
+
+        Raises:
+            NotFound: no such connection or job, or it was removed.
+        """
+        entry = self.find(connection, job)
+        if entry.removed:
+            raise NotFound(f"job '{job}' is not found: it was removed", job=job, state="CLOSED")
+        return entry
+
+    def info(self, entry: Entry, record: JobRecord | None = None) -> dict[str, Any]:
+        """The job as clients see it; `record` is shown instead of its own."""
+        shown = record if record is not None else entry.record
+        peer = self.peers.get(shown.connection)
+        return job_info(
+            shown,
+            agent=peer.info if peer is not None else None,
+            agent_uid=entry.agent,
+            mode=peer.mode if peer is not None else SERVER,
+            router=self._env.settings.auth,
+            confirmed=entry.confirmed,
+        )
+
+    def restore(self, connection: str, peer: PeerInfo, *, gone: bool) -> None:
+        """What a broker before knew of a connection."""
+        self.peers[connection] = peer
+        if gone:
+            self._gone.add(connection)
+            self._forget_connection(connection)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def meet(self, link: Link, address: tuple[str, str] | None = None) -> None:
+        """Remember a link, so that it is known after a restart and as long as its jobs are."""
+        peer = PeerInfo(link.mode, link.info)
+        known = self.peers.get(link.connection) if link.connection not in self._gone else None
+        self._gone.discard(link.connection)
+        self.peers[link.connection] = peer
+        if known != peer or address is not None:
+            body = {"mode": link.mode, "info": link.info.to_wire(), "since": link.since, "address": address}
+            self._env.store.submit(
+                "INSERT OR REPLACE INTO connections (uid, gone, body) VALUES (?, 0, ?)",
+                link.connection,
+                pack_body(body),
+            )
+
+    def part(self, link: Link) -> None:
+        """A link is gone: remember it only for its jobs' sake."""
+        self._gone.add(link.connection)
+        self._env.store.submit("UPDATE connections SET gone = 1 WHERE uid = ?", link.connection)
+        self._forget_connection(link.connection)
+
+    def apply(self, record: JobRecord, agent: str) -> Entry | None:
+        """What an agent says of a job; the job if anything changed."""
+        entry = self.table.apply(record, agent, self._env.wall())
+        if entry is not None:
+            self._changed(entry, "job")
+        return entry
+
+    def lose(self, connection: str, uids: set[str], reason: str) -> None:
+        """The agent of these jobs is gone, and they with it."""
+        for uid in sorted(uids):
+            entry = self.table.get(uid)
+            if entry is not None and not entry.ended:
+                self.table.lose(entry, reason, self._env.wall())
+                log.warning("event=job_lost job=%s link=%s reason=%r", uid, connection, reason)
+                self._changed(entry, "job")
+
+    def close(self, entry: Entry, before: JobRecord, removal: str) -> None:
+        """The job was removed; `before` is what it was until then."""
+        self.table.close(entry, before, removal, self._env.wall())
+        self._changed(entry, "job.removed")
+        if not self.table.kept(before.connection):
+            self._unneeded(before.connection)
+
+    def forget(self, entry: Entry) -> None:
+        """The history has no room for the job."""
+        connection = entry.last_record.connection
+        self.table.forget(entry)
+        self._env.store.submit("DELETE FROM jobs WHERE uid = ?", entry.uid)
+        if not self.table.kept(connection):
+            self._unneeded(connection)
+        self._forget_connection(connection)
+
+    def agent_changed(self, link: Link, change: str) -> None:
+        """News of an agent for whoever follows events."""
+        told = self.events.append(
+            "agent", {"connection": link.connection, "agent": link.agent, "change": change}, self._env.wall()
+        )
+        self._tell("agent", told)
+
+    def _forget_connection(self, connection: str) -> None:
+        if connection in self._gone and not self.table.remembered(connection):
+            self._gone.discard(connection)
+            self.peers.pop(connection, None)
+            self._env.store.submit("DELETE FROM connections WHERE uid = ?", connection)
+
+    def _changed(self, entry: Entry, name: str) -> None:
+        record = entry.record
+        self._save(entry, record)
+        told = self.events.append(name, {"record": record.to_wire()}, self._env.wall())
+        self._tell(name, told)
+        if entry.ended:
+            self._ended(entry)
+
+    def _save(self, entry: Entry, record: JobRecord) -> None:
+        self._env.store.submit(
+            "INSERT OR REPLACE INTO jobs (uid, agent, removed, removal, ended_at, event, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            entry.uid,
+            entry.agent,
+            int(entry.removed),
+            entry.removal,
+            entry.ended_at,
+            self.events.last + 1,
+            entry.packed,
+        )

@@ -1,0 +1,151 @@
+"""ZeroMQ sockets of the broker: their options, and the pump that moves messages between them.
+
+High-water marks are off: the streams' windows bound what is in flight, and a send never blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import zmq
+
+from prouter.broker.switch import Path, Switch
+from prouter.fabric.frames import encode
+
+__all__ = ["Port", "bind_endpoint"]
+
+MAX_PART = 16 * 1024 * 1024
+"""Largest part of a message that is taken from an agent, bytes."""
+_HANDSHAKE = 5000
+"""Milliseconds a connection has to show that it speaks ZeroMQ."""
+_BACKLOG = 4096
+_DRAIN = 256
+"""Messages moved before other sockets get their turn."""
+_FRAMES = 4096
+"""Most control frames in one message."""
+
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.SNDMORE) | _NOBLOCK
+_RCVMORE = zmq.RCVMORE
+
+
+class Port:
+    """One socket: a ROUTER with many peers, or a DEALER with one.
+
+    Attributes:
+        paths: accepted peers by routing id; a DEALER's only peer is under the empty one.
+        monitor: tells of connections that were closed, None when nobody asks.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, *, watched: bool) -> None:
+        self.socket = socket = context.socket(kind)
+        self.router = kind == zmq.ROUTER
+        self.paths: dict[bytes, Path] = {}
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        if self.router:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) if watched else None
+
+    def close(self, linger: int = 0) -> None:
+        """Close; what is queued has `linger` milliseconds to leave in the background."""
+        if self.monitor is not None:
+            self.socket.disable_monitor()
+            self.monitor.close(0)
+        self.socket.close(linger)
+
+    def pump(
+        self,
+        switch: Switch,
+        now: float,
+        control: Callable[[Port, bytes, Path | None, list[zmq.Frame], float], None],
+        unreachable: Callable[[Path, float], None],
+    ) -> None:
+        """Move what has arrived, at most `_DRAIN` messages: routed ones to where they go, others to `control`."""
+        recv, get, paths, router = self.socket.recv, self.socket.get, self.paths, self.router
+        path = paths.get(b"")
+        rid = b""
+        for _ in range(_DRAIN):
+            try:
+                route = recv(_NOBLOCK)
+            except zmq.Again:
+                return
+            if router:
+                rid = route
+                path = paths.get(rid)
+                if not get(_RCVMORE):
+                    control(self, rid, path, [], now)
+                    continue
+                route = recv(_NOBLOCK)
+            if not get(_RCVMORE):
+                control(self, rid, path, [], now)
+                continue
+            part: zmq.Frame = recv(_NOBLOCK, False)
+            if not route:
+                control(self, rid, path, self._rest(part), now)
+                continue
+            target = path.routes.get(route) if path is not None else None
+            if target is None or path is None:
+                self._rest(part)
+                switch.dropped += 1
+                continue
+            path.heard = now
+            send = target.carrier.socket.send
+            try:
+                if target.rid:
+                    send(target.rid, _SNDMORE)
+                send(path.source, _SNDMORE)
+                while part.more:
+                    send(part, _SNDMORE, False)
+                    part = recv(_NOBLOCK, False)
+                send(part, _NOBLOCK, False)
+                switch.routed += 1
+            except zmq.ZMQError as error:
+                self._rest(part)
+                switch.dropped += 1
+                _check(error)
+                unreachable(target, now)
+
+    def send(self, path: Path) -> bool:
+        """Send what is pending on `path`; False when its peer is not reachable."""
+        frames, path.pending = path.pending, []
+        head = [path.rid, b""] if self.router else [b""]
+        try:
+            for start in range(0, len(frames), _FRAMES):
+                self.socket.send_multipart([*head, *encode(frames[start : start + _FRAMES])], _NOBLOCK)
+        except zmq.ZMQError as error:
+            _check(error)
+            return False
+        return True
+
+    def closed_connections(self) -> list[int]:
+        """Descriptors of the connections that were closed since the last time."""
+        found = []
+        while self.monitor is not None and int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            event = self.monitor.recv_multipart(_NOBLOCK)
+            found.append(int.from_bytes(event[0][2:6], "little"))
+        return found
+
+    def _rest(self, part: zmq.Frame) -> list[zmq.Frame]:
+        """This part and the others of its message."""
+        parts = [part]
+        while part.more:
+            part = self.socket.recv(_NOBLOCK, False)
+            parts.append(part)
+        return parts
+
+
+def bind_endpoint(interface: str, port: int) -> str:
+    """The ZeroMQ endpoint to bind for an interface; brackets for IPv6."""
+    host = f"[{interface}]" if ":" in interface else interface
+    return f"tcp://{host}:{port if port else '*'}"
+
+
+def _check(error: zmq.ZMQError) -> None:
+    """Only a peer that is gone or cannot take more is expected."""
+    if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+        raise error

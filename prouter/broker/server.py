@@ -1,0 +1,361 @@
+"""The broker's process: the only place with sockets, clocks and other processes. One loop, nothing in it blocks."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import platform
+import resource
+import signal
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path as FilePath
+
+import zmq
+
+from prouter.broker.core import Broker
+from prouter.broker.env import Env
+from prouter.broker.lag import Lag
+from prouter.broker.ports import Port, bind_endpoint
+from prouter.broker.settings import Settings
+from prouter.broker.store import Store, open_store
+from prouter.broker.switch import Path
+from prouter.config import ConfigError, RouterConfig
+from prouter.directories import Lock, broker_endpoint
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import decode
+
+__all__ = ["run"]
+
+log = logging.getLogger("prouter.broker")
+
+_PENDING_FDS = 4096
+_LINGER = 500
+"""Milliseconds that last words have to leave."""
+
+
+def run(config: RouterConfig, *, bind_port: int | None = None, ready: Callable[[str], None]) -> int:
+    """Run the broker until SIGTERM, SIGINT or a worker's ``shutdown`` call; the process's exit status.
+
+    Args:
+        config: with its directories filled in (`prouter.directories.locate_router`).
+        bind_port: port for agents, whatever ``server.port`` says: a restarted broker takes the one it had.
+        ready: called with ``tcp://HOST:PORT`` once agents can link, with an empty text when they are not let in.
+
+    Raises:
+        ConfigError: another broker runs in the same directories, or the endpoint for agents cannot be bound.
+    """
+    state, run_dir = FilePath(config.state.dir or "."), FilePath(config.state.run_dir or ".")
+    try:
+        lock = Lock(run_dir / "broker.lock")
+    except BlockingIOError:
+        raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
+    try:
+        _raise_descriptor_limit()
+        server = _Server(config, state, bind_port)
+        try:
+            ready(server.endpoint)
+            server.loop()
+        finally:
+            server.close()
+    finally:
+        lock.release()
+    return 0
+
+
+class _Server:
+    """Sockets, clocks and processes round a `Broker`; it is the broker's `Shell`."""
+
+    def __init__(self, config: RouterConfig, state: FilePath, bind_port: int | None) -> None:
+        self._config = config
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._ready: dict[object, Callable[[float], None]] = {}
+        self._fds: dict[int, Path] = {}
+        self._strangers: OrderedDict[bytes, int] = OrderedDict()
+        self._closing: list[Port] = []
+        self._ports: list[Port] = []
+        self._stop = False
+        self._lag = Lag()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        saved = open_store(state / "router.sqlite")
+        self._store = Store(state / "router.sqlite", self._wake)
+        self._env = Env(
+            settings=_settings(config, state),
+            shell=self,
+            store=self._store,
+            wall=time.time,
+            new_uid=lambda: uuid.uuid4().hex,
+            incarnation=uuid.uuid4().hex,
+        )
+        self._broker = Broker(self._env, saved, time.monotonic())
+        self._broker.extra_stats = self._stats
+        self._watch_signals()
+        self._register(self._wake_read, self._woken)
+        self._workers = self._open(zmq.ROUTER, watched=False)
+        self._workers.socket.bind(broker_endpoint(config))
+        self._agents = self._open(zmq.ROUTER, watched=True)
+        self.endpoint = self._bind(bind_port) if config.server.enabled else ""
+        gc.collect()
+        gc.freeze()
+        log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Receive, then what is due, then send; until told to stop."""
+        broker, timers = self._broker, self._env.timers
+        self._flush(time.monotonic())
+        while not (self._stop or broker.stopping):
+            deadline = timers.deadline()
+            timeout = None if deadline is None else max(0, ceil((deadline - time.monotonic()) * 1000))
+            ready = self._poller.poll(timeout)
+            now = time.monotonic()
+            for source, _events in ready:
+                handle = self._ready.get(source)
+                if handle is not None:
+                    handle(now)
+            now = self._lag.turned(now, time.monotonic())
+            broker.turn(now)
+            self._flush(now)
+
+    def close(self) -> None:
+        """Say goodbye, and leave nothing behind."""
+        self._broker.farewell("restart")
+        self._flush(time.monotonic())
+        for port in self._ports:
+            port.close(_LINGER)
+        self._context.term()
+        self._store.close()
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        log.info("event=broker_stopped router=%s", self._env.settings.uid)
+
+    # -- what arrives -----------------------------------------------------------------------------------------------
+
+    def _control(self, port: Port, rid: bytes, path: Path | None, parts: list[zmq.Frame], now: float) -> None:
+        """A message to the broker itself; its answers leave before anything else is moved, so that order is kept."""
+        try:
+            if path is None:
+                self._stranger(port, rid, parts, now)
+            else:
+                self._broker.receive(path, decode([part.bytes for part in parts]), now)
+        except ProtocolError as error:
+            self._broker.malformed(path, error)
+        except Exception:
+            log.exception("event=message_failed peer=%.64r", rid)
+            self._env.counts["failed_messages"] += 1
+        self._flush(now)
+
+    def _stranger(self, port: Port, rid: bytes, parts: list[zmq.Frame], now: float) -> None:
+        if sum(len(part) for part in parts) > self._env.settings.bounds.hello_bytes:
+            raise ProtocolError("the introduction is too long")
+        frames = decode([part.bytes for part in parts])
+        if not frames:
+            raise ProtocolError("an empty message")
+        if port is self._workers:
+            self._broker.worker_stranger(port, rid, frames, now)
+            return
+        self._strangers[rid] = int(parts[0].get(zmq.SRCFD))
+        if len(self._strangers) > _PENDING_FDS:
+            self._strangers.popitem(last=False)
+        self._broker.agent_stranger(port, rid, frames, now)
+
+    def _unreachable(self, path: Path, now: float) -> None:
+        self._broker.disconnected(path, now)
+        self._flush(now)
+
+    def _closed_connections(self, port: Port, now: float) -> None:
+        """Connections of agents that were closed: who used them is gone, or dials again."""
+        for fd in port.closed_connections():
+            path = self._fds.pop(fd, None) if port.router else port.paths.get(b"")
+            if path is not None and path.carrier is port:
+                self._broker.disconnected(path, now)
+        self._flush(now)
+
+    def _woken(self, now: float) -> None:
+        """The store has committed something, or a signal arrived."""
+        try:
+            while len(os.read(self._wake_read, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            log.debug("event=woken_for_nothing")
+        self._env.now = now
+        for done in self._store.take_done():
+            done(now)
+        self._flush(now)
+
+    def _worker_ended(self, pidfd: int, uid: str, now: float) -> None:
+        self._unregister(pidfd)
+        os.close(pidfd)
+        self._broker.worker_died(uid, now)
+        self._flush(now)
+
+    # -- what leaves ------------------------------------------------------------------------------------------------
+
+    def _flush(self, now: float) -> None:
+        outbox = self._env.outbox
+        while outbox:
+            for path in outbox.take():
+                port: Port = path.carrier
+                if not port.send(path):
+                    self._broker.disconnected(path, now)
+        closing, self._closing = self._closing, []
+        for port in closing:
+            self._shut(port)
+
+    # -- Shell --------------------------------------------------------------------------------------------------------
+
+    def accept(self, path: Path) -> None:
+        """Messages of this routing id are this path's."""
+        port: Port = path.carrier
+        fd = self._strangers.pop(path.rid, None) if port is self._agents else None
+        port.paths[path.rid] = path
+        if fd is not None:
+            self._fds[fd] = path
+
+    def dial(self, path: Path, address: str) -> None:
+        """A socket of its own, connected to an agent that listens."""
+        path.carrier = port = self._open(zmq.DEALER, watched=True)
+        port.paths[b""] = path
+        host, _, number = address.rpartition(":")
+        port.socket.setsockopt(zmq.IPV6, int(":" in host))
+        try:
+            port.socket.connect(f"tcp://{host}:{number}")
+        except zmq.ZMQError as error:
+            log.warning("event=dial_failed address=%s error=%r", address, str(error))
+
+    def forget(self, path: Path) -> None:
+        """The path is not used any more."""
+        port: Port = path.carrier
+        if port.paths.get(path.rid) is path:
+            del port.paths[path.rid]
+        if not port.router:
+            self._closing.append(port)
+
+    def watch(self, pid: int, worker: str) -> None:
+        """Notice at once when a worker's process ends. Where that is not possible its silence has to do."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError) as error:
+            log.info("event=worker_not_watched worker=%s pid=%d error=%r", worker, pid, str(error))
+            return
+        self._register(pidfd, lambda now: self._worker_ended(pidfd, worker, now))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _open(self, kind: int, *, watched: bool) -> Port:
+        port = Port(self._context, kind, watched=watched)
+        self._ports.append(port)
+        switch, control, unreachable = self._env.switch, self._control, self._unreachable
+        self._register(port.socket, lambda now: port.pump(switch, now, control, unreachable))
+        if port.monitor is not None:
+            self._register(port.monitor, lambda now: self._closed_connections(port, now))
+        return port
+
+    def _shut(self, port: Port) -> None:
+        self._unregister(port.socket)
+        if port.monitor is not None:
+            self._unregister(port.monitor)
+        if port in self._ports:
+            self._ports.remove(port)
+        port.close(_LINGER)
+
+    def _bind(self, bind_port: int | None) -> str:
+        server = self._config.server
+        wanted = bind_port if bind_port is not None else server.port
+        self._agents.socket.setsockopt(zmq.IPV6, int(":" in server.interface))
+        try:
+            self._agents.socket.bind(bind_endpoint(server.interface, wanted))
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
+            ) from error
+        return self._agents.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _register(self, source: object, handle: Callable[[float], None]) -> None:
+        self._ready[source] = handle
+        self._poller.register(source, zmq.POLLIN)
+
+    def _unregister(self, source: object) -> None:
+        if self._ready.pop(source, None) is not None:
+            self._poller.unregister(source)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            return
+
+    def _watch_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._stop = True
+
+    def _stats(self) -> dict[str, float]:
+        with open("/proc/self/statm", "rb") as statm:
+            resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "rss_bytes": resident,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "loop.lag_max_seconds": self._lag.longest,
+            "loop.lag_avg_seconds": self._lag.average,
+            "loop.turns": self._lag.turns,
+            "store.backlog": self._store.backlog,
+            "store.failures": self._store.failures,
+            "store.written": self._store.written,
+        }
+
+
+def _settings(config: RouterConfig, state: FilePath) -> Settings:
+    host = platform.uname()
+    return Settings(
+        uid=config.identity.uid or _own_uid(state),
+        name=config.identity.name or "",
+        platform={
+            "system": host.system,
+            "node": host.node,
+            "release": host.release,
+            "version": host.version,
+            "machine": host.machine,
+            "processor": host.processor,
+        },
+        tokens=config.server.accept_tokens,
+        heartbeat=config.server.heartbeat,
+        hold=config.control.hold,
+        resume_timeout=config.fabric.resume_timeout,
+        polling_delay=config.client.polling_delay,
+        history=config.jobs.history,
+        history_age=config.jobs.history_age,
+    )
+
+
+def _own_uid(state: FilePath) -> str:
+    """The uid of a router that was given none: made once per state directory."""
+    path = state / "router.uid"
+    if path.exists():
+        known = path.read_text(encoding="utf-8").strip()
+        if known:
+            return known
+    made = uuid.uuid4().hex
+    temporary = path.with_suffix(".new")
+    temporary.write_text(made + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return made
+
+
+def _raise_descriptor_limit() -> None:
+    """As many connections as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

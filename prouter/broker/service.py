@@ -1,0 +1,312 @@
+"""What workers may ask of the broker: one method per call; answers may come later, from an agent, a timer or the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from prouter.broker.creation import Creations
+from prouter.broker.directory import Directory
+from prouter.broker.env import Done, Env
+from prouter.broker.forward import Forwarder
+from prouter.broker.ledger import Ledger
+from prouter.broker.links import Link, Links
+from prouter.broker.table import Entry
+from prouter.broker.waits import Waits
+from prouter.broker.workers import Worker
+from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
+from prouter.fabric.calls import Request
+from prouter.jobs import JobRecord, State
+
+__all__ = ["Service"]
+
+log = logging.getLogger("prouter.broker")
+
+_USAGE_LIMIT = 2.0
+"""Seconds an agent has to tell a job's use of CPU and memory before the table's figures are shown."""
+_PAGE = 1000
+"""Most jobs or events in one answer."""
+_READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats"})
+"""Calls that change nothing: a repeat is carried out again rather than remembered."""
+
+
+class Service:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        env: Env,
+        links: Links,
+        forwarder: Forwarder,
+        ledger: Ledger,
+        creations: Creations,
+        waits: Waits,
+        directory: Directory,
+        *,
+        stats: Callable[[float], dict[str, float]],
+        stop: Callable[[], None],
+    ) -> None:
+        self._env = env
+        self._links = links
+        self._forwarder = forwarder
+        self._ledger = ledger
+        self._creations = creations
+        self._waits = waits
+        self._directory = directory
+        self._stats = stats
+        self._stop = stop
+        self.running = 0
+        """Calls being carried out."""
+        self._handlers: dict[str, Callable[[dict[str, Any], Done, float], None]] = {
+            "info": self._info,
+            "jobs.create": creations.create,
+            "jobs.start": self._start,
+            "jobs.info": self._job_info,
+            "jobs.signal": partial(self._change, "job.signal", ("signal",)),
+            "jobs.stop": partial(self._change, "job.stop", ("grace",)),
+            "jobs.list": self._list,
+            "jobs.route": self._route,
+            "agents.drain": self._drain,
+            "events": self._events,
+            "stats": self._metrics,
+            "shutdown": self._shutdown,
+        }
+
+    def call(self, worker: Worker, request: Request, now: float) -> None:
+        """Carry out a worker's call."""
+        done = partial(self._reply, worker, request)
+        self.running += 1
+        try:
+            if self.running > self._env.settings.bounds.calls and request.op not in _READS:
+                raise Overloaded("too many requests are being carried out", retry_after=1)
+            if request.op == "jobs.wait":
+                self._wait(worker, request, done, now)
+            elif request.op == "jobs.remove":
+                self._remove(request, done, now)
+            elif request.op == "connections":
+                self._connections(worker, request, now)
+            elif request.op in self._handlers:
+                self._handlers[request.op](request.args, done, now)
+            else:
+                raise PRouterError(f"the broker does not know the call '{request.op}'", code="unknown_call")
+        except PRouterError as error:
+            done({}, error, now)
+
+    def failed(self, worker: Worker, request: Request, error: PRouterError, now: float) -> None:
+        """A call broke off: answer it all the same."""
+        self._reply(worker, request, {}, error, now)
+
+    def cancel_wait(self, worker: Worker, call_id: str) -> None:
+        """The client of a wait is gone."""
+        if self._waits.cancel(worker.uid, call_id):
+            self.running -= 1
+            worker.responder.forget(call_id)
+
+    def worker_gone(self, worker: Worker) -> None:
+        """Nobody is left to answer."""
+        self.running -= self._waits.worker_gone(worker.uid)
+
+    def _reply(
+        self, worker: Worker, request: Request, value: dict[str, Any], error: PRouterError | None, now: float
+    ) -> None:
+        self.running -= 1
+        frame = worker.responder.reply(request.call_id, value, error, keep=request.op not in _READS)
+        if worker.path is not None:
+            self._env.outbox.say(worker.path, frame)
+
+    # -- the router ---------------------------------------------------------------------------------------------
+
+    def _info(self, args: dict[str, Any], done: Done, now: float) -> None:
+        done({"auth": self._env.settings.auth, "platform": self._env.settings.platform}, None, now)
+
+    def _connections(self, worker: Worker, request: Request, now: float) -> None:
+        """All links; nothing but the etag when the caller has that version already."""
+        self.running -= 1
+        packed = self._directory.connections(request.args.get("etag"), now)
+        frame = worker.responder.reply_packed(request.call_id, packed)
+        if worker.path is not None:
+            self._env.outbox.say(worker.path, frame)
+
+    def _metrics(self, args: dict[str, Any], done: Done, now: float) -> None:
+        done({"metrics": self._stats(now)}, None, now)
+
+    def _shutdown(self, args: dict[str, Any], done: Done, now: float) -> None:
+        done({}, None, now)
+        self._stop()
+
+    def _events(self, args: dict[str, Any], done: Done, now: float) -> None:
+        after = args.get("after")
+        if after is not None and not isinstance(after, int):
+            raise InvalidRequest("Invalid request: after must be an event id")
+        events = self._ledger.events
+        found = events.after(after, _limit(args))
+        done({"events": found, "first": events.first, "last": events.last}, None, now)
+
+    def _drain(self, args: dict[str, Any], done: Done, now: float) -> None:
+        connection = str(args.get("connection"))
+        link = self._links.get(connection)
+        if link is None:
+            raise NotFound(f"connection '{connection}' is not found")
+        on = bool(args.get("on"))
+
+        def drained(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            if error is None:
+                self._directory.drained(link, on)
+            done({}, error, now)
+
+        self._forwarder.call(link, "drain", {"on": on}, drained, now)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def _start(self, args: dict[str, Any], done: Done, now: float) -> None:
+        entry, link = self._reachable(args)
+        if link is None:
+            raise _gone(entry)
+        body = {"uid": entry.uid, "request": args.get("request") or {}, "request_id": str(args.get("key"))}
+        self._forwarder.call(link, "job.start", body, partial(self._told, entry, done), now)
+
+    def _change(self, op: str, fields: tuple[str, ...], args: dict[str, Any], done: Done, now: float) -> None:
+        """A call that is passed on as it is and answered with the job's record."""
+        entry, link = self._reachable(args)
+        if link is None:
+            raise _gone(entry)
+        body = {"uid": entry.uid, **{name: args.get(name) for name in fields}}
+        self._forwarder.call(link, op, body, partial(self._told, entry, done), now)
+
+    def _told(self, entry: Entry, done: Done, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        """The agent's answer, its record taken as news."""
+        if error is None and "record" in value:
+            try:
+                record = _record(value, entry)
+            except ProtocolError as problem:
+                done({}, problem, now)
+                return
+            self._ledger.apply(record, entry.agent)
+        done({"job": self._ledger.info(entry)} if error is None else {}, error, now)
+
+    def _remove(self, request: Request, done: Done, now: float) -> None:
+        args = request.args
+        entry = self._ledger.find(str(args.get("connection") or ""), str(args.get("job")))
+        if entry.removed:
+            if entry.removal != request.call_id:
+                raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
+            done({"job": self._ledger.info(entry, entry.last_record)}, None, now)
+            return
+        link = self._links.get(entry.record.connection)
+        if link is None:
+            self._removed(entry, request.call_id, done, {}, None, now)
+            return
+        removed = partial(self._removed, entry, request.call_id, done)
+        self._forwarder.call(link, "job.remove", {"uid": entry.uid}, removed, now)
+
+    def _removed(
+        self,
+        entry: Entry,
+        call_id: str,
+        done: Done,
+        value: dict[str, Any],
+        error: PRouterError | None,
+        now: float,
+    ) -> None:
+        if error is not None and not isinstance(error, NotFound) and error.code != "agent_lost":
+            done({}, error, now)
+            return
+        before = entry.last_record
+        if "record" in value:
+            try:
+                before = _record(value, entry)
+            except ProtocolError as problem:
+                done({}, problem, now)
+                return
+        if not entry.removed:
+            self._ledger.close(entry, before, call_id)
+        done({"job": self._ledger.info(entry, before)}, None, now)
+
+    def _wait(self, worker: Worker, request: Request, done: Done, now: float) -> None:
+        args = request.args
+        entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        timeout = args.get("timeout")
+        if timeout is not None and not isinstance(timeout, (int, float)):
+            raise InvalidRequest("Invalid request: timeout must be a number of seconds")
+
+        def answer(ended: bool) -> None:
+            shown = entry.last_record if ended and entry.removed else None
+            done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
+
+        if entry.ended or entry.record.state is State.NEW:
+            answer(True)
+        else:
+            self._waits.park(worker.uid, request.call_id, entry.uid, timeout, answer, now)
+
+    def _job_info(self, args: dict[str, Any], done: Done, now: float) -> None:
+        entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        link = self._links.get(entry.record.connection)
+        if not args.get("usage") or entry.ended or link is None or not link.up:
+            done({"job": self._ledger.info(entry)}, None, now)
+            return
+
+        def used(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            record = None
+            if error is None:
+                try:
+                    record = _record(value, entry)
+                except ProtocolError as problem:
+                    log.warning("event=usage_failed job=%s error=%r", entry.uid, problem.detail)
+            done({"job": self._ledger.info(entry, record)}, None, now)
+
+        self._forwarder.call(link, "job.usage", {"uid": entry.uid}, used, now, limit=_USAGE_LIMIT)
+
+    def _route(self, args: dict[str, Any], done: Done, now: float) -> None:
+        entry = self._ledger.find(str(args.get("connection") or ""), str(args.get("job")))
+        record = entry.record
+        link = self._links.get(record.connection)
+        done({"record": record.to_wire(), "up": link is not None and link.up}, None, now)
+
+    def _list(self, args: dict[str, Any], done: Done, now: float) -> None:
+        states = args.get("state") or []
+        uids, cursor = self._ledger.table.index.page(
+            states=[states] if isinstance(states, str) else [str(state) for state in states],
+            agent=args.get("agent"),
+            name=args.get("name"),
+            limit=_limit(args),
+            cursor=args.get("cursor"),
+        )
+        entries = [self._ledger.table.get(uid) for uid in uids]
+        done({"jobs": [self._ledger.info(entry) for entry in entries if entry is not None], "next": cursor}, None, now)
+
+    def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link | None]:
+        """A job that exists, and the link to its agent, None when that is gone for good."""
+        entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        return entry, self._links.get(entry.record.connection)
+
+
+def _limit(args: dict[str, Any]) -> int:
+    limit = args.get("limit")
+    if limit is None:
+        return 100
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise InvalidRequest("Invalid request: limit must be a number from 1 on")
+    return min(limit, _PAGE)
+
+
+def _record(value: dict[str, Any], entry: Entry) -> JobRecord:
+    """The record an agent answered with.
+
+    Raises:
+        ProtocolError: it is no record of this job.
+    """
+    try:
+        record = JobRecord.from_wire(value["record"])
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ProtocolError(f"the agent answered with a malformed record: {problem}") from problem
+    if record.uid != entry.uid or record.connection != entry.last_record.connection:
+        raise ProtocolError("the agent answered for another job")
+    return record
+
+
+def _gone(entry: Entry) -> PRouterError:
+    return AgentUnavailable(
+        f"the agent of job '{entry.uid}' is gone", job=entry.uid, state=entry.record.state.value, code="agent_lost"
+    )

@@ -1,0 +1,75 @@
+"""What the broker's state machines need to know of the configuration, and the bounds they keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Bounds", "Settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits that keep an overload short and cheap; what is over them is answered with a fast 503.
+
+    Attributes:
+        waits: parked waits, all workers together.
+        calls: worker calls being carried out.
+        link_calls: calls to one agent without an answer.
+        dials: agents being dialled.
+        hellos: introductions looked at per second.
+        messages: control messages per second from one peer.
+        hello_bytes: size of an introduction.
+    """
+
+    waits: int = 50_000
+    calls: int = 20_000
+    link_calls: int = 4_096
+    dials: int = 256
+    hellos: int = 4_000
+    messages: int = 20_000
+    hello_bytes: int = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Values of the router's configuration; durations in seconds.
+
+    Attributes:
+        platform: this host, as `/info` shows it.
+        tokens: what agents may present; with none, anything goes.
+        heartbeat: of agent links.
+        worker_heartbeat: of workers.
+        hold: how long a call waits for an agent that is away.
+        resume_timeout: how long a call in flight waits for its agent to come back.
+        polling_delay: how long a dialled agent without jobs is kept linked.
+        history: how many ended jobs are kept.
+        history_age: how long ended jobs are kept, 0 for ever.
+        dial_timeout: how long a create waits for the agent it dials.
+        takeover_patience: how long an agent may take to prove that it is alive when another claims its uid.
+        return_patience: how long an agent whose connection was closed may take to come back before it counts as dead, on
+            top of the time it says its jobs outlive it.
+        workers_return: after the start, how long workers of the broker before may take to come back.
+    """
+
+    uid: str
+    name: str
+    platform: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
+    heartbeat: float = 2.0
+    worker_heartbeat: float = 1.0
+    hold: float = 10.0
+    resume_timeout: float = 30.0
+    polling_delay: float = 10.0
+    history: int = 100_000
+    history_age: float = 0.0
+    dial_timeout: float = 10.0
+    takeover_patience: float = 1.0
+    return_patience: float = 5.0
+    workers_return: float = 3.0
+    bounds: Bounds = field(default_factory=Bounds)
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """The router as others see it."""
+        return {"uid": self.uid, "name": self.name}
