@@ -11,6 +11,7 @@ import _socket
 import errno
 import gc
 import logging
+import os
 import time
 from functools import partial
 from typing import Any
@@ -48,7 +49,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi, self.cfg).start)
         loop = get_hub().loop
         watchers = []
-        for listener in self.sockets:
+        for inherited in self.sockets:
+            listener = _socket.socket(fileno=os.dup(inherited.fileno()))
             listener.setblocking(False)
             watcher = loop.io(listener.fileno(), 1)
             watcher.start(partial(self._accept, listener, watcher))
@@ -65,7 +67,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
     def _accept(self, listener: Any, watcher: Any) -> None:
         """Take one connection; the others in the queue are left for other workers."""
         try:
-            fd, address = _socket.socket._accept(listener)  # type: ignore[attr-defined]
+            fd, address = listener._accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.error("event=accept_failed error=%r", error)
