@@ -47,6 +47,7 @@ class Broker:
         stopping: whether the broker was asked to end.
         draining: whether the router winds down.
         extra_stats: figures of the shell, for `stats`.
+        on_shutdown: does what a ``shutdown`` call asks for; ends the broker itself unless somebody else drains the router.
     """
 
     def __init__(self, env: Env, saved: Saved, now: float) -> None:
@@ -54,6 +55,7 @@ class Broker:
         self.stopping = False
         self.draining = False
         self.extra_stats: Callable[[], dict[str, float]] = dict
+        self.on_shutdown: Callable[[], None] = self._stop
         self._started = env.now = now
         self.heartbeats = Heartbeats(env)
         self.waits = Waits(env)
@@ -78,7 +80,7 @@ class Broker:
             self.waits,
             self.directory,
             stats=self.stats,
-            stop=self._stop,
+            stop=self._shutdown,
         )
         restore(saved, self.ledger, self.links, self.dials, self.creations, now)
         self.history.start(now)
@@ -325,7 +327,15 @@ class Broker:
     def _jobs_of(self, connection: str) -> int:
         return len(self.ledger.table.kept(connection)) + self.creations.reserved(connection)
 
+    def drain(self) -> None:
+        """The router winds down: workers say so to whoever asks whether they are ready."""
+        if not self.draining:
+            self.draining = True
+            self._tell_workers("draining", {})
+
+    def _shutdown(self) -> None:
+        self.drain()
+        self.on_shutdown()
+
     def _stop(self) -> None:
-        self.draining = True
-        self._tell_workers("draining", {})
         self.stopping = True

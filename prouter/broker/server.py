@@ -38,13 +38,20 @@ _LINGER = 500
 """Milliseconds that last words have to leave."""
 
 
-def run(config: RouterConfig, *, bind_port: int | None = None, ready: Callable[[str], None]) -> int:
-    """Run the broker until SIGTERM, SIGINT or a worker's ``shutdown`` call; the process's exit status.
+def run(
+    config: RouterConfig,
+    *,
+    bind_port: int | None = None,
+    ready: Callable[[str], None],
+    on_shutdown: Callable[[], None] | None = None,
+) -> int:
+    """Run the broker until SIGTERM, SIGINT or a worker's ``shutdown`` call; the process's exit status. SIGUSR1 drains.
 
     Args:
         config: with its directories filled in (`prouter.directories.locate_router`).
         bind_port: port for agents, whatever ``server.port`` says: a restarted broker takes the one it had.
         ready: called with ``tcp://HOST:PORT`` once agents can link, with an empty text when they are not let in.
+        on_shutdown: called for a ``shutdown`` call instead of ending; who runs this broker drains the router and ends it.
 
     Raises:
         ConfigError: another broker runs in the same directories, or the endpoint for agents cannot be bound.
@@ -56,7 +63,7 @@ def run(config: RouterConfig, *, bind_port: int | None = None, ready: Callable[[
         raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
     try:
         _raise_descriptor_limit()
-        server = _Server(config, state, bind_port)
+        server = _Server(config, state, bind_port, on_shutdown)
         try:
             ready(server.endpoint)
             server.loop()
@@ -70,7 +77,9 @@ def run(config: RouterConfig, *, bind_port: int | None = None, ready: Callable[[
 class _Server:
     """Sockets, clocks and processes round a `Broker`; it is the broker's `Shell`."""
 
-    def __init__(self, config: RouterConfig, state: FilePath, bind_port: int | None) -> None:
+    def __init__(
+        self, config: RouterConfig, state: FilePath, bind_port: int | None, on_shutdown: Callable[[], None] | None
+    ) -> None:
         self._config = config
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -79,7 +88,7 @@ class _Server:
         self._strangers: OrderedDict[bytes, int] = OrderedDict()
         self._closing: list[Port] = []
         self._ports: list[Port] = []
-        self._stop = False
+        self._stop = self._drain = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         saved = open_store(state / "router.sqlite")
@@ -94,6 +103,8 @@ class _Server:
         )
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.extra_stats = self._stats
+        if on_shutdown is not None:
+            self._broker.on_shutdown = on_shutdown
         self._watch_signals()
         self._register(self._wake_read, self._woken)
         self._workers = self._open(zmq.ROUTER, watched=False)
@@ -186,6 +197,8 @@ class _Server:
         except BlockingIOError:
             log.debug("event=woken_for_nothing")
         self._env.now = now
+        if self._drain:
+            self._broker.drain()
         for done in self._store.take_done():
             done(now)
         self._flush(now)
@@ -294,12 +307,15 @@ class _Server:
 
     def _watch_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._signalled)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _signalled(self, number: int, frame: object) -> None:
-        self._stop = True
+        if number == signal.SIGUSR1:
+            self._drain = True
+        else:
+            self._stop = True
 
     def _stats(self) -> dict[str, float]:
         with open("/proc/self/statm", "rb") as statm:
