@@ -125,10 +125,10 @@ def deep_tree(root: Path, depth: int) -> None:
 
 
 def test_trees_deeper_than_path_max_are_measured_and_removed(sandbox: Sandbox) -> None:
-    deep_tree(sandbox.root, 1500)
+    deep_tree(sandbox.root, 500)
     (sandbox.root / "beside").mkdir()
     assert sandbox.size_bytes() >= 0
-    path = b"/".join([b"directory-with-a-long-name"] * 1200)
+    path = b"/".join([b"directory-with-a-long-name"] * 400)
     upload(sandbox, path + b"/new", b"deep")
     assert read(sandbox, path + b"/new") == b"deep"
     before = len(os.listdir("/proc/self/fd"))

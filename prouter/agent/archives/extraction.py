@@ -225,7 +225,10 @@ class Extraction:
             InvalidRequest: it does not exist.
         """
         parts = self._named_parts(member)
-        source = (*self._base, *self._parts(target))
+        try:
+            source = (*self._base, *split(target))
+        except PRouterError as error:
+            raise type(error)(f"archive member '{shown(member)}' is a hard link: {error.detail}") from error
         self._count(member)
         with translated(member, writing=True):
             parent = self._directory(parts[:-1])

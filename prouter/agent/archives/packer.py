@@ -1,9 +1,8 @@
 """Packs a sandbox, or a directory in it, into an archive while it is being downloaded: tar, tar.gz, tar.zst or zip.
 
-Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`); what is promised then is kept
-even when
-files change while they are packed: longer ones are cut, shorter ones filled with zeros, vanished ones replaced by a
-    comment.
+Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`). What is promised then is kept
+even when files change while they are packed: longer ones are cut, shorter ones filled with zeros, and comments take the
+place of those that vanished.
 """
 
 from __future__ import annotations
@@ -104,19 +103,23 @@ class Packer:
                 if handle is not None:
                     yield from self._contents(member, handle)
         else:
-            for member in self._plan:
-                yield from self._planned(member)
+            yield from self._planned(self._plan)
         yield tar_writer.END
 
-    def _planned(self, member: Member) -> Iterator[bytes]:
-        handle = self._tree.open(member) if member.size else None
-        if member.size and handle is None:
-            yield from tar_writer.filler(_tar_size(member), member.path)
-            return
-        yield tar_writer.header(member)
-        if handle is not None:
-            with handle:
-                yield from self._contents(member, handle)
+    def _planned(self, plan: list[Member]) -> Iterator[bytes]:
+        owed = 0  # bytes promised for files that vanished
+        for member in plan:
+            handle = self._tree.open(member) if member.size else None
+            if member.size and handle is None:
+                owed += _tar_size(member)
+                continue
+            yield from tar_writer.filler(owed)
+            owed = 0
+            yield tar_writer.header(member)
+            if handle is not None:
+                with handle:
+                    yield from self._contents(member, handle)
+        yield from tar_writer.last_filler(owed)
 
     def _contents(self, member: Member, handle: FileHandle) -> Iterator[bytes]:
         left = member.size

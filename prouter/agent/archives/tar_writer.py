@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from prouter.agent.archives.members import Member
 
-__all__ = ["BLOCK", "END", "filler", "header", "padding"]
+__all__ = ["BLOCK", "END", "filler", "header", "last_filler", "padding"]
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -46,22 +46,31 @@ def header(member: Member) -> bytes:
     return _pax(b"x", records) + block if records else block
 
 
-def filler(size: int, path: bytes) -> Iterator[bytes]:
-    """`size` bytes of tar that say nothing (comments), in place of a member that vanished after its size was promised.
+def filler(size: int) -> Iterator[bytes]:
+    """`size` bytes of tar that say nothing (comments), in place of members that vanished after their size was promised.
 
     Args:
-        size: a multiple of 512, at least 1024.
-        path: of what vanished.
+        size: a multiple of 512, 0 or at least 1024. A member must follow: some readers want no comment at the end.
     """
     while size:
         body = min(_FILLER, size) - BLOCK
         if size - body == 2 * BLOCK:
             body -= BLOCK  # a lone block would be left, too short for a comment
-        comment = b"vanished while it was packed: " + path[:256] + b" "
-        fixed = len(b"%d comment=\n" % body)
-        record = b"%d comment=%s\n" % (body, comment[: body - fixed].ljust(body - fixed, b"."))
-        yield _block(b"pax_global_header", b"", 0o644, body, 0, b"g", b"") + record
+        start = b"%d comment=vanished while it was packed" % body
+        yield _block(b"pax_global_header", b"", 0o644, body, 0, b"g", b"") + start.ljust(body - 1, b".") + b"\n"
         size -= BLOCK + body
+
+
+def last_filler(size: int) -> Iterator[bytes]:
+    """As `filler`, at the end of the archive: an empty file follows the comments, named for what it is."""
+    if size:
+        empty = _block(b".vanished-while-it-was-packed", b"", 0o644, 0, 0, b"0", b"")
+        rest = size - BLOCK
+        if rest == BLOCK:
+            yield empty
+        else:
+            yield from filler(rest)
+        yield empty
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
