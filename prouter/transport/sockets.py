@@ -1,7 +1,8 @@
 """ZeroMQ sockets on the gevent loop: callbacks for messages and lost connections, no blocking call.
 
 A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (see ZMQ_FD in
-zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
+zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left. The
+first hint comes only after somebody has looked once.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class WatchedSocket:
             self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._monitor_watcher = self._loop.io(int(self._monitor.getsockopt(zmq.FD)), 1)
             self._monitor_watcher.start(self._drain_monitor)
+            self._drain_monitor()
         self._watcher.start(self._drain)
 
     @property
