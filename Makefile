@@ -1,0 +1,77 @@
+# make demo     JupyterLab as a job on an agent, in your browser; CHECK=1 tries it out by itself and ends
+# make test     everything: lint, types, unit, property and integration tests
+# make bench    the benchmarks, beside nginx and configurable-http-proxy
+# make soak     faults injected for a long time
+# make lock     new versions of all requirements
+# make clean    removes what the others made
+
+PYTHON ?= python3
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+
+# What is installed is known by the contents of what asks for it, so that nothing is installed twice.
+WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-16)
+DEMO := $(VENV)/installed-demo-$(WANTED)
+DEV := $(VENV)/installed-dev-$(WANTED)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Nothing from the user's own Python or pytest set-up takes part.
+CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint types bench soak lock clean tools bench-tools
+
+demo: $(DEMO)
+	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
+
+test: tools lint types
+	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n auto --dist loadscope $(PYTEST_ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV)
+	$(CLEAN_ENV) $(BIN)/mypy
+
+bench: bench-tools $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
+
+soak: tools $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)
+
+tools:
+	@tools/need ip:iproute2 nft:nftables ps:procps tar:tar xz:xz-utils zstd:zstd unzip:unzip
+
+bench-tools: tools
+	@tools/need nginx:nginx-light wrk:wrk npm:npm gcc:gcc
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=…")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ "$$(id -u)" -eq 0 ] && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3-venv >/dev/null; } || \
+	  { echo 'missing: python3-venv (as root: apt-get install python3-venv)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-%-$(WANTED): | $(BIN)/python
+	$(PIP) install -c $(LOCK) pip setuptools
+	$(PIP) install -c $(LOCK) --no-build-isolation -e '.[$*]'
+	@rm -f $(VENV)/installed-$*-*
+	@touch $@
+
+$(DEV): | $(DEMO)
+
+# One file for every supported Python and platform: markers say which versions belong where.
+lock: | $(BIN)/python
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --disable-pip-version-check --quiet install uv
+	echo 'pip setuptools>=77' | tr ' ' '\n' | build/lock/bin/uv --quiet pip compile --upgrade --universal --python-version 3.10 \
+	  --all-extras --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml - --output-file build/lock.txt
+	{ echo '# Every version of everything that gets installed. Made by "make lock".'; cat build/lock.txt; } > $(LOCK)
+
+clean:
+	rm -rf $(VENV) build dist .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find prouter tests -name __pycache__ -prune -exec rm -rf {} +
