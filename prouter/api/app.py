@@ -36,7 +36,7 @@ App = falcon.App[ApiRequest, ApiResponse]
 _JOB = "/jobs/{connection}/{job}"
 
 
-def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:  # noqa: ARG001
+def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:
     """A Falcon app that answers through `router`.
 
     Args:

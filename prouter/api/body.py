@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import falcon
@@ -17,6 +18,7 @@ MAX_JSON = 1024 * 1024
 """Largest JSON body, bytes."""
 
 _PIECE = 65536
+_MANY_DIGITS = re.compile(rb"\d{19}")
 
 
 def _read(req: falcon.Request) -> bytes:
@@ -55,9 +57,24 @@ def read_json(req: falcon.Request) -> Any:
     if not data.strip():
         return None
     try:
-        return from_json(data, allow_inf_nan=False)
+        body = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequest(f"Invalid request: the body is not JSON: {error}") from None
+    if _MANY_DIGITS.search(data):
+        _refuse_long_numbers(body, ())
+    return body
+
+
+def _refuse_long_numbers(value: Any, where: tuple[str, ...]) -> None:
+    """Refuse integers that the fabric cannot carry (msgpack: 64 bits)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_long_numbers(item, (*where, key))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _refuse_long_numbers(item, (*where, str(position)))
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"Invalid request: {'.'.join(where)}: the number is out of range")
 
 
 def read_model(model: type[Model], req: falcon.Request, *, optional: bool = False) -> Model:

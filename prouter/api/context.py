@@ -14,6 +14,8 @@ from falcon.constants import MEDIA_JSON
 __all__ = ["ApiRequest", "ApiResponse", "send_json"]
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_NOWHERE = "/-/-"
+"""No route: for paths that begin with several slashes, which Falcon's router would ignore."""
 _process = uuid.uuid4().hex[:8]
 _numbers = itertools.count(1)
 
@@ -37,7 +39,7 @@ class ApiRequest(falcon.Request):
         self.raw_path = path
         if path != "/" and path.endswith("/"):
             path = path[:-1]
-        self.path = path
+        self.path = _NOWHERE if path.startswith("//") else path
         given = env.get("HTTP_X_REQUEST_ID")
         if given is not None and _GIVEN_ID.fullmatch(given):
             self.id = given

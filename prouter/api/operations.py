@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from prouter.api import responses
 from prouter.jobs import State
-from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest
+from prouter.requests import BridgeRequest, CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest
 
 __all__ = ["OPERATIONS", "Operation", "Parameter"]
 
@@ -215,7 +215,7 @@ def _about_a_job() -> list[Operation]:
 
 
 def _about_sandboxes() -> list[Operation]:
-    file, archive = f"{_JOB}/file/{{rest}}", f"{_JOB}/archive/{{rest}}"
+    file = f"{_JOB}/file/{{rest}}"
     found: dict[int, Any] = {200: (BYTES, JSON), 206: (BYTES, "multipart/byteranges"), 304: None}
     upload = (
         Parameter("executable", _FLAG, "Set the execute bits."),
@@ -223,14 +223,8 @@ def _about_sandboxes() -> list[Operation]:
         Parameter("directory", _FLAG, "Make a directory instead; the body is ignored."),
     )
     uploading = (400, *_FILE_ERRORS, 413, 507)
-    packing = (
-        Parameter("include", _MANY, "fnmatch masks of relative paths to pack."),
-        Parameter("exclude", _MANY, "fnmatch masks of what not to pack; they win."),
-        Parameter("compress", _FLAG, "tar.gz instead of tar."),
-        Parameter("format", {"type": "string", "enum": ["tar", "tar.gz", "tar.zst", "zip"]}, "Kind of archive."),
-    )
-    packed: dict[int, Any] = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
     operations = [
+        Operation("get", f"{_JOB}/file", "list_sandbox", "The listing of the sandbox.", {200: responses.Listing}),
         Operation(
             "get",
             file,
@@ -258,37 +252,61 @@ def _about_sandboxes() -> list[Operation]:
             (Parameter("recursive", _FLAG, "A directory with all that is in it."),),
             errors=_FILE_ERRORS,
         ),
-        Operation(
-            "get",
-            archive,
-            "pack",
-            "The sandbox, or a directory of it, as an archive.",
-            packed,
-            packing,
-            errors=(400, *_FILE_ERRORS),
-        ),
-        Operation(
-            "head", archive, "packHeaders", "The archive's headers.", {200: None}, packing, errors=(400, *_FILE_ERRORS)
-        ),
     ]
     for method in ("post", "put"):
-        operations += [
+        operations.append(
             Operation(
                 method, file, f"upload_{method}", "Upload a file.", {200: None}, upload, (BYTES,), errors=uploading
-            ),
-            Operation(
-                method,
-                archive,
-                f"unpack_{method}",
-                "Unpack tar, tar.gz, tar.xz, tar.zst or zip.",
-                {200: None},
-                (),
-                (BYTES,),
-                errors=uploading,
-            ),
+            )
+        )
+    return operations
+
+
+def _about_archives() -> list[Operation]:
+    parameters = (
+        Parameter("include", _MANY, "fnmatch masks of relative paths to pack."),
+        Parameter("exclude", _MANY, "fnmatch masks of what not to pack; they win."),
+        Parameter("compress", _FLAG, "tar.gz instead of tar."),
+        Parameter("format", {"type": "string", "enum": ["tar", "tar.gz", "tar.zst", "zip"]}, "Kind of archive."),
+    )
+    packed = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
+    packing = (400, *_FILE_ERRORS)
+    unpacking = (400, *_FILE_ERRORS, 413, 507)
+    told = "Unpack tar, tar.gz, tar.xz, tar.zst or zip into it."
+    operations = []
+    for what, path in (("sandbox", f"{_JOB}/archive"), ("directory", f"{_JOB}/archive/{{rest}}")):
+        text = f"The {what} as an archive."
+        operations += [
+            Operation("get", path, f"pack_{what}", text, packed, parameters, errors=packing),
+            Operation("head", path, f"pack_{what}_head", "Its headers.", {200: None}, parameters, errors=packing),
+            Operation("post", path, f"unpack_{what}", told, {200: None}, (), (BYTES,), errors=unpacking),
+            Operation("put", path, f"unpack_{what}_put", told, {200: None}, (), (BYTES,), errors=unpacking),
         ]
     return operations
 
 
-OPERATIONS: tuple[Operation, ...] = (*_about_the_router(), *_about_jobs(), *_about_a_job(), *_about_sandboxes())
+def _about_bridges() -> list[Operation]:
+    path = f"{_JOB}/wsconnect"
+    errors = (400, 404, 502, 503)
+    text = "Bridge the job's WebSocket at a path of the job with the one at `url`."
+    return [
+        Operation(
+            "get", path, "bridges", "WebSocket bridges of the job.", {200: responses.Bridges}, errors=_JOB_ERRORS
+        ),
+        Operation("post", path, "bridge_root", text, {200: None}, (), BridgeRequest, errors=errors),
+        Operation("post", f"{path}/{{rest}}", "bridge", text, {200: None}, (), BridgeRequest, errors=errors),
+        Operation(
+            "delete", f"{path}/{{rest}}", "unbridge", "End the bridge with this uid.", {204: None}, errors=errors
+        ),
+    ]
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    *_about_the_router(),
+    *_about_jobs(),
+    *_about_a_job(),
+    *_about_sandboxes(),
+    *_about_archives(),
+    *_about_bridges(),
+)
 """Everything but the jobs' own HTTP (``/jobs/C/J/http/…``), which is whatever the job makes of it."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Bridges",
     "Connection",
     "Connections",
     "Info",
@@ -150,6 +151,23 @@ class Listing(_Answer):
 
     path: str
     entries: list[Entry]
+
+
+class Bridge(_Answer):
+    """A WebSocket bridge between a job and another server."""
+
+    uid: str
+    connection: str
+    job: str
+    path: str = Field(description="Of the job's WebSocket, below the job's root.")
+    url: str = Field(description="Of the other server's.")
+    since: str = Field(description="RFC 3339, UTC.")
+
+
+class Bridges(_Answer):
+    """The bridges of a job."""
+
+    bridges: list[Bridge]
 
 
 class Status(_Answer):

@@ -65,9 +65,10 @@ class Connections:
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """All of them; 304 when nothing has changed since the ETag the client knows."""
         self._refresh()
-        resp.set_header("ETag", self._etag)
+        etag = f'W/"{self._etag}"'
+        resp.set_header("ETag", etag)
         known = req.get_header("If-None-Match")
-        if known is not None and etag_in(known, self._etag, weak=True):
+        if known is not None and etag_in(known, etag, weak=True):
             resp.status = 304
         else:
             resp.data = self._answer

@@ -1,0 +1,340 @@
+"""The HTTP API's routes, bodies, queries and errors, over a stand-in for the broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import falcon.testing
+import gevent
+import pytest
+
+from prouter.api import responses
+from prouter.api.app import create_app
+from prouter.errors import AgentUnavailable, LimitReached, NotFound, PRouterError, StartFailed
+from tests.support.api_stand import CONNECTION, JOB, PATH, PLATFORM, StandInRouter, job_info
+
+CREATE = {"name": "a job", "agent": {"type": "uid", "uid": "a"}}
+START = {"args": ["true"], "env": {}}
+
+
+@pytest.fixture
+def router() -> Iterator[StandInRouter]:
+    with gevent.Timeout(10):
+        yield StandInRouter()
+
+
+@pytest.fixture
+def client(router: StandInRouter) -> falcon.testing.TestClient:
+    return falcon.testing.TestClient(create_app(router, router.config))  # type: ignore[arg-type]
+
+
+Client = falcon.testing.TestClient
+
+
+def problem(result: falcon.testing.Result, status: int, code: str) -> dict[str, Any]:
+    """The problem document of an answer, checked for everything that all of them have."""
+    assert result.status_code == status
+    assert result.headers["content-type"] == "application/problem+json"
+    assert result.headers["cache-control"] == "no-store, must-revalidate"
+    assert result.headers["x-prouter-error"] == code
+    document: dict[str, Any] = result.json
+    responses.Problem.model_validate(document)
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["request_id"] == result.headers["x-request-id"]
+    return document
+
+
+def last(router: StandInRouter, op: str) -> dict[str, Any]:
+    """The arguments of the last call, which is `op`."""
+    assert router.calls[-1][0] == op
+    return router.calls[-1][1]
+
+
+# -- the router -------------------------------------------------------------------------------------------------
+
+
+def test_info_is_asked_for_once(client: Client, router: StandInRouter) -> None:
+    router.answers["info"] = {"auth": {"uid": "r", "name": "n"}, "platform": PLATFORM}
+    for path in ("/info", "/info/", "/info?x=1"):
+        result = client.simulate_get(path)
+        assert result.json == {"auth": {"uid": "r", "name": "n"}, "platform": PLATFORM}
+        assert result.headers["cache-control"] == "no-store, must-revalidate"
+    assert len(router.calls) == 1
+
+
+def test_connections_are_polled_cheaply(client: Client, router: StandInRouter) -> None:
+    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    first = client.simulate_get("/connections")
+    assert first.json == {"connections": [{"uid": "c1"}]}
+    again = client.simulate_get("/connections", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    assert again.content == b""
+    assert len(router.calls) == 1
+
+
+def test_connections_are_fresh_after_an_agent_came_or_went(client: Client, router: StandInRouter) -> None:
+    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    client.simulate_get("/connections")
+    router.answers["connections"] = {"connections": [], "etag": "v2"}
+    router.emit("agent", {"connection": "c1", "change": "gone", "id": 5, "at": 0.0})
+    assert client.simulate_get("/connections").json == {"connections": []}
+    assert router.calls[-1] == ("connections", {"etag": "v1"})
+
+
+def test_an_unchanged_list_of_connections_is_kept(client: Client, router: StandInRouter) -> None:
+    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    client.simulate_get("/connections")
+    router.answers["connections"] = {"unchanged": True, "etag": "v1"}
+    router.emit("agent", {"connection": "c2", "change": "gone", "id": 5, "at": 0.0})
+    assert client.simulate_get("/connections").json == {"connections": [{"uid": "c1"}]}
+
+
+def test_one_connection(client: Client, router: StandInRouter) -> None:
+    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    assert client.simulate_get("/connections/c1").json == {"uid": "c1"}
+    document = problem(client.simulate_get("/connections/c2"), 404, "not_found")
+    assert document["detail"] == "connection 'c2' is not found"
+
+
+@pytest.mark.parametrize(("verb", "on"), [("drain", True), ("resume", False)])
+def test_drain_and_resume(client: Client, router: StandInRouter, verb: str, on: bool) -> None:
+    router.answers["agents.drain"] = {}
+    router.answers["connections"] = {"connections": [{"uid": "c1", "draining": not on}], "etag": "v1"}
+    assert client.simulate_post(f"/connections/c1/{verb}").json == {"uid": "c1", "draining": on}
+    assert ("agents.drain", {"connection": "c1", "on": on}) in router.calls
+
+
+def test_shutdown_is_answered_empty(client: Client, router: StandInRouter) -> None:
+    router.answers["shutdown"] = {}
+    result = client.simulate_post("/shutdown", body="{}")
+    assert (result.status_code, result.content) == (200, b"")
+
+
+def test_readiness_follows_the_broker_and_draining(client: Client, router: StandInRouter) -> None:
+    assert client.simulate_get("/healthz").json == {"status": "ok"}
+    assert client.simulate_get("/readyz").json == {"status": "ready"}
+    router.ready = False
+    result = client.simulate_get("/readyz")
+    problem(result, 503, "broker_away")
+    assert result.headers["retry-after"] == "1"
+    router.draining = True
+    problem(client.simulate_get("/readyz"), 503, "draining")
+    assert client.simulate_get("/healthz").status_code == 200
+
+
+def test_metrics_hold_the_brokers_and_the_workers_figures(client: Client, router: StandInRouter) -> None:
+    router.answers["stats"] = {"metrics": {"links": 3, "jobs.running": 2}}
+    client.simulate_get("/healthz")
+    lines = client.simulate_get("/metrics").text.splitlines()
+    assert "prouter_broker_links 3" in lines
+    assert "prouter_broker_jobs_running 2" in lines
+    assert f'prouter_worker_streams{{worker="{router.uid}"}} 0' in lines
+    assert f'prouter_worker_requests_total{{worker="{router.uid}",method="GET",status="2xx"}} 1' in lines
+    router.answers["stats"] = AgentUnavailable("away")
+    assert "prouter_broker_up 0" in client.simulate_get("/metrics").text.splitlines()
+
+
+def test_the_dashboard_is_a_page_of_its_own(client: Client) -> None:
+    result = client.simulate_get("/")
+    assert result.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in result.headers["content-security-policy"]
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}])
+def test_create_whatever_the_content_type(client: Client, router: StandInRouter, headers: dict[str, str]) -> None:
+    router.answers["jobs.create"] = {"job": job_info()}
+    result = client.simulate_post("/jobs/create", body=json.dumps(CREATE), headers=headers)
+    assert result.status_code == 200
+    responses.JobInfo.model_validate(result.json)
+    op, args = router.calls[-1]
+    assert op == "jobs.create"
+    assert args["agent"] == {"type": "uid", "uid": "a"}
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ("", "body is missing"),
+        ("{", "not JSON"),
+        ('{"name": NaN}', "not JSON"),
+        ('"\\ud800"', "not JSON"),
+        ("\xff", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "Input should be"),
+        ('{"name": 1, "agent": {"type": "uid", "uid": "a"}}', "name: "),
+        ('{"name": "n", "agent": {"type": "uid"}}', "agent.uid.uid: "),
+        ('{"name": "n", "agent": {"type": "uid", "uid": "a"}, "more": 1}', "more: "),
+        ('{"name": "n", "agent": {"type": "select", "uids": []}}', "agent.select.uids: "),
+    ],
+)
+def test_a_wrong_body_is_refused_and_told_where(client: Client, body: str, where: str) -> None:
+    document = problem(client.simulate_post("/jobs/create", body=body.encode("latin-1")), 400, "invalid_request")
+    assert document["detail"].startswith("Invalid request")
+    assert where in document["detail"]
+
+
+def test_a_number_too_large_for_the_fabric_is_refused(client: Client, router: StandInRouter) -> None:
+    body = {"name": "n", "agent": {"type": "any", "properties": {"x": 2**70}}}
+    document = problem(client.simulate_post("/jobs/create", body=json.dumps(body)), 400, "invalid_request")
+    assert "properties" in document["detail"]
+    assert router.calls == []
+
+
+def test_a_body_over_the_limit_is_refused_unread(client: Client) -> None:
+    result = client.simulate_post("/jobs/create", headers={"Content-Length": str(2**20 + 1)})
+    problem(result, 413, "too_large")
+
+
+def test_start_passes_every_field_on(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.start"] = {"job": job_info(state="RUNNING")}
+    body = {**START, "cwd": "sub", "port_expected_count": 2, "expose": {"port": "assign"}, "name": "ignored"}
+    assert client.simulate_post(f"{PATH}/start/", body=json.dumps(body)).json["state"] == "RUNNING"
+    args: dict[str, Any] = router.calls[-1][1]
+    assert (args["connection"], args["job"]) == (CONNECTION, JOB)
+    assert args["request"]["cwd"] == "sub"
+    assert args["request"]["expose"]["port"] == "assign"
+
+
+def test_a_repeat_has_the_same_key_for_the_same_purpose_only(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.create"] = {"job": job_info()}
+    router.answers["jobs.start"] = {"job": job_info(state="RUNNING")}
+    headers = {"Idempotency-Key": "k1"}
+    for _ in range(2):
+        client.simulate_post("/jobs/create", body=json.dumps(CREATE), headers=headers)
+    client.simulate_post(f"{PATH}/start", body=json.dumps(START), headers=headers)
+    client.simulate_post("/jobs/create", body=json.dumps(CREATE))
+    first, second, start, other = [args["key"] for _op, args in router.calls]
+    assert first == second
+    assert len({first, start, other}) == 3
+    result = client.simulate_post("/jobs/create", body=json.dumps(CREATE), headers={"Idempotency-Key": "k" * 256})
+    problem(result, 400, "invalid_request")
+
+
+def test_run_creates_and_starts_under_one_key(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.create"] = {"job": job_info()}
+    router.answers["jobs.start"] = {"job": job_info(state="RUNNING")}
+    body = json.dumps({"name": "n", "args": ["true"], "port_expected_count": 0})
+    result = client.simulate_post("/jobs/run", body=body, headers={"Idempotency-Key": "k"})
+    assert (result.status_code, result.json["state"]) == (200, "RUNNING")
+    assert result.headers["location"] == f"{PATH}/info"
+    assert [op for op, _args in router.calls] == ["jobs.create", "jobs.start"]
+    assert router.calls[0][1]["key"] != router.calls[1][1]["key"]
+    router.answers["jobs.wait"] = {"job": job_info(state="FINISHED"), "ended": True}
+    assert client.simulate_post("/jobs/run?wait=5", body=body).json["state"] == "FINISHED"
+
+
+@pytest.mark.parametrize(("state", "status"), [("FINISHED", 200), ("NEW", 200), ("RUNNING", 202), ("PENDING", 202)])
+def test_wait_says_by_its_status_whether_it_is_over(
+    client: Client, router: StandInRouter, state: str, status: int
+) -> None:
+    router.answers["jobs.wait"] = {"job": job_info(state=state), "ended": state == "FINISHED"}
+    assert client.simulate_post(f"{PATH}/wait?timeout=0.5", body="anything").status_code == status
+    assert router.calls[-1][1]["timeout"] == 0.5
+    assert client.simulate_post(f"{PATH}/wait").status_code == status
+    assert router.calls[-1][1]["timeout"] is None
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "nan", "inf", "1e99"])
+def test_a_wrong_timeout_is_refused(client: Client, value: str) -> None:
+    document = problem(client.simulate_post(f"{PATH}/wait?timeout={value}"), 400, "invalid_request")
+    assert "'timeout'" in document["detail"]
+
+
+def test_info_by_get_and_by_post(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.info"] = {"job": job_info()}
+    assert client.simulate_get(f"{PATH}/info").json["uid"] == JOB
+    assert client.simulate_post(f"{PATH}/info", body="{}").json["uid"] == JOB
+    assert [args["usage"] for _op, args in router.calls] == [False, False]
+    client.simulate_get(f"{PATH}/info?usage=1")
+    assert router.calls[-1][1]["usage"] is True
+
+
+def test_remove_signal_and_stop(client: Client, router: StandInRouter) -> None:
+    for op in ("jobs.remove", "jobs.signal", "jobs.stop"):
+        router.answers[op] = {"job": job_info(state="FINISHED")}
+    assert client.simulate_post(f"{PATH}/remove").json["state"] == "FINISHED"
+    client.simulate_post(f"{PATH}/signal", body='{"signal": "usr1"}')
+    assert last(router, "jobs.signal") == {"connection": CONNECTION, "job": JOB, "signal": "SIGUSR1"}
+    client.simulate_post(f"{PATH}/stop")
+    assert last(router, "jobs.stop")["grace"] == 10.0
+    client.simulate_post(f"{PATH}/stop", body='{"grace": 1}')
+    assert last(router, "jobs.stop")["grace"] == 1
+    problem(client.simulate_post(f"{PATH}/signal", body='{"signal": "NOPE"}'), 400, "invalid_request")
+
+
+def test_the_list_of_jobs_is_filtered_and_paged(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.list"] = {"jobs": [job_info()], "next": "c2"}
+    result = client.simulate_get("/jobs?state=RUNNING&agent=a&name=n&limit=5&cursor=c1")
+    responses.JobList.model_validate(result.json)
+    wanted = {"state": "RUNNING", "agent": "a", "name": "n", "limit": 5, "cursor": "c1"}
+    assert router.calls[-1] == ("jobs.list", wanted)
+    client.simulate_get("/jobs")
+    assert router.calls[-1][1]["limit"] == 100
+    for query in ("limit=0", "limit=1001", "limit=x", "state=ASLEEP"):
+        problem(client.simulate_get(f"/jobs?{query}"), 400, "invalid_request")
+
+
+# -- errors -----------------------------------------------------------------------------------------------------
+
+
+def test_the_brokers_errors_keep_status_text_and_fields(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.info"] = NotFound(f"job '{JOB}' is not found", job=JOB, state="CLOSED")
+    document = problem(client.simulate_get(f"{PATH}/info"), 404, "not_found")
+    assert document["detail"] == f"job '{JOB}' is not found"
+    assert (document["job"], document["state"]) == (JOB, "CLOSED")
+    router.answers["jobs.create"] = LimitReached("no free slot", retry_after=2.4)
+    result = client.simulate_post("/jobs/create", body=json.dumps(CREATE))
+    problem(result, 429, "limit_reached")
+    assert result.headers["retry-after"] == "3"
+    router.answers["jobs.start"] = StartFailed("no module named x", job=JOB)
+    problem(client.simulate_post(f"{PATH}/start", body=json.dumps(START)), 502, "start_failed")
+
+
+@pytest.mark.parametrize("path", ["/nope", "/jobs/x", "/jobs/a/b", "/jobs/a/b/nope", "//info", "/connections/a/b"])
+def test_an_unknown_path_is_not_found(client: Client, path: str) -> None:
+    assert path in problem(client.simulate_get(path), 404, "not_found")["detail"]
+
+
+def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
+    result = client.simulate_get("/jobs/create")
+    problem(result, 405, "method_not_allowed")
+    assert "POST" in result.headers["allow"]
+    problem(client.simulate_request("BREW", "/info"), 400, "invalid_request")
+
+
+def test_a_crash_is_a_500_that_tells_nothing_but_its_id(
+    client: Client, router: StandInRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    router.answers["jobs.info"] = RuntimeError("secret")
+    document = problem(client.simulate_get(f"{PATH}/info"), 500, "internal")
+    assert "secret" not in document["detail"]
+    assert document["request_id"] in caplog.text
+
+
+def test_an_error_of_ours_without_retry_after_still_asks_for_patience(client: Client, router: StandInRouter) -> None:
+    router.answers["jobs.info"] = AgentUnavailable("away")
+    assert client.simulate_get(f"{PATH}/info").headers["retry-after"] == "1"
+    router.answers["jobs.info"] = PRouterError("broken", code="odd")
+    assert "retry-after" not in client.simulate_get(f"{PATH}/info").headers
+
+
+def test_a_request_id_that_is_sent_is_used_if_it_is_harmless(client: Client) -> None:
+    assert client.simulate_get("/healthz", headers={"X-Request-ID": "my-id.1"}).headers["x-request-id"] == "my-id.1"
+    odd = client.simulate_get("/healthz", headers={"X-Request-ID": "a b\tc"}).headers["x-request-id"]
+    assert odd != "a b\tc"
+
+
+def test_guards_see_every_request_first(router: StandInRouter) -> None:
+    class Nobody:
+        def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+            raise PRouterError("not you", code="guarded")
+
+    client = falcon.testing.TestClient(create_app(router, router.config, guards=[Nobody()]))  # type: ignore[arg-type]
+    problem(client.simulate_get("/info"), 500, "guarded")
+    problem(client.simulate_get("/nope"), 500, "guarded")
