@@ -62,8 +62,8 @@ class JobRecord:
         uid: the job's uid, chosen by the router that created it; unique for ever.
         connection: uid of the connection it was created through; with `uid` it makes the job's path.
         revision: grows with every change of this job; a lower one is stale news.
-        endpoint: where its server answers on the agent's host: ``{"port": int}`` (on 127.0.0.1, or on ``"host"`` if that
-            is there too, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or None while it has none.
+        endpoint: where its server answers on the agent's host: ``{"port": int}`` (on 127.0.0.1, or on ``"host"`` if
+            that is there too, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or None without one.
         path_mode: ``strip`` (the job sees paths without the public prefix) or ``keep``.
         ports: every port it reported or was given.
         pid: of its first process, while it runs.
