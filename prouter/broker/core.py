@@ -11,6 +11,7 @@ from typing import Any
 
 from prouter.broker.admission import Admission
 from prouter.broker.announcements import Announcements
+from prouter.broker.bridges import Bridges
 from prouter.broker.creation import Creations
 from prouter.broker.dials import Dials
 from prouter.broker.directory import Directory
@@ -71,6 +72,7 @@ class Broker:
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
         self.announcements = Announcements(env, self.ledger, self.directory, self.creations, self.forwarder)
         self.history = History(env, self.ledger, self.links, self.forwarder)
+        self.bridges = Bridges(env, self.workers)
         self.service = Service(
             env,
             self.links,
@@ -79,6 +81,7 @@ class Broker:
             self.creations,
             self.waits,
             self.directory,
+            self.bridges,
             stats=self.stats,
             stop=self._shutdown,
         )
@@ -255,6 +258,8 @@ class Broker:
             name, body = read_event(frame)
             if name == "wait.cancel":
                 self.service.cancel_wait(worker, str(body.get("id")))
+            elif name == "bridges":
+                self.bridges.told(worker, body)
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from a worker")
 

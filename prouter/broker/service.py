@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from prouter.broker.bridges import Bridges
 from prouter.broker.creation import Creations
 from prouter.broker.directory import Directory
 from prouter.broker.env import Done, Env
@@ -28,7 +29,7 @@ _USAGE_LIMIT = 2.0
 """Seconds an agent has to tell a job's use of CPU and memory before the table's figures are shown."""
 _PAGE = 1000
 """Most jobs or events in one answer."""
-_READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats"})
+_READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"})
 """Calls that change nothing: a repeat is carried out again rather than remembered."""
 
 
@@ -44,6 +45,7 @@ class Service:
         creations: Creations,
         waits: Waits,
         directory: Directory,
+        bridges: Bridges,
         *,
         stats: Callable[[float], dict[str, float]],
         stop: Callable[[], None],
@@ -69,6 +71,8 @@ class Service:
             "jobs.list": self._list,
             "jobs.route": self._route,
             "agents.drain": self._drain,
+            "bridges": bridges.list,
+            "bridges.end": bridges.end,
             "events": self._events,
             "stats": self._metrics,
             "shutdown": self._shutdown,

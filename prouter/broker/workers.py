@@ -34,6 +34,7 @@ class Worker:
     Attributes:
         path: None while it is not reachable.
         responder: remembers what it was answered.
+        bridges: the WebSocket bridges it holds, as it describes them.
     """
 
     def __init__(self, workers: Workers, uid: str, pid: int) -> None:
@@ -42,6 +43,7 @@ class Worker:
         self.pid = pid
         self.path: Path | None = None
         self.responder = Responder()
+        self.bridges: list[dict[str, Any]] = []
         self.away: Timer | None = None
 
     def receive(self, path: Path, frame: Frame, now: float) -> None:

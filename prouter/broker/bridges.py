@@ -1,0 +1,59 @@
+"""WebSocket bridges that workers hold: listed for everybody, ended wherever they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prouter.broker.env import Done, Env
+from prouter.broker.workers import Worker, Workers
+from prouter.errors import NotFound, ProtocolError
+from prouter.fabric.calls import event_frame
+
+__all__ = ["Bridges"]
+
+
+class Bridges:
+    """What the workers said of their bridges; each tells its whole list whenever it changes and when it links."""
+
+    def __init__(self, env: Env, workers: Workers) -> None:
+        self._env = env
+        self._workers = workers
+
+    def told(self, worker: Worker, body: dict[str, Any]) -> None:
+        """A worker's list.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
+        bridges = body.get("bridges")
+        if not isinstance(bridges, list) or not all(isinstance(entry, dict) and "uid" in entry for entry in bridges):
+            raise ProtocolError("bridges must be a list of maps with a uid")
+        worker.bridges = bridges
+
+    def list(self, args: dict[str, Any], done: Done, now: float) -> None:
+        """A job's bridges, oldest first."""
+        found = [entry for _, entry in self._of(args)]
+        done({"bridges": sorted(found, key=lambda entry: float(entry.get("since", 0)))}, None, now)
+
+    def end(self, args: dict[str, Any], done: Done, now: float) -> None:
+        """Tell the worker that holds the bridge to end it.
+
+        Raises:
+            NotFound: no worker has it.
+        """
+        uid = str(args.get("uid"))
+        for worker, entry in self._of(args):
+            if entry["uid"] == uid and worker.path is not None:
+                self._env.outbox.say(worker.path, event_frame("bridge.end", {"uid": uid}))
+                done({}, None, now)
+                return
+        raise NotFound(f"bridge '{uid}' is not found")
+
+    def _of(self, args: dict[str, Any]) -> list[tuple[Worker, dict[str, Any]]]:
+        connection, job = args.get("connection"), args.get("job")
+        return [
+            (worker, entry)
+            for worker in self._workers
+            for entry in worker.bridges
+            if entry.get("connection") == connection and entry.get("job") == job
+        ]
