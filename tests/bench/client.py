@@ -35,15 +35,23 @@ class Connection:
         address: ``(host, port)``, or the path of a unix socket.
         timeout: seconds without progress after which a call gives up.
         receive_buffer: bytes of SO_RCVBUF, None for the system's choice.
+        source: address to connect from, None for the system's choice.
     """
 
     def __init__(
-        self, address: tuple[str, int] | str, *, timeout: float = 30.0, receive_buffer: int | None = None
+        self,
+        address: tuple[str, int] | str,
+        *,
+        timeout: float = 30.0,
+        receive_buffer: int | None = None,
+        source: str | None = None,
     ) -> None:
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
+        if source is not None:
+            self.sock.bind((source, 0))
         self.sock.connect(address)
         if not isinstance(address, str):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

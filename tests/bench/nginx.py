@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["DEPLOY", "Nginx", "NginxFailed", "render"]
@@ -82,14 +83,25 @@ class Nginx:
         upstream: see `render`.
         port: of the loopback address to listen on.
         environ: its environment.
+        adapt: changes the laid out configuration, given its main file, before nginx reads it.
 
     Raises:
         NginxFailed: it refused the configuration or did not listen within 10 s.
     """
 
-    def __init__(self, prefix: Path, upstream: str, port: int, *, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        upstream: str,
+        port: int,
+        *,
+        environ: dict[str, str] | None = None,
+        adapt: Callable[[Path], None] | None = None,
+    ) -> None:
         self.port = port
         self.main = render(prefix, upstream, f"127.0.0.1:{port}")
+        if adapt is not None:
+            adapt(self.main)
         self.stderr = prefix / "stderr"
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
