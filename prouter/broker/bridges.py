@@ -30,7 +30,7 @@ class Bridges:
             raise ProtocolError("bridges must be a list of maps with a uid")
         worker.bridges = bridges
 
-    def list(self, args: dict[str, Any], done: Done, now: float) -> None:
+    def listed(self, args: dict[str, Any], done: Done, now: float) -> None:
         """A job's bridges, oldest first."""
         found = [entry for _, entry in self._of(args)]
         done({"bridges": sorted(found, key=lambda entry: float(entry.get("since", 0)))}, None, now)

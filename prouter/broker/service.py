@@ -71,7 +71,7 @@ class Service:
             "jobs.list": self._list,
             "jobs.route": self._route,
             "agents.drain": self._drain,
-            "bridges": bridges.list,
+            "bridges": bridges.listed,
             "bridges.end": bridges.end,
             "events": self._events,
             "stats": self._metrics,
