@@ -172,10 +172,8 @@ class StandInAgent:
             stop = len(self.log)
             if self.log_cut_at is not None and offset <= self.log_cut_at < stop:
                 io.write_all(self.log[offset : self.log_cut_at])
-                while io.stream._kept:
-                    gevent.sleep(0.001)
                 self.log_cut_at = None
-                io.reset("path_lost", "the path was lost")
+                io.reset(self.cut_code, "the path was lost")
                 return
             io.write_all(self.log[offset:stop])
             offset = stop

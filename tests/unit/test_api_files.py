@@ -1,4 +1,4 @@
-"""Files and archives over HTTP: real streams, a stand-in for the agent's disk, real sockets where a cut must be seen."""
+"""Files and archives over HTTP: real streams, a stand-in for the agent's disk, real sockets where a cut must show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import quote_from_bytes
 import falcon.testing
 import gevent
 import pytest
+from gevent.socket import socket
 
 from prouter.api import responses
 from prouter.api.app import create_app
@@ -40,7 +41,7 @@ def server(router: StandInRouter) -> Iterator[StandInServer]:
         yield server
 
 
-def received(sock: "gevent.socket.socket") -> bytes:
+def received(sock: socket) -> bytes:
     """Everything up to the end of the connection, however it ends."""
     data = bytearray()
     try:
@@ -135,14 +136,14 @@ def test_an_upload_the_agent_refuses_midway_is_told_why(server: StandInServer, r
 
     def send() -> None:
         try:
-            client.sendall(data)
+            uploader.sendall(data)
         except OSError:
             return
 
-    client = server.connect(f"POST {FILE}/f HTTP/1.1\nContent-Length: {len(data)}")
+    uploader = server.connect(f"POST {FILE}/f HTTP/1.1\nContent-Length: {len(data)}")
     sender = gevent.spawn(send)
-    assert b"HTTP/1.1 507 " in client.recv(65536)
-    client.close()
+    assert b"HTTP/1.1 507 " in uploader.recv(65536)
+    uploader.close()
     sender.join()
 
 

@@ -1,0 +1,210 @@
+"""The feed of job and agent changes: ids, replay, gaps, slow and stuck followers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from prouter.api import event_feed, sse
+from prouter.api.app import create_app
+from prouter.api.event_feed import EventFeed
+from prouter.jobs import JobRecord, State
+from tests.support.api_stand import CONNECTION, JOB, StandInRouter, StandInServer
+from tests.support.loopback import wait_for
+from tests.unit.test_api_logs import Client, events
+
+
+class Broker:
+    """The broker's side: a log of events, of which workers hear at once or, when `cut`, never."""
+
+    def __init__(self, router: StandInRouter, kept: int = 10_000) -> None:
+        self.router = router
+        self.kept = kept
+        self.log: list[dict[str, Any]] = []
+        self.last = 100
+        router.answers["events"] = self.answer
+
+    def answer(self, args: dict[str, Any]) -> dict[str, Any]:
+        kept = self.log[-self.kept :]
+        after = args["after"]
+        found = kept[-args["limit"] :] if after is None else [event for event in kept if event["id"] > after]
+        first = kept[0]["id"] if kept else self.last + 1
+        return {"events": found[: args["limit"]], "first": first, "last": self.last}
+
+    def emit(self, state: State = State.RUNNING, *, cut: bool = False) -> int:
+        """A job changed; the event's id."""
+        record = JobRecord(JOB, CONNECTION, "a job", state, created_at=1_767_323_045.678).to_wire()
+        return self.publish("job", {"record": record}, cut=cut)
+
+    def publish(self, name: str, body: dict[str, Any], *, cut: bool = False) -> int:
+        """Something happened; the event's id."""
+        self.last += 1
+        told = {**body, "id": self.last, "at": 1_767_323_045.678}
+        self.log.append({"id": self.last, "at": told["at"], "name": name, "body": told})
+        if not cut:
+            self.router.emit(name, told)
+        return self.last
+
+
+@pytest.fixture
+def router() -> Iterator[StandInRouter]:
+    with gevent.Timeout(15):
+        yield StandInRouter()
+
+
+@pytest.fixture
+def broker(router: StandInRouter) -> Broker:
+    return Broker(router)
+
+
+@pytest.fixture
+def feed(router: StandInRouter, broker: Broker) -> EventFeed:
+    return EventFeed(router, size=10)  # type: ignore[arg-type]
+
+
+def ids(follower: Iterator[bytes], count: int) -> list[int]:
+    """The ids of the next `count` events."""
+    found: list[int] = []
+    while len(found) < count:
+        found += [int(event["id"]) for event in events(next(follower).decode())]
+    return found
+
+
+def test_a_follower_gets_what_happens_from_now_on(feed: EventFeed, broker: Broker) -> None:
+    broker.emit()
+    follower = feed.follow(None)
+    assert next(follower) == sse.RETRY
+    new = [broker.emit(), broker.emit()]
+    assert ids(follower, 2) == new
+
+
+def test_an_event_tells_what_job_info_tells(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    event_id = broker.emit()
+    event = events(next(follower).decode())[0]
+    assert (event["id"], event["event"]) == (str(event_id), "job")
+    data = event["data"]
+    assert (data["id"], data["at"], data["connection"]) == (event_id, "2026-01-02T03:04:05.678Z", CONNECTION)
+    job = data["job"]
+    assert (job["uid"], job["state"], job["path"]) == (JOB, "RUNNING", f"/jobs/{CONNECTION}/{JOB}")
+    assert job["created_at"] == "2026-01-02T03:04:05.678Z"
+    assert not {"endpoint", "revision", "path_mode", "connection"} & job.keys()
+
+
+def test_an_agents_event_is_passed_on(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    agent = {"uid": "a", "name": "n"}
+    broker.publish("agent", {"connection": "c1", "agent": agent, "change": "up"})
+    event = events(next(follower).decode())[0]
+    assert event["event"] == "agent"
+    assert (event["data"]["agent"], event["data"]["change"]) == (agent, "up")
+
+
+def test_a_follower_resumes_where_it_was(feed: EventFeed, broker: Broker) -> None:
+    old = [broker.emit() for _ in range(1200)]
+    follower = feed.follow(old[99])
+    next(follower)
+    new = broker.emit()
+    assert ids(follower, 1101) == [*old[100:], new]
+
+
+def test_what_is_not_kept_any_more_is_told_as_dropped(feed: EventFeed, broker: Broker) -> None:
+    broker.kept = 5
+    old = [broker.emit() for _ in range(20)]
+    follower = feed.follow(old[0])
+    next(follower)
+    found = events(next(follower).decode())
+    assert found[0]["event"] == "dropped"
+    assert found[0]["data"] == {"reason": "expired", "first": old[15]}
+    assert [int(event["id"]) for event in found[1:]] == old[15:]
+
+
+def test_what_the_worker_missed_is_asked_for(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    new = [broker.emit(), broker.emit(cut=True), broker.emit(cut=True), broker.emit()]
+    assert ids(follower, 4) == new
+    new = [broker.emit()]
+    assert ids(follower, 1) == new
+
+
+def test_ids_that_leap_with_a_new_broker_are_followed(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    first = broker.emit()
+    assert ids(follower, 1) == [first]
+    broker.log.clear()
+    broker.last += 1_000_000
+    new = broker.emit()
+    found = events(next(follower).decode())
+    while not found or found[-1]["event"] != "job":
+        found += events(next(follower).decode())
+    assert [event["event"] for event in found] == ["dropped", "job"]
+    assert found[-1]["id"] == str(new)
+
+
+def test_an_id_from_the_future_means_now(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(10**15)
+    next(follower)
+    new = broker.emit()
+    assert ids(follower, 1) == [new]
+
+
+def test_a_slow_follower_is_dropped_with_an_id_to_resume_by(feed: EventFeed, broker: Broker) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    seen = ids_after = broker.emit()
+    assert ids(follower, 1) == [seen]
+    for _ in range(20):
+        broker.emit()
+    event = events(next(follower).decode())[0]
+    assert (event["event"], event["id"], event["data"]["reason"]) == ("dropped", str(ids_after), "slow")
+    with pytest.raises(StopIteration):
+        next(follower)
+    resumed = feed.follow(seen)
+    next(resumed)
+    assert ids(resumed, 20) == [event["id"] for event in broker.log[-20:]]
+
+
+def test_silence_is_filled_with_comments(feed: EventFeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT", 0.01)
+    follower = feed.follow(None)
+    next(follower)
+    assert next(follower) == sse.COMMENT
+
+
+def test_a_stuck_client_is_cut_off(router: StandInRouter, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_feed, "_SWEEP", 0.01)
+    with StandInServer(router) as server:
+        client = server.connect("GET /events HTTP/1.1", receive_buffer=4096)
+        wait_for(lambda: router.subscribers and server.service)
+        client.recv(4096)
+        wait_for(lambda: len(server.proxy.connections) == 1)
+        for _ in range(20_000):
+            broker.emit()
+            if broker.last % 500 == 0:
+                gevent.sleep(0.001)
+        wait_for(lambda: not server.proxy.connections)
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "9" * 19])
+def test_a_wrong_id_is_refused(router: StandInRouter, broker: Broker, value: str) -> None:
+    client = Client(create_app(router, router.config))  # type: ignore[arg-type]
+    result = client.simulate_get("/events", headers={"Last-Event-ID": value})
+    assert result.status_code == 400
+    assert "Last-Event-ID" in result.json["detail"]
+
+
+def test_a_client_that_leaves_is_forgotten(router: StandInRouter, broker: Broker) -> None:
+    with StandInServer(router) as server:
+        client = server.connect("GET /events HTTP/1.1")
+        assert b"text/event-stream" in client.recv(4096)
+        broker.emit()
+        assert b"event: job" in client.recv(4096)
+        client.close()
+        wait_for(lambda: not server.proxy.connections)

@@ -1,0 +1,175 @@
+"""Logs over HTTP: plain text and events, followed over lost paths, with an end that is known to be one."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import falcon.testing
+import gevent
+import pytest
+
+from prouter.api.app import create_app
+from prouter.api.log_tail import LogTail, TailPosition
+from prouter.api.resources.logs import EventLog
+from tests.support.api_stand import CONNECTION, JOB, PATH, StandInRouter, StandInServer, job_info
+from tests.support.loopback import wait_for
+
+Client = falcon.testing.TestClient
+LOG = f"{PATH}/logs/stdout"
+SSE = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def router() -> Iterator[StandInRouter]:
+    with gevent.Timeout(15):
+        router = StandInRouter()
+        router.agent.log = b"one\ntwo\nthree\n"
+        router.answers["jobs.wait"] = {"job": job_info(state="FINISHED", exit_code=3, reason="exited"), "ended": True}
+        yield router
+        wait_for(lambda: router.loopback.open_streams == 0)
+
+
+@pytest.fixture
+def client(router: StandInRouter) -> Client:
+    return Client(create_app(router, router.config))  # type: ignore[arg-type]
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """Server-sent events as maps of ``id``, ``event`` and ``data``; comments and retry left out."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "event" in fields:
+            found.append({**fields, "data": json.loads(fields["data"])})
+    return found
+
+
+def content(found: list[dict[str, Any]]) -> bytes:
+    """The log's bytes out of its events, each checked to begin where the one before ended."""
+    log = b""
+    for event in found:
+        if event["event"] == "log":
+            data = event["data"]
+            assert data["offset"] == len(log)
+            log += data["text"].encode() if "text" in data else base64.b64decode(data["base64"])
+            assert int(event["id"]) == len(log)
+    return log
+
+
+def test_a_whole_log(client: Client) -> None:
+    result = client.simulate_get(LOG)
+    assert result.content == b"one\ntwo\nthree\n"
+    assert result.headers["content-type"] == "text/plain; charset=utf-8"
+    assert result.headers["x-prouter-log-offset"] == "0"
+
+
+def test_the_end_of_a_log(client: Client, router: StandInRouter) -> None:
+    result = client.simulate_get(f"{LOG}?tail=2")
+    assert (result.content, result.headers["x-prouter-log-offset"]) == (b"two\nthree\n", "4")
+    result = client.simulate_get(f"{LOG}?offset=8")
+    assert (result.content, result.headers["x-prouter-log-offset"]) == (b"three\n", "8")
+    assert router.agent.targets[-1]["name"] == "stdout"
+
+
+@pytest.mark.parametrize("query", ["tail=x", "offset=-1", "tail=1&offset=1", "follow=maybe"])
+def test_wrong_queries_are_refused(client: Client, query: str) -> None:
+    result = client.simulate_get(f"{LOG}?{query}")
+    assert result.status_code == 400
+    assert "Invalid request" in result.json["detail"]
+
+
+def test_there_are_two_logs(client: Client) -> None:
+    assert client.simulate_get(f"{PATH}/logs/stderr").status_code == 200
+    assert client.simulate_get(f"{PATH}/logs/stdin").status_code == 404
+    assert client.simulate_get(f"/jobs/{CONNECTION}/none/logs/stdout").status_code == 404
+
+
+def test_a_follower_gets_what_is_written_later(client: Client, router: StandInRouter) -> None:
+    router.agent.log_ends = False
+
+    def write() -> None:
+        wait_for(lambda: router.agent.targets)
+        router.agent.log += b"four\n"
+        gevent.sleep(0.01)
+        router.agent.log += b"five\n"
+        router.agent.log_ends = True
+
+    gevent.spawn(write)
+    assert client.simulate_get(f"{LOG}?follow=1").content == b"one\ntwo\nthree\nfour\nfive\n"
+
+
+@pytest.mark.parametrize("headers", [{}, SSE])
+def test_a_lost_path_is_not_the_end(client: Client, router: StandInRouter, headers: dict[str, str]) -> None:
+    router.agent.log = bytes(range(97, 123)) * 40_000
+    router.agent.log_cut_at = 700_001
+    result = client.simulate_get(f"{LOG}?follow=1", headers=headers)
+    got = result.content if not headers else content(events(result.text))
+    assert got == router.agent.log
+    first, second = [target["offset"] for target in router.agent.targets]
+    assert first is None
+    assert 0 <= second <= 700_001
+
+
+def test_a_log_that_cannot_be_read_on_is_visibly_cut(router: StandInRouter) -> None:
+    router.agent.log = bytes(1_000_000)
+    router.agent.log_cut_at = 500_000
+    router.agent.cut_code = "job_removed"
+    with StandInServer(router) as server:
+        client = server.connect(f"GET {LOG}?follow=1 HTTP/1.1\nConnection: close")
+        with pytest.raises(ConnectionResetError):
+            while client.recv(65536):
+                pass
+
+
+def test_events_end_with_how_the_job_ended(client: Client) -> None:
+    result = client.simulate_get(f"{LOG}?follow=1", headers=SSE)
+    assert result.headers["content-type"] == "text/event-stream"
+    found = events(result.text)
+    assert content(found) == b"one\ntwo\nthree\n"
+    end = found[-1]
+    assert (end["event"], end["id"]) == ("end", "14.end")
+    assert end["data"] == {
+        "offset": 14,
+        "state": "FINISHED",
+        "exit_code": 3,
+        "signal": None,
+        "reason": "exited",
+        "error": None,
+    }
+
+
+def test_events_resume_by_id(client: Client, router: StandInRouter) -> None:
+    found = events(client.simulate_get(LOG, headers={**SSE, "Last-Event-ID": "8"}).text)
+    assert found[0]["data"] == {"offset": 8, "text": "three\n"}
+    assert router.agent.targets[-1]["offset"] == 8
+    assert client.simulate_get(LOG, headers={**SSE, "Last-Event-ID": "14.end"}).status_code == 204
+    assert client.simulate_get(LOG, headers={**SSE, "Last-Event-ID": "x"}).status_code == 400
+
+
+def test_events_keep_every_byte(client: Client, router: StandInRouter) -> None:
+    router.agent.log = "50 %\r100 %\r\n жаба \u2028 \x00".encode() + b"\xff\xfe" + "ж".encode()[:1]
+    assert content(events(client.simulate_get(LOG, headers=SSE).text)) == router.agent.log
+
+
+def test_a_character_in_two_pieces_becomes_one_event(router: StandInRouter) -> None:
+    router.agent.log, router.agent.log_ends = "aж".encode()[:2], False
+    tail = LogTail(router, CONNECTION, JOB, "stdout", TailPosition(None, None), follow=True)  # type: ignore[arg-type]
+    log = EventLog(tail)
+    next(log)
+    assert events(next(log).decode())[0]["data"] == {"offset": 0, "text": "a"}
+    router.agent.log, router.agent.log_ends = "aжb".encode(), True
+    assert events(next(log).decode())[0] == {"id": "4", "event": "log", "data": {"offset": 1, "text": "жb"}}
+    log.close()
+
+
+def test_a_follower_that_leaves_frees_the_stream(router: StandInRouter) -> None:
+    router.agent.log_ends = False
+    with StandInServer(router) as server:
+        client = server.connect(f"GET {LOG}?follow=1 HTTP/1.1")
+        wait_for(lambda: router.agent.targets)
+        client.recv(1000)
+        client.close()
+        router.agent.log_ends = wait_for(lambda: router.loopback.worker.mux(b"agent").streams == {}) is None
