@@ -8,8 +8,7 @@ Two implementations with one contract:
   a swapped directory matters.
 
 Symbolic links that stay beneath are followed. Both raise `OSError`: EXDEV when the path leaves, ELOOP for too many
-links. Files
-are never created here: a caller that creates opens the parent and makes a single name in it.
+links. Files are never created here: a caller that creates opens the parent and makes a single name in it.
 """
 
 from __future__ import annotations

@@ -185,17 +185,19 @@ def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
             if stat(sandbox, path, follow=True).type != "dir":
                 raise Conflict(f"'{shown(path)}' is not a directory") from error
             raise
-    entries = _entries(fd)
+    entries = _entries(fd, path)
     next(entries)
     return (entry for entry in entries if entry is not None)
 
 
-def _entries(fd: int) -> Iterator[Entry | None]:
+def _entries(fd: int, path: bytes) -> Iterator[Entry | None]:
     """None once the descriptor is in good hands, then the entries."""
     try:
         yield None
-        for name in sorted(map(os.fsencode, os.listdir(fd))):
-            with contextlib.suppress(FileNotFoundError):
+        with translated(path):
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+        for name in names:
+            with translated(path), contextlib.suppress(FileNotFoundError):
                 yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
     finally:
         os.close(fd)

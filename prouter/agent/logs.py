@@ -120,8 +120,7 @@ class JobLog:
         """What is in the log at `offset`: at most `n` bytes, the marker line when they were dropped, or nothing yet.
 
         An offset beyond the end means that the job truncated its own log: a line says so, and reading goes on at 0. So
-            check
-        offsets of requests against `end` first.
+        check offsets of requests against `end` first.
 
         Raises:
             NotFound: there is no log (yet).

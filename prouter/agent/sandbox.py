@@ -98,8 +98,7 @@ class Sandbox:
         """The directory itself as an O_PATH descriptor.
 
         Opened anew each time, so that thousands of idle jobs hold no descriptor, and checked to be the very directory
-        it was
-        at first: a job that renames its sandbox and puts something else there gets nothing through us.
+        it was at first: a job that renames its sandbox and puts something else there gets nothing through us.
 
         Raises:
             NotFound: it is gone, or another is in its place.

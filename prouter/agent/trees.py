@@ -1,8 +1,7 @@
 """Whole directory trees of a sandbox: walk them, add up their size, remove them.
 
 A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that come and go
-    meanwhile. So
-nothing here recurses without a bound, holds one descriptor per level, or trusts a name twice.
+meanwhile. So nothing here recurses without a bound, holds one descriptor per level, or trusts a name twice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Archives of sandboxes: what is packed comes back the same, what leaves the sandbox or bursts its limits is stopped."""
+"""Archives of sandboxes: what is packed comes back the same, what leaves or bursts its limits is stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -209,9 +210,7 @@ def test_unzip_reads_ours(sample: Sandbox, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress, zstandard.compress])
-def test_tars_of_others_are_unpacked(
-    sandbox: Sandbox, form: int, compress: Callable[[bytes], bytes]
-) -> None:
+def test_tars_of_others_are_unpacked(sandbox: Sandbox, form: int, compress: Callable[[bytes], bytes]) -> None:
     long = "d/" + "x" * 90 + "/" + "y" * 90
     big = special("big", tarfile.REGTYPE)
     big.mtime = 1_700_000_000
@@ -234,7 +233,12 @@ def test_gnu_s_numbers_and_long_links_are_understood(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("archive_format", ["tar.gz", "tar.xz", "tar.zst"])
 def test_several_compressed_members_are_one_archive(sandbox: Sandbox, archive_format: str) -> None:
-    compress = {"tar.gz": gzip.compress, "tar.xz": lzma.compress, "tar.zst": zstandard.compress}[archive_format]
+    compressions: dict[str, Callable[[bytes], bytes]] = {
+        "tar.gz": gzip.compress,
+        "tar.xz": lzma.compress,
+        "tar.zst": zstandard.compress,
+    }
+    compress = compressions[archive_format]
     archive = make_tar(("a", os.urandom(100_000)))
     parts = [compress(archive[start : start + 30_000]) for start in range(0, len(archive), 30_000)]
     with Unpacker(sandbox) as unpacker:
@@ -246,26 +250,25 @@ def test_several_compressed_members_are_one_archive(sandbox: Sandbox, archive_fo
 # Zips of others
 
 
-class Unseekable(io.RawIOBase):
+class Unseekable(io.BytesIO):
     """A file that can only be written on: zipfile then puts sizes after the data."""
 
-    def __init__(self) -> None:
-        self.data = b""
+    def seekable(self) -> bool:
+        return False
 
-    def writable(self) -> bool:
-        return True
+    def tell(self) -> int:
+        raise OSError
 
-    def write(self, data: object) -> int:
-        self.data += bytes(data)  # type: ignore[call-overload]
-        return len(bytes(data))  # type: ignore[call-overload]
+    def seek(self, *_: object) -> int:
+        raise OSError
 
 
 def make_zip(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED, seekable: bool = True) -> bytes:
-    out: io.IOBase = io.BytesIO() if seekable else Unseekable()
-    with zipfile.ZipFile(out, "w", method) as archive:  # type: ignore[call-overload]
+    out = io.BytesIO() if seekable else Unseekable()
+    with zipfile.ZipFile(out, "w", method) as archive:
         for name, data in members:
             archive.writestr(name, data)
-    return out.getvalue() if isinstance(out, io.BytesIO) else out.data  # type: ignore[attr-defined, no-any-return]
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("seekable", [True, False])
@@ -293,12 +296,12 @@ def test_a_stored_member_without_a_size_is_refused_by_name(sandbox: Sandbox) -> 
 
 def test_zip64_is_understood(sandbox: Sandbox) -> None:
     for seekable in (True, False):
-        out: io.IOBase = io.BytesIO() if seekable else Unseekable()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
+        out = io.BytesIO() if seekable else Unseekable()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
             with archive.open("wide", "w", force_zip64=True) as member:
                 member.write(b"wide" * 1000)
             archive.writestr("after", b"after")
-        unpack(sandbox, out.getvalue() if isinstance(out, io.BytesIO) else out.data)  # type: ignore[attr-defined]
+        unpack(sandbox, out.getvalue())
         assert (sandbox.root / "wide").read_bytes() == b"wide" * 1000
         assert (sandbox.root / "after").read_bytes() == b"after"
 
@@ -452,7 +455,10 @@ def test_existing_files_are_replaced_and_not_written_through(sandbox: Sandbox, t
     os.link(tmp_path / "outside", sandbox.root / "hard")
     (sandbox.root / "soft").symlink_to(tmp_path / "outside")
     (sandbox.root / "plain").write_text("old")
-    for archive in (make_tar(("hard", b"1"), ("soft", b"2"), ("plain", b"3")), make_zip(("hard", b"1"), ("soft", b"2"))):
+    for archive in (
+        make_tar(("hard", b"1"), ("soft", b"2"), ("plain", b"3")),
+        make_zip(("hard", b"1"), ("soft", b"2")),
+    ):
         unpack(sandbox, archive)
         assert (sandbox.root / "hard").read_text() == "1"
         assert not (sandbox.root / "soft").is_symlink()
@@ -516,7 +522,7 @@ def test_bombs_are_stopped_at_the_limit_they_burst(
 
 
 def test_a_bomb_within_one_chunk_takes_no_memory(sandbox: Sandbox) -> None:
-    archive = zstandard.compress(make_tar(("a", b"")) [:-10240] + bytes(100 << 20))
+    archive = zstandard.compress(make_tar(("a", b""))[:-10240] + bytes(100 << 20))
     code = (
         "import resource, sys\nfrom prouter.agent.sandbox import Sandbox\n"
         "from prouter.agent.archives import Unpacker, ArchiveLimits\nfrom prouter.errors import TooLarge\n"
@@ -557,15 +563,15 @@ def test_damage_raises_our_errors_only_and_leaks_nothing(
     (source.root / "a").write_bytes(bytes(range(256)) * 3)
     (source.root / "d").mkdir()
     (source.root / "d" / "link").symlink_to("../a")
+    for path in (source.root / "d" / "link", source.root / "d", source.root / "a"):
+        os.utime(path, ns=(10**18 + 1, 10**18 + 1), follow_symlinks=False)  # the same bytes each time
     archive = bytearray(packed(source, archive_format))
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.floats(0, 1, exclude_max=True))
         archive[int(place * len(archive))] = data.draw(st.integers(0, 255))
     before = len(os.listdir("/proc/self/fd"))
-    try:
+    with contextlib.suppress(InvalidRequest, Forbidden, Conflict, TooLarge):
         unpack(copy, bytes(archive), data.draw(st.sampled_from([1, 100, 1 << 20])))
-    except PRouterError as error:
-        assert error.status < 500 or error.status == 507
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -590,7 +596,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
     (tmp_path / "disk").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path / "disk"]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path / "disk")]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine does not let root mount")
     try:
@@ -661,8 +667,8 @@ def test_the_size_of_a_tar_is_told_beforehand(sample: Sandbox) -> None:
 
 def test_a_promised_size_is_kept_when_files_change(places: Callable[[], Sandbox]) -> None:
     sandbox, copy = places(), places()
-    for name, size in (("gone", 200_000), ("grown", 10), ("same", 5), ("shrunk", 1000), ("small", 1), ("swapped", 9)):
-        (sandbox.root / name).write_bytes(b"x" * size)
+    for name, length in (("gone", 200_000), ("grown", 10), ("same", 5), ("shrunk", 1000), ("small", 1), ("swapped", 9)):
+        (sandbox.root / name).write_bytes(b"x" * length)
     (sandbox.root / "dir").mkdir()
     packer = Packer(sandbox)
     size = packer.size()
@@ -714,7 +720,9 @@ def test_zlib_is_not_fed_more_than_it_can_give_back(sandbox: Sandbox) -> None:
     data = bytes(1 << 18) + b"end"
     body = deflater.compress(data) + deflater.flush()
     header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 8, 8, 0, 33, 0, 0, 0, 1, 0) + b"a"
-    central = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 8, 8, 0, 33, zlib.crc32(data), len(body), len(data), 1, *[0] * 6)
+    central = struct.pack(
+        "<4s6H3I5H2I", b"PK\1\2", 20, 20, 8, 8, 0, 33, zlib.crc32(data), len(body), len(data), 1, *[0] * 6
+    )
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(central) + 1, len(header) + len(body) + 12, 0)
     descriptor = struct.pack("<3I", zlib.crc32(data), len(body), len(data))  # without its optional signature
     assert unpack(sandbox, header + body + descriptor + central + b"a" + end).bytes == len(data)

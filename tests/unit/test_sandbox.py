@@ -1,4 +1,4 @@
-"""Sandboxes: made, measured, removed, and never left, with the kernel's confined open and with the walk that replaces it."""
+"""Sandboxes: made, measured, removed, and never left, by the kernel's confined open or the walk in its place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from prouter.errors import Conflict, Forbidden, InvalidRequest, NotFound, PRoute
 
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda n: n not in (b".", b"..") and not set(n) & {0, 0x2F})
 IMPLEMENTATIONS = [
-    pytest.param(True, id="openat2", marks=pytest.mark.skipif(not syscalls.have_openat2(), reason="kernel has no openat2")),
+    pytest.param(
+        True, id="openat2", marks=pytest.mark.skipif(not syscalls.have_openat2(), reason="kernel has no openat2")
+    ),
     pytest.param(False, id="walk"),
 ]
 

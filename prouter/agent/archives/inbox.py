@@ -1,8 +1,7 @@
 """Bytes that came, for parsers that are generators: they take what they need, and yield when it has not come yet.
 
 A parser is a generator without values: ``yield`` means *more input, please*. It is resumed after each `Inbox.put`, and
-    after
-`Inbox.close`, when nothing more will come.
+after `Inbox.close`, when nothing more will come.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Made for seeking from the end, a zip says two things late. The sizes of a member written by a program that streams come
 after its data, which is found by inflating it. What kind of thing a member is, and its mode, come in the central
-directory after all
-members: then modes are set, and files turned into links.
+directory after all members: then modes are set, and files turned into links.
 
 Source: PKWARE's APPNOTE.TXT 6.3.10.
 """
