@@ -44,10 +44,10 @@ soak: tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)
 
 tools:
-	@tools/need ip:iproute2 nft:nftables ps:procps tar:tar xz:xz-utils zstd:zstd unzip:unzip
+	@tools/need ip:iproute2 nft:nftables ps:procps nginx:nginx-light tar:tar xz:xz-utils zstd:zstd unzip:unzip
 
 bench-tools: tools
-	@tools/need nginx:nginx-light wrk:wrk npm:npm gcc:gcc
+	@tools/need wrk:wrk npm:npm gcc:gcc
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=…")'

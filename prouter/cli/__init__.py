@@ -11,7 +11,7 @@ from prouter import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = ("agent", "broker", "config", "up")
+_COMMANDS = ("agent", "broker", "config", "demo", "up")
 
 
 class _Lazy(click.Group):

@@ -1,0 +1,117 @@
+"""``prouter demo``: JupyterLab as a job on an agent, in the browser, until Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+from prouter.demo.kernel import run_cell
+from prouter.demo.lab import Lab
+from prouter.demo.stand import DemoFailed, Stand
+
+__all__ = ["command"]
+
+_NOTEBOOK = "welcome.ipynb"
+_QUIET = {
+    ".jupyter/settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+        "fetchNews": "false",
+    }
+}
+"""Settings by file, so that JupyterLab asks nobody anything."""
+
+
+class _Ended(BaseException):
+    """A signal asked for the end."""
+
+
+@click.command("demo")
+@click.option("--check", is_flag=True, help="Open the page, run a cell over WebSocket, print its output and end.")
+def command(check: bool) -> None:
+    """Run JupyterLab as a job on an agent, and say where to open it.
+
+    A router with two workers and an agent are started on free ports of this machine. Ctrl-C ends them and leaves
+    nothing behind.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise click.ClickException("JupyterLab is not installed; install prouter[demo]")
+    console = Console(highlight=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        _run(console, check)
+    except DemoFailed as error:
+        raise click.ClickException(error.detail) from error
+    except _Ended:
+        if check:
+            raise SystemExit(1) from None
+    console.print("Ended: no process and no sandbox left.")
+
+
+def _run(console: Console, check: bool) -> None:
+    with ExitStack() as cleanup:
+        directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prouter-demo-"))
+        with _step(console, "router with two workers, and an agent"):
+            stand = cleanup.enter_context(Stand(Path(directory)))
+        with _step(console, "job created, notebook uploaded"):
+            lab = Lab(stand.url, stand.agent)
+            cleanup.callback(lab.remove)
+            notebook = resources.files("prouter.demo").joinpath(_NOTEBOOK).read_bytes()
+            lab.upload(_NOTEBOOK, notebook)
+            for name, settings in _QUIET.items():
+                lab.upload(name, json.dumps(settings).encode())
+        with _step(console, "JupyterLab started as that job"):
+            lab.start()
+        if check:
+            _check(console, lab)
+        else:
+            _show(console, lab)
+            stand.watch()
+
+
+def _check(console: Console, lab: Lab) -> None:
+    """Do what a browser would. Raises `DemoFailed`."""
+    with _step(console, "page opened"):
+        page = lab.get("lab")
+        if b"<title>JupyterLab</title>" not in page:
+            raise DemoFailed(f"/lab is not JupyterLab's page: {page[:200]!r}")
+    with _step(console, "notebook read, its first cell run in a kernel over WebSocket"):
+        notebook = json.loads(lab.get(f"api/contents/{_NOTEBOOK}"))["content"]
+        code = next(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+        printed = run_cell(lab, code)
+        if "6 * 7 =  42" not in printed:
+            raise DemoFailed(f"the cell did not print what it should: {printed!r}")
+    console.print(f"\n{printed.rstrip()}\n", markup=False)
+
+
+def _show(console: Console, lab: Lab) -> None:
+    link = lab.link(f"lab/tree/{_NOTEBOOK}")
+    console.print("\nJupyterLab runs as a job behind the router. Open:\n")
+    console.print(f"    [link={link}]{link}[/link]\n", soft_wrap=True)
+    console.print("Ctrl-C ends it.")
+
+
+@contextmanager
+def _step(console: Console, title: str) -> Iterator[None]:
+    """Say what is going on, and that it is done."""
+    with console.status(f"{title} …"):
+        yield
+    console.print(f"[green]✓[/green] {title}")
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    for repeated in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(repeated, signal.SIG_IGN)  # cleaning up takes seconds; impatience must not cut it short
+    raise _Ended(number)
