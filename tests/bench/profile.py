@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ from tests.bench.stack import ROOT, Prouter, Stack
 
 __all__ = ["functions", "record"]
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[Stack, float], object]] = {
     "get": lambda stack, seconds: load.get(stack, "/", 64, seconds),
     "get1": lambda stack, seconds: load.get(stack, "/", 1, seconds),
     "ws": lambda stack, seconds: load.ws(stack, 32, 1, 64, seconds),
@@ -46,7 +47,7 @@ def record(process: Process, seconds: float, into: Path) -> str:
         into: file for the folded stacks, one ``frame;frame;… count`` a line, which flamegraph.pl and speedscope read.
     """
     command = ["py-spy", "record", "--pid", str(process.pid), "--duration", str(round(seconds))]
-    options = ["--rate", "200", "--format", "raw", "--function", "--gil", "--nonblocking", "--output", str(into)]
+    options = ["--rate", "200", "--format", "raw", "--function", "--nonblocking", "--output", str(into)]
     program = Path(sys.executable).with_name(command[0])
     done = subprocess.run([str(program), *command[1:], *options], capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
