@@ -1,6 +1,9 @@
 """Run the HTTP side of a router as a service of its own: ``gunicorn -c gunicorn.conf.py``, beside ``prouter broker``.
 
-The router's configuration comes from the file that PROUTER_CONFIG names and from PROUTER_SECTION__KEY variables.
+The router's configuration comes from the file that PROUTER_CONFIG names and from PROUTER_SECTION__KEY variables. It is
+read anew on every reload (HUP).
 """
 
-from prouter.api.gunicorn_conf import *  # noqa: F403
+import runpy
+
+globals().update(runpy.run_module("prouter.api.gunicorn_conf"))

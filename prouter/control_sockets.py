@@ -8,41 +8,87 @@ from pathlib import Path
 
 from prouter.config import ConfigError, RouterConfig
 
-__all__ = ["listen"]
+__all__ = ["ControlSockets"]
 
 _BACKLOG = 4096
 
 
-def listen(config: RouterConfig) -> list[socket.socket]:
-    """The listening sockets of the control endpoint: TCP first, then the unix socket if there is one.
+class ControlSockets:
+    """One TCP socket and, if configured, one unix socket, both listening.
 
     Raises:
         ConfigError: an address cannot be bound.
     """
-    control = config.control
-    family = socket.AF_INET6 if ":" in control.interface else socket.AF_INET
-    sockets = []
+
+    def __init__(self, config: RouterConfig) -> None:
+        control = config.control
+        self._unix_path = Path(control.unix).absolute() if control.unix else None
+        self._tcp = _listen_tcp(control.interface, control.port)
+        self._host, self._port = self._tcp.getsockname()[:2]
+        try:
+            self._unix = _listen_unix(self._unix_path) if self._unix_path else None
+        except ConfigError:
+            self._tcp.close()
+            raise
+
+    @property
+    def descriptors(self) -> list[int]:
+        """For processes that accept; TCP first."""
+        return [sock.fileno() for sock in (self._tcp, self._unix) if sock is not None]
+
+    @property
+    def url(self) -> str:
+        """Where the endpoint is, with the port that was taken."""
+        return f"http://[{self._host}]:{self._port}" if ":" in self._host else f"http://{self._host}:{self._port}"
+
+    @property
+    def reachable(self) -> tuple[str, int]:
+        """Host and port to connect to from this machine."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host), self._port  # noqa: S104
+
+    def close(self) -> None:
+        """Listen no more; processes that inherited the sockets have to close them as well. Idempotent."""
+        if self._unix is not None and self._unix_path is not None and self._unix.fileno() >= 0:
+            self._unix_path.unlink(missing_ok=True)
+            self._unix.close()
+        self._tcp.close()
+
+
+def _listen_tcp(interface: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in interface else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        tcp = socket.socket(family, socket.SOCK_STREAM)
-        sockets.append(tcp)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tcp.bind((control.interface, control.port))
-        tcp.listen(_BACKLOG)
-        if control.unix:
-            path = Path(control.unix)
-            if path.is_socket():
-                path.unlink()
-            unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sockets.append(unix)
-            before = os.umask(0o117)
-            try:
-                unix.bind(str(path))
-            finally:
-                os.umask(before)
-            unix.listen(_BACKLOG)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((interface, port))
+        sock.listen(_BACKLOG)
     except OSError as error:
-        for sock in sockets:
-            sock.close()
-        where = f"{control.interface}:{control.port}" if len(sockets) < 2 else control.unix
-        raise ConfigError(f"control: cannot listen on {where}: {error.strerror or error}") from error
-    return sockets
+        sock.close()
+        raise ConfigError(
+            f"control.interface, control.port: cannot listen on {interface}:{port}: {error.strerror or error}"
+        ) from error
+    return sock
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """Only owner and group may connect, so that a web server in the group can."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o117)
+    try:
+        if path.is_socket():
+            _remove_stale(path)
+        sock.bind(os.fspath(path))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"control.unix: cannot listen on {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a process left behind; leave one that is in use, so that binding fails."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ __all__ = [
     "Lock",
     "agent_state_dir",
     "broker_endpoint",
+    "claim_broker",
     "claim_router",
     "load_from_environment",
     "locate_router",
@@ -51,15 +53,20 @@ class Lock:
             self._fd = -1
 
 
-def make_private(path: Path) -> Path:
+def make_private(path: Path, *, follow: bool = True) -> Path:
     """Make a directory, with its parents, that only its owner can enter.
+
+    Args:
+        follow: whether it may be a symbolic link; in a directory where everybody can make one it may not.
 
     Raises:
         ConfigError: it cannot be made, or belongs to somebody else.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = path.stat()
+        info = path.stat(follow_symlinks=follow)
+        if not stat.S_ISDIR(info.st_mode):
+            raise ConfigError(f"{path} is not a directory")
         if info.st_uid != os.geteuid():
             raise ConfigError(f"{path} belongs to another user")
         if info.st_mode & 0o077:
@@ -82,12 +89,14 @@ def _runtime_home() -> Path:
     if given:
         return Path(given)
     xdg = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(xdg) / "prouter" if xdg else Path(tempfile.gettempdir()) / f"prouter-{os.geteuid()}"
+    if xdg:
+        return Path(xdg) / "prouter"
+    return make_private(Path(tempfile.gettempdir()) / f"prouter-{os.geteuid()}", follow=False)
 
 
 def _with_directories(config: RouterConfig, instance: str) -> RouterConfig:
-    state = Path(config.state.dir) if config.state.dir else _state_home() / instance
-    run = Path(config.state.run_dir) if config.state.run_dir else _runtime_home() / instance
+    state = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / instance
+    run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / instance
     if len(os.fsencode(run / "broker.ipc")) > _MAX_SOCKET_PATH:
         raise ConfigError(f"state.run_dir: the path {run} is too long for unix sockets; choose a shorter one")
     section = config.state.model_copy(update={"dir": str(state.absolute()), "run_dir": str(run.absolute())})
@@ -100,6 +109,19 @@ def locate_router(config: RouterConfig) -> RouterConfig:
     make_private(Path(located.state.dir or ""))
     make_private(Path(located.state.run_dir or ""))
     return located
+
+
+def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:
+    """Like `locate_router`, for the broker as a service of its own; the lock says that the directories are taken.
+
+    Raises:
+        ConfigError: another router or broker runs there.
+    """
+    located = locate_router(config)
+    try:
+        return located, Lock(Path(located.state.dir or "") / "router.lock")
+    except BlockingIOError:
+        raise ConfigError(f"state.dir: {located.state.dir} is in use by another router; give each its own") from None
 
 
 def claim_router(config: RouterConfig) -> tuple[RouterConfig, Lock]:
@@ -140,6 +162,6 @@ def broker_endpoint(config: RouterConfig) -> str:
 def agent_state_dir(config: AgentConfig) -> Path:
     """The agent's own directory, by configuration or the usual conventions; it exists afterwards."""
     if config.state.dir:
-        return make_private(Path(config.state.dir).absolute())
+        return make_private(Path(config.state.dir).expanduser().absolute())
     name = f"agent-{config.identity.uid}" if config.identity.uid else "agent"
     return make_private(_state_home() / name.replace("/", "_"))

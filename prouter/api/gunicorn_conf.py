@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from prouter.config import check_exposure
+from prouter.config import ConfigError, RouterConfig, check_exposure
 from prouter.directories import load_from_environment
 from prouter.logging_setup import configure_logging
 
-_config = load_from_environment()
-check_exposure(_config)
+
+def _load() -> RouterConfig:
+    try:
+        found = load_from_environment()
+        check_exposure(found)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"prouter: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return found
+
+
+_config = _load()
+_inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
 
 
 def _bind() -> list[str]:
-    inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
-    if inherited:
-        return [f"fd://{number}" for number in inherited.split(",")]
+    if _inherited:
+        return [f"fd://{number}" for number in _inherited.split(",")]
     host = _config.control.interface
     found = [f"[{host}]:{_config.control.port}" if ":" in host else f"{host}:{_config.control.port}"]
     if _config.control.unix:
@@ -42,17 +54,12 @@ graceful_timeout = max(1, round(_config.control.drain_timeout))
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (gunicorn's heartbeat file, made safely)
 control_socket_disable = True
 proc_name = "prouter-api"
-umask = 0o077
+umask = 0o117
+"""Of the unix socket, as the supervisor makes it: for owner and group."""
 
 
-def post_fork(server: Any, worker: Any) -> None:
-    """Each worker logs like every other process of the router."""
-    configure_logging(_config.log)
-
-
-def when_ready(server: Any) -> None:
-    """The parent process too; gunicorn's own lines join ours."""
-    configure_logging(_config.log)
+def _log() -> None:
+    configure_logging(_config.log, connection_debug="PROUTER_CONNECTION_DEBUG" in os.environ)
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers[:] = []
@@ -60,5 +67,18 @@ def when_ready(server: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """See `when_ready`."""
-    when_ready(server)
+    """gunicorn's own lines join ours; inherited sockets are not gunicorn's to remove from the file system."""
+    _log()
+    if _inherited:
+        server.systemd = True
+
+
+def on_reload(server: Any) -> None:
+    """A changed log level counts from now on."""
+    _log()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Each worker logs like every other process of the router."""
+    _log()
+    os.umask(0o077)

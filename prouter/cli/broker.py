@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import click
 
 from prouter.cli.options import configuration_options, key_help, refuse, router_config
 from prouter.config import ConfigError, RouterConfig, check_exposure
-from prouter.directories import locate_router
+from prouter.directories import claim_broker, locate_router
 from prouter.logging_setup import configure_logging
 
 __all__ = ["command"]
@@ -16,7 +17,7 @@ __all__ = ["command"]
 
 @click.command("broker", epilog=key_help(RouterConfig))
 @configuration_options
-@click.option("--status-fd", type=int, help="Descriptor to write the agents' endpoint to, instead of stdout.")
+@click.option("--status-fd", type=int, help="For the supervisor: where to write the agents' endpoint to.")
 @click.option("--bind-port", type=int, help="Port for agents, whatever server.port says.")
 def command(
     file: str | None,
@@ -32,6 +33,11 @@ def command(
     """
     from prouter.broker.server import run
 
+    supervised, supervisor = status_fd is not None, os.getppid()
+
+    def stop_supervisor() -> None:
+        os.kill(supervisor, signal.SIGTERM)
+
     def ready(endpoint: str) -> None:
         shown = endpoint or "none"
         if status_fd is None:
@@ -41,10 +47,15 @@ def command(
             os.close(status_fd)
 
     try:
-        config = locate_router(router_config(file, sets, log_level))
+        config = router_config(file, sets, log_level)
         check_exposure(config)
         configure_logging(config.log, connection_debug=connection_debug)
-        status = run(config, bind_port=bind_port, ready=ready)
+        if supervised:
+            status = run(locate_router(config), bind_port=bind_port, ready=ready, on_shutdown=stop_supervisor)
+        else:
+            config, lock = claim_broker(config)
+            status = run(config, bind_port=bind_port, ready=ready)
+            lock.release()
     except ConfigError as error:
         refuse(error)
     raise SystemExit(status)

@@ -29,7 +29,7 @@ def command(
 
     try:
         configure_logging(load().log, connection_debug=connection_debug)
-        status = Supervisor(load, lambda line: click.echo(line)).run()
+        status = Supervisor(load, click.echo, connection_debug=connection_debug).run()
     except ConfigError as error:
         refuse(error)
     raise SystemExit(status)

@@ -72,6 +72,9 @@ class RouterControl(Section):
     job_domain: str | None = Field(None, description="Domain under which each job has a host name of its own.")
     tokens: tuple[str, ...] = Field((), description="Access tokens of the HTTP API.")
     allow_open: bool = Field(False, description="Permit an interface beyond loopback without access tokens.")
+    drain_delay: float = Field(
+        1.0, ge=0, description="Seconds that /readyz answers 503 before a stop, for load balancers to look elsewhere."
+    )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests in progress have when workers stop.")
     max_connections: int = Field(10000, ge=1, description="Client connections per worker.")
     response_timeout: float = Field(

@@ -1,0 +1,276 @@
+"""The supervisor's loop: children kept running, signals, readiness, and the drain.
+
+The router starts, is ready, drains, and is done. A drain has three steps, each of which a second TERM cuts short: say
+that the router is not ready any more (``control.drain_delay``), finish what is in progress (``control.drain_timeout``),
+end the broker. The broker is kept running until nobody needs it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+from prouter.config import ConfigError, RouterConfig, check_exposure
+from prouter.control_sockets import ControlSockets
+from prouter.directories import claim_router
+from prouter.supervisor.child import Child, Command
+from prouter.supervisor.handover import Handover
+from prouter.supervisor.systemd import notify
+
+__all__ = ["Supervisor"]
+
+log = logging.getLogger("prouter.supervisor")
+
+_READY_WITHIN = 60.0
+_PROBE_PAUSE = 0.05
+_PROBE_TIMEOUT = 0.5
+_PATIENCE = 10.0
+"""Seconds a process has for its own goodbyes, beyond what it has for its work."""
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_FORWARDED = (signal.SIGTTIN, signal.SIGTTOU)
+
+
+class _Phase(Enum):
+    STARTING = 1
+    READY = 2
+    CLOSING = 3
+    """The router says that it is not ready, and still takes requests."""
+    FINISHING = 4
+    """Nothing new is taken; what is in progress is finished."""
+
+
+class Supervisor:
+    """Runs a router until it is told to stop.
+
+    Args:
+        load: makes the configuration; called again on HUP.
+        announce: gets the line that says the router is ready.
+        connection_debug: have fabric connections logged in full.
+    """
+
+    def __init__(
+        self, load: Callable[[], RouterConfig], announce: Callable[[str], None], *, connection_debug: bool = False
+    ) -> None:
+        self._load = load
+        self._announce = announce
+        self._config = load()
+        self._connection_debug = connection_debug
+        self._signals: list[int] = []
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._phase = _Phase.STARTING
+        self._deadline = 0.0
+        self._exit_status = 0
+        self._agents = ""
+        self._status_read = self._status_write = -1
+        self._status_text = b""
+
+    def run(self) -> int:
+        """Run the router until it is told to stop; the exit status.
+
+        Raises:
+            ConfigError: the configuration is wrong or an address is in use.
+        """
+        check_exposure(self._config)
+        self._config, lock = claim_router(self._config)
+        run_dir = self._config.state.run_dir or ""
+        self._sockets = ControlSockets(self._config)
+        self._handover = Handover(Path(run_dir), connection_debug=self._connection_debug)
+        self._broker = Child("broker", signal.SIGTERM, run_dir, self._broker_command)
+        self._gunicorn = Child("gunicorn", signal.SIGINT, run_dir, self._gunicorn_command)
+        self._watch_signals()
+        try:
+            self._handover.write(self._config)
+            self._deadline = time.monotonic() + _READY_WITHIN
+            while self._turn():
+                self._sleep()
+        finally:
+            self._gunicorn.finish(_PATIENCE)
+            self._broker.finish(_PATIENCE)
+            self._sockets.close()
+            self._handover.remove()
+            lock.release()
+        log.info("event=stopped status=%d", self._exit_status)
+        return self._exit_status
+
+    # -- one turn -----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """Do what is due; whether there will be more."""
+        for number in self._take_signals():
+            self._handle(number)
+        self._read_status()
+        for child in (self._broker, self._gunicorn):
+            self._keep(child)
+        if not self._gunicorn.works and self._agents and self._answers():
+            self._gunicorn.worked()
+        if self._phase is _Phase.STARTING:
+            self._start()
+        elif self._phase is _Phase.CLOSING and time.monotonic() >= self._deadline:
+            self._finish()
+        elif self._phase is _Phase.FINISHING:
+            return self._is_finishing()
+        return True
+
+    def _keep(self, child: Child) -> None:
+        """Note that `child` ended, start it when it is time, give up when that is hopeless."""
+        over = child is self._gunicorn and self._phase is _Phase.FINISHING
+        if child.ended(expected=over) and child.hopeless and self._phase is not _Phase.FINISHING:
+            log.error("event=child_given_up child=%s", child.name)
+            self._exit_status = 1
+            self._finish()
+        if not child.running and not child.hopeless and not over and time.monotonic() >= child.next_start:
+            child.start()
+            if child is self._broker:
+                os.close(self._status_write)
+
+    def _start(self) -> None:
+        if self._gunicorn.works:
+            self._phase = _Phase.READY
+            self._announce(f"ready control={self._sockets.url} agents={self._agents}")
+            notify("READY=1")
+        elif time.monotonic() > self._deadline:
+            log.error("event=not_ready seconds=%g", _READY_WITHIN)
+            self._exit_status = 1
+            self._finish()
+
+    # -- the drain ----------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Begin to stop."""
+        delay = self._config.control.drain_delay if self._phase is _Phase.READY else 0.0
+        log.info("event=draining delay=%g timeout=%g", delay, self._config.control.drain_timeout)
+        self._phase = _Phase.CLOSING
+        self._deadline = time.monotonic() + delay
+        notify("STOPPING=1")
+        if self._broker.works:
+            self._broker.signal(signal.SIGUSR1)
+
+    def _finish(self) -> None:
+        """Take nothing new."""
+        self._phase = _Phase.FINISHING
+        self._deadline = time.monotonic() + self._config.control.drain_timeout + _PATIENCE
+        self._sockets.close()
+        self._gunicorn.signal(signal.SIGTERM)
+
+    def _is_finishing(self) -> bool:
+        if self._gunicorn.running and time.monotonic() > self._deadline:
+            log.error("event=drain_failed")
+            self._gunicorn.signal(signal.SIGKILL)
+        return self._gunicorn.running
+
+    # -- children -----------------------------------------------------------------------------------------------
+
+    def _broker_command(self) -> Command:
+        if self._status_read >= 0:
+            os.close(self._status_read)
+        self._status_read, self._status_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._status_text = b""
+        return self._handover.broker(self._status_write, self._agents.rpartition(":")[2] if self._agents else None)
+
+    def _gunicorn_command(self) -> Command:
+        return self._handover.gunicorn(self._sockets.descriptors)
+
+    def _read_status(self) -> None:
+        """The broker says once where agents link: it works."""
+        if self._status_read < 0 or self._broker.works:
+            return
+        try:
+            self._status_text += os.read(self._status_read, 4096)
+        except BlockingIOError:
+            return
+        endpoint, end, _ = self._status_text.partition(b"\n")
+        if end:
+            self._agents = endpoint.decode()
+            self._broker.worked()
+            if self._phase is _Phase.CLOSING:
+                self._broker.signal(signal.SIGUSR1)
+
+    def _answers(self) -> bool:
+        """Whether workers answer and reach the broker."""
+        if not self._gunicorn.running or self._phase is _Phase.FINISHING:
+            return False
+        connection = http.client.HTTPConnection(*self._sockets.reachable, timeout=_PROBE_TIMEOUT)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    # -- signals and sleep --------------------------------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        for number in (*_STOP, *_FORWARDED, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, note)
+
+    def _take_signals(self) -> list[int]:
+        taken, self._signals = self._signals, []
+        return taken
+
+    def _handle(self, number: int) -> None:
+        if number in _STOP:
+            if self._phase in (_Phase.STARTING, _Phase.READY):
+                self._close()
+            elif self._phase is _Phase.CLOSING:
+                self._finish()
+            else:
+                self._gunicorn.signal(signal.SIGINT)
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number in _FORWARDED:
+            self._gunicorn.signal(number)
+
+    def _reload(self) -> None:
+        """Take the new configuration, as far as it concerns the workers, and have them replaced one by one."""
+        try:
+            fresh = self._load()
+            check_exposure(fresh)
+        except ConfigError as error:
+            log.error("event=reload_refused error=%s", error)
+            return
+        if _needs_restart(self._config) != _needs_restart(fresh):
+            log.warning("event=reload_partial text='addresses and what is the broker's change with a restart only'")
+        self._config = fresh.model_copy(update={"state": self._config.state})
+        self._handover.write(self._config)
+        self._gunicorn.signal(signal.SIGHUP)
+
+    def _sleep(self) -> None:
+        """Wait for a signal (a child's end is one), the broker's word, or the next thing to do."""
+        sources = [self._wake_read]
+        if self._status_read >= 0 and not self._broker.works and self._broker.running:
+            sources.append(self._status_read)
+        select.select(sources, [], [], self._pause())
+        try:
+            os.read(self._wake_read, 512)
+        except BlockingIOError:
+            return
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due; None while only a signal can bring work."""
+        now = time.monotonic()
+        due = [child.next_start for child in (self._broker, self._gunicorn) if not child.running]
+        if self._phase is not _Phase.READY:
+            due.append(self._deadline)
+        if self._gunicorn.running and not self._gunicorn.works and self._phase is not _Phase.FINISHING:
+            due.append(now + _PROBE_PAUSE)
+        return max(0.0, min(due) - now) if due else None
+
+
+def _needs_restart(config: RouterConfig) -> tuple[object, ...]:
+    """What a reload leaves as it was: the addresses, and all that is the broker's."""
+    control = config.control
+    return control.interface, control.port, control.unix, config.server, config.client, config.jobs, config.identity

@@ -1,0 +1,23 @@
+"""Telling systemd how a service is (sd_notify(3)), without a library."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+__all__ = ["notify"]
+
+log = logging.getLogger("prouter.supervisor")
+
+
+def notify(state: str) -> None:
+    """Send `state`, for example ``READY=1``, if a service manager listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("event=notify_failed state=%s error=%r", state, error)
