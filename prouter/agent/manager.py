@@ -73,6 +73,7 @@ class JobManager:
     ) -> None:
         self._runner = runner
         self._max_jobs = max_jobs
+        self._ceilings = ceilings or Limits()
         self._on_change = on_change
         self._on_removed = on_removed
         self._root = JobsRoot(root)
@@ -91,7 +92,7 @@ class JobManager:
             self._sockets,
             self._ender,
             environment=base_environment(os.environ if environ is None else environ, properties),
-            ceilings=ceilings or Limits(),
+            ceilings=self._ceilings,
             report_url=lambda: self._endpoint.url,
             kept=self._kept,
             keep=self._keep,
@@ -287,6 +288,11 @@ class JobManager:
     def sandbox(self, uid: str) -> Sandbox:
         """The job's sandbox. Raises `NotFound`."""
         return self._job(uid).sandbox
+
+    def sandbox_limit(self, uid: str) -> int | None:
+        """Bytes the job's sandbox may hold, None for any number. Raises `NotFound`."""
+        job = self._job(uid)
+        return (self._ceilings if job.start_id is None else job.limits).sandbox_size
 
     def log(self, uid: str, name: str) -> JobLog:
         """The job's ``stdout`` or ``stderr``, the same object for all. Raises `NotFound`, `InvalidRequest`."""
