@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from prouter.api.streams import open_io, reset_error, sandbox_route
-from prouter.errors import AgentUnavailable
+from prouter.errors import AgentUnavailable, NotFound, RangeNotSatisfiable
+from prouter.jobs import Reason, State
 from prouter.transport.stream_io import StreamIO, StreamReset
 
 if TYPE_CHECKING:
@@ -79,10 +80,7 @@ class LogTail:
         """
         io = self._io
         if io is None:
-            try:
-                self._open(TailPosition(self.offset, None))
-            except AgentUnavailable:
-                return None
+            self._reopen()
             return None
         data: bytes | None = None
         try:
@@ -94,6 +92,15 @@ class LogTail:
             self.offset += len(data)
         return data
 
+    def _reopen(self) -> None:
+        """Go on where the last stream ended, as soon as there is a way to the agent."""
+        try:
+            self._open(TailPosition(self.offset, None))
+        except AgentUnavailable as error:
+            log.debug("event=log_waits job=%s log=%s code=%s", self._job, self._name, error.code)
+        except RangeNotSatisfiable:  # The job truncated its own log: it begins anew.
+            self._open(TailPosition(0, None))
+
     def _lost(self, error: StreamReset) -> None:
         self._io = None
         if error.code not in _LASTING:
@@ -103,12 +110,11 @@ class LogTail:
 
     def ending(self) -> dict[str, Any]:
         """The job's info once its log has ended; waits a moment for news of the job's end."""
-        answer: dict[str, Any] = self._router.call(
-            "jobs.wait",
-            {"connection": self._connection, "job": self._job, "timeout": 2.0 if self._follow else 0.0},
-            timeout=30,
-        )
-        info: dict[str, Any] = answer["job"]
+        args = {"connection": self._connection, "job": self._job, "timeout": 2.0 if self._follow else 0.0}
+        try:
+            info: dict[str, Any] = self._router.call("jobs.wait", args, timeout=30)["job"]
+        except NotFound:
+            return {"state": State.CLOSED.value, "reason": Reason.REMOVED.value}
         return info
 
     def close(self) -> None:

@@ -256,7 +256,14 @@ def _about_sandboxes() -> list[Operation]:
     for method in ("post", "put"):
         operations.append(
             Operation(
-                method, file, f"upload_{method}", "Upload a file.", {200: None}, upload, (BYTES,), errors=uploading
+                method,
+                file,
+                f"upload_{method}",
+                "Upload a file.",
+                {200: None, 201: None},
+                upload,
+                (BYTES,),
+                errors=uploading,
             )
         )
     return operations

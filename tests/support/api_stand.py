@@ -148,8 +148,9 @@ class StandInAgent:
         io.close()
 
     def _file_mkdir(self, io: StreamIO, target: dict[str, Any]) -> None:
+        created = target["path"] not in self.files
         self.files[target["path"]] = None
-        io.write_preface({"ok": True})
+        io.write_preface({"ok": True, "created": created})
         io.close()
 
     def _archive_read(self, io: StreamIO, target: dict[str, Any]) -> None:

@@ -289,7 +289,8 @@ def test_a_long_listing_is_one_document(client: Client, router: StandInRouter) -
 
 
 def test_delete_and_make_a_directory(client: Client, router: StandInRouter) -> None:
-    assert client.simulate_post(f"{FILE}/d", query_string="directory=1").status_code == 200
+    assert client.simulate_post(f"{FILE}/d", query_string="directory=1").status_code == 201
+    assert client.simulate_put(f"{FILE}/d", query_string="directory=1").status_code == 200
     assert router.agent.files[b"d"] is None
     result = client.simulate_delete(f"{FILE}/d", query_string="recursive=1")
     assert (result.status_code, result.content) == (204, b"")

@@ -71,7 +71,8 @@ class Files:
 
     def _make_directory(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, path: bytes) -> None:
         discard_body(req)
-        self._ask(connection, job, {"kind": "file.mkdir", "path": path})
+        made = self._ask(connection, job, {"kind": "file.mkdir", "path": path})
+        resp.status = 201 if made["created"] else 200
         resp.data = b""
 
     def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:

@@ -91,6 +91,7 @@ class EventLog:
     def __init__(self, tail: LogTail) -> None:
         self._tail = tail
         self._rest = b""
+        self._position = tail.offset
         self._begun = False
         self._ended = False
 
@@ -117,8 +118,12 @@ class EventLog:
 
     def _event(self, data: bytes) -> bytes:
         """The bytes as an event; the beginning of a character is kept for the next one."""
+        start = self._tail.offset - len(data)
+        if self._rest and start != self._position:
+            return self._kept() + self._event(data)
         data = self._rest + data
-        first = self._tail.offset - len(data)
+        first = start - len(self._rest)
+        self._position = self._tail.offset
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             text = decoder.decode(data)
@@ -133,13 +138,18 @@ class EventLog:
     def _log_event(self, first: int, content: dict[str, Any], after: int) -> bytes:
         return sse.event("log", {"offset": first, **content}, after)
 
+    def _kept(self) -> bytes:
+        """An event with what was kept, the beginning of a character whose rest did not come."""
+        rest, self._rest = self._rest, b""
+        if not rest:
+            return b""
+        content = {"base64": base64.b64encode(rest).decode("ascii")}
+        return self._log_event(self._position - len(rest), content, self._position)
+
     def _end(self) -> bytes:
         """What was kept, then the explicit end."""
-        kept = b""
         offset = self._tail.offset
-        if self._rest:
-            content = {"base64": base64.b64encode(self._rest).decode("ascii")}
-            kept = self._log_event(offset - len(self._rest), content, offset)
+        kept = self._kept()
         info = self._tail.ending()
         state = {name: info.get(name) for name in _ENDING}
         return kept + sse.event("end", {"offset": offset, **state}, f"{offset}.end")
