@@ -1,0 +1,58 @@
+"""Streams that pack a directory of a sandbox into an archive, or unpack one into it, as the bytes pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from prouter.agent.archives import ArchiveLimits, Packer, Unpacker
+from prouter.agent.relays.transfers import Transfer
+from prouter.errors import InvalidRequest
+
+__all__ = ["ARCHIVE_KINDS"]
+
+
+def read_archive(transfer: Transfer) -> None:
+    """``archive.read``: packs while it sends; the preface has the size where it can be told."""
+    packer = Packer(
+        transfer.sandbox,
+        transfer.path(),
+        include=transfer.texts("include"),
+        exclude=transfer.texts("exclude"),
+        archive_format=transfer.text("format", "tar"),
+    )
+    transfer.say(size=transfer.run(packer.size))
+    transfer.sent = True
+    chunks = iter(packer)
+    while data := transfer.run(_next, chunks):
+        transfer.io.write_all(data)
+    transfer.io.close()
+
+
+def _next(chunks: Iterator[bytes]) -> bytes:
+    """The next chunk that holds anything; none at the end."""
+    return next(filter(None, chunks), b"")
+
+
+def write_archive(transfer: Transfer) -> None:
+    """``archive.write``: unpacks while it comes; what was unpacked before an error stays."""
+    size = transfer.number("size")
+    limits = ArchiveLimits(bytes=transfer.room())
+    unpacker = transfer.run(Unpacker, transfer.sandbox, path=transfer.path(), limits=limits)
+    try:
+        transfer.say()
+        taken = 0
+        while data := transfer.io.read():
+            transfer.run(unpacker.feed, data)
+            taken += len(data)
+        if size is not None and taken < size:
+            raise InvalidRequest(f"Invalid request: the body ended after {taken} of {size} bytes", code="truncated")
+        done = transfer.run(unpacker.finish)
+    finally:
+        transfer.run(unpacker.abort)
+    transfer.say(**asdict(done))
+    transfer.io.close()
+
+
+ARCHIVE_KINDS = {"archive.read": read_archive, "archive.write": write_archive}
+"""What carries out each kind of stream."""

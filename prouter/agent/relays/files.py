@@ -1,0 +1,155 @@
+"""Streams to single files and directories of a sandbox: read, write, list, look, delete, make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+
+from prouter.agent import files
+from prouter.agent.files import Entry, FileHandle
+from prouter.agent.relays.transfers import SMALL, Transfer
+from prouter.agent.uploads import Upload, Uploaded
+from prouter.errors import InvalidRequest, RangeNotSatisfiable
+from prouter.transport.stream_io import CHUNK
+
+__all__ = ["FILE_KINDS"]
+
+_CHUNKS = 4
+"""Chunks a thread reads at a time, so that the way to the thread and back pays."""
+_ENTRIES = 256
+"""Directory entries a thread looks at at a time."""
+
+
+def read_file(transfer: Transfer) -> None:
+    """``file.read``: the bytes from offset on; with remove, the file goes once the last byte was consumed."""
+    offset, length = transfer.number("offset") or 0, transfer.number("length")
+    with files.open_read(transfer.sandbox, transfer.path()) as handle:
+        if offset > handle.size:
+            raise RangeNotSatisfiable(f"offset {offset} is beyond the end of the file, {handle.size} bytes")
+        stop = handle.size if length is None else min(handle.size, offset + length)
+        transfer.say(
+            size=handle.size,
+            mtime_ns=handle.mtime_ns,
+            etag=handle.etag,
+            mode=handle.mode,
+            offset=offset,
+            length=stop - offset,
+        )
+        transfer.sent = True
+        _send(transfer, handle, offset, stop)
+        transfer.io.close()
+        if transfer.flag("remove"):
+            transfer.io.wait_closed()
+            transfer.run(handle.remove)
+
+
+def _send(transfer: Transfer, handle: FileHandle, position: int, stop: int) -> None:
+    if stop - position <= SMALL:
+        for data in handle.chunks(position, stop):
+            transfer.io.write_all(data)
+        return
+    chunks = handle.chunks(position, stop, CHUNK)
+    while some := transfer.run(_take, chunks, _CHUNKS):
+        for data in some:
+            transfer.io.write_all(data)
+
+
+def _take(items: Iterator[bytes], count: int) -> list[bytes]:
+    return list(islice(items, count))
+
+
+def write_file(transfer: Transfer) -> None:
+    """``file.write``: takes the bytes up to FIN and then gives them their name, all or nothing."""
+    size = transfer.number("size")
+    room = transfer.room()
+    if size is not None and size <= SMALL and transfer.io.finished:
+        data = b"".join(iter(transfer.io.read, b""))
+        _refuse_truncated(len(data), size)
+        done = transfer.run(_write_at_once, transfer, data, room)
+        transfer.say()
+    else:
+        done = _write_as_it_comes(transfer, size, room)
+    transfer.say(size=done.size, etag=done.etag, created=done.created)
+    transfer.io.close()
+
+
+def _upload(transfer: Transfer, size: int | None, room: int | None) -> Upload:
+    mode, executable = transfer.number("mode"), transfer.flag("executable")
+    return Upload(transfer.sandbox, transfer.path(), mode=mode, executable=executable, size=size, limit=room)
+
+
+def _write_at_once(transfer: Transfer, data: bytes, room: int | None) -> Uploaded:
+    """A small file that is here already: one way to the thread for all of it."""
+    with _upload(transfer, len(data), room) as upload:
+        upload.write(data)
+        return upload.commit()
+
+
+def _write_as_it_comes(transfer: Transfer, size: int | None, room: int | None) -> Uploaded:
+    upload = transfer.run(_upload, transfer, size, room)
+    try:
+        transfer.say()
+        taken = 0
+        while data := transfer.io.read():
+            if len(data) <= SMALL:
+                upload.write(data)
+            else:
+                transfer.run(upload.write, data)
+            taken += len(data)
+        if size is not None:
+            _refuse_truncated(taken, size)
+        return transfer.run(upload.commit)
+    finally:
+        transfer.run(upload.abort)
+
+
+def _refuse_truncated(taken: int, size: int) -> None:
+    if taken < size:
+        raise InvalidRequest(f"Invalid request: the body ended after {taken} of {size} bytes", code="truncated")
+
+
+def list_directory(transfer: Transfer) -> None:
+    """``file.list``: an entry per line, as JSON."""
+    entries = files.list_directory(transfer.sandbox, transfer.path())
+    transfer.say()
+    transfer.sent = True
+    while lines := transfer.run(_lines, entries):
+        transfer.io.write_all(lines)
+    transfer.io.close()
+
+
+def _lines(entries: Iterator[Entry]) -> bytes:
+    return b"".join(json.dumps(entry.to_wire()).encode("ascii") + b"\n" for entry in islice(entries, _ENTRIES))
+
+
+def stat(transfer: Transfer) -> None:
+    """``file.stat``: what is there; its name as ``href``, which any name can be written as."""
+    entry = files.stat(transfer.sandbox, transfer.path(), follow=True)
+    transfer.say(type=entry.type, href=entry.href, size=entry.size, mtime=entry.mtime, mode=entry.mode)
+    transfer.io.close()
+
+
+def delete(transfer: Transfer) -> None:
+    """``file.delete``"""
+    transfer.run(files.delete, transfer.sandbox, transfer.path(), recursive=transfer.flag("recursive"))
+    transfer.say()
+    transfer.io.close()
+
+
+def mkdir(transfer: Transfer) -> None:
+    """``file.mkdir``"""
+    created = files.mkdir(transfer.sandbox, transfer.path())
+    transfer.say(created=created)
+    transfer.io.close()
+
+
+FILE_KINDS = {
+    "file.read": read_file,
+    "file.write": write_file,
+    "file.list": list_directory,
+    "file.stat": stat,
+    "file.delete": delete,
+    "file.mkdir": mkdir,
+}
+"""What carries out each kind of stream."""

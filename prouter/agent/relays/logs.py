@@ -1,0 +1,167 @@
+"""Streams of a job's stdout or stderr: what is there, or on and on until the job has ended and all of it was sent.
+
+Followers sleep until the kernel (inotify) or the job manager has news; all followers of a log share one watch and the
+block of the log read last. In a stream, the position of a byte is the preface's offset plus the bytes before it. Where
+that would not hold, because the log was cut under a slow reader, the stream is reset with ``overloaded``: opened again
+at its position, it begins with the line that says what was dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gevent import get_hub
+from gevent.event import Event
+
+from prouter.agent.log_watch import LogWatcher
+from prouter.agent.logs import JobLog, LogChunk
+from prouter.agent.relays.transfers import Transfer
+from prouter.errors import InvalidRequest, NotFound, RangeNotSatisfiable
+from prouter.jobs import JobRecord
+from prouter.transport.stream_io import StreamReset
+
+__all__ = ["LogNews", "LogStreams"]
+
+_CUT = "the log was cut before it was read"
+
+_POLL = 0.25
+"""Seconds between looks at a log that the kernel cannot watch (fs.inotify limits)."""
+
+
+class LogNews:
+    """Wakes followers when their log grows or their job changes."""
+
+    def __init__(self) -> None:
+        self._watcher: LogWatcher | None = None
+        self._io: Any = None
+        self._by_job: dict[str, set[Event]] = {}
+
+    def job_changed(self, record: JobRecord) -> None:
+        """Wake the followers of this job's logs."""
+        for news in self._by_job.get(record.uid, ()):
+            news.set()
+
+    @contextlib.contextmanager
+    def of_job(self, uid: str) -> Iterator[Event]:
+        """An event that is set whenever the job changes."""
+        news = Event()
+        self._by_job.setdefault(uid, set()).add(news)
+        try:
+            yield news
+        finally:
+            followers = self._by_job[uid]
+            followers.discard(news)
+            if not followers:
+                del self._by_job[uid]
+
+    def watch(self, fd: int, news: Event) -> int | None:
+        """Set `news` whenever the file is written to; None where that cannot be had."""
+        if self._watcher is None:
+            try:
+                self._watcher = watcher = LogWatcher()
+            except OSError:
+                return None
+            self._io = get_hub().loop.io(watcher.fileno(), 1)
+            self._io.start(watcher.dispatch)
+        return self._watcher.watch(fd, news.set)
+
+    def unwatch(self, token: int | None) -> None:
+        """End a watch."""
+        if token is not None and self._watcher is not None:
+            self._watcher.unwatch(token)
+
+    def close(self) -> None:
+        """End all watches."""
+        if self._watcher is not None:
+            self._io.stop()
+            self._io.close()
+            self._watcher.close()
+            self._watcher = None
+
+
+class LogStreams:
+    """Carries out streams of kind ``log``.
+
+    Args:
+        news: wakes followers.
+    """
+
+    def __init__(self, news: LogNews) -> None:
+        self._news = news
+
+    def send(self, transfer: Transfer) -> None:
+        """``log``: from an offset or the last lines on; with follow until the job's end."""
+        log = transfer.jobs.log(transfer.uid, transfer.text("name", "stdout"))
+        offset, tail, follow = transfer.number("offset"), transfer.number("tail"), transfer.flag("follow")
+        if offset is not None and tail is not None:
+            raise InvalidRequest("Invalid request: offset and tail exclude each other")
+        end = _end(log)
+        if offset is not None and offset > end:
+            raise RangeNotSatisfiable(f"offset {offset} is beyond the end of the log, {end} bytes")
+        if offset is None:
+            offset = transfer.run(log.tail_offset, tail) if tail is not None and end else 0
+        first = log.read(offset) if end else LogChunk(offset, offset, b"")
+        transfer.say(offset=first.end - len(first.data), size=end)
+        transfer.sent = True
+        transfer.io.write_all(first.data)
+        if follow:
+            self._follow(transfer, log, first.end)
+        else:
+            _copy(transfer, log, first.end, end)
+        transfer.io.close()
+
+    def _follow(self, transfer: Transfer, log: JobLog, position: int) -> None:
+        with self._news.of_job(transfer.uid) as news:
+            transfer.io.alarm = news
+            token: int | None = None
+            watched = False
+            try:
+                while not transfer.io.stream.closed:
+                    news.clear()
+                    ended = _ended(transfer)
+                    if not watched and _end(log):
+                        token = self._news.watch(log.fileno(), news)
+                        watched = True
+                    moved = _copy(transfer, log, position, None)
+                    if moved == position and ended:
+                        return
+                    if moved == position:
+                        news.wait(_POLL if watched and token is None else None)
+                    position = moved
+            finally:
+                self._news.unwatch(token)
+
+
+def _ended(transfer: Transfer) -> bool:
+    try:
+        return transfer.jobs.record(transfer.uid).ended
+    except NotFound:
+        return True
+
+
+def _end(log: JobLog) -> int:
+    """Where the log ends; 0 while there is none."""
+    try:
+        return log.end()
+    except NotFound:
+        return 0
+
+
+def _copy(transfer: Transfer, log: JobLog, position: int, stop: int | None) -> int:
+    """Send what is there, up to `stop`; the position reached."""
+    while stop is None or position < stop:
+        try:
+            chunk = log.read(position)
+        except NotFound:
+            return position  # Not written yet, or removed with its job.
+        if not chunk.data:
+            return position
+        if chunk.end - chunk.start != len(chunk.data):
+            transfer.io.reset("overloaded", _CUT)
+            raise StreamReset(_CUT, code="overloaded")
+        data = chunk.data if stop is None else chunk.data[: stop - position]
+        transfer.io.write_all(data)
+        position += len(data)
+    return position

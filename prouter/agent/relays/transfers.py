@@ -1,0 +1,232 @@
+"""Streams to a job's sandbox (files, archives, logs): a greenlet each, the disk's share of the work in threads.
+
+Each begins with a preface (see prouter.transport.stream_io) that says ok or carries an error. An error after bytes were
+sent resets the stream; one while bytes are taken is told as the result, and what still comes is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, cast
+
+import gevent
+from gevent.event import Event
+from gevent.threadpool import ThreadPool
+
+from prouter.agent.logs import JobLog
+from prouter.agent.sandbox import Sandbox
+from prouter.errors import InvalidRequest, NoSpace, PRouterError
+from prouter.fabric.stream import Stream
+from prouter.jobs import JobRecord
+from prouter.transport.stream_io import StreamIO, StreamReset
+
+__all__ = ["SMALL", "Jobs", "Transfer", "TransferIO", "Transfers"]
+
+log = logging.getLogger("prouter.agent.relays")
+
+SMALL = 64 * 1024
+"""Bytes that are read or written on the loop; more is a thread's work."""
+_MOST = 4096
+"""Transfers at once; a log follower is one."""
+
+T = TypeVar("T")
+Handler = Callable[["Transfer"], None]
+
+
+class Jobs(Protocol):
+    """What transfers need of the job manager."""
+
+    def record(self, uid: str) -> JobRecord:
+        """The job's record; raises `NotFound`."""
+
+    def sandbox(self, uid: str) -> Sandbox:
+        """The job's sandbox; raises `NotFound`."""
+
+    def log(self, uid: str, name: str) -> JobLog:
+        """The job's log; raises `NotFound`, `InvalidRequest`."""
+
+    def sandbox_limit(self, uid: str) -> int | None:
+        """Bytes the job's sandbox may hold; raises `NotFound`."""
+
+
+class TransferIO(StreamIO):
+    """A stream whose reset also wakes whoever waits for something else.
+
+    Attributes:
+        alarm: set on a reset.
+    """
+
+    __slots__ = ("alarm",)
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream)
+        self.alarm: Event | None = None
+
+    def on_reset(self, code: str, text: str) -> None:
+        """See `StreamHandler`."""
+        super().on_reset(code, text)
+        if self.alarm is not None:
+            self.alarm.set()
+
+
+class Transfer:
+    """One stream and what was asked of it.
+
+    Attributes:
+        io: the stream.
+        jobs: the job manager.
+        uid: the job's uid.
+        sent: whether bytes of a download may have left, so that an error cannot be told any more.
+    """
+
+    def __init__(self, io: TransferIO, target: dict[str, Any], jobs: Jobs, pool: ThreadPool) -> None:
+        self.io = io
+        self.jobs = jobs
+        self.uid = str(target.get("job", ""))
+        self.sent = False
+        self._target = target
+        self._pool = pool
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The job's sandbox; raises `NotFound`."""
+        return self.jobs.sandbox(self.uid)
+
+    def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Call in a thread, waiting for it without blocking the loop; raises what it raises."""
+        value, error = self._pool.apply(_guarded, (function, args, keywords))
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+    def room(self) -> int | None:
+        """Bytes left under the sandbox's size limit, None when there is no limit.
+
+        Raises:
+            NoSpace: nothing is left.
+        """
+        limit = self.jobs.sandbox_limit(self.uid)
+        if limit is None:
+            return None
+        left = limit - self.run(self.sandbox.size_bytes)
+        if left <= 0:
+            raise NoSpace(f"the sandbox is at its size limit of {limit} bytes", job=self.uid)
+        return left
+
+    # -- what was asked -----------------------------------------------------------------------------------------
+
+    def path(self) -> bytes:
+        """The path below the sandbox."""
+        return self._get("path", bytes, b"")
+
+    def text(self, key: str, default: str) -> str:
+        """A text of the target."""
+        return self._get(key, str, default)
+
+    def flag(self, key: str) -> bool:
+        """A truth value of the target."""
+        return self._get(key, bool, False)
+
+    def number(self, key: str) -> int | None:
+        """A number of the target that is not negative, None when it is not there."""
+        if self._target.get(key) is None:
+            return None
+        value = self._get(key, int, 0)
+        if value < 0:
+            raise InvalidRequest(f"Invalid request: {key} must not be negative")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts of the target."""
+        values = self._get(key, list, [])
+        if not all(isinstance(value, str) for value in values):
+            raise InvalidRequest(f"Invalid request: {key} must be a list of texts")
+        return values
+
+    def _get(self, key: str, kind: type[T], default: T) -> T:
+        value = self._target.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            raise InvalidRequest(f"Invalid request: {key} must be of type {kind.__name__}")
+        return value
+
+    # -- what is answered ---------------------------------------------------------------------------------------
+
+    def say(self, **facts: Any) -> None:
+        """Say ok, as a preface or as an upload's result."""
+        self.io.write_preface({"ok": True, **facts})
+
+    def fail(self, error: PRouterError) -> None:
+        """Tell what went wrong, in whatever way is left."""
+        if self.sent:
+            self.io.reset(error.code, error.detail)
+            return
+        self.io.write_preface({"error": error.to_wire()})
+        self.io.close()
+        while self.io.read():
+            pass
+
+
+class Transfers:
+    """All transfers of an agent.
+
+    Args:
+        jobs: the job manager.
+        kinds: what carries out each ``kind`` of target.
+        threads: how many disk operations run at once.
+    """
+
+    def __init__(self, jobs: Jobs, kinds: Mapping[str, Handler], threads: int) -> None:
+        self._jobs = jobs
+        self._kinds = kinds
+        self._pool = ThreadPool(threads)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def open(self, stream: Stream, target: dict[str, Any]) -> None:
+        """Carry out what `target` asks for; everything else happens in a greenlet."""
+        handler = self._kinds.get(str(target.get("kind")))
+        if handler is None:
+            stream.reset("unknown_kind", f"this agent knows no streams of kind {target.get('kind')!r:.64}")
+        elif self._count >= _MOST:
+            stream.reset("overloaded", f"the agent carries {_MOST} transfers already")
+        else:
+            self._count += 1
+            gevent.spawn(self._carry_out, handler, Transfer(TransferIO(stream), target, self._jobs, self._pool))
+
+    def _carry_out(self, handler: Handler, transfer: Transfer) -> None:
+        try:
+            try:
+                self._jobs.record(transfer.uid)
+                handler(transfer)
+            except StreamReset:
+                raise
+            except PRouterError as error:
+                log.log(error.level, "event=transfer_failed job=%s error=%r", transfer.uid, error.detail)
+                transfer.fail(error)
+        except StreamReset as reset:
+            log.debug("event=transfer_reset job=%s code=%s text=%r", transfer.uid, reset.code, reset.detail)
+        except Exception:
+            log.exception("event=transfer_broken job=%s stream=%d", transfer.uid, transfer.io.stream.sid)
+            transfer.io.reset("internal", "the agent failed at this; its log says why")
+        finally:
+            self._count -= 1
+
+    def close(self) -> None:
+        """Give the threads back."""
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(1):
+            self._pool.join()
+        self._pool.kill()
+
+
+def _guarded(function: Callable[..., T], args: Any, keywords: Any) -> tuple[T | None, BaseException | None]:
+    """Exceptions as values: gevent prints what leaves a pool's function."""
+    try:
+        return function(*args, **keywords), None
+    except Exception as error:  # Raised again in the greenlet that waits.
+        return None, error
