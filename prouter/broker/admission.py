@@ -1,7 +1,7 @@
 """The door for agents and workers: who says HELLO is checked, then accepted, refused once, or made to wait.
 
-Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid of a linked agent has
-to wait until that one failed to prove that it is alive.
+Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid of a linked
+agent has to wait until that one failed to prove that it is alive.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Broker:
         stopping: whether the broker was asked to end.
         draining: whether the router winds down.
         extra_stats: figures of the shell, for `stats`.
-        on_shutdown: does what a ``shutdown`` call asks for; ends the broker itself unless somebody else drains the router.
+        on_shutdown: does what a ``shutdown`` call asks for; ends the broker itself unless somebody else drains the
+        router.
     """
 
     def __init__(self, env: Env, saved: Saved, now: float) -> None:
@@ -293,7 +294,7 @@ class Broker:
     def _allowed(self, path: Path, now: float) -> bool:
         """Whether the peer keeps to its rate of control messages; one that does not has to link again."""
         limit = self.env.settings.bounds.messages
-        path.allowance = min(2.0 * limit, path.allowance + (now - path.refilled) * limit)
+        path.allowance = min(4.0 * limit, path.allowance + (now - path.refilled) * limit)
         path.refilled = now
         path.allowance -= 1
         if path.allowance >= 0 or path.routes is self.env.switch.agents:

@@ -1,4 +1,4 @@
-"""Agents that listen and are dialled: by address and token, when a job is created there; redialled while they have jobs.
+"""Agents that listen and are dialled: by address and token, when a job is created there; again while they have jobs.
 
 Whoever asks for an address with a token gets the link only after the agent accepted that very token.
 """
@@ -85,8 +85,8 @@ class Dials:
     def obtain(self, address: str, token: str, linked: Linked, now: float) -> None:
         """A link to the agent that listens at `address`, dialled now unless it is linked with that token already.
 
-        `linked` gets `Forbidden` when the agent refuses the token, `AgentUnavailable` when it cannot be reached in time or
-        refuses for another reason, `Overloaded` when too many are being dialled.
+        `linked` gets `Forbidden` when the agent refuses the token, `AgentUnavailable` when it cannot be reached in
+        time or refuses for another reason, `Overloaded` when too many are being dialled.
         """
         dial = self._find(address, token)
         if dial is None:

@@ -42,8 +42,5 @@ class EventLog:
 
     def after(self, last_seen: int | None, limit: int) -> list[dict[str, Any]]:
         """Events newer than `last_seen`, oldest first; with None the newest `limit`."""
-        if last_seen is None:
-            skip = max(0, len(self._events) - limit)
-        else:
-            skip = max(0, last_seen + 1 - self.first)
+        skip = max(0, len(self._events) - limit) if last_seen is None else max(0, last_seen + 1 - self.first)
         return list(islice(self._events, skip, skip + limit))

@@ -99,7 +99,7 @@ def check_protocol(body: dict[str, Any]) -> str | None:
 
 
 def token_accepted(tokens: Iterable[str], presented: Any) -> bool:
-    """Whether `presented` is one of `tokens`; takes the same time whichever it is, and with no tokens takes anything."""
+    """Whether `presented` is one of `tokens`, found out in the same time whichever it is. No tokens: anything goes."""
     candidate = presented.encode() if isinstance(presented, str) else b""
     known = [token.encode() for token in tokens]
     found = not known

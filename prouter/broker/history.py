@@ -1,4 +1,4 @@
-"""Keeping the history within its bounds: the longest ended jobs are forgotten, and removed on their agent if they still exist."""
+"""Keeping the history within its bounds: the longest ended jobs are forgotten, and removed from their agents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of jobs: newest first, by state, agent and name, so that a page of a long list costs no more than the page."""
+"""The order of jobs: newest first, by state, agent and name, so that a page of a long list costs a page."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ A link is known by its connection uid and survives its paths::
     UP --path lost--> AWAY --same incarnation is back--> UP
     UP or AWAY --another incarnation of the agent, goodbye, or away for too long--> GONE (forgotten)
 
-An agent whose connection was *closed* is back within seconds or dead; one that fell *silent* may be behind a broken network
-and keeps its jobs until its own orphan timeout.
+An agent whose connection was *closed* is back within seconds or dead; one that fell *silent* may be behind a broken
+network and keeps its jobs until its own orphan timeout.
 """
 
 from __future__ import annotations
@@ -182,6 +182,8 @@ class Links:
     def opened(self, link: Link, now: float) -> None:
         """The agent was told that it is linked: everybody else may know."""
         self._env.counts["links_up"] += 1
+        if link.path is not None:
+            self._env.outbox.say(link.path, link.path.session.ping(now))
         log.info(
             "event=link_up link=%s agent=%s name=%r mode=%s", link.connection, link.info.uid, link.info.name, link.mode
         )

@@ -1,4 +1,4 @@
-"""Placement: which agent a new job goes to. Pure functions of what is known of the links; the same input, the same choice."""
+"""Placement: which agent a new job goes to. Pure functions: the same links, the same choice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
 
 
 def choose(candidates: Iterable[Link], used: Used) -> Link | None:
-    """The least loaded link that is up, takes jobs and has a free slot; None when all that could are away for the moment.
+    """The least loaded link that is up, takes jobs and has a free slot; None when all that could are away.
 
     Args:
         used: how many slots of a link are taken.

@@ -64,8 +64,11 @@ class Port:
         now: float,
         control: Callable[[Port, bytes, Path | None, list[zmq.Frame], float], None],
         unreachable: Callable[[Path, float], None],
-    ) -> None:
-        """Move what has arrived, at most `_DRAIN` messages: routed ones to where they go, others to `control`."""
+    ) -> bool:
+        """Move what has arrived, at most `_DRAIN` messages: routed ones to where they go, others to `control`.
+
+        Returns True when nothing is left.
+        """
         recv, get, paths, router = self.socket.recv, self.socket.get, self.paths, self.router
         path = paths.get(b"")
         rid = b""
@@ -73,7 +76,7 @@ class Port:
             try:
                 route = recv(_NOBLOCK)
             except zmq.Again:
-                return
+                return True
             if router:
                 rid = route
                 path = paths.get(rid)
@@ -109,6 +112,7 @@ class Port:
                 switch.dropped += 1
                 _check(error)
                 unreachable(target, now)
+        return False
 
     def send(self, path: Path) -> bool:
         """Send what is pending on `path`; False when its peer is not reachable."""

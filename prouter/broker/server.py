@@ -34,6 +34,8 @@ __all__ = ["run"]
 log = logging.getLogger("prouter.broker")
 
 _PENDING_FDS = 4096
+_LAST_WORDS = 100
+"""Batches of messages read before a closed connection is acted upon."""
 _LINGER = 500
 """Milliseconds that last words have to leave."""
 
@@ -51,7 +53,8 @@ def run(
         config: with its directories filled in (`prouter.directories.locate_router`).
         bind_port: port for agents, whatever ``server.port`` says: a restarted broker takes the one it had.
         ready: called with ``tcp://HOST:PORT`` once agents can link, with an empty text when they are not let in.
-        on_shutdown: called for a ``shutdown`` call instead of ending; who runs this broker drains the router and ends it.
+        on_shutdown: called for a ``shutdown`` call instead of ending; who runs this broker drains the router and ends
+        it.
 
     Raises:
         ConfigError: another broker runs in the same directories, or the endpoint for agents cannot be bound.
@@ -87,6 +90,7 @@ class _Server:
         self._fds: dict[int, Path] = {}
         self._strangers: OrderedDict[bytes, int] = OrderedDict()
         self._closing: list[Port] = []
+        self._cut: list[Path] = []
         self._ports: list[Port] = []
         self._stop = self._drain = False
         self._lag = Lag()
@@ -129,10 +133,13 @@ class _Server:
             for source, _events in ready:
                 handle = self._ready.get(source)
                 if handle is not None:
-                    handle(now)
-            now = self._lag.turned(now, time.monotonic())
-            broker.turn(now)
+                    self._guard(handle, now)
+            if self._cut:
+                self._closed_connections(self._agents, now)
+            self._guard(broker.turn, now)
             self._flush(now)
+            self._close_unused()
+            self._lag.turned(now, time.monotonic())
 
     def close(self) -> None:
         """Say goodbye, and leave nothing behind."""
@@ -158,9 +165,11 @@ class _Server:
                 self._broker.receive(path, decode([part.bytes for part in parts]), now)
         except ProtocolError as error:
             self._broker.malformed(path, error)
+        except zmq.ZMQError:
+            raise
         except Exception:
             log.exception("event=message_failed peer=%.64r", rid)
-            self._env.counts["failed_messages"] += 1
+            self._env.counts["failures"] += 1
         self._flush(now)
 
     def _stranger(self, port: Port, rid: bytes, parts: list[zmq.Frame], now: float) -> None:
@@ -182,12 +191,22 @@ class _Server:
         self._flush(now)
 
     def _closed_connections(self, port: Port, now: float) -> None:
-        """Connections of agents that were closed: who used them is gone, or dials again."""
+        """Connections of agents that were closed: after their last words, who used them is gone or dials again."""
+        self._collect_closed(port)
+        for _ in range(_LAST_WORDS):
+            if port.pump(self._env.switch, now, self._control, self._unreachable):
+                break
+        cut, self._cut = self._cut, []
+        for path in cut:
+            self._broker.disconnected(path, now)
+        self._flush(now)
+
+    def _collect_closed(self, port: Port) -> None:
+        """Find out whose connections were closed, before their descriptors' numbers are used again."""
         for fd in port.closed_connections():
             path = self._fds.pop(fd, None) if port.router else port.paths.get(b"")
             if path is not None and path.carrier is port:
-                self._broker.disconnected(path, now)
-        self._flush(now)
+                self._cut.append(path)
 
     def _woken(self, now: float) -> None:
         """The store has committed something, or a signal arrived."""
@@ -200,7 +219,7 @@ class _Server:
         if self._drain:
             self._broker.drain()
         for done in self._store.take_done():
-            done(now)
+            self._guard(done, now)
         self._flush(now)
 
     def _worker_ended(self, pidfd: int, uid: str, now: float) -> None:
@@ -218,9 +237,21 @@ class _Server:
                 port: Port = path.carrier
                 if not port.send(path):
                     self._broker.disconnected(path, now)
+
+    def _close_unused(self) -> None:
         closing, self._closing = self._closing, []
         for port in closing:
             self._shut(port)
+
+    def _guard(self, handle: Callable[[float], None], now: float) -> None:
+        """A mistake in handling one thing must not end everything; a broken socket must: a new process may have it."""
+        try:
+            handle(now)
+        except zmq.ZMQError:
+            raise
+        except Exception:
+            log.exception("event=turn_failed")
+            self._env.counts["failures"] += 1
 
     # -- Shell --------------------------------------------------------------------------------------------------------
 
@@ -230,6 +261,7 @@ class _Server:
         fd = self._strangers.pop(path.rid, None) if port is self._agents else None
         port.paths[path.rid] = path
         if fd is not None:
+            self._collect_closed(port)
             self._fds[fd] = path
 
     def dial(self, path: Path, address: str) -> None:
@@ -266,7 +298,11 @@ class _Server:
         port = Port(self._context, kind, watched=watched)
         self._ports.append(port)
         switch, control, unreachable = self._env.switch, self._control, self._unreachable
-        self._register(port.socket, lambda now: port.pump(switch, now, control, unreachable))
+
+        def pump(now: float) -> None:
+            port.pump(switch, now, control, unreachable)
+
+        self._register(port.socket, pump)
         if port.monitor is not None:
             self._register(port.monitor, lambda now: self._closed_connections(port, now))
         return port

@@ -1,4 +1,4 @@
-"""What workers may ask of the broker: one method per call; answers may come later, from an agent, a timer or the store."""
+"""What workers may ask of the broker: a method per call. Answers may come later, from an agent, a timer or the store."""
 
 from __future__ import annotations
 

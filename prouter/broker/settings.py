@@ -18,7 +18,7 @@ class Bounds:
         link_calls: calls to one agent without an answer.
         dials: agents being dialled.
         hellos: introductions looked at per second.
-        messages: control messages per second from one peer.
+        messages: control messages per second from one agent, four seconds of them at once.
         hello_bytes: size of an introduction.
     """
 
@@ -27,7 +27,7 @@ class Bounds:
     link_calls: int = 4_096
     dials: int = 256
     hellos: int = 4_000
-    messages: int = 20_000
+    messages: int = 5_000
     hello_bytes: int = 256 * 1024
 
 
@@ -47,7 +47,8 @@ class Settings:
         history_age: how long ended jobs are kept, 0 for ever.
         dial_timeout: how long a create waits for the agent it dials.
         takeover_patience: how long an agent may take to prove that it is alive when another claims its uid.
-        return_patience: how long an agent whose connection was closed may take to come back before it counts as dead, on
+        return_patience: how long an agent whose connection was closed may take to come back before it counts as dead,
+        on
             top of the time it says its jobs outlive it.
         workers_return: after the start, how long workers of the broker before may take to come back.
     """

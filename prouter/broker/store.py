@@ -1,8 +1,8 @@
 """SQLite underneath the job table: a thread that writes in batches, and what is read when the broker starts.
 
-The memory of the broker is what counts; the store follows within milliseconds. A database that cannot be read is set aside
-under another name and a new one begun; one that cannot be written for the moment (a full disk) is tried again while the
-router goes on.
+The memory of the broker is what counts; the store follows within milliseconds. A database that cannot be read is set
+aside under another name and a new one begun; one that cannot be written for the moment (a full disk) is tried again
+while the router goes on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Paths to peers, what waits to be said on them, and where routed messages go.
 
-A routed message is ``[route, block, bulk…]``: from a worker with a connection uid as its route, from an agent with a worker's uid.
-The switch finds the path that leads there and the sender's own name, which replaces the route: nobody can speak for another.
+A routed message is ``[route, block, bulk…]``: from a worker with a connection uid as its route, from an agent with a
+worker's uid. The switch finds the path that leads there and the sender's own name, which replaces the route: nobody
+can speak for another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The job table: what the agents last said of their jobs, and the history of those that ended.
 
-Agents are the authority: news with a lower revision is stale, and a job given up for lost comes back to life when its agent
-does. Ended jobs are kept packed (they are many and seldom read) until the history is full.
+Agents are the authority: news with a lower revision is stale, and a job given up for lost comes back to life when its
+agent does. Ended jobs are kept packed (they are many and seldom read) until the history is full.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Workers of this host: who is linked, and who is dead.
 
-A worker that falls silent keeps its name: its streams and waits are held until its process is known to have ended, it said
-goodbye, or it did not come back in time.
+A worker that falls silent keeps its name: its streams and waits are held until its process is known to have ended, it
+said goodbye, or it did not come back in time.
 """
 
 from __future__ import annotations

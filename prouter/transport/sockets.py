@@ -158,4 +158,6 @@ class WatchedSocket:
         while not self._closed and monitor is not None and int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
             if event["event"] == DISCONNECTED and self._on_disconnect is not None:
-                self._on_disconnect()
+                self._drain()
+                if not self._closed:
+                    self._on_disconnect()
