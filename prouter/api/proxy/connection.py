@@ -351,4 +351,4 @@ class ClientConnection:
         if self.buffer and not self._lingering and self.exchange is None:
             self.fail(InvalidRequest("Invalid request: the request head took too long", code="head_timeout"))
         else:
-            self.close()
+            self.gone()

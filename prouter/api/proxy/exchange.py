@@ -40,6 +40,8 @@ log = logging.getLogger("prouter.proxy")
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_ANSWER_HEAD = 262144
+_HALF_CLOSED = 60.0
+"""Seconds a job may go on sending through a tunnel whose client has ended its side."""
 _REASON_WAIT = 0.3
 """Seconds the news that a job has ended may take to explain a connection that broke."""
 
@@ -207,7 +209,7 @@ class ProxyExchange:
             if self.client.buffer:
                 self.on_client_data()
             elif self._tunnel and not self._pending and self.client.half_closed:
-                self.upstream.stream.close()
+                self._client_finished()
 
     # -- the answer's direction ---------------------------------------------------------------------------------
 
@@ -342,6 +344,25 @@ class ProxyExchange:
         if self.client.buffer:
             self.on_client_data()
 
+    def _client_finished(self) -> None:
+        """The client sends nothing more through the tunnel, and all it sent is on its way."""
+        assert self.upstream is not None
+        stream = self.upstream.stream
+        stream.close()
+        if stream.receiving is not Direction.OPEN:
+            self._end_tunnel()
+
+    def _end_tunnel(self) -> None:
+        """Both sides have finished."""
+        self._done = True
+        self.server.exchanges.discard(self)
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.user = None
+            upstream.stream.close()
+        self.client.exchange = None
+        self.client.finish()
+
     # -- ends ---------------------------------------------------------------------------------------------------
 
     def _finish(self, *, reusable: bool) -> None:
@@ -366,9 +387,10 @@ class ProxyExchange:
         upstream = self.upstream
         assert upstream is not None
         if self._tunnel:
-            self.client.shut_write()
             if self.client.half_closed:
-                upstream.stream.close()
+                self._end_tunnel()
+            else:
+                self.client.shut_write()
             return
         if self._answer is None:
             self._job_gone("the job closed the connection without an answer")
@@ -436,8 +458,9 @@ class ProxyExchange:
     def on_client_gone(self) -> None:
         """The client closed: the whole connection, or (tunnels) its sending side."""
         if self._tunnel and self.client.alive and self.upstream is not None:
+            self.client.deadline = time.monotonic() + _HALF_CLOSED
             if not self._pending:
-                self.upstream.stream.close()
+                self._client_finished()
             return
         self._close_upstream("client_gone", "the client is gone")
         self.client.exchange = None
