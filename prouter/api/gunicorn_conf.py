@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def _load() -> RouterConfig:
 
 
 _config = _load()
+_STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 _inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
 
 
@@ -79,6 +81,14 @@ def on_reload(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Each worker logs like every other process of the router."""
+    """Each worker logs like every other process of the router, and can be stopped from its first moment.
+
+    Until gunicorn sets a worker's own signal handlers it has its parent's, which would swallow a stop.
+    """
+    for number in _STOP:
+        signal.signal(number, signal.SIG_DFL)
+    while not server.SIG_QUEUE.empty():
+        if server.SIG_QUEUE.get_nowait() in _STOP:
+            raise SystemExit(0)
     _log()
     os.umask(0o077)

@@ -173,7 +173,8 @@ class Supervisor:
             os.close(self._status_read)
         self._status_read, self._status_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._status_text = b""
-        return self._handover.broker(self._status_write, self._agents.rpartition(":")[2] if self._agents else None)
+        port = self._agents.rpartition(":")[2]
+        return self._handover.broker(self._status_write, port if port.isdigit() else None)
 
     def _gunicorn_command(self) -> Command:
         return self._handover.gunicorn(self._sockets.descriptors)

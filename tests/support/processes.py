@@ -16,11 +16,26 @@ from typing import Any, TypeVar
 
 import requests
 
-__all__ = ["Agent", "Process", "Router", "start_agent", "start_router", "wait_until"]
+__all__ = ["Agent", "Process", "Router", "processes_with", "start_agent", "start_router", "wait_until"]
 
 Value = TypeVar("Value")
 
 START_DEADLINE = 60.0
+
+
+def processes_with(text: str) -> list[int]:
+    """Pids of living processes whose command line or environment holds `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            known = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in known:
+            found.append(int(entry.name))
+    return found
 
 
 def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str = "") -> Value:
@@ -44,7 +59,9 @@ def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str
 class Process:
     """A child process whose stdout is read line by line and whose stderr goes to a file."""
 
-    def __init__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PROUTER_")}
         self.log = log
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -56,6 +73,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 env={**kept, **(environment or {})},
                 start_new_session=True,
+                cwd=cwd,
             )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -126,6 +144,7 @@ class Router(Process):
             "server.port": 0,
             "state.dir": str(directory / "state"),
             "state.run_dir": str(directory / "run"),
+            "control.drain_delay": 0,
             "control.drain_timeout": 5,
             **sets,
         }
