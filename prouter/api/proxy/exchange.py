@@ -30,6 +30,7 @@ from prouter.errors import (
     JobUnreachable,
     PRouterError,
 )
+from prouter.fabric.stream import Direction
 
 if TYPE_CHECKING:
     from prouter.api.proxy.server import ProxyServer
