@@ -94,7 +94,7 @@ class Stand:
 
 def _router_settings(directory: Path, token: str, workers: int) -> dict[str, Any]:
     return {
-        "control": {"port": 0, "workers": workers, "drain_timeout": 3},
+        "control": {"port": 0, "workers": workers, "drain_delay": 0, "drain_timeout": 3},
         "server": {"port": 0, "accept_tokens": [token]},
         "state": {"dir": str(directory / "router"), "run_dir": str(directory / "run")},
     }
