@@ -16,7 +16,7 @@ from tests.bench.report import compare, document, failed_musts, save, show
 from tests.bench.rows import QUICK, Probe, Settings
 from tests.bench.stack import NAMES, ROOT, running
 
-PROBES = (*proxy_rows.PROBES, *router_rows.PROBES, *agent_rows.PROBES)
+PROBES = (*proxy_rows.MEMORY, *proxy_rows.PROBES, *router_rows.PROBES, *agent_rows.PROBES)
 RESULTS = ROOT / "bench-results"
 
 
@@ -32,6 +32,9 @@ RESULTS = ROOT / "bench-results"
 @click.option("--seconds", type=float, help="Seconds of each measurement.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a row misses what it must reach.")
 @click.option(
+    "--all-processes", is_flag=True, help="Show what every process used in every probe, not just the busy ones."
+)
+@click.option(
     "--compare", "files", nargs=2, type=click.Path(exists=True, path_type=Path), help="Compare two results instead."
 )
 def main(
@@ -41,6 +44,7 @@ def main(
     rounds: int | None,
     seconds: float | None,
     strict: bool,
+    all_processes: bool,
     files: tuple[Path, Path] | None,
 ) -> None:
     """Measure the router and its neighbours side by side; print a table and store the result in bench-results/."""
@@ -59,7 +63,7 @@ def main(
     with running(tuple(stacks.split(",")), progress.print) as started:
         results = measure(probes, started, settings, lambda text: progress.print(text, style="dim"))
         titles = {name: stack.title for name, stack in started.items()}
-    show(probes, results, titles, console)
+    show(probes, results, titles, console, all_processes=all_processes)
     console.print(f"stored as {save(document(probes, results, settings), RESULTS)}", soft_wrap=True)
     if missed := failed_musts(probes, results):
         console.print(f"missed: {', '.join(missed)}")

@@ -50,11 +50,14 @@ def verdict(bound: Bound | None, values: dict[str, float], measured: dict[str, M
     return f"{doubt}[green]✓[/] {bound.text()}" if holds else f"{doubt}[red]✗ {bound.text()}[/]"
 
 
-def show(probes: Sequence[Probe], results: Results, stacks: dict[str, str], console: Console) -> None:
+def show(
+    probes: Sequence[Probe], results: Results, stacks: dict[str, str], console: Console, *, all_processes: bool = False
+) -> None:
     """Print the rows, then what each process used.
 
     Args:
         stacks: titles of the measured stacks by name, in order.
+        all_processes: of every probe, not only those busy where requests were counted.
     """
     table = Table(
         title="Medians. ~: others used the machine meanwhile; take neither the value nor the verdict for granted"
@@ -74,7 +77,7 @@ def show(probes: Sequence[Probe], results: Results, stacks: dict[str, str], cons
             bounds = verdict(row.must, values, measured), verdict(row.strive, values, measured)
             table.add_row(row.title, row.unit, *cells, row.documented, *bounds)
     console.print(table)
-    show_processes(probes, results, stacks, console)
+    show_processes(probes, results, stacks, console, all_processes=all_processes)
     for key, measured in results.items():
         for name, one in measured.items():
             for text in one.failures:
@@ -88,8 +91,10 @@ def cell(name: str, values: dict[str, float], measured: dict[str, Measured]) -> 
     return ("~" if measured[name].disturbed > DISTURBED else "") + number(values[name])
 
 
-def show_processes(probes: Sequence[Probe], results: Results, stacks: dict[str, str], console: Console) -> None:
-    """Print CPU and memory of each process of the project's own stacks."""
+def show_processes(
+    probes: Sequence[Probe], results: Results, stacks: dict[str, str], console: Console, *, all_processes: bool
+) -> None:
+    """Print CPU and memory of the processes of the project's own stacks."""
     table = Table(title="CPU seconds per 10,000 requests (or in all), peak MiB")
     for heading in ("what", "stack", "process"):
         table.add_column(heading)
@@ -101,6 +106,8 @@ def show_processes(probes: Sequence[Probe], results: Results, stacks: dict[str, 
             if one is None or not name.startswith("prouter"):
                 continue
             for role, use in one.processes.items():
+                if not all_processes and not (use.cpu and use.cpu_per_10k):
+                    continue
                 per = "" if use.cpu_per_10k is None else f"{use.cpu_per_10k:.2f}"
                 table.add_row(probe.key, name, role, per, f"{use.cpu:.2f}", f"{use.peak / 2**20:.0f}")
     if table.row_count:

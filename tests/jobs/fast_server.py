@@ -33,7 +33,7 @@ from urllib.parse import parse_qs
 
 BUFFER = memoryview(bytearray(128 * 1024))
 """Every connection receives into this one buffer: what arrived is used up before the next read."""
-CHUNK = bytes(range(256)) * 4096
+CHUNK = bytes(range(256)) * 1024
 HIGH_WATER = 4 * len(CHUNK)
 SMALL = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\n" + b"x" * 100
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -260,17 +260,19 @@ class Connection(asyncio.BufferedProtocol):
         self.more(chunked and not head_only)
 
     def more(self, chunked: bool) -> None:
-        """Write until the transport's buffer is full; the transport calls again."""
-        while self.left and not self.transport.is_closing():
-            if self.transport.get_write_buffer_size() > HIGH_WATER:
-                return
+        """Write a chunk unless the transport's buffer is full; other connections get their turn before the next."""
+        if self.transport.is_closing() or self.resume is None:
+            return
+        if self.left and self.transport.get_write_buffer_size() <= HIGH_WATER:
             part = CHUNK if self.left >= len(CHUNK) else CHUNK[: self.left]
             self.left -= len(part)
             if chunked:
                 self.transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
             else:
                 self.transport.write(part)
-        if self.left == 0 and self.resume is not None:
+            if self.left and self.transport.get_write_buffer_size() <= HIGH_WATER:
+                asyncio.get_running_loop().call_soon(self.more, chunked)
+        if self.left == 0:
             if chunked:
                 self.transport.write(b"0\r\n\r\n")
             self.finish()
