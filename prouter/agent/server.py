@@ -16,7 +16,11 @@ from prouter import __version__
 from prouter.agent.identity import agent_uid, host_load, introduction
 from prouter.agent.links import Links
 from prouter.agent.manager import JobManager
+from prouter.agent.relays.archives import ARCHIVE_KINDS
 from prouter.agent.relays.connections import Connections
+from prouter.agent.relays.files import FILE_KINDS
+from prouter.agent.relays.logs import LogNews, LogStreams
+from prouter.agent.relays.transfers import Transfers
 from prouter.agent.runner import Exit, LocalRunner
 from prouter.agent.service import Service
 from prouter.config import AgentConfig
@@ -59,6 +63,9 @@ class _AgentProcess:
             on_removed=self._removed,
         )
         self.connections = Connections(self.manager.record)
+        self.log_news = LogNews()
+        kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
+        self.transfers = Transfers(self.manager, kinds, config.jobs.background_threads)
         self.service = Service(self.manager, self._tell_load)
         self.links = Links(self, config, self.uid)
 
@@ -99,11 +106,10 @@ class _AgentProcess:
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
         """See `links.Agent`."""
-        kind = target.get("kind")
-        if kind == "http":
+        if target.get("kind") == "http":
             self.connections.open(stream, str(target.get("job")))
         else:
-            stream.reset("unknown_kind", f"this agent knows no streams of kind '{kind}'")
+            self.transfers.open(stream, target)
 
     def linked(self) -> None:
         """See `links.Agent`."""
@@ -125,11 +131,13 @@ class _AgentProcess:
 
     def _changed(self, record: JobRecord) -> None:
         self.links.tell("job", {"record": record.to_wire()})
+        self.log_news.job_changed(record)
         if record.ended:
             self.connections.job_ended(record)
 
     def _removed(self, record: JobRecord) -> None:
         self.links.tell("job.removed", {"record": record.to_wire()})
+        self.log_news.job_changed(record)
 
     # -- life ---------------------------------------------------------------------------------------------------
 

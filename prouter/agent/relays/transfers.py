@@ -207,7 +207,8 @@ class Transfers:
             except StreamReset:
                 raise
             except PRouterError as error:
-                log.log(error.level, "event=transfer_failed job=%s error=%r", transfer.uid, error.detail)
+                level = error.level if error.level > logging.INFO else logging.DEBUG
+                log.log(level, "event=transfer_failed job=%s error=%r", transfer.uid, error.detail)
                 transfer.fail(error)
         except StreamReset as reset:
             log.debug("event=transfer_reset job=%s code=%s text=%r", transfer.uid, reset.code, reset.detail)
