@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,9 @@ def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
     assert {page for page in PAGES if page.is_relative_to(index.parent) and page != index} <= listed
+
+
+def test_every_configuration_key_is_documented() -> None:
+    tool = ROOT / "tools" / "document_configuration.py"
+    result = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
