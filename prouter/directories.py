@@ -1,7 +1,7 @@
 """Where a process keeps state and sockets: by configuration, systemd's or XDG's conventions, always mode 0700.
 
 Routers of one user do not share directories: each takes the first free *instance* (``router-8888``,
-``router-8888.2``, …), which a lock on its state directory makes its own for as long as it runs.
+``router-8888.2``, …), which a lock in the directory makes its own for as long as it runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from prouter.config import AgentConfig, ConfigError, RouterConfig, load_router
@@ -53,6 +54,10 @@ class Lock:
             self._fd = -1
 
 
+Locks = tuple[Lock, ...]
+"""What a process holds for as long as its directories are its own."""
+
+
 def make_private(path: Path, *, follow: bool = True) -> Path:
     """Make a directory, with its parents, that only its owner can enter.
 
@@ -94,21 +99,22 @@ def _runtime_home() -> Path:
     return make_private(Path(tempfile.gettempdir()) / f"prouter-{os.geteuid()}", follow=False)
 
 
-def _with_directories(config: RouterConfig, instance: str) -> RouterConfig:
-    state = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / instance
-    run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / instance
+def _located(config: RouterConfig, state: Path, run: Path) -> RouterConfig:
     if len(os.fsencode(run / "broker.ipc")) > _MAX_SOCKET_PATH:
         raise ConfigError(f"state.run_dir: the path {run} is too long for unix sockets; choose a shorter one")
-    section = config.state.model_copy(update={"dir": str(state.absolute()), "run_dir": str(run.absolute())})
-    return config.model_copy(update={"state": section})
+    return config.model_copy(update={"state": config.state.model_copy(update={"dir": str(state), "run_dir": str(run)})})
 
 
 def locate_router(config: RouterConfig) -> RouterConfig:
-    """The configuration with its directories filled in, as separate services find each other; both exist afterwards."""
-    located = _with_directories(config, f"router-{config.control.port}")
-    make_private(Path(located.state.dir or ""))
-    make_private(Path(located.state.run_dir or ""))
-    return located
+    """The configuration with its directories filled in, as separate services find each other; both exist afterwards.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    instance = f"router-{config.control.port}"
+    state = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / instance
+    run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / instance
+    return _located(config, make_private(state.absolute()), make_private(run.absolute()))
 
 
 def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:
@@ -119,30 +125,48 @@ def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:
     """
     located = locate_router(config)
     try:
-        return located, Lock(Path(located.state.dir or "") / "router.lock")
+        return located, Lock(Path(located.state.dir or "") / "dir.lock")
     except BlockingIOError:
         raise ConfigError(f"state.dir: {located.state.dir} is in use by another router; give each its own") from None
 
 
-def claim_router(config: RouterConfig) -> tuple[RouterConfig, Lock]:
-    """The configuration with directories that belong to this router alone, and the lock that says so.
+def claim_router(config: RouterConfig) -> tuple[RouterConfig, Locks]:
+    """The configuration with directories that belong to this router alone, and the locks that say so.
 
     Raises:
-        ConfigError: the configured state.dir is in use by another router.
+        ConfigError: a configured directory is in use by another router.
     """
-    for number in range(1, _MAX_INSTANCES + 1):
-        instance = f"router-{config.control.port}" + (f".{number}" if number > 1 else "")
-        located = _with_directories(config, instance)
-        state = make_private(Path(located.state.dir or ""))
+    state, state_lock = _claim("state.dir", config.state.dir, _state_home, config.control.port)
+    try:
+        run, run_lock = _claim("state.run_dir", config.state.run_dir, _runtime_home, config.control.port)
+    except ConfigError:
+        state_lock.release()
+        raise
+    locks = (state_lock, run_lock)
+    try:
+        return _located(config, state, run), locks
+    except ConfigError:
+        for lock in locks:
+            lock.release()
+        raise
+
+
+def _claim(key: str, configured: str | None, home: Callable[[], Path], port: int) -> tuple[Path, Lock]:
+    """The configured directory or the first free instance's, with its lock."""
+    name = f"{key.rpartition('.')[2]}.lock"
+    if configured:
+        directory = make_private(Path(configured).expanduser().absolute())
         try:
-            lock = Lock(state / "router.lock")
+            return directory, Lock(directory / name)
         except BlockingIOError:
-            if config.state.dir:
-                raise ConfigError(f"state.dir: {state} is in use by another router; give each its own") from None
+            raise ConfigError(f"{key}: {directory} is in use by another router; give each its own") from None
+    for number in range(1, _MAX_INSTANCES + 1):
+        directory = make_private(home().absolute() / f"router-{port}{f'.{number}' if number > 1 else ''}")
+        try:
+            return directory, Lock(directory / name)
+        except BlockingIOError:
             continue
-        make_private(Path(located.state.run_dir or ""))
-        return located, lock
-    raise ConfigError(f"{_MAX_INSTANCES} routers run already; set state.dir")
+    raise ConfigError(f"{key}: {_MAX_INSTANCES} routers run already; choose a directory")
 
 
 def load_from_environment() -> RouterConfig:

@@ -79,7 +79,7 @@ class Supervisor:
             ConfigError: the configuration is wrong or an address is in use.
         """
         check_exposure(self._config)
-        self._config, lock = claim_router(self._config)
+        self._config, locks = claim_router(self._config)
         run_dir = self._config.state.run_dir or ""
         self._sockets = ControlSockets(self._config)
         self._handover = Handover(Path(run_dir), connection_debug=self._connection_debug)
@@ -96,7 +96,8 @@ class Supervisor:
             self._broker.finish(_PATIENCE)
             self._sockets.close()
             self._handover.remove()
-            lock.release()
+            for lock in locks:
+                lock.release()
         log.info("event=stopped status=%d", self._exit_status)
         return self._exit_status
 

@@ -259,12 +259,18 @@ def test_two_routers_of_one_user_do_not_collide(up: Up, work_dir: Path) -> None:
         url = process.wait_line(r"^ready control=(\S+)")[1]
         uids.add(requests.get(f"{url}/info", timeout=5).json()["auth"]["uid"])
     assert len(uids) == 2
-    assert sorted(path.name for path in (work_dir / "state" / "prouter").iterdir()) == ["router-0", "router-0.2"]
+    for kind in ("state", "run"):
+        assert sorted(path.name for path in (work_dir / kind / "prouter").iterdir()) == ["router-0", "router-0.2"]
 
 
 def test_a_state_directory_in_use_is_refused(lasting: Router, up: Up) -> None:
     text = ends_with_config_error(up("--set", "control.port=0", "--set", f"state.dir={lasting.directory / 'state'}"))
     assert "is in use by another router; give each its own" in text
+
+
+def test_a_run_directory_in_use_is_refused(lasting: Router, up: Up, work_dir: Path) -> None:
+    directories = ("--set", f"state.dir={work_dir / 's'}", "--set", f"state.run_dir={lasting.directory / 'run'}")
+    assert "state.run_dir: " in ends_with_config_error(up("--set", "control.port=0", *directories))
 
 
 def test_a_run_directory_too_deep_for_sockets_is_refused(up: Up, work_dir: Path) -> None:
