@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from prouter.demo.stand import DemoFailed, Stand
 __all__ = ["command"]
 
 _NOTEBOOK = "welcome.ipynb"
+_LONGEST_DIRECTORY = 50
 _QUIET = {
     ".jupyter/settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
         "checkForUpdates": False,
@@ -62,7 +64,7 @@ def command(check: bool) -> None:
 
 def _run(console: Console, check: bool) -> None:
     with ExitStack() as cleanup:
-        directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prouter-demo-"))
+        directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prouter-demo-", dir=_temporary()))
         with _step(console, "router with two workers, and an agent"):
             stand = cleanup.enter_context(Stand(Path(directory)))
         with _step(console, "job created, notebook uploaded"):
@@ -79,6 +81,12 @@ def _run(console: Console, check: bool) -> None:
         else:
             _show(console, lab)
             stand.watch()
+
+
+def _temporary() -> str:
+    """The directory for temporary files; its path must be short enough for a unix socket below (unix(7))."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= _LONGEST_DIRECTORY else "/tmp"  # noqa: S108 (made by tempfile)
 
 
 def _check(console: Console, lab: Lab) -> None:

@@ -54,7 +54,7 @@ class Lab:
         self._post(
             f"{self._path}/start",
             {
-                "args": [sys.executable, "-m", "jupyterlab"],
+                "args": [sys.executable, "-m", "jupyterlab", "--LanguageServerManager.autodetect=False"],
                 "env": {
                     "JUPYTER_TOKEN": self._token,
                     "JUPYTER_CONFIG_DIR": own,

@@ -20,17 +20,17 @@ DEMO = [sys.executable, "-m", "prouter", "demo"]
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(work_dir: Path) -> dict[str, str]:
     """Marks every process of the demonstration, and gives it a place for temporary files and a home of its own."""
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "home").mkdir()
-    return {"DEMO_MARK": uuid4().hex, "TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "home")}
+    (work_dir / "tmp").mkdir()
+    (work_dir / "home").mkdir()
+    return {"DEMO_MARK": uuid4().hex, "TMPDIR": str(work_dir / "tmp"), "HOME": str(work_dir / "home")}
 
 
 @pytest.fixture
-def demo(tmp_path: Path, environment: dict[str, str]) -> Iterator[Process]:
+def demo(work_dir: Path, environment: dict[str, str]) -> Iterator[Process]:
     """The demonstration, running until it is stopped."""
-    process = Process(DEMO, tmp_path / "demo.log", environment)
+    process = Process(DEMO, work_dir / "demo.log", environment)
     yield process
     process.stop(60)
 
@@ -39,8 +39,8 @@ def nothing_runs(environment: dict[str, str]) -> bool:
     return not processes_with(environment["DEMO_MARK"])
 
 
-def files_left(tmp_path: Path) -> list[Path]:
-    return [*(tmp_path / "tmp").iterdir(), *(tmp_path / "home").iterdir()]
+def files_left(work_dir: Path) -> list[Path]:
+    return [*(work_dir / "tmp").iterdir(), *(work_dir / "home").iterdir()]
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def usual_ports_taken() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("usual_ports_taken")
-def test_check_runs_a_cell_and_leaves_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
-    process = Process([*DEMO, "--check"], tmp_path / "demo.log", environment)
+def test_check_runs_a_cell_and_leaves_nothing(work_dir: Path, environment: dict[str, str]) -> None:
+    process = Process([*DEMO, "--check"], work_dir / "demo.log", environment)
     try:
         process.wait_line(r"^Python 3\.\d+", 90)
         process.wait_line(r"^6 \* 7 =  42$")
@@ -68,11 +68,11 @@ def test_check_runs_a_cell_and_leaves_nothing(tmp_path: Path, environment: dict[
     finally:
         process.stop(60)
     assert nothing_runs(environment)
-    assert not files_left(tmp_path)
+    assert not files_left(work_dir)
 
 
 def test_link_needs_no_login_and_ctrl_c_leaves_nothing(
-    tmp_path: Path, environment: dict[str, str], demo: Process
+    work_dir: Path, environment: dict[str, str], demo: Process
 ) -> None:
     link = demo.wait_line(r"^ +(http://127\.0\.0\.1:\d+/jobs/\S+)$", 90)[1]
     page = requests.get(link, timeout=20, allow_redirects=False)
@@ -82,7 +82,7 @@ def test_link_needs_no_login_and_ctrl_c_leaves_nothing(
     demo.popen.send_signal(signal.SIGINT)
     assert demo.popen.wait(60) == 0, demo.log_end()
     assert nothing_runs(environment)
-    assert not files_left(tmp_path)
+    assert not files_left(work_dir)
 
 
 def test_processes_end_with_a_killed_demonstration(environment: dict[str, str], demo: Process) -> None:
@@ -91,7 +91,7 @@ def test_processes_end_with_a_killed_demonstration(environment: dict[str, str], 
     wait_until(lambda: nothing_runs(environment), 30, "all processes of the demonstration are gone")
 
 
-def test_missing_jupyterlab_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_missing_jupyterlab_is_said(work_dir: Path, environment: dict[str, str]) -> None:
     code = "import sys; sys.modules['jupyterlab'] = None; from prouter.cli import main; main(['demo'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1

@@ -23,5 +23,5 @@ def test_first_job(router: Router) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("hello from a job\n{")
-    assert '"state": "RUNNING"' in result.stdout
+    assert re.search(r'"state": ?"RUNNING"', result.stdout)
     assert "GET /hello.txt" in result.stdout
