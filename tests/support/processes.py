@@ -200,7 +200,7 @@ class Agent(Process):
         uid: its uid.
     """
 
-    def __init__(self, directory: Path, address: str, sets: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, address: str, sets: Mapping[str, Any], prefix: Sequence[str] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         values = {
@@ -210,7 +210,7 @@ class Agent(Process):
             "state.dir": str(directory / "state"),
             **sets,
         }
-        argv = [sys.executable, "-m", "prouter", "agent"]
+        argv = [*prefix, sys.executable, "-m", "prouter", "agent"]
         for key, value in values.items():
             argv += ["--set", f"{key}={value!r}"]
         super().__init__(argv, directory / "agent.log")
@@ -226,7 +226,7 @@ def start_router(directory: Path, *, workers: int = 2, **sets: Any) -> Router:
     return Router(directory, {key.replace("__", "."): value for key, value in sets.items()}, workers)
 
 
-def start_agent(directory: Path, router: Router | str, **sets: Any) -> Agent:
-    """An agent in `directory`, linked to `router` (or to ``host:port``)."""
+def start_agent(directory: Path, router: Router | str, *, prefix: Sequence[str] = (), **sets: Any) -> Agent:
+    """An agent in `directory`, linked to `router` (or to ``host:port``), its command line begun with `prefix`."""
     address = router if isinstance(router, str) else router.agents
-    return Agent(directory, address, {key.replace("__", "."): value for key, value in sets.items()})
+    return Agent(directory, address, {key.replace("__", "."): value for key, value in sets.items()}, prefix)
