@@ -5,7 +5,7 @@ Standard library only; used by agent, broker and API alike. Times are seconds si
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -114,7 +114,10 @@ class JobRecord:
 
     def to_wire(self) -> dict[str, Any]:
         """The record as a msgpack- and JSON-ready map."""
-        wire = asdict(self)
+        wire: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        wire["args"] = list(self.args)
+        wire["ports"] = list(self.ports)
+        wire["endpoint"] = dict(self.endpoint) if self.endpoint is not None else None
         wire["state"] = self.state.value
         wire["reason"] = self.reason.value if self.reason is not None else None
         return wire

@@ -15,6 +15,7 @@ from prouter.broker.bridges import Bridges
 from prouter.broker.creation import Creations
 from prouter.broker.dials import Dials
 from prouter.broker.directory import Directory
+from prouter.broker.entry import Entry
 from prouter.broker.env import Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.heartbeats import Heartbeats
@@ -25,7 +26,6 @@ from prouter.broker.links import Link, Links
 from prouter.broker.restore import Saved, restore
 from prouter.broker.service import Service
 from prouter.broker.switch import Path
-from prouter.broker.table import Entry
 from prouter.broker.waits import Waits
 from prouter.broker.workers import Worker, Workers
 from prouter.errors import ProtocolError, PRouterError

@@ -64,7 +64,7 @@ class Directory:
             self._ledger.agent_changed(link, "draining" if on else "resumed")
 
     def connections(self, etag: object, now: float) -> bytes:
-        """The packed answer: ``{connections, etag}``; ``{unchanged: true, etag}`` when the caller has `etag` already."""
+        """The packed answer: ``{connections, etag}``; ``{unchanged: true, etag}`` to a caller who has that already."""
         version = (self._links.version, self._figures)
         if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
             self._make(version, now)

@@ -50,7 +50,7 @@ class History:
         oldest = self._env.wall() - settings.history_age if settings.history_age > 0 else float("-inf")
         overdue = self._ledger.table.overdue(settings.history, oldest)
         for entry in overdue[:_BATCH]:
-            link = self._links.get(entry.last_record.connection) if not entry.removed else None
+            link = self._links.get(entry.connection) if not entry.removed else None
             self._ledger.forget(entry)
             self._env.counts["jobs_forgotten"] += 1
             if link is not None:

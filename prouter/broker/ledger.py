@@ -9,12 +9,13 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prouter.broker.entry import Entry
 from prouter.broker.env import Env
 from prouter.broker.events import EventLog
 from prouter.broker.hello import SERVER, AgentInfo
 from prouter.broker.info import job_info
 from prouter.broker.links import Link
-from prouter.broker.table import Entry, JobTable
+from prouter.broker.table import JobTable
 from prouter.errors import NotFound
 from prouter.fabric.frames import pack_body
 from prouter.jobs import JobRecord
@@ -71,7 +72,7 @@ class Ledger:
         entry = self.table.get(job)
         if connection and connection not in self.peers:
             raise NotFound(f"connection '{connection}' is not found")
-        if entry is None or (connection and entry.record.connection != connection):
+        if entry is None or (connection and entry.connection != connection):
             raise NotFound(f"job '{job}' is not found", job=job)
         return entry
 
@@ -153,7 +154,7 @@ class Ledger:
 
     def forget(self, entry: Entry) -> None:
         """The history has no room for the job."""
-        connection = entry.last_record.connection
+        connection = entry.connection
         self.table.forget(entry)
         self._env.store.submit("DELETE FROM jobs WHERE uid = ?", entry.uid)
         if not self.table.kept(connection):
@@ -175,21 +176,25 @@ class Ledger:
 
     def _changed(self, entry: Entry, name: str) -> None:
         record = entry.record
-        self._save(entry, record)
+        self._save(entry)
         told = self.events.append(name, {"record": record.to_wire()}, self._env.wall())
         self._tell(name, told)
         if entry.ended:
             self._ended(entry)
 
-    def _save(self, entry: Entry, record: JobRecord) -> None:
+    def _save(self, entry: Entry) -> None:
         self._env.store.submit(
-            "INSERT OR REPLACE INTO jobs (uid, agent, removed, removal, ended_at, event, record)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entry.uid,
+            entry.connection,
             entry.agent,
-            int(entry.removed),
+            entry.name,
+            entry.created_at,
+            entry.state.value,
+            entry.revision,
+            int(entry.lost),
             entry.removal,
             entry.ended_at,
-            self.events.last + 1,
             entry.packed,
+            self.events.last + 1,
         )

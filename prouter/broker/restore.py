@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 from prouter.broker.creation import Creations
 from prouter.broker.dials import Dials
+from prouter.broker.entry import Entry
 from prouter.broker.hello import CLIENT, AgentInfo
 from prouter.broker.ledger import Ledger, PeerInfo
 from prouter.broker.links import Links
-from prouter.broker.table import Entry
-from prouter.jobs import JobRecord
 
 __all__ = ["Saved", "SavedConnection", "restore"]
 
@@ -36,7 +35,7 @@ class Saved:
     """Everything that was written down; empty for a router that starts for the first time."""
 
     connections: list[SavedConnection] = field(default_factory=list)
-    jobs: list[tuple[Entry, JobRecord]] = field(default_factory=list)
+    jobs: list[Entry] = field(default_factory=list)
     keys: list[tuple[str, str, str]] = field(default_factory=list)
     last_event: int = 0
 

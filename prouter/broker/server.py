@@ -28,6 +28,7 @@ from prouter.config import ConfigError, RouterConfig
 from prouter.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
+from prouter.transport.memory import keep_freed_memory
 
 __all__ = ["run"]
 
@@ -66,6 +67,7 @@ def run(
         raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
     try:
         _raise_descriptor_limit()
+        keep_freed_memory()
         server = _Server(config, state, bind_port, on_shutdown)
         try:
             ready(server.endpoint)
@@ -95,6 +97,7 @@ class _Server:
         self._stop = self._drain = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        gc.disable()
         saved = open_store(state / "router.sqlite")
         self._store = Store(state / "router.sqlite", self._wake)
         self._env = Env(
@@ -117,6 +120,7 @@ class _Server:
         self.endpoint = self._bind(bind_port) if config.server.enabled else ""
         gc.collect()
         gc.freeze()
+        gc.enable()
         log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")
 
     # -- the loop -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What workers may ask of the broker: a method per call. Answers may come later, from an agent, a timer or the store."""
+"""What workers may ask of the broker: a method per call. Answers may come later, from agents, timers or the store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from prouter.broker.bridges import Bridges
 from prouter.broker.creation import Creations
 from prouter.broker.directory import Directory
+from prouter.broker.entry import Entry
 from prouter.broker.env import Done, Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
-from prouter.broker.table import Entry
 from prouter.broker.waits import Waits
 from prouter.broker.workers import Worker
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
@@ -27,8 +27,8 @@ log = logging.getLogger("prouter.broker")
 
 _USAGE_LIMIT = 2.0
 """Seconds an agent has to tell a job's use of CPU and memory before the table's figures are shown."""
-_PAGE = 1000
-"""Most jobs or events in one answer."""
+_PAGE = 250
+"""Most jobs or events in one answer: more would hold up everybody else."""
 _READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"})
 """Calls that change nothing: a repeat is carried out again rather than remembered."""
 
@@ -198,7 +198,7 @@ class Service:
                 raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
             done({"job": self._ledger.info(entry, entry.last_record)}, None, now)
             return
-        link = self._links.get(entry.record.connection)
+        link = self._links.get(entry.connection)
         if link is None:
             self._removed(entry, request.call_id, done, {}, None, now)
             return
@@ -239,14 +239,14 @@ class Service:
             shown = entry.last_record if ended and entry.removed else None
             done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
 
-        if entry.ended or entry.record.state is State.NEW:
+        if entry.ended or entry.state is State.NEW:
             answer(True)
         else:
             self._waits.park(worker.uid, request.call_id, entry.uid, timeout, answer, now)
 
     def _job_info(self, args: dict[str, Any], done: Done, now: float) -> None:
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
-        link = self._links.get(entry.record.connection)
+        link = self._links.get(entry.connection)
         if not args.get("usage") or entry.ended or link is None or not link.up:
             done({"job": self._ledger.info(entry)}, None, now)
             return
@@ -283,7 +283,7 @@ class Service:
     def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link | None]:
         """A job that exists, and the link to its agent, None when that is gone for good."""
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
-        return entry, self._links.get(entry.record.connection)
+        return entry, self._links.get(entry.connection)
 
 
 def _limit(args: dict[str, Any]) -> int:
@@ -305,12 +305,12 @@ def _record(value: dict[str, Any], entry: Entry) -> JobRecord:
         record = JobRecord.from_wire(value["record"])
     except (KeyError, TypeError, ValueError) as problem:
         raise ProtocolError(f"the agent answered with a malformed record: {problem}") from problem
-    if record.uid != entry.uid or record.connection != entry.last_record.connection:
+    if record.uid != entry.uid or record.connection != entry.connection:
         raise ProtocolError("the agent answered for another job")
     return record
 
 
 def _gone(entry: Entry) -> PRouterError:
     return AgentUnavailable(
-        f"the agent of job '{entry.uid}' is gone", job=entry.uid, state=entry.record.state.value, code="agent_lost"
+        f"the agent of job '{entry.uid}' is gone", job=entry.uid, state=entry.state.value, code="agent_lost"
     )

@@ -19,12 +19,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prouter.broker.entry import Entry
 from prouter.broker.hello import AgentInfo
 from prouter.broker.restore import Saved, SavedConnection
-from prouter.broker.table import Entry
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import unpack_body
-from prouter.jobs import JobRecord
 
 __all__ = ["SCHEMA", "Store", "open_store"]
 
@@ -36,9 +35,10 @@ SCHEMA = 1
 _MIGRATIONS: dict[int, str] = {
     0: """
         CREATE TABLE jobs (
-            uid TEXT PRIMARY KEY, agent TEXT NOT NULL, removed INTEGER NOT NULL, removal TEXT NOT NULL,
-            ended_at REAL, event INTEGER NOT NULL, record BLOB NOT NULL
-        ) WITHOUT ROWID;
+            uid TEXT PRIMARY KEY, connection TEXT NOT NULL, agent TEXT NOT NULL, name TEXT NOT NULL,
+            created_at REAL NOT NULL, state TEXT NOT NULL, revision INTEGER NOT NULL, lost INTEGER NOT NULL,
+            removal TEXT NOT NULL, ended_at REAL, record BLOB NOT NULL, event INTEGER NOT NULL
+        );
         CREATE TABLE connections (uid TEXT PRIMARY KEY, gone INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
         CREATE TABLE keys (key TEXT PRIMARY KEY, connection TEXT NOT NULL, job TEXT NOT NULL, at REAL NOT NULL)
             WITHOUT ROWID;
@@ -183,8 +183,6 @@ def _open(path: Path) -> Saved:
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise sqlite3.DatabaseError(f"it was made by a newer version ({version}, this one knows {SCHEMA})")
-        if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("it is corrupt")
         while version < SCHEMA:
             database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
             version += 1
@@ -206,10 +204,13 @@ def _load(database: sqlite3.Connection) -> Saved:
                 address=(address[0], address[1]) if address else None,
             )
         )
-    jobs = database.execute("SELECT agent, removed, removal, ended_at, event, record FROM jobs")
-    for agent, removed, removal, ended_at, event, packed in jobs:
-        record = JobRecord.from_wire(unpack_body(packed))
-        saved.jobs.append((Entry.restored(record, packed, agent, bool(removed), removal, ended_at), record))
+    for row in database.execute("SELECT * FROM jobs"):
+        uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, packed, event = row
+        entry = Entry(uid, connection, agent, name, created_at, state, revision, bool(lost), removal, ended_at, packed)
+        if not entry.ended:
+            entry.set(entry.last_record)
+            entry.confirmed = False
+        saved.jobs.append(entry)
         saved.last_event = max(saved.last_event, event)
     saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
     return saved

@@ -98,16 +98,20 @@ def test_a_job_is_created_started_waited_for_and_removed(stage: Stage) -> None:
     broker = stage.broker()
     worker, agent = stage.worker(broker), stage.agent(broker)
     job = running_job(worker)
-    assert job["state"] == "NEW" and job["agent"]["uid"] == "agent-1"
+    assert job["state"] == "NEW"
+    assert job["agent"]["uid"] == "agent-1"
     assert job["sender"] == {"direction": "CLIENT", "uid": "router-1", "name": "test router"}
     assert job["path"] == f"/jobs/{agent.incarnation}/{job['uid']}"
     wait = spawn_wait(worker, job)
     until(lambda: stat(worker, "waits") == 1)
     agent.end(job["uid"])
     answer = wait.get(timeout=5)
-    assert answer["ended"] and answer["job"]["state"] == "FINISHED" and answer["job"]["finished_at"].endswith("Z")
+    assert answer["ended"]
+    assert answer["job"]["state"] == "FINISHED"
+    assert answer["job"]["finished_at"].endswith("Z")
     removed = worker.call("jobs.remove", connection=job["connection"], job=job["uid"])["job"]
-    assert removed["state"] == "FINISHED" and agent.removed == [job["uid"]]
+    assert removed["state"] == "FINISHED"
+    assert agent.removed == [job["uid"]]
     with pytest.raises(NotFound, match=f"job '{job['uid']}' is not found"):
         worker.call("jobs.info", connection=job["connection"], job=job["uid"])
     assert worker.call("jobs.route", connection=job["connection"], job=job["uid"])["record"]["state"] == "CLOSED"
@@ -126,7 +130,9 @@ def test_workers_hear_of_links_and_jobs_in_the_order_of_ids(stage: Stage) -> Non
     assert worker.of("link.up")[0]["agent"] == {"uid": "agent-1", "name": "name of agent-1"}
     feed = worker.call("events", after=None, limit=100)
     ids = [event["id"] for event in feed["events"]]
-    assert ids == sorted(ids) and feed["last"] == ids[-1] and feed["first"] == ids[0]
+    assert ids == sorted(ids)
+    assert feed["last"] == ids[-1]
+    assert feed["first"] == ids[0]
     assert [event["name"] for event in feed["events"]] == ["agent", "job", "job", "job"]
     assert [e["id"] for e in worker.call("events", after=ids[1], limit=1)["events"]] == [ids[2]]
 
@@ -148,7 +154,8 @@ def test_streams_pass_both_ways_and_only_to_their_peers(stage: Stage) -> None:
             until(lambda: echo.writable)
     echo.stream.close()
     until(lambda: echo.stream.closed)
-    assert bytes(echo.data) == data and bytes(second.data) == b"mine"
+    assert bytes(echo.data) == data
+    assert bytes(second.data) == b"mine"
 
 
 def test_a_token_that_is_not_accepted_is_refused(stage: Stage) -> None:
@@ -156,8 +163,10 @@ def test_a_token_that_is_not_accepted_is_refused(stage: Stage) -> None:
     stage.agent(broker, "agent-2", token="better")
     stranger = stage.stranger(broker, token="bad")
     until(lambda: stranger.refusals)
-    assert stranger.refusals[0][0] == "bad_token" and not stranger.welcomes
-    assert "better" not in broker.log.read_text() and "'bad'" not in broker.log.read_text()
+    assert stranger.refusals[0][0] == "bad_token"
+    assert not stranger.welcomes
+    assert "better" not in broker.log.read_text()
+    assert "'bad'" not in broker.log.read_text()
 
 
 def test_a_second_agent_with_the_uid_of_a_living_one_is_refused(stage: Stage) -> None:
@@ -166,7 +175,8 @@ def test_a_second_agent_with_the_uid_of_a_living_one_is_refused(stage: Stage) ->
     rival = stage.stranger(broker)
     until(lambda: rival.refusals)
     assert rival.refusals[0] == ("uid_in_use", "an agent with uid 'agent-1' is already linked and alive")
-    assert not worker.of("link.down") and agent.peer.ready
+    assert not worker.of("link.down")
+    assert agent.peer.ready
 
 
 def test_a_new_incarnation_takes_over_when_the_old_one_is_dead(stage: Stage) -> None:
@@ -178,9 +188,11 @@ def test_a_new_incarnation_takes_over_when_the_old_one_is_dead(stage: Stage) -> 
     agent.vanish()
     rival = stage.agent(broker)
     answer = wait.get(timeout=5)
-    assert answer["job"]["state"] == "FINISHED" and answer["job"]["reason"] == "agent_lost"
+    assert answer["job"]["state"] == "FINISHED"
+    assert answer["job"]["reason"] == "agent_lost"
     until(lambda: len(worker.of("link.up")) == 2)
-    assert worker.of("link.down")[-1]["gone"] and worker.of("link.down")[-1]["connection"] == agent.incarnation
+    assert worker.of("link.down")[-1]["gone"]
+    assert worker.of("link.down")[-1]["connection"] == agent.incarnation
     assert worker.create(BY_UID)["connection"] == rival.incarnation
 
 
@@ -254,7 +266,8 @@ def test_the_state_survives_kill_and_restart(stage: Stage) -> None:
     info = until(
         lambda: (i := worker.call("jobs.info", connection=job["connection"], job=job["uid"])["job"])["confirmed"] and i
     )
-    assert info["path"] == job["path"] and info["agent"] == job["agent"]
+    assert info["path"] == job["path"]
+    assert info["agent"] == job["agent"]
     agent.end(job["uid"])
     assert wait.get(timeout=5)["ended"], "the wait was repeated to the new broker"
     assert until(lambda: worker.of("job")[5:])[0]["id"] > last_event
@@ -270,7 +283,8 @@ def test_jobs_are_unconfirmed_until_their_agent_is_back(stage: Stage) -> None:
     broker.start()
     until(lambda: len(worker.welcomes) == 2)
     info = worker.call("jobs.info", connection=job["connection"], job=job["uid"], usage=True)["job"]
-    assert info["state"] == "RUNNING" and not info["confirmed"]
+    assert info["state"] == "RUNNING"
+    assert not info["confirmed"]
     back = FakeAgent(incarnation=agent.incarnation)
     back.jobs = dict(agent.jobs)
     back.dial(broker.endpoint)
@@ -313,7 +327,8 @@ def test_a_create_in_flight_while_the_broker_dies_happens_once(stage: Stage) -> 
     agent.delay.pop("job.create").set()
     broker.start()
     job = creating.get(timeout=10)
-    assert set(agent.creates) == {job["uid"]} and list(agent.jobs) == [job["uid"]]
+    assert set(agent.creates) == {job["uid"]}
+    assert list(agent.jobs) == [job["uid"]]
 
 
 def test_calls_wait_for_an_agent_that_is_away_and_then_give_up(stage: Stage) -> None:
@@ -341,7 +356,8 @@ def test_waits_end_by_timeout_and_can_be_cancelled(stage: Stage) -> None:
     stage.agent(broker)
     job = running_job(worker)
     answer = spawn_wait(worker, job, timeout=0.2).get(timeout=5)
-    assert not answer["ended"] and answer["job"]["state"] == "RUNNING"
+    assert not answer["ended"]
+    assert answer["job"]["state"] == "RUNNING"
     spawn_wait(worker, job, call_id="wait-1")
     until(lambda: stat(worker, "waits") == 1)
     worker.peer.notify("wait.cancel", {"id": "wait-1"})
@@ -396,7 +412,8 @@ def test_malformed_messages_are_counted_and_harmless(stage: Stage) -> None:
             for _ in range(50):
                 socket.send(parts)
         until(lambda: stat(worker, "total.malformed") >= 300)
-        assert agent.peer.ready and worker.create(BY_UID)
+        assert agent.peer.ready
+        assert worker.create(BY_UID)
     finally:
         dealer.close()
         context.term()
@@ -409,13 +426,16 @@ def test_an_agent_that_listens_is_dialled_and_dropped_when_idle(stage: Stage) ->
     agent, selector = stage.listener()
     agent.accepts = {"secret"}
     job = running_job(worker, selector)
-    assert job["connection"] != agent.incarnation and job["sender"]["direction"] == "SERVER"
+    assert job["connection"] != agent.incarnation
+    assert job["sender"]["direction"] == "SERVER"
     listed = worker.call("connections")["connections"]
-    assert [link["mode"] for link in listed] == ["CLIENT"] and "secret" not in str(listed)
+    assert [link["mode"] for link in listed] == ["CLIENT"]
+    assert "secret" not in str(listed)
     echo = worker.echo(job["connection"], b"hello")
     until(lambda: echo.data == b"hello")
     second = worker.create(selector)
-    assert second["connection"] == job["connection"] and len(agent.greeted) == 1
+    assert second["connection"] == job["connection"]
+    assert len(agent.greeted) == 1
     for uid in (job["uid"], second["uid"]):
         worker.call("jobs.remove", connection=job["connection"], job=uid)
     until(lambda: not worker.call("connections")["connections"])
@@ -435,13 +455,14 @@ def test_a_wrong_token_is_refused_even_where_a_link_exists(stage: Stage) -> None
         worker.create({**selector, "token": "wrong"})
     assert worker.call("jobs.info", connection=job["connection"], job=job["uid"])["job"]["state"] == "RUNNING"
     text = broker.log.read_text()
-    assert "secret" not in text and "wrong" not in text
+    assert "secret" not in text
+    assert "wrong" not in text
 
 
 def test_nobody_at_the_address_is_an_error_in_time(stage: Stage) -> None:
     broker = stage.broker()
     worker = stage.worker(broker)
-    with pytest.raises(AgentUnavailable, match="no agent answers at 127.0.0.1:1"):
+    with pytest.raises(AgentUnavailable, match=r"no agent answers at 127.0.0.1:1"):
         worker.call(
             "jobs.create", 15, name="x", agent={"type": "address", "address": "127.0.0.1:1", "token": ""}, key="k"
         )
@@ -495,7 +516,8 @@ def test_connections_answer_unchanged_for_the_same_etag(stage: Stage) -> None:
     worker = stage.worker(broker)
     stage.agent(broker)
     answer = worker.call("connections")
-    assert answer["connections"][0]["up"] and worker.call("connections", etag=answer["etag"]) == {
+    assert answer["connections"][0]["up"]
+    assert worker.call("connections", etag=answer["etag"]) == {
         "unchanged": True,
         "etag": answer["etag"],
     }

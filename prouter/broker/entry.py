@@ -1,0 +1,138 @@
+"""One job in the job table: alive as a record, ended as packed bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from sys import intern
+from typing import Any
+
+from prouter.fabric.frames import pack_body, unpack_body
+from prouter.jobs import ENDED, JobRecord, Reason, State
+
+__all__ = ["Entry"]
+
+
+class Entry:
+    """One job.
+
+    Attributes:
+        agent: uid of its agent.
+        state: CLOSED once it was removed; its last record is then as it was before.
+        revision: of the newest news.
+        removal: id of the call that removed it.
+        confirmed: whether its agent spoke of it since this broker started (or it has ended).
+        lost: whether it was given up because its agent is gone.
+        ended_at: when it ended, seconds since the epoch; None while it is alive.
+    """
+
+    __slots__ = (
+        "_packed",
+        "_record",
+        "agent",
+        "confirmed",
+        "connection",
+        "created_at",
+        "ended_at",
+        "lost",
+        "name",
+        "removal",
+        "revision",
+        "state",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        uid: str,
+        connection: str,
+        agent: str,
+        name: str,
+        created_at: float,
+        state: str,
+        revision: int,
+        lost: bool,
+        removal: str,
+        ended_at: float | None,
+        packed: bytes,
+    ) -> None:
+        self.uid = uid
+        self.connection = intern(connection)
+        self.agent = intern(agent)
+        self.name = intern(name)
+        self.created_at = created_at
+        self.state = State(state)
+        self.revision = revision
+        self.lost = lost
+        self.removal = removal
+        self.ended_at = ended_at
+        self.confirmed = self.ended
+        self._record: JobRecord | None = None
+        self._packed = packed
+
+    @classmethod
+    def heard(cls, record: JobRecord, agent: str) -> Entry:
+        """A job its agent speaks of for the first time."""
+        entry = cls(
+            record.uid,
+            record.connection,
+            agent,
+            record.name,
+            record.created_at,
+            record.state.value,
+            record.revision,
+            False,
+            "",
+            None,
+            b"",
+        )
+        entry.confirmed = True
+        entry.set(record)
+        return entry
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never run again (unless a lost agent returns)."""
+        return self.state in ENDED
+
+    @property
+    def removed(self) -> bool:
+        """Whether it was removed."""
+        return self.state is State.CLOSED
+
+    def set(self, record: JobRecord) -> None:
+        """Take newer news."""
+        self.state = record.state
+        self.revision = record.revision
+        self.lost = record.reason is Reason.AGENT_LOST
+        self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
+
+    def close(self, before: JobRecord, removal: str) -> None:
+        """It was removed; `before` is its last record."""
+        if before.revision >= self.revision:
+            self.set(before)
+        self._packed = self.packed
+        self._record = None
+        self.state = State.CLOSED
+        self.removal = removal
+
+    @property
+    def last_record(self) -> JobRecord:
+        """The record as it was before a removal."""
+        return self._record if self._record is not None else JobRecord.from_wire(unpack_body(self._packed))
+
+    @property
+    def record(self) -> JobRecord:
+        """The record, with the state CLOSED when it was removed."""
+        record = self.last_record
+        return replace(record, state=State.CLOSED) if self.removed else record
+
+    @property
+    def packed(self) -> bytes:
+        """The last record, packed for storing."""
+        return self._packed if self._record is None else _pack(self._record)
+
+
+def _pack(record: JobRecord) -> bytes:
+    """The record without its empty fields: there may be a hundred thousand of them."""
+    wire: dict[str, Any] = record.to_wire()
+    return pack_body({name: value for name, value in wire.items() if value is not None and value != []})
