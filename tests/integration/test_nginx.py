@@ -104,7 +104,7 @@ def plain_unix(cleanup: contextlib.ExitStack, place: Path) -> Site:
 def routed(cleanup: contextlib.ExitStack, place: Path) -> tuple[str, Path, str]:
     """A router that trusts nginx, on TCP and on a unix socket, with a job: its address, socket, and the job's path."""
     unix = place / "control.sock"
-    proxies = ("127.0.0.1/32",)
+    proxies = ("127.0.0.1/32", "unix")
     router = start_router(
         place / "router",
         control__unix=str(unix),
