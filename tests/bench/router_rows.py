@@ -81,7 +81,7 @@ def big_files(stack: Stack, settings: Settings) -> dict[str, float]:
 
 def small_files(stack: Stack, settings: Settings) -> dict[str, float]:
     """Files of 1 KiB, 1 and 8 clients."""
-    up, down = f"!{sandbox(stack)}/small-", f"!{sandbox(stack)}/small-0"
+    up, down = f"!{sandbox(stack)}/small-", f"!{sandbox(stack)}/small-1"
     return {
         "up1": load.get(stack, up, 1, settings.seconds, POST_FILES).rate,
         "down1": load.get(stack, down, 1, settings.seconds).rate,
