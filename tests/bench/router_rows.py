@@ -81,7 +81,10 @@ def big_files(stack: Stack, settings: Settings) -> dict[str, float]:
 
 def small_files(stack: Stack, settings: Settings) -> dict[str, float]:
     """Files of 1 KiB, 1 and 8 clients."""
-    up, down = f"!{sandbox(stack)}/small-", f"!{sandbox(stack)}/small-1"
+    up, down = f"!{sandbox(stack)}/small-", f"!{sandbox(stack)}/read"
+    with contextlib.closing(stack.connect()) as http:
+        if (answer := http.request("POST", down[1:], b"x" * 1024)).status != 200:
+            raise BadAnswer(f"POST {down[1:]}: {answer.status} {answer.body[:300]!r}")
     return {
         "up1": load.get(stack, up, 1, settings.seconds, POST_FILES).rate,
         "down1": load.get(stack, down, 1, settings.seconds).rate,
