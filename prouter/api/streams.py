@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", "send_body"]
 
+SMALL = 64 * 1024
+"""Bytes of a request body that are gathered before anything is sent; the agent writes as much without ado."""
+
 
 def sandbox_route(router: RouterClient, connection: str, job: str) -> JobRoute:
     """Where the job's sandbox is; waits for an agent that is away, for at most ``control.hold`` seconds.
@@ -130,21 +133,26 @@ def send_body(
 ) -> dict[str, Any]:
     """Send a request body through a new stream; the agent's result. Whatever goes wrong, the stream is reset.
 
+    A small body is read first, so that opening, bytes and end travel in one message.
+
     Args:
+        target: what to open; its ``size`` is the body's length, None when that is not known.
         read: returns up to so many bytes of the body, none at its end, and raises when the client goes away before.
         patient: wait until the agent is ready before the first byte is read (Expect: 100-continue).
 
     Raises:
         PRouterError: the agent's error, or no way to it.
     """
+    size = target["size"]
+    small = size is not None and size <= SMALL and not patient
+    body = _read_all(read, size) if small else b""
     io = UploadIO(router.open_stream(route.connection, {"job": route.record.uid, **target}))
     finished = False
     try:
-        if patient:
-            io.accept()
-        while data := read(CHUNK):
-            if not io.offer(data):
-                break
+        if small:
+            io.offer(body)
+        else:
+            _send_as_it_comes(io, read, patient)
         result = io.result()
         finished = True
         return result
@@ -153,6 +161,25 @@ def send_body(
     finally:
         if not finished:
             io.reset("upload_aborted", "the upload ended before its last byte")
+
+
+def _read_all(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size:
+        data = read(size)
+        if not data:
+            break
+        parts.append(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _send_as_it_comes(io: UploadIO, read: Callable[[int], bytes], patient: bool) -> None:
+    if patient:
+        io.accept()
+    while data := read(CHUNK):
+        if not io.offer(data):
+            return
 
 
 def open_io(

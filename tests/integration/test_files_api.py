@@ -15,7 +15,6 @@ from urllib.parse import quote_from_bytes, urlsplit
 
 import pytest
 import requests
-
 from urllib3.exceptions import ProtocolError
 
 from prouter.api import responses
@@ -75,7 +74,17 @@ def test_a_large_file_comes_back_whole_however_it_is_framed(sandbox: Sandbox) ->
     assert sandbox.file("two", headers={"If-Match": '"x"'}).status_code == 412
 
 
-NAMES = [b"a b+c%&?#", "жаба.txt".encode(), b"new\nline", b"\xff\xfe", b".hidden", b"x" * 255, b"-rf", b"CON", b"\x7f\x01"]
+NAMES = [
+    b"a b+c%&?#",
+    "жаба.txt".encode(),
+    b"new\nline",
+    b"\xff\xfe",
+    b".hidden",
+    b"x" * 255,
+    b"-rf",
+    b"CON",
+    b"\x7f\x01",
+]
 
 
 def test_every_name_comes_back_the_same(sandbox: Sandbox) -> None:

@@ -120,7 +120,7 @@ def test_a_chunked_upload_needs_no_length(server: StandInServer, router: StandIn
     assert router.agent.targets[-1]["size"] is None
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("framing", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
 def test_an_upload_cut_by_the_client_is_reset(server: StandInServer, router: StandInRouter, framing: str) -> None:
     client = server.connect(f"POST {FILE}/f HTTP/1.1\n{framing}", b"5\r\nhello\r\n")
     wait_for(lambda: router.agent.targets)
@@ -128,6 +128,19 @@ def test_an_upload_cut_by_the_client_is_reset(server: StandInServer, router: Sta
     wait_for(lambda: router.agent.resets)
     assert router.agent.resets == ["upload_aborted"]
     assert b"f" not in router.agent.files
+
+
+def test_a_small_upload_cut_by_the_client_never_reaches_the_agent(server: StandInServer, router: StandInRouter) -> None:
+    client = server.connect(f"POST {FILE}/f HTTP/1.1\nContent-Length: 1000", b"hello")
+    wait_for(lambda: server.proxy.connections)
+    client.close()
+    wait_for(lambda: not server.proxy.connections)
+    assert router.agent.targets == []
+
+
+def test_a_target_in_absolute_form_is_understood(server: StandInServer, router: StandInRouter) -> None:
+    router.agent.files[b"f"] = b"x"
+    assert received(server.connect(f"GET http://x:1{FILE}/f HTTP/1.1\nConnection: close")).endswith(b"\r\n\r\nx")
 
 
 def test_an_upload_the_agent_refuses_midway_is_told_why(server: StandInServer, router: StandInRouter) -> None:
