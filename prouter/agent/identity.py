@@ -1,50 +1,81 @@
-"""Who this agent is: its uid and name, and the machine it runs on."""
+"""Who this agent is, as it tells routers and its own control API: uid, name, platform, properties, incarnation."""
 
 from __future__ import annotations
 
+import hmac
+import json
 import os
 import platform
-import socket
+import re
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prouter import __version__
 from prouter.config import AgentConfig
 
-__all__ = ["agent_uid", "host_load", "platform_info"]
+__all__ = ["Identity", "host_load", "platform_facts", "token_accepted"]
+
+_UID_FILE = "uid"
+_STORED_UID = re.compile(r"[0-9a-f]{32}")
 
 
-def agent_uid(config: AgentConfig, state_dir: Path) -> str:
-    """The configured uid, or a random one that is kept in the state directory."""
-    if config.identity.uid:
-        return config.identity.uid
-    file = state_dir / "uid"
-    if file.exists():
-        kept = file.read_text(encoding="ascii").strip()
-        if kept:
-            return kept
-    fresh = uuid.uuid4().hex
-    temporary = file.with_suffix(".new")
-    temporary.write_text(fresh + "\n", encoding="ascii")
-    temporary.replace(file)
-    return fresh
+@dataclass(frozen=True)
+class Identity:
+    """See the module's docstring.
+
+    Attributes:
+        uid: configured, or random and kept in the state directory.
+        name: configured, or the host's.
+        incarnation: 32 hex digits; connection uids and with them the jobs' paths are made from it.
+    """
+
+    uid: str
+    name: str
+    incarnation: str
+    platform: dict[str, str]
+    properties: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: AgentConfig, state_dir: Path, incarnation: str) -> Identity:
+        """The identity of the agent with this configuration."""
+        facts = platform_facts()
+        return cls(
+            uid=config.identity.uid or _stored_uid(state_dir / _UID_FILE),
+            name=config.identity.name or facts["node"],
+            incarnation=incarnation,
+            platform=facts,
+            properties=json.loads(json.dumps(config.properties, default=str)),
+        )
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """Uid and name, as the control API tells them."""
+        return {"uid": self.uid, "name": self.name}
+
+    def introduction(self) -> dict[str, Any]:
+        """The part of HELLO and WELCOME that never changes."""
+        return {
+            **self.auth,
+            "incarnation": self.incarnation,
+            "platform": self.platform,
+            "properties": self.properties,
+            "version": __version__,
+        }
 
 
-def agent_name(config: AgentConfig) -> str:
-    """The configured name, or the host's."""
-    return config.identity.name or socket.gethostname()
-
-
-def platform_info() -> dict[str, str]:
-    """The machine, in the words of Python's platform module."""
-    info = platform.uname()
+def platform_facts() -> dict[str, str]:
+    """The machine, as Python's ``platform`` names it."""
+    facts = platform.uname()
     return {
-        "system": info.system,
-        "node": info.node,
-        "release": info.release,
-        "version": info.version,
-        "machine": info.machine,
-        "processor": info.processor,
+        "system": facts.system,
+        "node": facts.node,
+        "release": facts.release,
+        "version": facts.version,
+        "machine": facts.machine,
+        "processor": facts.processor,
     }
 
 
@@ -53,15 +84,25 @@ def host_load() -> float:
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
-def introduction(config: AgentConfig, uid: str, incarnation: str, draining: bool, version: str) -> dict[str, Any]:
-    """What the agent tells of itself when it links to a router, without the token."""
-    return {
-        "uid": uid,
-        "name": agent_name(config),
-        "incarnation": incarnation,
-        "platform": platform_info(),
-        "properties": config.properties,
-        "version": version,
-        "capacity": {"max": config.jobs.max},
-        "draining": draining,
-    }
+def token_accepted(tokens: Sequence[str], presented: object) -> bool:
+    """Whether `presented` is one of `tokens`, in the same time whichever it is; no tokens accept anything."""
+    candidate = presented.encode() if isinstance(presented, str) else b""
+    accepted = not tokens
+    for token in tokens:
+        accepted |= hmac.compare_digest(token.encode(), candidate)
+    return accepted
+
+
+def _stored_uid(path: Path) -> str:
+    """The uid kept in a file; a new one is put there first if need be."""
+    try:
+        stored = path.read_text().strip()
+    except FileNotFoundError:
+        stored = ""
+    if _STORED_UID.fullmatch(stored):
+        return stored
+    fresh = uuid.uuid4().hex
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(fresh + "\n")
+    beside.replace(path)
+    return fresh

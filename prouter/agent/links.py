@@ -1,123 +1,181 @@
-"""The agent's links to routers: those it dials, and those that dial it.
+"""Links to routers: those this agent dials (``client.*``) and those that dial it (``server.*``).
 
-Every router is told of the same jobs under the same paths. What a link carries outlives the paths it runs over: a
-router that comes back over a new path finds its calls remembered and its streams waiting.
+A `RouterLink` is the conversation with one router; it outlives its paths, so that calls and streams go on when a path
+is back. All routers that are dialled hear of the same jobs under the same paths, and so do all that dial in: a job is
+announced where its connection is the link's.
 """
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import logging
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import gevent
 import zmq
 
-from prouter.config import AgentConfig
-from prouter.errors import ProtocolError
+from prouter.agent.listener import Listener
 from prouter.fabric.calls import Request
-from prouter.fabric.frames import HELLO, VERSION, decode, encode
-from prouter.fabric.session import Greeted, Session
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
-from prouter.transport.sockets import WatchedSocket
 
-__all__ = ["Agent", "Links", "RouterLink"]
+__all__ = ["CLIENT", "SERVER", "Host", "Links", "RouterLink"]
 
-log = logging.getLogger("prouter.agent")
+log = logging.getLogger("prouter.agent.links")
 
-_ANNOUNCED_AT_ONCE = 500
-"""Jobs in one message of an announcement."""
-_MAX_MESSAGE = 64 * 1024 * 1024
-_MAX_ROUTERS = 64
-"""Routers that may be linked by dialling in, those still introducing themselves included."""
-_TICK = 0.5
+SERVER = "SERVER"
+"""Mode of a connection, as the router sees it: the agent dialled in."""
+CLIENT = "CLIENT"
+"""The router dialled the agent."""
+
+_FIRST_DELAY = 0.1
+"""Seconds to the first attempt after a loss; `client.reconnect_delay` is where the growth ends."""
+_ANNOUNCED = 200
+"""Job records in one announcement message."""
 
 
-class Agent(Protocol):
-    """What a link needs of the agent."""
+class Host(Protocol):
+    """Whose links they are. All but `carry_out` are called on the loop and must not block."""
 
-    def introduce(self) -> dict[str, Any]:
-        """What the agent tells of itself, without a token."""
+    def hello(self) -> dict[str, Any]:
+        """The introduction, without a token; its ``incarnation`` is what connection uids are made from."""
 
     def records(self) -> list[JobRecord]:
         """All jobs."""
 
-    def load(self) -> dict[str, Any]:
-        """How busy it is."""
+    def link_up(self, link: RouterLink) -> None:
+        """A router is linked."""
 
-    def call(self, request: Request) -> dict[str, Any]:
-        """Carry out a router's call."""
+    def link_down(self, link: RouterLink, reason: str) -> None:
+        """It is away."""
+
+    def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
+        """An attempt to link ended without success."""
+
+    def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a router's call, in a greenlet of its own; raises `PRouterError`."""
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
-        """Connect a stream that a worker opened."""
-
-    def linked(self) -> None:
-        """A link is up."""
-
-    def refused(self, code: str, text: str) -> None:
-        """A router does not want this agent."""
+        """A worker opened a stream."""
 
 
 class RouterLink:
-    """One router, whichever side dials; see `PeerDelegate`."""
+    """The conversation with one router; the delegate of its `Peer`.
 
-    def __init__(self, agent: Agent, config: AgentConfig, mode: str) -> None:
+    Attributes:
+        mode: `SERVER` or `CLIENT`.
+        address: that is dialled; empty for a router that dialled in.
+        connection: uid of the connection; jobs with this uid are announced here.
+        up: whether the router is linked now.
+        since: when it was linked first, seconds since the epoch, or None.
+        router: what the router says of itself: uid, name, platform.
+    """
+
+    def __init__(self, host: Host, mode: str, address: str, connection: str, resume_timeout: float) -> None:
         self.mode = mode
-        self.address = ""
-        self.connection = ""
+        self.address = address
+        self.connection = connection
+        self.up = False
+        self.since: float | None = None
         self.router: dict[str, Any] = {}
-        self.since = 0.0
+        self.peer = Peer(self, accepts_streams=True, resume_timeout=resume_timeout)
         self.dialler: Dialler | None = None
-        self._agent = agent
-        self.peer = Peer(self, accepts_streams=True, resume_timeout=config.fabric.resume_timeout)
+        self._host = host
+        self._failure = ""
+
+    def describe(self) -> dict[str, Any]:
+        """The link as the control API lists it."""
+        facts = {"auth": {"uid": self.router.get("uid"), "name": self.router.get("name")}}
+        peer = {**facts, "platform": self.router.get("platform") or {}, "properties": {}}
+        return {"uid": self.connection, "mode": self.mode, "address": self.address, "up": self.up, "peer": peer}
 
     @property
-    def up(self) -> bool:
-        """Whether the router is reachable."""
-        return self.peer.ready
+    def shown(self) -> str:
+        """The router, for logs."""
+        return str(self.router.get("uid") or self.address or "unknown")
 
-    def announce(self) -> None:
-        """Tell the router all jobs and the agent's load."""
-        wires = [record.to_wire() for record in self._agent.records()]
-        for start in range(0, len(wires) or 1, _ANNOUNCED_AT_ONCE):
-            part = wires[start : start + _ANNOUNCED_AT_ONCE]
-            self.peer.notify("jobs", {"jobs": part, "complete": start + _ANNOUNCED_AT_ONCE >= len(wires)})
-        self.peer.notify("load", self._agent.load())
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be lost with this link."""
+        return not self.peer.ready and not any(mux.streams for mux in self.peer.muxes.values())
 
-    def _came_up(self, router: dict[str, Any], connection: str) -> None:
-        self.router, self.connection, self.since = router, connection, time.time()
+    def tell_job(self, record: JobRecord, name: str = "job") -> None:
+        """A job changed, or was removed."""
+        if self.up and record.connection == self.connection:
+            self.peer.notify(name, {"record": record.to_wire()})
+
+    def close(self, reason: str) -> None:
+        """End all streams and say goodbye."""
+        self.up = False
+        for mux in self.peer.muxes.values():
+            for stream in list(mux.streams.values()):
+                stream.reset("agent_gone", reason)
         if self.dialler is not None:
-            self.dialler.succeeded()
-        log.info("event=link_up link=%s router=%s mode=%s", connection, router.get("uid"), self.mode)
-        self.announce()
-        self._agent.linked()
+            self.dialler.stop(reason)
+        else:
+            self.peer.goodbye(reason)
 
-    def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
-        router = body.get("router")
-        self._came_up(router if isinstance(router, dict) else {}, str(body.get("connection")))
+    # -- what the peer says (PeerDelegate) ----------------------------------------------------------------------
 
     def on_greeted(self, peer: Peer, body: dict[str, Any]) -> None:
-        """Introductions are looked at before a path is attached."""
+        """A router dialled in; its token was checked before its path was attached. The ``linked`` event follows."""
+        self.up = False
+        self.router = {"uid": body.get("uid"), "name": body.get("name"), "platform": body.get("platform") or {}}
+        peer.welcome(self._host.hello())
+
+    def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
+        """A dialled router accepted."""
+        router = body.get("router")
+        self.router = router if isinstance(router, dict) else {}
+        self.connection = str(body.get("connection") or self.connection)
+        if self.dialler is not None:
+            self.dialler.succeeded()
+        self._established()
+
+    def _established(self) -> None:
+        self.up = True
+        self._failure = ""
+        self.since = self.since or time.time()
+        records = [record.to_wire() for record in self._host.records() if record.connection == self.connection]
+        for start in range(0, max(1, len(records)), _ANNOUNCED):
+            part = records[start : start + _ANNOUNCED]
+            self.peer.notify("jobs", {"jobs": part, "complete": start + _ANNOUNCED >= len(records)})
+        log.info(
+            "event=link_up link=%s router=%s mode=%s jobs=%d", self.connection, self.shown, self.mode, len(records)
+        )
+        self._host.link_up(self)
 
     def on_refused(self, peer: Peer, code: str, text: str) -> None:
-        log.error("event=link_refused router=%s code=%s text=%r", self.address, code, text)
-        if self.dialler is not None:
-            self.dialler.lost()
-        self._agent.refused(code, text)
+        """A dialled router does not want this agent (now)."""
+        self._failed(f"refused: {text or code} ({code})", refused=True)
 
     def on_lost(self, peer: Peer, reason: str) -> None:
-        log.warning("event=link_lost link=%s router=%s reason=%r", self.connection, self.address, reason)
+        """The path is gone, or none came about."""
+        if not self.up:
+            self._failed(reason, refused=False)
+            return
+        self.up = False
+        log.warning("event=link_down link=%s router=%s reason=%r", self.connection, self.shown, reason)
+        self._host.link_down(self, reason)
         if self.dialler is not None:
             self.dialler.lost()
 
+    def _failed(self, reason: str, *, refused: bool) -> None:
+        if self.dialler is not None:
+            level = logging.DEBUG if reason == self._failure else logging.WARNING
+            log.log(level, "event=link_failed router=%s reason=%r", self.address, reason)
+            self.dialler.lost()
+        self._failure = reason
+        self._host.link_failed(self, reason, refused=refused)
+
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
+        """Workers come and go; a router that dialled in says when it has taken the link."""
         if name == "workers":
-            present = {str(uid).encode() for uid in body.get("workers", [])}
+            present = {str(worker).encode() for worker in body.get("workers", [])}
             for route in [route for route in peer.muxes if route not in present]:
                 peer.route_gone(route, "worker_gone", "the worker is gone")
             for route in present:
@@ -126,169 +184,93 @@ class RouterLink:
             peer.route_up(str(body.get("worker")).encode())
         elif name == "worker.down":
             peer.route_gone(str(body.get("worker")).encode(), "worker_gone", "the worker is gone")
-        elif name == "linked":
-            self._came_up(self.router, str(body.get("connection")))
+        elif name == "linked" and self.mode == CLIENT:
+            self.connection = str(body.get("connection") or self.connection)
+            self._established()
 
     def on_request(self, peer: Peer, request: Request) -> dict[str, Any]:
-        return self._agent.call(request)
+        """A call of the router."""
+        return self._host.carry_out(request.op, request.args)
 
     def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None:
-        self._agent.open_stream(stream, target)
-
-    def describe(self) -> dict[str, Any]:
-        """The link as the local API lists it."""
-        return {
-            "uid": self.connection,
-            "mode": self.mode,
-            "address": self.address,
-            "up": self.up,
-            "peer": {"auth": {"uid": self.router.get("uid"), "name": self.router.get("name")},
-                     "platform": self.router.get("platform", {}), "properties": {}},
-        }  # fmt: skip
+        """A worker opened a stream."""
+        self._host.open_stream(stream, target)
 
 
 class Links:
     """All links of an agent.
 
     Args:
-        agent: whose links they are.
-        config: which routers to dial, and where to listen.
-        uid: the agent's uid.
+        host: whose they are.
+        heartbeat: seconds.
+        resume_timeout: seconds streams wait for a lost path.
     """
 
-    def __init__(self, agent: Agent, config: AgentConfig, uid: str) -> None:
-        self._agent = agent
-        self._config = config
-        self._uid = uid
-        self._dialled: list[RouterLink] = []
-        self._listening: dict[str, RouterLink] = {}
-        self._by_path: dict[bytes, RouterLink] = {}
-        self._socket: WatchedSocket | None = None
-        self._ticker: gevent.Greenlet[..., None] | None = None
-        self._malformed = 0
+    def __init__(self, host: Host, *, heartbeat: float, resume_timeout: float) -> None:
+        self._host = host
+        self._heartbeat = heartbeat
+        self._resume_timeout = resume_timeout
+        self._links: list[RouterLink] = []
+        self._listener: Listener | None = None
 
     def __iter__(self) -> Iterator[RouterLink]:
-        yield from self._dialled
-        yield from self._listening.values()
+        return iter([*self._links, *(self._listener.links if self._listener is not None else ())])
 
     @property
-    def up(self) -> bool:
-        """Whether any router is reachable."""
+    def any_up(self) -> bool:
+        """Whether any router is linked now."""
         return any(link.up for link in self)
 
-    def open(self) -> str | None:
-        """Begin to dial and to listen; the endpoint listened on, if any."""
-        endpoint = self._listen() if self._config.server.enabled else None
-        if self._config.client.enabled:
-            given = self._config.client.address
-            for address in [given] if isinstance(given, str) else given:
-                self._dial(address)
-        return endpoint
-
-    def tell(self, name: str, body: dict[str, Any]) -> None:
-        """Send an event to every router that is reachable; the others hear of it when they are back."""
-        for link in self:
-            link.peer.notify(name, body)
-
-    def close(self, reason: str) -> None:
-        """Say goodbye to all."""
-        for link in self._dialled:
-            if link.dialler is not None:
-                link.dialler.stop(reason)
-        for link in self._listening.values():
-            link.peer.goodbye(reason)
-        if self._ticker is not None:
-            self._ticker.kill(block=False)
-        if self._socket is not None:
-            self._socket.close(linger=0.2)
-
-    # -- dialling -----------------------------------------------------------------------------------------------
-
-    def _dial(self, address: str) -> None:
-        link = RouterLink(self._agent, self._config, "CLIENT")
-        link.address = address
-        client = self._config.client
+    def dial(self, address: str, token: str, reconnect_delay: float) -> None:
+        """Link to the router at ``host:port``, for as long as the agent lives."""
+        link = self._new(SERVER, address, self._incarnation())
         link.dialler = Dialler(
             link.peer,
             f"tcp://{address}",
-            identity=self._uid,
-            hello=lambda: {"kind": "agent", "token": client.token, **self._agent.introduce()},
-            heartbeat=self._config.fabric.heartbeat,
-            delay=min(client.reconnect_delay, 0.2),
-            max_delay=client.reconnect_delay,
+            identity=uuid.uuid4().hex,
+            hello=lambda: {"kind": "agent", **self._host.hello(), "token": token},
+            heartbeat=self._heartbeat,
+            delay=min(_FIRST_DELAY, reconnect_delay),
+            max_delay=reconnect_delay,
+            prepare=_resolve_ipv6 if "[" in address else None,
         )
-        self._dialled.append(link)
+        self._links.append(link)
         link.dialler.start()
 
-    # -- listening ----------------------------------------------------------------------------------------------
+    def listen(self, interface: str, port: int, tokens: Sequence[str]) -> str:
+        """Let routers link to this agent; the endpoint bound, ``tcp://HOST:PORT``.
 
-    def _listen(self) -> str:
-        server = self._config.server
-        socket = self._socket = WatchedSocket(zmq.ROUTER, self._receive)
-        socket.socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE)
-        host = f"[{server.interface}]" if ":" in server.interface else server.interface
-        endpoint = socket.bind(f"tcp://{host}:{server.port or '*'}")
-        self._ticker = gevent.spawn(self._tick)
-        return endpoint
+        Raises:
+            zmq.ZMQError: it cannot be bound.
+        """
+        connection = hashlib.sha256(f"{self._incarnation()}:client".encode()).hexdigest()[:32]
+        self._listener = Listener(lambda: self._new(CLIENT, "", connection), tokens, self._heartbeat)
+        return self._listener.bind(interface, port)
 
-    def _receive(self, parts: list[bytes]) -> None:
-        rid, message = parts[0], parts[1:]
-        link = self._by_path.get(rid)
-        if link is not None:
-            link.peer.receive(message)
-            return
-        try:
-            self._stranger(rid, message)
-        except ProtocolError as error:
-            self._malformed += 1
-            if self._malformed == 1:
-                log.warning("event=malformed_stranger error=%r", error.detail)
+    def _incarnation(self) -> str:
+        return str(self._host.hello()["incarnation"])
 
-    def _stranger(self, rid: bytes, message: list[bytes]) -> None:
-        """A message of a routing id that is not linked: an introduction, or nothing."""
-        frames = decode(message[1:])
-        if message[0] or not frames or frames[0].type != HELLO or self._socket is None:
-            return
-        session = Session(time.monotonic(), self._config.fabric.heartbeat)
-        _, event = session.receive(frames[0], time.monotonic())
-        if not isinstance(event, Greeted):
-            return
-        body = event.body
-        send = self._socket.send
-        refusal = self._judge(body)
-        if refusal is not None:
-            code, text = refusal
-            log.warning("event=router_refused code=%s router=%.64r", code, body.get("uid"))
-            send([rid, b"", *encode([session.refuse(code, text)])])
-            return
-        uid = str(body["uid"])
-        link = self._listening.get(uid)
-        if link is None:
-            link = self._listening[uid] = RouterLink(self._agent, self._config, "SERVER")
-        self._by_path = {path: other for path, other in self._by_path.items() if other is not link}
-        self._by_path[rid] = link
-        link.router = {name: body.get(name) for name in ("uid", "name", "platform")}
-        link.peer.attach(lambda out: send([rid, *out]), session)
-        link.peer.welcome(self._agent.introduce())
+    def _new(self, mode: str, address: str, connection: str) -> RouterLink:
+        return RouterLink(self._host, mode, address, connection, self._resume_timeout)
 
-    def _judge(self, body: dict[str, Any]) -> tuple[str, str] | None:
-        """Why a router is not let in, None if it is."""
-        if body.get("kind") != "router" or not isinstance(body.get("uid"), str):
-            return "bad_hello", "this endpoint is for routers"
-        if body.get("protocol") != VERSION:
-            return "bad_version", f"this agent speaks version {VERSION} of the protocol"
-        tokens = self._config.server.accept_tokens
-        given = str(body.get("token") or "").encode()
-        # Every token is compared, in constant time, so that the answer's delay tells nothing.
-        if tokens and not any([hmac.compare_digest(token.encode(), given) for token in tokens]):  # noqa: C419
-            return "bad_token", "the token is not accepted"
-        if body["uid"] not in self._listening and len(self._listening) >= _MAX_ROUTERS:
-            return "too_many", "too many routers are linked"
-        return None
+    def tell_job(self, record: JobRecord, name: str = "job") -> None:
+        """A job changed, or was removed (``job.removed``): tell the routers whose it is."""
+        for link in self:
+            link.tell_job(record, name)
 
-    def _tick(self) -> None:
-        while True:
-            gevent.sleep(_TICK)
-            now = time.monotonic()
-            for link in self._listening.values():
-                link.peer.tick(now)
+    def tell(self, name: str, body: dict[str, Any]) -> None:
+        """An event for every router that is linked."""
+        for link in self:
+            if link.up:
+                link.peer.notify(name, body)
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to all routers, and accept none any more."""
+        for link in self:
+            link.close(reason)
+        if self._listener is not None:
+            self._listener.close()
+
+
+def _resolve_ipv6(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.IPV6, 1)

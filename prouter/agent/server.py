@@ -1,20 +1,22 @@
-"""The agent process: job manager, links to routers, relays, and their common life."""
+"""The agent process: job manager, links to routers, relays and control API, and their common life."""
 
 from __future__ import annotations
 
 import logging
+import resource
 import signal
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gevent
+import zmq
 from gevent.event import Event
 
-from prouter import __version__
-from prouter.agent.identity import agent_uid, host_load, introduction
-from prouter.agent.links import Links
+from prouter.agent.control import Control
+from prouter.agent.identity import Identity, host_load
+from prouter.agent.links import Links, RouterLink
 from prouter.agent.manager import JobManager
 from prouter.agent.relays.archives import ARCHIVE_KINDS
 from prouter.agent.relays.connections import Connections
@@ -23,10 +25,9 @@ from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.runner import Exit, LocalRunner
 from prouter.agent.service import Service
-from prouter.config import AgentConfig
+from prouter.config import AgentConfig, ConfigError
 from prouter.directories import agent_state_dir
 from prouter.errors import PRouterError
-from prouter.fabric.calls import Request
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
 from prouter.requests import Limits
@@ -36,25 +37,43 @@ __all__ = ["run"]
 log = logging.getLogger("prouter.agent")
 
 _LOAD_INTERVAL = 5.0
+"""Seconds between reports of the load while nothing changes."""
+_LOAD_DELAY = 0.3
+"""Seconds within which changes of the number of jobs make one report."""
+_SWITCH_INTERVAL = 0.001
+"""Seconds a thread that packs or unpacks may keep the loop waiting (`sys.setswitchinterval`)."""
+_CLOSE_TIMEOUT = 20.0
 _EXIT_FAILED = 1
 
 
-class _AgentProcess:
-    """Everything of one agent, wired together."""
+class _Agent:
+    """Everything of one agent, wired together; the `Host` of its links."""
 
     def __init__(self, config: AgentConfig, ready: Callable[[str], None]) -> None:
         self._config = config
         self._ready: Callable[[str], None] | None = ready
         self._stop = Event()
         self._status = 0
-        self._alone_since = time.monotonic()
-        state_dir = agent_state_dir(config)
-        self.uid = agent_uid(config, state_dir)
-        root = Path(config.jobs.root).absolute() if config.jobs.root else state_dir / "jobs"
-        runner = LocalRunner(state_dir / "keeper", keep_for=config.jobs.keep_for, on_exit=self._exited)
-        self.manager = JobManager(
-            root=root,
-            runner=runner,
+        self._load_due: gevent.Greenlet[[], None] | None = None
+        self._orphaned: gevent.Greenlet[[], None] | None = None
+        self._listens = ""
+        self._state_dir = agent_state_dir(config)
+        self.identity: Identity
+        self.manager = self._make_manager(self._state_dir)
+        self.service = Service(self.manager, self._tell_load)
+        self.connections = Connections(self.manager.record)
+        self.log_news = LogNews()
+        kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
+        self.transfers = Transfers(self.manager, kinds, config.jobs.background_threads)
+        fabric = config.fabric
+        self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
+        self.control = Control(info=self._info, connections=self._connections, shutdown=self._stop.set)
+
+    def _make_manager(self, state_dir: Path) -> JobManager:
+        config = self._config
+        return JobManager(
+            root=Path(config.jobs.root).absolute() if config.jobs.root else state_dir / "jobs",
+            runner=LocalRunner(state_dir / "keeper", keep_for=config.jobs.keep_for, on_exit=self._exited),
             properties=config.properties,
             max_jobs=config.jobs.max,
             ceilings=Limits(**config.jobs.limits.model_dump()),
@@ -62,104 +81,168 @@ class _AgentProcess:
             on_change=self._changed,
             on_removed=self._removed,
         )
-        self.connections = Connections(self.manager.record)
-        self.log_news = LogNews()
-        kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
-        self.transfers = Transfers(self.manager, kinds, config.jobs.background_threads)
-        self.service = Service(self.manager, self._tell_load)
-        self.links = Links(self, config, self.uid)
+
+    # -- life ---------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Live until told to stop; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop.set)
         self.manager.open()
-        endpoint = self.links.open()
-        if endpoint is not None and self._ready is not None:
-            self._ready(f"{self.uid} listen={endpoint}")
-            self._ready = None
-        while not self._stop.wait(_LOAD_INTERVAL):
-            self._tell_load()
-            self._check_alone()
-        self._close()
+        _raise_descriptor_limit()
+        try:
+            self._open()
+            while not self._stop.wait(_LOAD_INTERVAL):
+                self._tell_load()
+        finally:
+            self._close()
         return self._status
 
-    # -- what links need (links.Agent) --------------------------------------------------------------------------
+    def _open(self) -> None:
+        config = self._config
+        self.identity = Identity.of(config, self._state_dir, self.manager.incarnation)
+        log.info("event=agent_starts agent=%s name=%r", self.identity.uid, self.identity.name)
+        self._await_routers()
+        if config.server.enabled:
+            endpoint = self.links.listen(config.server.interface, config.server.port, config.server.accept_tokens)
+            self._listens += f" listen={endpoint}"
+            log.info("event=listening endpoint=%s", endpoint)
+        if config.control.enabled:
+            url = self.control.open(config.control.interface, config.control.port)
+            self._listens += f" control={url}"
+            log.info("event=control_open url=%s", url)
+        if config.client.enabled:
+            given = config.client.address
+            for address in [given] if isinstance(given, str) else given:
+                try:
+                    self.links.dial(address, config.client.token, config.client.reconnect_delay)
+                except zmq.ZMQError as error:
+                    raise ConfigError(f"client.address: {address!r} is no host:port ({error})") from error
+        else:
+            self._tell_ready()
 
-    def introduce(self) -> dict[str, Any]:
-        """See `links.Agent`."""
-        about = introduction(self._config, self.uid, self.manager.incarnation, self.service.draining, __version__)
-        return {**about, "keep_for": self._config.jobs.keep_for}
+    def _tell_ready(self) -> None:
+        """Say once that this agent can be used: it is linked, or it waits to be dialled."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready(self.identity.uid + self._listens)
+
+    def _close(self) -> None:
+        """End or leave the jobs, and say goodbye; what takes too long is left to the keeper."""
+        keep = self._config.jobs.keep_for > 0
+        log.info("event=agent_stops jobs=%d kept=%s", len(self.manager.records()), keep)
+        self.service.drain(True)
+        if self._orphaned is not None:
+            self._orphaned.kill()
+        with gevent.Timeout(_CLOSE_TIMEOUT, False):  # type: ignore[arg-type]
+            self.manager.close(end_jobs=not keep)
+        self.connections.close()
+        self.links.close("the agent stops")
+        self.log_news.close()
+        self.transfers.close()
+        self.control.close()
+
+    # -- what links need (links.Host) ---------------------------------------------------------------------------
+
+    def hello(self) -> dict[str, Any]:
+        """See `links.Host`."""
+        jobs = self._config.jobs
+        return {
+            **self.identity.introduction(),
+            "capacity": {"max": jobs.max},
+            "draining": self.service.draining,
+            "keep_for": jobs.keep_for,
+            "orphan_timeout": jobs.orphan_timeout,
+        }
 
     def records(self) -> list[JobRecord]:
-        """See `links.Agent`."""
+        """See `links.Host`."""
         return self.manager.records()
 
-    def load(self) -> dict[str, Any]:
-        """See `links.Agent`."""
-        running = sum(not record.ended for record in self.manager.records())
-        return {"load": host_load(), "running": running, "draining": self.service.draining}
+    def link_up(self, link: RouterLink) -> None:
+        """See `links.Host`."""
+        if self._orphaned is not None:
+            self._orphaned.kill(block=False)
+            self._orphaned = None
+        link.peer.notify("load", self._load())
+        self._tell_ready()
 
-    def call(self, request: Request) -> dict[str, Any]:
-        """See `links.Agent`."""
-        return self.service.call(request)
+    def link_down(self, link: RouterLink, reason: str) -> None:
+        """See `links.Host`."""
+        if not self.links.any_up:
+            self._await_routers()
+
+    def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
+        """See `links.Host`."""
+        if self._config.client.exit_on_fail and link.address:
+            log.error("event=exit_on_fail router=%s reason=%r", link.address, reason)
+            self._status = _EXIT_FAILED
+            self._stop.set()
+
+    def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        """See `links.Host`."""
+        return self.service.carry_out(op, args)
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
-        """See `links.Agent`."""
+        """See `links.Host`."""
         if target.get("kind") == "http":
             self.connections.open(stream, str(target.get("job")))
         else:
             self.transfers.open(stream, target)
 
-    def linked(self) -> None:
-        """See `links.Agent`."""
-        if self._ready is not None:
-            self._ready(self.uid)
-            self._ready = None
+    def _await_routers(self) -> None:
+        """No router is linked: end the jobs unless that changes in time."""
+        if self._orphaned is None:
+            self._orphaned = gevent.spawn_later(self._config.jobs.orphan_timeout, self._end_orphans)
 
-    def refused(self, code: str, text: str) -> None:
-        """See `links.Agent`."""
-        if self._config.client.exit_on_fail:
-            log.error("event=exit_on_fail code=%s text=%r", code, text)
-            self._status = _EXIT_FAILED
-            self._stop.set()
+    def _end_orphans(self) -> None:
+        self._orphaned = None
+        log.warning("event=orphaned jobs=%d after=%g", len(self.manager.records()), self._config.jobs.orphan_timeout)
+        self.manager.remove_all(Reason.AGENT_LOST)
+        if not self.links.any_up:
+            self._await_routers()
 
-    # -- what the manager reports -------------------------------------------------------------------------------
+    # -- what the job manager reports ---------------------------------------------------------------------------
 
     def _exited(self, how: Exit) -> None:
         self.manager.job_exited(how)
 
     def _changed(self, record: JobRecord) -> None:
-        self.links.tell("job", {"record": record.to_wire()})
+        self.links.tell_job(record)
         self.log_news.job_changed(record)
         if record.ended:
             self.connections.job_ended(record)
+        self._tell_load_soon()
 
     def _removed(self, record: JobRecord) -> None:
-        self.links.tell("job.removed", {"record": record.to_wire()})
+        self.links.tell_job(record, "job.removed")
         self.log_news.job_changed(record)
+        self.connections.job_ended(record)
+        self._tell_load_soon()
 
-    # -- life ---------------------------------------------------------------------------------------------------
+    def _load(self) -> dict[str, Any]:
+        running = sum(not record.ended for record in self.manager.records())
+        return {"load": host_load(), "running": running, "draining": self.service.draining}
 
     def _tell_load(self) -> None:
-        self.links.tell("load", self.load())
+        self._load_due = None
+        self.links.tell("load", self._load())
 
-    def _check_alone(self) -> None:
-        """End the jobs once no router has been there for too long."""
-        now = time.monotonic()
-        if self.links.up:
-            self._alone_since = now
-        elif now - self._alone_since > self._config.jobs.orphan_timeout and self.manager.records():
-            log.warning("event=orphaned seconds=%g jobs=%d", now - self._alone_since, len(self.manager.records()))
-            self.manager.remove_all(Reason.AGENT_LOST)
+    def _tell_load_soon(self) -> None:
+        if self._load_due is None:
+            self._load_due = gevent.spawn_later(_LOAD_DELAY, self._tell_load)
 
-    def _close(self) -> None:
-        log.info("event=agent_stops uid=%s", self.uid)
-        keep = self._config.jobs.keep_for > 0
-        self.manager.close(end_jobs=not keep)
-        self.connections.close()
-        self.links.close("the agent stops")
-        gevent.sleep(0.05)
+    # -- what the control API tells -----------------------------------------------------------------------------
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "auth": self.identity.auth,
+            "platform": self.identity.platform,
+            "properties": self.identity.properties,
+        }
+
+    def _connections(self) -> dict[str, Any]:
+        return {"connections": [link.describe() for link in self.links]}
 
 
 def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
@@ -167,11 +250,26 @@ def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
 
     Args:
         config: the agent's configuration.
-        ready: called once with the agent's uid when it is linked (or listens).
+        ready: called once, when the agent is linked first, or listens only: with its uid, followed by
+            `` listen=tcp://HOST:PORT`` and `` control=http://HOST:PORT`` where it has those.
+
+    Raises:
+        ConfigError: it could never be linked.
     """
-    process = _AgentProcess(config, ready)
+    if not config.client.enabled and not config.server.enabled:
+        raise ConfigError("client.enabled: both this and server.enabled are off; no router could ever use the agent")
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        return process.run()
+        return _Agent(config, ready).run()
     except PRouterError as error:
         log.error("event=agent_failed error=%r", error.detail)
-        return _EXIT_FAILED
+    except (OSError, zmq.ZMQError) as error:
+        log.error("event=agent_failed error=%r", str(error))
+    return _EXIT_FAILED
+
+
+def _raise_descriptor_limit() -> None:
+    """Use as many descriptors as allowed; after the keeper was started, whose jobs keep the usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

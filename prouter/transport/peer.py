@@ -189,6 +189,12 @@ class Peer:
         if self.ready:
             self._say(event_frame(name, body))
 
+    def ping(self) -> None:
+        """Ask for a sign of life now; where the connection is known to be closed, sending tells."""
+        if self.session is not None and self.ready:
+            self._say(self.session.ping(time.monotonic()))
+            self.flush()
+
     # -- streams ------------------------------------------------------------------------------------------------
 
     def mux(self, route: bytes) -> Mux:

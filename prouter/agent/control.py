@@ -1,0 +1,76 @@
+"""The agent's own small HTTP API (``control.*``), as the original has it: info, connections, shutdown."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gevent.pywsgi import WSGIServer
+
+__all__ = ["Control"]
+
+log = logging.getLogger("prouter.agent.control")
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class Control:
+    """Serves on one interface until `close`.
+
+    Args:
+        info: answers ``GET /info``.
+        connections: answers ``GET /connections``.
+        shutdown: carries out ``POST /shutdown``.
+    """
+
+    def __init__(
+        self,
+        *,
+        info: Callable[[], dict[str, Any]],
+        connections: Callable[[], dict[str, Any]],
+        shutdown: Callable[[], None],
+    ) -> None:
+        self._shutdown = shutdown
+        self._routes: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+            "/info": ("GET", info),
+            "/connections": ("GET", connections),
+            "/shutdown": ("POST", self._shut_down),
+        }
+        self._server: WSGIServer | None = None
+
+    def open(self, interface: str, port: int) -> str:
+        """Begin to serve; the base URL.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        server = self._server = WSGIServer((interface, port), self._answer, log=None, error_log=log)
+        server.start()
+        host = f"[{interface}]" if ":" in interface else interface
+        return f"http://{host}:{server.server_port}"
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.stop(timeout=1)
+
+    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        route = self._routes.get(environ["PATH_INFO"].rstrip("/"))
+        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store, must-revalidate")]
+        if route is None:
+            status, body = "404 Not Found", {"detail": f"only {', '.join(self._routes)} are here"}
+        elif environ["REQUEST_METHOD"] not in (route[0], "HEAD" if route[0] == "GET" else route[0]):
+            status, body = "405 Method Not Allowed", {"detail": f"use {route[0]}"}
+            headers.append(("Allow", route[0]))
+        else:
+            status, body = "200 OK", route[1]()
+        data = json.dumps(body).encode() if body else b""
+        headers.append(("Content-Length", str(len(data))))
+        start_response(status, headers)
+        return [data]
+
+    def _shut_down(self) -> dict[str, Any]:
+        self._shutdown()
+        return {}
