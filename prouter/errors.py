@@ -1,8 +1,8 @@
 """The error hierarchy: what can go wrong, as clients, logs and other processes see it.
 
 Every error has a stable ``code`` (the ``code`` of RFC 9457 problem documents and of the ``X-PRouter-Error`` header), an
-HTTP ``status`` and a log ``level``. Errors cross the fabric as ``{"code", "detail", "job", "state", "retry_after"}`` maps and are
-rebuilt on the other side by `from_wire`.
+HTTP ``status`` and a log ``level``. Errors cross the fabric as ``{"code", "detail", "job", "state", "retry_after"}``
+maps and are rebuilt on the other side by `from_wire`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ZeroMQ sockets on the gevent loop: callbacks for messages and lost connections, no blocking call.
 
 A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (see ZMQ_FD in
-zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left. The
-first hint comes only after somebody has looked once.
+zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
+The first hint comes only after somebody has looked once.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ class Raw:
 
     def __init__(self, url: str, timeout: float = 10.0) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None and parts.port is not None
+        assert parts.hostname is not None
+        assert parts.port is not None
         self.sock = socket.create_connection((parts.hostname, parts.port), timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = b""

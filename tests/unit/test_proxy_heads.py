@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.api.proxy.heads import BodyKind, parse_request, parse_response
-from prouter.errors import InvalidRequest, JobUnreachable, PRouterError
+from prouter.errors import InvalidRequest, JobUnreachable
 
 VALUE = st.binary(max_size=40).map(lambda value: bytes(b for b in value if b > 0x20 and b != 0x7F))
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCDEF-_.!~0123456789", min_size=1, max_size=20).map(str.encode)
@@ -99,7 +101,5 @@ def test_malformed_answers_are_refused(head: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_no_input_raises_anything_but_our_errors(data: bytes) -> None:
     for parse in (parse_request, parse_response):
-        try:
+        with contextlib.suppress(InvalidRequest, JobUnreachable):
             parse(data + b"\r\n\r\n")
-        except PRouterError as error:
-            assert error.status in (400, 502)
