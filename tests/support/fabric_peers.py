@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,11 @@ class FakeAgent:
             self._current = rid
             socket = self.socket
             assert socket is not None
-            self.peer.attach(lambda message, rid=rid: socket.send([rid, *message]), Session(time.monotonic(), 2.0))
+
+            def send(message: Sequence[bytes]) -> bool:
+                return socket.send([rid, *message])
+
+            self.peer.attach(send, Session(time.monotonic(), 2.0))
         self.peer.receive(parts[1:])
 
     def stop(self) -> None:
