@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from prouter.api.proxy.forwarded import Origin, Public, as_seen_by_the_client
 from prouter.api.proxy.heads import parse_request, parse_response
-from prouter.api.proxy.rewrite import Origin, request_to_job, response_to_client
+from prouter.api.proxy.rewrite import request_to_job, response_to_client
 
 PREFIX = b"/jobs/c/j/http"
 DIRECT = Origin("203.0.113.9", 8080, trusted=False)
@@ -23,8 +24,8 @@ def to_client(lines: bytes, **changes: object) -> list[bytes]:
         "keep_alive": True,
         "client_version": "1.1",
         "prefix": PREFIX,
-        "public_origin": b"http://h:1",
-        "job_origins": (b"http://127.0.0.1:5000",),
+        "public": Public(b"http", b"h:1"),
+        "job_origins": (b"127.0.0.1:5000",),
         **changes,
     }
     head = parse_response(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
@@ -53,6 +54,7 @@ def test_an_upgrade_passes_with_its_protocol() -> None:
 def test_forwarded_headers_of_strangers_are_replaced() -> None:
     lines = to_job(
         b"X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 9\r\n"
+        b"X_Forwarded_For: 1.2.3.4\r\nX-Forwarded_Proto: https\r\n"
     )
     assert b"X-Forwarded-For: 203.0.113.9" in lines
     assert b"X-Forwarded-Proto: http" in lines
@@ -60,7 +62,7 @@ def test_forwarded_headers_of_strangers_are_replaced() -> None:
     assert b"X-Forwarded-Port: 8080" in lines
     assert b"X-Forwarded-Prefix: " + PREFIX in lines
     assert b'Forwarded: for=203.0.113.9;host="h:1";proto=http' in lines
-    assert not any(line.startswith(b"X-Real-IP") or b"1.2.3.4" in line for line in lines)
+    assert not any(line.startswith(b"X-Real-IP") or b"1.2.3.4" in line or b"https" in line for line in lines)
 
 
 def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
@@ -73,6 +75,37 @@ def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
     assert b"X-Forwarded-Host: pub" in lines
     assert b"X-Forwarded-Port: 443" in lines
     assert b"X-Forwarded-Prefix: /p" + PREFIX in lines
+    assert b'Forwarded: for=1.2.3.4;host="pub";proto=https, for=127.0.0.1;host="h:1";proto=http' in lines
+
+
+def test_a_trusted_proxy_may_say_it_the_standard_way() -> None:
+    told = b'for="[2001:db8::1]:4711";host="a\\"b,c";proto=HTTPS;by=x, for=10.0.0.2'
+    lines = to_job(b"Forwarded: " + told + b"\r\n", origin=NGINX)
+    assert b"X-Forwarded-For: [2001:db8::1]:4711, 10.0.0.2, 127.0.0.1" in lines
+    assert b"X-Forwarded-Proto: https" in lines
+    assert b'X-Forwarded-Host: a"b,c' in lines
+    assert b"X-Forwarded-Port: 443" in lines
+    assert b"Forwarded: " + told + b', for=127.0.0.1;host="h:1";proto=http' in lines
+
+
+def test_of_several_proxies_the_first_one_saw_the_client() -> None:
+    head = parse_request(
+        b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Proto: https, http\r\nX-Forwarded-Host: pub:99, in\r\n\r\n"
+    )
+    assert as_seen_by_the_client(head, NGINX) == (b"https", b"pub:99", b"")
+
+
+@pytest.mark.parametrize("prefix", [b"evil", b"/a b", b"//host", b"/a\xff", b"/a?b"])
+def test_a_prefix_that_is_no_path_is_ignored(prefix: bytes) -> None:
+    head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Prefix: " + prefix + b"\r\n\r\n")
+    assert as_seen_by_the_client(head, NGINX).prefix == b""
+
+
+def test_a_proxy_on_a_unix_socket_adds_no_address() -> None:
+    socket = Origin("unix", 0, trusted=True)
+    assert b"X-Forwarded-For: 1.2.3.4" in to_job(b"X-Forwarded-For: 1.2.3.4\r\n", origin=socket)
+    assert b"X-Forwarded-For: unknown" in to_job(b"", origin=socket)
+    assert b"X-Forwarded-For: unknown" in to_job(b"X-Forwarded-For: 1.2.3.4\r\n", origin=socket._replace(trusted=False))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +125,10 @@ def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
         (b"http://h:1", b"http://h:1" + PREFIX + b"/"),
         (b"http://h:1" + PREFIX + b"/x", b"http://h:1" + PREFIX + b"/x"),
         (b"http://h:11/x", b"http://h:11/x"),
+        (b"HTTP://H:1?q", b"http://H:1" + PREFIX + b"/?q"),
+        (b"https://h:1/x", b"https://h:1" + PREFIX + b"/x"),
+        (b"https://127.0.0.1:5000/x", b"https://127.0.0.1:5000/x"),
+        (b"mailto:a@b", b"mailto:a@b"),
         (b"http://127.0.0.1:5000/x?y", PREFIX + b"/x?y"),
     ],
 )
@@ -112,6 +149,21 @@ def test_location_goes_under_the_prefix_only_where_it_is_ours(value: bytes, expe
 )
 def test_cookies_go_under_the_prefix(value: bytes, expected: bytes) -> None:
     assert b"Set-Cookie: " + expected in to_client(b"Set-Cookie: " + value + b"\r\n")
+
+
+def test_a_job_that_does_not_know_of_tls_is_helped() -> None:
+    lines = to_client(b"Location: http://h:1/x\r\n", public=Public(b"https", b"h:1"))
+    assert b"Location: https://h:1" + PREFIX + b"/x" in lines
+
+
+def test_with_a_host_of_its_own_a_job_keeps_its_paths_but_no_wider_cookies() -> None:
+    lines = to_client(
+        b"Location: http://127.0.0.1:5000/x\r\nSet-Cookie: a=1; Path=/; Domain=jobs.example.org\r\n",
+        prefix=b"",
+        own_host=True,
+    )
+    assert b"Location: /x" in lines
+    assert b"Set-Cookie: a=1; Path=/" in lines
 
 
 def test_without_a_prefix_nothing_is_rewritten() -> None:

@@ -17,8 +17,8 @@ from gunicorn.http import wsgi
 
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead
-from prouter.api.proxy.rewrite import public_proto
 from prouter.errors import InvalidRequest, PRouterError
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class AdminService:
     def prepare(self, head: RequestHead, sock: Any, body: _Body) -> tuple[Any, dict[str, Any]]:
         """gunicorn's response object and WSGI environment for a request."""
         client = sock._client
-        scheme = public_proto(head, client.origin).decode("ascii")
+        scheme = as_seen_by_the_client(head, client.origin).proto.decode("ascii")
         address = ("" if client.origin.address == "unix" else client.origin.address, 0)
         server = ("127.0.0.1", client.origin.port)
         response, environ = wsgi.create(_Request(head, body, scheme), sock, address, server, self._config)

@@ -14,9 +14,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.heads import RequestHead, parse_request
 from prouter.api.proxy.pages import error_response, new_request_id
-from prouter.api.proxy.rewrite import Origin
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 

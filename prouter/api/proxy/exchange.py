@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from prouter.api.client import JobRoute
 from prouter.api.proxy.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
 from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead, parse_response
-from prouter.api.proxy.rewrite import public_proto, request_to_job, response_to_client
+from prouter.api.proxy.rewrite import request_to_job, response_to_client
 from prouter.api.proxy.upstream import Upstream
 from prouter.errors import (
     AgentUnavailable,
@@ -288,15 +289,16 @@ class ProxyExchange:
         assert route is not None
         strip = route.record.path_mode != "keep" and not self.prefix_owned
         port = (route.record.endpoint or {}).get("port")
-        origins = (b"http://127.0.0.1:%d" % port, b"http://localhost:%d" % port) if port else ()
+        public = as_seen_by_the_client(self.head, self.client.origin)
         return response_to_client(
             head,
             chunked=chunked,
             keep_alive=self._keep_alive,
             client_version=self.head.version,
-            prefix=route.prefix if strip else b"",
-            public_origin=public_proto(self.head, self.client.origin) + b"://" + self.head.host.lower(),
-            job_origins=origins,
+            prefix=public.prefix + route.prefix if strip else public.prefix,
+            public=public,
+            job_origins=(b"127.0.0.1:%d" % port, b"localhost:%d" % port, b"[::1]:%d" % port) if port else (),
+            own_host=self.prefix_owned,
         )
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:

@@ -6,42 +6,10 @@ paths in its Location and Set-Cookie are put under it; with ``keep`` the job kno
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from prouter.api.proxy.forwarded import FORWARDED, Origin, Public, forwarded
 from prouter.api.proxy.heads import HOP_BY_HOP, BodyKind, RequestHead, ResponseHead
 
-__all__ = ["Origin", "public_proto", "request_to_job", "response_to_client"]
-
-_FORWARDED = frozenset(
-    {
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-prefix",
-        b"x-forwarded-proto",
-        b"x-real-ip",
-    }
-)
-
-_FORWARDED_BLOCK = (
-    b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\n"
-    b"Forwarded: %s\r\n"
-)
-
-
-class Origin(NamedTuple):
-    """How the client reached us: what forwarded headers say.
-
-    Attributes:
-        address: the client's address as the socket tells it, ``unix`` for a unix socket.
-        port: port of our listener the client connected to, 0 for a unix socket.
-        trusted: whether incoming forwarded headers are believed.
-    """
-
-    address: str
-    port: int
-    trusted: bool
+__all__ = ["request_to_job", "response_to_client"]
 
 
 def _first(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
@@ -49,44 +17,6 @@ def _first(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
         if name.lower() == wanted:
             return value
     return b""
-
-
-def _forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
-    """The block of forwarded headers for the job (X-Forwarded-* and RFC 7239)."""
-    address = origin.address.encode("ascii")
-    node = b'"[%s]"' % address if b":" in address else (address if origin.address != "unix" else b"unknown")
-    host = head.host
-    proto = b"http"
-    port = b"%d" % origin.port if origin.port else b""
-    chain = address
-    element = b'for=%s;host="%s";proto=' % (node, host.replace(b"\\", b"").replace(b'"', b""))
-    outer = b""
-    if origin.trusted:
-        seen = _first(head.headers, b"x-forwarded-for")
-        believed = [value for name, value in head.headers if name.lower() == b"x-forwarded-for"]
-        if seen:
-            chain = b", ".join(believed)
-            if origin.address != "unix":
-                chain += b", " + address
-        proto = _first(head.headers, b"x-forwarded-proto").strip().lower() or proto
-        host = _first(head.headers, b"x-forwarded-host") or host
-        port = _first(head.headers, b"x-forwarded-port") or (b"443" if proto == b"https" else port)
-        outer = b", ".join(value for name, value in head.headers if name.lower() == b"forwarded")
-        prefix = _first(head.headers, b"x-forwarded-prefix").rstrip(b"/") + prefix
-    if proto not in (b"http", b"https"):
-        proto = b"http"
-    element += proto
-    block = _FORWARDED_BLOCK % (chain, host, proto, prefix, outer + b", " + element if outer else element)
-    if port:
-        block += b"X-Forwarded-Port: %s\r\n" % port
-    return block
-
-
-def public_proto(head: RequestHead, origin: Origin) -> bytes:
-    """The scheme the client used, as far as it can be trusted."""
-    if origin.trusted and _first(head.headers, b"x-forwarded-proto").strip().lower() == b"https":
-        return b"https"
-    return b"http"
 
 
 def request_to_job(head: RequestHead, target: bytes, prefix: bytes, origin: Origin) -> bytes:
@@ -102,8 +32,10 @@ def request_to_job(head: RequestHead, target: bytes, prefix: bytes, origin: Orig
     named = head.connection
     for name, value in head.headers:
         key = name.lower()
-        if key in HOP_BY_HOP or key in _FORWARDED or (named and key in named):
+        if key in HOP_BY_HOP or key in FORWARDED or (named and key in named):
             continue
+        if b"_" in key and key.replace(b"_", b"-") in FORWARDED:
+            continue  # CGI and WSGI would take it for the real one.
         if key == b"content-length" and head.body != BodyKind.LENGTH:
             continue
         lines.append(b"%s: %s\r\n" % (name, value))
@@ -113,7 +45,7 @@ def request_to_job(head: RequestHead, target: bytes, prefix: bytes, origin: Orig
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if head.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % head.upgrade)
-    lines.append(_forwarded(head, origin, prefix))
+    lines.append(forwarded(head, origin, prefix))
     lines.append(b"\r\n")
     return b"".join(lines)
 
@@ -125,8 +57,9 @@ def response_to_client(
     keep_alive: bool,
     client_version: str,
     prefix: bytes,
-    public_origin: bytes,
+    public: Public,
     job_origins: tuple[bytes, ...],
+    own_host: bool = False,
 ) -> bytes:
     """The head to send to the client.
 
@@ -136,8 +69,9 @@ def response_to_client(
         keep_alive: whether the client's connection lives on.
         client_version: ``1.1`` or ``1.0``.
         prefix: put before absolute paths in Location and Set-Cookie; empty to leave them alone.
-        public_origin: ``scheme://host`` under which the client knows us.
-        job_origins: origins under which the job may name itself.
+        public: how the client knows us.
+        job_origins: ``host:port`` under which the job may name itself, in lower case.
+        own_host: whether the job has a host name of its own, which its cookies must not leave.
     """
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
     named = head.connection
@@ -150,11 +84,10 @@ def response_to_client(
             continue
         if key == b"content-length" and framed_elsewhere:
             continue
-        if prefix:
-            if key == b"location":
-                value = _location(value, prefix, public_origin, job_origins)
-            elif key == b"set-cookie":
-                value = _set_cookie(value, prefix)
+        if key == b"location" and (prefix or own_host):
+            value = _location(value, prefix, public, job_origins)
+        elif key == b"set-cookie" and (prefix or own_host):
+            value = _set_cookie(value, prefix)
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
@@ -176,18 +109,21 @@ def _under(path: bytes, prefix: bytes) -> bytes:
     return prefix + path
 
 
-def _location(value: bytes, prefix: bytes, public_origin: bytes, job_origins: tuple[bytes, ...]) -> bytes:
+def _location(value: bytes, prefix: bytes, public: Public, job_origins: tuple[bytes, ...]) -> bytes:
     """Location rule: an absolute path, or a URL of our own or the job's own origin; never a relative one."""
     if value.startswith(b"/"):
         return value if value.startswith(b"//") else _under(value, prefix)
-    lowered = value.lower()
-    for origin in (public_origin, *job_origins):
-        if lowered.startswith(origin):
-            path = value[len(origin) :]
-            if path[:1] in (b"/", b"?", b"#", b""):
-                kept = public_origin if origin == public_origin else b""
-                return kept + _under(path if path[:1] == b"/" else b"/" + path, prefix)
-    return value
+    scheme, separator, rest = value.partition(b"://")
+    scheme = scheme.lower()
+    if not separator or scheme not in (b"http", b"https"):
+        return value
+    end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
+    host, path = rest[:end].lower(), rest[end:]
+    path = _under(path if path[:1] == b"/" else b"/" + path, prefix)
+    if host == public.host.lower():
+        # A job behind TLS that ends before us may not know of it.
+        return (public.proto if scheme == b"http" else scheme) + b"://" + rest[:end] + path
+    return path if scheme == b"http" and host in job_origins else value
 
 
 def _set_cookie(value: bytes, prefix: bytes) -> bytes:
@@ -202,7 +138,7 @@ def _set_cookie(value: bytes, prefix: bytes) -> bytes:
             continue
         if name == b"path" and separator:
             path = content.strip()
-            if path.startswith(b"/"):
+            if path.startswith(b"/") and prefix:
                 part = key + b"=" + _under(path, prefix)
         kept.append(part)
     return b";".join(kept)

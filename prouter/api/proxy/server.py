@@ -16,8 +16,8 @@ from gevent.event import Event
 from prouter.api.client import JobRoute, RouterClient
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.exchange import ProxyExchange, ended_error
+from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.heads import RequestHead
-from prouter.api.proxy.rewrite import Origin
 from prouter.api.proxy.upstream import UpstreamPool
 from prouter.config import RouterConfig
 from prouter.errors import (
