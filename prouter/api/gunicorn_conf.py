@@ -68,9 +68,15 @@ def _log() -> None:
         logger.propagate = True
 
 
+def _forget() -> None:
+    """Named as ``python:prouter.api.gunicorn_conf`` these settings are imported; a reload must find them anew."""
+    sys.modules.pop(__name__, None)
+
+
 def on_starting(server: Any) -> None:
     """gunicorn's own lines join ours; inherited sockets are not gunicorn's to remove from the file system."""
     _log()
+    _forget()
     if _inherited:
         server.systemd = True
 
@@ -78,6 +84,7 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """A changed log level counts from now on."""
     _log()
+    _forget()
 
 
 def post_fork(server: Any, worker: Any) -> None:

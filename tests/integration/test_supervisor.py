@@ -49,11 +49,15 @@ def up(work_dir: Path) -> Iterator[Up]:
         process.stop()
 
 
-def answers(router: Router) -> bool:
+def answers_at(url: str) -> bool:
     try:
-        return router.get("/readyz", timeout=5).status_code == 200
+        return requests.get(f"{url}/readyz", timeout=5).status_code == 200
     except requests.RequestException:
         return False
+
+
+def answers(router: Router) -> bool:
+    return answers_at(router.url)
 
 
 def worker_pids(router: Router) -> set[int]:
@@ -321,35 +325,33 @@ def test_an_agent_port_in_use_ends_it_at_once(up: Up, lasting: Router, work_dir:
 # -- separate services ------------------------------------------------------------------------------------------
 
 
-def test_broker_and_gunicorn_run_as_separate_services(work_dir: Path) -> None:
-    port = free_port()
-    environment = {
-        "PROUTER_CONTROL__PORT": str(port),
-        "PROUTER_SERVER__PORT": "0",
-        "PROUTER_STATE__DIR": str(work_dir / "state"),
-        "PROUTER_STATE__RUN_DIR": str(work_dir / "run"),
-        "PROUTER_CONTROL__WORKERS": "1",
-    }
+@pytest.mark.parametrize("settings", [str(PROJECT / "gunicorn.conf.py"), "python:prouter.api.gunicorn_conf"])
+def test_broker_and_gunicorn_run_as_separate_services(work_dir: Path, settings: str) -> None:
+    file, port = work_dir / "router.yaml", free_port()
+    text = f"control: {{port: {port}, workers: 1}}\nserver.port: 0\n"
+    text += f"state: {{dir: {work_dir / 'state'}, run_dir: {work_dir / 'run'}}}\n"
+    file.write_text(text)
+    environment = {"PROUTER_CONFIG": str(file)}
     broker = Process([sys.executable, "-m", "prouter", "broker"], work_dir / "broker.log", environment)
-    gunicorn = Process(
-        [sys.executable, "-m", "gunicorn", "-c", str(PROJECT / "gunicorn.conf.py")], work_dir / "api.log", environment
-    )
+    gunicorn = Process([sys.executable, "-m", "gunicorn", "-c", settings], work_dir / "api.log", environment)
+    children = Path(f"/proc/{gunicorn.pid}/task/{gunicorn.pid}/children")
     try:
         assert broker.wait_line(r"^ready agents=(tcp://127.0.0.1:\d+)$")
+        wait_until(lambda: answers_at(f"http://127.0.0.1:{port}"))
+        assert len(children.read_text().split()) == 1
 
-        def ready() -> bool:
-            try:
-                return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
-            except requests.ConnectionError:
-                return False
-
-        wait_until(ready)
         second = subprocess.run(
             [sys.executable, "-m", "prouter", "broker"],
             env={**os.environ, **environment}, capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert second.returncode == 2
         assert "is in use by another router" in second.stderr
+
+        for workers in (2, 3):
+            file.write_text(text.replace("workers: 1", f"workers: {workers}"))
+            gunicorn.popen.send_signal(signal.SIGHUP)
+            wait_until(lambda workers=workers: len(children.read_text().split()) == workers)  # type: ignore[misc]
+
         assert requests.post(f"http://127.0.0.1:{port}/shutdown", timeout=5).status_code == 200
         assert broker.popen.wait(20) == 0
     finally:
