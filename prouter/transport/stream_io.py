@@ -71,23 +71,29 @@ class StreamIO:
         Raises:
             StreamReset: the stream ended early.
         """
+        if not self._wait_readable():
+            return b""
         chunks = self._chunks
-        while not chunks:
-            if self._finished:
-                return b""
-            if self._reset is not None:
-                raise self._error()
-            self._readable = Event()
-            try:
-                self._readable.wait()
-            finally:
-                self._readable = None
         data = chunks.popleft()
         if len(data) > size:
             chunks.appendleft(data[size:])
             data = data[:size]
         self.stream.consume(len(data))
         return data
+
+    def read_buffered(self) -> list[bytes]:
+        """Everything that is here, as soon as there is anything; nothing once the other end has finished.
+
+        At most one window, while the next one may come already.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        self._wait_readable()
+        pieces = list(self._chunks)
+        self._chunks.clear()
+        self.stream.consume(sum(map(len, pieces)))
+        return pieces
 
     def read_exactly(self, size: int) -> bytes:
         """Exactly `size` bytes.
@@ -211,6 +217,20 @@ class StreamIO:
         self.on_writable()
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _wait_readable(self) -> bool:
+        """Wait for bytes; False at the end."""
+        while not self._chunks:
+            if self._finished:
+                return False
+            if self._reset is not None:
+                raise self._error()
+            self._readable = Event()
+            try:
+                self._readable.wait()
+            finally:
+                self._readable = None
+        return True
 
     def _wait_writable(self) -> None:
         self._writable = Event()

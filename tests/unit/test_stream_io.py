@@ -51,6 +51,15 @@ def test_a_read_takes_no_more_than_asked(pair: Pair) -> None:
     assert pair.right.read_exactly(4) == b"cdef"
 
 
+def test_all_that_is_here_is_read_at_once(pair: Pair) -> None:
+    pair.left.write_all(b"ab")
+    pair.left.write_all(b"cd")
+    pair.left.close()
+    wait_for(lambda: pair.right.finished)
+    assert pair.right.read_buffered() == [b"ab", b"cd"]
+    assert pair.right.read_buffered() == []
+
+
 def test_a_writer_waits_for_the_reader_within_the_window(pair: Pair) -> None:
     data = bytes(3 * 1024 * 1024)
     writer = gevent.spawn(pair.left.write_all, data)

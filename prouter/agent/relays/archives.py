@@ -42,9 +42,9 @@ def write_archive(transfer: Transfer) -> None:
     try:
         transfer.say()
         taken = 0
-        while data := transfer.io.read():
-            transfer.run(unpacker.feed, data)
-            taken += len(data)
+        while pieces := transfer.io.read_buffered():
+            transfer.run(_feed_all, unpacker, pieces)
+            taken += sum(map(len, pieces))
         if size is not None and taken < size:
             raise InvalidRequest(f"Invalid request: the body ended after {taken} of {size} bytes", code="truncated")
         done = transfer.run(unpacker.finish)
@@ -52,6 +52,11 @@ def write_archive(transfer: Transfer) -> None:
         transfer.run(unpacker.abort)
     transfer.say(**asdict(done))
     transfer.io.close()
+
+
+def _feed_all(unpacker: Unpacker, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        unpacker.feed(piece)
 
 
 ARCHIVE_KINDS = {"archive.read": read_archive, "archive.write": write_archive}

@@ -91,17 +91,23 @@ def _write_as_it_comes(transfer: Transfer, size: int | None, room: int | None) -
     try:
         transfer.say()
         taken = 0
-        while data := transfer.io.read():
-            if len(data) <= SMALL:
-                upload.write(data)
+        while pieces := transfer.io.read_buffered():
+            size_here = sum(map(len, pieces))
+            if size_here <= SMALL:
+                _write_all(upload, pieces)
             else:
-                transfer.run(upload.write, data)
-            taken += len(data)
+                transfer.run(_write_all, upload, pieces)
+            taken += size_here
         if size is not None:
             _refuse_truncated(taken, size)
         return transfer.run(upload.commit)
     finally:
         transfer.run(upload.abort)
+
+
+def _write_all(upload: Upload, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        upload.write(piece)
 
 
 def _refuse_truncated(taken: int, size: int) -> None:
