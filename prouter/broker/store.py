@@ -25,7 +25,7 @@ from prouter.broker.restore import Saved, SavedConnection
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import unpack_body
 
-__all__ = ["SCHEMA", "Store", "open_store"]
+__all__ = ["SCHEMA", "Store", "open_store", "read_store"]
 
 log = logging.getLogger("prouter.store")
 
@@ -180,16 +180,17 @@ def open_store(path: Path) -> Saved:
 def _open(path: Path) -> Saved:
     path.touch(mode=0o600)
     with closing(_connect(path)) as database:
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise sqlite3.DatabaseError(f"it was made by a newer version ({version}, this one knows {SCHEMA})")
-        while version < SCHEMA:
-            database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
-            version += 1
-        return _load(database)
+        return read_store(database)
 
 
-def _load(database: sqlite3.Connection) -> Saved:
+def read_store(database: sqlite3.Connection) -> Saved:
+    """Make or migrate the tables of an open database and read them."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA:
+        raise sqlite3.DatabaseError(f"it was made by a newer version ({version}, this one knows {SCHEMA})")
+    while version < SCHEMA:
+        database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
+        version += 1
     saved = Saved()
     for uid, gone, body in database.execute("SELECT uid, gone, body FROM connections"):
         known = unpack_body(body)

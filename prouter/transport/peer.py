@@ -17,7 +17,7 @@ from gevent import get_hub
 from gevent.event import AsyncResult
 
 from prouter.errors import AgentUnavailable, ProtocolError, PRouterError
-from prouter.fabric.calls import Caller, Request, Responder, event_frame, read_event
+from prouter.fabric.calls import Caller, Request, Responder, Result, event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode
 from prouter.fabric.mux import (
     RESUME_TIMEOUT,
@@ -33,12 +33,37 @@ from prouter.fabric.mux import (
 from prouter.fabric.session import Greeted, Lost, Refused, Session, SessionEvent, SessionState, Welcomed
 from prouter.fabric.stream import Stream
 
-__all__ = ["Peer", "PeerDelegate", "StreamHandler"]
+__all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 
 log = logging.getLogger("prouter.transport")
 
 _MESSAGE_BYTES = 1024 * 1024
 """Payload bytes after which a batch is split into a further message."""
+
+
+class Runtime(Protocol):
+    """What a peer needs of its surroundings; `GeventRuntime` in processes, a virtual one in simulations."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """Tells the seconds of a monotonic clock."""
+
+    @property
+    def soon(self) -> Callable[[Callable[[], None]], Any]:
+        """Runs a callback in the next turn of the loop."""
+
+    @property
+    def spawn(self) -> Callable[..., Any]:
+        """Runs a function, with arguments, beside everything else; it may block."""
+
+
+class GeventRuntime:
+    """The gevent loop of this thread."""
+
+    def __init__(self) -> None:
+        self.now: Callable[[], float] = time.monotonic
+        self.soon: Callable[[Callable[[], None]], Any] = get_hub().loop.run_callback
+        self.spawn: Callable[..., Any] = gevent.spawn
 
 
 class StreamHandler(Protocol):
@@ -92,10 +117,16 @@ class Peer:
         delegate: gets what happens.
         accepts_streams: whether peers behind the switch may open streams here (agents do).
         resume_timeout: seconds streams wait for a lost path.
+        runtime: clock and loop; gevent's by default.
     """
 
     def __init__(
-        self, delegate: PeerDelegate, *, accepts_streams: bool = False, resume_timeout: float = RESUME_TIMEOUT
+        self,
+        delegate: PeerDelegate,
+        *,
+        accepts_streams: bool = False,
+        resume_timeout: float = RESUME_TIMEOUT,
+        runtime: Runtime | None = None,
     ) -> None:
         self.muxes: dict[bytes, Mux] = {}
         self.session: Session | None = None
@@ -105,11 +136,11 @@ class Peer:
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._caller = Caller()
         self._responder = Responder()
-        self._results: dict[str, AsyncResult[dict[str, Any]]] = {}
+        self._results: dict[str, Callable[[Result], None]] = {}
         self._dirty: list[Mux] = []
         self._control: list[Frame] = []
         self._flush_scheduled = False
-        self._loop = get_hub().loop
+        self._runtime: Runtime = runtime or GeventRuntime()
         self._malformed = 0
 
     # -- path ---------------------------------------------------------------------------------------------------
@@ -131,7 +162,7 @@ class Peer:
         self._send = None
         self.session = None
         self._control.clear()
-        now = time.monotonic()
+        now = self._runtime.now()
         for mux in self.muxes.values():
             mux.path_down(now)
 
@@ -171,18 +202,31 @@ class Peer:
             PRouterError: what the peer answered.
             AgentUnavailable: no answer within `timeout` seconds.
         """
-        call_id, frame = self._caller.call(op, args, call_id)
-        result = self._results[call_id] = AsyncResult()
-        if self.ready:
-            self._say(frame)
+        result: AsyncResult[Result] = AsyncResult()
+        call_id = self.ask(op, args, result.set, call_id=call_id)
         try:
-            value: dict[str, Any] | None = result.get(timeout=timeout)
+            answer = result.get(timeout=timeout)
         except gevent.Timeout:
             raise AgentUnavailable(f"no answer to {op} within {timeout:g} s", retry_after=1) from None
         finally:
-            self._results.pop(call_id, None)
-            self._caller.forget(call_id)
-        return value or {}
+            self.forget(call_id)
+        assert answer is not None
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
+
+    def ask(self, op: str, args: dict[str, Any], done: Callable[[Result], None], *, call_id: str | None = None) -> str:
+        """Ask without waiting; the call's id. `done` gets the answer, across lost paths, unless the call is forgotten."""
+        call_id, frame = self._caller.call(op, args, call_id)
+        self._results[call_id] = done
+        if self.ready:
+            self._say(frame)
+        return call_id
+
+    def forget(self, call_id: str) -> None:
+        """Give a call up. Idempotent."""
+        self._results.pop(call_id, None)
+        self._caller.forget(call_id)
 
     def notify(self, name: str, body: dict[str, Any]) -> None:
         """Send an event; lost when there is no path."""
@@ -192,7 +236,7 @@ class Peer:
     def ping(self) -> None:
         """Ask for a sign of life now; where the connection is known to be closed, sending tells."""
         if self.session is not None and self.ready:
-            self._say(self.session.ping(time.monotonic()))
+            self._say(self.session.ping(self._runtime.now()))
             self.flush()
 
     # -- streams ------------------------------------------------------------------------------------------------
@@ -214,7 +258,7 @@ class Peer:
         """The peer behind `route` is away; its streams wait."""
         mux = self.muxes.get(route)
         if mux is not None:
-            mux.path_down(time.monotonic())
+            mux.path_down(self._runtime.now())
 
     def route_gone(self, route: bytes, code: str, text: str) -> None:
         """The peer behind `route` will not come back; its streams are reset."""
@@ -233,8 +277,11 @@ class Peer:
                 mux = self.muxes.get(route)
                 if mux is not None:
                     if self.session is not None:
-                        self.session.heard(time.monotonic())
+                        self.session.heard(self._runtime.now())
+                    known = mux.malformed
                     self._dispatch(route, mux.receive(frames))
+                    if mux.malformed != known == 0:
+                        log.warning("event=malformed_stream_frame peer=%.64r", route)
                 return
             for frame in frames:
                 self._receive_control(frame)
@@ -259,29 +306,26 @@ class Peer:
             return
         kind = frame.type
         if kind < CALL:
-            answers, event = session.receive(frame, time.monotonic())
+            answers, event = session.receive(frame, self._runtime.now())
             self._say(*answers)
             if event is not None:
                 self._session_event(event)
             return
         if session.state is not SessionState.READY:
             return
-        session.heard(time.monotonic())
+        session.heard(self._runtime.now())
         if kind == REPLY:
             result = self._caller.receive(frame)
-            waiter = self._results.get(result.call_id) if result is not None else None
-            if result is not None and waiter is not None:
-                if result.error is not None:
-                    waiter.set_exception(result.error)
-                else:
-                    waiter.set(result.value)
+            done = self._results.pop(result.call_id, None) if result is not None else None
+            if result is not None and done is not None:
+                done(result)
         elif kind == EVENT:
             name, body = read_event(frame)
             self._delegate.on_event(self, name, body)
         elif kind == CALL:
             todo = self._responder.receive(frame)
             if isinstance(todo, Request):
-                gevent.spawn(self._carry_out, todo)
+                self._runtime.spawn(self._carry_out, todo)
             elif todo is not None:
                 self._say(todo)
         else:
@@ -381,7 +425,7 @@ class Peer:
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.run_callback(self._flush_later)
+            self._runtime.soon(self._flush_later)
 
     def _flush_later(self) -> None:
         self._flush_scheduled = False
