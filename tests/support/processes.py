@@ -198,6 +198,7 @@ class Agent(Process):
 
     Attributes:
         uid: its uid.
+        ready: the rest of its ready line: `` listen=…`` and `` control=…`` where it has those.
     """
 
     def __init__(self, directory: Path, address: str, sets: Mapping[str, Any], prefix: Sequence[str] = ()) -> None:
@@ -215,10 +216,12 @@ class Agent(Process):
             argv += ["--set", f"{key}={value!r}"]
         super().__init__(argv, directory / "agent.log")
         try:
-            self.uid = self.wait_line(r"^ready agent=(\S+)")[1]
+            match = self.wait_line(r"^ready agent=(\S+)(.*)")
         except BaseException:
             self.stop()
             raise
+        self.uid = match[1]
+        self.ready = match[2]
 
 
 def start_router(directory: Path, *, workers: int = 2, **sets: Any) -> Router:
