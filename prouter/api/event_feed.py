@@ -75,6 +75,11 @@ class EventFeed:
             self._sweeper = gevent.spawn(self._sweep)
         return follower
 
+    @property
+    def draining(self) -> bool:
+        """Whether followers are to go: they connect again, to whoever serves then, and resume."""
+        return self._router.draining
+
     def leave(self, follower: Follower) -> None:
         """A follower has ended."""
         self._followers.discard(follower)
@@ -172,6 +177,9 @@ class EventFeed:
             gevent.sleep(_SWEEP)
             for follower in list(self._followers):
                 follower.drop_if_stuck()
+            if self.draining:
+                self._changed.set()
+                self._changed = Event()
             quiet += _SWEEP
             if quiet >= sse.HEARTBEAT and self._router.ready:
                 quiet = 0.0
@@ -217,6 +225,8 @@ class Follower:
         self._live = True
         fresh = feed.newer(self.position)
         if fresh is None:
+            if feed.draining:
+                raise StopIteration
             feed.wait(sse.HEARTBEAT)
             if self.position < feed.floor:
                 return self._behind()

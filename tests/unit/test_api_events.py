@@ -193,6 +193,16 @@ def test_a_stuck_client_is_cut_off(router: StandInRouter, broker: Broker, monkey
             gevent.sleep(0.001)
 
 
+def test_followers_go_when_the_router_drains(
+    feed: EventFeed, router: StandInRouter, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "_SWEEP", 0.01)
+    follower = feed.follow(None)
+    next(follower)
+    gevent.spawn_later(0.02, setattr, router, "draining", True)
+    assert b"event" not in b"".join(follower)
+
+
 @pytest.mark.parametrize("value", ["x", "-1", "9" * 19])
 def test_a_wrong_id_is_refused(router: StandInRouter, broker: Broker, value: str) -> None:
     client = Client(create_app(router, router.config))  # type: ignore[arg-type]

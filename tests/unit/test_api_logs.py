@@ -13,6 +13,7 @@ import pytest
 
 from prouter.api.app import create_app
 from prouter.api.log_tail import LogTail, TailPosition
+from prouter.api.resources import logs
 from prouter.api.resources.logs import EventLog
 from tests.support.api_stand import CONNECTION, JOB, PATH, StandInRouter, StandInServer, job_info
 from tests.support.loopback import wait_for
@@ -156,12 +157,28 @@ def test_events_keep_every_byte(client: Client, router: StandInRouter) -> None:
 def test_a_character_in_two_pieces_becomes_one_event(router: StandInRouter) -> None:
     router.agent.log, router.agent.log_ends = "aж".encode()[:2], False
     tail = LogTail(router, CONNECTION, JOB, "stdout", TailPosition(None, None), follow=True)  # type: ignore[arg-type]
-    log = EventLog(tail)
+    log = EventLog(tail, lambda: False)
     next(log)
     assert events(next(log).decode())[0]["data"] == {"offset": 0, "text": "a"}
     router.agent.log, router.agent.log_ends = "aжb".encode(), True
     assert events(next(log).decode())[0] == {"id": "4", "event": "log", "data": {"offset": 1, "text": "жb"}}
     log.close()
+
+
+def test_events_end_unfinished_while_the_router_drains(
+    client: Client, router: StandInRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_PATIENCE", 0.01)
+    router.agent.log_ends = False
+
+    def drain() -> None:
+        wait_for(lambda: router.agent.targets)
+        router.draining = True
+
+    gevent.spawn(drain)
+    found = events(client.simulate_get(f"{LOG}?follow=1", headers=SSE).text)
+    assert [event["event"] for event in found] in (["log"], [])
+    router.agent.log_ends = True
 
 
 def test_a_follower_that_leaves_frees_the_stream(router: StandInRouter) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import codecs
 import re
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -21,6 +23,8 @@ __all__ = ["EventLog", "Logs", "PlainLog"]
 
 _NAMES = ("stdout", "stderr")
 _EVENT_ID = re.compile(r"(\d{1,18})(\.end)?")
+_PATIENCE = 5.0
+"""Seconds between looks whether the router drains."""
 _ENDING = ("state", "exit_code", "signal", "reason", "error")
 
 
@@ -51,7 +55,7 @@ class Logs:
         resp.set_header("X-PRouter-Log-Offset", str(tail.offset))
         resp.set_header("X-Content-Type-Options", "nosniff")
         if as_events:
-            sse.start(resp, EventLog(tail))
+            sse.start(resp, EventLog(tail, lambda: self._router.draining))
             return
         resp.content_type = "text/plain; charset=utf-8"
         resp.set_header("X-Accel-Buffering", "no")
@@ -85,11 +89,12 @@ class EventLog:
 
     Each event's id is the position after its bytes. Its data has ``offset``, the position of its first byte, and
     ``text``, or ``base64`` where the bytes are no UTF-8. The last event is ``end``, which tells how the job stands, or
-    ``error``.
+    ``error``. While the router drains it ends without one, so that the client connects again and resumes elsewhere.
     """
 
-    def __init__(self, tail: LogTail) -> None:
+    def __init__(self, tail: LogTail, draining: Callable[[], bool]) -> None:
         self._tail = tail
+        self._draining = draining
         self._rest = b""
         self._position = tail.offset
         self._begun = False
@@ -105,7 +110,7 @@ class EventLog:
         if self._ended:
             raise StopIteration
         try:
-            data = self._tail.read(sse.HEARTBEAT)
+            data = self._read()
             if data is None:
                 return sse.COMMENT
             if data:
@@ -115,6 +120,16 @@ class EventLog:
         except PRouterError as error:
             self._ended = True
             return sse.event("error", {"code": error.code, "detail": error.detail})
+
+    def _read(self) -> bytes | None:
+        """The next bytes, b"" at the end, None after a while of silence."""
+        deadline = time.monotonic() + sse.HEARTBEAT
+        data = None
+        while data is None and time.monotonic() < deadline:
+            if self._draining():
+                raise StopIteration
+            data = self._tail.read(_PATIENCE)
+        return data
 
     def _event(self, data: bytes) -> bytes:
         """The bytes as an event; the beginning of a character is kept for the next one."""
