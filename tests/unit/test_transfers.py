@@ -295,11 +295,13 @@ def test_followers_get_every_byte_and_the_end(place: Place) -> None:
     assert {reader.get() for reader in readers} == {wanted}
 
 
-def test_a_follower_sees_what_is_written_without_news_of_the_job(place: Place) -> None:
-    place.log(b"first ")
+@pytest.mark.parametrize("first", [b"", b"first "])
+def test_a_follower_sees_what_is_written_without_news_of_the_job(place: Place, first: bytes) -> None:
+    place.log(first)
     stream = place.open("log", name="stdout", follow=True)
     stream.read_preface()
-    assert stream.read_exactly(6) == b"first "
+    assert stream.read_exactly(len(first)) == first
+    gevent.idle()
     place.log(b"second")
     assert stream.read_exactly(6) == b"second"
     stream.reset("client_gone")

@@ -121,9 +121,8 @@ class LogStreams:
                 while not transfer.io.stream.closed:
                     news.clear()
                     ended = _ended(transfer)
-                    if not watched and _end(log):
-                        token = self._news.watch(log.fileno(), news)
-                        watched = True
+                    if not watched:
+                        watched, token = self._watch(log, news)
                     moved = _copy(transfer, log, position, None)
                     if moved == position and ended:
                         return
@@ -132,6 +131,13 @@ class LogStreams:
                     position = moved
             finally:
                 self._news.unwatch(token)
+
+    def _watch(self, log: JobLog, news: Event) -> tuple[bool, int | None]:
+        """Whether the log is there to be watched, and the watch where the kernel has one to give."""
+        try:
+            return True, self._news.watch(log.fileno(), news)
+        except NotFound:
+            return False, None
 
 
 def _ended(transfer: Transfer) -> bool:
