@@ -23,6 +23,15 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_directories(short_dir: Path) -> Iterator[None]:
+    """No process of a test leaves anything in the user's own directories for state and sockets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(short_dir / "state"))
+        patch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+        yield
+
+
 @pytest.fixture
 def work_dir() -> Iterator[Path]:
     """Like `short_dir`, one per test."""

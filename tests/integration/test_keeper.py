@@ -95,7 +95,8 @@ def test_job_has_default_signals(bench: Bench, runner: LocalRunner) -> None:
     spec = bench.spec("grep", "-E", "Sig(Blk|Ign)", "/proc/self/status")
     bench.exit(runner.spawn(spec))
     masks = [int(line.split()[1], 16) for line in (bench.sandbox(spec.job) / "stdout").read_text().splitlines()]
-    assert masks == [0, 0]
+    of_libc = 0b11 << 31  # signals 32 and 33, which glibc's posix_spawn leaves ignored and nobody else can set
+    assert [mask & ~of_libc for mask in masks] == [0, 0]
 
 
 def test_environment_is_the_given_one_and_the_mark(bench: Bench, runner: LocalRunner) -> None:

@@ -173,7 +173,8 @@ def sample(places: Callable[[], Sandbox]) -> Sandbox:
 
 def test_python_s_tarfile_reads_ours(sample: Sandbox, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(packed(sample))) as tar:
-        tar.extractall(tmp_path / "out", filter="fully_trusted")
+        tar.extraction_filter = lambda member, _path: member  # all as it is, which old Pythons do anyway
+        tar.extractall(tmp_path / "out")
     assert {k: (v[0], v[1], v[3]) for k, v in tree(tmp_path / "out").items()} == {
         k: (v[0], v[1], v[3]) for k, v in tree(sample.root).items()
     }
