@@ -1,0 +1,55 @@
+"""The simulation would notice: a protocol with a piece missing fails within a few lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prouter.fabric.calls import Caller, Responder
+from prouter.fabric.frames import Frame
+from prouter.fabric.mux import Mux
+from prouter.fabric.stream import Stream
+from tests.simulation.schedule import run
+
+_LIVES = 40
+
+
+def _fails() -> bool:
+    for seed in range(_LIVES):
+        try:
+            run(seed)
+        except Exception:
+            return True
+    return False
+
+
+def test_streams_that_do_not_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "_repeat_from", lambda self, position: [])
+    assert _fails()
+
+
+def test_calls_that_are_not_repeated_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Caller, "repeat", lambda self: [])
+    assert _fails()
+
+
+def test_ended_streams_that_are_forgotten_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Mux, frame: Frame, events: Any) -> None:
+        if frame.type == 32:
+            self._accept(frame, events)
+
+    monkeypatch.setattr(Mux, "_receive_unknown", forgetful)
+    assert _fails()
+
+
+def test_answers_that_are_not_remembered_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered = Responder.receive
+
+    def forgetful(self: Responder, frame: Frame) -> Any:
+        self._replies.clear()
+        self._running.clear()
+        return remembered(self, frame)
+
+    monkeypatch.setattr(Responder, "receive", forgetful)
+    assert _fails()
