@@ -82,7 +82,7 @@ ACK = 34
 RESET = 35
 """The stream is gone, both directions, with a reason."""
 RESUME = 36
-"""After a lost path: how far the sender has received (`offset`) and consumed (`ack`)."""
+"""After a lost path: how far the sender has received (`offset`) and consumed (`ack`); of stream 0: which it has."""
 
 STREAM_TYPES = frozenset({OPEN, DATA, ACK, RESET, RESUME})
 

@@ -7,7 +7,9 @@ other how far it has received (RESUME) and the other repeats the rest.
 Rules that make this safe under any loss, repetition and delay:
 
 * Bytes are taken in order only; repeated ones are skipped, a gap is dropped and answered by RESUME, once per gap.
-* A RESUME that asks is answered by one that does not, so one end that noticed the loss is enough.
+* A RESUME that asks is answered by one that does not. A RESUME of stream 0 lists the streams its sender has, and the
+  other end asks about those it has beyond. So one end that noticed the loss is enough.
+* What was repeated since the path came up is not repeated again unless that is asked for.
 * An OPEN is repeated until the first frame of the acceptor arrives; a second OPEN of a known stream is ignored.
 * An ended stream leaves a tombstone, so that a late RESUME is answered with how it ended.
 * A path down for longer than `resume_timeout` resets every stream with the code ``path_lost``.
@@ -15,6 +17,7 @@ Rules that make this safe under any loss, repetition and delay:
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -127,6 +130,7 @@ class Mux:
         self.streams: dict[int, Stream] = {}
         self.up = False
         self.tag: Any = None
+        self.malformed = 0
         self._on_output = on_output
         self._accepts = accepts
         self._max_streams = max_streams
@@ -159,9 +163,9 @@ class Mux:
         self._down_since = None
         self._out.clear()
         self._gaps.clear()
+        self._send(Frame(RESUME, payload=_pack_roster(self.streams)))
         for stream in self.streams.values():
-            for frame in stream._resume_frames():
-                self._send(frame)
+            self._resume(stream)
 
     def path_down(self, now: float) -> None:
         """The path is gone; streams wait for it. Idempotent."""
@@ -202,18 +206,20 @@ class Mux:
     def receive(self, frames: Iterable[Frame]) -> list[StreamEvent]:
         """Process frames of the peer; the events they cause, in order.
 
-        Raises:
-            ProtocolError: a frame that no correct peer sends; frames before it took effect.
+        A frame that no correct peer sends costs its own stream, nothing else; it is counted in `malformed`.
         """
         events: list[StreamEvent] = []
         self._events = events
         streams = self.streams
         for frame in frames:
             stream = streams.get(frame.sid)
-            if stream is None:
-                self._receive_unknown(frame, events)
-                continue
             kind = frame.type
+            if stream is None:
+                try:
+                    self._receive_unknown(frame, events)
+                except ProtocolError:
+                    self.malformed += 1
+                continue
             stream._confirmed = True
             if kind == DATA:
                 if frame.ack > stream._acked and stream._on_ack(frame.ack):
@@ -224,10 +230,8 @@ class Mux:
                     events.append(Writable(stream))
             elif kind == RESUME:
                 self._receive_resume(stream, frame, events)
-            elif kind == RESET:
-                self._receive_reset(stream, frame, events)
             elif kind != OPEN:
-                raise ProtocolError(f"unexpected frame type {kind}")
+                self._receive_last(stream, frame, events)
         self._events = None
         return events
 
@@ -236,8 +240,8 @@ class Mux:
         try:
             data = stream._on_data(frame)
         except OverflowError as error:
-            events.append(ResetReceived(stream, "protocol_error", str(error)))
-            self._reset(stream, "protocol_error", str(error))
+            self.malformed += 1
+            self._break(stream, str(error), events)
             return
         if data is None:
             if self._gaps.get(stream.sid) != stream._received:
@@ -252,17 +256,47 @@ class Mux:
         elif frame.flags & FIN and not was_open:
             stream._acknowledge()
 
+    def _resume(self, stream: Stream) -> None:
+        """Tell the peer how far a stream got, and ask how far it did; or open it again when that may have been lost."""
+        stream._repeated = None
+        for frame in stream._resume_frames():
+            self._send(frame)
+
+    def _receive_roster(self, frame: Frame) -> None:
+        """The streams the peer has: what it lacks was never opened there, or has ended unnoticed here."""
+        theirs = _unpack_roster(frame.payload)
+        for stream in self.streams.values():
+            if stream.sid not in theirs:
+                self._resume(stream)
+
     def _receive_resume(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         if stream._on_ack(frame.ack):
             events.append(Writable(stream))
         if frame.flags & ASK:
             self._send(stream._position())
+        elif stream._repeated is not None and frame.offset >= stream._repeated:
+            return
+        stream._repeated = frame.offset
         for repeated in stream._repeat_from(frame.offset):
             self._send(repeated)
 
+    def _receive_last(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
+        """A reset, or a frame that makes no sense: either way the stream is over."""
+        try:
+            if frame.type != RESET:
+                raise ProtocolError(f"unexpected frame type {frame.type}")
+            self._receive_reset(stream, frame, events)
+        except ProtocolError as error:
+            self.malformed += 1
+            self._break(stream, error.detail, events)
+
+    def _break(self, stream: Stream, text: str, events: list[StreamEvent]) -> None:
+        events.append(ResetReceived(stream, "protocol_error", text))
+        self._reset(stream, "protocol_error", text)
+
     def _receive_reset(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         body = unpack_body(frame.payload)
-        code, text = str(body.get("code", "reset")), str(body.get("text", ""))
+        code, text = str(body.get("code") or "reset"), str(body.get("text") or "")
         self._forget(stream, code)
         events.append(ResetReceived(stream, code, text))
 
@@ -270,6 +304,11 @@ class Mux:
         kind = frame.type
         if kind not in STREAM_TYPES:
             raise ProtocolError(f"unexpected frame type {kind}")
+        if frame.sid == 0:
+            if kind != RESUME:
+                raise ProtocolError("stream 0 does not exist")
+            self._receive_roster(frame)
+            return
         if kind in (RESET, ACK):
             return
         tombstone = self._tombstones.get(frame.sid)
@@ -327,6 +366,18 @@ class Mux:
         tombstones[stream.sid] = (stream._consumed, code)
         if len(tombstones) > _TOMBSTONES:
             tombstones.popitem(last=False)
+
+
+def _pack_roster(sids: Iterable[int]) -> bytes:
+    """Stream ids, u64 little-endian each."""
+    known = list(sids)
+    return struct.pack(f"<{len(known)}Q", *known)
+
+
+def _unpack_roster(payload: bytes) -> frozenset[int]:
+    if len(payload) % 8:
+        raise ProtocolError("a list of streams needs 8 bytes each")
+    return frozenset(struct.unpack(f"<{len(payload) // 8}Q", payload))
 
 
 def _reset_frame(sid: int, code: str, text: str) -> Frame:

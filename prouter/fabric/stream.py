@@ -54,6 +54,7 @@ class Stream:
         "_mux",
         "_open_payload",
         "_received",
+        "_repeated",
         "_sent",
         "_told",
         "handler",
@@ -81,6 +82,7 @@ class Stream:
         self._received = 0
         self._consumed = 0
         self._told = 0
+        self._repeated: int | None = None
 
     # -- what the application does ------------------------------------------------------------------------------
 
