@@ -214,6 +214,9 @@ class Schedule:
         if len(self.effects) != len(set(self.effects)):
             doubled = sorted({effect for effect in self.effects if self.effects.count(effect) > 1})
             raise Violation(f"done more than once: {doubled}")
+        names = [record.name for agent in self.agents for record in agent.jobs.values()]
+        if len(names) != len(set(names)):
+            raise Violation("a job was created twice")
         ledger = self.broker.core.ledger
         for agent in self.agents:
             for uid, record in agent.jobs.items():
