@@ -69,6 +69,8 @@ class Announcements:
             self._discard(link, record.uid, now)
             return record
         entry = self._ledger.table.get(record.uid)
+        if entry is not None and entry.connection != link.connection:
+            raise ProtocolError(f"job '{record.uid}' belongs to another agent")
         if entry is not None and entry.removed:
             self._discard(link, record.uid, now)
         else:
@@ -78,7 +80,7 @@ class Announcements:
     def _removed(self, link: Link, wire: object) -> None:
         record = _read(wire, link)
         entry = self._ledger.table.get(record.uid)
-        if entry is not None and not entry.removed:
+        if entry is not None and entry.connection == link.connection and not entry.removed:
             self._ledger.close(entry, record, "")
 
     def _discard(self, link: Link, uid: str, now: float) -> None:

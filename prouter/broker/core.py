@@ -69,6 +69,7 @@ class Broker:
         )
         self.directory = Directory(env, self.links, self.ledger)
         self.admission = Admission(env, self.links)
+        self.links.detached = self.admission.gave_up
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
         self.announcements = Announcements(env, self.ledger, self.directory, self.creations, self.forwarder)

@@ -103,7 +103,7 @@ class Store:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        database = _connect(self._path)
+        database = _connect(self._path, patience=0.5)
         waiting: deque[_Statement] = deque()
         open_end = True
         while open_end or waiting:
@@ -217,8 +217,8 @@ def read_store(database: sqlite3.Connection) -> Saved:
     return saved
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=5.0)
+def _connect(path: Path, patience: float = 5.0) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=patience)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
     return database

@@ -10,7 +10,8 @@ Rules that make this safe under any loss, repetition and delay:
 * A RESUME that asks is answered by one that does not. A RESUME of stream 0 lists the streams its sender has, and the
   other end asks about those it has beyond. So one end that noticed the loss is enough.
 * What was repeated since the path came up is not repeated again unless that is asked for.
-* An OPEN is repeated until the first frame of the acceptor arrives; a second OPEN of a known stream is ignored.
+* An OPEN is repeated until the first frame of the acceptor arrives; one of a known stream is answered like a RESUME
+  that asks.
 * An ended stream leaves a tombstone, so that a late RESUME is answered with how it ended.
 * A path down for longer than `resume_timeout` resets every stream with the code ``path_lost``.
 """
@@ -230,7 +231,9 @@ class Mux:
                     events.append(Writable(stream))
             elif kind == RESUME:
                 self._receive_resume(stream, frame, events)
-            elif kind != OPEN:
+            elif kind == OPEN:
+                self._receive_open_again(stream)
+            else:
                 self._receive_last(stream, frame, events)
         self._events = None
         return events
@@ -255,6 +258,14 @@ class Mux:
             stream._finish_receiving()
         elif frame.flags & FIN and not was_open:
             stream._acknowledge()
+
+    def _receive_open_again(self, stream: Stream) -> None:
+        """The opener has heard nothing of the stream yet, whatever was said."""
+        if self._accepts:
+            self._send(stream._position())
+            stream._repeated = 0
+            for repeated in stream._repeat_from(0):
+                self._send(repeated)
 
     def _resume(self, stream: Stream) -> None:
         """Tell the peer how far a stream got, and ask how far it did; or open it again when that may have been lost."""

@@ -459,6 +459,20 @@ def test_unknown_streams_are_reset() -> None:
     assert opener.mux.malformed == acceptor.mux.malformed == 0
 
 
+def test_an_opener_that_heard_nothing_is_told_everything_again() -> None:
+    opener, acceptor = linked()
+    near = opener.know(opener.mux.open({}, 10))
+    acceptor.take(acceptor.mux.receive(opener.mux.take()))
+    far = acceptor.streams[1]
+    acceptor.write(far, b"unheard")
+    far.close()
+    acceptor.mux.take()
+    opener.mux.path_up()
+    exchange(opener, acceptor)
+    assert opener.read[1] == b"unheard"
+    assert near.receiving is Direction.FIN
+
+
 def test_misuse_of_a_stream_is_an_error() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor)

@@ -1,0 +1,584 @@
+"""The broker's decisions, without sockets and with a clock of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prouter.broker.settings import Bounds
+from prouter.errors import AgentUnavailable, Forbidden, LimitReached, NotFound, Overloaded, PRouterError
+from prouter.fabric.frames import PONG, Frame
+from prouter.fabric.session import Session
+from prouter.jobs import JobRecord, Reason, State
+from tests.support.broker_world import Agent, Worker, World
+
+BY_UID = {"type": "uid", "uid": "agent-1"}
+ADDRESS = {"type": "address", "address": "host:1", "token": "secret"}
+
+
+def job_on(worker: Worker, agent: dict[str, Any] | None = None, key: str = "key-1") -> dict[str, Any]:
+    return created(worker, worker.call("jobs.create", name="job", agent=agent or BY_UID, key=key))
+
+
+def created(worker: Worker, call_id: str) -> dict[str, Any]:
+    answer = worker.results[call_id]
+    if isinstance(answer, PRouterError):
+        raise answer
+    job: dict[str, Any] = answer["job"]
+    return {**job, "at": {"connection": job["path"].split("/")[2], "job": job["uid"]}}
+
+
+# -- links
+
+
+def test_an_agent_silent_for_three_heartbeats_is_away_but_its_jobs_wait() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    agent.frozen = True
+    world.run(5.9)
+    assert not worker.of("link.down")
+    world.run(0.3)
+    assert [event["gone"] for event in worker.of("link.down")] == [False]
+    world.run(300, step=0.5)
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "RUNNING"
+    assert not worker.ask("connections")["connections"][0]["up"]
+    world.run(400, step=0.5)
+    assert worker.of("link.down")[-1]["gone"], "its own orphan timeout has passed"
+    assert worker.ask("jobs.info", **job["at"])["job"]["reason"] == "agent_lost"
+
+
+def test_a_closed_connection_is_noticed_at_once_and_given_up_within_seconds() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    world.vanish(agent)
+    assert [event["gone"] for event in worker.of("link.down")] == [False]
+    world.run(5.2)
+    assert [event["gone"] for event in worker.of("link.down")] == [False, True]
+    assert worker.ask("jobs.info", **job["at"])["job"]["reason"] == "agent_lost"
+
+
+def test_jobs_that_outlive_their_agent_are_waited_for_that_much_longer() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent(keep_for=60)
+    job = job_on(worker)
+    agent.say(agent.session.bye("upgrade"))
+    world.vanish(agent)
+    world.run(60, step=0.5)
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
+    back = agent.again(2)
+    world.join(back)
+    assert back.ready
+    assert worker.ask("jobs.info", **job["at"])["job"]["confirmed"]
+    world.run(60, step=0.5)
+    assert not any(event["gone"] for event in worker.of("link.down"))
+
+
+def test_a_lost_agent_that_returns_after_all_brings_its_jobs_back_to_life() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    world.vanish(agent)
+    world.run(6)
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "FINISHED"
+    world.join(agent.again(2))
+    info = worker.ask("jobs.info", **job["at"])["job"]
+    assert (info["state"], info["reason"], info["finished_at"]) == ("RUNNING", None, None)
+
+
+def test_the_same_incarnation_replaces_its_path_unheard_of() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    again = agent.again(2)
+    world.join(again)
+    assert again.ready
+    assert len(worker.of("link.up")) == 2
+    assert not worker.of("link.down")
+    assert world.broker.env.switch.agents[agent.connection.encode()].rid == again.rid
+
+
+def test_a_living_agent_keeps_its_uid_and_a_dead_one_loses_it() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    rival = world.agent(incarnation="d" * 32)
+    assert rival.refusal is None
+    world.run(1.1)
+    assert rival.refusal == ("uid_in_use", "an agent with uid 'agent-1' is already linked and alive")
+    agent.frozen = True
+    second = world.agent(incarnation="e" * 32)
+    world.run(1.1)
+    assert second.ready
+    assert worker.ask("jobs.info", **job["at"])["job"]["reason"] == "agent_lost"
+    assert [link["uid"] for link in worker.ask("connections")["connections"]] == ["e" * 32]
+
+
+def test_an_agent_known_to_be_away_loses_its_uid_at_once() -> None:
+    world = World()
+    agent = world.agent()
+    world.vanish(agent)
+    assert world.agent(incarnation="d" * 32).ready
+
+
+def test_incarnations_cannot_be_borrowed() -> None:
+    world = World()
+    world.agent()
+    assert world.agent("agent-2").refusal == ("bad_hello", "the incarnation belongs to an agent with another uid")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"token": "no"}, "bad_token"),
+        ({"token": None}, "bad_token"),
+        ({"uid": ""}, "bad_hello"),
+        ({"uid": 5}, "bad_hello"),
+        ({"incarnation": "short"}, "bad_hello"),
+        ({"platform": []}, "bad_hello"),
+        ({"capacity": {"max": "many"}}, "bad_hello"),
+        ({"keep_for": -1}, "bad_hello"),
+        ({"name": "x" * 2000}, "bad_hello"),
+    ],
+)
+def test_a_bad_introduction_is_refused_once_and_then_ignored(change: dict[str, Any], code: str) -> None:
+    world = World(tokens=("good",))
+    agent = Agent(world, "agent-1", "a" * 32, token="good")
+    agent.hello.update(change)
+    agent.session = Session(world.now, 2.0, agent.hello)
+    world.join(agent)
+    assert agent.refusal is not None
+    assert agent.refusal[0] == code
+    agent.refusal = None
+    agent.say(*agent.session.start())
+    assert agent.refusal is None
+    assert len(world.broker.links) == 0
+
+
+def test_another_protocol_version_is_refused() -> None:
+    world = World()
+    agent = Agent(world, "agent-1", "a" * 32)
+    hello = agent.session.start()[0]
+    world.peers[("agents", agent.rid)] = agent
+    agent.say(hello._replace(payload=hello.payload.replace(b"protocol\x01", b"protocol\x63")))
+    assert agent.refusal is not None
+    assert agent.refusal[0] == "bad_version"
+
+
+def test_introductions_beyond_the_rate_are_not_looked_at() -> None:
+    world = World(bounds=Bounds(hellos=10))
+    agents = [world.agent(f"agent-{i}", f"{i:032x}") for i in range(15)]
+    assert sum(agent.ready for agent in agents) == 10
+    world.run(3)
+    assert sum(agent.ready for agent in agents) == 15, "they repeat their introduction"
+
+
+def test_an_agent_that_floods_has_to_link_again() -> None:
+    world = World(bounds=Bounds(messages=100))
+    worker, agent = world.worker(), world.agent()
+    for _ in range(600):
+        agent.say(Frame(PONG))
+    assert worker.of("link.down")[0]["reason"] == "it sends too many messages"
+    again = agent.again(2)
+    world.join(again)
+    assert again.ready
+
+
+def test_who_uses_a_path_that_was_given_up_is_told_so() -> None:
+    world = World()
+    agent = world.agent()
+    agent.frozen = True
+    world.run(7)
+    agent.frozen = False
+    agent.notify("load", load=0.5)
+    assert agent.lost == "this path was given up"
+
+
+def test_a_broker_that_stood_still_blames_nobody() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    world.now += 60
+    world.broker.turn(world.now)
+    world.settle()
+    world.run(3)
+    assert not worker.of("link.down")
+    assert agent.ready
+
+
+# -- workers
+
+
+def test_a_silent_worker_is_waited_for_and_a_dead_one_is_not() -> None:
+    world = World()
+    agent, worker, other = world.agent(), world.worker(), world.worker("worker-2")
+    worker.frozen = True
+    world.run(10)
+    assert not agent.of("worker.down")
+    world.broker.worker_died("worker-2", world.now)
+    world.settle()
+    assert agent.of("worker.down") == [{"worker": other.uid}]
+    world.run(25)
+    assert agent.of("worker.down") == [{"worker": "worker-2"}, {"worker": "worker-1"}]
+
+
+def test_agents_hear_of_workers_when_they_link() -> None:
+    world = World()
+    world.worker()
+    agent = world.agent()
+    world.run(0.1)
+    assert agent.of("workers")[-1] == {"workers": ["worker-1"]}
+    world.worker("worker-2")
+    assert agent.of("worker.up")[-1] == {"worker": "worker-2"}
+
+
+def test_after_a_restart_workers_have_time_to_come_back_before_agents_give_them_up() -> None:
+    world = World(workers_return=3.0)
+    agent = world.agent()
+    world.worker()
+    world.run(2.9)
+    assert not agent.of("workers")
+    assert agent.of("worker.up") == [{"worker": "worker-1"}]
+    world.run(0.3)
+    assert agent.of("workers") == [{"workers": ["worker-1"]}]
+
+
+def test_waits_of_a_dead_worker_are_forgotten() -> None:
+    world = World()
+    worker = world.worker()
+    agent = world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    worker.call("jobs.wait", timeout=None, **job["at"])
+    assert len(world.broker.waits) == 1
+    world.broker.worker_died(worker.uid, world.now)
+    assert len(world.broker.waits) == 0
+    assert world.broker.service.running == 0
+
+
+# -- calls to agents
+
+
+def test_a_call_waits_for_an_agent_that_is_away_as_long_as_it_is_held() -> None:
+    world = World(hold=10.0)
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    world.vanish(agent, closed=False)
+    world.run(7)
+    call = worker.call("jobs.start", request={}, key="k", **job["at"])
+    world.run(9)
+    assert call not in worker.results
+    world.run(2)
+    assert isinstance(worker.results[call], AgentUnavailable)
+    second = worker.call("jobs.start", request={}, key="k", **job["at"])
+    world.join(agent.again(2))
+    assert worker.results[second]["job"]["state"] == "RUNNING"
+
+
+def test_a_call_in_flight_is_repeated_when_the_agent_is_back() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.silent = True
+    call = worker.call("jobs.start", request={}, key="k", **job["at"])
+    world.vanish(agent)
+    again = agent.again(2)
+    again.responder = type(agent.responder)()
+    world.join(again)
+    assert worker.results[call]["job"]["state"] == "RUNNING"
+    assert [op for op, _ in again.asked_for] == ["job.start"]
+
+
+def test_a_call_in_flight_fails_when_the_agent_stays_away() -> None:
+    world = World(resume_timeout=30.0)
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.silent = True
+    call = worker.call("jobs.stop", grace=1, **job["at"])
+    world.vanish(agent, closed=False)
+    world.run(35)
+    assert call not in worker.results
+    world.run(3)
+    assert isinstance(worker.results[call], AgentUnavailable)
+
+
+def test_calls_to_an_agent_that_is_gone_say_so() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.silent = True
+    call = worker.call("jobs.stop", grace=1, **job["at"])
+    agent.say(agent.session.bye("shutdown"))
+    assert worker.results[call].code == "agent_lost"
+    with pytest.raises(AgentUnavailable) as caught:
+        worker.ask("jobs.start", request={}, key="k", **job["at"])
+    assert caught.value.code == "agent_lost"
+
+
+def test_usage_falls_back_to_the_table_when_the_agent_is_slow() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.silent = True
+    call = worker.call("jobs.info", usage=True, **job["at"])
+    world.run(2.2)
+    assert worker.results[call]["job"]["state"] == "NEW"
+
+
+# -- creating
+
+
+def test_the_agent_hears_of_a_job_only_after_it_was_written_down() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    world.recorder.held = held = deque()
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    assert not agent.asked_for
+    statement, parameters = world.recorder.statements[-1]
+    assert statement.startswith("INSERT OR REPLACE INTO keys")
+    assert parameters[:2] == ("key-1", agent.connection)
+    held.popleft()(world.now)
+    world.settle()
+    assert created(worker, call)["uid"] == parameters[2]
+
+
+def test_two_creates_with_one_key_at_once_make_one_job() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    calls = [worker.call("jobs.create", name="job", agent=BY_UID, key="key-1") for _ in range(2)]
+    agent.silent = False
+    agent.answer(next(iter(agent.responder._running)), *agent.asked_for[0])
+    assert created(worker, calls[0])["uid"] == created(worker, calls[1])["uid"]
+    assert len(agent.jobs) == 1
+
+
+def test_a_create_that_was_given_up_leaves_no_job_behind() -> None:
+    world = World(resume_timeout=5.0)
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    world.vanish(agent, closed=False)
+    world.run(12)
+    assert isinstance(worker.results[call], AgentUnavailable)
+    uid = agent.asked_for[0][1]["uid"]
+    back = agent.again(2)
+    back.jobs[uid] = JobRecord(uid, agent.connection, "job")
+    world.join(back)
+    assert back.asked_for == [("job.remove", {"uid": uid})]
+    assert not worker.ask("jobs.list")["jobs"]
+
+
+def test_an_error_of_the_agent_is_passed_on_and_frees_the_key() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.fails["job.create"] = LimitReached("full")
+    with pytest.raises(LimitReached, match="full"):
+        job_on(worker)
+    agent.fails.clear()
+    assert job_on(worker)["state"] == "NEW"
+
+
+def test_an_agent_without_a_free_slot_gets_no_job() -> None:
+    world = World()
+    worker = world.worker()
+    world.agent(capacity={"max": 2})
+    jobs = [job_on(worker, key=f"key-{i}") for i in range(2)]
+    with pytest.raises(LimitReached, match="no free slot on agent 'agent-1'"):
+        job_on(worker, key="key-3")
+    worker.ask("jobs.remove", **jobs[0]["at"])
+    assert job_on(worker, key="key-4")
+
+
+def test_jobs_go_where_the_properties_are_and_the_load_is_low() -> None:
+    world = World()
+    worker = world.worker()
+    for number, (colour, load) in enumerate([("red", 0.1), ("blue", 2.0), ("blue", 0.5)]):
+        agent = world.agent(f"agent-{number}", f"{number:032x}", properties={"colour": colour})
+        agent.notify("load", load=load, running=0, draining=False)
+    blue = {"type": "any", "properties": {"colour": "blue"}}
+    placed = [job_on(worker, blue, f"key-{i}")["agent"]["uid"] for i in range(8)]
+    assert placed[:6] == ["agent-2"] * 6
+    assert "agent-1" in placed
+    with pytest.raises(NotFound, match="no connected agent has the properties"):
+        job_on(worker, {"type": "any", "properties": {"colour": "green"}}, "other")
+    with pytest.raises(NotFound, match="no connected agent with uid 'x', 'y'"):
+        job_on(worker, {"type": "select", "uids": ["x", "y"]}, "another")
+
+
+# -- dialled agents
+
+
+def test_a_listening_agent_is_dialled_once_for_many_creates() -> None:
+    world = World()
+    worker, agent = world.worker(), world.listener()
+    first = job_on(worker, ADDRESS)
+    second = job_on(worker, ADDRESS, "key-2")
+    assert first["sender"]["direction"] == "SERVER"
+    assert first["at"]["connection"] == second["at"]["connection"] != agent.incarnation
+    assert len(agent.hellos) == 1
+    assert agent.hellos[0]["kind"] == "router"
+    assert "secret" not in str(worker.ask("connections"))
+
+
+def test_another_token_for_a_linked_address_has_to_be_accepted_by_the_agent() -> None:
+    world = World()
+    worker, agent = world.worker(), world.listener(tokens={"secret", "second"})
+    job = job_on(worker, ADDRESS)
+    assert job_on(worker, {**ADDRESS, "token": "second"}, "key-2")["at"]["connection"] == job["at"]["connection"]
+    agent.tokens = {"secret"}
+    with pytest.raises(Forbidden) as caught:
+        job_on(worker, {**ADDRESS, "token": "third"}, "key-3")
+    assert caught.value.code == "agent_refused"
+    assert len(world.broker.links) == 1
+
+
+def test_nobody_at_an_address_is_told_in_time_and_forgotten() -> None:
+    world = World()
+    worker = world.worker()
+    call = worker.call("jobs.create", name="job", agent=ADDRESS, key="key-1")
+    world.run(9.9)
+    assert call not in worker.results
+    world.run(0.3)
+    assert isinstance(worker.results[call], AgentUnavailable)
+    assert len(world.broker.dials) == 0
+
+
+def test_an_idle_dialled_link_is_dropped_and_one_with_jobs_is_redialled() -> None:
+    world = World(polling_delay=10.0)
+    worker, agent = world.worker(), world.listener()
+    job = job_on(worker, ADDRESS)
+    world.run(30)
+    assert len(world.broker.links) == 1
+    path = agent.path
+    assert path is not None
+    world.broker.disconnected(path, world.now)
+    world.settle()
+    world.run(0.5)
+    assert len(agent.hellos) == 2
+    worker.ask("jobs.remove", **job["at"])
+    world.run(10.2)
+    assert agent.lost == "idle"
+    assert len(world.broker.links) == len(world.broker.dials) == 0
+    dials = len(world.dials)
+    world.run(30)
+    assert len(world.dials) == dials
+
+
+# -- jobs
+
+
+def test_stale_news_of_a_job_is_ignored() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    agent.change(job["uid"], state=State.FINISHED, reason=Reason.EXITED)
+    told = len(worker.of("job"))
+    agent.notify("job", record=replace(agent.jobs[job["uid"]], revision=1, state=State.RUNNING).to_wire())
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "FINISHED"
+    assert len(worker.of("job")) == told
+
+
+def test_an_agent_cannot_speak_of_the_jobs_of_others() -> None:
+    world = World()
+    worker, _ = world.worker(), world.agent()
+    rogue = world.agent("rogue", "d" * 32)
+    job = job_on(worker)
+    rogue.notify("job", record=JobRecord(job["uid"], "a" * 32, "mine", State.FINISHED, 99).to_wire())
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
+    rogue.notify("job", record=JobRecord(job["uid"], "d" * 32, "mine", State.FINISHED, 99).to_wire())
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
+    assert world.env.counts["malformed"] == 2
+
+
+def test_a_removal_repeated_by_the_same_call_gives_the_same_answer() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    first = worker.call("jobs.remove", "call-1", **job["at"])
+    worker.results.clear()
+    world.broker.workers.gone(worker.uid, "restart", world.now)
+    worker = world.worker()
+    second = worker.call("jobs.remove", "call-1", **job["at"])
+    assert first == second
+    assert worker.results[second]["job"]["state"] == "NEW"
+    with pytest.raises(NotFound):
+        worker.ask("jobs.remove", **job["at"])
+    assert [op for op, _ in agent.asked_for] == ["job.create", "job.remove"]
+
+
+def test_the_oldest_ended_jobs_are_forgotten_and_removed_from_their_agents() -> None:
+    world = World(history=3)
+    worker, agent = world.worker(), world.agent()
+    jobs = [job_on(worker, key=f"key-{i}") for i in range(5)]
+    for job in jobs:
+        agent.change(job["uid"], state=State.FINISHED, reason=Reason.EXITED, finished_at=world.wall())
+        world.run(0.2)
+    kept = {info["uid"] for info in worker.ask("jobs.list")["jobs"]}
+    assert kept == {job["uid"] for job in jobs[2:]}
+    assert sorted(agent.jobs) == sorted(kept)
+
+
+def test_bounds_are_answered_with_overloaded() -> None:
+    world = World(bounds=Bounds(waits=1, link_calls=2))
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    worker.call("jobs.wait", timeout=None, **job["at"])
+    with pytest.raises(Overloaded):
+        worker.ask("jobs.wait", timeout=None, **job["at"])
+    agent.silent = True
+    for _ in range(2):
+        worker.call("jobs.stop", grace=1, **job["at"])
+    with pytest.raises(Overloaded):
+        worker.ask("jobs.stop", grace=1, **job["at"])
+
+
+def test_unknown_calls_and_nonsense_are_errors_not_crashes() -> None:
+    world = World()
+    worker = world.worker()
+    world.agent()
+    with pytest.raises(PRouterError, match="does not know the call 'nonsense'"):
+        worker.ask("nonsense")
+    for args in ({"name": 5}, {"name": "x", "agent": {"type": "bogus"}, "key": "k"}, {}):
+        with pytest.raises(PRouterError):
+            worker.ask("jobs.create", **args)
+    for op in ("jobs.start", "jobs.wait", "jobs.info", "jobs.remove", "jobs.route", "agents.drain"):
+        with pytest.raises(NotFound):
+            worker.ask(op, connection="x", job=5)
+    with pytest.raises(PRouterError):
+        worker.ask("jobs.list", limit="many")
+    with pytest.raises(PRouterError):
+        worker.ask("jobs.list", cursor="?")
+    assert world.broker.service.running == 0
+
+
+def test_a_job_is_found_by_its_uid_alone() -> None:
+    world = World()
+    worker = world.worker()
+    world.agent()
+    job = job_on(worker)
+    assert worker.ask("jobs.route", connection="", job=job["uid"])["record"]["uid"] == job["uid"]
+
+
+def test_frames_that_make_no_sense_are_counted_once_per_peer_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    _, agent = world.worker(), world.agent()
+    for frame in [Frame(99), Frame(16, payload=b"\xc1"), Frame(18, payload=b"\xc1"), Frame(17, payload=b"")] * 3:
+        agent.say(frame)
+    assert world.env.counts["malformed"] == 12
+    assert sum("malformed_message" in record.message for record in caplog.records) == 1
+    assert agent.ready
+
+
+def test_farewell_reaches_everybody() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    world.broker.farewell("restart")
+    world.settle()
+    assert (worker.lost, agent.lost) == ("restart", "restart")

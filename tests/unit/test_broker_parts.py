@@ -1,0 +1,173 @@
+"""The broker's parts one by one: timers, events, the index of jobs, lag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prouter.broker.events import EventLog
+from prouter.broker.hello import connection_uid, token_accepted
+from prouter.broker.index import JobIndex, Listed
+from prouter.broker.info import rfc3339
+from prouter.broker.lag import Lag
+from prouter.broker.timers import Timers
+from prouter.errors import InvalidRequest
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans())))
+def test_timers_run_in_order_and_only_once(wanted: list[tuple[int, bool]]) -> None:
+    timers = Timers()
+    ran: list[int] = []
+    made = [(timers.at(float(at), lambda now, at=at: ran.append(at)), cancel) for at, cancel in wanted]
+    for timer, cancel in made:
+        if cancel:
+            timer.cancel()
+            timer.cancel()
+    expected = sorted(at for at, cancel in wanted if not cancel)
+    assert len(timers) == len(expected)
+    for now in range(21):
+        deadline = timers.deadline()
+        rest = [at for at in expected if at >= now]
+        assert deadline == (rest[0] if rest else None)
+        timers.run(float(now))
+    assert ran == expected
+    assert len(timers) == 0
+
+
+def test_a_timer_may_cancel_and_make_others() -> None:
+    timers = Timers()
+    ran: list[str] = []
+    victim = timers.at(2.0, lambda now: ran.append("victim"))
+
+    def first(now: float) -> None:
+        victim.cancel()
+        timers.at(now, lambda now: ran.append("next"))
+
+    timers.at(1.0, first)
+    timers.run(2.0)
+    assert ran == []
+    timers.run(2.0)
+    assert ran == ["next"]
+    assert len(timers) == 0
+
+
+def test_many_cancelled_timers_take_no_room() -> None:
+    timers = Timers()
+    for _ in range(10_000):
+        timers.at(1e9, print).cancel()
+    assert len(timers._heap) < 200
+
+
+JOBS = st.lists(
+    st.tuples(
+        st.integers(0, 8),
+        st.integers(0, 3),
+        st.sampled_from(["NEW", "RUNNING", "FINISHED", "CLOSED"]),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["x", "y"]),
+    )
+)
+FILTERS = st.tuples(
+    st.lists(st.sampled_from(["NEW", "RUNNING", "FINISHED", "CLOSED"]), max_size=2, unique=True),
+    st.sampled_from([None, "a", "b"]),
+    st.sampled_from([None, "x", "y"]),
+)
+
+
+@given(JOBS, st.sets(st.integers(0, 8)), FILTERS, st.integers(1, 4))
+def test_pages_show_every_match_once_newest_first(
+    puts: list[tuple[Any, ...]], removed: set[int], filters: tuple[list[str], str | None, str | None], limit: int
+) -> None:
+    index = JobIndex()
+    known: dict[str, Listed] = {}
+    for number, created, state, agent, name in puts:
+        known[f"job-{number}"] = job = Listed(f"job-{number}", created, state, agent, name)
+        index.put(job)
+    for number in removed:
+        index.remove(f"job-{number}")
+        known.pop(f"job-{number}", None)
+    states, agent, name = filters
+    matching = [
+        job
+        for job in known.values()
+        if (job.state in states if states else job.state != "CLOSED")
+        and agent in (None, job.agent)
+        and name in (None, job.name)
+    ]
+    expected = [job.uid for job in sorted(matching, key=lambda job: job.key, reverse=True)]
+    found: list[str] = []
+    cursor = None
+    while True:
+        page, cursor = index.page(states=states, agent=agent, name=name, limit=limit, cursor=cursor)
+        found += page
+        assert len(page) <= limit
+        if cursor is None:
+            break
+    assert found == expected
+    assert sum(index.count_states().values()) == len(index) == len(known)
+    again = JobIndex()
+    again.load(list(known.values()))
+    assert again._order == index._order
+
+
+def test_a_cursor_of_somebody_else_is_refused() -> None:
+    for cursor in ("", "x", "1", "-5", "9" * 50 + "-a"):
+        with pytest.raises(InvalidRequest):
+            JobIndex().page(cursor=cursor)
+
+
+def test_event_ids_grow_over_restarts_and_clocks_that_go_back() -> None:
+    log = EventLog(3, 0, 1000.0)
+    ids = [log.append("job", {"n": n}, 1000.0)["id"] for n in range(5)]
+    assert ids == sorted(set(ids))
+    assert log.first == ids[2]
+    assert log.last == ids[4]
+    assert [event["id"] for event in log.after(None, 2)] == ids[3:]
+    assert [event["id"] for event in log.after(ids[2], 1)] == ids[3:4]
+    assert [event["id"] for event in log.after(0, 10)] == ids[2:]
+    assert log.after(ids[4], 10) == []
+    assert EventLog(3, log.last, 10.0).append("job", {}, 0.0)["id"] > log.last
+    assert EventLog(3, log.last, 2000.0).append("job", {}, 0.0)["id"] > log.last
+
+
+def test_an_empty_event_log_begins_with_the_next_event() -> None:
+    log = EventLog(3, 0, 1.0)
+    assert log.first == log.last + 1
+    assert log.append("job", {}, 0.0)["id"] == log.last == log.first
+
+
+@given(st.lists(st.text()), st.one_of(st.none(), st.integers(), st.text()))
+def test_a_token_is_accepted_when_it_is_one_of_them(tokens: list[str], presented: object) -> None:
+    usable = [token for token in tokens if token.isprintable()]
+    candidate = presented if not isinstance(presented, str) or presented.isprintable() else "x"
+    empty_for_nothing = not isinstance(candidate, str) and "" in usable
+    assert token_accepted(usable, candidate) == (not usable or candidate in usable or empty_for_nothing)
+
+
+def test_the_two_ways_to_an_agent_have_names_of_their_own() -> None:
+    incarnation = "0123456789abcdef" * 2
+    assert connection_uid(incarnation, "SERVER") == incarnation
+    other = connection_uid(incarnation, "CLIENT")
+    assert len(other) == 32
+    assert other not in (incarnation, connection_uid("f" * 32, "CLIENT"))
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    assert rfc3339(0.25) == "1970-01-01T00:00:00.250Z"
+    assert rfc3339(None) is None
+
+
+def test_the_longest_turn_is_shown_for_a_while() -> None:
+    lag = Lag()
+    lag.turned(100.0, 100.5)
+    lag.turned(101.0, 101.001)
+    assert lag.longest == 0.5
+    lag.turned(111.0, 111.001)
+    assert lag.longest == 0.5
+    lag.turned(122.0, 122.001)
+    lag.turned(133.0, 133.001)
+    assert lag.longest < 0.01
+    assert lag.turns == 5

@@ -1,0 +1,206 @@
+"""What the broker writes down, and what it finds again: restarts, damage, a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from prouter.broker.entry import Entry
+from prouter.broker.store import SCHEMA, Store, open_store
+from prouter.jobs import JobRecord, Reason, State
+from tests.support.broker_world import World
+from tests.support.processes import wait_until
+
+BY_UID = {"type": "uid", "uid": "agent-1"}
+
+
+class Wake:
+    """Counts being woken."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self) -> None:
+        self.event.set()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "router.sqlite"
+
+
+def replay(world: World, path: Path) -> None:
+    """Write what a broker without a store would have written."""
+    open_store(path)
+    store = Store(path, lambda: None)
+    for statement, parameters in world.recorder.statements:
+        store.submit(statement, *parameters)
+    store.close()
+    assert store.failures == 0
+
+
+def test_a_restarted_broker_has_its_jobs_links_and_keys(path: Path) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent(properties={"colour": "blue"})
+    paths = []
+    for number in range(3):
+        call = worker.call("jobs.create", name=f"job {number}", agent=BY_UID, key=f"key-{number}")
+        paths.append(worker.results[call]["job"]["path"].split("/")[2:4])
+    running, ended, removed = (uid for _, uid in paths)
+    agent.change(running, state=State.RUNNING, pid=5, endpoint={"port": 80}, args=["a"])
+    agent.change(ended, state=State.FINISHED, reason=Reason.EXITED, exit_code=3, finished_at=5.0)
+    worker.ask("jobs.remove", connection=agent.connection, job=removed)
+    before = {uid: world.broker.ledger.info(world.broker.ledger.find("", uid)) for _, uid in paths}
+    replay(world, path)
+
+    again = World(open_store(path))
+    worker = again.worker()
+    assert worker.welcome is not None
+    assert worker.welcome["links"][0]["connection"] == agent.connection
+    assert not worker.welcome["links"][0]["up"]
+    for uid in (ended, removed):
+        assert again.broker.ledger.info(again.broker.ledger.find("", uid)) == before[uid]
+    assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == {
+        **before[running],
+        "confirmed": False,
+    }
+    assert again.broker.ledger.events.last > world.broker.ledger.events.last
+    call = worker.call("jobs.create", name="job 0", agent=BY_UID, key="key-0")
+    assert worker.results[call]["job"]["uid"] == running
+    back = agent.again(2)
+    back.world = again
+    again.join(back)
+    assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == before[running]
+
+
+def test_a_key_written_down_before_a_crash_gives_its_job(path: Path) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    uid = agent.asked_for[0][1]["uid"]
+    replay(world, path)
+    again = World(open_store(path))
+    worker = again.worker()
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    assert call not in worker.results
+    back = agent.again(2)
+    back.world, back.responder = again, type(agent.responder)()
+    again.join(back)
+    assert worker.results[call]["job"]["uid"] == uid
+
+
+def test_a_dialled_agent_is_dialled_again_after_a_restart(path: Path) -> None:
+    world = World()
+    worker, agent = world.worker(), world.listener()
+    call = worker.call(
+        "jobs.create", name="job", agent={"type": "address", "address": "host:1", "token": "secret"}, key="k"
+    )
+    job = worker.results[call]["job"]
+    replay(world, path)
+    again = World(open_store(path))
+    listener = again.listener()
+    listener.jobs = agent.jobs
+    again.run(7)
+    assert listener.ready
+    connection = job["path"].split("/")[2]
+    assert again.worker().ask("jobs.info", connection=connection, job=job["uid"])["job"]["confirmed"]
+
+
+def test_connections_are_remembered_as_long_as_their_jobs(path: Path) -> None:
+    world = World(history=1)
+    worker, agent = world.worker(), world.agent()
+    for number in range(2):
+        worker.call("jobs.create", name="job", agent=BY_UID, key=f"key-{number}")
+    agent.say(agent.session.bye("shutdown"))
+    world.run(1)
+    replay(world, path)
+    saved = open_store(path)
+    assert [(connection.uid, connection.gone) for connection in saved.connections] == [(agent.connection, True)]
+    assert len(saved.jobs) == 1
+    again = World(saved, history=0)
+    again.run(1)
+    assert not again.broker.ledger.peers
+
+
+def test_what_is_committed_is_told_and_survives(path: Path) -> None:
+    open_store(path)
+    wake = Wake()
+    store = Store(path, wake)
+    done: list[float] = []
+    for number in range(5000):
+        store.submit("INSERT INTO keys VALUES (?, 'c', 'j', 0)", f"key-{number}", done=done.append)
+    store.close()
+    assert wake.event.is_set()
+    for callback in store.take_done():
+        callback(1.0)
+    assert len(done) == 5000
+    assert store.take_done() == []
+    assert len(open_store(path).keys) == 5000
+
+
+@pytest.mark.parametrize("damage", [b"this is no database" * 100, b"SQLite format 3\0" + os.urandom(8000)])
+def test_a_broken_database_is_set_aside_loudly(path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_bytes(damage)
+    assert open_store(path).jobs == []
+    aside = [entry for entry in path.parent.iterdir() if ".broken-" in entry.name]
+    assert len(aside) == 1
+    assert aside[0].read_bytes() == damage
+    assert any("event=database_set_aside" in record.message for record in caplog.records)
+    assert open_store(path).jobs == []
+
+
+def test_a_record_that_makes_no_sense_counts_as_damage(path: Path) -> None:
+    open_store(path)
+    with closing(sqlite3.connect(path)) as database:
+        row = ("uid", "c", "a", "n", 0.0, "RUNNING", 1, 0, "", None, b"\xc1", 1)
+        database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.commit()
+    assert open_store(path).jobs == []
+    assert any(".broken-" in entry.name for entry in path.parent.iterdir())
+
+
+def test_a_database_of_a_newer_version_is_set_aside(path: Path) -> None:
+    open_store(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    open_store(path)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+    assert any(".broken-" in entry.name for entry in path.parent.iterdir())
+
+
+def test_the_database_is_nobody_elses_business(path: Path) -> None:
+    open_store(path)
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_database_that_cannot_be_written_is_tried_again_while_callers_go_on(path: Path) -> None:
+    open_store(path)
+    store = Store(path, Wake())
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            done: list[float] = []
+            store.submit("INSERT INTO keys VALUES ('key', 'c', 'j', 0)", done=done.append)
+            wait_until(lambda: store.failures > 0, 15, "the writer gives up waiting for the lock")
+            callback = wait_until(store.take_done, 5)
+            assert callback
+            other.execute("ROLLBACK")
+        wait_until(lambda: open_store(path).keys, 15, "it is written after all")
+    finally:
+        store.close()
+
+
+def test_entries_survive_packing() -> None:
+    record = JobRecord("u", "c", "n", State.FINISHED, 4, ["a"], error="no", exit_code=0, reason=Reason.EXITED)
+    entry = Entry.heard(record, "agent-1")
+    assert entry.last_record == record
+    entry.close(record, "call")
+    assert entry.record.state is State.CLOSED
+    assert entry.last_record == record
