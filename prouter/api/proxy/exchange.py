@@ -148,8 +148,10 @@ class ProxyExchange:
         if not self._sent_request:
             self.client.expect_body(True)
         self._send(self._request)
-        if not self._sent_request and self.client.buffer:
-            self.on_client_data()
+        if not self._sent_request and not self._pending:
+            self.client.resume()  # it was told to wait if its body came before the job's route was known
+            if self.client.buffer:
+                self.on_client_data()
 
     # -- the request's direction --------------------------------------------------------------------------------
 

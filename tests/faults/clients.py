@@ -1,0 +1,288 @@
+"""The kinds of clients of a load: each function gives the round of one kind, for `Load.add`."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.sync.client import connect
+
+from tests.faults.load import Gauge
+from tests.faults.pattern import Checker, Pattern
+
+__all__ = [
+    "Creations",
+    "download",
+    "echo",
+    "events",
+    "file_round_trip",
+    "follow_log",
+    "request",
+    "small_request",
+    "upload",
+    "wait_for",
+]
+
+MIB = 1024 * 1024
+_PIECE = 256 * 1024
+_TIMEOUT = 90.0
+_seeds = itertools.count(1)
+
+Round = Callable[[Gauge], None]
+
+
+def request(url: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    """One request over a connection of its own; the JSON of its answer.
+
+    Raises:
+        AssertionError: any status but 2xx.
+    """
+    connection = _connect(url)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers or {})
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status < 300, f"{method} {path}: {answer.status} {text[:300]!r}"
+        return json.loads(text) if text else None
+    finally:
+        connection.close()
+
+
+def download(url: str, path: str, size: int, rate: float = 0.0, *, chunked: bool = False) -> Round:
+    """Download `size` bytes from a job (`job_server`) at `rate` bytes per second, 0 for as fast as they come."""
+
+    def one_round(gauge: Gauge) -> None:
+        seed = next(_seeds)
+        target = f"{path}/http/pattern/{seed}/{size}" + ("?chunked=1" if chunked else "")
+        _receive(url, target, Checker(seed), size, rate, gauge)
+
+    return one_round
+
+
+def upload(url: str, path: str, size: int, rate: float = 0.0, *, chunked: bool = False) -> Round:
+    """Upload `size` bytes to a job (`job_server`), which checks them."""
+
+    def one_round(gauge: Gauge) -> None:
+        seed = next(_seeds)
+        answer = _send(url, f"{path}/http/check/{seed}", seed, size, rate, gauge, chunked=chunked)
+        told = json.loads(answer)
+        assert told == {"bytes": size, "error": None}, told
+
+    return one_round
+
+
+def file_round_trip(url: str, path: str, size: int, rate: float = 0.0) -> Round:
+    """Upload a file to a job's sandbox, download it, delete it."""
+
+    def one_round(gauge: Gauge) -> None:
+        seed = next(_seeds)
+        target = f"{path}/file/load/{seed}"
+        _send(url, target, seed, size, rate, gauge)
+        _receive(url, target, Checker(seed), size, rate, gauge)
+        request(url, "DELETE", target)
+
+    return one_round
+
+
+def echo(url: str, path: str, pause: float = 0.02) -> Round:
+    """A WebSocket to a job (`fast_server`) that sends numbers, and gets each back once and in order."""
+
+    def one_round(gauge: Gauge) -> None:
+        target = f"ws://{urlsplit(url).netloc}{path}/http/ws"
+        with connect(target, open_timeout=_TIMEOUT, ping_interval=None, close_timeout=_TIMEOUT) as socket_:
+            number = 0
+            while not gauge.stopping.is_set():
+                for ahead in range(3):
+                    socket_.send(struct.pack("<Q", number + ahead) * 8)
+                for ahead in range(3):
+                    got = socket_.recv(_TIMEOUT)
+                    assert got == struct.pack("<Q", number + ahead) * 8, (number + ahead, got)
+                number += 3
+                gauge.tick()
+                gauge.rest(pause)
+
+    return one_round
+
+
+def wait_for(url: str, path: str, check: Callable[[dict[str, Any]], None]) -> Round:
+    """Wait for the end of a job; `check` gets its info. For `Load.park`."""
+
+    def one_round(gauge: Gauge) -> None:
+        connection = _connect(url, None)
+        try:
+            connection.request("POST", f"{path}/wait")
+            answer = connection.getresponse()
+            text = answer.read()
+            assert answer.status == 200, f"wait: {answer.status} {text[:300]!r}"
+            check(json.loads(text))
+        finally:
+            connection.close()
+
+    return one_round
+
+
+def follow_log(url: str, path: str) -> Round:
+    """Follow the log of a job that prints the numbers from 0 on, one per line; every one must come, once."""
+
+    def one_round(gauge: Gauge) -> None:
+        connection = _connect(url)
+        try:
+            connection.request("GET", f"{path}/logs/stdout?follow=1&offset=0")
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.status
+            for number in itertools.count():
+                line = answer.readline()
+                assert line == b"%d\n" % number, (number, line)
+                gauge.tick()
+                if gauge.stopping.is_set():
+                    return
+        finally:
+            connection.close()
+
+    return one_round
+
+
+def events(url: str, path: str, count: int, interval_ms: int) -> Round:
+    """`count` server-sent events of a job (`fast_server`), in the order of their times."""
+
+    def one_round(gauge: Gauge) -> None:
+        connection = _connect(url)
+        try:
+            connection.request("GET", f"{path}/http/sse?interval_ms={interval_ms}&count={count}")
+            answer = connection.getresponse()
+            before = 0
+            for _ in range(count):
+                line = answer.readline()
+                assert line.startswith(b"data: "), line
+                sent = int(line[6:])
+                assert sent > before
+                before = sent
+                assert answer.readline() == b"\n"
+                gauge.tick()
+            assert answer.read() == b""
+        finally:
+            connection.close()
+
+    return one_round
+
+
+def small_request(url: str, target: str, *, fresh: bool) -> Round:
+    """GET `target`, which must answer 200; over one connection again and again, or a `fresh` one each time."""
+    kept = threading.local()
+
+    def one_round(gauge: Gauge) -> None:
+        connection = getattr(kept, "connection", None) or _connect(url)
+        kept.connection = None
+        connection.request("GET", target, headers={"Connection": "close"} if fresh else {})
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == 200, f"{answer.status} {text[:300]!r}"
+        if fresh or answer.will_close:
+            connection.close()
+        else:
+            kept.connection = connection
+
+    return one_round
+
+
+class Creations:
+    """A stream of jobs: create, start, wait, remove. Each writes a line to `marks`, which shows how often it ran.
+
+    Attributes:
+        names: of all jobs whose life was completed.
+    """
+
+    def __init__(self, url: str, agent: str, marks: Path) -> None:
+        self.names: list[str] = []
+        self._url = url
+        self._agent = agent
+        self._marks = marks
+        self._numbers = itertools.count()
+        self._paths: set[str] = set()
+
+    def one_round(self, gauge: Gauge) -> None:
+        """One job's life."""
+        name = f"mark-{next(self._numbers)}"
+        selector = {"type": "uid", "uid": self._agent}
+        path = request(self._url, "POST", "/jobs/create", {"name": name, "agent": selector})["path"]
+        gauge.tick()
+        assert path not in self._paths, f"{path} was given to two jobs"
+        self._paths.add(path)
+        body = {"args": ["sh", "-c", f"echo {name} >> {self._marks}"], "env": {}, "port_expected_count": 0}
+        request(self._url, "POST", f"{path}/start", body)
+        gauge.tick()
+        info = request(self._url, "POST", f"{path}/wait")
+        assert (info["state"], info["exit_code"]) == ("FINISHED", 0), info
+        request(self._url, "POST", f"{path}/remove")
+        self.names.append(name)
+
+    def check(self) -> None:
+        """Every job ran exactly once, and none was created twice."""
+        ran = self._marks.read_text().split()
+        assert sorted(ran) == sorted(self.names), set(ran) ^ set(self.names) or "some ran twice"
+        for name in self.names:
+            listed = request(self._url, "GET", f"/jobs?name={name}&limit=10")["jobs"]
+            assert all(info["state"] == "CLOSED" for info in listed), listed
+            assert len(listed) <= 1, listed
+
+
+def _connect(url: str, timeout: float | None = _TIMEOUT) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _receive(url: str, target: str, checker: Checker, size: int, rate: float, gauge: Gauge) -> None:
+    connection = _connect(url)
+    try:
+        connection.request("GET", target)
+        answer = connection.getresponse()
+        assert answer.status == 200, f"{target}: {answer.status} {answer.read(300)!r}"
+        started = time.monotonic()
+        while data := answer.read1(_PIECE):
+            checker.feed(data)
+            gauge.tick()
+            _keep_to(rate, started, checker.position, gauge)
+        assert checker.position == size, f"{target}: {checker.position} of {size} bytes"
+    finally:
+        connection.close()
+
+
+def _send(url: str, target: str, seed: int, size: int, rate: float, gauge: Gauge, *, chunked: bool = False) -> bytes:
+    def pieces() -> Iterator[bytes]:
+        started, sent = time.monotonic(), 0
+        for piece in Pattern(seed).blocks(size, _PIECE):
+            yield piece
+            sent += len(piece)
+            gauge.tick()
+            _keep_to(rate, started, sent, gauge)
+
+    connection = _connect(url)
+    try:
+        headers = {} if chunked else {"Content-Length": str(size)}
+        connection.request("POST", target, pieces(), headers, encode_chunked=chunked)
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status in (200, 201), f"{target}: {answer.status} {text[:300]!r}"
+        return text
+    finally:
+        connection.close()
+
+
+def _keep_to(rate: float, started: float, done: int, gauge: Gauge) -> None:
+    """Wait as long as `rate` asks for; without hurry at the load's end."""
+    ahead = done / rate - (time.monotonic() - started) if rate else 0.0
+    if ahead > 0.001:
+        gauge.rest(ahead)

@@ -1,0 +1,148 @@
+"""A router with an agent, the jobs a load needs, and all kinds of clients at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults import clients
+from tests.faults.load import Load
+from tests.support.processes import Agent, Router, processes_with, wait_until
+
+__all__ = ["Amount", "Stand", "sandboxes"]
+
+HERE = Path(__file__).parent
+JOBS = HERE.parent / "jobs"
+MIB = 1024 * 1024
+_COUNTER = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of everything.
+
+    Attributes:
+        size: bytes of a transfer.
+        rate: bytes per second of each transfer.
+    """
+
+    size: int = 16 * MIB
+    rate: float = 8.0 * MIB
+    websockets: int = 30
+    waits: int = 20
+    creators: int = 2
+    smalls: int = 1
+
+
+@dataclass
+class Stand:
+    """See the module's docstring.
+
+    Attributes:
+        bytes_job: path of a job that runs `job_server`.
+        fast_job: path of a job that runs ``fast_server``.
+        waited: infos of jobs whose waits were answered.
+    """
+
+    router: Router
+    agent: Agent
+    marks: Path
+    bytes_job: str = ""
+    fast_job: str = ""
+    sleeper: str = ""
+    counter: str = ""
+    waited: list[dict[str, Any]] = field(default_factory=list)
+    broker: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def serve(self) -> None:
+        """Start the jobs."""
+        router, agent = self.router, self.agent.uid
+        self.broker = router.child("broker")
+        self.bytes_job = router.serve(agent, HERE / "job_server.py")
+        self.fast_job = router.serve(agent, JOBS / "fast_server.py")
+        self.sleeper = self.run("sleeper", "exec sleep 3600")
+        self.counter = self.run("counter", _COUNTER)
+
+    def run(self, name: str, command: str) -> str:
+        """Start a shell command as a job without a server; its path."""
+        path = self.router.create(self.agent.uid, name)
+        self.router.start(path, ["sh", "-c", command], port_expected_count=0)
+        return path
+
+    def transfers(self, load: Load, amount: Amount, count: int = 1) -> None:
+        """Uploads and downloads of jobs and files."""
+        url, job, size, rate = self.router.url, self.bytes_job, amount.size, amount.rate
+        load.add("download", clients.download(url, job, size, rate), count)
+        load.add("download chunked", clients.download(url, job, size, rate, chunked=True), count)
+        load.add("upload", clients.upload(url, job, size, rate), count)
+        load.add("upload chunked", clients.upload(url, job, size, rate, chunked=True), count)
+        load.add("file", clients.file_round_trip(url, job, size, rate), count)
+
+    def everything(self, load: Load, amount: Amount) -> None:
+        """All kinds of clients."""
+        url = self.router.url
+        self.transfers(load, amount)
+        load.add("websocket", clients.echo(url, self.fast_job), amount.websockets)
+        load.park("wait", clients.wait_for(url, self.sleeper, self.note), amount.waits)
+        load.add("log", clients.follow_log(url, self.counter), 2)
+        load.add("sse", clients.events(url, self.fast_job, 50, 20))
+        load.add("small", clients.small_request(url, f"{self.fast_job}/http/", fresh=True), amount.smalls)
+        creations = clients.Creations(url, self.agent.uid, self.marks)
+        load.add("create", creations.one_round, amount.creators)
+        load.at_end(creations.check)
+
+    def note(self, info: dict[str, Any]) -> None:
+        """Remember an answered wait."""
+        with self._lock:
+            self.waited.append(info)
+
+    def end_waits(self, count: int) -> None:
+        """Let the job that is waited for end: each of the `count` waits is answered, once."""
+        assert not self.waited, "waits were answered before the end"
+        answer = self.router.post(self.sleeper + "/signal", {"signal": "TERM"})
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: len(self.waited) >= count, what=f"{count} waits are answered, not {len(self.waited)}")
+        assert all((info["state"], info["signal"]) == ("FINISHED", "SIGTERM") for info in self.waited)
+
+    def kill_broker(self) -> None:
+        """SIGKILL to the broker."""
+        os.kill(self.router.child("broker"), signal.SIGKILL)
+
+    def linked_again(self, deadline: float = 20.0) -> None:
+        """Wait until a broker, another one than at the last call, has its agent and workers back."""
+        known = self.broker
+
+        def back() -> bool:
+            self.broker = self.router.child("broker")
+            log = self.router.log.read_text()
+            started = log.rfind(f"prouter.broker[{self.broker}] event=broker_started")
+            return self.broker != known and started >= 0 and "event=link_up" in log[started:]
+
+        wait_until(back, deadline, "the agent is linked to a new broker")
+
+    def pids_of_job(self, path: str) -> list[int]:
+        """Living processes of a job."""
+        return processes_with(f"PROUTER_JOB_ID={path.rsplit('/', 1)[1]}")
+
+    def jobs(self) -> list[str]:
+        """Paths of the jobs that `serve` started."""
+        return [self.bytes_job, self.fast_job, self.sleeper, self.counter]
+
+    def assert_nothing_left(self) -> None:
+        """Remove the jobs: no process and no sandbox may be left."""
+        paths = self.jobs()
+        for path in paths:
+            assert self.router.post(path + "/remove").status_code == 200
+        assert sandboxes(self.agent) == []
+        assert [pid for path in paths for pid in self.pids_of_job(path)] == []
+
+
+def sandboxes(agent: Agent) -> list[str]:
+    """Names of the sandboxes in the directory of the agent's jobs."""
+    root = agent.directory / "jobs"
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.exists() else []
