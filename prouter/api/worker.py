@@ -20,6 +20,8 @@ import gevent
 from gevent import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
+from prouter.api.balance import Balance
+
 __all__ = ["ProxyWorker"]
 
 log = logging.getLogger("prouter.api")
@@ -29,11 +31,14 @@ _LAST_CHANCE = 1.0
 """
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
+_STEP_BACK = 0.001
+"""Seconds to leave to a worker with fewer connections."""
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]
     """See the module's docstring."""
 
+    age: int
     alive: bool
 
     def run(self) -> None:
@@ -47,6 +52,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         config = load_from_environment()
         client = router_client.start(config, broker_endpoint(config))
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi, self.cfg).start)
+        self._balance = Balance(self.age)
         loop = get_hub().loop
         watchers = []
         for inherited in self.sockets:
@@ -58,21 +64,25 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         gc.freeze()
         while self.alive:
             self._beat()
+        self._balance.leave()
         for watcher in watchers:
             watcher.stop()
             watcher.close()
+        client.draining = True
         self._drain()
         client.stop()
 
     def _accept(self, listener: Any, watcher: Any) -> None:
         """Take one connection; the others in the queue are left for other workers."""
+        if self._balance.step_back(time.monotonic(), len(self._proxy.connections)):
+            self._pause(_STEP_BACK, listener, watcher)
+            return
         try:
             fd, address = listener._accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.error("event=accept_failed error=%r", error)
-                watcher.stop()
-                gevent.spawn_later(_ACCEPT_PAUSE, self._accept_again, listener, watcher)
+                self._pause(_ACCEPT_PAUSE, listener, watcher)
             return
         sock = _socket.socket(fileno=fd)
         try:
@@ -81,15 +91,23 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             log.debug("event=client_vanished error=%r", error)
             sock.close()
 
-    def _accept_again(self, listener: Any, watcher: Any) -> None:
-        if self.alive:
-            watcher.start(partial(self._accept, listener, watcher))
+    def _pause(self, seconds: float, listener: Any, watcher: Any) -> None:
+        """Accept nothing for a while."""
+
+        def again() -> None:
+            if self.alive:
+                watcher.start(partial(self._accept, listener, watcher))
+
+        watcher.stop()
+        gevent.spawn_later(seconds, again)
 
     def _beat(self) -> None:
         """Once a second: tell gunicorn that we live, sweep timeouts, recycle when due."""
         self.notify()
         gevent.sleep(1.0)
-        self._proxy.sweep(time.monotonic())
+        now = time.monotonic()
+        self._proxy.sweep(now)
+        self._balance.beat(now, len(self._proxy.connections))
         if self.max_requests and self._proxy.requests >= self.max_requests:
             if self.alive:
                 self.log.info("Autorestarting worker after %s requests.", self._proxy.requests)
