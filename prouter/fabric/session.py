@@ -129,15 +129,17 @@ class Session:
         if kind == HELLO and self.state is SessionState.WAITING:
             return [], Greeted(unpack_body(frame.payload))
         if kind == WELCOME and self.state is SessionState.HELLO_SENT:
+            welcomed = Welcomed(unpack_body(frame.payload))
             self.state = SessionState.READY
-            return [], Welcomed(unpack_body(frame.payload))
+            return [], welcomed
         if kind == REFUSE and self.state in (SessionState.HELLO_SENT, SessionState.READY):
-            self.state = SessionState.REFUSED
             body = unpack_body(frame.payload)
+            self.state = SessionState.REFUSED
             return [], Refused(str(body.get("code", "refused")), str(body.get("text", "")))
         if kind == BYE and self.state is SessionState.READY:
+            lost = Lost(str(unpack_body(frame.payload).get("reason", "goodbye")))
             self.state = SessionState.LOST
-            return [], Lost(str(unpack_body(frame.payload).get("reason", "goodbye")))
+            return [], lost
         return [], None
 
     def tick(self, now: float) -> tuple[list[Frame], SessionEvent | None]:

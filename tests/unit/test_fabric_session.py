@@ -1,0 +1,130 @@
+"""Sessions: introductions, signs of life, goodbyes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body
+from prouter.fabric.session import LOST_AFTER, Greeted, Lost, Refused, Session, SessionState, Welcomed
+
+
+def pair(now: float = 0.0, heartbeat: float = 1.0) -> tuple[Session, Session]:
+    """A dialler and a listener that accepted it."""
+    dialler, listener = Session(now, heartbeat, {"uid": "d"}), Session(now, heartbeat)
+    (hello,) = dialler.start()
+    _, event = listener.receive(hello, now)
+    assert event == Greeted({"uid": "d", "protocol": VERSION})
+    _, event = dialler.receive(listener.welcome({"uid": "l"}), now)
+    assert event == Welcomed({"uid": "l"})
+    return dialler, listener
+
+
+def run(sessions: tuple[Session, Session], start: float, end: float) -> tuple[list[Frame], list[Any]]:
+    """Both tick at their deadlines and hear each other at once; what was said, and what happened."""
+    said: list[Frame] = []
+    happened: list[Any] = []
+    now = start
+    while True:
+        now = max(now, min(session.deadline() for session in sessions))
+        if now > end:
+            return said, happened
+        for index, session in enumerate(sessions):
+            frames, event = session.tick(now)
+            happened += [event] if event is not None else []
+            for frame in frames:
+                said.append(frame)
+                for answer in sessions[1 - index].receive(frame, now)[0]:
+                    said.append(answer)
+                    session.receive(answer, now)
+
+
+def test_peers_that_are_quiet_ask_each_other_no_more_than_needed() -> None:
+    said, happened = run(pair(), 0.0, 10.5)
+    assert happened == []
+    assert sum(frame.type == PING for frame in said) <= 20
+    assert sum(frame.type == PONG for frame in said) == sum(frame.type == PING for frame in said)
+
+
+def test_who_hears_enough_does_not_ask() -> None:
+    dialler, _ = pair()
+    for tenth in range(1, 100):
+        dialler.heard(tenth / 10)
+        assert dialler.tick(tenth / 10 + 0.05) == ([], None)
+
+
+def test_silence_is_asked_about_and_then_a_loss() -> None:
+    dialler, _ = pair()
+    assert dialler.tick(0.9) == ([], None)
+    assert [frame.type for frame in dialler.tick(1.0)[0]] == [PING]
+    assert dialler.deadline() == 2.0
+    assert [frame.type for frame in dialler.tick(2.0)[0]] == [PING]
+    _, event = dialler.tick(float(LOST_AFTER))
+    assert isinstance(event, Lost)
+    assert dialler.state is SessionState.LOST
+    assert dialler.tick(100.0) == ([], None)
+    assert dialler.deadline() == math.inf
+
+
+def test_the_round_trip_is_measured() -> None:
+    dialler, listener = pair()
+    ping = dialler.ping(5.0)
+    (pong,), _ = listener.receive(ping, 5.1)
+    dialler.receive(pong, 5.25)
+    assert dialler.latency == pytest.approx(0.25)
+    assert dialler.answered == ping.offset
+    dialler.receive(pong, 9.0)
+    assert dialler.latency == pytest.approx(0.25)
+
+
+def test_unanswered_pings_take_no_room() -> None:
+    dialler, _ = pair()
+    for _ in range(1000):
+        dialler.ping(1.0)
+    assert len(dialler._pings) <= 2 * LOST_AFTER + 1
+
+
+def test_a_hello_is_repeated_until_it_is_answered() -> None:
+    dialler = Session(0.0, 1.0, {})
+    assert [frame.type for frame in dialler.start()] == [HELLO]
+    assert dialler.tick(0.5) == ([], None)
+    assert dialler.deadline() == 1.0
+    assert [frame.type for frame in dialler.tick(1.0)[0]] == [HELLO]
+    assert isinstance(dialler.tick(3.0)[1], Lost)
+
+
+def test_a_refusal_is_final() -> None:
+    dialler, listener = Session(0.0, 1.0, {}), Session(0.0, 1.0)
+    listener.receive(dialler.start()[0], 0.0)
+    frames, event = dialler.receive(listener.refuse("bad_token", "no"), 0.0)
+    assert (frames, event) == ([], Refused("bad_token", "no"))
+    assert dialler.state is listener.state is SessionState.REFUSED
+    assert listener.receive(Frame(PING), 0.0) == ([], None)
+    assert listener.receive(dialler._hello_frame(), 0.0) == ([], None)
+
+
+def test_a_goodbye_is_a_loss_with_a_reason() -> None:
+    dialler, listener = pair()
+    assert listener.receive(dialler.bye("upgrade"), 1.0)[1] == Lost("upgrade")
+    assert dialler.state is listener.state is SessionState.LOST
+
+
+def test_who_is_not_accepted_gets_no_answer() -> None:
+    listener = Session(0.0, 1.0)
+    for frame in (Frame(PING), Frame(WELCOME, payload=pack_body({})), Frame(BYE, payload=pack_body({}))):
+        assert listener.receive(frame, 0.0) == ([], None)
+    assert isinstance(listener.tick(3.0)[1], Lost), "it has only so long to introduce itself"
+
+
+@pytest.mark.parametrize("kind", [WELCOME, REFUSE])
+def test_malformed_answers_are_protocol_errors(kind: int) -> None:
+    with pytest.raises(ProtocolError):
+        Session(0.0, 1.0, {}).receive(Frame(kind, payload=b"\xc1"), 0.0)
+
+
+def test_a_malformed_hello_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError):
+        Session(0.0, 1.0).receive(Frame(HELLO, payload=b"\xc1"), 0.0)
