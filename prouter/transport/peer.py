@@ -216,7 +216,7 @@ class Peer:
         return answer.value
 
     def ask(self, op: str, args: dict[str, Any], done: Callable[[Result], None], *, call_id: str | None = None) -> str:
-        """Ask without waiting; the call's id. `done` gets the answer, across lost paths, unless the call is forgotten."""
+        """Ask without waiting; the call's id. `done` gets the answer, across lost paths, unless it is forgotten."""
         call_id, frame = self._caller.call(op, args, call_id)
         self._results[call_id] = done
         if self.ready:
