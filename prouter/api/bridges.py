@@ -2,7 +2,12 @@
 
 Both sides are servers, so raw bytes cannot be passed on (a client masks its frames, RFC 6455 section 5.3); the
 websockets library speaks both connections. The job's side runs over a fabric stream, behind a socket pair. Fragments
-are passed on as they come, so a long message needs no memory of its size.
+are passed on as they come, so a long message needs no memory of its size. Pings are answered by the router, on either
+side.
+
+The certificate of a ``wss`` URL must be valid for its host. Which authorities count is OpenSSL's to say: the system's,
+or those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` in the router's environment, for private authorities and self-signed
+certificates.
 """
 
 from __future__ import annotations
@@ -12,14 +17,24 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import gevent
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from prouter.api.client import JobRoute, RouterClient
-from prouter.errors import InvalidRequest, JobUnreachable, NotFound, PRouterError
+from prouter.errors import (
+    AgentUnavailable,
+    Conflict,
+    InvalidRequest,
+    JobStarting,
+    JobUnreachable,
+    NotFound,
+    PRouterError,
+)
+from prouter.jobs import State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
 
 __all__ = ["Bridge", "Bridges"]
@@ -30,8 +45,13 @@ _OPEN_TIMEOUT = 15.0
 _MAX_MESSAGE = None
 _MAX_FRAGMENT = 64 * 1024 * 1024
 """Largest single frame; it is held in memory."""
-_NO_STATUS = frozenset({1005, 1006, 1015})
-"""Close codes that are never sent (RFC 6455 section 7.4.1)."""
+_KEEPALIVE = 30.0
+"""Seconds between pings to the other server: a bridge may be silent for days, what is between must not forget it."""
+_GOING_AWAY, _INTERNAL_ERROR, _BAD_GATEWAY = 1001, 1011, 1014
+_NO_STATUS = 1005
+_NEVER_SENT = frozenset({_NO_STATUS, 1006, 1015})
+"""Close codes that only tell how a connection ended (RFC 6455 section 7.4.1)."""
+_MAX_REASON = 123
 
 
 class Bridge:
@@ -55,6 +75,8 @@ class Bridge:
         self._ours: socket.socket | None = None
         self._job_side: ClientConnection | None = None
         self._other_side: ClientConnection | None = None
+        self._open = ExitStack()
+        self._broken: StreamReset | None = None
 
     def describe(self) -> dict[str, Any]:
         """The bridge as the API lists it."""
@@ -71,28 +93,28 @@ class Bridge:
         """Connect to the job. Blocks the greenlet.
 
         Raises:
-            JobUnreachable: the job is not there or no WebSocket server.
+            PRouterError: the job is not there, does not run, or is no WebSocket server.
         """
         self._stream = StreamIO(client.open_stream(self.connection, {"kind": "http", "job": self.job}))
         theirs, self._ours = socket.socketpair()
         gevent.spawn(self._pump_to_job, self._stream, self._ours)
         gevent.spawn(self._pump_from_job, self._stream, self._ours)
         try:
-            self._job_side = self._connect(f"ws://localhost{self.path}", theirs)
-        except (OSError, WebSocketException, TimeoutError) as error:
+            self._job_side = self._connect(f"ws://localhost{self.path}", theirs, None)
+        except (OSError, WebSocketException) as error:
             theirs.close()
             self.close()
-            raise JobUnreachable(f"the job's WebSocket cannot be opened: {error}", job=self.job) from error
+            raise _refusal(error, self._broken, self.job) from error
 
     def open_other_side(self) -> None:
         """Connect to the other server. Blocks the greenlet.
 
         Raises:
-            JobUnreachable: it cannot be reached; the code is ``url_unreachable``.
+            JobUnreachable: it cannot be reached, or is no WebSocket server; the code is ``url_unreachable``.
         """
         try:
-            self._other_side = self._connect(self.url, None)
-        except (OSError, WebSocketException, TimeoutError) as error:
+            self._other_side = self._connect(self.url, None, _KEEPALIVE)
+        except (OSError, ValueError, WebSocketException) as error:
             raise JobUnreachable(f"{self.url} cannot be opened: {error}", code="url_unreachable") from error
 
     def run(self) -> None:
@@ -105,31 +127,32 @@ class Bridge:
         gevent.joinall([there, back])
         self.close()
 
-    def close(self, code: int = 1001, reason: str = "the bridge ends") -> None:
+    def close(self, code: int = _GOING_AWAY, reason: str = "the bridge ends") -> None:
         """End both sides. Idempotent."""
-        for side in (self._job_side, self._other_side):
-            if side is not None:
-                side.close(code, reason)
+        closing = [
+            gevent.spawn(_close, side, code, reason) for side in (self._job_side, self._other_side) if side is not None
+        ]
+        gevent.joinall(closing)
+        self._open.close()
         if self._stream is not None:
             self._stream.reset("done")
         if self._ours is not None:
             self._ours.close()
 
-    @staticmethod
-    def _connect(url: str, sock: socket.socket | None) -> ClientConnection:
-        connection = connect(
-            url,
-            sock=sock,
-            compression=None,
-            proxy=None,
-            open_timeout=_OPEN_TIMEOUT,
-            ping_interval=None,
-            close_timeout=5,
-            max_size=(_MAX_MESSAGE, _MAX_FRAGMENT),
-            legacy=True,
+    def _connect(self, url: str, sock: socket.socket | None, keepalive: float | None) -> ClientConnection:
+        return self._open.enter_context(
+            connect(
+                url,
+                sock=sock,
+                compression=None,
+                proxy=None,
+                open_timeout=_OPEN_TIMEOUT,
+                ping_interval=keepalive,
+                ping_timeout=None,
+                close_timeout=5,
+                max_size=(_MAX_MESSAGE, _MAX_FRAGMENT),
+            )
         )
-        assert isinstance(connection, ClientConnection)
-        return connection
 
     def _pump_to_job(self, stream: StreamIO, ours: socket.socket) -> None:
         try:
@@ -145,27 +168,36 @@ class Bridge:
             while data := stream.read(CHUNK):
                 ours.sendall(data)
             ours.shutdown(socket.SHUT_WR)
-        except (OSError, StreamReset) as error:
-            log.debug("event=bridge_pump_ended bridge=%s error=%r", self.uid, error)
+        except StreamReset as error:
+            self._broken = error
             ours.close()
+        except OSError as error:
+            log.debug("event=bridge_pump_ended bridge=%s error=%r", self.uid, error)
+            stream.reset("done")
 
 
 def _copy(source: ClientConnection, target: ClientConnection) -> None:
     """Pass messages on, fragment by fragment, text as text and binary as binary, and the close at the end."""
-    code, reason = 1000, ""
     try:
         while True:
             _copy_message(source, target)
-    except ConnectionClosed as closed:
-        if closed.rcvd is not None:
-            code, reason = closed.rcvd.code, closed.rcvd.reason
-        elif source.protocol.close_code is not None:
-            code = source.protocol.close_code
+    except ConnectionClosed:
+        told = source.protocol.close_rcvd
+        if told is not None:
+            _close(target, told.code, told.reason)
+        else:
+            _close(target, _GOING_AWAY, "the other side is gone")
     except WebSocketException as error:
-        code, reason = 1011, str(error)[:100]
-    if code in _NO_STATUS:
-        code, reason = (1000, "") if code == 1005 else (1001, "the other side is gone")
-    target.close(code, reason)
+        _close(target, _INTERNAL_ERROR, str(error))
+
+
+def _close(side: ClientConnection, code: int, reason: str) -> None:
+    """Close with the status and reason of the other side, as far as they may be sent. Idempotent."""
+    if code == _NO_STATUS:
+        code, reason = 1000, ""
+    elif code in _NEVER_SENT:
+        code = _GOING_AWAY
+    side.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
 
 def _copy_message(source: ClientConnection, target: ClientConnection) -> None:
@@ -207,32 +239,18 @@ class Bridges:
 
         Raises:
             InvalidRequest: the url is no ws or wss URL.
-            JobUnreachable: the job's WebSocket does not open.
+            PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
         if not url.startswith(("ws://", "wss://")):
             raise InvalidRequest("Invalid request: url must start with ws:// or wss://")
-        bridge = Bridge(self._client.route(connection, job), path, url)
+        route = self._client.route(connection, job)
+        _check_running(route)
+        bridge = Bridge(route, path, url)
         bridge.open_job_side(self._client)
         self._bridges[bridge.uid] = bridge
         self._client.bridges_changed()
         gevent.spawn(self._run, bridge)
         return bridge
-
-    def end(self, uid: str) -> None:
-        """End a bridge of this worker.
-
-        Raises:
-            NotFound: there is none of that uid here.
-        """
-        bridge = self._bridges.get(uid)
-        if bridge is None:
-            raise NotFound(f"bridge '{uid}' is not found")
-        bridge.close()
-
-    def close_all(self) -> None:
-        """End every bridge (the worker stops)."""
-        for bridge in list(self._bridges.values()):
-            bridge.close(1012, "the router restarts")
 
     def _end_here(self, uid: str) -> None:
         bridge = self._bridges.get(uid)
@@ -240,14 +258,54 @@ class Bridges:
             gevent.spawn(bridge.close)
 
     def _run(self, bridge: Bridge) -> None:
+        log.info("event=bridge_opened bridge=%s job=%s url=%s", bridge.uid, bridge.job, bridge.url)
         try:
             bridge.open_other_side()
             bridge.run()
         except PRouterError as error:
             log.warning("event=bridge_failed bridge=%s job=%s error=%r", bridge.uid, bridge.job, error.detail)
-        except (InvalidHandshake, InvalidURI, OSError) as error:
-            log.warning("event=bridge_failed bridge=%s job=%s error=%r", bridge.uid, bridge.job, error)
+            bridge.close(_BAD_GATEWAY, error.detail)
+        except Exception:
+            log.exception("event=bridge_broke bridge=%s job=%s", bridge.uid, bridge.job)
         finally:
             bridge.close()
             self._bridges.pop(bridge.uid, None)
             self._client.bridges_changed()
+            log.info("event=bridge_ended bridge=%s job=%s", bridge.uid, bridge.job)
+
+
+def _check_running(route: JobRoute) -> None:
+    """Raise what keeps a job from being connected to.
+
+    Raises:
+        NotFound: it was removed.
+        Conflict: it was not started, or has ended.
+        JobStarting: its server is not ready.
+        JobUnreachable: it has no server.
+        AgentUnavailable: its agent is away.
+    """
+    record = route.record
+    job, state = record.uid, record.state.value
+    if record.state is State.CLOSED:
+        raise NotFound(f"job '{job}' is not found: it was removed", job=job, state=state)
+    if record.ended:
+        raise Conflict(f"job '{job}': {record.ending}", job=job, state=state)
+    if record.state is State.NEW:
+        raise Conflict(f"job '{job}' has not been started", job=job, state=state)
+    if not route.up:
+        raise AgentUnavailable("the job's agent is out of reach at the moment", job=job, state=state, retry_after=2)
+    if record.state is State.PENDING:
+        raise JobStarting(f"job '{job}' is starting", job=job, state=state, retry_after=2)
+    if not record.endpoint:
+        raise JobUnreachable(f"job '{job}' has no HTTP server", job=job, state=state, code="no_endpoint")
+
+
+def _refusal(error: Exception, reset: StreamReset | None, job: str) -> PRouterError:
+    """Why a job's WebSocket did not open; the agent may know better than the record did a moment ago."""
+    if reset is None:
+        return JobUnreachable(f"the job's WebSocket cannot be opened: {error}", job=job)
+    if reset.code == "no_job":
+        return NotFound(reset.detail, job=job)
+    if reset.code == "not_running":
+        return Conflict(reset.detail, job=job)
+    return JobUnreachable(f"the job's WebSocket cannot be opened: {reset.detail}", job=job)

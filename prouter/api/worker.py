@@ -14,13 +14,16 @@ import logging
 import os
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
 from prouter.api.balance import Balance
+
+if TYPE_CHECKING:
+    from prouter.api.client import RouterClient
 
 __all__ = ["ProxyWorker"]
 
@@ -29,6 +32,8 @@ log = logging.getLogger("prouter.api")
 _LAST_CHANCE = 1.0
 """Seconds idle connections are still served after a stop was asked for, lest a request under way meets a closed door.
 """
+_BRIDGE_END = 1.0
+"""Seconds that both ends of a bridge have to answer its close when the worker stops."""
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
 _STEP_BACK = 0.001
@@ -69,7 +74,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             watcher.stop()
             watcher.close()
         client.draining = True
-        self._drain()
+        self._drain(client)
         client.stop()
 
     def _accept(self, listener: Any, watcher: Any) -> None:
@@ -113,18 +118,30 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
                 self.log.info("Autorestarting worker after %s requests.", self._proxy.requests)
             self.alive = False
 
-    def _drain(self) -> None:
-        """Finish what is in progress, for at most gunicorn's graceful timeout."""
+    def _drain(self, client: RouterClient) -> None:
+        """Finish what is in progress, bridges included, for at most gunicorn's graceful timeout."""
         proxy = self._proxy
         proxy.drain()
         started = time.monotonic()
-        while proxy.connections and time.monotonic() - started < self.cfg.graceful_timeout:
+        while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self.cfg.graceful_timeout:
             self.notify()
             if time.monotonic() - started > _LAST_CHANCE:
                 proxy.close_idle()
             gevent.sleep(0.1)
             proxy.sweep(time.monotonic())
-        if proxy.connections:
-            log.warning("event=drain_timeout connections=%d", len(proxy.connections))
+        if proxy.connections or client.list_bridges():
+            log.warning(
+                "event=drain_timeout connections=%d bridges=%d", len(proxy.connections), len(client.list_bridges())
+            )
         proxy.close()
+        self._end_bridges(client)
         gevent.sleep(0.05)
+
+    def _end_bridges(self, client: RouterClient) -> None:
+        """Close both ends of the bridges that are left, properly where they let us."""
+        for bridge in client.list_bridges():
+            client.on_bridge_end(bridge["uid"])
+        deadline = time.monotonic() + _BRIDGE_END
+        while client.list_bridges() and time.monotonic() < deadline:
+            self.notify()
+            gevent.sleep(0.02)

@@ -10,6 +10,7 @@ import falcon
 from prouter.api.body import discard_body, read_model
 from prouter.api.bridges import Bridges
 from prouter.api.context import ApiRequest, send_json
+from prouter.api.event_data import rfc3339
 from prouter.requests import BridgeRequest
 
 if TYPE_CHECKING:
@@ -57,5 +58,4 @@ class BridgeResource:
     def _list(self, connection: str, job: str) -> list[dict[str, Any]]:
         self._router.route(connection, job)
         answer = self._router.call("bridges", {"connection": connection, "job": job}, timeout=_CALL_TIMEOUT)
-        found: list[dict[str, Any]] = answer["bridges"]
-        return found
+        return [{**bridge, "since": rfc3339(bridge["since"])} for bridge in answer["bridges"]]
