@@ -58,7 +58,7 @@ $(BIN)/python:
 
 $(VENV)/installed-%-$(WANTED): | $(BIN)/python
 	$(PIP) install -c $(LOCK) pip setuptools
-	$(PIP) install -c $(LOCK) --no-build-isolation -e '.[$*]'
+	PYTHONWARNINGS=ignore $(PIP) install -c $(LOCK) --no-build-isolation -e '.[$*]'
 	@rm -f $(VENV)/installed-$*-*
 	@touch $@
 
