@@ -77,6 +77,9 @@ class RouterControl(Section):
     )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests in progress have when workers stop.")
     max_connections: int = Field(10000, ge=1, description="Client connections per worker.")
+    max_requests: int = Field(
+        0, ge=0, description="Requests, give or take a tenth, after which a worker is replaced; 0 for never."
+    )
     response_timeout: float = Field(
         3600.0, ge=0, description="Seconds a job may take to begin its answer; 0 for no limit."
     )

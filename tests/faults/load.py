@@ -1,7 +1,7 @@
 """Clients of every kind at once, for faults to be injected under: each checks what it gets, and how long it waited.
 
 A client is a thread that repeats a *round* (a transfer, a job's life…) until the load is told to stop; the round under
-way is finished then. Progress inside a round is told with `Gauge.tick`, so that the longest pause of each client is known.
+way is finished then. Progress inside a round is told with `Gauge.tick`, so that each client's longest pause is known.
 """
 
 from __future__ import annotations

@@ -125,6 +125,10 @@ class Stand:
 
         wait_until(back, deadline, "the agent is linked to a new broker")
 
+    def open_connections(self) -> int:
+        """Connections to the job at `bytes_job`, besides the one that asks."""
+        return int(self.router.get(self.bytes_job + "/http/open").text)
+
     def pids_of_job(self, path: str) -> list[int]:
         """Living processes of a job."""
         return processes_with(f"PROUTER_JOB_ID={path.rsplit('/', 1)[1]}")
