@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.faults import clients
 from tests.faults.load import Load
-from tests.support.processes import Agent, Router, processes_with, wait_until
+from tests.support.processes import Agent, Router, processes_with, start_agent, wait_until
 
 __all__ = ["Amount", "Stand", "sandboxes"]
 
@@ -87,14 +88,31 @@ class Stand:
         """All kinds of clients."""
         url = self.router.url
         self.transfers(load, amount)
-        load.add("websocket", clients.echo(url, self.fast_job), amount.websockets)
-        load.park("wait", clients.wait_for(url, self.sleeper, self.note), amount.waits)
-        load.add("log", clients.follow_log(url, self.counter), 2)
+        self.echoes_and_logs(load, amount.websockets)
+        self.wait_everywhere(load, amount.waits)
         load.add("sse", clients.events(url, self.fast_job, 50, 20))
         load.add("small", clients.small_request(url, f"{self.fast_job}/http/", fresh=True), amount.smalls)
         creations = clients.Creations(url, self.agent.uid, self.marks)
         load.add("create", creations.one_round, amount.creators)
         load.at_end(creations.check)
+
+    def echoes_and_logs(self, load: Load, websockets: int) -> None:
+        """WebSockets, and two followers of a log."""
+        load.add("websocket", clients.echo(self.router.url, self.fast_job), websockets)
+        load.add("log", clients.follow_log(self.router.url, self.counter), 2)
+
+    def wait_everywhere(self, load: Load, count: int) -> None:
+        """`count` waits for the end of one job, known to be parked."""
+        load.park("wait", clients.wait_for(self.router.url, self.sleeper, self.note), count)
+        wait_until(lambda: f"prouter_broker_waits {count}\n" in self.router.get("/metrics").text, what="waits park")
+
+    def restart_agent(self, launch: Callable[..., Any], **sets: Any) -> Agent:
+        """Another agent in the directory of the first."""
+
+        def start(_directory: object) -> Agent:
+            return start_agent(self.agent.directory, self.router, **sets)
+
+        return launch(start)
 
     def note(self, info: dict[str, Any]) -> None:
         """Remember an answered wait."""

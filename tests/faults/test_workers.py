@@ -76,11 +76,11 @@ def test_a_killed_worker_breaks_its_own_connections_only(
     killed = sorted(worker_pids(it.router))[0]
     theirs = ports_of(killed)
     assert theirs
-    os.kill(killed, signal.SIGKILL)
-    started = time.monotonic()
     survivors = [s for s in sockets if s.socket.getsockname()[1] not in theirs]
     assert 0 < len(survivors) < len(sockets)
     kept = [raw for raw in hanging if raw.sock.getsockname()[1] not in theirs]
+    os.kill(killed, signal.SIGKILL)
+    started = time.monotonic()
     wait_until(lambda: it.open_connections() <= len(kept) + 1, 2, "the job's side of the broken connections closes")
     wait_until(lambda: len(linked_workers(it.router)) == 2, 10, "two workers work")
     back = time.monotonic() - started
