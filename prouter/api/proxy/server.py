@@ -185,8 +185,11 @@ class ProxyServer:
                     break
                 if obstacle.status != 503:
                     raise obstacle
-                if not self._wait_for_change(route, exchange, deadline):
+                if not exchange.waiting:
+                    return
+                if time.monotonic() >= deadline:
                     raise obstacle
+                self._wait_for_change(route, deadline)
                 route = self.client.cached_route(owner, job) or self.client.route(owner, job)
         except PRouterError as error:
             if exchange.waiting:
@@ -223,17 +226,12 @@ class ProxyServer:
             )
         return None
 
-    def _wait_for_change(self, route: JobRoute, exchange: ProxyExchange, deadline: float) -> bool:
+    def _wait_for_change(self, route: JobRoute, deadline: float) -> None:
+        """Wait for news of the job, for a second at most: the client may leave, another object hold the route."""
         changed = Event()
         route.waiters.add(changed.set)
         try:
-            while exchange.waiting:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                if changed.wait(min(left, 1.0)):
-                    return True
-            return False
+            changed.wait(max(0.0, min(deadline - time.monotonic(), 1.0)))
         finally:
             route.waiters.discard(changed.set)
 
