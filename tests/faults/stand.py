@@ -112,7 +112,8 @@ class Stand:
         def start(_directory: object) -> Agent:
             return start_agent(self.agent.directory, self.router, **sets)
 
-        return launch(start)
+        agent: Agent = launch(start)
+        return agent
 
     def note(self, info: dict[str, Any]) -> None:
         """Remember an answered wait."""

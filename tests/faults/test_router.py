@@ -1,0 +1,142 @@
+"""The whole router restarts, drains or meets a broken database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.faults.clients import request
+from tests.faults.load import Load
+from tests.faults.stand import Stand
+from tests.support.processes import Router, start_agent, start_router, wait_until
+
+Launch = Callable[..., Any]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    found = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return found
+
+
+def fixed(work_dir: Path) -> dict[str, Any]:
+    """Settings with which a restarted router is what it was."""
+    control, server = free_ports(2)
+    state = {"state__dir": str(work_dir / "state"), "state__run_dir": str(work_dir / "run")}
+    return {"control__port": control, "server__port": server, **state}
+
+
+def alone(launch: Launch, work_dir: Path) -> tuple[dict[str, Any], Stand]:
+    """A router with fixed ports and an agent."""
+    settings = fixed(work_dir)
+    router = launch(start_router, **settings)
+    it = Stand(router, launch(start_agent, router), work_dir / "marks")
+    it.serve()
+    return settings, it
+
+
+def kill_whole(router: Router) -> None:
+    """SIGKILL to every process of a router, as a power failure would end them."""
+    parent = router.child("gunicorn")
+    workers = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    for pid in (router.pid, router.child("broker"), parent, *workers):
+        os.kill(pid, signal.SIGKILL)
+    router.popen.wait(10)
+
+
+def test_after_a_power_failure_the_table_is_there_at_once_and_paths_work_when_agents_are_back(
+    launch: Launch, work_dir: Path
+) -> None:
+    settings, it = alone(launch, work_dir)
+    ended = it.run("ended", "exit 3")
+    assert it.router.post(ended + "/wait").json()["exit_code"] == 3
+    known = {info["path"]: info for info in it.router.get("/jobs").json()["jobs"]}
+    os.kill(it.agent.pid, signal.SIGSTOP)
+    try:
+        kill_whole(it.router)
+        again = it.router = launch(start_router, **settings)
+        listed = {info["path"]: info for info in again.get("/jobs").json()["jobs"]}
+        assert listed.keys() == known.keys()
+        assert listed[it.bytes_job]["confirmed"] is False
+        assert listed[it.bytes_job]["pid"] == known[it.bytes_job]["pid"]
+        assert listed[ended]["exit_code"] == 3
+        held: list[requests.Response] = []
+        client = threading.Thread(target=lambda: held.append(again.get(it.bytes_job + "/http/")))
+        client.start()
+    finally:
+        os.kill(it.agent.pid, signal.SIGCONT)
+    client.join(20)
+    assert [answer.text for answer in held] == ["hello"], "a request is held until the agent is back"
+    wait_until(lambda: again.get(it.bytes_job + "/info").json()["confirmed"])
+    with Load() as load:
+        it.wait_everywhere(load, 3)
+        it.end_waits(3)
+    assert again.post(ended + "/remove").status_code == 200
+    it.assert_nothing_left()
+
+
+def test_a_router_goes_away_and_comes_back_while_a_job_ends(launch: Launch, work_dir: Path) -> None:
+    settings, it = alone(launch, work_dir)
+    short = it.run("short", "sleep 1; exit 5")
+    assert it.router.stop() == 0
+    wait_until(lambda: not it.pids_of_job(short), 10)
+    it.router = launch(start_router, **settings)
+    wait_until(lambda: it.router.get(short + "/info").json()["state"] == "FINISHED")
+    assert it.router.get(short + "/info").json()["exit_code"] == 5
+    assert request(it.router.url, "GET", it.bytes_job + "/info")["state"] == "RUNNING"
+
+
+def test_a_broken_database_is_set_aside_and_agents_tell_their_jobs_anew(launch: Launch, work_dir: Path) -> None:
+    settings, it = alone(launch, work_dir)
+    kill_whole(it.router)
+    database = work_dir / "state" / "router.sqlite"
+    for left in database.parent.glob("router.sqlite*"):
+        left.write_bytes(b"this is no database " * 4096)
+    again = it.router = launch(start_router, **settings)
+    aside = [path.name for path in database.parent.iterdir() if path.name.startswith("router.sqlite")]
+    assert len(aside) > 1, aside
+    assert "event=database_set_aside" in again.log.read_text(), again.log_end()
+    wait_until(lambda: len(again.get("/jobs").json()["jobs"]) == 4, what="the agent announces its jobs")
+    assert again.get(it.bytes_job + "/http/").text == "hello"
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_drained_router_says_so_finishes_what_it_has_and_ends(launch: Launch, work_dir: Path) -> None:
+    settings = {**fixed(work_dir), "control__drain_delay": 1.0, "control__drain_timeout": 20}
+    router = launch(start_router, **settings)
+    it = Stand(router, launch(start_agent, router), work_dir / "marks")
+    it.serve()
+    url = it.router.url
+    slow: list[str] = []
+    client = threading.Thread(target=lambda: slow.append(it.router.get(it.bytes_job + "/http/slow?ms=4000").text))
+    client.start()
+    wait_until(lambda: it.open_connections() >= 1)
+    it.router.popen.terminate()
+    wait_until(lambda: it.router.get("/readyz").status_code == 503, 5, "/readyz tells first")
+    assert "Retry-After" in it.router.get("/readyz").headers
+    assert it.router.get(it.bytes_job + "/http/").text == "hello", "requests are still taken"
+
+    def refused() -> bool:
+        try:
+            requests.get(url + "/healthz", timeout=5)
+        except requests.ConnectionError:
+            return True
+        return False
+
+    wait_until(refused, 5, "nothing new is accepted")
+    assert it.router.popen.poll() is None
+    client.join(20)
+    assert slow == ["slow"], "what was in progress is finished"
+    assert it.router.popen.wait(10) == 0
