@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,18 +107,22 @@ class Store:
         database = _connect(self._path, patience=0.5)
         waiting: deque[_Statement] = deque()
         open_end = True
+        most: float = _BATCH
         while open_end or waiting:
-            open_end = self._fetch(waiting, block=open_end and not waiting) and open_end
+            open_end = self._fetch(waiting, most, block=open_end and not waiting) and open_end
+            most = _BATCH
             if waiting and not self._write(database, waiting):
                 self._report(waiting)
+                most = inf
                 if self._closing.wait(_RETRY):
+                    log.error("event=store_incomplete path=%s lost=%d", self._path, len(waiting))
                     break
         database.close()
 
-    def _fetch(self, waiting: deque[_Statement], *, block: bool) -> bool:
-        """Take statements from the queue; False when it was closed."""
+    def _fetch(self, waiting: deque[_Statement], most: float, *, block: bool) -> bool:
+        """Take statements from the queue until `most` are waiting; False when it was closed."""
         try:
-            while len(waiting) < _BATCH:
+            while len(waiting) < most:
                 statement = self._queue.get(block)
                 block = False
                 if statement is None:

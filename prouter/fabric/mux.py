@@ -332,6 +332,8 @@ class Mux:
         elif kind == OPEN:
             self._accept(frame, events)
         else:
+            if self._accepts:
+                self._bury(frame.sid, 0, "unknown_stream")
             self._send(_reset_frame(frame.sid, "unknown_stream", "no such stream"))
 
     def _accept(self, frame: Frame, events: list[StreamEvent]) -> None:
@@ -373,10 +375,13 @@ class Mux:
         self.streams.pop(stream.sid, None)
         self._ack_due.pop(stream.sid, None)
         self._gaps.pop(stream.sid, None)
-        tombstones = self._tombstones
-        tombstones[stream.sid] = (stream._consumed, code)
-        if len(tombstones) > _TOMBSTONES:
-            tombstones.popitem(last=False)
+        self._bury(stream.sid, stream._consumed, code)
+
+    def _bury(self, sid: int, consumed: int, code: str | None) -> None:
+        """Remember how a stream ended; an OPEN that is still on its way must not bring it back."""
+        self._tombstones[sid] = (consumed, code)
+        if len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
 
 
 def _pack_roster(sids: Iterable[int]) -> bytes:

@@ -189,12 +189,21 @@ def test_a_database_that_cannot_be_written_is_tried_again_while_callers_go_on(pa
             done: list[float] = []
             store.submit("INSERT INTO keys VALUES ('key', 'c', 'j', 0)", done=done.append)
             wait_until(lambda: store.failures > 0, 15, "the writer gives up waiting for the lock")
-            callback = wait_until(store.take_done, 5)
-            assert callback
+            assert wait_until(store.take_done, 5)
+            for number in range(5000):
+                store.submit("INSERT INTO keys VALUES (?, 'c', 'j', 0)", f"key-{number}", done=done.append)
+            wait_until(lambda: told(store) and len(done) == 5000, 10, "all are told, however many wait")
             other.execute("ROLLBACK")
-        wait_until(lambda: open_store(path).keys, 15, "it is written after all")
+        wait_until(lambda: len(open_store(path).keys) == 5001, 15, "it is written after all")
     finally:
         store.close()
+
+
+def told(store: Store) -> bool:
+    """Call back what is to be called back."""
+    for callback in store.take_done():
+        callback(0.0)
+    return True
 
 
 def test_entries_survive_packing() -> None:
