@@ -460,16 +460,6 @@ def test_a_wrong_token_is_refused_even_where_a_link_exists(stage: Stage) -> None
     assert "wrong" not in text
 
 
-def test_nobody_at_the_address_is_an_error_in_time(stage: Stage) -> None:
-    broker = stage.broker()
-    worker = stage.worker(broker)
-    with pytest.raises(AgentUnavailable, match=r"no agent answers at 127.0.0.1:1"):
-        worker.call(
-            "jobs.create", 15, name="x", agent={"type": "address", "address": "127.0.0.1:1", "token": ""}, key="k"
-        )
-    assert stat(worker, "dials") == 0
-
-
 def test_a_dialled_agent_with_jobs_is_dialled_again(stage: Stage) -> None:
     broker = stage.broker()
     worker = stage.worker(broker)

@@ -469,6 +469,50 @@ def test_an_idle_dialled_link_is_dropped_and_one_with_jobs_is_redialled() -> Non
     assert len(world.dials) == dials
 
 
+def test_an_agent_linked_both_ways_shows_two_connections() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    world.listener(incarnation=agent.incarnation)
+    dialled, dialling = job_on(worker, ADDRESS), job_on(worker, BY_UID, "key-2")
+    links = worker.ask("connections")["connections"]
+    assert {link["uid"]: link["mode"] for link in links} == {
+        dialled["at"]["connection"]: "CLIENT",
+        dialling["at"]["connection"]: "SERVER",
+    }
+    assert {link["peer"]["auth"]["uid"] for link in links} == {"agent-1"}
+
+
+def test_nothing_is_left_of_peers_that_came_and_went() -> None:
+    world = World(history=10)
+    worker, agent = world.worker(), world.agent()
+    world.run(10)
+    timers = len(world.env.timers)
+    for number in range(100):
+        guest = world.agent("guest", f"{number:032x}")
+        job = job_on(worker, {"type": "uid", "uid": "guest"}, f"key-{number}")
+        worker.call("jobs.wait", timeout=100, **job["at"])
+        visitor = world.worker(f"visitor-{number}")
+        if number % 2:
+            worker.ask("jobs.remove", **job["at"])
+            guest.say(guest.session.bye("shutdown"))
+        else:
+            guest.change(job["uid"], state=State.RUNNING)
+            visitor.call("jobs.wait", timeout=None, **job["at"])
+        world.vanish(guest)
+        world.broker.worker_died(visitor.uid, world.now)
+        world.settle()
+        world.run(6, step=0.5)
+    assert agent.ready
+    broker = world.broker
+    assert (len(broker.links), len(broker.workers), len(broker.waits), broker.forwarder.pending) == (1, 1, 0, 0)
+    assert len(broker.ledger.peers) <= 11
+    assert len(broker.ledger.table) == 10
+    assert len(world.env.switch.agents) == len(world.env.switch.workers) == 1
+    assert len(broker.heartbeats) == 2
+    assert len(world.env.timers) <= timers + 5
+    assert broker.service.running == broker.creations.pending == 0
+
+
 # -- jobs
 
 
