@@ -58,12 +58,13 @@ class Load:
 
     Attributes:
         errors: what went wrong: the kind of client and the exception.
+        stopping: set when no more rounds are begun.
     """
 
     def __init__(self) -> None:
         self.gauges: list[Gauge] = []
         self.errors: list[tuple[str, BaseException]] = []
-        self._stop = threading.Event()
+        self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._final: list[Callable[[], None]] = []
 
@@ -71,7 +72,7 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self.stopping.set()
         end = time.monotonic() + 3
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -83,13 +84,13 @@ class Load:
             forgiving: a round that fails is noted and the next one begun; otherwise the client ends with its error.
         """
         for _ in range(count):
-            gauge = Gauge(kind, self._stop, last=time.monotonic())
+            gauge = Gauge(kind, self.stopping, last=time.monotonic())
             self._begin(gauge, partial(self._run, gauge, one_round, forgiving))
 
     def park(self, kind: str, one_round: Callable[[Gauge], None], count: int = 1) -> None:
         """Start `count` clients that wait for one answer each, and are done then."""
         for _ in range(count):
-            gauge = Gauge(kind, self._stop, parked=True)
+            gauge = Gauge(kind, self.stopping, parked=True)
             self._begin(gauge, partial(self._once, gauge, one_round))
 
     def at_end(self, check: Callable[[], None]) -> None:
@@ -150,7 +151,7 @@ class Load:
         Raises:
             AssertionError: one did not in time, or something went wrong.
         """
-        self._stop.set()
+        self.stopping.set()
         end = time.monotonic() + deadline
         for thread, gauge in zip(self._threads, self.gauges, strict=True):
             thread.join(max(0.0, end - time.monotonic()))
@@ -175,7 +176,7 @@ class Load:
             gauge.rounds += 1
 
     def _run(self, gauge: Gauge, one_round: Callable[[Gauge], None], forgiving: bool) -> None:
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             try:
                 one_round(gauge)
             except BaseException as error:
