@@ -1,0 +1,56 @@
+"""The ``prouter`` command as a shell runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prouter import __version__
+
+PROUTER = Path(sys.executable).parent / "prouter"
+
+
+def prouter(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROUTER, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_version() -> None:
+    assert prouter("--version").stdout == f"prouter, version {__version__}\n"
+
+
+def test_module_and_command_are_the_same() -> None:
+    as_module = subprocess.run(
+        [sys.executable, "-m", "prouter", "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert as_module.stdout == prouter("--version").stdout
+
+
+def test_help_lists_every_command() -> None:
+    shown = prouter("--help").stdout
+    for command in ("agent", "broker", "config", "demo", "up"):
+        assert f"\n  {command} " in shown
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = prouter("upp")
+    assert result.returncode == 2
+    assert "No such command 'upp'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "broker", "agent", "config"])
+def test_a_wrong_value_is_one_line_and_status_2(command: str) -> None:
+    result = prouter(command, "--set", "log.level=loud")
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("prouter: --set: log.level: ")
+    assert not result.stdout
+
+
+def test_config_prints_and_asks_nothing() -> None:
+    result = prouter("config", "--agent", "--set", "client.token=hush")
+    assert result.returncode == 0
+    assert "reconnect_delay: 1.0" in result.stdout
+    assert "hush" not in result.stdout
