@@ -108,7 +108,7 @@ def test_a_living_agent_keeps_its_uid_and_a_dead_one_loses_it() -> None:
     worker, agent = world.worker(), world.agent()
     job = job_on(worker)
     rival = world.agent(incarnation="d" * 32)
-    assert rival.refusal is None
+    assert not rival.ready
     world.run(1.1)
     assert rival.refusal == ("uid_in_use", "an agent with uid 'agent-1' is already linked and alive")
     agent.frozen = True
@@ -335,7 +335,7 @@ def test_usage_falls_back_to_the_table_when_the_agent_is_slow() -> None:
 def test_the_agent_hears_of_a_job_only_after_it_was_written_down() -> None:
     world = World()
     worker, agent = world.worker(), world.agent()
-    world.recorder.held = held = deque()
+    world.recorder.held = held = deque[Any]()
     call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
     assert not agent.asked_for
     statement, parameters = world.recorder.statements[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +22,11 @@ from prouter.errors import InvalidRequest
 def test_timers_run_in_order_and_only_once(wanted: list[tuple[int, bool]]) -> None:
     timers = Timers()
     ran: list[int] = []
-    made = [(timers.at(float(at), lambda now, at=at: ran.append(at)), cancel) for at, cancel in wanted]
+
+    def note(at: int) -> Callable[[float], None]:
+        return lambda now: ran.append(at)
+
+    made = [(timers.at(float(at), note(at)), cancel) for at, cancel in wanted]
     for timer, cancel in made:
         if cancel:
             timer.cancel()
