@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.env import Env
-from prouter.broker.hello import SERVER, AgentInfo, check_protocol, connection_uid, token_accepted
+from prouter.broker.hello import CLIENT, SERVER, AgentInfo, check_protocol, connection_uid, token_accepted
 from prouter.broker.links import Link, Links
 from prouter.broker.switch import Path
 from prouter.errors import ProtocolError
@@ -53,6 +53,7 @@ class Admission:
         self._links = links
         self._challengers: dict[str, _Challenger] = {}
         self._silenced: OrderedDict[tuple[Any, bytes], bool] = OrderedDict()
+        self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
 
@@ -90,6 +91,9 @@ class Admission:
         if not token_accepted(self._env.settings.tokens, body.get("token")):
             self._refuse(path, "bad_token", "the token is not accepted here", body.get("uid"))
             return
+        if body.get("kind") == "obituary":
+            self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
+            return
         try:
             info = AgentInfo.from_hello(body)
         except ProtocolError as error:
@@ -107,6 +111,26 @@ class Admission:
                 self._challenge(path, info, rival, now)
                 return
         self._welcome(path, info, now)
+
+    def _mourn(self, uid: str, incarnation: str, now: float) -> None:
+        """The agent's keeper says that the agent has died and its jobs have ended."""
+        for mode in (SERVER, CLIENT):
+            link = self._links.get(connection_uid(incarnation, mode))
+            if link is not None and link.info.uid == uid:
+                self._bury(link, now)
+
+    def _bury(self, link: Link, now: float) -> None:
+        """Drop the link of a dead agent. One that seems to be up gets time for its connection's end to be noticed."""
+        if not link.up:
+            self._links.drop(link, "its process ended", now)
+        elif link.connection not in self._dying:
+            self._dying.add(link.connection)
+            self._env.timers.at(now + self._env.settings.takeover_patience, partial(self._bury_late, link))
+
+    def _bury_late(self, link: Link, now: float) -> None:
+        self._dying.discard(link.connection)
+        if not link.up:
+            self._links.drop(link, "its process ended", now)
 
     def _welcome(self, path: Path, info: AgentInfo, now: float) -> None:
         for rival in self._links.of_agent(info.uid, SERVER):

@@ -5,8 +5,8 @@ A link is known by its connection uid and survives its paths::
     UP --path lost--> AWAY --same incarnation is back--> UP
     UP or AWAY --another incarnation of the agent, goodbye, or away for too long--> GONE (forgotten)
 
-An agent whose connection was *closed* is back within seconds or dead; one that fell *silent* may be behind a broken
-network and keeps its jobs until its own orphan timeout.
+An agent whose connection was *closed* is back soon or dead (its keeper says so, see `Admission`); one that fell
+*silent* may be behind a broken network and keeps its jobs until its own orphan timeout.
 """
 
 from __future__ import annotations

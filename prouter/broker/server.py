@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import platform
 import resource
 import signal
 import time
@@ -21,7 +20,7 @@ from prouter.broker.core import Broker
 from prouter.broker.env import Env
 from prouter.broker.lag import Lag
 from prouter.broker.ports import Port, bind_endpoint
-from prouter.broker.settings import Settings
+from prouter.broker.startup import raise_descriptor_limit, settings_of
 from prouter.broker.store import Store, open_store
 from prouter.broker.switch import Path
 from prouter.config import ConfigError, RouterConfig
@@ -66,7 +65,7 @@ def run(
     except BlockingIOError:
         raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
     try:
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         keep_freed_memory()
         server = _Server(config, state, bind_port, on_shutdown)
         try:
@@ -101,7 +100,7 @@ class _Server:
         saved = open_store(state / "router.sqlite")
         self._store = Store(state / "router.sqlite", self._wake)
         self._env = Env(
-            settings=_settings(config, state),
+            settings=settings_of(config, state),
             shell=self,
             store=self._store,
             wall=time.time,
@@ -371,47 +370,3 @@ class _Server:
             "store.failures": self._store.failures,
             "store.written": self._store.written,
         }
-
-
-def _settings(config: RouterConfig, state: FilePath) -> Settings:
-    host = platform.uname()
-    return Settings(
-        uid=config.identity.uid or _own_uid(state),
-        name=config.identity.name or "",
-        platform={
-            "system": host.system,
-            "node": host.node,
-            "release": host.release,
-            "version": host.version,
-            "machine": host.machine,
-            "processor": host.processor,
-        },
-        tokens=config.server.accept_tokens,
-        heartbeat=config.server.heartbeat,
-        hold=config.control.hold,
-        resume_timeout=config.fabric.resume_timeout,
-        polling_delay=config.client.polling_delay,
-        history=config.jobs.history,
-        history_age=config.jobs.history_age,
-    )
-
-
-def _own_uid(state: FilePath) -> str:
-    """The uid of a router that was given none: made once per state directory."""
-    path = state / "router.uid"
-    if path.exists():
-        known = path.read_text(encoding="utf-8").strip()
-        if known:
-            return known
-    made = uuid.uuid4().hex
-    temporary = path.with_suffix(".new")
-    temporary.write_text(made + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return made
-
-
-def _raise_descriptor_limit() -> None:
-    """As many connections as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,59 @@
+"""What a broker process settles before it starts: its settings, its uid, how many connections it may have."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import uuid
+from pathlib import Path
+
+from prouter.broker.settings import Settings
+from prouter.config import RouterConfig
+
+__all__ = ["raise_descriptor_limit", "settings_of"]
+
+
+def settings_of(config: RouterConfig, state: Path) -> Settings:
+    """What the broker needs of `config`; `state` is the state directory."""
+    host = platform.uname()
+    return Settings(
+        uid=config.identity.uid or _own_uid(state),
+        name=config.identity.name or "",
+        platform={
+            "system": host.system,
+            "node": host.node,
+            "release": host.release,
+            "version": host.version,
+            "machine": host.machine,
+            "processor": host.processor,
+        },
+        tokens=config.server.accept_tokens,
+        heartbeat=config.server.heartbeat,
+        hold=config.control.hold,
+        resume_timeout=config.fabric.resume_timeout,
+        return_patience=config.fabric.resume_timeout,
+        polling_delay=config.client.polling_delay,
+        history=config.jobs.history,
+        history_age=config.jobs.history_age,
+    )
+
+
+def _own_uid(state: Path) -> str:
+    """The uid of a router that was given none: made once per state directory."""
+    path = state / "router.uid"
+    if path.exists():
+        known = path.read_text(encoding="utf-8").strip()
+        if known:
+            return known
+    made = uuid.uuid4().hex
+    temporary = path.with_suffix(".new")
+    temporary.write_text(made + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return made
+
+
+def raise_descriptor_limit() -> None:
+    """As many connections as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
