@@ -10,6 +10,7 @@ import uuid
 from html import escape
 
 from prouter.errors import PRouterError
+from prouter.jobs import State
 
 __all__ = ["REASONS", "error_response", "new_request_id"]
 
@@ -37,15 +38,26 @@ _RELOAD_SECONDS = 2
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>{reload}
+<meta name="color-scheme" content="light dark"><title>{title}</title>{reload}
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #f4f6f8; margin: 0;
-  min-height: 100vh; display: grid; place-items: center; }}
-main {{ background: #fff; border: 1px solid #d8dee4; border-radius: 8px; padding: 2rem 2.5rem; max-width: 40rem; }}
-h1 {{ font-size: 1.25rem; margin: 0 0 .5rem; }} p {{ margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
-small {{ color: #667; }}
-</style></head><body><main><h1>{title}</h1><p>{detail}</p>{hint}<small>pRouter · {code} · request {request_id}</small>
-</main></body></html>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #f4f6f8; margin: 0; padding: 1rem;
+  box-sizing: border-box; min-height: 100vh; display: grid; place-items: center; }}
+main {{ background: #fff; border: 1px solid #d8dee4; border-radius: 10px; padding: 2rem 2.5rem; max-width: 36rem;
+  box-shadow: 0 1px 3px #0001, 0 8px 24px #0000000d; }}
+h1 {{ font-size: 1.3rem; line-height: 1.3; margin: 0 0 .75rem; display: flex; align-items: center; gap: .75rem; }}
+h1::before {{ content: ""; flex: none; width: .8rem; height: .8rem; border-radius: 50%; background: #b42318; }}
+.waiting h1::before {{ box-sizing: border-box; width: 1.1rem; height: 1.1rem; background: none;
+  border: 3px solid #2f6feb40; border-top-color: #2f6feb; animation: turn 1s linear infinite; }}
+p {{ margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
+small {{ display: block; margin-top: 1.25rem; color: #5c6773; overflow-wrap: anywhere; }}
+@keyframes turn {{ to {{ transform: rotate(1turn); }} }}
+@media (prefers-reduced-motion: reduce) {{ .waiting h1::before {{ animation-duration: 6s; }} }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #e3e8ee; background: #14181d; }} main {{ background: #1c2229; border-color: #323b45; }}
+  small {{ color: #9aa7b4; }} h1::before {{ background: #f97066; }}
+}}
+</style></head><body><main{waiting}><h1>{title}</h1><p>{detail}</p>{hint}<small>pRouter · {code} · request {request_id}
+</small></main></body></html>
 """
 
 _TITLES = {
@@ -53,10 +65,13 @@ _TITLES = {
     "agent_unavailable": "This job's machine is out of reach",
     "job_ended": "This job has ended",
     "job_unreachable": "This job does not answer",
+    "bad_response": "This job's answer makes no sense",
+    "no_endpoint": "This job has no server",
     "job_timeout": "This job does not answer",
     "not_found": "There is nothing here",
     "overloaded": "Too busy right now",
 }
+_NOT_STARTED = "This job has not been started yet"
 
 
 def new_request_id() -> str:
@@ -108,11 +123,13 @@ def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
 
 def _page(error: PRouterError, reason: str, request_id: str) -> bytes:
     passing = error.status == 503
+    title = _NOT_STARTED if error.state == State.NEW.value else _TITLES.get(error.code, reason)
     return _PAGE.format(
-        title=escape(_TITLES.get(error.code, reason)),
-        detail=escape(error.detail),
+        title=escape(title),
+        detail=escape(error.detail[:1].upper() + error.detail[1:]),
         code=escape(error.code),
         request_id=escape(request_id),
         reload=f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">' if passing else "",
-        hint="<p>This page tries again by itself.</p>" if passing else "",
+        waiting=' class="waiting"' if passing else "",
+        hint="<p>This page looks again by itself.</p>" if passing else "",
     ).encode()
