@@ -106,6 +106,11 @@ class AdminExchange:
 
     # -- the connection's side ----------------------------------------------------------------------------------
 
+    @property
+    def half_close(self) -> bool:
+        """A client that closes its side is gone."""
+        return False
+
     def on_client_data(self) -> None:
         """Body bytes for the app, or the next request's."""
         self._wake.set()

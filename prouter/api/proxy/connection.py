@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import _socket
 import logging
+import select
 import socket
 import struct
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
+
+from gevent import monkey
 
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.heads import RequestHead, parse_request
@@ -32,8 +35,7 @@ _RECV_BODY = 262144
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
 _LINGER_SECONDS = 2.0
-_TCP_CLOSED = frozenset({7, 8})
-"""TCP_CLOSE and TCP_CLOSE_WAIT: the peer has sent FIN or RST."""
+_poll = monkey.get_original("select", "poll")
 _RESET_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -47,6 +49,10 @@ class HeadTooLarge(PRouterError):
 
 class ClientExchange(Protocol):
     """One request and its answer, from the connection's point of view."""
+
+    @property
+    def half_close(self) -> bool:
+        """Whether a client that has ended its sending side still counts as there."""
 
     def on_client_data(self) -> None:
         """More bytes are in `ClientConnection.buffer`."""
@@ -341,10 +347,16 @@ class ClientConnection:
         self.server.forget(self)
 
     def vanished(self) -> bool:
-        """Whether the client closed while we were not reading (TCP's own state tells; Linux only)."""
-        if not self._paused or self._eof or not self.alive or self.origin.address == "unix":
+        """Whether the client closed while we were not reading; the kernel tells what is behind bytes it still holds.
+
+        A client that blocked before it went away, its own kernel full of bytes we have no room for, is not found out
+        before some of them were taken: its end has not been sent yet.
+        """
+        if not self._paused or self._eof or not self.alive:
             return False
-        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSED
+        poll = _poll()
+        poll.register(self._fd, 0 if self.exchange is not None and self.exchange.half_close else select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def expire(self) -> None:
         """The deadline passed: an idle client, one too slow with its head, or one that lingers."""

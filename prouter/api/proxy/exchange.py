@@ -129,6 +129,11 @@ class ProxyExchange:
         return self.upstream is None and not self._done and self.client.alive
 
     @property
+    def half_close(self) -> bool:
+        """Whether each side may end on its own, as in a tunnel."""
+        return self._tunnel
+
+    @property
     def _repeatable(self) -> bool:
         return self.head.method in _REPEATABLE and self.head.body == BodyKind.NONE
 
@@ -250,6 +255,7 @@ class ProxyExchange:
             return
         rest = data[end + 4 :]
         if head.status < 200 and head.status != 101:
+            self._retried = True  # What the client has seen of an answer must not be repeated.
             if self.head.version == "1.1":
                 self.client.write(self._render(head, chunked=False))
             if rest:
