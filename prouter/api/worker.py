@@ -56,7 +56,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
 
         config = load_from_environment()
         client = router_client.start(config, broker_endpoint(config))
-        self._proxy = ProxyServer(client, config, AdminService(self.wsgi, self.cfg).start)
+        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start)
         self._balance = Balance(self.age)
         loop = get_hub().loop
         watchers = []

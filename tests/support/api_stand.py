@@ -14,7 +14,6 @@ from urllib.parse import quote_from_bytes
 
 import gevent
 from gevent import socket as gevent_socket
-from gunicorn.config import Config as GunicornConfig
 
 from prouter.api.app import create_app
 from prouter.api.client import JobRoute
@@ -248,7 +247,7 @@ class StandInServer:
     """The app behind the worker's own connection handling, on a free loopback port. Use as a context manager."""
 
     def __init__(self, router: StandInRouter) -> None:
-        self.service = AdminService(create_app(router, router.config), GunicornConfig())  # type: ignore[arg-type]
+        self.service = AdminService(create_app(router, router.config))  # type: ignore[arg-type]
         self.proxy = ProxyServer(router, router.config, self.service.start)  # type: ignore[arg-type]
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)

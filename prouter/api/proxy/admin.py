@@ -1,6 +1,6 @@
 """Requests that are not for a job: carried out by the WSGI app, in a greenlet each.
 
-The request was parsed already; gunicorn's own code makes the WSGI environment and writes the response. Reading goes on
+The request was parsed already; prouter.api.proxy.wsgi makes the WSGI environment and frames the answer. Reading goes on
 while the app works, so that a client that goes away ends its request (GreenletExit in the app).
 """
 
@@ -9,20 +9,17 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 from gevent.event import Event
-from gunicorn.http import wsgi
 
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead
+from prouter.api.proxy.wsgi import AnswerWriter, environment
 from prouter.errors import InvalidRequest, PRouterError
-
-if TYPE_CHECKING:
-    from gunicorn.config import Config
 
 __all__ = ["AdminExchange", "AdminService"]
 
@@ -63,38 +60,11 @@ class _Body(io.RawIOBase):
         return self.read()
 
 
-class _Request:
-    """What gunicorn's response and environment code wants to know of a request."""
-
-    def __init__(self, head: RequestHead, body: _Body, scheme: str) -> None:
-        target = head.target.decode("latin-1")
-        path, _, query = target.partition("?")
-        self.method = head.method.decode("ascii")
-        self.uri = target
-        self.path = path
-        self.query = query
-        self.version = (1, 1) if head.version == "1.1" else (1, 0)
-        self.headers = [
-            (name.decode("latin-1").upper(), value.decode("latin-1"))
-            for name, value in head.headers
-            if b"_" not in name
-        ]
-        self.trailers: list[tuple[str, str]] = []
-        self.body = body
-        self.scheme = scheme
-        self.proxy_protocol_info: dict[str, Any] = {}
-        self._expected_100_continue = False
-        self._keep_alive = head.keep_alive
-
-    def should_close(self) -> bool:
-        return not self._keep_alive
-
-
 class AdminExchange:
     """One request to the WSGI app; see the module's docstring."""
 
-    def __init__(self, service: AdminService, client: ClientConnection, head: RequestHead) -> None:
-        self._service = service
+    def __init__(self, app: WsgiApp, client: ClientConnection, head: RequestHead) -> None:
+        self._app = app
         self._client = client
         self._head = head
         self._left = head.length if head.body == BodyKind.LENGTH else 0
@@ -177,8 +147,12 @@ class AdminExchange:
         data, self._decoded = self._decoded[:size], self._decoded[size:]
         return data
 
-    def sendall(self, data: bytes) -> None:
-        """Write response bytes; blocks the greenlet while the client is slow. Part of the socket gunicorn sees."""
+    def send(self, data: bytes) -> None:
+        """Write bytes of the answer; blocks the greenlet while the client is slow.
+
+        Raises:
+            ClientGone: the client went away.
+        """
         client = self._client
         client.write(data)
         while client.alive and client.out_size > _WRITE_AHEAD:
@@ -187,42 +161,43 @@ class AdminExchange:
         if not client.alive:
             raise ClientGone("the client went away")
 
-    send = sendall
-
     def run(self) -> None:
         """Carry the request out. The greenlet's edge: nothing is raised."""
-        client = self._client
-        keep_alive = False
-        response = None
+        client, head = self._client, self._head
+        answer = AnswerWriter(head, self.send, keep_alive=head.keep_alive and not client.server.draining)
         try:
-            response, environ = self._service.prepare(self._head, self, _Body(self))
-            if client.server.draining:
-                response.force_close()
-            self._respond(response, environ)
-            keep_alive = not response.should_close()
+            self._respond(answer)
         except (ClientGone, gevent.GreenletExit):
             client.exchange = None
             client.close()
             return
         except Exception as error:
             level = error.level if isinstance(error, PRouterError) else logging.ERROR
-            log.log(level, "event=request_failed target=%r", self._head.target, exc_info=True)
-            if response is not None and response.headers_sent:
+            log.log(level, "event=request_failed target=%r", head.target, exc_info=True)
+            if answer.head_sent:
                 client.abort()
                 return
             failure = error if isinstance(error, PRouterError) else PRouterError("the request failed in the router")
             if client.exchange is self:
-                client.fail(failure, self._head)
+                client.fail(failure, head)
             return
         if client.exchange is self:
-            client.exchange_done(keep_alive and self._body_done)
+            client.exchange_done(answer.keep_alive and self._body_done)
 
-    def _respond(self, response: Any, environ: dict[str, Any]) -> None:
-        result = self._service.app(environ, response.start_response)
+    def _respond(self, answer: AnswerWriter) -> None:
+        origin = self._client.origin
+        environ = environment(
+            self._head,
+            _Body(self),
+            scheme=as_seen_by_the_client(self._head, origin).proto.decode("ascii"),
+            client="" if origin.address == "unix" else origin.address,
+            port=origin.port,
+        )
+        result = self._app(environ, answer.start_response)
         try:
-            for chunk in result:
-                response.write(chunk)
-            response.close()
+            for piece in result:
+                answer.write(piece)
+            answer.close()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
@@ -234,31 +209,15 @@ class AdminService:
 
     Args:
         app: the WSGI app.
-        gunicorn_config: gunicorn's configuration.
     """
 
-    def __init__(self, app: WsgiApp, gunicorn_config: Config) -> None:
-        self.app = app
-        self._config = gunicorn_config
-        self.running: set[AdminExchange] = set()
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
 
     def start(self, client: ClientConnection, head: RequestHead) -> None:
         """Begin a request on a connection."""
-        exchange = AdminExchange(self, client, head)
+        exchange = AdminExchange(self._app, client, head)
         client.exchange = exchange
         if head.body != BodyKind.NONE:
             client.expect_body(True)
         exchange.greenlet = gevent.spawn(exchange.run)
-
-    def prepare(self, head: RequestHead, sock: Any, body: _Body) -> tuple[Any, dict[str, Any]]:
-        """gunicorn's response object and WSGI environment for a request."""
-        client = sock._client
-        scheme = as_seen_by_the_client(head, client.origin).proto.decode("ascii")
-        address = ("" if client.origin.address == "unix" else client.origin.address, 0)
-        server = ("127.0.0.1", client.origin.port)
-        response, environ = wsgi.create(_Request(head, body, scheme), sock, address, server, self._config)
-        environ["wsgi.input_terminated"] = True
-        if head.body == BodyKind.CHUNKED:
-            environ.pop("CONTENT_LENGTH", None)
-            environ["HTTP_TRANSFER_ENCODING"] = "chunked"
-        return response, environ
