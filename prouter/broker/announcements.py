@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from prouter.broker.creation import Creations
 from prouter.broker.directory import Directory
-from prouter.broker.env import Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link
 from prouter.errors import ProtocolError, PRouterError
-from prouter.jobs import JobRecord
+from prouter.jobs import JobRecord, State
 
 __all__ = ["Announcements"]
 
@@ -20,16 +20,26 @@ log = logging.getLogger("prouter.broker")
 
 
 class Announcements:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Args:
+        not_running: called with the uid of each job that its agent, back after a restart of the broker, says to be new:
+            what the broker before knew of it may have been newer than what was written down, but it was not.
+    """
 
     def __init__(
-        self, env: Env, ledger: Ledger, directory: Directory, creations: Creations, forwarder: Forwarder
+        self,
+        ledger: Ledger,
+        directory: Directory,
+        creations: Creations,
+        forwarder: Forwarder,
+        not_running: Callable[[str], None],
     ) -> None:
-        self._env = env
         self._ledger = ledger
         self._directory = directory
         self._creations = creations
         self._forwarder = forwarder
+        self._not_running = not_running
 
     def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
         """An event of the agent; unknown ones are ignored, as a newer agent may know more.
@@ -61,6 +71,10 @@ class Announcements:
         link.announced = None
         link.confirmed = True
         self._ledger.lose(link.connection, missing, "it knows nothing of the job")
+        for uid in sorted(self._ledger.table.live(link.connection)):
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.state is State.NEW:
+                self._not_running(uid)
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
 
     def _job(self, link: Link, wire: object, now: float) -> JobRecord:

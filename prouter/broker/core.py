@@ -72,7 +72,9 @@ class Broker:
         self.links.detached = self.admission.gave_up
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
-        self.announcements = Announcements(env, self.ledger, self.directory, self.creations, self.forwarder)
+        self.announcements = Announcements(
+            self.ledger, self.directory, self.creations, self.forwarder, self.waits.job_ended
+        )
         self.history = History(env, self.ledger, self.links, self.forwarder)
         self.bridges = Bridges(env, self.workers)
         self.service = Service(

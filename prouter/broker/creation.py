@@ -17,7 +17,7 @@ from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
 from prouter.broker.placement import choose, matching
 from prouter.broker.timers import Timer
-from prouter.errors import AgentUnavailable, InvalidRequest, Overloaded, ProtocolError, PRouterError
+from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
 from prouter.jobs import JobRecord
 
 __all__ = ["Creations"]
@@ -198,8 +198,15 @@ class Creations:
             self._finish(creation, {}, ProtocolError(text), now)
             return
         self._ledger.apply(record, link.info.uid)
+        self._env.store.submit("SELECT 1", done=partial(self._created_written, creation))
+
+    def _created_written(self, creation: _Creation, now: float) -> None:
+        """The job itself is written down now: whoever hears of it finds it, after a crash too."""
         entry = self._ledger.table.get(creation.uid)
-        self._finish(creation, {"job": self._ledger.info(entry)} if entry is not None else {}, None, now)
+        if entry is not None:
+            self._finish(creation, {"job": self._ledger.info(entry)}, None, now)
+        else:
+            self._finish(creation, {}, NotFound(f"job '{creation.uid}' is not found", job=creation.uid), now)
 
     def _finish(self, creation: _Creation, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
         self._placing.pop(creation, None)

@@ -239,7 +239,7 @@ class Service:
             shown = entry.last_record if ended and entry.removed else None
             done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
 
-        if entry.ended or entry.state is State.NEW:
+        if entry.ended or (entry.state is State.NEW and entry.confirmed):
             answer(True)
         else:
             self._waits.park(worker.uid, request.call_id, entry.uid, timeout, answer, now)

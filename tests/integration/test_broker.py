@@ -220,7 +220,7 @@ def test_an_agent_that_comes_back_keeps_its_connection_and_jobs(stage: Stage) ->
 
 
 def test_an_agent_whose_connection_closed_for_good_ends_its_jobs(stage: Stage) -> None:
-    broker = stage.broker()
+    broker = stage.broker(fabric__resume_timeout=2.0)
     worker, agent = stage.worker(broker), stage.agent(broker)
     job = running_job(worker)
     wait = spawn_wait(worker, job)
@@ -278,6 +278,7 @@ def test_jobs_are_unconfirmed_until_their_agent_is_back(stage: Stage) -> None:
     worker, agent = stage.worker(broker), stage.agent(broker)
     job = running_job(worker)
     until(lambda: len(worker.of("job")) == 2)
+    worker.create(BY_UID)  # answered only after everything before it is written down
     agent.vanish()
     broker.kill()
     broker.start()

@@ -343,6 +343,9 @@ def test_the_agent_hears_of_a_job_only_after_it_was_written_down() -> None:
     assert parameters[:2] == ("key-1", agent.connection)
     held.popleft()(world.now)
     world.settle()
+    assert call not in worker.results, "the job itself is not written down"
+    held.popleft()(world.now)
+    world.settle()
     assert created(worker, call)["uid"] == parameters[2]
 
 

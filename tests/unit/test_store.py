@@ -78,6 +78,27 @@ def test_a_restarted_broker_has_its_jobs_links_and_keys(path: Path) -> None:
     assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == before[running]
 
 
+def test_a_wait_is_not_answered_from_news_that_may_be_old(path: Path) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    uids = []
+    for key in ("key-1", "key-2"):
+        call = worker.call("jobs.create", name="job", agent=BY_UID, key=key)
+        uids.append(worker.results[call]["job"]["uid"])
+    replay(world, path)
+    agent.change(uids[0], state=State.RUNNING)
+    again = World(open_store(path))
+    worker = again.worker()
+    calls = [worker.call("jobs.wait", connection=agent.connection, job=uid, timeout=None) for uid in uids]
+    assert not worker.results
+    back = agent.again(2)
+    back.world = again
+    again.join(back)
+    assert list(worker.results) == calls[1:], "what is new is not waited for, what runs is"
+    back.change(uids[0], state=State.FINISHED, reason=Reason.EXITED)
+    assert worker.results[calls[0]]["job"]["state"] == "FINISHED"
+
+
 def test_a_key_written_down_before_a_crash_gives_its_job(path: Path) -> None:
     world = World()
     worker, agent = world.worker(), world.agent()
