@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +80,10 @@ class RouterClient:
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
+        self._asked: Counter[str] = Counter()
+        """Jobs whose routes are being asked for."""
+        self._news: dict[str, JobRecord] = {}
+        """What was told of those jobs meanwhile."""
         self._subscribers: set[Subscriber] = set()
         self._calls = 0
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
@@ -147,9 +151,23 @@ class RouterClient:
         known = self._routes.get((connection, job))
         if known is not None:
             return known
-        answer = self.call("jobs.route", {"connection": connection, "job": job}, timeout=self.config.control.hold or 10)
-        record = JobRecord.from_wire(answer["record"])
-        route = JobRoute(record.connection, record, bool(answer["up"]))
+        self._asked[job] += 1
+        try:
+            args = {"connection": connection, "job": job}
+            answer = self.call("jobs.route", args, timeout=self.config.control.hold or 10)
+            record = JobRecord.from_wire(answer["record"])
+            news = self._news.get(job)
+        finally:
+            self._asked[job] -= 1
+            if not self._asked[job]:
+                del self._asked[job]
+                self._news.pop(job, None)
+        known = self._routes.get((connection, job))
+        if known is not None:
+            return known  # Another request asked at the same time; all must watch one object.
+        if news is not None and news.revision >= record.revision:
+            record = news  # It changed between the broker's answer and this greenlet's turn.
+        route = JobRoute(record.connection, record, self._links.get(record.connection, False))
         self._routes[(connection, job)] = route
         if len(self._routes) > _MAX_ROUTES:
             self._routes.popitem(last=False)
@@ -249,6 +267,8 @@ class RouterClient:
                 route.changed()
 
     def _job_changed(self, record: JobRecord) -> None:
+        if record.uid in self._asked:
+            self._news[record.uid] = record
         for key in ((record.connection, record.uid), ("", record.uid)):
             route = self._routes.get(key)
             if route is not None and record.revision >= route.record.revision:

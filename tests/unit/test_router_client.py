@@ -1,0 +1,54 @@
+"""What a worker knows of jobs is never older than what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from prouter.api.client import RouterClient
+from prouter.config import RouterConfig
+from prouter.jobs import JobRecord, State
+
+STARTING = JobRecord("job", "connection", "a job", State.PENDING, revision=3)
+RUNNING = replace(STARTING, state=State.RUNNING, revision=4, endpoint={"port": 5000})
+
+
+class Asked(RouterClient):
+    """A client whose broker answers what it is told to, after something else happened."""
+
+    def __init__(self, record: JobRecord, meanwhile: Callable[[RouterClient], Any]) -> None:
+        super().__init__(RouterConfig(), "ipc:///nowhere")
+        self._record = record
+        self._meanwhile = meanwhile
+
+    def call(self, op: str, args: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+        assert op == "jobs.route"
+        meanwhile, self._meanwhile = self._meanwhile, lambda client: None
+        meanwhile(self)
+        return {"record": self._record.to_wire(), "up": True}
+
+
+def tell(client: RouterClient, record: JobRecord) -> None:
+    client._job_changed(record)
+
+
+def test_news_that_overtake_the_answer_count() -> None:
+    client = Asked(STARTING, lambda client: tell(client, RUNNING))
+    assert client.route("connection", "job").record == RUNNING
+    assert not client._news
+    assert not client._asked
+
+
+def test_old_news_do_not_undo_the_answer() -> None:
+    client = Asked(RUNNING, lambda client: tell(client, STARTING))
+    assert client.route("connection", "job").record == RUNNING
+
+
+def test_all_who_ask_at_once_watch_the_same_route() -> None:
+    first: list[Any] = []
+    client = Asked(STARTING, lambda client: first.append(client.route("connection", "job")))
+    route = client.route("connection", "job")
+    assert route is first[0]
+    tell(client, RUNNING)
+    assert route.record == RUNNING
