@@ -140,6 +140,9 @@ class Runner(Protocol):
     def configure(self, *, keep_for: float) -> None:
         """Change for how many seconds jobs outlive the agent."""
 
+    def leave_obituary(self, routers: list[str], message: list[bytes]) -> None:
+        """Have these routers (``host:port``) told by this message once the agent has died and its jobs have ended."""
+
     def close(self, *, end_jobs: bool) -> None:
         """Stop. With `end_jobs` all trees are ended and sandboxes removed; otherwise jobs run on for `keep_for`."""
 
@@ -170,6 +173,7 @@ class LocalRunner:
         self._state_dir = state_dir
         self._keep_for = keep_for
         self._on_exit = on_exit
+        self._obituary: dict[str, Any] = {"routers": [], "message": []}
         self.keeper_pid: int | None = None
         self._client: KeeperClient | None = None
         self._attaching = RLock()
@@ -243,6 +247,11 @@ class LocalRunner:
         """See `Runner.configure`."""
         self._keep_for = keep_for
         self._request("configure", keep_for=keep_for)
+
+    def leave_obituary(self, routers: list[str], message: list[bytes]) -> None:
+        """See `Runner.leave_obituary`."""
+        self._obituary = {"routers": routers, "message": [part.hex() for part in message]}
+        self._request("obituary", **self._obituary)
 
     def close(self, *, end_jobs: bool) -> None:
         """See `Runner.close`."""
@@ -335,6 +344,7 @@ class LocalRunner:
         dead.close(wait=True)
         client = self._client
         assert client is not None, "a keeper that was started is attached"
+        client.request("obituary", **self._obituary)
         for job, tracked in list(self._jobs.items()):
             if tracked.spawned is not None and tracked.exit is None:
                 self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))

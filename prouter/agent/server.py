@@ -28,6 +28,7 @@ from prouter.agent.service import Service
 from prouter.config import AgentConfig, ConfigError
 from prouter.directories import agent_state_dir
 from prouter.errors import PRouterError
+from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
 from prouter.requests import Limits
@@ -71,9 +72,10 @@ class _Agent:
 
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
+        self._runner = LocalRunner(state_dir / "keeper", keep_for=config.jobs.keep_for, on_exit=self._exited)
         return JobManager(
             root=Path(config.jobs.root).absolute() if config.jobs.root else state_dir / "jobs",
-            runner=LocalRunner(state_dir / "keeper", keep_for=config.jobs.keep_for, on_exit=self._exited),
+            runner=self._runner,
             properties=config.properties,
             max_jobs=config.jobs.max,
             ceilings=Limits(**config.jobs.limits.model_dump()),
@@ -113,13 +115,21 @@ class _Agent:
             log.info("event=control_open url=%s", url)
         if config.client.enabled:
             given = config.client.address
-            for address in [given] if isinstance(given, str) else given:
+            addresses = [given] if isinstance(given, str) else list(given)
+            self._leave_obituary(addresses)
+            for address in addresses:
                 try:
                     self.links.dial(address, config.client.token, config.client.reconnect_delay)
                 except zmq.ZMQError as error:
                     raise ConfigError(f"client.address: {address!r} is no host:port ({error})") from error
         else:
             self._tell_ready()
+
+    def _leave_obituary(self, routers: list[str]) -> None:
+        """Have the routers told when this process dies: what they see by themselves may also be a broken network."""
+        about = {"uid": self.identity.uid, "incarnation": self.identity.incarnation, "protocol": VERSION}
+        body = {"kind": "obituary", "token": self._config.client.token, **about}
+        self._runner.leave_obituary(routers, [b"", *encode([Frame(HELLO, payload=pack_body(body))])])
 
     def _tell_ready(self) -> None:
         """Say once that this agent can be used: it is linked, or it waits to be dialled."""

@@ -1,8 +1,9 @@
 """One file written into a sandbox, so that its name holds either all of it or what it held before.
 
 The bytes go into a file without a name (O_TMPFILE) in the target's directory: when the agent is killed in the middle,
-nothing is left. Where the file system has no such files, a hidden one beside the target is used. `Upload.commit` brings
-the data to disk (fdatasync) and then gives it its name in one step; docs/files.md says what that guarantees.
+nothing is left. Where the file system has no such files, a hidden one beside the target is used. `Upload.commit` gives
+the data its name in one step; docs/files.md says what that guarantees. It waits for the disk only where it must: file
+systems without nameless files are mostly network ones, which may tell of a full disk or quota as late as that.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Upload:
             at `commit`.
         limit: bytes the sandbox has left for it.
         exclusive: refuse to replace anything.
-        sync: bring the data to disk before the name changes.
+        sync: bring the data to disk before the name changes, on whatever file system.
 
     Raises:
         InvalidRequest, Forbidden: the path or the mode is none, or leaves the sandbox.
@@ -70,7 +71,7 @@ class Upload:
         size: int | None = None,
         limit: int | None = None,
         exclusive: bool = False,
-        sync: bool = True,
+        sync: bool = False,
     ) -> None:
         if mode is not None and mode & ~0o777:
             raise InvalidRequest(f"Invalid request: mode {mode:o} has more than permission bits")
@@ -102,6 +103,11 @@ class Upload:
     def __exit__(self, *_: object) -> None:
         self.abort()
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether `commit` brings the data to disk first."""
+        return self._sync or self._hidden is not None
+
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append a chunk.
 
@@ -123,12 +129,12 @@ class Upload:
             while done < length:
                 done += os.write(self._fd, memoryview(chunk)[done:])
         self._written = total
-        if self._sync and total - self._flushed >= _WRITEBACK:
+        if self.waits_for_disk and total - self._flushed >= _WRITEBACK:
             syscalls.start_writeback(self._fd, self._flushed, total - self._flushed)
             self._flushed = total
 
     def commit(self) -> Uploaded:
-        """Bring the bytes to disk and give them their name. Waits for the disk: run large ones in a thread.
+        """Give the bytes their name. Run it in a thread when it `waits_for_disk`.
 
         Raises:
             InvalidRequest: fewer bytes came than `size` said; nothing changes.
@@ -145,7 +151,7 @@ class Upload:
                 os.utime(
                     self._fd, ns=(now, now)
                 )  # finer than the kernel's own stamp, so that every upload has its own etag
-                if self._sync:
+                if self.waits_for_disk:
                     os.fdatasync(self._fd)
                 created = self._give_name()
                 return Uploaded(self._written, etag_of(os.fstat(self._fd)), created)

@@ -48,8 +48,7 @@ class Settings:
         dial_timeout: how long a create waits for the agent it dials.
         takeover_patience: how long an agent may take to prove that it is alive when another claims its uid.
         return_patience: how long an agent whose connection was closed may take to come back before it counts as dead,
-        on
-            top of the time it says its jobs outlive it.
+            on top of the time it says its jobs outlive it.
         workers_return: after the start, how long workers of the broker before may take to come back.
     """
 

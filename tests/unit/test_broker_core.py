@@ -126,6 +126,51 @@ def test_an_agent_known_to_be_away_loses_its_uid_at_once() -> None:
     assert world.agent(incarnation="d" * 32).ready
 
 
+def obituary(world: World, uid: str = "agent-1", incarnation: Any = "a" * 32, **fields: Any) -> None:
+    """The keeper of a dead agent speaks."""
+    keeper = Agent(world, uid, "a" * 32, path=9)
+    keeper.hello.update(kind="obituary", incarnation=incarnation, **fields)
+    keeper.session = Session(world.now, 2.0, keeper.hello)
+    world.join(keeper)
+
+
+def test_an_agent_reported_dead_is_not_waited_for() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    wait = worker.call("jobs.wait", **job["at"], timeout=None)
+    world.vanish(agent)
+    obituary(world)
+    assert worker.results[wait]["job"]["reason"] == "agent_lost"
+    assert worker.of("link.down")[-1]["gone"]
+    assert world.agent(incarnation="d" * 32).ready
+
+
+def test_an_agent_reported_dead_before_its_connection_was_seen_to_close_is_given_up_when_it_is() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    obituary(world)
+    world.run(0.5)
+    assert not worker.of("link.down")
+    world.vanish(agent)
+    world.run(0.6)
+    assert worker.of("link.down")[-1]["gone"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"token": "no"}, {"uid": "agent-2"}, {"incarnation": "d" * 32}, {"incarnation": None}, {}]
+)
+def test_only_the_dead_are_buried(fields: dict[str, Any]) -> None:
+    world = World(tokens=("good",))
+    worker = world.worker()
+    world.join(Agent(world, "agent-1", "a" * 32, token="good"))
+    obituary(world, **{"token": "good", **fields})
+    world.run(2.0)
+    assert not worker.of("link.down")
+    assert worker.ask("connections")["connections"][0]["up"]
+
+
 def test_incarnations_cannot_be_borrowed() -> None:
     world = World()
     world.agent()

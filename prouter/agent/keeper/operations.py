@@ -74,6 +74,8 @@ class Operations:
         self.trees = Trees(self._tree_gone, link.log)
         self.keep_for = 0.0
         self.ending = False
+        self.obituary: tuple[list[str], list[bytes]] = ([], [])
+        """Routers to be told that the agent is dead, and the message."""
         self._link = link
         self._journal = journal
         self._watch = watch
@@ -95,6 +97,7 @@ class Operations:
             "list": self._list,
             "forget": self._forget,
             "configure": self._configure,
+            "obituary": self._obituary,
             "end": self._end,
         }
 
@@ -157,6 +160,11 @@ class Operations:
 
     def _configure(self, request: Request, *, keep_for: float) -> None:
         self.keep_for = keep_for
+        request.answer(None)
+
+    def _obituary(self, request: Request, *, routers: list[str], message: list[str]) -> None:
+        """Remember whom to tell what when the agent has died; parts of the message in hexadecimal."""
+        self.obituary = (routers, [bytes.fromhex(part) for part in message])
         request.answer(None)
 
     def _hold(

@@ -1,8 +1,8 @@
 """The keeper's loop, and its life from start to end.
 
 The loop sleeps in epoll until the agent speaks, a child ends, a command was executed, or a tree is to be looked at.
-When the agent goes away it waits `keep_for` seconds for another one; then it ends every tree, removes the sandboxes
-and exits.
+When the agent goes away it waits `keep_for` seconds for another one; then it ends every tree, tells the routers,
+removes the sandboxes and exits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import FrameType
 
 from prouter.agent.keeper.agent_link import AgentLink
 from prouter.agent.keeper.journal import Journal, remove_sandbox
+from prouter.agent.keeper.obituary import Delivery
 from prouter.agent.keeper.operations import Operations
 from prouter.agent.process_tree import end_marked
 
@@ -83,7 +84,10 @@ class Keeper:
             self._check_end()
         if not trees.empty:
             self._link.log("error", "event=processes_left_behind reason='they do not die'")
+        routers, message = self._operations.obituary if self._lost_at is not None else ([], [])
+        told = Delivery(routers, message, lambda text: self._link.log("info", text))
         self._operations.clean_up()
+        told.finish()
         self._link.close()
 
     def _watch_signals(self) -> int:
