@@ -66,7 +66,7 @@ def write_file(transfer: Transfer) -> None:
     if size is not None and size <= SMALL and transfer.io.finished:
         data = b"".join(iter(transfer.io.read, b""))
         _refuse_truncated(len(data), size)
-        done = _write_at_once(transfer, data, room)
+        done = transfer.run(_write_at_once, transfer, data, room)
         transfer.say()
     else:
         done = _write_as_it_comes(transfer, size, room)
@@ -80,10 +80,13 @@ def _upload(transfer: Transfer, size: int | None, room: int | None) -> Upload:
 
 
 def _write_at_once(transfer: Transfer, data: bytes, room: int | None) -> Uploaded:
-    """A small file that is here already, written on the loop: the way to a thread and back costs more than the file."""
+    """A small file that is here already: one way to the thread for all of it.
+
+    Not on the loop, though that takes less time: giving a name may wait for the file system's journal.
+    """
     with _upload(transfer, len(data), room) as upload:
         upload.write(data)
-        return transfer.run(upload.commit) if upload.waits_for_disk else upload.commit()
+        return upload.commit()
 
 
 def _write_as_it_comes(transfer: Transfer, size: int | None, room: int | None) -> Uploaded:
