@@ -37,8 +37,13 @@ __all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 
 log = logging.getLogger("prouter.transport")
 
-_MESSAGE_BYTES = 1024 * 1024
-"""Payload bytes after which a batch is split into a further message."""
+_MESSAGE_BYTES = 256 * 1024
+"""Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
+link of 1 Mbit/s that is merely busy would be taken for dead."""
+
+
+_LATE = 0.003
+"""Seconds the acknowledgement of a stream's end waits for company. Alone it would cost three processes a wake-up."""
 
 
 class Runtime(Protocol):
@@ -53,6 +58,10 @@ class Runtime(Protocol):
         """Runs a callback in the next turn of the loop."""
 
     @property
+    def later(self) -> Callable[[float, Callable[[], None]], Any]:
+        """Runs a callback in so many seconds."""
+
+    @property
     def spawn(self) -> Callable[..., Any]:
         """Runs a function, with arguments, beside everything else; it may block."""
 
@@ -64,6 +73,16 @@ class GeventRuntime:
         self.now: Callable[[], float] = time.monotonic
         self.soon: Callable[[Callable[[], None]], Any] = get_hub().loop.run_callback
         self.spawn: Callable[..., Any] = gevent.spawn
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Run `callback` in so many seconds."""
+        timer = get_hub().loop.timer(seconds)
+
+        def run() -> None:
+            timer.close()
+            callback()
+
+        timer.start(run)
 
 
 class StreamHandler(Protocol):
@@ -140,6 +159,7 @@ class Peer:
         self._dirty: list[Mux] = []
         self._control: list[Frame] = []
         self._flush_scheduled = False
+        self._late: list[Mux] = []
         self._runtime: Runtime = runtime or GeventRuntime()
         self._malformed = 0
 
@@ -245,7 +265,12 @@ class Peer:
         """The streams with the peer behind `route`."""
         mux = self.muxes.get(route)
         if mux is None:
-            mux = Mux(self._on_output, accepts=self._accepts, resume_timeout=self._resume_timeout)
+            mux = Mux(
+                self._on_output,
+                on_late_output=self._on_late_output,
+                accepts=self._accepts,
+                resume_timeout=self._resume_timeout,
+            )
             mux.tag = route
             self.muxes[route] = mux
         return mux
@@ -407,11 +432,10 @@ class Peer:
         start = size = 0
         for index, frame in enumerate(frames):
             size += len(frame.payload)
-            if size >= _MESSAGE_BYTES:
-                send([route, *encode(frames[start : index + 1])])
-                start, size = index + 1, 0
-        if start < len(frames):
-            send([route, *encode(frames[start:] if start else frames)])
+            if size > _MESSAGE_BYTES and index > start:
+                send([route, *encode(frames[start:index])])
+                start, size = index, len(frame.payload)
+        send([route, *encode(frames[start:] if start else frames)])
 
     def _say(self, *frames: Frame) -> None:
         if frames and self._send is not None:
@@ -421,6 +445,16 @@ class Peer:
     def _on_output(self, mux: Mux) -> None:
         self._dirty.append(mux)
         self._schedule_flush()
+
+    def _on_late_output(self, mux: Mux) -> None:
+        self._late.append(mux)
+        if len(self._late) == 1:
+            self._runtime.later(_LATE, self._late_is_now)
+
+    def _late_is_now(self) -> None:
+        late, self._late = self._late, []
+        self._dirty += late
+        self.flush()
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
