@@ -19,6 +19,7 @@ from prouter.agent import limits, process_tree
 from prouter.agent.limits import Limits, Sample
 from prouter.agent.listeners import listening
 from prouter.agent.process_tree import Process
+from tests.support.processes import wait_until
 
 
 def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
@@ -137,8 +138,8 @@ def test_environment_mark_is_not_taken_from_a_longer_name(start: Callable[..., s
     job = token_hex(16)
     other = start("sleep", "60", env={"X_PROUTER_JOB_ID": job})
     marked = start("sleep", "60", env={"A": "1", "PROUTER_JOB_ID": job, "B": "2"})
+    wait_until(lambda: process_tree.environment_mark(marked.pid) == job)
     assert process_tree.environment_mark(other.pid) is None
-    assert process_tree.environment_mark(marked.pid) == job
 
 
 @pytest.mark.parametrize("uid", ["", "job", "0x0000000000000000", "../" + "a" * 29, "A" * 32])
