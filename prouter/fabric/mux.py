@@ -115,6 +115,8 @@ class Mux:
 
     Args:
         on_output: called when the first frame is queued after `take` emptied the queue.
+        on_late_output: called instead when that frame may wait a few milliseconds for others to leave with; `on_output`
+            follows when one that may not is queued.
         accepts: whether the peer may open streams here.
         max_streams: how many streams may be open at once; an OPEN beyond it is reset with ``overloaded``.
         resume_timeout: seconds without a path after which streams are given up.
@@ -124,6 +126,7 @@ class Mux:
         self,
         on_output: Callable[[Mux], None],
         *,
+        on_late_output: Callable[[Mux], None] | None = None,
         accepts: bool = False,
         max_streams: int = 65536,
         resume_timeout: float = RESUME_TIMEOUT,
@@ -133,11 +136,13 @@ class Mux:
         self.tag: Any = None
         self.malformed = 0
         self._on_output = on_output
+        self._on_late_output = on_late_output or on_output
         self._accepts = accepts
         self._max_streams = max_streams
         self._resume_timeout = resume_timeout
         self._next_sid = 1
         self._out: list[Frame] = []
+        self._announced = False
         self._events: list[StreamEvent] | None = None
         self._ack_due: dict[int, Stream] = {}
         self._gaps: dict[int, int] = {}
@@ -162,7 +167,7 @@ class Mux:
         """The path is there (again): resume every stream. Also right when a path was replaced unnoticed."""
         self.up = True
         self._down_since = None
-        self._out.clear()
+        self._drop_output()
         self._gaps.clear()
         self._send(Frame(RESUME, payload=_pack_roster(self.streams)))
         for stream in self.streams.values():
@@ -173,7 +178,7 @@ class Mux:
         if self.up or self._down_since is None:
             self.up = False
             self._down_since = now
-            self._out.clear()
+            self._drop_output()
 
     def peer_gone(self, code: str, text: str) -> list[StreamEvent]:
         """The peer itself is gone and with it every stream."""
@@ -181,7 +186,7 @@ class Mux:
         for stream in list(self.streams.values()):
             self._forget(stream, code)
             events.append(ResetReceived(stream, code, text))
-        self._out.clear()
+        self._drop_output()
         self._down_since = None
         return events
 
@@ -202,6 +207,7 @@ class Mux:
         """The frames to send now, in order."""
         out = self._out
         self._out = []
+        self._announced = False
         return out
 
     def receive(self, frames: Iterable[Frame]) -> list[StreamEvent]:
@@ -354,10 +360,21 @@ class Mux:
     def _send(self, frame: Frame) -> None:
         if not self.up:
             return
-        out = self._out
-        out.append(frame)
-        if len(out) == 1:
+        self._out.append(frame)
+        if not self._announced:
+            self._announced = True
             self._on_output(self)
+
+    def _send_late(self, frame: Frame) -> None:
+        if not self.up:
+            return
+        self._out.append(frame)
+        if len(self._out) == 1:
+            self._on_late_output(self)
+
+    def _drop_output(self) -> None:
+        self._out.clear()
+        self._announced = False
 
     def _check_closed(self, stream: Stream) -> None:
         if stream.closed and stream.sid in self.streams:

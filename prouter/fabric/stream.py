@@ -181,12 +181,13 @@ class Stream:
         self._mux._send(Frame(ACK, 0, self.sid, 0, self._consumed))
 
     def _finish_receiving(self) -> bool:
-        """Once the peer's last byte is consumed, consume its FIN and say so at once."""
+        """Once the peer's last byte is consumed, consume its FIN and say so, with what else is to be said by then."""
         if self.receiving is not Direction.FIN or self._consumed < self._received - 1:
             return False
         self._consumed = self._received
         self.receiving = Direction.DONE
-        self._acknowledge()
+        self._told = self._consumed
+        self._mux._send_late(Frame(ACK, 0, self.sid, 0, self._consumed))
         self._mux._check_closed(self)
         return True
 

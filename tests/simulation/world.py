@@ -82,6 +82,7 @@ class Runtime:
         self._world = world
         self.soon: Callable[[Callable[[], None]], Any] = self._soon
         self.spawn: Callable[..., Any] = self._spawn
+        self.later: Callable[[float, Callable[[], None]], None] = self.after
 
     def _soon(self, callback: Callable[[], None]) -> None:
         self.after(0.0, callback)
