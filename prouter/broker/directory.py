@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from prouter.broker.env import Env
-from prouter.broker.info import connection_info
+from prouter.broker.hello import AgentInfo
+from prouter.broker.info import connection_figures, connection_identity
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
+from prouter.broker.packed import join_maps, pack_list, pack_map, pack_value
 from prouter.fabric.frames import pack_body
 
 __all__ = ["Directory"]
@@ -17,6 +19,18 @@ _FIGURES_AGE = 2.0
 
 _SLOW = 0.02
 """Round trips (seconds) from here on are news by themselves."""
+
+
+class _Shown:
+    """What was last shown of a link."""
+
+    __slots__ = ("figures", "identity", "info", "packed")
+
+    def __init__(self, info: AgentInfo, identity: bytes) -> None:
+        self.info = info
+        self.identity = identity
+        self.figures: dict[str, Any] = {}
+        self.packed = b""
 
 
 class Directory:
@@ -32,6 +46,7 @@ class Directory:
         self._unchanged = b""
         self._etag = ""
         self._made = float("-inf")
+        self._shown: dict[str, _Shown] = {}
 
     def figures_changed(self) -> None:
         """Load, latency or a number of jobs is another than was shown."""
@@ -70,11 +85,22 @@ class Directory:
             self._make(version, now)
         return self._unchanged if etag == self._etag else self._packed
 
+    def _show(self, link: Link) -> bytes:
+        """A link as clients see it, packed again only as far as it changed."""
+        known = self._shown.get(link.connection)
+        if known is None or known.info is not link.info:
+            known = self._shown[link.connection] = _Shown(link.info, pack_body(connection_identity(link)))
+        figures = connection_figures(link, len(self._ledger.table.live(link.connection)))
+        if figures != known.figures:
+            known.figures = figures
+            known.packed = join_maps(known.identity, pack_body(figures))
+        return known.packed
+
     def _make(self, version: tuple[int, int], now: float) -> None:
         self._version, self._made = version, now
         self._etag = f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
-        live = self._ledger.table.live
         links = sorted(self._links, key=lambda link: (link.since, link.connection))
-        shown = [connection_info(link, len(live(link.connection))) for link in links]
-        self._packed = pack_body({"connections": shown, "etag": self._etag})
+        shown = [self._show(link) for link in links]
+        self._shown = {link.connection: self._shown[link.connection] for link in links}
+        self._packed = pack_map({"connections": pack_list(shown), "etag": pack_value(self._etag)})
         self._unchanged = pack_body({"unchanged": True, "etag": self._etag})

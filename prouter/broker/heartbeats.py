@@ -10,8 +10,10 @@ from prouter.fabric.session import Lost, SessionState
 
 __all__ = ["Heartbeats"]
 
-_MEASURE = 10.0
+_MEASURE = 30.0
 """Seconds between measurements of a round trip that nothing else asked for."""
+_GRID = 0.05
+"""Seconds by which timers are rounded up, so that many run in one turn."""
 _NEVER = float("inf")
 
 
@@ -47,7 +49,9 @@ class Heartbeats:
         session = path.session
         session.heard(path.heard)
         frames, event = session.tick(now)
-        self._env.outbox.say(path, *frames)
+        if frames:
+            path.measured = now
+            self._env.outbox.say(path, *frames)
         if isinstance(event, Lost):
             self._watched.discard(path)
             if path.owner is not None:
@@ -60,4 +64,4 @@ class Heartbeats:
         if deadline == _NEVER:
             self._watched.discard(path)
         else:
-            self._env.timers.at(max(deadline, now + 0.01), partial(self._beat, path))
+            self._env.timers.at((deadline // _GRID + 1) * _GRID, partial(self._beat, path))

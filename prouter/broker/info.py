@@ -9,7 +9,7 @@ from prouter.broker.hello import SERVER, AgentInfo
 from prouter.broker.links import Link
 from prouter.jobs import JobRecord
 
-__all__ = ["connection_info", "job_info", "rfc3339"]
+__all__ = ["connection_figures", "connection_identity", "job_info", "rfc3339"]
 
 _INTERNAL = ("connection", "revision", "endpoint", "path_mode")
 _TIMES = ("created_at", "started_at", "finished_at")
@@ -44,18 +44,24 @@ def job_info(
     return info
 
 
-def connection_info(link: Link, jobs: int) -> dict[str, Any]:
-    """A link as clients see it. Never its token."""
-    latency = link.latency
+def connection_identity(link: Link) -> dict[str, Any]:
+    """What clients see of a link that does not change while its agent lives. Never its token."""
     return {
         "uid": link.connection,
         "mode": link.mode,
         "peer": {"auth": link.agent, "platform": link.info.platform, "properties": link.info.properties},
         "since": rfc3339(link.since),
+        "version": link.info.version,
+    }
+
+
+def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
+    """What clients see of a link that changes."""
+    latency = link.latency
+    return {
         "latency_ms": round(latency * 1000, 1) if latency is not None else None,
         "load": link.load,
         "jobs": jobs,
-        "version": link.info.version,
         "draining": link.draining,
         "up": link.up,
     }

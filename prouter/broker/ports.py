@@ -18,6 +18,10 @@ MAX_PART = 16 * 1024 * 1024
 """Largest part of a message that is taken from an agent, bytes."""
 _HANDSHAKE = 5000
 """Milliseconds a connection has to show that it speaks ZeroMQ."""
+_CONNECT_TIMEOUT = 2000
+"""Milliseconds an attempt to connect may take before the next, however far apart TCP's own repeats are by then."""
+_CONNECT = 2000
+"""Milliseconds an attempt to connect may take before the next, so that a network that is back is found soon."""
 _BACKLOG = 4096
 _DRAIN = 256
 """Messages moved before other sockets get their turn."""
@@ -49,6 +53,10 @@ class Port:
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         if self.router:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        else:
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT)
+        else:
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT)
         self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) if watched else None
 
     def close(self, linger: int = 0) -> None:
@@ -117,10 +125,16 @@ class Port:
     def send(self, path: Path) -> bool:
         """Send what is pending on `path`; False when its peer is not reachable."""
         frames, path.pending = path.pending, []
-        head = [path.rid, b""] if self.router else [b""]
+        send = self.socket.send
         try:
             for start in range(0, len(frames), _FRAMES):
-                self.socket.send_multipart([*head, *encode(frames[start : start + _FRAMES])], _NOBLOCK)
+                parts = encode(frames[start : start + _FRAMES])
+                if self.router:
+                    send(path.rid, _SNDMORE)
+                send(b"", _SNDMORE)
+                for part in parts[:-1]:
+                    send(part, _SNDMORE)
+                send(parts[-1], _NOBLOCK)
         except zmq.ZMQError as error:
             _check(error)
             return False

@@ -36,6 +36,12 @@ log = logging.getLogger("prouter.broker")
 _PENDING_FDS = 4096
 _LAST_WORDS = 100
 """Batches of messages read before a closed connection is acted upon."""
+_BUSY = 0.25
+"""Seconds after the last request or byte for which nothing is let wait."""
+_GATHER = 10
+"""Milliseconds for which signs of life from agents may gather otherwise."""
+_COLLECT = (20_000, 20, 50)
+"""Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
 _LINGER = 500
 """Milliseconds that last words have to leave."""
 
@@ -87,6 +93,9 @@ class _Server:
         self._config = config
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
+        self._urgent = zmq.Poller()
+        self._work = 0
+        self._busy_until = 0.0
         self._ready: dict[object, Callable[[float], None]] = {}
         self._fds: dict[int, Path] = {}
         self._strangers: OrderedDict[bytes, int] = OrderedDict()
@@ -119,6 +128,7 @@ class _Server:
         self.endpoint = self._bind(bind_port) if config.server.enabled else ""
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT)
         gc.enable()
         log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")
 
@@ -130,7 +140,10 @@ class _Server:
         self._flush(time.monotonic())
         while not (self._stop or broker.stopping):
             deadline = timers.deadline()
-            timeout = None if deadline is None else max(0, ceil((deadline - time.monotonic()) * 1000))
+            now = time.monotonic()
+            timeout = None if deadline is None else max(0, ceil((deadline - now) * 1000))
+            if self._quiet(now) and timeout != 0:
+                self._urgent.poll(_GATHER)
             ready = self._poller.poll(timeout)
             now = time.monotonic()
             for source, _events in ready:
@@ -143,6 +156,14 @@ class _Server:
             self._flush(now)
             self._close_unused()
             self._lag.turned(now, time.monotonic())
+
+    def _quiet(self, now: float) -> bool:
+        """Whether nothing passes but agents' signs of life, so that a few may gather before they are looked at."""
+        work = self._env.switch.routed + self._broker.service.calls
+        if work != self._work:
+            self._work = work
+            self._busy_until = now + _BUSY
+        return now >= self._busy_until
 
     def close(self) -> None:
         """Say goodbye, and leave nothing behind."""
@@ -305,9 +326,9 @@ class _Server:
         def pump(now: float) -> None:
             port.pump(switch, now, control, unreachable)
 
-        self._register(port.socket, pump)
+        self._register(port.socket, pump, urgent=not watched)
         if port.monitor is not None:
-            self._register(port.monitor, lambda now: self._closed_connections(port, now))
+            self._register(port.monitor, lambda now: self._closed_connections(port, now), urgent=False)
         return port
 
     def _shut(self, port: Port) -> None:
@@ -330,13 +351,17 @@ class _Server:
             ) from error
         return self._agents.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def _register(self, source: object, handle: Callable[[float], None]) -> None:
+    def _register(self, source: object, handle: Callable[[float], None], *, urgent: bool = True) -> None:
         self._ready[source] = handle
         self._poller.register(source, zmq.POLLIN)
+        if urgent:
+            self._urgent.register(source, zmq.POLLIN)
 
     def _unregister(self, source: object) -> None:
         if self._ready.pop(source, None) is not None:
             self._poller.unregister(source)
+            if source in self._urgent:
+                self._urgent.unregister(source)
 
     def _wake(self) -> None:
         try:

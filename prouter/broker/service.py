@@ -61,6 +61,8 @@ class Service:
         self._stop = stop
         self.running = 0
         """Calls being carried out."""
+        self.calls = 0
+        """Calls since the start."""
         self._handlers: dict[str, Callable[[dict[str, Any], Done, float], None]] = {
             "info": self._info,
             "jobs.create": creations.create,
@@ -82,6 +84,7 @@ class Service:
         """Carry out a worker's call."""
         done = partial(self._reply, worker, request)
         self.running += 1
+        self.calls += 1
         try:
             if self.running > self._env.settings.bounds.calls and request.op not in _READS:
                 raise Overloaded("too many requests are being carried out", retry_after=1)

@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 
 from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body, unpack_body
 
-__all__ = ["LOST_AFTER", "Greeted", "Lost", "Refused", "Session", "SessionEvent", "SessionState", "Welcomed"]
+__all__ = ["LISTENER_PATIENCE", "LOST_AFTER", "Greeted", "Lost", "Refused", "Session", "SessionEvent", "SessionState", "Welcomed"]
 
 LOST_AFTER = 3
 """Heartbeat intervals of silence after which a peer is lost."""
+
+
+LISTENER_PATIENCE = 1.5
+"""Heartbeat intervals of silence after which a listener asks; a dialler asks after one, so that mostly it is the one."""
 
 
 class SessionState(Enum):
@@ -67,7 +71,7 @@ class Session:
 
     Args:
         now: the current time, seconds of any monotonic clock.
-        heartbeat: seconds of silence after which a sign of life is asked for.
+        heartbeat: seconds of silence after which a dialler asks for a sign of life.
         hello: the dialler's introduction; None makes a listener.
     """
 
@@ -79,6 +83,7 @@ class Session:
         self.answered = 0
         """Number (`Frame.offset`) of the latest PING that came back."""
         self._hello = hello
+        self._patience = heartbeat if hello is not None else heartbeat * LISTENER_PATIENCE
         self._heard = now
         self._asked = now
         self._spoke_hello = now
@@ -153,7 +158,7 @@ class Session:
         if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
             self._spoke_hello = now
             return [self._hello_frame()], None
-        if self.state is SessionState.READY and silence >= self.heartbeat and now - self._asked >= self.heartbeat:
+        if self.state is SessionState.READY and min(silence, now - self._asked) >= self._patience:
             return [self.ping(now)], None
         return [], None
 
@@ -165,7 +170,7 @@ class Session:
         if self.state is SessionState.HELLO_SENT:
             return min(lost, self._spoke_hello + self.heartbeat)
         if self.state is SessionState.READY:
-            return min(lost, max(self._heard, self._asked) + self.heartbeat)
+            return min(lost, max(self._heard, self._asked) + self._patience)
         return lost
 
     def ping(self, now: float) -> Frame:

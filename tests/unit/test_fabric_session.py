@@ -56,6 +56,21 @@ def test_who_hears_enough_does_not_ask() -> None:
         assert dialler.tick(tenth / 10 + 0.05) == ([], None)
 
 
+def test_it_is_the_dialler_that_asks() -> None:
+    dialler, listener = pair()
+    said, _ = run((dialler, listener), 0.0, 30.5)
+    assert sum(frame.type == PING for frame in said) == 30
+    assert listener.latency is None
+
+
+def test_a_listener_asks_a_silent_dialler_a_little_later() -> None:
+    _, listener = pair()
+    assert listener.deadline() == 1.5
+    assert listener.tick(1.4) == ([], None)
+    assert [frame.type for frame in listener.tick(1.5)[0]] == [PING]
+    assert isinstance(listener.tick(3.0)[1], Lost)
+
+
 def test_silence_is_asked_about_and_then_a_loss() -> None:
     dialler, _ = pair()
     assert dialler.tick(0.9) == ([], None)
