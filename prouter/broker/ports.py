@@ -20,8 +20,6 @@ _HANDSHAKE = 5000
 """Milliseconds a connection has to show that it speaks ZeroMQ."""
 _CONNECT_TIMEOUT = 2000
 """Milliseconds an attempt to connect may take before the next, however far apart TCP's own repeats are by then."""
-_CONNECT = 2000
-"""Milliseconds an attempt to connect may take before the next, so that a network that is back is found soon."""
 _BACKLOG = 4096
 _DRAIN = 256
 """Messages moved before other sockets get their turn."""
@@ -53,8 +51,6 @@ class Port:
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         if self.router:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        else:
-            socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT)
         else:
             socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT)
         self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) if watched else None

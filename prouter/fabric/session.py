@@ -18,14 +18,24 @@ from typing import Any, NamedTuple
 
 from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body, unpack_body
 
-__all__ = ["LISTENER_PATIENCE", "LOST_AFTER", "Greeted", "Lost", "Refused", "Session", "SessionEvent", "SessionState", "Welcomed"]
+__all__ = [
+    "LISTENER_PATIENCE",
+    "LOST_AFTER",
+    "Greeted",
+    "Lost",
+    "Refused",
+    "Session",
+    "SessionEvent",
+    "SessionState",
+    "Welcomed",
+]
 
 LOST_AFTER = 3
 """Heartbeat intervals of silence after which a peer is lost."""
 
 
 LISTENER_PATIENCE = 1.5
-"""Heartbeat intervals of silence after which a listener asks; a dialler asks after one, so that mostly it is the one."""
+"""Heartbeat intervals of silence after which a listener asks; a dialler asks after one, so that mostly it does."""
 
 
 class SessionState(Enum):
