@@ -17,13 +17,16 @@ from zmq.utils.monitor import parse_monitor_message
 
 from prouter.transport.memory import keep_freed_memory
 
-__all__ = ["DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
+__all__ = ["CONNECT_TIMEOUT", "DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
 
 log = logging.getLogger("prouter.transport")
 
 DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
 LISTENING = int(zmq.EVENT_LISTENING)
 
+CONNECT_TIMEOUT = 2000
+"""Milliseconds an attempt to connect may take before the next: TCP's own repeats come further and further apart, and
+would find a network that is back late."""
 _DRAIN_BATCH = 128
 """Messages handled before other events of the loop get their turn."""
 
@@ -65,6 +68,8 @@ class WatchedSocket:
             socket.setsockopt(zmq.IDENTITY, identity)
         if kind == zmq.ROUTER:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        else:
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT)
         self._on_message = on_message
         self._on_disconnect = on_disconnect
         self._closed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -104,7 +105,7 @@ class Stand:
     def wait_everywhere(self, load: Load, count: int) -> None:
         """`count` waits for the end of one job, known to be parked."""
         load.park("wait", clients.wait_for(self.router.url, self.sleeper, self.note), count)
-        wait_until(lambda: f"prouter_broker_waits {count}\n" in self.router.get("/metrics").text, what="waits park")
+        wait_until(lambda: self.metric("waits") == count, what="waits park")
 
     def restart_agent(self, launch: Callable[..., Any], **sets: Any) -> Agent:
         """Another agent in the directory of the first."""
@@ -143,6 +144,12 @@ class Stand:
             return self.broker != known and started >= 0 and "event=link_up" in log[started:]
 
         wait_until(back, deadline, "the agent is linked to a new broker")
+
+    def metric(self, name: str) -> float:
+        """A figure of the broker's."""
+        found = re.search(rf"^prouter_broker_{name} (\S+)$", self.router.get("/metrics").text, re.MULTILINE)
+        assert found is not None, f"no figure {name}"
+        return float(found[1])
 
     def open_connections(self) -> int:
         """Connections to the job at `bytes_job`, besides the one that asks."""
