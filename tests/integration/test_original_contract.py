@@ -1,0 +1,191 @@
+"""A program written for the original pRouter works unchanged: its requests, its answers, its texts (docs/http-api.md).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+
+PLATFORM = {"system", "node", "release", "version", "machine", "processor"}
+STATES = {"NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"}
+
+
+def send(router: Router, method: str, path: str, body: Any = None, **headers: str) -> requests.Response:
+    """A request as the original's client makes it: JSON without saying so."""
+    data = None if body is None else json.dumps(body).encode()
+    return requests.request(method, router.url + path, data=data, headers=headers, timeout=60)
+
+
+def create(router: Router, agent: str) -> dict[str, Any]:
+    answer = send(router, "POST", "/jobs/create", {"name": "job", "agent": {"type": "uid", "uid": agent}})
+    assert answer.status_code == 200, answer.text
+    info: dict[str, Any] = answer.json()
+    return info
+
+
+def test_info_and_connections_have_the_originals_shape(router: Router, agent: Agent) -> None:
+    for path in ("/info", "/info/"):
+        answer = send(router, "GET", path)
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Control"] == "no-store, must-revalidate"
+        assert set(answer.json()["auth"]) == {"uid", "name"}
+        assert set(answer.json()["platform"]) == PLATFORM
+    entry = next(
+        entry
+        for entry in send(router, "GET", "/connections/").json()["connections"]
+        if entry["peer"]["auth"]["uid"] == agent.uid
+    )
+    assert entry["mode"] == "SERVER"
+    assert set(entry["peer"]["auth"]) == {"uid", "name"}
+    assert set(entry["peer"]["platform"]) == PLATFORM
+    assert entry["peer"]["properties"] == {}
+
+
+def test_a_job_lives_as_in_the_original(router: Router, agent: Agent) -> None:
+    info = create(router, agent.uid)
+    path = info["path"]
+    assert path == f"/jobs/{path.split('/')[2]}/{info['uid']}"
+    assert (info["name"], info["state"]) == ("job", "NEW")
+    assert info["sender"]["direction"] == "CLIENT"
+    assert set(info["sender"]) == {"direction", "uid", "name"}
+    assert set(info["agent"]["platform"]) == PLATFORM
+    script = "import os; print(os.getcwd()); open('out', 'w').write(os.environ['A'])"
+    start = {"args": [sys.executable, "-c", script], "env": {"A": "1"}, "cwd": None, "port_expected_count": 0}
+    started = send(router, "POST", path + "/start", {**start, "forward_stdout": False, "name": "job"})
+    assert started.status_code == 200, started.text
+    assert started.json()["state"] in STATES
+    waited = send(router, "POST", path + "/wait")
+    assert waited.status_code == 200
+    assert waited.json()["state"] == "FINISHED"
+    for method in ("GET", "POST"):
+        assert send(router, method, path + "/info/").json()["state"] == "FINISHED"
+    assert send(router, "GET", path + "/file/out").content == b"1"
+    assert b"/" in send(router, "GET", path + "/file/.pagent.stdout").content
+    removed = send(router, "POST", path + "/remove")
+    assert removed.status_code == 200
+    assert removed.json()["state"] == "FINISHED"
+    gone = send(router, "GET", path + "/info")
+    assert gone.status_code == 404
+    assert f"job '{info['uid']}' is not found" in gone.text
+
+
+def test_the_originals_job_server_reports_its_port(router: Router, agent: Agent, jobs: Path) -> None:
+    path = create(router, agent.uid)["path"]
+    started = send(
+        router, "POST", path + "/start", {"args": [sys.executable, str(jobs / "notify_server.py")], "env": {}}
+    )
+    assert started.status_code == 200, started.text
+    assert started.json()["state"] == "RUNNING"
+    assert send(router, "GET", path + "/http/").status_code == 200
+    assert send(router, "POST", path + "/remove").status_code == 200
+
+
+def test_files_and_archives(router: Router, agent: Agent) -> None:
+    path = create(router, agent.uid)["path"]
+    uploaded = send(
+        router, "POST", path + "/file/deep/er/tool?executable=1", "x", **{"Content-Type": "application/octet-stream"}
+    )
+    assert (uploaded.status_code, uploaded.content) == (200, b"")
+    answer = send(router, "GET", path + "/file/deep/er/tool?remove=0")
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert answer.headers["Content-Length"] == str(len(answer.content))
+    packed = send(router, "GET", path + "/archive?include=deep*&exclude=*.pyc&compress=1")
+    assert packed.status_code == 200
+    with tarfile.open(fileobj=io.BytesIO(packed.content), mode="r:gz") as archive:
+        tool = next(member for member in archive.getmembers() if member.name.endswith("deep/er/tool"))
+        assert tool.mode & 0o111
+    plain = send(router, "GET", path + "/archive")
+    assert plain.headers["Content-Length"] == str(len(plain.content))
+    again = create(router, agent.uid)["path"]
+    unpacked = requests.post(router.url + again + "/archive", data=plain.content, timeout=30)
+    assert (unpacked.status_code, unpacked.content) == (200, b"")
+    assert send(router, "GET", again + "/file/deep/er/tool").content == answer.content
+    assert send(router, "GET", again + "/file/deep/er/tool?remove=1").status_code == 200
+    wait_until(lambda: send(router, "GET", again + "/file/deep/er/tool").status_code == 404)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        {},
+        {"name": "x"},
+        {"name": 1, "agent": {"type": "uid", "uid": "a"}},
+        {"name": "x", "agent": {"type": "uid", "uid": "a"}, "more": 1},
+        {"name": "x", "agent": {"type": "uid", "uid": "a", "more": 1}},
+        {"name": "x", "agent": {"type": "select", "uids": []}},
+        {"name": "x", "agent": {"type": "address", "address": "h:1"}},
+        {"name": "x", "agent": {"type": "nothing"}},
+        [],
+    ],
+)
+def test_a_body_that_does_not_fit_is_an_invalid_request(router: Router, body: Any) -> None:
+    answer = send(router, "POST", "/jobs/create", body)
+    assert answer.status_code == 400
+    assert "Invalid request" in answer.text
+
+
+def test_texts_of_what_is_not_there(router: Router, agent: Agent) -> None:
+    nobody = send(router, "POST", "/jobs/create", {"name": "x", "agent": {"type": "uid", "uid": "nobody"}})
+    assert nobody.status_code == 404
+    assert "no connected agent with uid 'nobody'" in nobody.json()["detail"]
+    for method, verb in (("GET", "info"), ("POST", "wait"), ("POST", "remove"), ("GET", "file/x"), ("GET", "http/x")):
+        missing = send(router, method, f"/jobs/nowhere/x/{verb}")
+        assert missing.status_code == 404
+        assert "connection 'nowhere' is not found" in missing.json()["detail"]
+    path = create(router, agent.uid)["path"]
+    assert send(router, "POST", path + "/start", {"args": ["true"]}).status_code == 400
+    selected = {"name": "x", "agent": {"type": "select", "uids": ["nobody", agent.uid]}}
+    assert send(router, "POST", "/jobs/create", selected).json()["agent"]["uid"] == agent.uid
+
+
+def test_agents_that_listen_are_dialled_with_a_token(launch: Callable[..., Any]) -> None:
+    router = launch(start_router, client__polling_delay=1.0)
+    # An agent that only listens tells where in its ready line.
+    agent = launch(
+        start_agent, "127.0.0.1:1", client__enabled=False, server__enabled=True, server__port=0,
+        server__accept_tokens=["right"],
+    )  # fmt: skip
+    address = agent.ready.partition("listen=tcp://")[2].split()[0]
+    choice = {"type": "address", "address": address, "token": "right"}
+    refused = send(router, "POST", "/jobs/create", {"name": "x", "agent": {**choice, "token": "wrong"}})
+    assert 400 <= refused.status_code < 600
+    assert refused.status_code != 500
+    info = send(router, "POST", "/jobs/create", {"name": "x", "agent": choice}).json()
+    assert info["sender"]["direction"] == "SERVER"
+    connections = send(router, "GET", "/connections").json()["connections"]
+    assert [entry["mode"] for entry in connections] == ["CLIENT"]
+    assert "right" not in json.dumps(connections)
+    answer = send(router, "POST", info["path"] + "/start", {"args": ["true"], "env": {}, "port_expected_count": 0})
+    assert answer.status_code == 200, answer.text
+    assert send(router, "POST", info["path"] + "/wait").json()["state"] == "FINISHED"
+    assert send(router, "POST", info["path"] + "/remove").status_code == 200
+    wait_until(lambda: not send(router, "GET", "/connections").json()["connections"], 15, "the idle link is dropped")
+
+
+def test_agents_need_the_routers_token(launch: Callable[..., Any]) -> None:
+    router = launch(start_router, server__accept_tokens=["secret-token"])
+    agent = launch(start_agent, router, client__token="secret-token")
+    with pytest.raises(AssertionError):
+        launch(start_agent, router, client__token="guess", client__exit_on_fail=True)
+    connections = send(router, "GET", "/connections").json()["connections"]
+    assert [entry["peer"]["auth"]["uid"] for entry in connections] == [agent.uid]
+    assert "secret-token" not in json.dumps(connections)
+    assert "secret-token" not in router.log.read_text()
+    assert "secret-token" not in agent.log.read_text()
+
+
+def test_shutdown_ends_the_router(launch: Callable[..., Any]) -> None:
+    router = launch(start_router)
+    assert send(router, "POST", "/shutdown").content == b""
+    assert router.popen.wait(20) == 0
