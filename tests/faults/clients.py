@@ -18,10 +18,12 @@ from websockets.sync.client import connect
 
 from tests.faults.load import Gauge
 from tests.faults.pattern import Checker, Pattern
+from tests.support.raw_http import Raw
 
 __all__ = [
     "Creations",
     "download",
+    "dropped",
     "echo",
     "events",
     "file_round_trip",
@@ -192,6 +194,21 @@ def small_request(url: str, target: str, *, fresh: bool) -> Round:
             kept.connection = connection
 
     return one_round
+
+
+def dropped(url: str, bytes_job: str, fast_job: str) -> None:
+    """Leave in the middle of a download, an upload, a long poll and a WebSocket."""
+    head = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    with Raw(url, _TIMEOUT) as raw:
+        raw.request("GET", f"{bytes_job}/http/pattern/1/{8 * MIB}")
+        raw.read_exactly(1000)
+    with Raw(url, _TIMEOUT) as raw:
+        raw.request("POST", f"{bytes_job}/http/check/1", f"Content-Length: {8 * MIB}\r\n", b"x" * 1000)
+    with Raw(url, _TIMEOUT) as raw:
+        raw.request("GET", f"{bytes_job}/http/hang")
+    with Raw(url, _TIMEOUT) as raw:
+        raw.request("GET", f"{fast_job}/http/ws", head + "Sec-WebSocket-Version: 13\r\n")
+        raw.read_until(b"\r\n\r\n")
 
 
 class Creations:

@@ -194,8 +194,12 @@ class Wire:
         while listener.fileno() >= 0:
             try:
                 client, _ = listener.accept()
+            except OSError:
+                continue
+            try:
                 server = socket.create_connection(self._target, 5)
             except OSError:
+                client.close()
                 continue
             for sock in (client, server):
                 sock.settimeout(None)
