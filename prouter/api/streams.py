@@ -225,6 +225,7 @@ class StreamBody:
     """
 
     def __init__(self, io: StreamIO, length: int | None, *, close_last: bool = False) -> None:
+        io.takes_views = True
         self._io = io
         self._left = length
         self._close_last = close_last

@@ -86,7 +86,13 @@ class GeventRuntime:
 
 
 class StreamHandler(Protocol):
-    """What drives one end of a stream; called on the loop, must not block."""
+    """What drives one end of a stream; called on the loop, must not block.
+
+    Attributes:
+        takes_views: whether `on_data` copes with memoryviews, which large pieces are; else they are copied into bytes.
+    """
+
+    takes_views: bool
 
     def on_data(self, data: bytes) -> None:
         """Bytes arrived; tell `Stream.consume` when they are used."""
@@ -402,7 +408,8 @@ class Peer:
             if kind is Received:
                 stream.reset("not_wanted", "nobody reads this stream")
         elif kind is Received:
-            handler.on_data(event.data)  # type: ignore[union-attr]
+            data: bytes = event.data  # type: ignore[union-attr]
+            handler.on_data(data if type(data) is bytes or handler.takes_views else bytes(data))
         elif kind is Writable:
             handler.on_writable()
         elif kind is Finished:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import zmq
 from gevent import get_hub
@@ -30,6 +31,14 @@ would find a network that is back late."""
 _DRAIN_BATCH = 128
 """Messages handled before other events of the loop get their turn."""
 
+_BULKY = 64 * 1024
+"""Bytes from which a part is handed on as a view of ZeroMQ's own memory; copying smaller ones costs less."""
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.SNDMORE) | _NOBLOCK
+_POLLIN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
+_RCVMORE = int(zmq.RCVMORE)
+
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
@@ -46,6 +55,8 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 class WatchedSocket:
     """A ZeroMQ socket whose messages arrive as callbacks on the gevent loop.
 
+    Bulk parts of 64 KiB or more arrive as memoryviews, all else as bytes.
+
     Args:
         kind: ``zmq.DEALER`` or ``zmq.ROUTER``.
         on_message: gets each message's parts.
@@ -61,6 +72,10 @@ class WatchedSocket:
         identity: bytes | None = None,
     ) -> None:
         self._socket = socket = context().socket(kind)
+        self._get: Callable[[int], Any] = socket.get
+        """Like getsockopt, for plain integers: a third of its time."""
+        self._heads = 3 if kind == zmq.ROUTER else 2
+        """Parts before the bulk parts."""
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
@@ -110,13 +125,13 @@ class WatchedSocket:
         last = len(parts) - 1
         try:
             for index in range(last):
-                send(parts[index], zmq.SNDMORE | zmq.NOBLOCK)
-            send(parts[last], zmq.NOBLOCK)
+                send(parts[index], _SNDMORE)
+            send(parts[last], _NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             return False
-        if not self._drain_scheduled and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._drain_scheduled and self._get(_EVENTS) & _POLLIN:
             self._schedule_drain()
         return True
 
@@ -144,12 +159,12 @@ class WatchedSocket:
         self._drain()
 
     def _drain(self) -> None:
-        socket = self._socket
+        get = self._get
         for _ in range(_DRAIN_BATCH):
-            if self._closed or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._closed or not get(_EVENTS) & _POLLIN:
                 return
             try:
-                parts = socket.recv_multipart(zmq.NOBLOCK)
+                parts = self._receive()
             except zmq.Again:
                 return
             try:
@@ -157,6 +172,17 @@ class WatchedSocket:
             except Exception:
                 log.exception("event=message_failed parts=%d", len(parts))
         self._schedule_drain()
+
+    def _receive(self) -> list[bytes]:
+        recv, get, heads = self._socket.recv, self._get, self._heads
+        parts = [recv(_NOBLOCK)]
+        while get(_RCVMORE):
+            if len(parts) < heads:
+                parts.append(recv(_NOBLOCK))
+            else:
+                part: Any = recv(_NOBLOCK, False)
+                parts.append(part.buffer if len(part) >= _BULKY else part.bytes)
+        return parts
 
     def _drain_monitor(self) -> None:
         monitor = self._monitor

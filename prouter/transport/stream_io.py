@@ -40,12 +40,16 @@ class StreamIO:
 
     At most one greenlet reads and one writes. What is buffered is bounded by the stream's window, because only `read`
     opens the window again. What arrived before the other end's reset can still be read.
+
+    Attributes:
+        takes_views: set it where large pieces may be read as memoryviews instead of bytes.
     """
 
-    __slots__ = ("_chunks", "_finished", "_readable", "_reset", "_writable", "stream")
+    __slots__ = ("_chunks", "_finished", "_readable", "_reset", "_writable", "stream", "takes_views")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self.takes_views = False
         self._chunks: deque[bytes] = deque()
         self._finished = False
         self._reset: tuple[str, str] | None = None

@@ -91,6 +91,7 @@ def _write_at_once(transfer: Transfer, data: bytes, room: int | None) -> Uploade
 
 def _write_as_it_comes(transfer: Transfer, size: int | None, room: int | None) -> Uploaded:
     upload = transfer.run(_upload, transfer, size, room)
+    transfer.io.takes_views = True
     try:
         transfer.say()
         taken = 0

@@ -50,6 +50,8 @@ class HttpRelay:
         stream: its stream.
     """
 
+    takes_views = True
+
     __slots__ = (
         "_backlog",
         "_broken",

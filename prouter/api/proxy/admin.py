@@ -25,8 +25,8 @@ __all__ = ["AdminExchange", "AdminService"]
 
 log = logging.getLogger("prouter.api")
 
-_READ_AHEAD = 1024 * 1024
-"""Request body bytes buffered before reading waits for the app."""
+_READ_AHEAD = 64 * 1024
+"""Request body bytes buffered before reading waits for the app: few, lest what comes be joined and cut."""
 _WRITE_AHEAD = 1024 * 1024
 """Response bytes buffered before the app waits for the client."""
 
@@ -48,7 +48,7 @@ class _Body(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
-            return b"".join(iter(lambda: self._exchange.read_body(_READ_AHEAD), b""))
+            return b"".join(iter(lambda: self._exchange.read_body(_WRITE_AHEAD), b""))
         return self._exchange.read_body(size) if size else b""
 
     def readinto(self, buffer: Any) -> int:

@@ -236,8 +236,7 @@ class ProxyExchange:
         assert self.upstream is not None
         assert self.route is not None
         size = len(data)
-        if self._answer_buffer:
-            data = self._answer_buffer + data
+        data = self._answer_buffer + data  # bytes, also when it was a view
         end = data.find(b"\r\n\r\n")
         if end < 0:
             self.upstream.stream.consume(size)
@@ -318,7 +317,7 @@ class ProxyExchange:
         clean = True
         if chunks is not None:
             try:
-                data = chunks.feed(data)
+                data = chunks.feed(bytes(data))
             except ChunkError as error:
                 self._cut(f"the job's answer broke: {error}", before)
                 return

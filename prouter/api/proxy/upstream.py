@@ -49,6 +49,8 @@ class Upstream:
         reused: whether it served a request before.
     """
 
+    takes_views = True
+
     __slots__ = ("_pool", "idle_since", "job", "reused", "stream", "user")
 
     def __init__(self, pool: UpstreamPool, job: str, stream: Stream) -> None:
