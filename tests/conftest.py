@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.job_files import Sandbox
 from tests.support.processes import Agent, Process, Router, start_agent, start_router
 
 JOBS = Path(__file__).parent / "jobs"
@@ -69,6 +70,14 @@ def agent(short_dir: Path, router: Router) -> Iterator[Agent]:
     process = start_agent(short_dir / "agent", router)
     yield process
     process.stop()
+
+
+@pytest.fixture
+def sandbox(router: Router, agent: Agent) -> Iterator[Sandbox]:
+    """The sandbox of a new job, removed afterwards."""
+    sandbox = Sandbox(router, agent)
+    yield sandbox
+    router.post(sandbox.path + "/remove")
 
 
 @pytest.fixture(scope="session")

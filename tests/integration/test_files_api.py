@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,43 +17,8 @@ import pytest
 import requests
 from urllib3.exceptions import ProtocolError
 
-from prouter.api import responses
-from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
-
-
-class Sandbox:
-    """A job's sandbox, over HTTP and on disk."""
-
-    def __init__(self, router: Router, agent: Agent) -> None:
-        self.router = router
-        self.path = router.create(agent.uid)
-        self.root = agent.directory / "jobs" / self.path.split("/")[3]
-        self.url = f"{router.url}{self.path}"
-
-    def file(self, name: str, method: str = "GET", **options: Any) -> requests.Response:
-        return requests.request(method, f"{self.url}/file/{name}", timeout=60, **options)
-
-    def raw(self, head: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body of a request whose target goes out as it is."""
-        url = urlsplit(self.router.url)
-        with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as client:
-            client.sendall((head + "\r\nHost: x\r\nConnection: close\r\n\r\n").encode("latin-1") + body)
-            answer = b"".join(iter(lambda: client.recv(65536), b""))
-        top, _, content = answer.partition(b"\r\n\r\n")
-        return int(top.split()[1]), content
-
-    def names(self) -> list[str]:
-        """What the listing of the sandbox shows."""
-        listing = self.file("").json()
-        responses.Listing.model_validate(listing)
-        return [entry["name"] for entry in listing["entries"]]
-
-
-@pytest.fixture
-def sandbox(router: Router, agent: Agent) -> Iterator[Sandbox]:
-    sandbox = Sandbox(router, agent)
-    yield sandbox
-    router.post(sandbox.path + "/remove")
+from tests.support.job_files import Sandbox
+from tests.support.processes import start_agent, start_router, wait_until
 
 
 def test_a_large_file_comes_back_whole_however_it_is_framed(sandbox: Sandbox) -> None:
