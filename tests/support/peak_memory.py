@@ -1,0 +1,36 @@
+"""The most memory that processes had in a stretch of time, as the kernel counts it (proc(5), VmHWM and clear_refs)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["PeakMemory", "descendants"]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that come from it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += descendants(int(child))
+    return found
+
+
+class PeakMemory:
+    """Measures from when it is made; `growth` is what each process had at most beyond what it had then, in bytes."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._before = {}
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+            self._before[pid] = _peak(pid)
+
+    def growth(self) -> dict[int, int]:
+        return {pid: _peak(pid) - before for pid, before in self._before.items()}
+
+
+def _peak(pid: int) -> int:
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
