@@ -12,6 +12,9 @@ from tests.support.processes import processes_with
 
 __all__ = ["Sample", "sample"]
 
+_LOOKS = 6
+"""Questions for metrics per sample."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -20,7 +23,8 @@ class Sample:
     Attributes:
         rss: bytes of resident memory, by kind of process; that of the largest where there are several.
         descriptors: open ones, likewise.
-        figures: of ``/metrics`` that should come back to where they were: streams, calls, waits.
+        figures: of ``/metrics`` that should come back to where they were: streams and greenlets
+            of all workers, calls, waits.
         sandboxes: how many there are.
         database: bytes.
     """
@@ -52,11 +56,18 @@ def sample(it: Stand) -> Sample:
 
 
 def _figures(it: Stand) -> dict[str, float]:
-    text = it.router.get("/metrics").text
     wanted = "waits|creations|agent_calls|dials|store_backlog|links_up"
-    found = re.findall(rf"^prouter_broker_({wanted}) (\S+)$", text, re.MULTILINE)
-    streams = re.findall(r"^prouter_worker_streams\{.*\} (\S+)$", text, re.MULTILINE)
-    return {**{name: float(value) for name, value in found}, "streams": max(map(float, streams), default=0.0)}
+    of_workers: dict[tuple[str, str], float] = {}
+    text = ""
+    for _ in range(_LOOKS):  # each is answered by any of the workers, with its own figures
+        text = it.router.get("/metrics").text
+        found = re.findall(r'^prouter_worker_(streams|greenlets)\{worker="(\w+)"\} (\S+)$', text, re.MULTILINE)
+        of_workers.update({(name, worker): float(value) for name, worker, value in found})
+    figures = dict.fromkeys(("streams", "greenlets"), 0.0)
+    for (name, _worker), value in of_workers.items():
+        figures[name] += value
+    brokers = re.findall(rf"^prouter_broker_({wanted}) (\S+)$", text, re.MULTILINE)
+    return {**figures, **{name: float(value) for name, value in brokers}}
 
 
 def _command(pid: int) -> str:

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Series", "draw"]
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 220, 70, 150, 40, 30
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 220, 70, 150, 50, 30
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
 
 
@@ -31,7 +31,7 @@ def draw(title: str, diagrams: list[Series]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{_LEFT}" y="22" font-size="16">{escape(title)}</text>',
+        f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}</text>',
     ]
     for number, diagram in enumerate(diagrams):
         parts.append(f'<g transform="translate(0,{_TOP + number * (_HEIGHT + _TOP)})">{_diagram(diagram)}</g>')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import resource
 import time
 from typing import TYPE_CHECKING
 
 import falcon
+from greenlet import greenlet
 
 from prouter import __version__
 from prouter.api.context import ApiRequest, send_json
@@ -63,6 +65,7 @@ class Metrics:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         figures = {
             **self._router.stats(),
+            "greenlets": _greenlets(),
             "start_time_seconds": self._started,
             "cpu_seconds_total": usage.ru_utime + usage.ru_stime,
             "max_resident_memory_bytes": usage.ru_maxrss * 1024,
@@ -74,6 +77,11 @@ class Metrics:
         ]
         resp.content_type = _METRICS_TYPE
         resp.data = ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def _greenlets() -> int:
+    """Greenlets that live in this process; what existed when it began to serve (`gc.freeze`) is not looked at."""
+    return sum(issubclass(type(thing), greenlet) and not thing.dead for thing in gc.get_objects())
 
 
 def _name(name: str) -> str:
