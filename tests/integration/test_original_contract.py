@@ -1,20 +1,24 @@
-"""A program written for the original pRouter works unchanged: its requests, its answers, its texts (docs/http-api.md).
+"""A program written for the original pRouter works unchanged: its requests, its answers, its texts.
+
+The contract is told in docs/http-api.md.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.processes import Agent, Router, processes_with, start_agent, start_router, wait_until
 
 PLATFORM = {"system", "node", "release", "version", "machine", "processor"}
 STATES = {"NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"}
@@ -189,3 +193,131 @@ def test_shutdown_ends_the_router(launch: Callable[..., Any]) -> None:
     router = launch(start_router)
     assert send(router, "POST", "/shutdown").content == b""
     assert router.popen.wait(20) == 0
+
+
+def run(router: Router, agent: str, script: str, **start: Any) -> str:
+    """The path of a job that has run `script` to its end."""
+    path: str = create(router, agent)["path"]
+    body = {"args": [sys.executable, "-c", script], "env": {}, "port_expected_count": 0, **start}
+    started = send(router, "POST", path + "/start/", body)
+    assert started.status_code == 200, started.text
+    waited = send(router, "POST", path + "/wait/")
+    assert waited.json()["state"] == "FINISHED"
+    return path
+
+
+def test_trailing_slashes_and_any_content_type_will_do(router: Router, agent: Agent) -> None:
+    body = {"name": "x", "agent": {"type": "uid", "uid": agent.uid}}
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/octet-stream"):
+        answer = send(router, "POST", "/jobs/create/", body, **{"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Cache-Control"] == "no-store, must-revalidate"
+        path = answer.json()["path"]
+        assert send(router, "GET", path + "/archive/").status_code == 200
+        waited = send(router, "POST", path + "/wait/")
+        assert (waited.status_code, waited.json()["state"]) == (200, "NEW")
+        removed = send(router, "POST", path + "/remove/")
+        assert (removed.status_code, removed.json()["state"]) == (200, "NEW")
+
+
+def test_a_job_sees_what_the_original_showed_it(launch: Callable[..., Any]) -> None:
+    router = launch(start_router)
+    agent = launch(start_agent, router, properties={"gpu": "two", "cores": 4})
+    entry = send(router, "GET", "/connections").json()["connections"][0]
+    assert entry["peer"]["properties"] == {"gpu": "two", "cores": 4}
+    script = (
+        "import json, os; json.dump([os.getcwd(), dict(os.environ)], open(os.environ['OUT'], 'w'));"
+        "import sys; print('to stdout'); print('to stderr', file=sys.stderr)"
+    )
+    path = run(router, agent.uid, script, env={"OUT": "seen", "DA__PAGENT__CORES": "mine"})
+    cwd, environment = send(router, "GET", path + "/file/seen").json()
+    assert Path(cwd).name == path.split("/")[3]
+    assert (environment["DA__PAGENT__GPU"], environment["DA__PAGENT__CORES"]) == ("two", "mine")
+    assert "DA__PAGENT__JOB_ENDPOINT" not in environment
+    assert send(router, "GET", path + "/file/.pagent.stdout").content == b"to stdout\n"
+    assert send(router, "GET", path + "/file/.pagent.stderr").content == b"to stderr\n"
+    forwarded = run(router, agent.uid, script, env={"OUT": "seen"}, forward_stdout=True)
+    assert send(router, "GET", forwarded + "/file/.pagent.stdout").content != b"to stdout\n"
+    below = create(router, agent.uid)["path"]
+    assert send(router, "POST", below + "/file/deep/er/x", "x").status_code == 200
+    body = {"args": [sys.executable, "-c", script], "env": {"OUT": "seen"}, "cwd": "deep/er", "port_expected_count": 0}
+    assert send(router, "POST", below + "/start", body).status_code == 200
+    assert send(router, "POST", below + "/wait").status_code == 200
+    assert send(router, "GET", below + "/file/deep/er/seen").json()[0].endswith("/deep/er")
+
+
+REPORTS = """
+import os, sys, urllib.error, urllib.request
+def tell(query):
+    try:
+        with urllib.request.urlopen(os.environ["DA__PAGENT__JOB_ENDPOINT"] + "?" + query) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+job = os.environ["DA__PAGENT__JOB_ID"]
+wrong = [tell("job_id=nobody&port=1"), tell(f"job_id={job}&port=x"), tell(f"job_id={job}"), tell("")]
+right = tell(f"job_id={job}&port=45001")
+open("told", "w").write(repr([wrong, right]))
+import time
+time.sleep(1000)
+"""
+
+
+def test_ports_are_reported_as_in_the_original(router: Router, agent: Agent) -> None:
+    path = create(router, agent.uid)["path"]
+    answer = send(router, "POST", path + "/start", {"args": [sys.executable, "-c", REPORTS], "env": {}})
+    assert answer.status_code == 200, answer.text
+    wait_until(lambda: send(router, "GET", path + "/file/told").text.endswith("]"))
+    wrong, right = ast.literal_eval(send(router, "GET", path + "/file/told").text)
+    assert right == (200, b"OK")
+    assert [status for status, _ in wrong] == [400] * 4
+    assert all(reason for _, reason in wrong)
+    again = send(router, "POST", path + "/start", {"args": ["true"], "env": {}})
+    assert again.status_code == 409
+    assert send(router, "POST", path + "/remove").json()["state"] == "RUNNING"
+    dying = create(router, agent.uid)["path"]
+    failed = send(router, "POST", dying + "/start", {"args": [sys.executable, "-c", "raise SystemExit(3)"], "env": {}})
+    assert 400 <= failed.status_code < 600
+    assert failed.status_code != 500
+    missing = create(router, agent.uid)["path"]
+    failed = send(router, "POST", missing + "/start", {"args": ["/no/such/program"], "env": {}})
+    assert failed.status_code == 502, failed.text
+    assert "'/no/such/program' was not found" in failed.json()["detail"]
+
+
+def test_a_job_can_be_waited_for_and_removed_at_the_same_time(router: Router, agent: Agent) -> None:
+    path = create(router, agent.uid)["path"]
+    script = "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True).wait()"
+    body = {"args": [sys.executable, "-c", script], "env": {}, "port_expected_count": 0}
+    assert send(router, "POST", path + "/start", body).status_code == 200
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(send, router, "POST", path + "/wait")
+        wait_until(lambda: len(processes_with(path.split("/")[3])) >= 2)
+        assert not waiting.done()
+        assert send(router, "POST", path + "/remove").status_code == 200
+        waiting.result(10)
+    wait_until(lambda: not processes_with(path.split("/")[3]), what="the tree is gone")
+
+
+@pytest.mark.parametrize(
+    ("method", "verb"),
+    [
+        ("GET", "info"), ("POST", "info"), ("POST", "wait"), ("POST", "remove"), ("POST", "start"), ("GET", "file/x"),
+        ("POST", "file/x"), ("GET", "archive"), ("POST", "archive"), ("GET", "http/x"), ("POST", "http/x"),
+        ("POST", "wsconnect/x"),
+    ],
+)  # fmt: skip
+def test_every_verb_names_the_job_that_is_not_there(router: Router, agent: Agent, method: str, verb: str) -> None:
+    connection = create(router, agent.uid)["path"].split("/")[2]
+    body = {"start": {"args": ["true"], "env": {}}, "wsconnect": {"url": "ws://h/"}}.get(verb.partition("/")[0], "x")
+    answer = send(router, method, f"/jobs/{connection}/nothing/{verb}", body)
+    assert answer.status_code == 404, answer.text
+    assert "job 'nothing' is not found" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:x", "", ":1", "h:99999"])
+def test_addresses_that_are_none_are_refused(router: Router, address: str) -> None:
+    choice = {"type": "address", "address": address, "token": "t"}
+    answer = send(router, "POST", "/jobs/create", {"name": "x", "agent": choice})
+    assert answer.status_code == 400, answer.text
+    assert "Invalid request" in answer.text
