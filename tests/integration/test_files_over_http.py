@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import email.parser
+import email
+import email.message
 import email.policy
 import hashlib
 import os
@@ -55,10 +56,13 @@ def own(sandbox: Sandbox) -> list[str]:
 def parts(answer: requests.Response) -> list[tuple[str, bytes]]:
     """Content-Range and bytes of each part of a multipart answer."""
     head = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
-    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + answer.content)
+    message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
+    assert isinstance(message, email.message.EmailMessage)
     found = []
-    for part in message.iter_parts():  # type: ignore[attr-defined]
-        found.append((part["Content-Range"], part.get_payload(decode=True)))
+    for part in message.iter_parts():
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        found.append((str(part["Content-Range"]), content))
     return found
 
 
