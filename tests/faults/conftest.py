@@ -25,7 +25,7 @@ def stand(launch: Callable[..., Any], work_dir: Path) -> Callable[..., Stand]:
     """``stand(router={…}, agent={…})``: a router of its own, an agent, and running jobs."""
 
     def make(router: dict[str, Any] | None = None, agent: dict[str, Any] | None = None) -> Stand:
-        started = launch(start_router, **(router or {}))
+        started = launch(start_router, **{"control__drain_timeout": 1, **(router or {})})
         found = Stand(started, launch(start_agent, started, **(agent or {})), work_dir / "marks")
         found.serve()
         return found

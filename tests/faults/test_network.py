@@ -38,7 +38,12 @@ def apart(launch: Launch, cable: Cable, work_dir: Path) -> Callable[..., Stand]:
     """``apart(router={…}, agent={…})``: a router, an agent at the other end of the cable, and running jobs."""
 
     def make(router: dict[str, Any] | None = None, agent: dict[str, Any] | None = None) -> Stand:
-        about = {"server__interface": cable.host, "server__accept_tokens": [TOKEN], **(router or {})}
+        about = {
+            "control__drain_timeout": 1,
+            "server__interface": cable.host,
+            "server__accept_tokens": [TOKEN],
+            **(router or {}),
+        }
         started = launch(start_router, **about)
         theirs = launch(start_agent, started, prefix=cable.prefix, client__token=TOKEN, **(agent or {}))
         it = Stand(started, theirs, work_dir / "marks")
