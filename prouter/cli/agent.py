@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from prouter.cli.options import agent_config, configuration_options, key_help, refuse
-from prouter.config import AgentConfig, ConfigError
+from prouter.config import AgentConfig, ConfigError, check_exposure
 from prouter.logging_setup import configure_logging
 
 __all__ = ["command"]
@@ -22,6 +22,7 @@ def command(file: str | None, sets: tuple[str, ...], log_level: str | None, conn
 
     try:
         config = agent_config(file, sets, log_level)
+        check_exposure(config)
         configure_logging(config.log, connection_debug=connection_debug)
         status = run(config, ready=lambda uid: click.echo(f"ready agent={uid}"))
     except ConfigError as error:

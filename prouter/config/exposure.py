@@ -24,15 +24,18 @@ def check_exposure(config: RouterConfig | AgentConfig) -> None:
     """Refuse to serve other machines without access control.
 
     Raises:
-        ConfigError: an interface beyond loopback has no tokens.
+        ConfigError: an interface beyond loopback is not protected, or relies on a protection that is not there.
     """
     control, server = config.control, config.server
-    protected = isinstance(config, RouterConfig) and bool(config.control.tokens)
-    serves = isinstance(config, RouterConfig) or config.control.enabled
-    if serves and not is_loopback(control.interface) and not protected and not control.allow_open:
-        tokens = " and control.tokens is empty; set tokens," if isinstance(config, RouterConfig) else ";"
+    if isinstance(config, RouterConfig) and config.control.tokens:
         raise ConfigError(
-            f"control.interface: {control.interface} can be reached from other machines{tokens} "
+            "control.tokens: this version does not check tokens of the HTTP API; "
+            "remove them and listen on 127.0.0.1 behind a proxy that checks access"
+        )
+    serves = isinstance(config, RouterConfig) or config.control.enabled
+    if serves and not is_loopback(control.interface) and not control.allow_open:
+        raise ConfigError(
+            f"control.interface: {control.interface} can be reached from other machines; "
             "listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
         )
     if server.enabled and not is_loopback(server.interface) and not server.accept_tokens:

@@ -70,8 +70,12 @@ class RouterControl(Section):
         (), description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket."
     )
     job_domain: str | None = Field(None, description="Domain under which each job has a host name of its own.")
-    tokens: tuple[str, ...] = Field((), description="Access tokens of the HTTP API.")
-    allow_open: bool = Field(False, description="Permit an interface beyond loopback without access tokens.")
+    tokens: tuple[str, ...] = Field(
+        (), description="Reserved: access tokens of the HTTP API. Refused until they are checked."
+    )
+    allow_open: bool = Field(
+        False, description="Permit an interface beyond loopback, where something else checks access."
+    )
     drain_delay: float = Field(
         1.0, ge=0, description="Seconds that /readyz answers 503 before a stop, for load balancers to look elsewhere."
     )
