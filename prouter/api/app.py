@@ -27,6 +27,7 @@ from prouter.api.resources.info import Info
 from prouter.api.resources.jobs import Job, Jobs
 from prouter.api.resources.logs import Logs
 from prouter.api.resources.shutdown import Shutdown
+from prouter.api.same_origin import SameOrigin
 from prouter.config import RouterConfig
 
 __all__ = ["application", "create_app"]
@@ -44,7 +45,9 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
         guards: Falcon middleware that looks at every request before its resource does, for example access control.
     """
     requests = RequestLog()
-    app: App = falcon.App(request_type=ApiRequest, response_type=ApiResponse, middleware=[requests, *guards])
+    app: App = falcon.App(
+        request_type=ApiRequest, response_type=ApiResponse, middleware=[requests, SameOrigin(), *guards]
+    )
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)
     _add_router_routes(app, router, requests)
