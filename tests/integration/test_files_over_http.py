@@ -228,6 +228,31 @@ def test_uploads_cut_at_any_point_leave_the_old_file_or_none(sandbox: Sandbox, f
     wait_until(lambda: not on_disk.exists() or [one.name for one in on_disk.iterdir()] == ["f"] * (old is not None))
 
 
+def test_a_chunked_upload_may_come_byte_by_byte(sandbox: Sandbox) -> None:
+    """Whatever arrives alone, be it the last chunk, is understood."""
+    request = f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    for body in (b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n", b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nTrailer: 1\r\n\r\n"):
+        for piece in (1, 2, 5):
+            with connect(sandbox) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.sendall(request)
+                for start in range(0, len(body), piece):
+                    client.sendall(body[start : start + piece])
+                    wait_until(lambda: unread(client) == 0)
+                assert client.recv(12) == b"HTTP/1.1 200"
+            assert sandbox.file("f").content == (b"" if body[:1] == b"0" else b"abc")
+
+
+def unread(client: socket.socket) -> int:
+    """Bytes sent on a connection over IPv4 loopback that the server has not read yet."""
+    port = client.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[2].endswith(f":{port:04X}"):
+            return int(fields[4].partition(":")[2], 16)
+    return 0
+
+
 def test_a_malformed_chunk_leaves_the_old_file(sandbox: Sandbox) -> None:
     sandbox.file("f", "POST", data=b"old")
     for chunks in (b"zz\r\nabc\r\n0\r\n\r\n", b"3\r\nabcdef\r\n0\r\n\r\n", b"-1\r\n"):

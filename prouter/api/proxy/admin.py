@@ -122,6 +122,8 @@ class AdminExchange:
                 if len(client.buffer) < _READ_AHEAD:
                     client.resume()
                 return data
+            if self._body_done:
+                break
             if not client.alive or client.half_closed:
                 raise ClientGone("the client went away in the middle of the request body")
             self._wake.clear()
