@@ -1,6 +1,7 @@
 """ZeroMQ sockets of the broker: their options, and the pump that moves messages between them.
 
-High-water marks are off: the streams' windows bound what is in flight, and a send never blocks.
+High-water marks for sending are off: the streams' windows bound what is in flight, and a send never blocks. Reading
+ahead from other machines is bounded: who sends faster than the broker reads has to wait.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _HANDSHAKE = 5000
 _CONNECT_TIMEOUT = 2000
 """Milliseconds an attempt to connect may take before the next, however far apart TCP's own repeats are by then."""
 _BACKLOG = 4096
+_READ_AHEAD = 1000
+"""Messages of one agent's connection that wait here; beyond, the connection is not read (ZMQ_RCVHWM)."""
 _DRAIN = 256
 """Messages moved before other sockets get their turn."""
 _FRAMES = 4096
@@ -45,7 +48,7 @@ class Port:
         self.paths: dict[bytes, Path] = {}
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, _READ_AHEAD if watched else 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
