@@ -32,6 +32,8 @@ def _check_kept(world: World, stream: Stream) -> None:
 class _End:
     """What both ends have in common: consuming what arrives, some of it later."""
 
+    takes_views = False
+
     def __init__(self, world: World, runtime: Runtime, stream: Stream) -> None:
         self.world = world
         self.runtime = runtime

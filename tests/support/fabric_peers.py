@@ -115,6 +115,8 @@ class BrokerProcess:
 class EchoHandler:
     """Sends back what a stream brings."""
 
+    takes_views = False
+
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.waiting: list[bytes] = []
@@ -144,6 +146,8 @@ class EchoHandler:
 
 class Collector:
     """Keeps what a stream brings."""
+
+    takes_views = False
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
