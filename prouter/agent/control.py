@@ -13,6 +13,9 @@ __all__ = ["Control"]
 
 log = logging.getLogger("prouter.agent.control")
 
+_FROM_A_PAGE = frozenset({"HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE"})
+"""Browsers send these, programs do not: no page of any site stops an agent through a visitor's browser."""
+
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
@@ -64,6 +67,8 @@ class Control:
         elif environ["REQUEST_METHOD"] not in (route[0], "HEAD" if route[0] == "GET" else route[0]):
             status, body = "405 Method Not Allowed", {"detail": f"use {route[0]}"}
             headers.append(("Allow", route[0]))
+        elif route[0] == "POST" and not _FROM_A_PAGE.isdisjoint(environ):
+            status, body = "403 Forbidden", {"detail": "web pages may not do this"}
         else:
             status, body = "200 OK", route[1]()
         data = json.dumps(body).encode() if body else b""

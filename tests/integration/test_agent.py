@@ -516,6 +516,8 @@ def test_the_control_api_tells_and_shuts_down(stage: Stage) -> None:
     assert connection["peer"]["auth"]["uid"] == "router-1"
     assert (connection["mode"], connection["up"]) == ("SERVER", True)
     assert requests.get(f"{url}/shutdown", timeout=5).status_code == 405
+    page = {"Origin": "http://elsewhere.example"}
+    assert requests.post(f"{url}/shutdown", headers=page, timeout=5).status_code == 403
     assert requests.get(f"{url}/nowhere", timeout=5).status_code == 404
     assert requests.post(f"{url}/shutdown", timeout=5).status_code == 200
     until(lambda: agent.popen.poll() is not None, 10)
