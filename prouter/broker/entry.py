@@ -19,7 +19,7 @@ class Entry:
         agent: uid of its agent.
         state: CLOSED once it was removed; its last record is then as it was before.
         revision: of the newest news.
-        removal: id of the call that removed it.
+        removal: id of the last call that was to remove it, empty if there was none.
         confirmed: whether its agent spoke of it since this broker started (or it has ended).
         lost: whether it was given up because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
@@ -113,7 +113,7 @@ class Entry:
         self._packed = self.packed
         self._record = None
         self.state = State.CLOSED
-        self.removal = removal
+        self.removal = removal or self.removal
 
     @property
     def last_record(self) -> JobRecord:

@@ -145,8 +145,17 @@ class Ledger:
                 log.warning("event=job_lost job=%s link=%s reason=%r", uid, connection, reason)
                 self._changed(entry, "job")
 
+    def removing(self, entry: Entry, removal: str, done: Callable[[float], None]) -> None:
+        """The call `removal` is about to remove the job; `done` is called once that is written down.
+
+        A broker that comes after a crash then knows the call's repeat from a second removal, also if it hears of the
+        removal from the agent first.
+        """
+        entry.removal = removal
+        self._env.store.submit("UPDATE jobs SET removal = ? WHERE uid = ?", removal, entry.uid, done=done)
+
     def close(self, entry: Entry, before: JobRecord, removal: str) -> None:
-        """The job was removed; `before` is what it was until then."""
+        """The job was removed by the call `removal`, or by its agent; `before` is what it was until then."""
         self.table.close(entry, before, removal, self._env.wall())
         self._changed(entry, "job.removed")
         if not self.table.kept(before.connection):

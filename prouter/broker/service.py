@@ -201,12 +201,16 @@ class Service:
                 raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
             done({"job": self._ledger.info(entry, entry.last_record)}, None, now)
             return
-        link = self._links.get(entry.connection)
-        if link is None:
-            self._removed(entry, request.call_id, done, {}, None, now)
-            return
         removed = partial(self._removed, entry, request.call_id, done)
-        self._forwarder.call(link, "job.remove", {"uid": entry.uid}, removed, now)
+
+        def written(now: float) -> None:
+            link = self._links.get(entry.connection)
+            if link is None or entry.removed:
+                removed({}, None, now)
+            else:
+                self._forwarder.call(link, "job.remove", {"uid": entry.uid}, removed, now)
+
+        self._ledger.removing(entry, request.call_id, written)
 
     def _removed(
         self,

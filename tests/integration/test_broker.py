@@ -333,6 +333,21 @@ def test_a_create_in_flight_while_the_broker_dies_happens_once(stage: Stage) -> 
     assert list(agent.jobs) == [job["uid"]]
 
 
+def test_a_removal_the_agent_told_of_is_answered_although_the_broker_died(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    job = worker.create(BY_UID)
+    agent.delay["job.remove"] = gevent.event.Event()
+    removing = gevent.spawn(worker.call, "jobs.remove", connection=job["connection"], job=job["uid"])
+    until(lambda: "job.remove" in agent.calls)
+    agent.peer.notify("job.removed", {"record": agent.jobs[job["uid"]].to_wire()})
+    until(lambda: worker.of("job.removed"))
+    broker.kill()
+    agent.delay.pop("job.remove").set()
+    broker.start()
+    assert removing.get(timeout=10)["job"]["state"] == "NEW"
+
+
 def test_calls_wait_for_an_agent_that_is_away_and_then_give_up(stage: Stage) -> None:
     broker = stage.broker(control__hold=1.0)
     worker, agent = stage.worker(broker), stage.agent(broker)

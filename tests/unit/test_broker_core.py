@@ -604,6 +604,21 @@ def test_a_removal_repeated_by_the_same_call_gives_the_same_answer() -> None:
     assert [op for op, _ in agent.asked_for] == ["job.create", "job.remove"]
 
 
+def test_a_removal_that_the_agent_told_of_first_is_still_the_callers_own() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.silent = True
+    worker.call("jobs.remove", "call-1", **job["at"])
+    agent.notify("job.removed", record=agent.jobs.pop(job["uid"]).to_wire())
+    assert ("UPDATE jobs SET removal = ? WHERE uid = ?", ("call-1", job["uid"])) in world.recorder.statements
+    world.broker.workers.gone(worker.uid, "restart", world.now)
+    worker = world.worker()
+    assert worker.ask("jobs.remove", **{"call_id": "call-1", **job["at"]})["job"]["state"] == "NEW"
+    with pytest.raises(NotFound):
+        worker.ask("jobs.remove", **job["at"])
+
+
 def test_the_oldest_ended_jobs_are_forgotten_and_removed_from_their_agents() -> None:
     world = World(history=3)
     worker, agent = world.worker(), world.agent()
