@@ -59,19 +59,27 @@ class Logs:
             return
         resp.content_type = "text/plain; charset=utf-8"
         resp.set_header("X-Accel-Buffering", "no")
-        resp.stream = PlainLog(tail)
+        resp.stream = PlainLog(tail, follow=follow)
 
 
 class PlainLog:
-    """Response body: the log's bytes. A log that cannot be read to its end raises, so that the connection is cut."""
+    """Response body: the log's bytes. A log that cannot be read to its end raises, so that the connection is cut.
 
-    def __init__(self, tail: LogTail) -> None:
+    Args:
+        follow: the log may be silent for long; an empty piece comes first, upon which the head of the answer leaves.
+    """
+
+    def __init__(self, tail: LogTail, *, follow: bool = False) -> None:
         self._tail = tail
+        self._head_due = follow
 
     def __iter__(self) -> PlainLog:
         return self
 
     def __next__(self) -> bytes:
+        if self._head_due:
+            self._head_due = False
+            return b""
         data = None
         while data is None:
             data = self._tail.read(sse.HEARTBEAT)
