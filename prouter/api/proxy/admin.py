@@ -110,7 +110,7 @@ class AdminExchange:
 
         Raises:
             ClientGone: the client went away before the end.
-            InvalidRequest: the chunked framing is broken.
+            InvalidRequest: the chunked framing is broken, or nothing more came for long.
         """
         client = self._client
         while not self._body_done:
@@ -122,13 +122,15 @@ class AdminExchange:
                 if len(client.buffer) < _READ_AHEAD:
                     client.resume()
                 return data
-            if self._body_done:
+            if self._decoder is not None and self._decoder.complete:
                 break
             if not client.alive or client.half_closed:
                 raise ClientGone("the client went away in the middle of the request body")
             self._wake.clear()
             client.resume()
-            self._wake.wait()
+            self._wake.wait(client.server.idle_timeout)
+            if not self._wake.is_set():
+                raise InvalidRequest("Invalid request: the request body took too long", code="body_timeout")
         return b""
 
     def _take(self, size: int) -> bytes:
