@@ -1,7 +1,7 @@
 """Web pages of other sites must not use the API through a visitor's browser (cross-site request forgery).
 
-Bodies are JSON whatever their Content-Type, as in the original, so any page could have a browser send one without asking
-first (a "simple request" of the Fetch standard). Browsers say who asked; programs send neither header and are not asked.
+Bodies are JSON whatever their Content-Type, as in the original, so any page could have a browser send one without
+asking first (a "simple request" of the Fetch standard). Browsers say who asked; programs send neither header.
 """
 
 from __future__ import annotations
