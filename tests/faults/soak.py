@@ -127,7 +127,7 @@ class Soak:
         os.kill(self._it.agent.pid, signal.SIGCONT)
 
     def _reload(self) -> None:
-        """Workers without connections of their own are replaced; those with have until the drain is over."""
+        """One worker more, then one less: the oldest, which goes on serving the connections it has."""
         os.kill(self._it.router.pid, signal.SIGTTIN)
         time.sleep(2)
         os.kill(self._it.router.pid, signal.SIGTTOU)
