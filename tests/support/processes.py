@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,12 @@ def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str
         pause = min(pause * 1.5, 0.1)
 
 
+def _ends_with_tests() -> list[str]:
+    """A prefix for commands that must not outlive a test run, however it ends (PR_SET_PDEATHSIG counts per thread)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv and threading.current_thread() is threading.main_thread() else []
+
+
 class Process:
     """A child process whose stdout is read line by line and whose stderr goes to a file."""
 
@@ -67,7 +74,7 @@ class Process:
         self._lines: queue.Queue[str | None] = queue.Queue()
         with log.open("ab") as stream:
             self.popen = subprocess.Popen(
-                list(argv),
+                [*_ends_with_tests(), *argv],
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 stdin=subprocess.DEVNULL,
