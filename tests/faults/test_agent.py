@@ -72,7 +72,7 @@ def test_a_restarted_agent_finds_its_jobs_again(stand: Callable[..., Stand], lau
     it = stand(agent={"jobs__keep_for": 30})
     ends = it.run("ends", "echo before; sleep 1; echo after; exit 7")
     fresh_path = it.router.create(it.agent.uid, "not started yet")
-    processes = [pid for path in it.jobs() if path != ends for pid in it.pids_of_job(path)]
+    processes = [it.router.get(path + "/info").json()["pid"] for path in it.jobs()]
     with Load() as load:
         it.wait_everywhere(load, 5)
         it.agent.kill()
