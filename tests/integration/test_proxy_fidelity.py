@@ -57,7 +57,8 @@ def test_the_target_reaches_the_job_as_sent(router: Router, corner: str, target:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "BREW"])
 def test_every_method_reaches_the_job(router: Router, corner: str, method: str) -> None:
-    exchange(router.url, method, corner + "/record/m", "Content-Length: 2\r\n", b"ok")
+    answer, _ = exchange(router.url, method, corner + "/record/m", "Content-Length: 2\r\n", b"ok")
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
     seen = seen_by(router, corner)
     assert seen.startswith(f"{method} /record/m HTTP/1.1\r\n".encode())
     assert seen.endswith(b"\r\n\r\nok")

@@ -20,6 +20,7 @@ from prouter.agent.log_watch import LogWatcher
 from prouter.agent.logs import JobLog
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -168,6 +169,7 @@ def test_a_follower_gets_every_line_of_a_busy_log_or_is_told(sandbox: Sandbox) -
     append(sandbox, b"")
     with subprocess.Popen(command) as job, JobLog(sandbox, "stdout") as log:
         position, marked = 0, 0
+        wait_until(lambda: log.end() > 200_000)  # a follower that is late: what is cut now it has not read
         while True:
             running = job.poll() is None
             log.enforce_limit(50_000)
