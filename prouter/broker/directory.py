@@ -1,7 +1,11 @@
-"""The list of connections as clients poll it: packed once per version, so that a hundred dashboards cost one."""
+"""The list of connections as clients poll it: JSON, written once per version, so that a hundred dashboards cost one.
+
+Workers hand it on as it is. Of each link, what stays and what changes is written apart.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from prouter.broker.env import Env
@@ -9,7 +13,6 @@ from prouter.broker.hello import AgentInfo
 from prouter.broker.info import connection_figures, connection_identity
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
-from prouter.broker.packed import join_maps, pack_list, pack_map, pack_value
 from prouter.fabric.frames import pack_body
 
 __all__ = ["Directory"]
@@ -24,13 +27,13 @@ _SLOW = 0.02
 class _Shown:
     """What was last shown of a link."""
 
-    __slots__ = ("figures", "identity", "info", "packed")
+    __slots__ = ("figures", "identity", "info", "text")
 
-    def __init__(self, info: AgentInfo, identity: bytes) -> None:
+    def __init__(self, info: AgentInfo, identity: str) -> None:
         self.info = info
         self.identity = identity
         self.figures: dict[str, Any] = {}
-        self.packed = b""
+        self.text = ""
 
 
 class Directory:
@@ -79,22 +82,25 @@ class Directory:
             self._ledger.agent_changed(link, "draining" if on else "resumed")
 
     def connections(self, etag: object, now: float) -> bytes:
-        """The packed answer: ``{connections, etag}``; ``{unchanged: true, etag}`` to a caller who has that already."""
+        """The packed answer: ``{connections, etag}``, the former as the JSON that clients get.
+
+        To a caller who has that already: ``{unchanged: true, etag}``.
+        """
         version = (self._links.version, self._figures)
         if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
             self._make(version, now)
         return self._unchanged if etag == self._etag else self._packed
 
-    def _show(self, link: Link) -> bytes:
-        """A link as clients see it, packed again only as far as it changed."""
+    def _show(self, link: Link) -> str:
+        """A link as clients see it, written again only as far as it changed."""
         known = self._shown.get(link.connection)
         if known is None or known.info is not link.info:
-            known = self._shown[link.connection] = _Shown(link.info, pack_body(connection_identity(link)))
+            known = self._shown[link.connection] = _Shown(link.info, _json(connection_identity(link)))
         figures = connection_figures(link, len(self._ledger.table.live(link.connection)))
         if figures != known.figures:
             known.figures = figures
-            known.packed = join_maps(known.identity, pack_body(figures))
-        return known.packed
+            known.text = f"{known.identity[:-1]},{_json(figures)[1:]}"
+        return known.text
 
     def _make(self, version: tuple[int, int], now: float) -> None:
         self._version, self._made = version, now
@@ -102,5 +108,10 @@ class Directory:
         links = sorted(self._links, key=lambda link: (link.since, link.connection))
         shown = [self._show(link) for link in links]
         self._shown = {link.connection: self._shown[link.connection] for link in links}
-        self._packed = pack_map({"connections": pack_list(shown), "etag": pack_value(self._etag)})
+        text = f'{{"connections":[{",".join(shown)}]}}'
+        self._packed = pack_body({"connections": text.encode("ascii"), "etag": self._etag})
         self._unchanged = pack_body({"unchanged": True, "etag": self._etag})
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -123,6 +124,10 @@ def _mapping(body: dict[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"{key} must be a map with texts as keys")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"{key} must hold what JSON can say: {error}") from error
     return value
 
 

@@ -12,6 +12,7 @@ import zmq
 
 from prouter.broker.switch import Path, Switch
 from prouter.fabric.frames import encode
+from prouter.transport.memory import LOCAL_BUFFER
 
 __all__ = ["Port", "bind_endpoint"]
 
@@ -52,6 +53,9 @@ class Port:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        if not watched:
+            socket.setsockopt(zmq.SNDBUF, LOCAL_BUFFER)
+            socket.setsockopt(zmq.RCVBUF, LOCAL_BUFFER)
         if self.router:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         else:

@@ -10,7 +10,12 @@ from __future__ import annotations
 import ctypes
 import logging
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["LOCAL_BUFFER", "keep_freed_memory"]
+
+LOCAL_BUFFER = 1024 * 1024
+"""Bytes the kernel holds in each direction of a connection between worker and broker. By default it is less than one
+bulk message, which then takes several turns of both processes (docs/performance.md). Agents' connections are left to
+TCP's own adaptation, which knows the network."""
 
 log = logging.getLogger("prouter.transport")
 

@@ -16,7 +16,7 @@ import zmq
 from gevent import get_hub
 from zmq.utils.monitor import parse_monitor_message
 
-from prouter.transport.memory import keep_freed_memory
+from prouter.transport.memory import LOCAL_BUFFER, keep_freed_memory
 
 __all__ = ["CONNECT_TIMEOUT", "DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
 
@@ -106,6 +106,9 @@ class WatchedSocket:
 
     def connect(self, endpoint: str) -> None:
         """Connect to `endpoint`; ZeroMQ keeps trying until it is there."""
+        if endpoint.startswith("ipc://"):
+            self._socket.setsockopt(zmq.SNDBUF, LOCAL_BUFFER)
+            self._socket.setsockopt(zmq.RCVBUF, LOCAL_BUFFER)
         self._socket.connect(endpoint)
         self._schedule_drain()
 

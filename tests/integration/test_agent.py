@@ -460,7 +460,7 @@ def test_an_agent_linked_both_ways_shows_two_connections(stage: Stage) -> None:
     dialled_in = run(worker, SLEEPER)
     dialled_out = run(worker, SLEEPER, {"type": "address", "address": address, "token": ""})
     assert dialled_in["connection"] != dialled_out["connection"]
-    modes = {one["uid"]: one["mode"] for one in worker.call("connections")["connections"]}
+    modes = {one["uid"]: one["mode"] for one in worker.connections()}
     assert modes == {dialled_in["connection"]: "SERVER", dialled_out["connection"]: "CLIENT"}
     for job in (dialled_in, dialled_out):
         assert info(worker, job)["state"] == "RUNNING"

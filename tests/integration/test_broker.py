@@ -229,7 +229,7 @@ def test_an_agent_whose_connection_closed_for_good_ends_its_jobs(stage: Stage) -
     until(lambda: worker.of("link.down"), 1)
     answer = wait.get(timeout=9)
     assert answer["job"]["reason"] == "agent_lost"
-    assert worker.call("connections")["connections"] == []
+    assert worker.connections() == []
     removed = worker.call("jobs.remove", connection=job["connection"], job=job["uid"])["job"]
     assert removed["reason"] == "agent_lost"
     with pytest.raises(NotFound, match="no connected agent with uid 'agent-1'"):
@@ -445,7 +445,7 @@ def test_an_agent_that_listens_is_dialled_and_dropped_when_idle(stage: Stage) ->
     job = running_job(worker, selector)
     assert job["connection"] != agent.incarnation
     assert job["sender"]["direction"] == "SERVER"
-    listed = worker.call("connections")["connections"]
+    listed = worker.connections()
     assert [link["mode"] for link in listed] == ["CLIENT"]
     assert "secret" not in str(listed)
     echo = worker.echo(job["connection"], b"hello")
@@ -455,7 +455,7 @@ def test_an_agent_that_listens_is_dialled_and_dropped_when_idle(stage: Stage) ->
     assert len(agent.greeted) == 1
     for uid in (job["uid"], second["uid"]):
         worker.call("jobs.remove", connection=job["connection"], job=uid)
-    until(lambda: not worker.call("connections")["connections"])
+    until(lambda: not worker.connections())
     until(lambda: agent.losses)
 
 
@@ -523,13 +523,13 @@ def test_connections_answer_unchanged_for_the_same_etag(stage: Stage) -> None:
     worker = stage.worker(broker)
     stage.agent(broker)
     answer = worker.call("connections")
-    assert answer["connections"][0]["up"]
+    assert worker.connections()[0]["up"]
     assert worker.call("connections", etag=answer["etag"]) == {
         "unchanged": True,
         "etag": answer["etag"],
     }
     stage.agent(broker, "agent-2")
-    assert len(worker.call("connections", etag=answer["etag"])["connections"]) == 2
+    assert len(worker.connections(etag=answer["etag"])) == 2
 
 
 def test_the_broker_ends_cleanly_on_a_signal_and_on_request(stage: Stage) -> None:

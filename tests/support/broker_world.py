@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -81,6 +82,11 @@ class Peer:
             raise answer
         assert isinstance(answer, dict)
         return answer
+
+    def connections(self) -> list[dict[str, Any]]:
+        """The connections as clients see them."""
+        listed: list[dict[str, Any]] = json.loads(self.ask("connections")["connections"])["connections"]
+        return listed
 
     def notify(self, name: str, **body: Any) -> None:
         self.say(event_frame(name, body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -386,6 +387,11 @@ class FakeWorker:
         """Create a job; its info with ``connection`` added."""
         job = self.call("jobs.create", name=name, agent=agent, key=key or uuid.uuid4().hex)["job"]
         return {**job, "connection": job["path"].split("/")[2]}
+
+    def connections(self, etag: str | None = None) -> list[dict[str, Any]]:
+        """The connections as clients see them."""
+        listed: list[dict[str, Any]] = json.loads(self.call("connections", etag=etag)["connections"])["connections"]
+        return listed
 
     def of(self, name: str) -> list[dict[str, Any]]:
         """Bodies of the events of that name."""

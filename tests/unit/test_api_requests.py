@@ -66,7 +66,7 @@ def test_info_is_asked_for_once(client: Client, router: StandInRouter) -> None:
 
 
 def test_connections_are_polled_cheaply(client: Client, router: StandInRouter) -> None:
-    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    router.answers["connections"] = {"connections": b'{"connections":[{"uid":"c1"}]}', "etag": "v1"}
     first = client.simulate_get("/connections")
     assert first.json == {"connections": [{"uid": "c1"}]}
     again = client.simulate_get("/connections", headers={"If-None-Match": first.headers["etag"]})
@@ -76,16 +76,16 @@ def test_connections_are_polled_cheaply(client: Client, router: StandInRouter) -
 
 
 def test_connections_are_fresh_after_an_agent_came_or_went(client: Client, router: StandInRouter) -> None:
-    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    router.answers["connections"] = {"connections": b'{"connections":[{"uid":"c1"}]}', "etag": "v1"}
     client.simulate_get("/connections")
-    router.answers["connections"] = {"connections": [], "etag": "v2"}
+    router.answers["connections"] = {"connections": b'{"connections":[]}', "etag": "v2"}
     router.emit("agent", {"connection": "c1", "change": "gone", "id": 5, "at": 0.0})
     assert client.simulate_get("/connections").json == {"connections": []}
     assert router.calls[-1] == ("connections", {"etag": "v1"})
 
 
 def test_an_unchanged_list_of_connections_is_kept(client: Client, router: StandInRouter) -> None:
-    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    router.answers["connections"] = {"connections": b'{"connections":[{"uid":"c1"}]}', "etag": "v1"}
     client.simulate_get("/connections")
     router.answers["connections"] = {"unchanged": True, "etag": "v1"}
     router.emit("agent", {"connection": "c2", "change": "gone", "id": 5, "at": 0.0})
@@ -93,7 +93,7 @@ def test_an_unchanged_list_of_connections_is_kept(client: Client, router: StandI
 
 
 def test_one_connection(client: Client, router: StandInRouter) -> None:
-    router.answers["connections"] = {"connections": [{"uid": "c1"}], "etag": "v1"}
+    router.answers["connections"] = {"connections": b'{"connections":[{"uid":"c1"}]}', "etag": "v1"}
     assert client.simulate_get("/connections/c1").json == {"uid": "c1"}
     document = problem(client.simulate_get("/connections/c2"), 404, "not_found")
     assert document["detail"] == "connection 'c2' is not found"
@@ -102,7 +102,8 @@ def test_one_connection(client: Client, router: StandInRouter) -> None:
 @pytest.mark.parametrize(("verb", "on"), [("drain", True), ("resume", False)])
 def test_drain_and_resume(client: Client, router: StandInRouter, verb: str, on: bool) -> None:
     router.answers["agents.drain"] = {}
-    router.answers["connections"] = {"connections": [{"uid": "c1", "draining": not on}], "etag": "v1"}
+    listed = json.dumps({"connections": [{"uid": "c1", "draining": not on}]}).encode()
+    router.answers["connections"] = {"connections": listed, "etag": "v1"}
     assert client.simulate_post(f"/connections/c1/{verb}").json == {"uid": "c1", "draining": on}
     assert ("agents.drain", {"connection": "c1", "on": on}) in router.calls
 

@@ -46,7 +46,7 @@ def test_an_agent_silent_for_three_heartbeats_is_away_but_its_jobs_wait() -> Non
     assert [event["gone"] for event in worker.of("link.down")] == [False]
     world.run(300, step=0.5)
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "RUNNING"
-    assert not worker.ask("connections")["connections"][0]["up"]
+    assert not worker.connections()[0]["up"]
     world.run(400, step=0.5)
     assert worker.of("link.down")[-1]["gone"], "its own orphan timeout has passed"
     assert worker.ask("jobs.info", **job["at"])["job"]["reason"] == "agent_lost"
@@ -116,7 +116,7 @@ def test_a_living_agent_keeps_its_uid_and_a_dead_one_loses_it() -> None:
     world.run(1.1)
     assert second.ready
     assert worker.ask("jobs.info", **job["at"])["job"]["reason"] == "agent_lost"
-    assert [link["uid"] for link in worker.ask("connections")["connections"]] == ["e" * 32]
+    assert [link["uid"] for link in worker.connections()] == ["e" * 32]
 
 
 def test_an_agent_known_to_be_away_loses_its_uid_at_once() -> None:
@@ -168,7 +168,7 @@ def test_only_the_dead_are_buried(fields: dict[str, Any]) -> None:
     obituary(world, **{"token": "good", **fields})
     world.run(2.0)
     assert not worker.of("link.down")
-    assert worker.ask("connections")["connections"][0]["up"]
+    assert worker.connections()[0]["up"]
 
 
 def test_incarnations_cannot_be_borrowed() -> None:
@@ -522,7 +522,7 @@ def test_an_agent_linked_both_ways_shows_two_connections() -> None:
     worker, agent = world.worker(), world.agent()
     world.listener(incarnation=agent.incarnation)
     dialled, dialling = job_on(worker, ADDRESS), job_on(worker, BY_UID, "key-2")
-    links = worker.ask("connections")["connections"]
+    links = worker.connections()
     assert {link["uid"]: link["mode"] for link in links} == {
         dialled["at"]["connection"]: "CLIENT",
         dialling["at"]["connection"]: "SERVER",

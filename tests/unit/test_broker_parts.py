@@ -10,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.broker.events import EventLog
-from prouter.broker.hello import connection_uid, token_accepted
+from prouter.broker.hello import AgentInfo, connection_uid, token_accepted
 from prouter.broker.index import JobIndex, Listed
 from prouter.broker.info import rfc3339
 from prouter.broker.lag import Lag
-from prouter.broker.packed import join_maps, pack_list, pack_map, pack_value
 from prouter.broker.timers import Timers
-from prouter.errors import InvalidRequest
-from prouter.fabric.frames import pack_body, unpack_body
+from prouter.errors import InvalidRequest, ProtocolError
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans())))
@@ -162,19 +160,11 @@ def test_the_two_ways_to_an_agent_have_names_of_their_own() -> None:
     assert other not in (incarnation, connection_uid("f" * 32, "CLIENT"))
 
 
-@given(st.dictionaries(st.text(), st.integers(-(2**63), 2**64 - 1)), st.lists(st.text()))
-def test_what_was_packed_apart_is_read_as_one(entries: dict[str, int], values: list[str]) -> None:
-    assert unpack_body(pack_map({name: pack_value(value) for name, value in entries.items()})) == entries
-    whole = pack_map({"list": pack_list([pack_value(value) for value in values])})
-    assert unpack_body(whole) == {"list": values}
-
-
-def test_maps_are_joined_as_long_as_they_are_small() -> None:
-    assert unpack_body(join_maps(pack_body({"a": 1}), pack_body({"b": [2]}))) == {"a": 1, "b": [2]}
-    large = pack_body({str(number): number for number in range(16)})
-    for one, other in ((large, pack_body({})), (pack_body({"a": 1}), large), (pack_value([1]), pack_body({}))):
-        with pytest.raises(ValueError, match="small maps"):
-            join_maps(one, other)
+@pytest.mark.parametrize("value", [b"bytes", {"deep": [b"bytes"]}, {b"key": 1}, float("nan"), [[float("inf")]]])
+def test_an_agent_says_only_what_json_can_say(value: object) -> None:
+    hello = {"uid": "a", "incarnation": "0" * 32, "properties": {"name": value}}
+    with pytest.raises(ProtocolError, match="properties must hold what JSON can say"):
+        AgentInfo.from_hello(hello)
 
 
 def test_times_are_utc_with_milliseconds() -> None:

@@ -34,7 +34,8 @@ class Connections:
         self._generation = 0
         self._etag = ""
         self._answer = b""
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] | None = None
+        """By uid; None until somebody asks for a single one."""
         router.subscribe(self._on_event)
 
     def _on_event(self, name: str, _body: dict[str, Any]) -> None:
@@ -55,10 +56,8 @@ class Connections:
             generation = self._generation
             answer = self._router.call("connections", {"etag": self._etag}, timeout=_CALL_TIMEOUT)
             if "connections" in answer:
-                entries = answer["connections"]
-                self._entries = {entry["uid"]: entry for entry in entries}
-                self._answer = json.dumps({"connections": entries}, separators=(",", ":")).encode("ascii")
-                self._etag = answer["etag"]
+                self._answer, self._etag = answer["connections"], answer["etag"]
+                self._entries = None
             if self._generation == generation:
                 self._good_until = time.monotonic() + FRESH
 
@@ -79,6 +78,8 @@ class Connections:
         send_json(resp, self._entry(connection))
 
     def _entry(self, connection: str) -> dict[str, Any]:
+        if self._entries is None:
+            self._entries = {entry["uid"]: entry for entry in json.loads(self._answer)["connections"]}
         entry = self._entries.get(connection)
         if entry is None:
             raise NotFound(f"connection '{connection}' is not found")
