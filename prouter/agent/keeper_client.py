@@ -102,18 +102,25 @@ class KeeperClient:
         on_lost: Callable[[KeeperClient], None],
         *,
         remove_leftovers: bool,
+        cgroup: str,
+        move: bool,
     ) -> KeeperClient:
         """Start a keeper. It answers once its predecessor, if there was one, is gone with all its processes.
+
+        Args:
+            remove_leftovers: whether the sandboxes of a dead predecessor go too.
+            cgroup: the setting ``jobs.cgroup``.
+            move: whether agent and keeper may be moved into a control group of their own.
 
         Raises:
             OSError: no process could be made.
         """
         ours, its = plain_socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         script = str(Path(keeper_package).with_name("__main__.py"))
-        leftovers = "remove" if remove_leftovers else "keep"
+        words = ("remove" if remove_leftovers else "keep", cgroup, "move" if move else "stay")
         with its:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", script, str(state_dir), str(its.fileno()), leftovers],
+                [sys.executable, "-I", "-S", "-X", "utf8", script, str(state_dir), str(its.fileno()), *words],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
                 # An agent that is itself a job leaves its own mark on its keeper.

@@ -162,6 +162,7 @@ class LocalRunner:
     Args:
         state_dir: of this agent alone; made with mode 0700.
         keep_for: seconds for which jobs outlive the agent; 0 ends them with it, also if it is killed.
+        cgroup: the setting ``jobs.cgroup``.
         on_exit: called in a greenlet of its own for each job that ends, after its `spawn` returned. Not for jobs that
             had ended when `open` gave them.
 
@@ -169,8 +170,11 @@ class LocalRunner:
         keeper_pid: of the keeper's process, once open.
     """
 
-    def __init__(self, state_dir: Path, *, keep_for: float, on_exit: Callable[[Exit], None]) -> None:
+    def __init__(
+        self, state_dir: Path, *, keep_for: float, cgroup: str = "auto", on_exit: Callable[[Exit], None]
+    ) -> None:
         self._state_dir = state_dir
+        self._cgroup = cgroup
         self._keep_for = keep_for
         self._on_exit = on_exit
         self._obituary: dict[str, Any] = {"routers": [], "message": []}
@@ -302,7 +306,15 @@ class LocalRunner:
 
     def _start(self, *, remove_leftovers: bool) -> list[dict[str, Any]]:
         try:
-            client = KeeperClient.start(self._state_dir, self._event, self._lost, remove_leftovers=remove_leftovers)
+            client = KeeperClient.start(
+                self._state_dir,
+                self._event,
+                self._lost,
+                remove_leftovers=remove_leftovers,
+                cgroup=self._cgroup,
+                # A service manager could not start the next agent beside jobs that it is to find again.
+                move=self._keep_for == 0,
+            )
             return self._greet(client)
         except (OSError, KeeperLost) as error:
             raise AgentUnavailable(f"the process that runs the jobs cannot be started: {error}") from error

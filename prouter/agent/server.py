@@ -72,7 +72,9 @@ class _Agent:
 
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
-        self._runner = LocalRunner(state_dir / "keeper", keep_for=config.jobs.keep_for, on_exit=self._exited)
+        self._runner = LocalRunner(
+            state_dir / "keeper", keep_for=config.jobs.keep_for, cgroup=config.jobs.cgroup, on_exit=self._exited
+        )
         return JobManager(
             root=Path(config.jobs.root).absolute() if config.jobs.root else state_dir / "jobs",
             runner=self._runner,

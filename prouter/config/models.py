@@ -193,6 +193,12 @@ class AgentJobs(Section):
     keep_for: float = Field(0.0, ge=0, description="Seconds jobs outlive their agent; 0 ends them with it.")
     orphan_timeout: float = Field(600.0, gt=0, description="Seconds without any router after which jobs are ended.")
     log_limit: int = Field(64 * MIB, ge=4096, description="Bytes kept of each of a job's logs.")
+    cgroup: str = Field(
+        "auto",
+        pattern=r"auto|off|/.+",
+        description="Control groups (cgroup v2) for jobs: auto uses what is delegated to the agent, off none; or the "
+        "directory of a group that is the agent's to use.",
+    )
     limits: AgentLimits = AgentLimits()
 
 

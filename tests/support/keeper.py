@@ -77,10 +77,13 @@ class Bench:
         self._keepers: set[int] = set()
         self._jobs: set[str] = set()
 
-    def runner(self, *, keep_for: float = 0.0) -> LocalRunner:
+    def runner(self, *, keep_for: float = 0.0, cgroup: str = "off") -> LocalRunner:
         """A runner that is not open yet; its exits go to `exits`."""
         runner = LocalRunner(
-            self.state_dir, keep_for=keep_for, on_exit=lambda end: self.exits.setdefault(end.job, []).append(end)
+            self.state_dir,
+            keep_for=keep_for,
+            cgroup=cgroup,
+            on_exit=lambda end: self.exits.setdefault(end.job, []).append(end),
         )
         self._runners.append(runner)
         return runner

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prouter.agent.keeper.agent_link import AgentLink
+from prouter.agent.keeper.cgroups import Group, Hierarchy
 from prouter.agent.keeper.journal import Journal, remove_sandbox
 from prouter.agent.keeper.spawning import Command, SpawnError, read_outcome, start
 from prouter.agent.keeper.trees import Job, Trees
@@ -65,11 +66,18 @@ class Operations:
     """The table of jobs.
 
     Args:
+        groups: where jobs get control groups; None for nowhere.
         watch, unwatch: have the loop call `outcome` with a descriptor once it is readable, and no more.
     """
 
     def __init__(
-        self, link: AgentLink, journal: Journal, *, watch: Callable[[int], None], unwatch: Callable[[int], None]
+        self,
+        link: AgentLink,
+        journal: Journal,
+        groups: Hierarchy | None,
+        *,
+        watch: Callable[[int], None],
+        unwatch: Callable[[int], None],
     ) -> None:
         self.trees = Trees(self._tree_gone, link.log)
         self.keep_for = 0.0
@@ -78,6 +86,7 @@ class Operations:
         """Routers to be told that the agent is dead, and the message."""
         self._link = link
         self._journal = journal
+        self._groups = groups
         self._watch = watch
         self._unwatch = unwatch
         self._jobs: dict[str, Job] = {}
@@ -201,10 +210,14 @@ class Operations:
         started.limits = Limits(**limits)
         if held is None or held.sandbox != sandbox:
             self._journal.add(job, sandbox)
+        started.group = self._make_group(job, started.limits)
         env[MARK_VARIABLE] = job
+        group = started.group.procs if started.group is not None else None
         try:
-            pid, pipe = start(Command(job=job, env=env, limits=started.limits, **command))
+            pid, pipe = start(Command(job=job, env=env, limits=started.limits, group=group, **command))
         except SpawnError as error:
+            if started.group is not None:
+                started.group.remove()
             if held is None:
                 self._journal.drop(job)
             raise Refused("start_failed", str(error)) from None
@@ -212,6 +225,16 @@ class Operations:
         self.trees.add(started, pid)
         self._starts[job] = self._pipes[pipe] = Start(started, request, held=held is not None, pipe=pipe)
         self._watch(pipe)
+
+    def _make_group(self, job: str, limits: Limits) -> Group | None:
+        """A control group for the job; without one it is looked after by other means."""
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.make(job, limits)
+        except OSError as error:
+            self._link.log("warning", f"event=cgroup_not_made job={job} error={str(error)!r}")
+            return None
 
     def _update(self, request: Request, *, job: str, record: dict[str, Any]) -> None:
         self._job(job).record = record

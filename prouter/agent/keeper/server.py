@@ -19,6 +19,7 @@ import socket
 import time
 from types import FrameType
 
+from prouter.agent.keeper import cgroups
 from prouter.agent.keeper.agent_link import AgentLink
 from prouter.agent.keeper.journal import Journal, remove_sandbox
 from prouter.agent.keeper.obituary import Delivery
@@ -41,15 +42,18 @@ class Keeper:
     Args:
         state_dir: holds the socket ``keeper.sock`` and the journal; locked by the caller.
         agent: connection of the agent that started this keeper.
+        cgroup, move: see `cgroups.find`.
     """
 
-    def __init__(self, state_dir: str, agent: socket.socket) -> None:
+    def __init__(self, state_dir: str, agent: socket.socket, *, cgroup: str, move: bool) -> None:
         self._poller = select.epoll()
         self._link = AgentLink(os.path.join(state_dir, "keeper.sock"), self._poller, agent)
         self._journal = Journal(state_dir)
+        self._groups = cgroups.find(cgroup, move=move, log=self._link.log)
         self._operations = Operations(
             self._link,
             self._journal,
+            self._groups,
             watch=lambda fd: self._poller.register(fd, select.EPOLLIN),
             unwatch=self._poller.unregister,
         )
@@ -62,6 +66,8 @@ class Keeper:
         entries = self._journal.entries()
         if not entries:
             return
+        if self._groups is not None:
+            self._groups.end_left_by(entries, patience=_PATIENCE)
         left = end_marked(entries, patience=_PATIENCE)
         self._link.log("warning", f"event=leftovers_ended jobs={len(entries)} still_there={len(left)}")
         for job, sandbox in entries.items():
@@ -153,7 +159,7 @@ class Keeper:
         return self._operations.trees.empty or time.monotonic() >= self._give_up_at
 
 
-def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool) -> None:
+def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, move: bool) -> None:
     """Be the keeper of a state directory; returns when it is over.
 
     Waits for a predecessor that is still ending its jobs, and ends what one that was killed has left.
@@ -165,7 +171,7 @@ def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     _become_subreaper()
     _go_first()
-    keeper = Keeper(state_dir, agent)
+    keeper = Keeper(state_dir, agent, cgroup=cgroup, move=move)
     keeper.end_leftovers(remove_sandboxes=remove_leftovers)
     gc.freeze()  # What exists now is never garbage; collecting it would copy pages shared with forked children.
     keeper.run()

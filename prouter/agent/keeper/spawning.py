@@ -37,6 +37,7 @@ class Command(NamedTuple):
         job: uid, which becomes the processes' mark.
         env: the whole environment; its PATH is searched for the command.
         cwd: the directory to start in; a command with a slash is relative to it.
+        group: the file by which the process enters its control group; None for none.
         stdout: file to append to, made with mode 0600; None for the agent's own stdout. Likewise `stderr`.
     """
 
@@ -47,6 +48,7 @@ class Command(NamedTuple):
     stdout: str | None
     stderr: str | None
     limits: Limits
+    group: str | None = None
 
 
 def start(command: Command) -> tuple[int, int]:
@@ -102,6 +104,8 @@ def _become(command: Command, pipe: int) -> NoReturn:
 
 def _prepare(command: Command) -> None:
     os.setsid()
+    if command.group is not None:
+        _enter(command.group)
     signal.set_wakeup_fd(-1)
     for signum in _IGNORED | _HANDLED:
         signal.signal(signum, signal.SIG_DFL)
@@ -118,6 +122,15 @@ def _prepare(command: Command) -> None:
         job_limits.apply(command.limits, command.job)
     except (OSError, ValueError) as error:
         raise SpawnError(f"its limits cannot be set: {error}") from None
+
+
+def _enter(group: str) -> None:
+    try:
+        fd = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"0")
+    except OSError as error:
+        raise SpawnError(f"its control group cannot be entered: {error.strerror}") from None
+    os.close(fd)
 
 
 def _open_log(path: str) -> int:

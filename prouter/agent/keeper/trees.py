@@ -2,8 +2,8 @@
 
 The keeper is a subreaper (prctl(2)), so a process whose parent ended becomes the keeper's own child. Hence all there is
 of a job is its first process, those children of the keeper that are its orphans, and the descendants of these. A
-stranger among the keeper's children is told by its session or process group, by its mark (`limits.apply`), by having
-been seen in a tree before, or by its environment.
+stranger among the keeper's children is told by its control group where jobs have one, by its session or process group,
+by its mark (`limits.apply`), by having been seen in a tree before, or by its environment.
 
 A first process that ended is not reaped until its tree is gone: till then its pid cannot be given to another process,
 session or process group, so signals to the group are safe.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prouter.agent import limits as job_limits
+from prouter.agent.keeper.cgroups import Group, jobs_of
 from prouter.agent.limits import Limits, Sample
 from prouter.agent.process_tree import (
     Process,
@@ -62,6 +63,7 @@ class Job:
         self.sandbox = sandbox
         self.state = "held"
         self.limits = Limits()
+        self.group: Group | None = None
         self.pid = 0
         self.start = 0
         self.started_at = 0.0
@@ -78,6 +80,12 @@ class Job:
         self.retry = _RETRY
         self.act_at = 0.0
         """When to look again (monotonic seconds): at what a watched tree uses, or whether an ending one is gone."""
+
+    @property
+    def watched(self) -> Limits:
+        """The limits that the keeper itself has to see to."""
+        held = self.group is not None and self.group.holds_memory
+        return self.limits._replace(memory=None) if held else self.limits
 
 
 class Trees:
@@ -111,7 +119,7 @@ class Trees:
         job.state = "starting"
         self._firsts[pid] = job
         self._marks[job.mark] = job
-        if job.limits.watched:
+        if job.watched.watched:
             job.act_at = time.monotonic() + job_limits.FIRST_LOOK
             self._timed.add(job)
 
@@ -128,6 +136,10 @@ class Trees:
         roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
         roots += [pid for pid, owner in self._orphans.items() if owner is job]
         found = descend(roots, visit=visit, most=most)
+        if job.group is not None and (most is None or len(found) < most):
+            # Whoever is not below these any more, nor known as an orphan yet.
+            known = {process.pid for process in found}
+            found += descend([pid for pid in job.group.processes() if pid not in known], visit=visit)
         job.seen = {process.key for process in found}
         return found
 
@@ -137,10 +149,16 @@ class Trees:
 
     def _sample(self, job: Job, processes: list[Process]) -> Sample:
         return Sample(
-            cpu_seconds=cpu_seconds(processes) + job.orphans_cpu,
+            cpu_seconds=self._cpu_seconds(job, cpu_seconds(processes) + job.orphans_cpu),
             rss_bytes=sum(rss_bytes(process.pid) for process in processes),
             processes=len(processes),
         )
+
+    @staticmethod
+    def _cpu_seconds(job: Job, seen: float) -> float:
+        """What the job's group says, which misses no process; without one, what was `seen`."""
+        told = job.group.cpu_seconds() if job.group is not None else None
+        return seen if told is None else told
 
     def signal(self, job: Job, signum: int, *, tree: bool) -> None:
         """Send a signal to the job's first process, or to all of its tree, parents first."""
@@ -198,14 +216,15 @@ class Trees:
                 self._look(job, now)
 
     def _look(self, job: Job, now: float) -> None:
-        enough = None if job.limits.processes is None else job.limits.processes + 1
+        limits = job.watched
+        enough = None if limits.processes is None else limits.processes + 1
         sample = self._sample(job, self.members(job, most=enough))
-        if job.limits.memory is not None and sample.rss_bytes > job.limits.memory:
+        if limits.memory is not None and sample.rss_bytes > limits.memory:
             # Looks too much, but shared pages were counted for each process: now exactly.
             sample = sample._replace(rss_bytes=sum(map(pss_bytes, (pid for pid, _ in job.seen))))
-        reason = job_limits.breach(job.limits, sample)
+        reason = job_limits.breach(limits, sample)
         if reason is None:
-            job.act_at = now + job_limits.interval(job.limits, sample)
+            job.act_at = now + job_limits.interval(limits, sample)
             return
         self._log("warning", f"event=limit_exceeded job={job.uid} limit={reason} used={sample._asdict()}")
         self.end(job, reason)
@@ -217,6 +236,8 @@ class Trees:
         cannot fork, so the first look that finds nothing new has found all. Children are killed before their parents,
         lest a parent's end wakes them.
         """
+        if job.group is not None:
+            job.group.kill()
         stopped: set[tuple[int, int]] = set()
 
         def stop(process: Process) -> None:
@@ -259,8 +280,13 @@ class Trees:
         job.seen.clear()
         job.state = "ended"
         exit_code, signame = job.outcome
-        cpu = used.ru_utime + used.ru_stime + job.orphans_cpu
+        cpu = self._cpu_seconds(job, used.ru_utime + used.ru_stime + job.orphans_cpu)
         by_itself = job.reason is None and not job.was_told_to_end
+        if job.group is not None:
+            if by_itself and job.group.out_of_memory():
+                job.reason, by_itself = "memory", False
+            if not job.group.remove():
+                self._log("warning", f"event=cgroup_not_removed job={job.uid}")
         if by_itself and signame in ("SIGXCPU", "SIGKILL") and cpu >= (job.limits.cpu_seconds or float("inf")):
             job.reason = "cpu"  # The backstop: the kernel ended the first process between two looks.
         job.exit = {
@@ -318,7 +344,9 @@ class Trees:
                 send(process, signal.SIGKILL)
 
     def _attribute(self, process: Process) -> Job | None:
-        owner = self._firsts.get(process.session) or self._firsts.get(process.group)
+        grouped = jobs_of(process.pid)
+        owner = next((job for job in self._marks.values() if job.uid in grouped), None) if grouped else None
+        owner = owner or self._firsts.get(process.session) or self._firsts.get(process.group)
         if owner is None:
             mark = limit_mark(process.pid)
             owner = self._marks.get(mark) if mark is not None else None
