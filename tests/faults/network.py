@@ -1,7 +1,8 @@
 """Broken networks between an agent and its router: real ones in network namespaces, and a TCP proxy for the rest.
 
 `Cable` is a pair of virtual Ethernet devices with an agent's network namespace at one end; packets are dropped with
-nftables. `Wire` forwards TCP connections, slowly, late, or not at all, where no queueing discipline can.
+nftables. `Wire` forwards TCP connections, slowly, late, or not at all, and needs no privileges. For what happens to
+single packets there is tests/faults/packets.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 import time
 from collections import deque
 
-__all__ = ["Cable", "Wire", "why_no_namespaces"]
+__all__ = ["Cable", "Wire", "run", "why_no_namespaces"]
 
 _TABLE = "prouter_test"
 
@@ -64,18 +65,22 @@ class Cable:
         self._addresses = itertools.count(2)
 
     def __enter__(self) -> Cable:
-        _run("ip", "netns", "add", self.name)
+        run("ip", "netns", "add", self.name)
         try:
-            _run("ip", "link", "add", self._device, "type", "veth", "peer", "name", self._inside, "netns", self.name)
-            _run("ip", "addr", "add", f"{self.host}/24", "dev", self._device)
-            _run("ip", "link", "set", self._device, "up")
-            _run("ip", "-n", self.name, "link", "set", "lo", "up")
-            _run("ip", "-n", self.name, "link", "set", self._inside, "up")
+            self._plug()
+            run("ip", "addr", "add", f"{self.host}/24", "dev", self._device)
+            run("ip", "link", "set", self._device, "up")
+            run("ip", "-n", self.name, "link", "set", "lo", "up")
+            run("ip", "-n", self.name, "link", "set", self._inside, "up")
             self.change_address()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _plug(self) -> None:
+        """Make the devices at both ends."""
+        run("ip", "link", "add", self._device, "type", "veth", "peer", "name", self._inside, "netns", self.name)
 
     def __exit__(self, *_: object) -> None:
         for command in (("ip", "link", "del", self._device), ("ip", "netns", "del", self.name)):
@@ -83,8 +88,8 @@ class Cable:
 
     def change_address(self) -> None:
         """Give the namespace another address; the one it had is gone."""
-        _run("ip", "-n", self.name, "addr", "flush", "dev", self._inside, "scope", "global")
-        _run("ip", "-n", self.name, "addr", "add", f"{self._network}.{next(self._addresses)}/24", "dev", self._inside)
+        run("ip", "-n", self.name, "addr", "flush", "dev", self._inside, "scope", "global")
+        run("ip", "-n", self.name, "addr", "add", f"{self._network}.{next(self._addresses)}/24", "dev", self._inside)
 
     def cut(self) -> None:
         """Drop every packet, in both directions."""
@@ -99,14 +104,9 @@ class Cable:
         rule = f"numgen random mod 100 < {percent} drop"
         self._rules(rule, rule)
 
-    def slow(self, bits_per_second: int) -> None:
-        """Drop what is over this rate in each direction."""
-        rule = f"limit rate over {bits_per_second // 8} bytes/second burst 20000 bytes drop"
-        self._rules(rule, rule)
-
     def repair(self) -> None:
         """Let everything through again."""
-        _run(*self.prefix, "nft", "delete", "table", "inet", _TABLE)
+        run(*self.prefix, "nft", "delete", "table", "inet", _TABLE)
 
     def _rules(self, arriving: str, leaving: str) -> None:
         script = f"""
@@ -125,10 +125,11 @@ class Cable:
                 }}
             }}
             """
-        _run(*self.prefix, "nft", "-f", "-", script=script)
+        run(*self.prefix, "nft", "-f", "-", script=script)
 
 
-def _run(*command: str, script: str = "") -> None:
+def run(*command: str, script: str = "") -> None:
+    """Run a command that has to succeed."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, input=script)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 

@@ -1,4 +1,5 @@
-"""Cables pulled, half-open connections, other addresses, loss: real networks made with network namespaces."""
+"""Cables pulled, half-open connections, other addresses, packets lost, late, out of order or twice: real networks made
+with network namespaces."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 from tests.faults import clients
 from tests.faults.load import Load
 from tests.faults.network import Cable, why_no_namespaces
+from tests.faults.packets import Impaired, Impairment, why_no_packets
 from tests.faults.stand import MIB, Amount, Stand
 from tests.support.processes import start_agent, start_router, wait_until
 
@@ -27,9 +29,12 @@ CUT = 10.0
 
 
 @pytest.fixture
-def cable() -> Iterator[Cable]:
-    """An agent's network, gone after the test."""
-    with Cable() as made:
+def cable(request: pytest.FixtureRequest) -> Iterator[Cable]:
+    """An agent's network, gone after the test; impaired as the test's parameter says."""
+    impairment: Impairment | None = getattr(request, "param", None)
+    if impairment is not None and why_no_packets():
+        pytest.skip(why_no_packets())
+    with Cable() if impairment is None else Impaired(impairment) as made:
         yield made
 
 
@@ -140,6 +145,29 @@ def test_one_packet_in_ten_may_get_lost(apart: Callable[..., Stand], cable: Cabl
     it.echoes_and_logs(load, 5)
     load.started(60)
     load.finish(90)
+
+
+IMPAIRED = {
+    "out of order and twice": Impairment(delay=0.005, jitter=0.02, twice=0.05, loss=0.01),
+    "200 ms": Impairment(delay=0.2, jitter=0.02),
+    "1 Mbit/s": Impairment(rate=125_000, delay=0.01),
+}
+
+
+@pytest.mark.parametrize("cable", IMPAIRED.values(), ids=IMPAIRED, indirect=True)
+def test_what_happens_to_packets_costs_nothing_but_time(
+    apart: Callable[..., Stand], cable: Impaired, load: Load
+) -> None:
+    it = apart()
+    url, size = it.router.url, 128 * 1024
+    load.add("download", clients.download(url, it.bytes_job, size))
+    load.add("upload", clients.upload(url, it.bytes_job, size))
+    load.add("file", clients.file_round_trip(url, it.bytes_job, size // 4))
+    it.echoes_and_logs(load, 3)
+    load.started(60)
+    load.finish(90)
+    assert cable.overtaken or not cable.impairment.jitter
+    assert it.router.log.read_text().count("event=link_down") == 0
 
 
 def test_a_router_that_is_killed_while_the_network_is_away_resumes_with_it(
