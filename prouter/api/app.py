@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -50,9 +51,16 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
     )
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)
+    app.add_sink(_options_of_all, re.compile(r"\*\Z"))
     _add_router_routes(app, router, requests)
     _add_job_routes(app, router)
     return app
+
+
+def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
+    """``OPTIONS *`` (RFC 9110 section 9.3.7): a sign of life."""
+    resp.status = 204
+    resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
 def _add_router_routes(app: App, router: RouterClient, requests: RequestLog) -> None:

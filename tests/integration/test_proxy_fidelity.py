@@ -49,14 +49,15 @@ def body_of(answer: bytes) -> bytes:
         "/record/%C3%A4/+/a;b=c",
         "/record/a/../b/./c",
         "/record/~!$'()*",
+        "/record/caf\xe9?\xff",
     ],
 )
 def test_the_target_reaches_the_job_as_sent(router: Router, corner: str, target: str) -> None:
     exchange(router.url, "GET", corner + target)
-    assert seen_by(router, corner).startswith(f"GET {target} HTTP/1.1\r\n".encode())
+    assert seen_by(router, corner).startswith(f"GET {target} HTTP/1.1\r\n".encode("latin-1"))
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "BREW"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "BREW", "SETUP"])
 def test_every_method_reaches_the_job(router: Router, corner: str, method: str) -> None:
     answer, _ = exchange(router.url, method, corner + "/record/m", "Content-Length: 2\r\n", b"ok")
     assert answer.startswith(b"HTTP/1.1 200 "), answer
@@ -301,6 +302,8 @@ SMUGGLING = [
     b"GET %s HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n",
     b"GET %s HTTP/1.1\r\n\r\n",
     b"GET %s HTTP/1.1\r\nHost: h\r\nBad\x00: x\r\n\r\n",
+    b"GET %s HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    b"GET %s RTSP/1.0\r\nHost: h\r\n\r\n",
 ]
 
 
@@ -315,6 +318,30 @@ def test_ambiguous_requests_are_refused_and_never_reach_the_job(
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1") == 1
     assert seen_counts(router, corner)["accepted"] - before["accepted"] <= 2
+
+
+def test_connection_options_cannot_turn_a_body_into_a_request(router: Router, corner: str) -> None:
+    hidden = f"GET {corner}/record/hidden HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    lines = f"Connection: content-length\r\nContent-Length: {len(hidden)}\r\n"
+    answer, _ = exchange(router.url, "POST", corner + "/record/outer", lines, hidden)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert seen_by(router, corner).startswith(b"POST /record/outer ")
+    assert "/record/hidden" not in seen_counts(router, corner)["requests"]
+
+
+@pytest.mark.parametrize("target", ["%s/record/x", "router.test:80", "http://router.test%s/record/x"])
+def test_connect_goes_nowhere(router: Router, corner: str, target: str) -> None:
+    before = seen_counts(router, corner)["requests"]
+    answer, _ = exchange(router.url, "CONNECT", target.replace("%s", corner))
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"X-PRouter-Error: not_implemented" in head_of(answer)
+    assert seen_counts(router, corner)["requests"].get("/record/x") == before.get("/record/x")
+
+
+def test_options_of_all_is_answered_by_the_router(router: Router) -> None:
+    answer, _ = exchange(router.url, "OPTIONS", "*")
+    assert answer.startswith(b"HTTP/1.1 204 ")
+    assert any(line.lower().startswith(b"allow: ") for line in head_of(answer))
 
 
 def test_a_request_head_over_the_limit_is_a_431(router: Router, corner: str) -> None:

@@ -74,6 +74,18 @@ def test_the_framing_of_a_request_is_known(lines: bytes, kind: int, length: int)
         b"GET /\x01 HTTP/1.1\r\nHost: h\r\n\r\n",
         b"GET  / HTTP/1.1 x\r\nHost: h\r\n\r\n",
         b"G(T / HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET / RTSP/1.0\r\nHost: h\r\n\r\n",
+        b"SOURCE / ICE/1.0\r\nHost: h\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET ftp://h/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET http://user@h/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET http:///path HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET http://\xc3\xa9/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: \xe9\r\n\r\n",
     ],
 )
 def test_ambiguous_or_malformed_requests_are_refused(head: bytes) -> None:
@@ -90,6 +102,11 @@ def test_ambiguous_or_malformed_requests_are_refused(head: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 099 Odd\r\n\r\n",
+        b"HTTP/1.1 000 Odd\r\n\r\n",
+        b"HTTP/1.1 200 a\0b\r\n\r\n",
+        b"HTTP/1.1 200 a\x1b[2J\r\n\r\n",
+        b"RTSP/1.0 200 OK\r\n\r\n",
     ],
 )
 def test_malformed_answers_are_refused(head: bytes) -> None:
@@ -103,3 +120,42 @@ def test_no_input_raises_anything_but_our_errors(data: bytes) -> None:
     for parse in (parse_request, parse_response):
         with contextlib.suppress(InvalidRequest, JobUnreachable):
             parse(data + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "seen"),
+    [
+        (b"http://other:80/p?q", b"other:80", b"/p?q"),
+        (b"HTTPS://other", b"other", b"/"),
+        (b"http://[::1]:8888?q=/", b"[::1]:8888", b"/?q=/"),
+    ],
+)
+@pytest.mark.parametrize("method", [b"GET", b"BREW"])
+def test_the_host_of_an_absolute_target_is_the_one_that_counts(
+    method: bytes, target: bytes, host: bytes, seen: bytes
+) -> None:
+    head = parse_request(method + b" " + target + b" HTTP/1.1\r\nA: 1\r\nhost: ignored\r\n\r\n")
+    assert (head.method, head.target, head.host) == (method, seen, host)
+    assert head.headers == [(b"A", b"1"), (b"host", host)]
+
+
+def test_options_of_the_server_itself() -> None:
+    for target in (b"*", b"http://h:1"):
+        assert parse_request(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n").target == b"*"
+
+
+@pytest.mark.parametrize("target", [b"/caf\xc3\xa9?\xff", b'/"<>|^`{}\\', b"//a//", b"/%zz%00#x"])
+@pytest.mark.parametrize("method", [b"GET", b"ANNOUNCE"])
+def test_a_target_stays_the_bytes_that_were_sent(method: bytes, target: bytes) -> None:
+    head = parse_request(method + b" " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (head.method, head.target) == (method, target)
+
+
+def test_whitespace_round_a_value_is_none_of_it() -> None:
+    head = parse_request(b"POST / HTTP/1.1\r\nHost:\th \r\nContent-Length: 5 \t\r\nA:b \r\n\r\n")
+    assert head.headers == [(b"Host", b"h"), (b"Content-Length", b"5"), (b"A", b"b")]
+    assert (head.host, head.length) == (b"h", 5)
+
+
+def test_an_old_client_without_host_has_one() -> None:
+    assert parse_request(b"GET / HTTP/1.0\r\n\r\n").headers == [(b"Host", b"localhost")]

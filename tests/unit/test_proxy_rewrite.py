@@ -44,6 +44,25 @@ def test_hop_by_hop_fields_and_those_named_in_connection_are_dropped() -> None:
         assert gone not in text
 
 
+def test_no_connection_option_takes_host_or_framing_away() -> None:
+    request = parse_request(
+        b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Content-Length, host\r\nContent-Length: 5\r\n\r\n"
+    )
+    lines = request_to_job(request, b"/", PREFIX, DIRECT).split(b"\r\n")
+    assert b"Host: h" in lines
+    assert b"Content-Length: 5" in lines
+    assert b"Content-Length: 5" in to_client(b"Connection: content-length\r\nContent-Length: 5\r\n")
+
+
+def test_a_job_cannot_pass_its_answers_off_as_our_errors() -> None:
+    assert not [line for line in to_client(b"x-prouter-ERROR: job_ended\r\n") if b"rror" in line]
+
+
+def test_an_old_client_does_not_wait_for_100_continue() -> None:
+    old = parse_request(b"POST / HTTP/1.0\r\nexpect: 100-Continue\r\nContent-Length: 1\r\n\r\n")
+    assert b"expect" not in request_to_job(old, b"/", PREFIX, DIRECT).lower()
+
+
 def test_an_upgrade_passes_with_its_protocol() -> None:
     lines = to_job(b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a, b\r\n")
     assert b"Connection: Upgrade" in lines

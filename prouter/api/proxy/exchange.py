@@ -119,8 +119,6 @@ class ProxyExchange:
         if target[:1] != b"/" and target != b"*":
             target = b"/" + target
         self._request = request_to_job(head, target, prefix, self.client.origin)
-        if head.expect and head.version == "1.0":
-            self._request = self._request.replace(b"\r\nExpect: 100-continue", b"", 1)
         self._connect(fresh=bool(head.upgrade))
 
     @property

@@ -31,6 +31,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Fields of one hop only (RFC 9110 section 7.6.1 and what is in the wild)."""
+_FOR_ALL_HOPS = frozenset({b"content-length", b"host"})
+"""Fields that Connection cannot take away: without them a body would be the next request, or its job another one."""
 
 
 class BodyKind:
@@ -48,7 +50,7 @@ class RequestHead(NamedTuple):
     Attributes:
         version: (major, minor) as ``b"1.1"`` or ``b"1.0"``.
         headers: as sent.
-        host: value of Host, empty when there is none.
+        host: value of Host; ``localhost`` for an old client that sends none.
         body: a `BodyKind`; `length` bytes when it is LENGTH.
         connection: lower-case tokens of Connection.
         upgrade: value of Upgrade when the client asks for one, else empty.
@@ -106,7 +108,7 @@ class _Collector:
         headers = self.headers
 
         def on_header(name: bytes, value: bytes) -> None:
-            headers.append((name, value))
+            headers.append((name, value.rstrip(b" \t")))  # llhttp leaves the whitespace after a value (RFC 9112 5)
 
         self.on_header = on_header
 
@@ -120,18 +122,57 @@ class _Collector:
         self.complete = True
 
 
-_EXTENSION_METHOD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) ")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) +([!-~\x80-\xff]+) HTTP/1\.[01]\r\n")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _STAND_IN = b"PUT"
 """Parsed in place of a method llhttp does not know; any token is a method (RFC 9110 section 9.1)."""
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[!$%&'()*+,.0-9;=A-Z_a-z~-]*)(?::[0-9]*)?")
+"""A host and port (RFC 3986 section 3.2, without user information)."""
+_BROKEN_REASON = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NO_HOST = b"localhost"
 _NO_TOKENS: frozenset[bytes] = frozenset()
 
 
 def _tokens(value: bytes) -> frozenset[bytes]:
-    return frozenset(token.strip().lower() for token in value.split(b",") if token.strip())
+    return frozenset(token.strip().lower() for token in value.split(b",") if token.strip()) - _FOR_ALL_HOPS
+
+
+def _disguised(head: bytes) -> RequestHead | None:
+    """The request head parsed with stand-ins for what is more than llhttp knows: a method, bytes of the target.
+
+    None when that is not what is wrong.
+    """
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        return None
+    target = _NOT_ASCII.sub(b"x", line[2])
+    if line[1] == _STAND_IN and target == line[2]:
+        return None
+    parsed = parse_request(b"%s %s%s" % (_STAND_IN, target, head[line.end(2) :]))
+    method, target = line[1], line[2]
+    return parsed._replace(method=method, target=target if target[:1] == b"/" else _origin_form(method, target)[1])
+
+
+def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """(host, path and query) of a target in absolute form (RFC 9112 section 3.2.2).
+
+    Raises:
+        InvalidRequest: it is none that we could answer.
+    """
+    scheme, separator, rest = target.partition(b"://")
+    end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
+    host, path = rest[:end], rest[end:]
+    if not separator or scheme.lower() not in (b"http", b"https") or not host or _HOST.fullmatch(host) is None:
+        raise InvalidRequest("Invalid request: the target is neither a path nor an http URL")
+    if not path and method == b"OPTIONS":
+        return host, b"*"
+    return host, path if path.startswith(b"/") else b"/" + path
 
 
 def parse_request(head: bytes) -> RequestHead:
     """Parse a request head, from its first byte to the empty line included.
+
+    The host in a target in absolute form takes the place of Host, and is taken out of the target.
 
     Raises:
         InvalidRequest: it is not strict HTTP/1.0 or 1.1, or its framing is ambiguous.
@@ -142,26 +183,28 @@ def parse_request(head: bytes) -> RequestHead:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
         pass
-    except httptools.HttpParserInvalidMethodError as error:
-        extension = _EXTENSION_METHOD.match(head)
-        if extension is None or extension[1] == _STAND_IN:
-            raise InvalidRequest(f"Invalid request: {error}") from error
-        return parse_request(_STAND_IN + head[extension.end(1) :])._replace(method=extension[1])
     except httptools.HttpParserError as error:
-        raise InvalidRequest(f"Invalid request: {error}") from error
+        disguised = _disguised(head)
+        if disguised is None:
+            raise InvalidRequest(f"Invalid request: {error}") from error
+        return disguised
     version = parser.get_http_version()
-    if not collector.complete or version not in ("1.1", "1.0"):
-        raise InvalidRequest("Invalid request: not an HTTP/1.1 request head")
+    end = head.find(b"\r\n")
+    if not collector.complete or version not in ("1.1", "1.0") or head[end - 9 : end - 1] != b" HTTP/1.":
+        raise InvalidRequest("Invalid request: not the head of an HTTP/1 request")
     host: bytes | None = None
     body, length = BodyKind.NONE, 0
     connection = _NO_TOKENS
     upgrade = b""
     expect = False
-    for name, value in collector.headers:
+    headers = collector.headers
+    for name, value in headers:
         key = name.lower()
         if key == b"host":
             if host is not None:
                 raise InvalidRequest("Invalid request: more than one Host header")
+            if _HOST.fullmatch(value) is None:
+                raise InvalidRequest("Invalid request: Host is not a host name")
             host = value
         elif key == b"content-length":
             if body != BodyKind.NONE or not value.isdigit():
@@ -176,17 +219,24 @@ def parse_request(head: bytes) -> RequestHead:
         elif key == b"upgrade":
             upgrade = value
         elif key == b"expect":
-            expect = value.lower() == b"100-continue"
+            expect = value.lower() == b"100-continue" and version == "1.1"  # RFC 9110 section 10.1.1
     if host is None and version == "1.1":
         raise InvalidRequest("Invalid request: no Host header")
+    if host is None:
+        host = _NO_HOST
+        headers.append((b"Host", host))
     if b"upgrade" not in connection or version != "1.1":
         upgrade = b""
+    method, target = parser.get_method(), collector.target
+    if target[:1] != b"/" and method != b"CONNECT" and not (method == b"OPTIONS" and target == b"*"):
+        host, target = _origin_form(method, target)
+        headers = [(name, host if name.lower() == b"host" else value) for name, value in headers]
     return RequestHead(
-        parser.get_method(),
-        collector.target,
+        method,
+        target,
         version,
-        collector.headers,
-        host or b"",
+        headers,
+        host,
         body,
         length,
         connection,
@@ -210,8 +260,10 @@ def parse_response(head: bytes) -> ResponseHead:
     except httptools.HttpParserError as error:
         raise JobUnreachable(f"the job's answer is not valid HTTP: {error}", code="bad_response") from error
     version = parser.get_http_version()
-    if not collector.complete or version not in ("1.1", "1.0"):
+    if not collector.complete or version not in ("1.1", "1.0") or head[:7] != b"HTTP/1.":
         raise JobUnreachable("the job's answer is not valid HTTP", code="bad_response")
+    if parser.get_status_code() < 100 or _BROKEN_REASON.search(collector.reason):
+        raise JobUnreachable("the job's answer has an invalid status line", code="bad_response")
     body, length = BodyKind.UNTIL_CLOSE, 0
     connection = _NO_TOKENS
     for name, value in collector.headers:

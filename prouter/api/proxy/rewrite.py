@@ -38,9 +38,9 @@ def request_to_job(head: RequestHead, target: bytes, prefix: bytes, origin: Orig
             continue  # CGI and WSGI would take it for the real one.
         if key == b"content-length" and head.body != BodyKind.LENGTH:
             continue
+        if key == b"expect" and not head.expect and value.lower() == b"100-continue":
+            continue  # an old client would not understand the answer
         lines.append(b"%s: %s\r\n" % (name, value))
-    if not head.host:
-        lines.append(b"Host: localhost\r\n")
     if head.body == BodyKind.CHUNKED:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if head.upgrade:
@@ -80,8 +80,8 @@ def response_to_client(
         key = name.lower()
         if key in HOP_BY_HOP and key != b"proxy-authenticate" and not (key == b"upgrade" and head.status == 426):
             continue
-        if named and key in named:
-            continue
+        if key == b"x-prouter-error" or (named and key in named):
+            continue  # the first marks errors that are not the job's
         if key == b"content-length" and framed_elsewhere:
             continue
         if key == b"location" and (prefix or own_host):

@@ -41,6 +41,14 @@ _IDLE_TIMEOUT = 75.0
 AdminHandler = Callable[[ClientConnection, RequestHead], None]
 
 
+class NoTunnels(PRouterError):
+    """A client takes us for a forward proxy. Passed on, the two ends would disagree where the answer ends."""
+
+    code = "not_implemented"
+    status = 501
+    level = logging.INFO
+
+
 class ProxyServer:
     """See the module's docstring.
 
@@ -138,6 +146,9 @@ class ProxyServer:
     def dispatch(self, connection: ClientConnection, head: RequestHead) -> None:
         """Start the exchange for a request; the connection's `exchange` is set on return unless it is over already."""
         self.requests += 1
+        if head.method == b"CONNECT":
+            connection.fail(NoTunnels("CONNECT is not supported: jobs are reached under their paths"), head)
+            return
         found = self._match(head)
         if found is None:
             self._admin(connection, head)
@@ -158,21 +169,15 @@ class ProxyServer:
         if self._job_domain and head.host:
             host = head.host.partition(b":")[0].lower()
             if host.endswith(self._job_domain):
-                return "", host[: -len(self._job_domain)].decode("latin-1"), _origin_form(target), True
-        if not target.startswith(b"/"):
-            target = _origin_form(target)
+                return "", host[: -len(self._job_domain)].decode("latin-1"), target, True
         if not target.startswith(b"/jobs/"):
             return None
-        parts = target.split(b"/", 5)
-        if len(parts) < 5 or not parts[4].startswith(b"http"):
-            return None
-        query = parts[4][4:]
-        if query and not query.startswith(b"?"):
+        path, mark, query = target.partition(b"?")
+        parts = path.split(b"/", 5)
+        if len(parts) < 5 or parts[4] != b"http":
             return None
         rest = b"/" + parts[5] if len(parts) == 6 else b""
-        if query:
-            rest = b"/" + query + rest
-        return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest, False
+        return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest + mark + query, False
 
     def _resolve(self, exchange: ProxyExchange, owner: str, job: str) -> None:
         """Find the job and wait, for a bounded time, until it can be reached. Runs in a greenlet."""
@@ -253,12 +258,3 @@ class ProxyServer:
                 changed.clear()
         finally:
             route.waiters.discard(changed.set)
-
-
-def _origin_form(target: bytes) -> bytes:
-    """The path and query of a target in absolute form (RFC 9112 section 3.2.2); others unchanged."""
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or scheme.lower() not in (b"http", b"https"):
-        return target
-    _authority, slash, path = rest.partition(b"/")
-    return slash + path if slash else b"/"
