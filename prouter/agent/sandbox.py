@@ -17,6 +17,7 @@ from pathlib import Path
 from prouter.agent import syscalls, trees
 from prouter.agent.beneath import open_beneath
 from prouter.agent.paths import refusal, shown, split, translated
+from prouter.agent.room import Room
 from prouter.errors import Conflict, Forbidden, IsDirectory, NotFound, PRouterError
 
 __all__ = ["OPEN_DIRECTORY", "Sandbox"]
@@ -30,6 +31,9 @@ class Sandbox:
     Args:
         root: its path. Links above it are resolved once, here; the directory itself must never be a link.
         openat2: False forces the name-by-name walk; by default the kernel's call is used where there is one.
+
+    Attributes:
+        room: the account of what transfers put into it.
     """
 
     def __init__(self, root: Path | str, *, openat2: bool | None = None) -> None:
@@ -38,6 +42,7 @@ class Sandbox:
         self._path = os.fsencode(self.root)
         self._openat2 = syscalls.have_openat2() if openat2 is None else openat2
         self._identity: tuple[int, int] | None = None
+        self.room = Room(self.size_bytes)
 
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"

@@ -20,6 +20,7 @@ from typing import final
 from prouter.agent import syscalls
 from prouter.agent.files import etag_of
 from prouter.agent.paths import shown, split, translated
+from prouter.agent.room import Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, InvalidRequest, NoSpace
 
@@ -51,14 +52,14 @@ class Upload:
         executable: adds 0111.
         size: bytes that will come, where that is known: a lack of space is then told at once, a wrong number of bytes
             at `commit`.
-        limit: bytes the sandbox has left for it.
+        limit: bytes the sandbox may hold, this file and all others; None for any number.
         exclusive: refuse to replace anything.
         sync: bring the data to disk before the name changes, on whatever file system.
 
     Raises:
         InvalidRequest, Forbidden: the path or the mode is none, or leaves the sandbox.
         Conflict: a directory has that name; or, with `exclusive`, anything has.
-        NoSpace: `size` is over `limit`, or more than the disk has free.
+        NoSpace: `size` puts the sandbox over `limit`, or is more than the disk has free.
     """
 
     def __init__(
@@ -80,19 +81,20 @@ class Upload:
         parts = split(path)
         self._path, self._name = path, parts[-1]
         self._mode = (0o644 if mode is None else mode) | (0o111 if executable else 0)
-        self._size, self._limit, self._exclusive, self._sync = size, limit, exclusive, sync
+        self._size, self._exclusive, self._sync = size, exclusive, sync
         self._written = self._flushed = 0
         self._fd = self._parent = -1
         self._replaces = False
         self._hidden: bytes | None = None
-        if limit is not None and size is not None and size > limit:
-            raise self._over_limit()
+        self._claim: Claim | None = None
         try:
             with translated(path, writing=True):
                 self._parent = sandbox.make_directory(parts[:-1])
                 self._refuse_target()
                 self._refuse_lack_of_space()
                 self._open_file()
+                if limit is not None:
+                    self._claim_room(sandbox, limit)
         except BaseException:
             self.abort()
             raise
@@ -118,13 +120,13 @@ class Upload:
         """
         length = len(chunk)
         total = self._written + length
-        if self._limit is not None and total > self._limit:
-            raise self._over_limit()
         if self._size is not None and total > self._size:
             raise InvalidRequest(
                 f"Invalid request: more than the announced {self._size} bytes came for '{self._shown}'"
             )
         with translated(self._path, writing=True):
+            if self._claim is not None:
+                self._claim.cover(total)
             done = os.write(self._fd, chunk)
             while done < length:
                 done += os.write(self._fd, memoryview(chunk)[done:])
@@ -153,7 +155,10 @@ class Upload:
                 )  # finer than the kernel's own stamp, so that every upload has its own etag
                 if self.waits_for_disk:
                     os.fdatasync(self._fd)
+                freed = 0 if self._claim is None else freed_by_replacing(self._name, self._parent)
                 created = self._give_name()
+                if self._claim is not None:
+                    self._claim.settle(freed)
                 return Uploaded(self._written, etag_of(os.fstat(self._fd)), created)
         finally:
             self.abort()
@@ -164,6 +169,8 @@ class Upload:
             with contextlib.suppress(OSError):  # gone with its directory, or not ours to remove any more
                 os.unlink(self._hidden, dir_fd=self._parent)
             self._hidden = None
+        if self._claim is not None:
+            self._claim.release()
         for fd in (self._fd, self._parent):
             if fd >= 0:
                 os.close(fd)
@@ -173,8 +180,10 @@ class Upload:
     def _shown(self) -> str:
         return shown(self._path)
 
-    def _over_limit(self) -> NoSpace:
-        return NoSpace(f"'{self._shown}' would put the sandbox over its size limit ({self._limit} bytes are left)")
+    def _claim_room(self, sandbox: Sandbox, limit: int) -> None:
+        self._claim = Claim(sandbox.room, limit, unseen=self._hidden is None)
+        self._claim.allow(freed_by_replacing(self._name, self._parent))
+        self._claim.cover(self._size or 0)
 
     def _refuse_target(self) -> None:
         try:

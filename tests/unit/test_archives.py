@@ -502,8 +502,12 @@ def test_an_archive_may_be_put_into_a_directory(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("archive", "limits", "word"),
     [
-        (make_tar(("a", bytes(600)), ("b", bytes(600))), ArchiveLimits(bytes=1000), "1000 bytes"),
-        (make_zip(("a", bytes(600)), ("b", bytes(600)), seekable=False), ArchiveLimits(bytes=1000), "1000 bytes"),
+        (make_tar(("a", bytes(600)), ("b", bytes(600))), ArchiveLimits(sandbox_size=8000), "8000 bytes"),
+        (
+            make_zip(("a", bytes(600)), ("b", bytes(600)), seekable=False),
+            ArchiveLimits(sandbox_size=8000),
+            "8000 bytes",
+        ),
         (make_tar(*[(f"f{n}", b"") for n in range(11)]), ArchiveLimits(members=10), "10 members"),
         (make_tar(*[special(f"d{n}", tarfile.DIRTYPE) for n in range(11)]), ArchiveLimits(members=10), "10 members"),
         (gzip.compress(make_tar(("a", bytes(4 << 20)))), ArchiveLimits(ratio=100, ratio_from=1 << 20), "ratio"),
@@ -728,3 +732,19 @@ def test_zlib_is_not_fed_more_than_it_can_give_back(sandbox: Sandbox) -> None:
     descriptor = struct.pack("<3I", zlib.crc32(data), len(body), len(data))  # without its optional signature
     assert unpack(sandbox, header + body + descriptor + central + b"a" + end).bytes == len(data)
     assert (sandbox.root / "a").read_bytes() == data
+
+
+def test_the_sandbox_s_limit_counts_blocks_and_directories(places: Callable[[], Sandbox]) -> None:
+    sandbox = places()
+    limits = ArchiveLimits(sandbox_size=40 * 4096)
+    with pytest.raises(TooLarge, match="size limit"):
+        unpack(sandbox, make_tar(*[(f"f{n}", b"1") for n in range(41)]), limits=limits)
+    assert sandbox.size_bytes() == 40 * 4096
+    with pytest.raises(TooLarge, match="size limit"):
+        unpack(places(), make_tar(*[(f"{n}/a/b/f", b"") for n in range(100)]), limits=limits)
+
+
+def test_an_archive_unpacked_again_needs_no_more_room(sandbox: Sandbox) -> None:
+    archive = make_tar(*[(f"f{n}", bytes(4096)) for n in range(9)])
+    for _ in range(3):
+        unpack(sandbox, archive, limits=ArchiveLimits(sandbox_size=10 * 4096))

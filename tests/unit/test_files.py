@@ -222,12 +222,34 @@ def test_a_directory_that_is_deleted_under_an_upload_is_a_conflict(sandbox: Sand
 
 def test_the_sandbox_s_limit_is_kept(sandbox: Sandbox) -> None:
     with pytest.raises(NoSpace):
-        Upload(sandbox, b"file", size=11, limit=10)
-    with Upload(sandbox, b"file", limit=10) as writing:
-        writing.write(b"0123456789")
+        Upload(sandbox, b"file", size=8193, limit=8192)
+    with Upload(sandbox, b"file", limit=8192) as writing:
+        writing.write(bytes(8192))
         with pytest.raises(NoSpace, match="size limit"):
             writing.write(b"x")
     assert names(sandbox) == []
+
+
+def test_a_file_at_the_sandbox_s_limit_is_replaced_by_one_of_its_size(sandbox: Sandbox) -> None:
+    for _ in range(3):
+        with Upload(sandbox, b"file", limit=8192) as writing:
+            writing.write(bytes(8192))
+            assert writing.commit().size == 8192
+    with pytest.raises(NoSpace):
+        Upload(sandbox, b"other", size=1, limit=8192)
+    files.delete(sandbox, b"file")
+    with Upload(sandbox, b"other", size=1, limit=8192) as writing:
+        writing.write(b"1")
+        assert writing.commit().created
+
+
+def test_uploads_at_the_same_time_share_the_sandbox_s_limit(sandbox: Sandbox) -> None:
+    with Upload(sandbox, b"one", limit=8192, size=4096), Upload(sandbox, b"two", limit=8192) as two:
+        two.write(b"x")
+        with pytest.raises(NoSpace):
+            Upload(sandbox, b"three", limit=8192, size=1)
+    with Upload(sandbox, b"three", limit=8192, size=8192):
+        pass  # what was aborted takes no room
 
 
 def test_without_files_that_have_no_name_a_hidden_one_is_used(

@@ -15,8 +15,9 @@ from typing import final
 
 from prouter.agent.archives.placing import hidden_name, leaves, place, refuse_directory, set_attributes
 from prouter.agent.paths import refusal, shown, split, translated
+from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
-from prouter.errors import Forbidden, InvalidRequest, PRouterError, TooLarge
+from prouter.errors import Forbidden, InvalidRequest, NoSpace, PRouterError, TooLarge
 
 __all__ = ["ArchiveLimits", "Extraction", "Unpacked", "refused"]
 
@@ -31,12 +32,12 @@ class ArchiveLimits:
     """Where unpacking stops with `TooLarge`. None: no limit.
 
     Attributes:
-        bytes: of all files together.
+        sandbox_size: bytes on disk that the sandbox may hold, with all that is in it already.
         members: files, directories and links together.
         ratio: bytes unpacked per byte uploaded, looked at once `ratio_from` bytes are unpacked.
     """
 
-    bytes: int | None = None
+    sandbox_size: int | None = None
     members: int | None = 1_000_000
     ratio: float | None = 200.0
     ratio_from: int = 64 << 20
@@ -54,7 +55,11 @@ class Unpacked:
 
 @dataclass(slots=True)
 class _OpenFile:
-    """The file being written. `hidden` is its name until it replaces `name`; None when it had `name` from the start."""
+    """The file being written. `hidden` is its name until it replaces `name`; None when it had `name` from the start.
+
+    Attributes:
+        written: bytes so far.
+    """
 
     fd: int
     parent: int
@@ -63,6 +68,7 @@ class _OpenFile:
     member: bytes
     mode: int
     mtime_ns: int | None
+    written: int = 0
 
 
 def refused(member: bytes, what: str) -> InvalidRequest:
@@ -77,7 +83,7 @@ class Extraction:
     Args:
         sandbox: where.
         base: the directory inside that takes the archive's names; made when missing.
-        limits: bytes, members and ratio.
+        limits: size, members and ratio.
 
     Attributes:
         files, directories, links, bytes: made so far.
@@ -91,6 +97,7 @@ class Extraction:
         self._sandbox = sandbox
         self._base = base
         self._limits = limits
+        self._claim = None if limits.sandbox_size is None else Claim(sandbox.room, limits.sandbox_size)
         self._open: OrderedDict[tuple[bytes, ...], int] = OrderedDict()
         self._modes: list[tuple[bytes, int]] = []
         self._times: list[tuple[bytes, int]] = []
@@ -110,6 +117,8 @@ class Extraction:
             with contextlib.suppress(OSError):  # gone already, with its directory
                 os.unlink(file.hidden or file.name, dir_fd=file.parent)
             os.close(file.fd)
+            if self._claim is not None:
+                self._claim.release()
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -128,10 +137,9 @@ class Extraction:
         if not parts or member.endswith(b"/"):
             raise refused(member, "a file without a name")
         self._count(member)
-        if size is not None:
-            self._check_bytes(member, self.bytes + size)
         with translated(member, writing=True):
             parent, hidden = self._directory(parts[:-1]), None
+            self._cover(member, size or 0)
             try:
                 fd = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
             except FileExistsError:
@@ -144,12 +152,13 @@ class Extraction:
         """Append to the file begun last.
 
         Raises:
-            TooLarge: the archive is over its limit of bytes.
+            TooLarge: the sandbox is at its size limit, or the archive over its ratio.
             NoSpace: the disk is full.
         """
         file = self._file
         assert file is not None
-        self._check_bytes(file.member, self.bytes + len(data))
+        file.written += len(data)
+        self._cover(file.member, file.written)
         try:
             done = os.write(file.fd, data)
             while done < len(data):
@@ -176,8 +185,13 @@ class Extraction:
             os.fchmod(file.fd, file.mode)
             if file.mtime_ns is not None:
                 os.utime(file.fd, ns=(file.mtime_ns, file.mtime_ns))
+            freed = 0
             if file.hidden is not None:
+                if self._claim is not None:
+                    freed = freed_by_replacing(file.name, file.parent)
                 os.replace(file.hidden, file.name, src_dir_fd=file.parent, dst_dir_fd=file.parent)
+        if self._claim is not None:
+            self._claim.settle(freed)
         self._file = None
         os.close(file.fd)
         self.files += 1
@@ -302,6 +316,9 @@ class Extraction:
         if fd is not None:
             self._open.move_to_end(parts)
             return fd
+        if self._claim is not None:
+            self._cover(b"/".join(parts), DIRECTORY * self._missing(parts))
+            self._claim.settle()
         fd = self._sandbox.make_directory((*self._base, *parts))
         self._open[parts] = fd
         if len(self._open) > _OPEN_DIRECTORIES:
@@ -313,7 +330,18 @@ class Extraction:
         if limit is not None and self.files + self.directories + self.links >= limit:
             raise TooLarge(f"the archive has more than {limit} members; unpacking stopped at '{shown(member)}'")
 
-    def _check_bytes(self, member: bytes, total: int) -> None:
-        limit = self._limits.bytes
-        if limit is not None and total > limit:
-            raise TooLarge(f"the archive unpacks to more than {limit} bytes; unpacking stopped at '{shown(member)}'")
+    def _cover(self, member: bytes, size: int) -> None:
+        """Make sure of room for `size` bytes of the member at hand."""
+        if self._claim is not None:
+            try:
+                self._claim.cover(size)
+            except NoSpace as error:
+                raise TooLarge(f"unpacking stopped at '{shown(member)}': {error.detail}") from error
+
+    def _missing(self, parts: tuple[bytes, ...]) -> int:
+        """How many of the directories down to this one are still to be made."""
+        for there in range(len(parts), 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.close(self._sandbox.open((*self._base, *parts[:there]), os.O_PATH))
+                return len(parts) - there
+        return len(parts)

@@ -37,7 +37,7 @@ def _next(chunks: Iterator[bytes]) -> bytes:
 def write_archive(transfer: Transfer) -> None:
     """``archive.write``: unpacks while it comes; what was unpacked before an error stays."""
     size = transfer.number("size")
-    limits = ArchiveLimits(bytes=transfer.room())
+    limits = ArchiveLimits(sandbox_size=transfer.limit)
     unpacker = transfer.run(Unpacker, transfer.sandbox, path=transfer.path(), limits=limits)
     try:
         transfer.say()

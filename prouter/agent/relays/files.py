@@ -62,42 +62,42 @@ def _take(items: Iterator[bytes], count: int) -> list[bytes]:
 def write_file(transfer: Transfer) -> None:
     """``file.write``: takes the bytes up to FIN and then gives them their name, all or nothing."""
     size = transfer.number("size")
-    room = transfer.room()
     if size is not None and size <= SMALL and transfer.io.finished:
         data = b"".join(iter(transfer.io.read, b""))
         _refuse_truncated(len(data), size)
-        done = transfer.run(_write_at_once, transfer, data, room)
+        done = transfer.run(_write_at_once, transfer, data)
         transfer.say()
     else:
-        done = _write_as_it_comes(transfer, size, room)
+        done = _write_as_it_comes(transfer, size)
     transfer.say(size=done.size, etag=done.etag, created=done.created)
     transfer.io.close()
 
 
-def _upload(transfer: Transfer, size: int | None, room: int | None) -> Upload:
+def _upload(transfer: Transfer, size: int | None) -> Upload:
     mode, executable = transfer.number("mode"), transfer.flag("executable")
-    return Upload(transfer.sandbox, transfer.path(), mode=mode, executable=executable, size=size, limit=room)
+    return Upload(transfer.sandbox, transfer.path(), mode=mode, executable=executable, size=size, limit=transfer.limit)
 
 
-def _write_at_once(transfer: Transfer, data: bytes, room: int | None) -> Uploaded:
+def _write_at_once(transfer: Transfer, data: bytes) -> Uploaded:
     """A small file that is here already: one way to the thread for all of it.
 
     Not on the loop, though that takes less time: giving a name may wait for the file system's journal.
     """
-    with _upload(transfer, len(data), room) as upload:
+    with _upload(transfer, len(data)) as upload:
         upload.write(data)
         return upload.commit()
 
 
-def _write_as_it_comes(transfer: Transfer, size: int | None, room: int | None) -> Uploaded:
-    upload = transfer.run(_upload, transfer, size, room)
+def _write_as_it_comes(transfer: Transfer, size: int | None) -> Uploaded:
+    upload = transfer.run(_upload, transfer, size)
+    quick = transfer.limit is None  # else a write may measure the sandbox first, which takes its time
     transfer.io.takes_views = True
     try:
         transfer.say()
         taken = 0
         while pieces := transfer.io.read_buffered():
             size_here = sum(map(len, pieces))
-            if size_here <= SMALL:
+            if quick and size_here <= SMALL:
                 _write_all(upload, pieces)
             else:
                 transfer.run(_write_all, upload, pieces)

@@ -17,7 +17,7 @@ from gevent.threadpool import ThreadPool
 
 from prouter.agent.logs import JobLog
 from prouter.agent.sandbox import Sandbox
-from prouter.errors import InvalidRequest, NoSpace, PRouterError
+from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
 from prouter.transport.stream_io import StreamIO, StreamReset
@@ -101,19 +101,10 @@ class Transfer:
             raise error
         return cast("T", value)
 
-    def room(self) -> int | None:
-        """Bytes left under the sandbox's size limit, None when there is no limit.
-
-        Raises:
-            NoSpace: nothing is left.
-        """
-        limit = self.jobs.sandbox_limit(self.uid)
-        if limit is None:
-            return None
-        left = limit - self.run(self.sandbox.size_bytes)
-        if left <= 0:
-            raise NoSpace(f"the sandbox is at its size limit of {limit} bytes", job=self.uid)
-        return left
+    @property
+    def limit(self) -> int | None:
+        """Bytes the sandbox may hold, None for any number; raises `NotFound`."""
+        return self.jobs.sandbox_limit(self.uid)
 
     # -- what was asked -----------------------------------------------------------------------------------------
 
