@@ -32,7 +32,7 @@ class Download:
 
     Attributes:
         path: relative to the sandbox.
-        remove: delete the file once its last byte was handed over.
+        remove: delete the file once the client has its last byte.
     """
 
     router: RouterClient
@@ -54,7 +54,7 @@ class Download:
         if req.method == "HEAD" or ranged or any(name in headers for name in _CONDITIONS):
             self._answer_with_care(req, resp, headers, ranged)
         else:
-            self._send_whole(resp, *self._open(0, None))
+            self._send_whole(req, resp, *self._open(0, None))
 
     def _answer_with_care(
         self, req: ApiRequest, resp: falcon.Response, headers: Mapping[str, str], ranged: bool
@@ -75,7 +75,7 @@ class Download:
             wanted = None
             if ranged and validators.range_applies(headers.get("IF-RANGE")):
                 wanted = self._ranges(resp, headers["RANGE"], known["size"])
-            if self._send(resp, wanted, known):
+            if self._send(req, resp, wanted, known):
                 return
         raise Conflict("the file changes faster than it can be read", retry_after=1)
 
@@ -86,7 +86,9 @@ class Download:
             resp.set_header("Content-Range", f"bytes */{size}")
             raise
 
-    def _send(self, resp: falcon.Response, wanted: list[tuple[int, int]] | None, known: dict[str, Any]) -> bool:
+    def _send(
+        self, req: ApiRequest, resp: falcon.Response, wanted: list[tuple[int, int]] | None, known: dict[str, Any]
+    ) -> bool:
         """Open what is to be sent; False when the file is not the `known` one any more."""
         start, stop = wanted[0] if wanted else (0, None)
         io, found = self._open(start, None if stop is None else stop - start)
@@ -94,7 +96,7 @@ class Download:
             io.reset("changed", "the file has changed")
             return False
         if wanted is None:
-            self._send_whole(resp, io, found)
+            self._send_whole(req, resp, io, found)
         elif len(wanted) == 1:
             resp.status = 206
             resp.content_type = _TYPE
@@ -107,11 +109,12 @@ class Download:
             resp.set_stream(body, body.length)
         return True
 
-    def _send_whole(self, resp: falcon.Response, io: StreamIO, found: dict[str, Any]) -> None:
+    def _send_whole(self, req: ApiRequest, resp: falcon.Response, io: StreamIO, found: dict[str, Any]) -> None:
         self._describe(resp, found)
         resp.content_type = _TYPE
         length = found["length"]
-        resp.set_stream(StreamBody(io, length, close_last=self.remove), length)
+        delivered = req.env.get("prouter.delivered", _at_once) if self.remove else None
+        resp.set_stream(StreamBody(io, length, delivered=delivered), length)
 
     def _describe(self, resp: falcon.Response, found: dict[str, Any]) -> None:
         resp.set_header("ETag", found["etag"])
@@ -133,6 +136,10 @@ class Download:
             io.reset("changed", "the file has changed")
             raise ProtocolError("the file changed while it was sent", code="changed")
         return StreamBody(io, stop - start)
+
+
+def _at_once() -> None:
+    """A server that cannot tell what has reached the client: handed over is as good as delivered."""
 
 
 class MultipartBody:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from prouter.api.client import JobRoute, RouterClient
 
 __all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", "send_body"]
+
+log = logging.getLogger("prouter.api")
 
 SMALL = 64 * 1024
 """Bytes of a request body that are gathered before anything is sent; the agent writes as much without ado."""
@@ -220,15 +223,15 @@ class StreamBody:
 
     Args:
         length: bytes to come; None for as many as there are.
-        close_last: end our side of the stream only once everything was handed to the client, for an agent that waits
-            for that; otherwise it is ended already.
+        delivered: waits until the client has everything, or raises. Then our side of the stream is ended, for an agent
+            that waits for that, and the body ends when the agent has done what it waited with. None: our side is ended.
     """
 
-    def __init__(self, io: StreamIO, length: int | None, *, close_last: bool = False) -> None:
+    def __init__(self, io: StreamIO, length: int | None, *, delivered: Callable[[], None] | None = None) -> None:
         io.takes_views = True
         self._io = io
         self._left = length
-        self._close_last = close_last
+        self._delivered = delivered
         self._done = False
 
     def __iter__(self) -> StreamBody:
@@ -246,12 +249,21 @@ class StreamBody:
             return data
         if self._left:
             raise ProtocolError(f"the transfer ended {self._left} bytes early", code="truncated")
+        if self._delivered is not None:
+            self._confirm(self._delivered)
         self._done = True
-        if self._close_last:
-            self._io.close()
         raise StopIteration
+
+    def _confirm(self, delivered: Callable[[], None]) -> None:
+        delivered()
+        self._io.close()
+        try:
+            while self._io.read():
+                pass
+        except StreamReset as error:  # the client has all it asked for
+            log.warning("event=delivery_not_confirmed code=%s detail=%r", error.code, error.detail)
 
     def close(self) -> None:
         """The server calls this in any case; a body that was not read to its end resets the stream."""
-        if not self._done and (self._left != 0 or self._close_last):
+        if not self._done and (self._left != 0 or self._delivered is not None):
             self._io.reset("client_gone", "the client went away")

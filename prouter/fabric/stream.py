@@ -106,6 +106,11 @@ class Stream:
         return self._received - self._consumed - (self.receiving is Direction.FIN)
 
     @property
+    def delivered(self) -> bool:
+        """Whether the peer has consumed everything written so far."""
+        return self._acked == self._sent
+
+    @property
     def closed(self) -> bool:
         """Whether nothing more will happen: reset, or both directions done."""
         return self.reset_code is not None or (self.sending is Direction.DONE and self.receiving is Direction.DONE)

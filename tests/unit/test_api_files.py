@@ -272,6 +272,29 @@ def test_remove_deletes_after_the_last_byte_only(server: StandInServer, router: 
     wait_for(lambda: router.agent.removed == [b"f"])
 
 
+def test_remove_waits_for_a_client_that_has_not_read_what_was_sent(
+    server: StandInServer, router: StandInRouter
+) -> None:
+    router.agent.files[b"f"] = bytes(400_000)
+    client = server.connect(f"GET {FILE}/f?remove=1 HTTP/1.1", receive_buffer=4096)
+    client.recv(1000)
+    wait_for(lambda: bool(router.loopback.open_streams))
+    client.close()
+    wait_for(lambda: router.agent.resets)
+    assert router.agent.removed == []
+
+
+def test_remove_counts_a_client_that_leaves_with_the_last_byte(server: StandInServer, router: StandInRouter) -> None:
+    for number in range(20):
+        router.agent.files[b"f"] = bytes(100)
+        client = server.connect(f"GET {FILE}/f?remove=1 HTTP/1.1")
+        answer = b""
+        while not answer.endswith(bytes(100)):
+            answer += client.recv(65536)
+        client.close()
+        wait_for(lambda number=number: len(router.agent.removed) == number + 1)  # type: ignore[misc]
+
+
 def test_a_missing_file_is_404(client: Client) -> None:
     result = client.simulate_get(f"{FILE}/none")
     assert result.status_code == 404

@@ -142,6 +142,45 @@ def test_a_file_is_removed_only_after_its_last_byte_was_consumed(place: Place) -
     wait_for(lambda: not path.exists())
 
 
+def test_who_has_the_last_byte_finds_the_file_gone(place: Place) -> None:
+    path = place.job.root / "f"
+    path.write_bytes(b"x" * 10)
+    stream = place.open("file.read", path=b"f", remove=True)
+    stream.read_preface()
+    assert stream.read_exactly(10)
+    others = [place.open("file.stat", path=b"f"), place.open("file.list", path=b"")]
+    stream.close()
+    with pytest.raises(NotFound):
+        others[0].read_preface()
+    others[1].read_preface()
+    assert b'"f"' not in b"".join(iter(others[1].read, b""))
+    assert stream.read() == b""
+    for other in others:
+        other.close()
+
+
+def test_a_reader_that_is_slow_to_take_its_last_byte_holds_nobody_up_for_long(place: Place) -> None:
+    (place.job.root / "f").write_bytes(b"x" * 10)
+    stream = place.open("file.read", path=b"f", remove=True)
+    stream.read_preface()
+    assert place.read("file.stat", path=b"f")[0]["size"] == 10
+    stream.reset("client_gone")
+    assert (place.job.root / "f").exists()
+
+
+def test_a_reader_that_ended_its_side_before_removes_too(place: Place) -> None:
+    (place.job.root / "f").write_bytes(b"x" * 3 * MIB)
+    stream = place.open("file.read", path=b"f", remove=True)
+    stream.close()
+    stream.read_preface()
+    stream.read_exactly(MIB)
+    gevent.idle()
+    assert (place.job.root / "f").exists()
+    stream.read_exactly(2 * MIB)
+    assert stream.read() == b""
+    wait_for(lambda: not (place.job.root / "f").exists())
+
+
 def test_a_download_that_breaks_removes_nothing(place: Place) -> None:
     path = place.job.root / "f"
     path.write_bytes(b"x" * 3 * MIB)

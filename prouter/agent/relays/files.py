@@ -11,7 +11,7 @@ from prouter.agent.files import Entry, FileHandle
 from prouter.agent.relays.transfers import SMALL, Transfer
 from prouter.agent.uploads import Upload, Uploaded
 from prouter.errors import InvalidRequest, RangeNotSatisfiable
-from prouter.transport.stream_io import CHUNK
+from prouter.transport.stream_io import CHUNK, StreamIO
 
 __all__ = ["FILE_KINDS"]
 
@@ -22,7 +22,10 @@ _ENTRIES = 256
 
 
 def read_file(transfer: Transfer) -> None:
-    """``file.read``: the bytes from offset on; with remove, the file goes once the last byte was consumed."""
+    """``file.read``: the bytes from offset on; with remove, the file goes once the last byte was consumed.
+
+    Then our side ends only after that, so that whoever reads to the end knows that the file is gone.
+    """
     offset, length = transfer.number("offset") or 0, transfer.number("length")
     with files.open_read(transfer.sandbox, transfer.path()) as handle:
         if offset > handle.size:
@@ -38,10 +41,20 @@ def read_file(transfer: Transfer) -> None:
         )
         transfer.sent = True
         _send(transfer, handle, offset, stop)
-        transfer.io.close()
         if transfer.flag("remove"):
-            transfer.io.wait_closed()
-            transfer.run(handle.remove)
+            with transfer.removal():
+                _wait_until_consumed(transfer.io)
+                transfer.run(handle.remove)
+        transfer.io.close()
+
+
+def _wait_until_consumed(io: StreamIO) -> None:
+    """Until the other end has everything: it ends its side then, or has done so before and acknowledges our end."""
+    while io.read():
+        pass
+    if not io.stream.delivered:
+        io.close()
+        io.wait_closed()
 
 
 def _send(transfer: Transfer, handle: FileHandle, position: int, stop: int) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import gevent
@@ -30,6 +31,8 @@ SMALL = 64 * 1024
 """Bytes that are read or written on the loop; more is a thread's work."""
 _MOST = 4096
 """Transfers at once; a log follower is one."""
+_REMOVAL_SECONDS = 1.0
+"""How long others wait at most for a removal whose last byte is on its way."""
 
 T = TypeVar("T")
 Handler = Callable[["Transfer"], None]
@@ -71,6 +74,36 @@ class TransferIO(StreamIO):
             self.alarm.set()
 
 
+class Removals:
+    """Files that go as soon as their reader has the last byte, which is on its way.
+
+    Who has that byte and asks for the file at once, on another connection, is to find it gone. So whatever is asked of
+    the same sandbox waits for a moment; a reader that is slow to take what was sent holds it up no longer than that.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, dict[Event, float]] = {}
+
+    @contextlib.contextmanager
+    def pending(self, uid: str) -> Iterator[None]:
+        """Meanwhile a removal in this job's sandbox is due."""
+        done = Event()
+        mine = self._pending.setdefault(uid, {})
+        mine[done] = time.monotonic() + _REMOVAL_SECONDS
+        try:
+            yield
+        finally:
+            done.set()
+            del mine[done]
+            if not mine:
+                self._pending.pop(uid, None)
+
+    def wait(self, uid: str) -> None:
+        """Wait, for a moment, for the removals that are due in this job's sandbox."""
+        for done, deadline in list(self._pending.get(uid, {}).items()):
+            done.wait(max(0.0, deadline - time.monotonic()))
+
+
 class Transfer:
     """One stream and what was asked of it.
 
@@ -81,13 +114,24 @@ class Transfer:
         sent: whether bytes of a download may have left, so that an error cannot be told any more.
     """
 
-    def __init__(self, io: TransferIO, target: dict[str, Any], jobs: Jobs, pool: ThreadPool) -> None:
+    def __init__(
+        self, io: TransferIO, target: dict[str, Any], jobs: Jobs, pool: ThreadPool, removals: Removals
+    ) -> None:
         self.io = io
         self.jobs = jobs
         self.uid = str(target.get("job", ""))
         self.sent = False
         self._target = target
         self._pool = pool
+        self._removals = removals
+
+    def removal(self) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile the file this transfer reads is about to be removed; see `Removals`."""
+        return self._removals.pending(self.uid)
+
+    def wait_for_removals(self) -> None:
+        """See `Removals.wait`."""
+        self._removals.wait(self.uid)
 
     @property
     def sandbox(self) -> Sandbox:
@@ -174,6 +218,7 @@ class Transfers:
         self._jobs = jobs
         self._kinds = kinds
         self._pool = ThreadPool(threads)
+        self._removals = Removals()
         self._count = 0
 
     def __len__(self) -> int:
@@ -188,12 +233,14 @@ class Transfers:
             stream.reset("overloaded", f"the agent carries {_MOST} transfers already")
         else:
             self._count += 1
-            gevent.spawn(self._carry_out, handler, Transfer(TransferIO(stream), target, self._jobs, self._pool))
+            transfer = Transfer(TransferIO(stream), target, self._jobs, self._pool, self._removals)
+            gevent.spawn(self._carry_out, handler, transfer)
 
     def _carry_out(self, handler: Handler, transfer: Transfer) -> None:
         try:
             try:
                 self._jobs.record(transfer.uid)
+                transfer.wait_for_removals()
                 handler(transfer)
             except StreamReset:
                 raise

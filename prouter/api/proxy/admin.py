@@ -29,6 +29,9 @@ _READ_AHEAD = 64 * 1024
 """Request body bytes buffered before reading waits for the app: few, lest what comes be joined and cut."""
 _WRITE_AHEAD = 1024 * 1024
 """Response bytes buffered before the app waits for the client."""
+_ACKNOWLEDGED_AFTER = 0.0005
+"""Seconds until it is looked again whether a client has acknowledged all; doubles up to `_ASKED_EVERY`."""
+_ASKED_EVERY = 0.1
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -70,6 +73,7 @@ class AdminExchange:
         self._left = head.length if head.body == BodyKind.LENGTH else 0
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self._decoded = b""
+        self._delivering = False
         self._wake = Event()
         self._expect = head.expect and head.version == "1.1"
         self.greenlet: gevent.Greenlet[..., None] | None = None
@@ -89,6 +93,9 @@ class AdminExchange:
 
     def on_client_gone(self) -> None:
         """End the app's greenlet where it waits."""
+        if self._delivering and self._client.alive and not self._client.undelivered():
+            self._wake.set()  # it closed after the last byte: all it asked for is done
+            return
         self._client.exchange = None
         self._client.close()
         self._wake.set()
@@ -165,6 +172,25 @@ class AdminExchange:
         if not client.alive:
             raise ClientGone("the client went away")
 
+    def wait_delivered(self) -> None:
+        """``prouter.delivered``: blocks until the client has acknowledged everything sent so far.
+
+        Raises:
+            ClientGone: the client went away before.
+        """
+        client = self._client
+        self._delivering = True
+        pause = _ACKNOWLEDGED_AFTER
+        try:
+            while client.alive and client.undelivered():
+                self._wake.clear()
+                self._wake.wait(pause)
+                pause = min(2 * pause, _ASKED_EVERY)
+        finally:
+            self._delivering = False
+        if not client.alive:
+            raise ClientGone("the client went away before it had everything")
+
     def run(self) -> None:
         """Carry the request out. The greenlet's edge: nothing is raised."""
         client, head = self._client, self._head
@@ -197,6 +223,7 @@ class AdminExchange:
             client="" if origin.address == "unix" else origin.address,
             port=origin.port,
         )
+        environ["prouter.delivered"] = self.wait_delivered
         result = self._app(environ, answer.start_response)
         try:
             for piece in result:

@@ -7,10 +7,12 @@ away is noticed at once, whatever state its request is in.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import logging
 import select
 import socket
 import struct
+import termios
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -242,6 +244,13 @@ class ClientConnection:
             self.exchange.on_client_drained()
         if self._shut and not out and self.alive:
             self._finish_writing()
+
+    def undelivered(self) -> int:
+        """Bytes written that the client's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+        if not self.alive:
+            return self.out_size
+        (unacknowledged,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)))
+        return self.out_size + int(unacknowledged)
 
     # -- the end of an exchange, and of the connection ----------------------------------------------------------
 
