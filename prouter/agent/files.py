@@ -14,7 +14,7 @@ from typing import Any, final
 
 from prouter.agent import trees
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
-from prouter.agent.paths import href, shown, split, text, translated
+from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
 from prouter.errors import Conflict, PRouterError
 
@@ -132,10 +132,28 @@ class FileHandle:
                 if self._identity != _identity(self._sandbox, self._parts):
                     return False
                 with self._sandbox.parent(self._parts) as parent:
-                    os.unlink(self._parts[-1], dir_fd=parent)
+                    return self._remove_from(parent)
             except FileNotFoundError:
                 return False
-            return True
+
+    def _remove_from(self, parent: int) -> bool:
+        """By way of a name nobody else uses, as a new file may get this one's name at any moment and must not go."""
+        name, hidden = self._parts[-1], hidden_name()
+        os.rename(name, hidden, src_dir_fd=parent, dst_dir_fd=parent)
+        try:
+            ours = _identity(self._sandbox, (*self._parts[:-1], hidden)) == self._identity
+        except OSError:
+            ours = False  # a link by now, which leads nowhere
+        if not ours:
+            try:
+                os.link(hidden, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
+            except FileExistsError:
+                pass  # a newer one yet
+            except PermissionError:  # a directory
+                os.rename(hidden, name, src_dir_fd=parent, dst_dir_fd=parent)
+                return False
+        os.unlink(hidden, dir_fd=parent)
+        return ours
 
     @property
     def _path(self) -> bytes:

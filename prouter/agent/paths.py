@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from typing import Literal, final
 from urllib.parse import quote_from_bytes
 
@@ -22,7 +23,7 @@ from prouter.errors import (
     TooLarge,
 )
 
-__all__ = ["href", "refusal", "shown", "split", "text", "translated"]
+__all__ = ["hidden_name", "href", "refusal", "shown", "split", "text", "translated"]
 
 _NAME_MAX = 255  # bytes; limits.h
 _SHOWN_MAX = 200  # characters of a path that an error shows
@@ -51,6 +52,11 @@ def split(path: bytes, *, root_allowed: bool = False) -> tuple[bytes, ...]:
     if any(len(part) > _NAME_MAX for part in parts):
         raise InvalidRequest(f"Invalid request: path '{shown(path)}' has a name of more than {_NAME_MAX} bytes")
     return parts
+
+
+def hidden_name() -> bytes:
+    """A name that nothing else has, for what has no name of its own for a moment."""
+    return b".prouter-%s.part" % secrets.token_hex(8).encode()
 
 
 def shown(path: bytes) -> str:

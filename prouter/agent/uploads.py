@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import final
 
 from prouter.agent import syscalls
 from prouter.agent.files import etag_of
-from prouter.agent.paths import shown, split, translated
+from prouter.agent.paths import hidden_name, shown, split, translated
 from prouter.agent.room import Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, InvalidRequest, NoSpace
@@ -209,7 +208,7 @@ class Upload:
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            hidden = _hidden_name()
+            hidden = hidden_name()
             self._fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600, dir_fd=self._parent)
             self._hidden = hidden
 
@@ -223,7 +222,7 @@ class Upload:
                 if self._exclusive:
                     raise
         if self._hidden is None:
-            hidden = _hidden_name()
+            hidden = hidden_name()
             self._link(hidden)
             self._hidden = hidden
         os.replace(self._hidden, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
@@ -232,7 +231,3 @@ class Upload:
 
     def _link(self, name: bytes) -> None:
         os.link(f"/proc/self/fd/{self._fd}", name, dst_dir_fd=self._parent, follow_symlinks=True)
-
-
-def _hidden_name() -> bytes:
-    return b".prouter-%s.part" % secrets.token_hex(8).encode()

@@ -374,6 +374,29 @@ def test_remove_after_reading_spares_another_file_of_that_name(sandbox: Sandbox)
     assert names(sandbox) == []
 
 
+@pytest.mark.parametrize("late", ["file", "directory"])
+def test_remove_gives_a_name_back_that_changed_at_the_last_moment(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    upload(sandbox, b"file", b"one")
+    real = os.rename
+
+    def rename(*args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(os, "rename", real)
+        files.delete(sandbox, b"file")
+        if late == "file":
+            upload(sandbox, b"file", b"two")
+        else:
+            files.mkdir(sandbox, b"file")
+        real(*args, **kwargs)  # type: ignore[arg-type]
+
+    with files.open_read(sandbox, b"file") as handle:
+        monkeypatch.setattr(os, "rename", rename)
+        assert handle.remove() is False
+    assert names(sandbox) == ["file"]
+    assert files.stat(sandbox, b"file").type == ("file" if late == "file" else "dir")
+
+
 def test_remove_of_what_was_read_through_a_link_removes_the_link(sandbox: Sandbox) -> None:
     upload(sandbox, b"file", b"one")
     (sandbox.root / "link").symlink_to("file")

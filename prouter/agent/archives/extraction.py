@@ -13,8 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
-from prouter.agent.archives.placing import hidden_name, leaves, place, refuse_directory, set_attributes
-from prouter.agent.paths import refusal, shown, split, translated
+from prouter.agent.archives.placing import leaves, place, refuse_directory, set_attributes
+from prouter.agent.paths import hidden_name, refusal, shown, split, translated
 from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Forbidden, InvalidRequest, NoSpace, PRouterError, TooLarge

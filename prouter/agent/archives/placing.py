@@ -8,18 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable
 
+from prouter.agent.paths import hidden_name
 from prouter.agent.sandbox import OPEN_DIRECTORY
 
-__all__ = ["hidden_name", "leaves", "place", "refuse_directory", "set_attributes"]
-
-
-def hidden_name() -> bytes:
-    """A name that nothing else has, for what is not complete yet."""
-    return b".prouter-%s.part" % secrets.token_hex(8).encode()
+__all__ = ["leaves", "place", "refuse_directory", "set_attributes"]
 
 
 def refuse_directory(name: bytes, parent: int) -> None:
