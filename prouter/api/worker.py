@@ -36,8 +36,21 @@ _BRIDGE_END = 1.0
 """Seconds that both ends of a bridge have to answer its close when the worker stops."""
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
+_BEAT = 1.0
+"""Seconds between sweeps; who went away while nothing was read from it is looked for twice as often."""
+_DEAD_CLIENT = {_socket.TCP_KEEPIDLE: 60, _socket.TCP_KEEPINTVL: 15, _socket.TCP_KEEPCNT: 4}
+"""When a silent client is asked whether it is there, again how often, and how often in vain (tcp(7)); seconds."""
 _STEP_BACK = 0.001
 """Seconds to leave to a worker with fewer connections."""
+
+
+def _find_dead_clients(listener: _socket.socket) -> None:
+    """Have the kernel end connections of clients whose machine is gone; accepted sockets inherit that."""
+    if listener.family == _socket.AF_UNIX:
+        return
+    listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+    for option, value in _DEAD_CLIENT.items():
+        listener.setsockopt(_socket.IPPROTO_TCP, option, value)
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]
@@ -63,12 +76,15 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         for inherited in self.sockets:
             listener = _socket.socket(fileno=os.dup(inherited.fileno()))
             listener.setblocking(False)
+            _find_dead_clients(listener)
             watcher = loop.io(listener.fileno(), 1)
             watcher.start(partial(self._accept, listener, watcher))
             watchers.append(watcher)
         gc.freeze()
         while self.alive:
             self._beat()
+            self._proxy.drop_vanished()
+            gevent.sleep(_BEAT / 2)
         self._balance.leave()
         for watcher in watchers:
             watcher.stop()
@@ -109,7 +125,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
     def _beat(self) -> None:
         """Once a second: tell gunicorn that we live, sweep timeouts, recycle when due."""
         self.notify()
-        gevent.sleep(1.0)
+        gevent.sleep(_BEAT / 2)
         now = time.monotonic()
         self._proxy.sweep(now)
         self._balance.beat(now, len(self._proxy.connections))

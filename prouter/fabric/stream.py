@@ -116,6 +116,22 @@ class Stream:
         return self.reset_code is not None or (self.sending is Direction.DONE and self.receiving is Direction.DONE)
 
     @property
+    def written(self) -> int:
+        """How many bytes were written."""
+        return self._sent - (self.sending is not Direction.OPEN)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them the other end had consumed when it sent the last frame that arrived."""
+        return self._acked
+
+    def since(self, position: int) -> bytes:
+        """What was written from `position` on; that must not be acknowledged yet."""
+        return b"".join(
+            data[max(0, position - offset) :] for offset, data in self._kept if offset + len(data) > position
+        )
+
+    @property
     def pristine(self) -> bool:
         """Whether nothing of the other side's writing has arrived."""
         return self._received == 0

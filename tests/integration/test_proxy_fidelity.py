@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,29 @@ def test_connect_goes_nowhere(router: Router, corner: str, target: str) -> None:
     assert answer.startswith(b"HTTP/1.1 501 ")
     assert b"X-PRouter-Error: not_implemented" in head_of(answer)
     assert seen_counts(router, corner)["requests"].get("/record/x") == before.get("/record/x")
+
+
+BODIES = ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_body_that_the_api_does_not_want_is_not_the_next_request(router: Router, body: str) -> None:
+    asking = f"GET /info HTTP/1.1\r\nHost: h\r\n{body}"
+    with Raw(router.url) as raw:
+        raw.send((asking * 3 + "GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").encode())
+        assert raw.read_to_end().count(b"HTTP/1.1 200 ") == 4
+    with Raw(router.url) as raw:
+        raw.send(asking[:-4].encode())
+        assert b"\r\nConnection: close\r\n" in raw.read_until(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("target", ["/info", "%s/record/x"])
+def test_a_client_that_ends_its_side_after_its_requests_is_answered(router: Router, corner: str, target: str) -> None:
+    with Raw(router.url) as raw:
+        for _ in range(3):
+            raw.request("GET", target.replace("%s", corner))
+        raw.sock.shutdown(socket.SHUT_WR)
+        assert raw.read_to_end().count(b"HTTP/1.1 200 ") == 3
 
 
 def test_options_of_all_is_answered_by_the_router(router: Router) -> None:

@@ -66,6 +66,9 @@ class _Body(io.RawIOBase):
 class AdminExchange:
     """One request to the WSGI app; see the module's docstring."""
 
+    half_close = False
+    """A client that has ended its side may be gone; the connection finds out."""
+
     def __init__(self, app: WsgiApp, client: ClientConnection, head: RequestHead) -> None:
         self._app = app
         self._client = client
@@ -80,16 +83,15 @@ class AdminExchange:
 
     # -- the connection's side ----------------------------------------------------------------------------------
 
-    @property
-    def half_close(self) -> bool:
-        """A client that closes its side is gone."""
-        return False
-
     def on_client_data(self) -> None:
         """Body bytes for the app, or the next request's."""
         self._wake.set()
         if len(self._client.buffer) >= _READ_AHEAD or self._body_done:
             self._client.hold_pipelined()
+
+    def on_client_end(self) -> None:
+        """What the app waits for may never come."""
+        self._wake.set()
 
     def on_client_gone(self) -> None:
         """End the app's greenlet where it waits."""
@@ -158,6 +160,15 @@ class AdminExchange:
         data, self._decoded = self._decoded[:size], self._decoded[size:]
         return data
 
+    def _discard_body(self) -> bool:
+        """Drop what has come of a body that the app does not want; whether that was the rest of it."""
+        try:
+            while not self._body_done and self._take(_WRITE_AHEAD):
+                pass
+        except InvalidRequest:
+            return False
+        return self._body_done
+
     def send(self, data: bytes) -> None:
         """Write bytes of the answer; blocks the greenlet while the client is slow.
 
@@ -194,7 +205,12 @@ class AdminExchange:
     def run(self) -> None:
         """Carry the request out. The greenlet's edge: nothing is raised."""
         client, head = self._client, self._head
-        answer = AnswerWriter(head, self.send, keep_alive=head.keep_alive and not client.server.draining)
+        answer = AnswerWriter(
+            head,
+            self.send,
+            keep_alive=head.keep_alive and not client.server.draining,
+            body_read=self._discard_body,
+        )
         try:
             self._respond(answer)
         except (ClientGone, gevent.GreenletExit):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import monkey
 
 from prouter.api.proxy.forwarded import Origin
+from prouter.api.proxy.half_closed import HalfClosed
 from prouter.api.proxy.heads import RequestHead, parse_request
 from prouter.api.proxy.pages import error_response, new_request_id
 from prouter.errors import InvalidRequest, PRouterError
@@ -37,6 +38,9 @@ _RECV_BODY = 262144
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
 _LINGER_SECONDS = 2.0
+"""Seconds a client that is to be closed may send nothing before it is."""
+_LINGER_LIMIT = 30.0
+"""Seconds it may go on sending. Who sends all of a body before looking for the answer then finds one."""
 _poll = monkey.get_original("select", "poll")
 _RESET_LINGER = struct.pack("ii", 1, 0)
 
@@ -54,13 +58,16 @@ class ClientExchange(Protocol):
 
     @property
     def half_close(self) -> bool:
-        """Whether a client that has ended its sending side still counts as there."""
+        """Whether a client that has ended its sending side counts as there, whatever the connection thinks."""
 
     def on_client_data(self) -> None:
         """More bytes are in `ClientConnection.buffer`."""
 
+    def on_client_end(self) -> None:
+        """The client has ended its sending side; see `ClientConnection.half_closed`."""
+
     def on_client_gone(self) -> None:
-        """The client is gone, or has half-closed; see `ClientConnection.alive`."""
+        """The client is gone."""
 
     def on_client_drained(self) -> None:
         """Everything written has reached the kernel."""
@@ -79,7 +86,8 @@ class ClientConnection:
     __slots__ = (
         "_eof",
         "_fd",
-        "_lingering",
+        "_half_closed",
+        "_linger_until",
         "_out",
         "_paused",
         "_reader",
@@ -111,7 +119,9 @@ class ClientConnection:
         self._paused = False
         self._eof = False
         self._shut = False
-        self._lingering = False
+        self._linger_until = 0.0
+        """When discarding what still comes ends, 0 while nothing is discarded."""
+        self._half_closed: HalfClosed | None = None
         self._writer: Any = None
         self._reader = server.loop.io(self._fd, 1)
         self._reader.start(self._on_readable)
@@ -147,19 +157,13 @@ class ClientConnection:
         except OSError:
             self.gone()
             return
-        if self._lingering:
+        if self._linger_until:
             if not data:
                 self.close()
+            self.deadline = min(time.monotonic() + _LINGER_SECONDS, self._linger_until)
             return
         if not data:
-            self._eof = True
-            self._reader.stop()
-            if self.exchange is not None:
-                self.exchange.on_client_gone()
-            elif self._out:
-                self._shut = True
-            else:
-                self.close()
+            self._on_end()
             return
         self.buffer = self.buffer + data if self.buffer else data
         if self.exchange is None:
@@ -167,12 +171,29 @@ class ClientConnection:
         else:
             self.exchange.on_client_data()
 
+    def _on_end(self) -> None:
+        """The client sends nothing more; it may still wait for answers."""
+        self._eof = True
+        self._reader.stop()
+        if self.exchange is None:
+            self._next_request()
+        else:
+            self.exchange.on_client_end()
+        if self.exchange is not None and not self.exchange.half_close:
+            self._half_closed = HalfClosed(self.server.loop, self._fd, self.gone)
+            self._half_closed.answered = bool(self._out)  # had it closed, bytes it has not read would reset us
+
     def hold_pipelined(self) -> None:
         """Keep what a client sends ahead of its turn, up to a limit; then stop reading."""
         if len(self.buffer) >= _PIPELINE_LIMIT:
             self.pause()
 
     def _next_request(self) -> None:
+        self._read_heads()
+        if self._eof and self.exchange is None and self.alive:
+            self.finish()
+
+    def _read_heads(self) -> None:
         while self.exchange is None and self.buffer and self.alive:
             buffer = self.buffer
             if buffer[0] in b"\r\n":
@@ -200,6 +221,8 @@ class ClientConnection:
         """Send `data`; once the kernel has it, `size` bytes of `stream` count as consumed."""
         if not self.alive:
             return
+        if self._half_closed is not None:
+            self._half_closed.answered = True
         if self._out:
             self._out.append((memoryview(data), stream, size))
             self.out_size += len(data)
@@ -233,6 +256,8 @@ class ClientConnection:
                 self.gone()
                 return
             self.out_size -= sent
+            if self.exchange is None:
+                self.deadline = time.monotonic() + self.server.idle_timeout  # it is slow, not idle
             if sent < len(data):
                 out[0] = (data[sent:], stream, size)
                 return
@@ -258,7 +283,7 @@ class ClientConnection:
         """The exchange is over and its answer written: next request, or close once everything is sent."""
         self.exchange = None
         self.receive_size = _RECV
-        if not keep_alive or self._eof:
+        if not keep_alive or (self._eof and not self.buffer):
             self.finish()
             return
         self.deadline = time.monotonic() + self.server.idle_timeout
@@ -291,9 +316,9 @@ class ClientConnection:
 
     def finish(self) -> None:
         """Close after everything written has been sent."""
-        self._shut = True
-        if not self._out and self.alive:
-            self._finish_writing()
+        self.shut_write()
+        if self._out:
+            self.deadline = time.monotonic() + self.server.idle_timeout
 
     def shut_write(self) -> None:
         """Half-close after everything written has been sent; the client may go on sending."""
@@ -312,9 +337,10 @@ class ClientConnection:
             self.gone()
             return
         if self.exchange is None:
-            self._lingering = True
             self.buffer = b""
-            self.deadline = time.monotonic() + _LINGER_SECONDS
+            now = time.monotonic()
+            self._linger_until = now + _LINGER_LIMIT
+            self.deadline = now + _LINGER_SECONDS
             if self._paused:
                 self.resume()
 
@@ -347,6 +373,8 @@ class ClientConnection:
         if self._writer is not None:
             self._writer.stop()
             self._writer.close()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         self._socket.close()
         for _data, stream, size in self._out:
             if stream is not None:
@@ -369,7 +397,9 @@ class ClientConnection:
 
     def expire(self) -> None:
         """The deadline passed: an idle client, one too slow with its head, or one that lingers."""
-        if self.buffer and not self._lingering and self.exchange is None:
+        if self._out and self.exchange is None:
+            self.abort()  # it does not read, so it has not got all of its answer
+        elif self.buffer and not self._linger_until and self.exchange is None:
             self.fail(InvalidRequest("Invalid request: the request head took too long", code="head_timeout"))
         else:
             self.gone()

@@ -3,7 +3,11 @@
 The two directions run independently, each with its own back-pressure::
 
     request   HEAD → BODY (by length or chunks) → SENT
-    answer    AWAITED → BODY (none, by length, chunks, until close) → DONE,   or 101 → TUNNEL both ways
+    answer    AWAITED → BODY (none, by length, chunks, until close) → DONE,   or 101 → a `Tunnel` takes over
+
+A request is sent a second time, over a fresh stream, if the one that was reused turns out to be of no use: a request
+that may be repeated always, any other when it is certain that the job has seen none of it, because the agent had given
+it no byte of the request when the stream ended (or when it brought bytes that answer nothing).
 
 Whoever goes away ends the other side: a client that is gone resets the stream (the job sees its connection end), a job
 that is gone before its head gives an error answer, afterwards the client's connection is cut so that a torn answer
@@ -17,11 +21,13 @@ import time
 from typing import TYPE_CHECKING
 
 from prouter.api.client import JobRoute
-from prouter.api.proxy.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
+from prouter.api.proxy.bodies import AnswerBody, RequestBody
+from prouter.api.proxy.chunked import ChunkError
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead, parse_response
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
+from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import Upstream
 from prouter.errors import (
     AgentUnavailable,
@@ -31,7 +37,6 @@ from prouter.errors import (
     JobUnreachable,
     PRouterError,
 )
-from prouter.fabric.stream import Direction
 
 if TYPE_CHECKING:
     from prouter.api.proxy.server import ProxyServer
@@ -42,9 +47,9 @@ log = logging.getLogger("prouter.proxy")
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_ANSWER_HEAD = 262144
-_HALF_CLOSED = 60.0
-"""Seconds a job may go on sending through a tunnel whose client has ended its side."""
-_REASON_WAIT = 0.3
+_NEVER_REACHED = frozenset({"no_job", "not_running"})
+"""Why the agent of a job that has ended opens no stream to it."""
+_REASON_WAIT = 0.5
 """Seconds the news that a job has ended may take to explain a connection that broke."""
 
 
@@ -58,20 +63,20 @@ class ProxyExchange:
         target: the request target for the job, raw, prefix stripped.
     """
 
+    half_close = False
+    """A client that has ended its side may be gone; the connection finds out."""
+
     __slots__ = (
         "_answer",
         "_answer_buffer",
-        "_answer_left",
-        "_body_left",
-        "_chunks",
-        "_decoder",
+        "_begun",
+        "_body",
         "_done",
         "_keep_alive",
         "_pending",
         "_request",
         "_retried",
-        "_sent_request",
-        "_tunnel",
+        "_upload",
         "awaiting_since",
         "client",
         "head",
@@ -95,16 +100,14 @@ class ProxyExchange:
         self.awaiting_since = 0.0
         self._request = b""
         self._pending = b""
-        self._body_left = head.length if head.body == BodyKind.LENGTH else 0
-        self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
-        self._sent_request = head.body == BodyKind.NONE or (head.body == BodyKind.LENGTH and not head.length)
+        self._upload = RequestBody(head)
         self._answer: ResponseHead | None = None
         self._answer_buffer = b""
-        self._answer_left = -1
-        self._chunks: ChunkDecoder | None = None
+        self._body: AnswerBody | None = None
+        self._begun = 0
+        """Position of the request's first byte in the upstream's stream."""
         self._keep_alive = False
         self._retried = False
-        self._tunnel = False
         self._done = False
 
     # -- starting -----------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ class ProxyExchange:
         if target[:1] != b"/" and target != b"*":
             target = b"/" + target
         self._request = request_to_job(head, target, prefix, self.client.origin)
-        self._connect(fresh=bool(head.upgrade))
+        self._connect(self._request, fresh=bool(head.upgrade))
 
     @property
     def waiting(self) -> bool:
@@ -127,15 +130,11 @@ class ProxyExchange:
         return self.upstream is None and not self._done and self.client.alive
 
     @property
-    def half_close(self) -> bool:
-        """Whether each side may end on its own, as in a tunnel."""
-        return self._tunnel
-
-    @property
     def _repeatable(self) -> bool:
         return self.head.method in _REPEATABLE and self.head.body == BodyKind.NONE
 
-    def _connect(self, *, fresh: bool) -> None:
+    def _connect(self, data: bytes, *, fresh: bool) -> None:
+        """Send `data`, which begins with the request's head, to the job."""
         assert self.route is not None
         try:
             if fresh:
@@ -148,49 +147,41 @@ class ProxyExchange:
         self.upstream = upstream
         upstream.user = self
         self.awaiting_since = time.monotonic()
-        if not self._sent_request:
+        self._begun = upstream.stream.written
+        if not self._upload.over:
             self.client.expect_body(True)
-        self._send(self._request)
-        if not self._sent_request and not self._pending:
+        self._send(data)
+        if not self._upload.over and not self._pending:
             self.client.resume()  # it was told to wait if its body came before the job's route was known
-            if self.client.buffer:
-                self.on_client_data()
+            self.on_client_data()
 
     # -- the request's direction --------------------------------------------------------------------------------
 
     def on_client_data(self) -> None:
-        """Pass request body bytes (or tunnelled ones) on, as far as the stream has room."""
+        """Pass request body bytes on, as far as the stream has room."""
         client = self.client
-        if self.upstream is None or self._pending:
+        if self.upstream is None or self._pending or self._upload.over:
             client.hold_pipelined()
             return
-        if self._tunnel:
-            data, client.buffer = client.buffer, b""
-            self._send(data)
-            return
-        if self._sent_request or not client.buffer:
-            client.hold_pipelined()
-            return
-        data, client.buffer = client.buffer, b""
-        if self._decoder is None:
-            body = data[: self._body_left]
-            client.buffer = data[len(body) :]
-            self._body_left -= len(body)
-            self._sent_request = self._body_left == 0
-            self._send(body)
-            return
+        if client.buffer:
+            self._pass_on(client)
+        if client.half_closed and not self._upload.over and not client.buffer and not self._pending:
+            client.gone()  # the rest of the body will never come
+
+    def _pass_on(self, client: ClientConnection) -> None:
+        if self._answer is None:
+            self.awaiting_since = time.monotonic()
         try:
-            body = self._decoder.feed(data)
+            data, client.buffer = self._upload.take(client.buffer)
         except ChunkError as error:
-            self.fail(InvalidRequest(f"Invalid request: {error}"))
+            detail = f"Invalid request: {error}"
+            if self._answer is None:
+                self.fail(InvalidRequest(detail))
+            else:
+                self._cut(detail, b"")
             return
-        encoded = encode_chunk(body) if body else b""
-        if self._decoder.complete:
-            client.buffer = self._decoder.rest
-            self._sent_request = True
-            encoded += LAST_CHUNK
-        if encoded:
-            self._send(encoded)
+        if data:
+            self._send(data)
 
     def _send(self, data: bytes) -> None:
         assert self.upstream is not None
@@ -201,7 +192,7 @@ class ProxyExchange:
         if taken < len(data):
             self._pending = data[taken:]
             self.client.pause()
-        elif self._sent_request and not self._tunnel:
+        elif self._upload.over:
             self.client.expect_body(False)
 
     def on_job_writable(self) -> None:
@@ -212,82 +203,79 @@ class ProxyExchange:
         if data:
             self._send(data)
         if not self._pending and not self._done:
+            if self._answer is None:
+                self.awaiting_since = time.monotonic()
             self.client.resume()
-            if self.client.buffer:
-                self.on_client_data()
-            elif self._tunnel and not self._pending and self.client.half_closed:
-                self._client_finished()
+            self.on_client_data()
+
+    def on_client_end(self) -> None:
+        """The client sends nothing more. What it has sent may be all of the request."""
+        self.on_client_data()
 
     # -- the answer's direction ---------------------------------------------------------------------------------
 
     def on_job_data(self, data: bytes) -> None:
         """Bytes of the job."""
-        assert self.upstream is not None
-        if self._tunnel:
-            self.client.write(data, self.upstream.stream, len(data))
-        elif self._answer is None:
+        if self._answer is None:
             self._read_head(data)
         else:
             self._relay(data, len(data), b"")
 
     def _read_head(self, data: bytes) -> None:
-        assert self.upstream is not None
-        assert self.route is not None
-        size = len(data)
+        upstream = self.upstream
+        assert upstream is not None
+        size = len(data)  # of `data`, what is not consumed yet
+        if self._stale() and self._try_again():
+            return
         data = self._answer_buffer + data  # bytes, also when it was a view
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            self.upstream.stream.consume(size)
-            self._answer_buffer = data
-            if len(data) > _MAX_ANSWER_HEAD:
-                self.fail(JobUnreachable("the job's answer has too large a head", code="bad_response"))
-            elif not b"HTTP/".startswith(data[:5]):
-                self.fail(JobUnreachable("the job's answer is not valid HTTP", code="bad_response"))
-            return
         self._answer_buffer = b""
-        try:
-            head = parse_response(data[: end + 4])
-        except PRouterError as error:
-            self.fail(error)
-            return
-        rest = data[end + 4 :]
-        if head.status < 200 and head.status != 101:
-            self._retried = True  # What the client has seen of an answer must not be repeated.
-            if self.head.version == "1.1":
-                self.client.write(self._render(head, chunked=False))
-            if rest:
-                self._read_head_again(rest, size)
-            else:
-                self.upstream.stream.consume(size)
-            return
-        self._start_answer(head, rest, size)
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            try:
+                head = parse_response(data[: end + 4])
+            except PRouterError as error:
+                self._refuse(error)
+                return
+            data = data[end + 4 :]
+            if head.status >= 200 or head.status == 101:
+                self._start_answer(head, data, size)
+                return
+            self._pass_interim(head, size - len(data))
+            size = len(data)
+            if self._done:
+                return
+        upstream.stream.consume(size)
+        if len(data) > _MAX_ANSWER_HEAD:
+            self._refuse(JobUnreachable("the job's answer has too large a head", code="bad_response"))
+        elif not b"HTTP/".startswith(data[:5]) or b"\n\n" in data:
+            self._refuse(JobUnreachable("the job's answer is not valid HTTP", code="bad_response"))
+        else:
+            self._answer_buffer = data
 
-    def _read_head_again(self, rest: bytes, size: int) -> None:
-        """An interim answer and more arrived at once: `rest` belongs to the next head."""
+    def _stale(self) -> bool:
+        """Whether what arrives cannot answer this request: the agent had given the job nothing of it by then."""
+        upstream = self.upstream
+        assert upstream is not None
+        return upstream.reused and not self._retried and upstream.stream.acknowledged <= self._begun
+
+    def _pass_interim(self, head: ResponseHead, size: int) -> None:
+        """An answer before the answer (RFC 9110 section 15.2): for clients that know of them."""
         assert self.upstream is not None
-        self.upstream.stream.consume(size - len(rest))
-        self._read_head(rest)
+        self._retried = True  # What the client has seen of an answer must not be repeated.
+        self.awaiting_since = time.monotonic()
+        if self.head.version == "1.1":
+            self.client.write(self._render(head, chunked=False), self.upstream.stream, size)
+        else:
+            self.upstream.stream.consume(size)
 
     def _start_answer(self, head: ResponseHead, rest: bytes, size: int) -> None:
-        request = self.head
         self._answer = head
         self.awaiting_since = 0.0
         if head.status == 101:
             self._start_tunnel(head, rest, size)
             return
-        chunked = False
-        keep_alive = request.keep_alive and not self.server.draining
-        if request.method == b"HEAD" or head.status in (204, 304):
-            self._answer_left = 0
-        elif head.body == BodyKind.LENGTH:
-            self._answer_left = head.length
-        else:
-            if head.body == BodyKind.CHUNKED:
-                self._chunks = ChunkDecoder()
-            chunked = request.version == "1.1"
-            keep_alive = keep_alive and chunked
-        self._keep_alive = keep_alive
-        self._relay(rest, size, self._render(head, chunked=chunked))
+        self._body = body = AnswerBody(self.head, head)
+        self._keep_alive = self.head.keep_alive and not self.server.draining and not body.until_close
+        self._relay(rest, size, self._render(head, chunked=body.chunked))
 
     def _render(self, head: ResponseHead, *, chunked: bool) -> bytes:
         route = self.route
@@ -308,68 +296,32 @@ class ProxyExchange:
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:
         """Pass body bytes on, after `before`; `size` stream bytes are consumed once the client's kernel has them."""
-        upstream = self.upstream
+        upstream, body = self.upstream, self._body
         assert upstream is not None
-        client = self.client
-        chunks = self._chunks
-        clean = True
-        if chunks is not None:
-            try:
-                data = chunks.feed(bytes(data))
-            except ChunkError as error:
-                self._cut(f"the job's answer broke: {error}", before)
-                return
-            over = chunks.complete
-            clean = not chunks.rest
-        elif self._answer_left >= 0:
-            clean = len(data) <= self._answer_left
-            if not clean:
-                data = data[: self._answer_left]
-            self._answer_left -= len(data)
-            over = self._answer_left == 0
-        else:
-            over = False
-        if data and self._answer_left < 0 and self.head.version == "1.1":
-            data = encode_chunk(data)
-        if over and chunks is not None and self.head.version == "1.1":
-            data += LAST_CHUNK
-        client.write(before + data if before else data, upstream.stream, size)
-        if over:
-            self._finish(reusable=clean)
-
-    # -- tunnels ------------------------------------------------------------------------------------------------
+        assert body is not None
+        try:
+            data = body.feed(data)
+        except ChunkError as error:
+            self._cut(f"the job's answer broke: {error}", before)
+            return
+        self.client.write(before + data if before else data, upstream.stream, size)
+        if body.over and not self._done:
+            self._finish(reusable=body.clean)
 
     def _start_tunnel(self, head: ResponseHead, rest: bytes, size: int) -> None:
         if not self.head.upgrade:
             self._answer = None
             self.fail(JobUnreachable("the job switched protocols unasked", code="bad_response"))
             return
-        assert self.upstream is not None
-        self._tunnel = True
-        self.client.expect_body(True)
-        self.client.write(self._render(head, chunked=False) + rest, self.upstream.stream, size)
-        self.client.resume()
-        if self.client.buffer:
-            self.on_client_data()
-
-    def _client_finished(self) -> None:
-        """The client sends nothing more through the tunnel, and all it sent is on its way."""
-        assert self.upstream is not None
-        stream = self.upstream.stream
-        stream.close()
-        if stream.receiving is not Direction.OPEN:
-            self._end_tunnel()
-
-    def _end_tunnel(self) -> None:
-        """Both sides have finished."""
+        upstream = self.upstream
+        assert upstream is not None
+        self.client.write(self._render(head, chunked=False) + rest, upstream.stream, size)
+        if self._done:
+            return
         self._done = True
         self.server.exchanges.discard(self)
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            upstream.user = None
-            upstream.stream.close()
-        self.client.exchange = None
-        self.client.finish()
+        self.upstream = None
+        Tunnel(self.server, self.client, upstream).start()
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
@@ -382,32 +334,28 @@ class ProxyExchange:
         self.server.exchanges.discard(self)
         if not client.alive:
             upstream.discard("client_gone", "the client is gone")
-        elif reusable and self._sent_request and not self._pending and head.keep_alive and not upstream.stream.closed:
+        elif reusable and self._upload.over and not self._pending and head.keep_alive and not upstream.stream.closed:
             upstream.release()
         else:
             upstream.discard()
         self.upstream = None
         if client.exchange is self:
-            client.exchange_done(self._keep_alive and self._sent_request)
+            client.exchange_done(self._keep_alive and self._upload.over)
 
     def on_job_finish(self) -> None:
         """The job closed its side."""
-        upstream = self.upstream
-        assert upstream is not None
-        if self._tunnel:
-            if self.client.half_closed:
-                self._end_tunnel()
-            else:
-                self.client.shut_write()
+        if self._body is None:
+            if not (self._stale() and self._try_again()):
+                self._job_gone("the job closed the connection without an answer")
             return
-        if self._answer is None:
-            self._job_gone("the job closed the connection without an answer")
-        elif self._answer_left < 0 and self._chunks is None:
-            if self.head.version == "1.1":
-                self.client.write(LAST_CHUNK)
-            self._finish(reusable=False)
-        else:
+        last = self._body.finish()
+        if last is None:
             self._cut("the job closed the connection in the middle of its answer", b"")
+            return
+        if last:
+            self.client.write(last)
+        if not self._done:
+            self._finish(reusable=False)
 
     def on_job_reset(self, code: str, text: str) -> None:
         """The stream is gone."""
@@ -417,31 +365,58 @@ class ProxyExchange:
             self.fail(AgentUnavailable(f"the connection to the job's agent broke: {text}", retry_after=2))
         elif code == "connect_timeout":
             self.fail(JobTimeout(f"the job does not accept connections: {text}"))
+        elif code in _NEVER_REACHED:
+            self._explain(text, reached=False)
         else:
             self._job_gone(f"the connection to the job failed: {text or code}")
 
     def _job_gone(self, detail: str) -> None:
         """No answer will come over this stream: try once more if that is safe, or say why."""
+        if not (self._repeatable and self._try_again()):
+            self._explain(detail, reached=True)
+
+    def _refuse(self, error: PRouterError) -> None:
+        """The job's answer is no HTTP, or what an earlier answer left behind in a stream that is used again."""
+        if not (self._repeatable and self._try_again()):
+            self.fail(error)
+
+    def _try_again(self) -> bool:
+        """Send the request over a fresh stream, once; False when it is too late for that."""
         upstream = self.upstream
         assert upstream is not None
-        if upstream.reused and not self._retried and self._repeatable and not self._answer_buffer:
-            self._retried = True
-            upstream.discard()
-            self._connect(fresh=True)
-            return
+        if not upstream.reused or self._retried or self._answer_buffer:
+            return False
+        self._retried = True
+        data = self._request if self._repeatable else upstream.stream.since(self._begun) + self._pending
+        self._pending = b""
         upstream.discard()
-        self.upstream = None
-        self.server.explain(self, detail, _REASON_WAIT)
+        self._connect(data, fresh=True)
+        return True
 
-    def answer_with_reason(self, detail: str) -> None:
-        """Fail with `detail` and, if the job has ended, how."""
+    def _explain(self, detail: str, *, reached: bool) -> None:
+        """Answer as soon as it is known whether the job has ended."""
+        assert self.upstream is not None
+        self.upstream.discard()
+        self.upstream = None
+        self.server.explain(self, detail, _REASON_WAIT, reached=reached)
+
+    def answer_with_reason(self, detail: str, *, reached: bool) -> None:
+        """Fail with `detail` and, if the job has ended, how.
+
+        Args:
+            reached: whether the job had the request; one that had ended by then is treated like any that has.
+        """
         route = self.route
         assert route is not None
         record = route.record
-        if record.ended:
+        if self._done or not self.client.alive:
+            return
+        if record.ended and not reached:
+            self.fail(ended_error(route))
+            return
+        if record.ended and record.ending not in detail:
             detail = f"{detail}; {record.ending}"
-        if self.client.alive and not self._done:
-            self.fail(JobUnreachable(detail, job=record.uid, state=record.state.value))
+        self.fail(JobUnreachable(detail, job=record.uid, state=record.state.value))
 
     def _cut(self, detail: str, before: bytes) -> None:
         """The answer cannot be completed: make that visible."""
@@ -459,17 +434,12 @@ class ProxyExchange:
         self._close_upstream("failed", error.detail)
         if error.job is None and self.route is not None:
             error.job = self.route.record.uid
-        keep_alive = self._sent_request and self.head.keep_alive and not isinstance(error, InvalidRequest)
+        keep_alive = self._upload.over and self.head.keep_alive and self.head.version == "1.1"
         if self.client.exchange is self:
             self.client.fail(error, self.head, keep_alive=keep_alive and not self.server.draining)
 
     def on_client_gone(self) -> None:
-        """The client closed: the whole connection, or (tunnels) its sending side."""
-        if self._tunnel and self.client.alive and self.upstream is not None:
-            self.client.deadline = time.monotonic() + _HALF_CLOSED
-            if not self._pending:
-                self._client_finished()
-            return
+        """The client's connection is closed."""
         self._close_upstream("client_gone", "the client is gone")
         self.client.exchange = None
         self.client.close()
@@ -478,9 +448,13 @@ class ProxyExchange:
         """Nothing to do: consumption is told as bytes reach the kernel."""
 
     def check_timeout(self, now: float, limit: float) -> None:
-        """Give up on a job that has been silent for `limit` seconds after the request."""
-        if self.awaiting_since and self._sent_request and not self._pending and now - self.awaiting_since > limit:
+        """Give up on a request whose answer has not begun when nobody has moved for `limit` seconds."""
+        if not self.awaiting_since or now - self.awaiting_since <= limit:
+            return
+        if self._upload.over or self._pending or self.head.expect:
             self.fail(JobTimeout(f"the job gave no answer within {limit:g} s"))
+        else:
+            self.fail(InvalidRequest("Invalid request: the request body took too long", code="body_timeout"))
 
     def end(self, reason: str) -> None:
         """Cut everything now (the worker stops)."""

@@ -18,6 +18,7 @@ from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.exchange import ProxyExchange, ended_error
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.heads import RequestHead
+from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import UpstreamPool
 from prouter.config import RouterConfig
 from prouter.errors import (
@@ -63,7 +64,7 @@ class ProxyServer:
         self.loop: Any = get_hub().loop
         self.pool = UpstreamPool(client)
         self.connections: set[ClientConnection] = set()
-        self.exchanges: set[ProxyExchange] = set()
+        self.exchanges: set[ProxyExchange | Tunnel] = set()
         self.draining = False
         self.requests = 0
         self.max_head = config.control.max_head
@@ -114,14 +115,19 @@ class ProxyServer:
     def sweep(self, now: float) -> None:
         """Timeouts; to be called about once a second."""
         self.pool.sweep(now)
+        self.drop_vanished()
         for connection in list(self.connections):
             if connection.deadline and now > connection.deadline:
                 connection.expire()
-            elif connection.vanished():
-                connection.gone()
         if self._response_timeout:
             for exchange in list(self.exchanges):
                 exchange.check_timeout(now, self._response_timeout)
+
+    def drop_vanished(self) -> None:
+        """Notice clients that went away while nothing was read from them."""
+        for connection in list(self.connections):
+            if connection.vanished():
+                connection.gone()
 
     def drain(self) -> None:
         """Answer what comes with ``Connection: close`` from now on."""
@@ -240,15 +246,20 @@ class ProxyServer:
         finally:
             route.waiters.discard(changed.set)
 
-    def explain(self, exchange: ProxyExchange, detail: str, patience: float) -> None:
-        """A job's connection broke: wait a moment for the news that the job has ended, then answer."""
-        gevent.spawn(self._explain, exchange, detail, patience)
+    def explain(self, exchange: ProxyExchange, detail: str, patience: float, *, reached: bool) -> None:
+        """A job's connection broke: wait a moment for the news that the job has ended, then answer.
 
-    def _explain(self, exchange: ProxyExchange, detail: str, patience: float) -> None:
+        Args:
+            patience: seconds to wait.
+            reached: whether the job had the request.
+        """
+        gevent.spawn(self._explain, exchange, detail, patience, reached)
+
+    def _explain(self, exchange: ProxyExchange, detail: str, patience: float, reached: bool) -> None:
         route = exchange.route
         if route is not None and not route.record.ended:
             self._wait_for_end(route, time.monotonic() + patience)
-        exchange.answer_with_reason(detail)
+        exchange.answer_with_reason(detail, reached=reached)
 
     def _wait_for_end(self, route: JobRoute, deadline: float) -> None:
         changed = Event()

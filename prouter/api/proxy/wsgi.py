@@ -84,13 +84,22 @@ class AnswerWriter:
         head: the request.
         send: takes bytes for the client; may block.
         keep_alive: whether the connection may be used again.
+        body_read: asked before the head is sent: whether all of the request was read, without which it may not.
 
     Attributes:
         head_sent: whether it is too late for another answer.
     """
 
-    def __init__(self, head: RequestHead, send: Callable[[bytes], None], *, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        head: RequestHead,
+        send: Callable[[bytes], None],
+        *,
+        keep_alive: bool,
+        body_read: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.head_sent = False
+        self._body_read = body_read
         self._request = head
         self._send = send
         self._keep_alive = keep_alive
@@ -170,6 +179,7 @@ class AnswerWriter:
             raise ValueError("the answer is shorter than its Content-Length")
 
     def _rendered_head(self) -> bytes:
+        self._keep_alive = self._keep_alive and self._body_read()
         lasting = self._keep_alive and (self._left is not None or self._chunked or self._bodiless)
         lines = [f"{name}: {value}" for name, value in self._headers]
         text = "\r\n".join(
