@@ -16,7 +16,7 @@ from prouter.agent import trees
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
-from prouter.errors import Conflict, PRouterError
+from prouter.errors import Conflict, Forbidden
 
 __all__ = ["Entry", "FileHandle", "delete", "etag_of", "list_directory", "mkdir", "open_read", "stat"]
 
@@ -267,7 +267,8 @@ def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
     Raises:
         NotFound: nothing is there.
         Conflict: a directory that is not empty, or the sandbox itself.
-        PRouterError: code ``not_removed``: part of a tree resisted.
+        Conflict, Forbidden: code ``not_removed``: part of a tree resisted (a mount point, files that keep coming), or
+            may not be removed.
     """
     parts = split(path, root_allowed=True)
     with translated(path), sandbox.parent(parts) as parent:
@@ -280,4 +281,5 @@ def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
             try:
                 trees.remove(parent, parts[-1])
             except trees.NotRemoved as error:
-                raise PRouterError(f"'{shown(path)}' is not removed: {error}", code="not_removed") from error
+                kind = Conflict if error.permitted else Forbidden
+                raise kind(f"'{shown(path)}' is not removed: {error}", code="not_removed") from error

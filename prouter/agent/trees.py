@@ -180,7 +180,15 @@ def disk_usage(sandbox: Sandbox) -> int:
 
 
 class NotRemoved(Exception):
-    """A tree could not be removed whole; the text names the first that stayed, and why."""
+    """A tree could not be removed whole; the text names the first that stayed, and why.
+
+    Attributes:
+        permitted: False when the system does not permit it: a read-only file system, missing permissions.
+    """
+
+    def __init__(self, text: str, error: int | None = None) -> None:
+        super().__init__(text)
+        self.permitted = error not in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def remove(parent: int, name: bytes) -> None:
@@ -201,11 +209,15 @@ def remove(parent: int, name: bytes) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise NotRemoved(f"{shown(name)}: {os.strerror(error.errno or 0)}") from error
+        raise NotRemoved(f"{shown(name)}: {_reason(error)}", error.errno) from error
     try:
         _Removal(top).run(parent, name)
     finally:
         os.close(top)
+
+
+def _reason(error: OSError) -> str:
+    return "a mount point" if error.errno == errno.EXDEV else os.strerror(error.errno or 0)
 
 
 def _enter(parent: int, name: bytes) -> int:
@@ -245,12 +257,14 @@ class _Removal:
     removed: int = 0
     hoisted: int = 0
     failures: list[str] = field(default_factory=list)
+    first_error: int | None = None
 
     def run(self, parent: int, name: bytes) -> None:
         deadline = time.monotonic() + _REMOVE_SECONDS
         while True:
             before = self.removed
             self.failures.clear()
+            self.first_error = None
             self._empty(self.top, 0)
             try:
                 os.rmdir(name, dir_fd=parent)
@@ -261,7 +275,7 @@ class _Removal:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     self._failed(name, error)
             if self.removed == before or time.monotonic() > deadline:
-                raise NotRemoved(self._report(name))
+                raise NotRemoved(self._report(name), self.first_error)
 
     def _report(self, name: bytes) -> str:
         if not self.failures:
@@ -270,10 +284,10 @@ class _Removal:
         return self.failures[0] + (f" (and {more} more)" if more else "")
 
     def _failed(self, name: bytes, error: OSError) -> None:
-        if error.errno == errno.EXDEV:
-            self.failures.append(f"{shown(name)}: a mount point")
-        elif error.errno != errno.ENOENT:
-            self.failures.append(f"{shown(name)}: {os.strerror(error.errno or 0)}")
+        if self.first_error is None and error.errno != errno.ENOENT:
+            self.first_error = error.errno
+        if error.errno != errno.ENOENT:
+            self.failures.append(f"{shown(name)}: {_reason(error)}")
 
     def _empty(self, directory: int, depth: int) -> None:
         with os.scandir(directory) as entries:

@@ -16,7 +16,7 @@ __all__ = ["Validators", "byte_ranges", "etag_in"]
 MAX_RANGES = 32
 """More ranges than this in one request are answered with the whole file (RFC 9110 section 17.15)."""
 
-_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})")
+_SPEC = re.compile(r"([0-9]{0,40})-([0-9]{0,40})")
 _TAG = re.compile(r'\s*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 
 
@@ -105,8 +105,10 @@ def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
     if not separator or unit.strip().lower() != "bytes":
         return None
     found: list[tuple[int, int]] = []
-    asked = [spec.strip() for spec in specs.split(",")]
-    if len(asked) > MAX_RANGES:
+    asked = [
+        spec.strip() for spec in specs.split(",") if spec.strip()
+    ]  # empty elements count nothing (section 5.6.1.2)
+    if not asked or len(asked) > MAX_RANGES:
         return None
     for spec in asked:
         matched = _SPEC.fullmatch(spec)

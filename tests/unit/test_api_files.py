@@ -295,6 +295,13 @@ def test_remove_counts_a_client_that_leaves_with_the_last_byte(server: StandInSe
         wait_for(lambda number=number: len(router.agent.removed) == number + 1)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("target", ["file/", "archive?format=zip"])
+def test_head_claims_no_length_that_get_would_not_have(server: StandInServer, target: str) -> None:
+    answer = received(server.connect(f"HEAD {PATH}/{target} HTTP/1.1\nConnection: close"))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"content-length" not in answer.lower()
+
+
 def test_a_missing_file_is_404(client: Client) -> None:
     result = client.simulate_get(f"{FILE}/none")
     assert result.status_code == 404

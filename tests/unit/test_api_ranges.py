@@ -31,7 +31,9 @@ BEFORE = "Fri, 14 Jul 2017 02:39:59 GMT"
         ("bytes=0-1,2-3", [(0, 4)]),
         ("bytes=0-1,5-6,1-5", [(0, 7)]),
         ("bytes=0-1,20-30", [(0, 2)]),
+        ("bytes=,0-1,,4-5,", [(0, 2), (4, 6)]),
         ("bytes=2-1", None),
+        ("bytes=,", None),
         ("bytes=-", None),
         ("bytes=", None),
         ("bytes=a-b", None),
@@ -46,7 +48,7 @@ def test_ranges(header: str, ranges: list[tuple[int, int]] | None) -> None:
     assert byte_ranges(header, 10) == ranges
 
 
-@pytest.mark.parametrize("header", ["bytes=10-", "bytes=10-20,30-", "bytes=-0"])
+@pytest.mark.parametrize("header", ["bytes=10-", "bytes=10-20,30-", "bytes=-0", "bytes=99999999999999999999-"])
 def test_ranges_outside_are_not_satisfiable(header: str) -> None:
     with pytest.raises(RangeNotSatisfiable):
         byte_ranges(header, 10)

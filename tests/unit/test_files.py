@@ -374,6 +374,24 @@ def test_remove_after_reading_spares_another_file_of_that_name(sandbox: Sandbox)
     assert names(sandbox) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+def test_a_tree_on_a_read_only_file_system_is_not_ours_to_delete(sandbox: Sandbox) -> None:
+    upload(sandbox, b"d/file", b"")
+    place = sandbox.root / "d"
+    if subprocess.run(["mount", "--bind", place, place], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        files.mkdir(sandbox, b"d/below")
+        subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
+        with pytest.raises(Forbidden, match="Read-only") as caught:
+            files.delete(sandbox, b"d/below", recursive=True)
+        assert caught.value.code == "not_removed"
+        with pytest.raises(Conflict, match="mount point"):
+            files.delete(sandbox, b"d", recursive=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 @pytest.mark.parametrize("late", ["file", "directory"])
 def test_remove_gives_a_name_back_that_changed_at_the_last_moment(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, late: str

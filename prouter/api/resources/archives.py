@@ -53,6 +53,7 @@ class Archives:
         body = StreamBody(io, size)
         if req.method == "HEAD":
             body.close()
+            resp.stream = iter(())  # of unknown length, unless it was said above
         else:
             resp.stream = body
 

@@ -46,6 +46,7 @@ class Files:
         resp.delete_header("Accept-Ranges")
         if req.method == "HEAD":
             body.close()
+            resp.stream = iter(())  # of unknown length, as the listing
         else:
             resp.stream = body
 
