@@ -6,6 +6,8 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
+from prouter.fabric.frames import pack_body, unpack_body
+
 __all__ = ["EventLog"]
 
 _JUMP = 1_000_000
@@ -13,7 +15,7 @@ _JUMP = 1_000_000
 
 
 class EventLog:
-    """A ring of the last `size` events.
+    """A ring of the last `size` events, packed: they are many, and hardly ever asked for again.
 
     Args:
         last: the last id a broker before may have given.
@@ -21,7 +23,7 @@ class EventLog:
     """
 
     def __init__(self, size: int, last: int, wall: float) -> None:
-        self._events: deque[dict[str, Any]] = deque(maxlen=size)
+        self._events: deque[bytes] = deque(maxlen=size)
         self.last = max(last + _JUMP if last else 0, int(wall * 1_000_000))
         """Id of the newest event, or the id before the first."""
 
@@ -37,10 +39,10 @@ class EventLog:
         """A new event; its body with its id and time, as workers are told of it."""
         self.last += 1
         told = {**body, "id": self.last, "at": at}
-        self._events.append({"id": self.last, "at": at, "name": name, "body": told})
+        self._events.append(pack_body({"id": self.last, "at": at, "name": name, "body": told}))
         return told
 
     def after(self, last_seen: int | None, limit: int) -> list[dict[str, Any]]:
         """Events newer than `last_seen`, oldest first; with None the newest `limit`."""
         skip = max(0, len(self._events) - limit) if last_seen is None else max(0, last_seen + 1 - self.first)
-        return list(islice(self._events, skip, skip + limit))
+        return [unpack_body(event) for event in islice(self._events, skip, skip + limit)]

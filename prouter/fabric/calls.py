@@ -88,11 +88,14 @@ class Responder:
 
     Args:
         remember: how many answered calls are remembered.
+        remember_bytes: how many bytes of answers; the last one always is.
     """
 
-    def __init__(self, remember: int = 4096) -> None:
+    def __init__(self, remember: int = 4096, remember_bytes: int = 1024 * 1024) -> None:
         self._remember = remember
+        self._remember_bytes = remember_bytes
         self._replies: OrderedDict[str, Frame] = OrderedDict()
+        self._size = 0
         self._running: set[str] = set()
 
     @property
@@ -151,8 +154,9 @@ class Responder:
         frame = Frame(REPLY, payload=payload)
         if keep:
             self._replies[call_id] = frame
-            if len(self._replies) > self._remember:
-                self._replies.popitem(last=False)
+            self._size += len(payload)
+            while len(self._replies) > self._remember or (self._size > self._remember_bytes and len(self._replies) > 1):
+                self._size -= len(self._replies.popitem(last=False)[1].payload)
         return frame
 
 

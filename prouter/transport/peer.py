@@ -415,8 +415,10 @@ class Peer:
         elif kind is Finished:
             handler.on_finish()
         elif kind is ResetReceived:
+            stream.handler = None  # Nothing follows; a stream and its handler hold each other.
             handler.on_reset(event.code, event.text)  # type: ignore[union-attr]
         elif kind is Closed:
+            stream.handler = None
             handler.on_closed()
 
     # -- output -------------------------------------------------------------------------------------------------

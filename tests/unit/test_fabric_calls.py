@@ -109,6 +109,21 @@ def test_a_packed_answer_is_like_any_other() -> None:
     assert responder.running == 0
 
 
+def test_only_so_many_bytes_of_answers_are_remembered() -> None:
+    caller, responder = Caller(), Responder(remember_bytes=3000)
+    asked = []
+    for _ in range(5):
+        call_id, frame = caller.call("op", {})
+        assert isinstance(responder.receive(frame), Request)
+        responder.reply(call_id, {"much": "x" * 1000})
+        asked.append(frame)
+    assert [isinstance(responder.receive(frame), Frame) for frame in asked] == [False, False, False, True, True]
+    call_id, frame = caller.call("op", {})
+    assert isinstance(responder.receive(frame), Request)
+    responder.reply(call_id, {"much": "x" * 9000})
+    assert isinstance(responder.receive(frame), Frame)
+
+
 def test_only_so_many_answers_are_remembered() -> None:
     caller, responder = Caller(), Responder(remember=2)
     frames = []

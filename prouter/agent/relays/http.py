@@ -329,4 +329,6 @@ class HttpRelay:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        if self.stream.closed:
+            self.stream.handler = None
         self._owner.forget(self)
