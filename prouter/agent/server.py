@@ -65,7 +65,9 @@ class _Agent:
         self.connections = Connections(self.manager.record)
         self.log_news = LogNews()
         kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
-        self.transfers = Transfers(self.manager, kinds, config.jobs.background_threads)
+        self.transfers = Transfers(
+            self.manager, kinds, config.jobs.background_threads, sync_uploads=config.jobs.sync_uploads
+        )
         fabric = config.fabric
         self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
         self.control = Control(info=self._info, connections=self._connections, shutdown=self._stop.set)

@@ -1,7 +1,7 @@
-"""Linux system calls that the standard library does not offer: openat2, hole punching, early write-back and inotify.
+"""Linux system calls that the standard library does not offer: openat2, hole punching, write-back and inotify.
 
 Each function is a thin call: it returns what the kernel returns and raises `OSError` with the kernel's errno.
-Sources: openat2(2), fallocate(2), sync_file_range(2), inotify(7).
+Sources: openat2(2), fallocate(2), sync_file_range(2), syncfs(2), inotify(7).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "openat2",
     "punch_hole",
     "start_writeback",
+    "syncfs",
 ]
 
 RESOLVE_NO_XDEV = 0x01
@@ -97,6 +98,16 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
     """Ask the kernel to begin writing these dirty pages to disk, without waiting. A hint: errors surface in fsync."""
     flags = ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
     _libc.sync_file_range(ctypes.c_int(fd), ctypes.c_long(offset), ctypes.c_long(length), flags)
+
+
+def syncfs(fd: int) -> None:
+    """Bring everything that was written to the file system of `fd` to disk.
+
+    Raises:
+        OSError: some of it could not be written.
+    """
+    if _libc.syncfs(ctypes.c_int(fd)) < 0:
+        _raise()
 
 
 def inotify_init() -> int:

@@ -53,7 +53,8 @@ class Upload:
             at `commit`.
         limit: bytes the sandbox may hold, this file and all others; None for any number.
         exclusive: refuse to replace anything.
-        sync: bring the data to disk before the name changes, on whatever file system.
+        sync: bring the data to disk before the name changes, and the name before `commit` returns, on whatever file
+            system.
 
     Raises:
         InvalidRequest, Forbidden: the path or the mode is none, or leaves the sandbox.
@@ -156,6 +157,8 @@ class Upload:
                     os.fdatasync(self._fd)
                 freed = 0 if self._claim is None else freed_by_replacing(self._name, self._parent)
                 created = self._give_name()
+                if self._sync:
+                    self._bring_name_to_disk()
                 if self._claim is not None:
                     self._claim.settle(freed)
                 return Uploaded(self._written, etag_of(os.fstat(self._fd)), created)
@@ -228,6 +231,13 @@ class Upload:
         os.replace(self._hidden, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
         self._hidden = None
         return not self._replaces
+
+    def _bring_name_to_disk(self) -> None:
+        directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._parent)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _link(self, name: bytes) -> None:
         os.link(f"/proc/self/fd/{self._fd}", name, dst_dir_fd=self._parent, follow_symlinks=True)

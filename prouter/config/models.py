@@ -192,6 +192,9 @@ class AgentJobs(Section):
     background_threads: int = Field(4, ge=1, description="Threads for file operations.")
     keep_for: float = Field(0.0, ge=0, description="Seconds jobs outlive their agent; 0 ends them with it.")
     orphan_timeout: float = Field(600.0, gt=0, description="Seconds without any router after which jobs are ended.")
+    sync_uploads: bool = Field(
+        False, description="Bring uploaded files to disk (fsync) before they get their names and are answered."
+    )
     log_limit: int = Field(64 * MIB, ge=4096, description="Bytes kept of each of a job's logs.")
     cgroup: str = Field(
         "auto",

@@ -252,6 +252,34 @@ def test_uploads_at_the_same_time_share_the_sandbox_s_limit(sandbox: Sandbox) ->
         pass  # what was aborted takes no room
 
 
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_synced_upload_is_on_disk_before_it_has_its_name(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    if before is not None:
+        upload(sandbox, b"file", before)
+    held: list[bytes | None] = []
+    synced: list[str] = []
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(fd: int) -> None:
+            held.append((sandbox.root / "file").read_bytes() if (sandbox.root / "file").exists() else None)
+            synced.append(name)
+            real(fd)
+
+        monkeypatch.setattr(os, name, call)
+
+    watched("fdatasync")
+    watched("fsync")
+    with Upload(sandbox, b"file", sync=True) as writing:
+        writing.write(b"new")
+        writing.commit()
+    assert synced == ["fdatasync", "fsync"]
+    assert held == [before, b"new"]
+
+
 def test_without_files_that_have_no_name_a_hidden_one_is_used(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

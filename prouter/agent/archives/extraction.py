@@ -13,6 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
+from prouter.agent import syscalls
 from prouter.agent.archives.placing import leaves, place, refuse_directory, set_attributes
 from prouter.agent.paths import hidden_name, refusal, shown, split, translated
 from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
@@ -122,14 +123,25 @@ class Extraction:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def finish(self) -> Unpacked:
-        """Give directories their modes and times, now that nothing more is put into them."""
+    def finish(self, *, sync: bool = False) -> Unpacked:
+        """Give directories their modes and times, now that nothing more is put into them; with `sync` go to disk."""
         for member, mtime_ns in self._times:
             self._set_attributes(member, None, mtime_ns)
         for member, mode in reversed(self._modes):
             self._set_attributes(member, mode, None)
+        if sync:
+            self._sync()
         self.close()
         return Unpacked(self.files, self.directories, self.links, self.bytes)
+
+    def _sync(self) -> None:
+        path = b"/".join(self._base)
+        with translated(path, writing=True):
+            fd = self._sandbox.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                syscalls.syncfs(fd)
+            finally:
+                os.close(fd)
 
     def file(self, member: bytes, mode: int, mtime_ns: int | None, size: int | None = None) -> None:
         """Begin a file. `size` in bytes, where known, lets a too large one be refused before any of it is written."""

@@ -214,8 +214,11 @@ class Unpacker:
             self.abort()
             raise
 
-    def finish(self) -> Unpacked:
+    def finish(self, *, sync: bool = False) -> Unpacked:
         """The archive has come whole: set what is left to set. What it held.
+
+        Args:
+            sync: bring everything to disk.
 
         Raises:
             InvalidRequest: it is cut short.
@@ -228,7 +231,7 @@ class Unpacker:
             self._stage.finish()
             self._inbox.close()
             self._advance()
-            return self._out.finish()
+            return self._out.finish(sync=sync)
         finally:
             self.abort()
 

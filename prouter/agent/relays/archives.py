@@ -47,7 +47,7 @@ def write_archive(transfer: Transfer) -> None:
             taken += sum(map(len, pieces))
         if size is not None and taken < size:
             raise InvalidRequest(f"Invalid request: the body ended after {taken} of {size} bytes", code="truncated")
-        done = transfer.run(unpacker.finish)
+        done = transfer.run(unpacker.finish, sync=transfer.sync)
     finally:
         transfer.run(unpacker.abort)
     transfer.say(**asdict(done))

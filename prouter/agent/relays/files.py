@@ -88,7 +88,15 @@ def write_file(transfer: Transfer) -> None:
 
 def _upload(transfer: Transfer, size: int | None) -> Upload:
     mode, executable = transfer.number("mode"), transfer.flag("executable")
-    return Upload(transfer.sandbox, transfer.path(), mode=mode, executable=executable, size=size, limit=transfer.limit)
+    return Upload(
+        transfer.sandbox,
+        transfer.path(),
+        mode=mode,
+        executable=executable,
+        size=size,
+        limit=transfer.limit,
+        sync=transfer.sync,
+    )
 
 
 def _write_at_once(transfer: Transfer, data: bytes) -> Uploaded:

@@ -111,15 +111,24 @@ class Transfer:
         io: the stream.
         jobs: the job manager.
         uid: the job's uid.
+        sync: whether uploads are to be on disk before they are answered.
         sent: whether bytes of a download may have left, so that an error cannot be told any more.
     """
 
     def __init__(
-        self, io: TransferIO, target: dict[str, Any], jobs: Jobs, pool: ThreadPool, removals: Removals
+        self,
+        io: TransferIO,
+        target: dict[str, Any],
+        jobs: Jobs,
+        *,
+        pool: ThreadPool,
+        removals: Removals,
+        sync: bool,
     ) -> None:
         self.io = io
         self.jobs = jobs
         self.uid = str(target.get("job", ""))
+        self.sync = sync
         self.sent = False
         self._target = target
         self._pool = pool
@@ -212,12 +221,14 @@ class Transfers:
         jobs: the job manager.
         kinds: what carries out each ``kind`` of target.
         threads: how many disk operations run at once.
+        sync_uploads: bring uploads to disk before they are answered.
     """
 
-    def __init__(self, jobs: Jobs, kinds: Mapping[str, Handler], threads: int) -> None:
+    def __init__(self, jobs: Jobs, kinds: Mapping[str, Handler], threads: int, *, sync_uploads: bool = False) -> None:
         self._jobs = jobs
         self._kinds = kinds
         self._pool = ThreadPool(threads)
+        self._sync = sync_uploads
         self._removals = Removals()
         self._count = 0
 
@@ -233,7 +244,8 @@ class Transfers:
             stream.reset("overloaded", f"the agent carries {_MOST} transfers already")
         else:
             self._count += 1
-            transfer = Transfer(TransferIO(stream), target, self._jobs, self._pool, self._removals)
+            io, pool = TransferIO(stream), self._pool
+            transfer = Transfer(io, target, self._jobs, pool=pool, removals=self._removals, sync=self._sync)
             gevent.spawn(self._carry_out, handler, transfer)
 
     def _carry_out(self, handler: Handler, transfer: Transfer) -> None:

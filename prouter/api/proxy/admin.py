@@ -76,7 +76,6 @@ class AdminExchange:
         self._left = head.length if head.body == BodyKind.LENGTH else 0
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self._decoded = b""
-        self._delivering = False
         self._wake = Event()
         self._expect = head.expect and head.version == "1.1"
         self.greenlet: gevent.Greenlet[..., None] | None = None
@@ -95,9 +94,6 @@ class AdminExchange:
 
     def on_client_gone(self) -> None:
         """End the app's greenlet where it waits."""
-        if self._delivering and self._client.alive and not self._client.undelivered():
-            self._wake.set()  # it closed after the last byte: all it asked for is done
-            return
         self._client.exchange = None
         self._client.close()
         self._wake.set()
@@ -190,15 +186,11 @@ class AdminExchange:
             ClientGone: the client went away before.
         """
         client = self._client
-        self._delivering = True
         pause = _ACKNOWLEDGED_AFTER
-        try:
-            while client.alive and client.undelivered():
-                self._wake.clear()
-                self._wake.wait(pause)
-                pause = min(2 * pause, _ASKED_EVERY)
-        finally:
-            self._delivering = False
+        while client.alive and client.undelivered():
+            self._wake.clear()
+            self._wake.wait(pause)
+            pause = min(2 * pause, _ASKED_EVERY)
         if not client.alive:
             raise ClientGone("the client went away before it had everything")
 
