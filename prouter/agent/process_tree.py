@@ -25,6 +25,7 @@ __all__ = [
     "descend",
     "end_marked",
     "environment_mark",
+    "is_exiting",
     "limit_mark",
     "mark_value",
     "pss_bytes",
@@ -43,6 +44,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MARK_BIT = 1 << 61
 _MARK_DIGITS = 15
 _HEX = frozenset("0123456789abcdef")
+_PF_EXITING = 0x4
 
 
 class InvalidUid(ValueError):
@@ -112,6 +114,16 @@ def read_process(pid: int) -> Process | None:
         threads=int(fields[17]),
         ticks=sum(map(int, fields[11:15])),
     )
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether a process has ended, or is ending: PF_EXITING (linux/sched.h) is set before its files are closed."""
+    try:
+        data = _read(f"/proc/{pid}/stat")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    fields = data[data.rindex(b")") + 2 :].split()
+    return fields[0] in b"ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _pids() -> list[int]:

@@ -214,6 +214,35 @@ def test_a_job_that_dies_in_the_middle_is_seen_to(place: tuple[Router, Agent, Pa
             assert raw.cut or headers
 
 
+ENDLESS = """
+import http.server, os, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(b"x")
+            time.sleep(0.01)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_an_answer_until_close_of_a_job_that_is_killed_does_not_look_whole(
+    place: tuple[Router, Agent, Path], tmp_path: Path, version: str
+) -> None:
+    router, agent, _ = place
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    path = router.serve(agent.uid, script)
+    with Raw(router.url) as raw:
+        raw.request("GET", path + "/http/", version=version)
+        raw.read_until(b"x")
+        router.post(path + "/signal", {"signal": "KILL"})
+        assert not raw.read_to_end().endswith(b"0\r\n\r\n")
+        assert raw.cut
+
+
 def test_a_job_that_was_removed_is_gone_for_all(corner: Job) -> None:
     with Raw(corner.router.url) as raw:
         raw.request("GET", corner.root + "/silent")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,58 @@ def test_a_worker_that_is_gone_closes_the_jobs_connection(place: Place) -> None:
     place.loopback.worker_gone()
     assert job.recv(1) == b""
     assert len(place.connections) == 0
+
+
+def test_a_job_that_does_not_read_learns_of_a_reset_at_once(place: Place) -> None:
+    stream, job = place.connect()
+    while stream.stream.write(bytes(MIB)):
+        gevent.sleep(0.02)  # until the kernel takes no more and the window is full
+    stream.reset("client_gone")
+    wait_for(place.is_clean)
+    poll = select.poll()
+    poll.register(job.fileno(), 0)
+    wait_for(lambda: poll.poll(0))
+    with pytest.raises(ConnectionResetError):
+        read_all(job.recv)
+
+
+@pytest.mark.parametrize(("signal", "exit_code"), [("SIGKILL", None), (None, 1), (None, 0)])
+def test_a_job_that_dies_ends_no_answer_unless_it_exits_well(
+    place: Place, signal: str | None, exit_code: int | None
+) -> None:
+    process = subprocess.Popen(["sleep", "0"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    place.record = replace(place.record, pid=process.pid)
+    stream, job = place.connect()
+    job.sendall(b"half")
+    job.close()
+    assert stream.read(4) == b"half"
+    gevent.sleep(0.05)
+    assert not stream.finished
+    reason = Reason.SIGNALED if signal else Reason.EXITED
+    ended = replace(place.record, state=State.FINISHED, reason=reason, exit_code=exit_code, signal=signal)
+    process.wait()
+    place.connections.job_ended(ended)
+    if exit_code == 0:
+        assert stream.read(1) == b""
+        stream.close()
+    else:
+        assert reset_of(stream).detail == ended.ending
+    wait_for(place.is_clean)
+
+
+def test_a_job_that_goes_on_without_its_first_process_ends_its_answers(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_DYING", 0.02)
+    process = subprocess.Popen(["sleep", "0"])
+    process.wait()
+    place.record = replace(place.record, pid=process.pid)
+    stream, job = place.connect()
+    job.close()
+    assert stream.read(1) == b""
+    stream.close()
+    wait_for(place.is_clean)
 
 
 def test_a_reset_stream_closes_the_jobs_connection(place: Place) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gevent import get_hub
 
+from prouter.agent.process_tree import is_exiting
 from prouter.agent.relays.http import HttpRelay
 from prouter.errors import NotFound
 from prouter.fabric.stream import Stream
@@ -20,6 +21,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds a job has to take a connection."""
 _RETRY = 0.02
 """Seconds between attempts at a unix socket whose backlog is full."""
+_DYING = 1.0
+"""Seconds the news of a job's end may take once its first process ends."""
 _SWEEP = 1.0
 """Seconds between looks at connections being made and at those of ended jobs, while there are any."""
 
@@ -38,6 +41,7 @@ class Connections:
         self._unconfirmed: deque[tuple[float, HttpRelay]] = deque()
         self._retries: set[Any] = set()
         self._ended: dict[str, str] = {}
+        self._dying: dict[str, list[HttpRelay]] = {}
         self._sweeper: Any = None
 
     def __len__(self) -> int:
@@ -85,12 +89,37 @@ class Connections:
             if not relays:
                 del self._by_job[relay.job]
 
+    def job_dies(self, relay: HttpRelay) -> bool:
+        """Take over a connection that the job has closed if its dying may be why; the relay hears how it ended."""
+        try:
+            record = self._find(relay.job)
+        except NotFound:
+            relay.end("job_ended", "the job was removed")
+            return True
+        if record.ended:
+            _pass_ending(relay, record)
+            return True
+        if record.pid is None or not is_exiting(record.pid):
+            return False
+        self._dying.setdefault(relay.job, []).append(relay)
+        self.loop.timer(_DYING).start(self._lives_on, relay)
+        return True
+
+    def _lives_on(self, relay: HttpRelay) -> None:
+        """Nothing was heard of the job's end: it goes on without its first process."""
+        relays = self._dying.get(relay.job, [])
+        if relay in relays:
+            relays.remove(relay)
+            relay.pass_end()
+
     def job_ended(self, record: JobRecord) -> None:
         """End what the end of the job's processes does not: connections that someone else still holds open.
 
         What the job said before its end is in the kernel, and its sockets' end follows; both are passed on as usual. A
         connection that is still open after a moment, with nothing left to pass on, is reset.
         """
+        for relay in self._dying.pop(record.uid, ()):
+            _pass_ending(relay, record)
         if record.uid in self._by_job:
             self._ended[record.uid] = record.ending
             self._sweep_later()
@@ -136,6 +165,14 @@ class Connections:
                 relay.end("connect_timeout", f"the job did not take the connection within {CONNECT_TIMEOUT:g} s")
             else:
                 self._unconfirmed.append((deadline, relay))
+
+
+def _pass_ending(relay: HttpRelay, record: JobRecord) -> None:
+    """Tell the other end of a stream why the job has closed its connection."""
+    if record.exit_code == 0:
+        relay.pass_end()
+    else:
+        relay.end("job_ended", record.ending)
 
 
 def _why_not(record: JobRecord) -> str:

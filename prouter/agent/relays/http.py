@@ -8,6 +8,10 @@ it is idle:
 * What arrives on the stream goes to the socket at once. The rest of what the kernel does not take waits in `_backlog`,
   at most one window; the stream is told of bytes only once the kernel has them, which holds the worker back.
 * A connection is not waited for: its first bytes are tried right after connect(2), which on loopback mostly succeeds.
+* A job that closes a connection because it dies did not mean to: its stream is reset instead of ended, lest an answer
+  that lasts until the connection's end looks complete.
+* A stream that is reset before the job has read what came through it resets the connection, else the job would learn of
+  it only after reading all that.
 * A job that hangs up while its answer is still unread in the kernel has that answer delivered first. What it does not
   take is not acknowledged before: the worker is held back until it has read the answer.
 """
@@ -15,11 +19,14 @@ it is idle:
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import socket
+import struct
 from collections import deque
 from itertools import islice
+from termios import TIOCOUTQ as SIOCOUTQ
 from typing import TYPE_CHECKING, Any
 
 from prouter.fabric.stream import Stream
@@ -36,6 +43,11 @@ _SMALL = 64 * 1024
 """Bytes of a read while reads do not fill it."""
 _LARGE = 256 * 1024
 """Bytes of a read once they do."""
+_IN_ORDER = frozenset({"done", "idle"})
+"""Reset codes of workers that have got their answer and need the connection no more."""
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER value that makes close(2) a reset."""
+_INT = bytes(4)
 _PIECES = 64
 """Pieces of the backlog given to the kernel at once."""
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES})
@@ -172,6 +184,11 @@ class HttpRelay:
         # After EPIPE this is the end the job meant: Linux says ECONNRESET unless the end came before the reset.
         self._ended = True
         self._reader.stop()
+        if not self._owner.job_dies(self):
+            self.pass_end()
+
+    def pass_end(self) -> None:
+        """The job has ended its side, and meant it."""
         self.stream.close()
         self.stream.consume(self._lost)
         if self._finished and self._backlog is None:
@@ -312,7 +329,15 @@ class HttpRelay:
 
     def on_reset(self, code: str, text: str) -> None:
         """See `StreamHandler`."""
+        sock = self._socket
+        if sock is not None and code not in _IN_ORDER and (self._backlog is not None or self._unsent()):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._dispose()
+
+    def _unsent(self) -> bool:
+        """Whether the job's kernel has not taken all bytes yet (tcp(7))."""
+        sock = self._socket
+        return sock is not None and sock.family != socket.AF_UNIX and fcntl.ioctl(sock, SIOCOUTQ, _INT) != _INT
 
     def on_closed(self) -> None:
         """See `StreamHandler`."""
