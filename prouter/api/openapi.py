@@ -40,6 +40,8 @@ class OpenApi:
             self._document = json.dumps(document()).encode("ascii")
         resp.data = self._document
 
+    on_head = on_get
+
 
 def document() -> dict[str, Any]:
     """The whole document."""

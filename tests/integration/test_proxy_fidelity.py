@@ -362,6 +362,16 @@ def test_a_client_that_ends_its_side_after_its_requests_is_answered(router: Rout
         assert raw.read_to_end().count(b"HTTP/1.1 200 ") == 3
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/info", "/connections", "/jobs", "/healthz", "/readyz", "/metrics", "/openapi.json", "%s/info"]
+)
+def test_head_is_get_without_the_body(router: Router, corner: str, path: str) -> None:
+    path = path.replace("%s", corner.removesuffix("/http"))
+    answer, _ = exchange(router.url, "HEAD", path)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert body_of(answer) == b""
+
+
 def test_options_of_all_is_answered_by_the_router(router: Router) -> None:
     answer, _ = exchange(router.url, "OPTIONS", "*")
     assert answer.startswith(b"HTTP/1.1 204 ")

@@ -39,7 +39,9 @@ def test_every_route_is_described_and_every_description_is_served() -> None:
     there = served()
     assert described <= there
     nouns = {path.removesuffix("/{rest}") for _method, path in there if path.endswith("/{rest}")}
-    assert {(method, path) for method, path in there - described if path.removesuffix("/{rest}") not in nouns} == set()
+    bodiless = {("head", path) for method, path in described if method == "get"}  # goes without saying
+    missing = there - described - bodiless
+    assert {(method, path) for method, path in missing if path.removesuffix("/{rest}") not in nouns} == set()
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -271,6 +271,14 @@ def test_a_request_that_nobody_goes_on_with_is_given_up(stage: Stage, lines: byt
     assert not stage.server.exchanges
 
 
+def test_an_answer_before_the_end_of_the_request_is_the_last_on_its_connection(stage: Stage) -> None:
+    stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    stage.to_agent()
+    answer = stage.answer(stage.opened[-1], b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert stage.read() == b""
+
+
 def test_a_client_that_sends_on_after_the_answer_finds_it(stage: Stage) -> None:
     stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 20000000\r\n\r\n")
     stage.to_agent()

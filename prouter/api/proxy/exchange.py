@@ -274,7 +274,9 @@ class ProxyExchange:
             self._start_tunnel(head, rest, size)
             return
         self._body = body = AnswerBody(self.head, head)
-        self._keep_alive = self.head.keep_alive and not self.server.draining and not body.until_close
+        # Who is answered before all of the request has come is told to send the next elsewhere (RFC 9112 section 9.6).
+        lasting = self.head.keep_alive and self._upload.over and not body.until_close
+        self._keep_alive = lasting and not self.server.draining
         self._relay(rest, size, self._render(head, chunked=body.chunked))
 
     def _render(self, head: ResponseHead, *, chunked: bool) -> bytes:
@@ -340,7 +342,7 @@ class ProxyExchange:
             upstream.discard()
         self.upstream = None
         if client.exchange is self:
-            client.exchange_done(self._keep_alive and self._upload.over)
+            client.exchange_done(self._keep_alive)
 
     def on_job_finish(self) -> None:
         """The job closed its side."""

@@ -72,10 +72,14 @@ class Connections:
         else:
             resp.data = self._answer
 
+    on_head = on_get
+
     def on_get_one(self, _req: ApiRequest, resp: falcon.Response, connection: str) -> None:
         """One of them."""
         self._refresh()
         send_json(resp, self._entry(connection))
+
+    on_head_one = on_get_one
 
     def _entry(self, connection: str) -> dict[str, Any]:
         if self._entries is None:

@@ -31,6 +31,8 @@ class Dashboard:
         resp.set_header("X-Content-Type-Options", "nosniff")
         resp.data = self._page
 
+    on_head = on_get
+
 
 def _hash(page: bytes, tag: bytes) -> str:
     """The source expression that allows the page's one inline element of this kind (CSP level 3, section 2.3.1)."""

@@ -35,6 +35,8 @@ class Health:
         """This worker answers."""
         send_json(resp, {"status": "ok"})
 
+    on_head_live = on_get_live
+
     def on_get_ready(self, _req: ApiRequest, resp: falcon.Response) -> None:
         """New requests are welcome here: the broker is linked and the router does not drain."""
         if self._router.draining:
@@ -42,6 +44,8 @@ class Health:
         if not self._router.ready:
             raise Overloaded("the broker is away", code="broker_away", retry_after=1)
         send_json(resp, {"status": "ready"})
+
+    on_head_ready = on_get_ready
 
 
 class Metrics:
@@ -77,6 +81,8 @@ class Metrics:
         ]
         resp.content_type = _METRICS_TYPE
         resp.data = ("\n".join(lines) + "\n").encode("utf-8")
+
+    on_head = on_get
 
 
 def _greenlets() -> int:

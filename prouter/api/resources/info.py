@@ -28,3 +28,5 @@ class Info:
             info = self._router.call("info", {}, timeout=30)
             self._answer = json.dumps({"auth": info["auth"], "platform": info["platform"]}).encode("ascii")
         resp.data = self._answer
+
+    on_head = on_get

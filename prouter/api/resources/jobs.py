@@ -81,6 +81,8 @@ class Jobs(_Calls):
         page = self._call("jobs.list", args)
         send_json(resp, {"jobs": page["jobs"], "next": page["next"]})
 
+    on_head = on_get
+
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
         """A new, empty job."""
         request = read_model(CreateRequest, req)
@@ -108,6 +110,8 @@ class Job(_Calls):
         """The job's info; with ``usage=1`` the agent is asked for fresh CPU time and memory."""
         args = {"connection": connection, "job": job, "usage": query.flag(req, "usage")}
         send_json(resp, self._call("jobs.info", args)["job"])
+
+    on_head_info = on_get_info
 
     def on_post_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """The same, for clients that know no better."""
