@@ -180,6 +180,18 @@ class Extraction:
         self.bytes += len(data)
         self.check_ratio(self.bytes)
 
+    def skip_to(self, offset: int) -> None:
+        """Leave a hole: what is written next belongs at `offset` of the file begun last."""
+        assert self._file is not None
+        with translated(self._file.member, writing=True):
+            os.lseek(self._file.fd, offset, os.SEEK_SET)
+
+    def set_length(self, size: int) -> None:
+        """End the file begun last at `size` bytes, with a hole if it is shorter."""
+        assert self._file is not None
+        with translated(self._file.member, writing=True):
+            os.ftruncate(self._file.fd, size)
+
     def check_ratio(self, unpacked: int) -> None:
         """Refuse an archive that unpacks to far more than came."""
         limits = self._limits
@@ -263,7 +275,11 @@ class Extraction:
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise refused(member, f"a link to '{shown(target)}', which is not there") from error
             try:
-                if not stat.S_ISREG(os.fstat(found).st_mode):
+                info = os.fstat(found)
+                if stat.S_ISLNK(info.st_mode):  # made anew, as its target means something else in another directory
+                    self.symlink(member, os.readlink(b"", dir_fd=found), info.st_mtime_ns)
+                    return
+                if not stat.S_ISREG(info.st_mode):
                     raise Forbidden(f"archive member '{shown(member)}' is a hard link to something that is not a file")
                 path = f"/proc/self/fd/{found}"
                 place(lambda name: os.link(path, name, dst_dir_fd=parent, follow_symlinks=True), parts[-1], parent)

@@ -53,6 +53,11 @@ class Inbox:
         """The next `n` bytes, or fewer if fewer are here, left in place."""
         return self._data[self._position : self._position + n]
 
+    def find(self, mark: bytes) -> int:
+        """How far ahead `mark` begins, among the bytes that are here; -1 when it is not."""
+        at = self._data.find(mark, self._position)
+        return at - self._position if at >= 0 else -1
+
     def take(self, n: int) -> bytes:
         """The next `n` bytes, or fewer if fewer are here."""
         taken = self._data[self._position : self._position + n]

@@ -5,17 +5,18 @@ Sources: POSIX.1-2017 pax ("ustar Interchange Format", "pax Header Block"), the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import NoReturn
 
 from prouter.agent.archives.extraction import Extraction, refused
 from prouter.agent.archives.inbox import Inbox, Parser
+from prouter.agent.archives.tar_fields import BLOCK, decimal, field, number, padded, size_of
+from prouter.agent.archives.tar_sparse import PREFIX, gnu_map, pax_map
 from prouter.errors import InvalidRequest
 
 __all__ = ["BLOCK", "is_header", "read_tar"]
 
-BLOCK = 512
 _EXTENSION_MAX = 1 << 20  # bytes of a pax header or a long name
 _PIECE = 1 << 18
 _ZEROS = bytes(BLOCK)
@@ -24,7 +25,6 @@ _REFUSED = {
     b"3": "a character device",
     b"4": "a block device",
     b"6": "a fifo",
-    b"S": "a sparse file in GNU's own format",
     b"M": "part of an archive of several volumes",
 }
 
@@ -33,8 +33,8 @@ _REFUSED = {
 class _Pending:
     """What extension headers say of the members to come: of the next one (pax, long name), and of all (global pax)."""
 
-    everywhere: dict[bytes, bytes] = field(default_factory=dict)
-    next: dict[bytes, bytes] = field(default_factory=dict)
+    everywhere: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+    next: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
 
     def get(self, key: bytes) -> bytes | None:
         value = self.next.get(key)
@@ -44,7 +44,7 @@ class _Pending:
 def is_header(block: bytes) -> bool:
     """Whether the 512 bytes are a tar header: its checksum is right."""
     try:
-        return len(block) == BLOCK and _checksum_fits(block, _number(block[148:156]))
+        return len(block) == BLOCK and _checksum_fits(block, number(block[148:156]))
     except ValueError:
         return False
 
@@ -67,30 +67,32 @@ def read_tar(inbox: Inbox, out: Extraction) -> Parser:
             raise InvalidRequest("Invalid request: the archive is damaged: a tar header's checksum is wrong")
         kind = header[156:157]
         if kind in b"xgLKXN":
-            size = _size(header[124:136])
+            size = size_of(header[124:136])
             if size > _EXTENSION_MAX:
                 raise InvalidRequest("Invalid request: the archive has an extension header of more than 1 MiB")
-            yield from inbox.need(_padded(size))
-            _extend(pending, kind, inbox.take(_padded(size))[:size])
+            yield from inbox.need(padded(size))
+            _extend(pending, kind, inbox.take(padded(size))[:size])
+            continue
+        if kind == b"S" or (kind in _FILE_TYPES and any(key.startswith(PREFIX) for key in pending.next)):
+            yield from _sparse(inbox, header, kind, pending, out)
+            pending.next = {}
             continue
         size = _begin(header, kind, pending, out)
         pending.next = {}
         if kind in _FILE_TYPES:
             yield from _copy(inbox, out, size)
-        yield from _skip(inbox, _padded(size) - size if kind in _FILE_TYPES else _padded(size))
+            out.end_file()
+        yield from _skip(inbox, padded(size) - size if kind in _FILE_TYPES else padded(size))
 
 
 def _begin(header: bytes, kind: bytes, pending: _Pending, out: Extraction) -> int:
     """Make the member, or begin it if it is a file (`_copy` ends it); the bytes of data that follow its header."""
     name = pending.get(b"path") or _name(header)
     mtime_ns = _mtime(header, pending)
-    mode = _field(header[100:108])
-    given = pending.get(b"size")
-    size = _size(header[124:136]) if given is None else _decimal(given)
+    mode = field(header[100:108])
+    size = _stored(header, pending)
     if kind in _REFUSED:
         raise refused(name, _REFUSED[kind])
-    if any(key.startswith(b"GNU.sparse.") for key in pending.next):
-        raise refused(pending.get(b"GNU.sparse.name") or name, "a sparse file")
     if kind in (b"1", b"2"):
         target = pending.get(b"linkpath") or header[157:257].split(b"\0", 1)[0]
         if kind == b"1":
@@ -117,7 +119,28 @@ def _copy(inbox: Inbox, out: Extraction, size: int) -> Parser:
             size -= len(piece)
         else:
             yield from inbox.need(1)
+
+
+def _stored(header: bytes, pending: _Pending) -> int:
+    """Bytes of data that follow the header."""
+    given = pending.get(b"size")
+    return size_of(header[124:136]) if given is None else decimal(given)
+
+
+def _sparse(inbox: Inbox, header: bytes, kind: bytes, pending: _Pending, out: Extraction) -> Parser:
+    """A file with holes, which stay holes."""
+    name = pending.get(b"GNU.sparse.name") or pending.get(b"path") or _name(header)
+    stored = _stored(header, pending)
+    found = yield from gnu_map(inbox, header) if kind == b"S" else pax_map(inbox, pending.next, stored, name)
+    data = stored - found.taken
+    found.check(data)
+    out.file(name, field(header[100:108]), _mtime(header, pending), data)
+    for offset, length in found.parts:
+        out.skip_to(offset)
+        yield from _copy(inbox, out, length)
+    out.set_length(found.size)
     out.end_file()
+    yield from _skip(inbox, padded(stored) - stored)
 
 
 def _skip(inbox: Inbox, size: int) -> Parser:
@@ -161,39 +184,10 @@ def _mtime(header: bytes, pending: _Pending) -> int | None:
     """Nanoseconds since the epoch; a time that is no number, or none a file can have, is left out."""
     given = pending.get(b"mtime")
     try:
-        ns = int(Decimal(given.decode("ascii")) * 1_000_000_000) if given else _field(header[136:148]) * 1_000_000_000
+        ns = int(Decimal(given.decode("ascii")) * 1_000_000_000) if given else field(header[136:148]) * 1_000_000_000
     except (InvalidOperation, UnicodeDecodeError, ValueError, OverflowError):
         return None
     return ns if -(1 << 63) <= ns < 1 << 63 else None
-
-
-def _field(data: bytes) -> int:
-    try:
-        return _number(data)
-    except ValueError:
-        _damaged()
-
-
-def _size(data: bytes) -> int:
-    size = _field(data)
-    return size if 0 <= size < 1 << 63 else _damaged()
-
-
-def _decimal(data: bytes) -> int:
-    return int(data) if data.isdigit() and len(data) <= 18 else _damaged()
-
-
-def _damaged() -> NoReturn:
-    raise InvalidRequest("Invalid request: the archive is damaged: a number in a tar header is malformed")
-
-
-def _number(data: bytes) -> int:
-    """An octal number, or GNU's base-256 one (first bit set)."""
-    if data[0] & 0x80:
-        value = int.from_bytes(data, "big")
-        return value - (1 << 8 * len(data)) if data[0] & 0x40 else value & ((1 << (8 * len(data) - 1)) - 1)
-    digits = data.split(b"\0", 1)[0].strip()
-    return int(digits, 8) if digits else 0
 
 
 def _checksum_fits(header: bytes, checksum: int) -> bool:
@@ -204,7 +198,3 @@ def _checksum_fits(header: bytes, checksum: int) -> bool:
         return True
     high = sum(byte >= 0x80 for byte in header) - sum(byte >= 0x80 for byte in field)
     return unsigned - 256 * high == checksum
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK

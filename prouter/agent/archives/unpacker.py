@@ -26,6 +26,7 @@ __all__ = ["Unpacker"]
 _INPUT = 1 << 16  # compressed bytes given to a decompressor at once
 _OUTPUT = 1 << 18  # bytes taken from it at once
 _DICTIONARY_MAX = 64 << 20  # bytes: what xz -9 and zstd --ultra -21 need; each upload in progress may take that much
+_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\0"
 _Sink = Callable[[bytes], None]
 
 
@@ -53,6 +54,7 @@ class _Gzip:
     def __init__(self, sink: _Sink) -> None:
         self._sink = sink
         self._inflater: zlib._Decompress | None = None
+        self._ended = False
 
     def feed(self, data: bytes) -> None:
         for start in range(0, len(data), _INPUT):
@@ -62,8 +64,8 @@ class _Gzip:
         while data:
             if self._inflater is None:
                 data = data.lstrip(b"\0")
-                if not data:
-                    return
+                if not data or (self._ended and not data.startswith(_GZIP)):
+                    return  # what follows the last member is ignored, as gzip(1) does
                 self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
             data = self._inflate(self._inflater, data)
 
@@ -77,6 +79,7 @@ class _Gzip:
             data = inflater.unconsumed_tail
             if inflater.eof:
                 self._inflater = None
+                self._ended = True
                 return inflater.unused_data
             if not data and len(piece) < _OUTPUT:
                 return b""
@@ -93,6 +96,7 @@ class _Xz:
     def __init__(self, sink: _Sink) -> None:
         self._sink = sink
         self._decompressor: lzma.LZMADecompressor | None = None
+        self._ended = False
 
     def feed(self, data: bytes) -> None:
         for start in range(0, len(data), _INPUT):
@@ -102,7 +106,7 @@ class _Xz:
         while data:
             if self._decompressor is None:
                 data = data.lstrip(b"\0")
-                if not data:
+                if not data or (self._ended and not data.startswith(_XZ)):
                     return
                 memory = _DICTIONARY_MAX + (2 << 20)
                 self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
@@ -117,6 +121,7 @@ class _Xz:
             self._sink(piece)
             if decompressor.eof:
                 self._decompressor = None
+                self._ended = True
                 return decompressor.unused_data
             if decompressor.needs_input:
                 return b""
@@ -156,8 +161,8 @@ def _damaged(how: str, error: Exception) -> InvalidRequest:
 
 
 _COMPRESSIONS: dict[bytes, tuple[str, Callable[[_Sink], _Stage]]] = {
-    b"\x1f\x8b": ("tar.gz", _Gzip),
-    b"\xfd7zXZ\0": ("tar.xz", _Xz),
+    _GZIP: ("tar.gz", _Gzip),
+    _XZ: ("tar.xz", _Xz),
     b"\x28\xb5\x2f\xfd": ("tar.zst", _Zstd),
     **{bytes((low, 0x2A, 0x4D, 0x18)): ("tar.zst", _Zstd) for low in range(0x50, 0x60)},  # skippable frames come first
 }

@@ -21,7 +21,6 @@ from prouter.agent.archives.extraction import Extraction, refused
 from prouter.agent.archives.inbox import Inbox, Parser
 from prouter.agent.archives.zip_records import (
     CENTRAL,
-    DEFLATED,
     END,
     LOCAL,
     LOCATOR,
@@ -42,6 +41,7 @@ _FIRST_INPUT = 1 << 11
 _END64_MAX = 1 << 20
 _DEFAULT_MODE = 0o644
 _UNKNOWN = -1
+_DESCRIPTOR = b"PK\7\x08"
 
 _Contents = Generator[None, None, tuple[int, int, int]]  # returns packed bytes, bytes, checksum
 
@@ -112,6 +112,8 @@ class ZipReader:
             self._out.end_file()
 
     def _stored(self, member: Local) -> _Contents:
+        if member.later and not member.size and not member.name.endswith(b"/"):
+            return (yield from self._stored_up_to_descriptor(member))
         crc, left = 0, member.size
         while left:
             piece = self._inbox.take(min(left, _OUTPUT))
@@ -121,6 +123,24 @@ class ZipReader:
             crc = self._write(member, piece, crc)
             left -= len(piece)
         return member.size, member.size, crc
+
+    def _stored_up_to_descriptor(self, member: Local) -> _Contents:
+        """Contents whose length nothing says before them: they end at the descriptor that fits all before it.
+
+        The format leaves a descriptor's signature to the writer, but whoever streams writes it.
+        """
+        inbox, size, crc = self._inbox, 0, 0
+        while True:
+            yield from inbox.need(24)  # a descriptor; more than that follows even the last
+            at = inbox.find(_DESCRIPTOR)
+            if at == 0 and inbox.peek(24).startswith(_descriptors(size, size, crc)):
+                return size, size, crc
+            if at == 0:
+                step = len(_DESCRIPTOR)
+            else:
+                step = min(at if at > 0 else inbox.available - len(_DESCRIPTOR) + 1, _OUTPUT)
+            crc = self._write(member, inbox.take(step), crc)
+            size += step
 
     def _inflated(self, member: Local) -> _Contents:
         inbox, inflater = self._inbox, zlib.decompressobj(-zlib.MAX_WBITS)
@@ -153,18 +173,13 @@ class ZipReader:
     def _descriptor(self, member: Local, packed: int, size: int, crc: int) -> Parser:
         """The record after a member's data, with or without signature, sizes of 4 or 8 bytes: what fits is right."""
         yield from self._inbox.need(24)  # the longest; an end record follows even the shortest
-        narrow = struct.pack("<3I", crc, packed & MAX32, size & MAX32)
-        wide = struct.pack("<IQQ", crc, packed, size)
         ahead = self._inbox.peek(24)
-        for record in (b"PK\7\x08" + wide, b"PK\7\x08" + narrow, wide, narrow):
+        signed = _descriptors(packed, size, crc)
+        for record in (*signed, *(record[len(_DESCRIPTOR) :] for record in signed)):
             if ahead.startswith(record):
                 self._inbox.take(len(record))
                 return
-        if member.method == DEFLATED or member.size:
-            raise damaged(f"sizes or checksum of '{shown(member.name)}' are wrong")
-        if not member.name.endswith(b"/"):
-            why = "stored without its size before it, which cannot be read as a stream"
-            raise refused(member.name, f"{why}; deflate it, or make the zip as a file")
+        raise damaged(f"sizes or checksum of '{shown(member.name)}' are wrong")
 
     def _central(self) -> Parser:
         inbox = self._inbox
@@ -196,6 +211,12 @@ class ZipReader:
     def _end(self, total: int) -> None:
         if self._listed != len(self._offsets) or total not in (self._listed & MAX16, MAX16):
             raise damaged("its central directory does not list what is in it")
+
+
+def _descriptors(packed: int, size: int, crc: int) -> tuple[bytes, bytes]:
+    """The record after data with these sizes, with its signature, with sizes of 8 bytes and of 4."""
+    narrow = struct.pack("<3I", crc, packed & MAX32, size & MAX32)
+    return _DESCRIPTOR + struct.pack("<IQQ", crc, packed, size), _DESCRIPTOR + narrow
 
 
 def _inflate(inflater: zlib._Decompress, data: bytes, member: Local) -> bytes:
