@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.support.processes import Process, Router, processes_with, start_router, wait_until
+from tests.support.raw_http import Raw
 
 PROJECT = Path(__file__).parents[2]
 Launch = Callable[..., Any]
@@ -198,6 +199,16 @@ def test_term_drains_and_leaves_nothing(launch: Launch) -> None:
         router.get("/readyz")
     assert processes_with(str(router.directory)) == []
     assert not (router.directory / "run" / "router.yaml").exists()
+
+
+def test_idle_connections_that_clients_never_close_do_not_delay_the_end(launch: Launch) -> None:
+    router: Router = launch(start_router, control__drain_timeout=60)
+    with Raw(router.url) as idle:
+        idle.request("GET", "/healthz")
+        assert idle.read_until(b"}").endswith(b'{"status":"ok"}')
+        router.popen.terminate()
+        assert router.popen.wait(30) == 0
+        assert idle.read_to_end() == b""
 
 
 def test_shutdown_over_http_ends_it_as_well(launch: Launch) -> None:

@@ -131,6 +131,11 @@ class ClientConnection:
         """Whether the client has ended its sending side."""
         return self._eof
 
+    @property
+    def closing(self) -> bool:
+        """Whether it closes by itself: once all is sent and the client has closed too, or has had time to."""
+        return self._shut
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def pause(self) -> None:

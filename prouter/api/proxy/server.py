@@ -136,7 +136,7 @@ class ProxyServer:
     def close_idle(self) -> None:
         """While draining: close connections that have no request in progress."""
         for connection in list(self.connections):
-            if connection.exchange is None:
+            if connection.exchange is None and not connection.closing:
                 connection.finish()
 
     def close(self) -> None:
