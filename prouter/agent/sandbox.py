@@ -43,6 +43,7 @@ class Sandbox:
         self._openat2 = syscalls.have_openat2() if openat2 is None else openat2
         self._identity: tuple[int, int] | None = None
         self.room = Room(self.size_bytes)
+        self._removing = False
 
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"
@@ -54,6 +55,7 @@ class Sandbox:
             Conflict: it exists already.
             NoSpace, Forbidden: the disk is full, the place is not ours to write.
         """
+        self._removing = False
         with translated(self._path, writing=True):
             self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.mkdir(self._path, 0o700)
@@ -62,6 +64,8 @@ class Sandbox:
 
     def remove(self) -> None:
         """Remove the directory and all that is in it, never following a link; nothing there is fine.
+
+        From the first moment on nothing more is put into it through us, or it might never be empty.
 
         Raises:
             PRouterError: code ``not_removed``: something resisted (immutable, a mount point, still being written to);
@@ -73,9 +77,11 @@ class Sandbox:
             return
         except OSError as error:
             raise refusal(error, self._path, writing=True) from error
+        self._removing = True
         try:
             trees.remove(parent, os.fsencode(self.root.name))
         except trees.NotRemoved as error:
+            self._removing = False
             raise PRouterError(f"sandbox '{shown(self._path)}' is not removed: {error}", code="not_removed") from error
         finally:
             os.close(parent)
@@ -98,6 +104,11 @@ class Sandbox:
             finally:
                 os.close(fd)
 
+    def refuse_removed(self) -> None:
+        """Raise `NotFound` when it is being removed; for those who hold directories open meanwhile."""
+        if self._removing:
+            raise NotFound("the job's sandbox is gone: it is being removed")
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
         """The directory itself as an O_PATH descriptor.
@@ -108,6 +119,7 @@ class Sandbox:
         Raises:
             NotFound: it is gone, or another is in its place.
         """
+        self.refuse_removed()
         try:
             fd = os.open(self._path, OPEN_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError) as error:

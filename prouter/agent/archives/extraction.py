@@ -340,6 +340,7 @@ class Extraction:
 
     def _directory(self, parts: tuple[bytes, ...]) -> int:
         """A descriptor of the directory, made when missing; valid until the next call but `_OPEN_DIRECTORIES`."""
+        self._sandbox.refuse_removed()
         fd = self._open.get(parts)
         if fd is not None:
             self._open.move_to_end(parts)
