@@ -5,11 +5,13 @@ Standard library only; used by agent, broker and API alike. Times are seconds si
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["ENDED", "JobRecord", "Reason", "State"]
+__all__ = ["ENDED", "JobRecord", "Reason", "State", "rfc3339"]
 
 
 class State(str, Enum):
@@ -141,3 +143,14 @@ class JobRecord:
 
 
 _FIELDS = tuple(f.name for f in fields(JobRecord))
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 writes them, UTC, with milliseconds."""
+    whole, rest = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{rest // 1000:03d}Z"
+
+
+@lru_cache(maxsize=4096)  # The times of jobs in a list lie close together.
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import zmq
 
 from prouter.agent.listener import Listener
+from prouter.agent.usage_reports import Usage
 from prouter.fabric.calls import Request
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
@@ -107,6 +108,11 @@ class RouterLink:
         """A job changed, or was removed."""
         if self.up and record.connection == self.connection:
             self.peer.notify(name, {"record": record.to_wire()})
+
+    def tell_usage(self, connection: str, usages: list[Usage]) -> None:
+        """What some running jobs use now."""
+        if self.up and connection == self.connection:
+            self.peer.notify("usage", {"jobs": usages})
 
     def close(self, reason: str) -> None:
         """End all streams and say goodbye."""
@@ -257,6 +263,11 @@ class Links:
         """A job changed, or was removed (``job.removed``): tell the routers whose it is."""
         for link in self:
             link.tell_job(record, name)
+
+    def tell_usage(self, connection: str, usages: list[Usage]) -> None:
+        """What some jobs of a connection use now: tell the router whose they are."""
+        for link in self:
+            link.tell_usage(connection, usages)
 
     def tell(self, name: str, body: dict[str, Any]) -> None:
         """An event for every router that is linked."""

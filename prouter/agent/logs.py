@@ -156,7 +156,10 @@ class JobLog:
         return os.pread(self.fileno(), n, offset - base)
 
     def tail_offset(self, lines: int) -> int:
-        """Position from which the last `lines` lines are read; an unfinished last line counts as one."""
+        """Position from which the last `lines` lines are read; an unfinished last line counts as one.
+
+        When fewer are kept because the log was cut, it is 0: reading begins with the line that says so.
+        """
         with self._lock, translated(self._file):
             first, end = self.first(), self.end()
             position, wanted = end, lines
@@ -172,7 +175,7 @@ class JobLog:
                 position = start
             if lines <= 0:
                 return end
-            return self._line_start(first) if first else 0
+            return 0
 
     def enforce_limit(self, limit: int) -> int:
         """Cut the oldest part when more than `limit` bytes are kept; how many bytes were dropped.

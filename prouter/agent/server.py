@@ -25,6 +25,7 @@ from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.runner import Exit, LocalRunner
 from prouter.agent.service import Service
+from prouter.agent.usage_reports import UsageReports
 from prouter.config import AgentConfig, ConfigError
 from prouter.directories import agent_state_dir
 from prouter.errors import PRouterError
@@ -69,6 +70,7 @@ class _Agent:
             self.manager, kinds, config.jobs.background_threads, sync_uploads=config.jobs.sync_uploads
         )
         fabric = config.fabric
+        self.usage_reports = UsageReports(self.manager, lambda *news: self.links.tell_usage(*news))
         self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
         self.control = Control(info=self._info, connections=self._connections, shutdown=self._stop.set)
 
@@ -98,6 +100,7 @@ class _Agent:
         _raise_descriptor_limit()
         try:
             self._open()
+            gevent.spawn(self.usage_reports.run)
             while not self._stop.wait(_LOAD_INTERVAL):
                 self._tell_load()
         finally:
@@ -179,6 +182,7 @@ class _Agent:
             self._orphaned.kill(block=False)
             self._orphaned = None
         link.peer.notify("load", self._load())
+        self.usage_reports.forget()
         self._tell_ready()
 
     def link_down(self, link: RouterLink, reason: str) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["public_event", "rfc3339"]
+from prouter.jobs import rfc3339
+
+__all__ = ["public_event"]
 
 _INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode"})
 _TIMES = ("created_at", "started_at", "finished_at")
-
-
-def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339, UTC, with milliseconds."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def public_event(body: dict[str, Any]) -> dict[str, Any]:

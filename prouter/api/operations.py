@@ -132,7 +132,11 @@ def _about_the_router() -> list[Operation]:
 
 def _about_jobs() -> list[Operation]:
     page = (
-        Parameter("state", {"type": "string", "enum": [state.value for state in State]}, "Only jobs in this state."),
+        Parameter(
+            "state",
+            {"type": "array", "items": {"type": "string", "enum": [state.value for state in State]}},
+            "Only jobs in this state, or in one of these; without it, all that were not removed.",
+        ),
         Parameter("agent", _TEXT, "Only jobs of the agent with this uid."),
         Parameter("name", _TEXT, "Only jobs of this name."),
         Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Jobs in a page."),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import re
 
 import falcon
 
 from prouter.errors import InvalidRequest
 
-__all__ = ["choice", "flag", "integer", "octal", "repeated", "seconds", "text"]
+__all__ = ["choice", "choices", "flag", "integer", "octal", "repeated", "seconds", "text"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
+_DECIMAL = re.compile(r"\+?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def _wrong(name: str, needed: str) -> InvalidRequest:
@@ -56,13 +57,9 @@ def seconds(req: falcon.Request, name: str, *, high: float = 1e9) -> float | Non
     value = text(req, name)
     if value is None:
         return None
-    try:
-        number = float(value)
-    except ValueError:
-        raise _wrong(name, "a number of seconds") from None
-    if not math.isfinite(number) or not 0 <= number <= high:
-        raise _wrong(name, "a number of seconds, 0 or more")
-    return number
+    if _DECIMAL.fullmatch(value) is None or not float(value) <= high:
+        raise _wrong(name, f"a number of seconds from 0 to {high:g}")
+    return float(value)
 
 
 def octal(req: falcon.Request, name: str) -> int | None:
@@ -74,6 +71,14 @@ def octal(req: falcon.Request, name: str) -> int | None:
     if not digits or len(digits) > 4 or set(digits) - set("01234567") or int(digits, 8) > 0o777:
         raise _wrong(name, "permission bits in octal, at most 777")
     return int(digits, 8)
+
+
+def choices(req: falcon.Request, name: str, among: tuple[str, ...]) -> list[str]:
+    """Some of a few words: the parameter repeated, or with commas between them."""
+    values = [value for given in repeated(req, name) for value in given.split(",")]
+    if any(value not in among for value in values):
+        raise _wrong(name, f"one or more of {', '.join(among)}")
+    return values
 
 
 def choice(req: falcon.Request, name: str, among: tuple[str, ...]) -> str | None:

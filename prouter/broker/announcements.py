@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from prouter.broker.creation import Creations
@@ -55,6 +56,8 @@ class Announcements:
             self._removed(link, body.get("record"))
         elif name == "load":
             self._directory.load_reported(link, body)
+        elif name == "usage":
+            self._usage(link, body.get("jobs"))
 
     def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
         """A part of the list of its jobs; after the last part, what it did not name is lost."""
@@ -90,6 +93,20 @@ class Announcements:
         else:
             self._ledger.apply(record, link.info.uid)
         return record
+
+    def _usage(self, link: Link, usages: object) -> None:
+        """What some of its running jobs use now: shown in their info, no event."""
+        if not isinstance(usages, list):
+            raise ProtocolError("jobs must be a list")
+        for usage in usages:
+            if not isinstance(usage, list) or len(usage) != 3:
+                raise ProtocolError("a job's usage must be its uid, CPU seconds and bytes")
+            uid, cpu_seconds, rss_bytes = usage
+            entry = self._ledger.table.get(uid) if isinstance(uid, str) else None
+            if entry is None or entry.connection != link.connection or entry.ended:
+                continue
+            if isinstance(cpu_seconds, (int, float)) and 0 <= cpu_seconds < inf and isinstance(rss_bytes, int):
+                entry.usage = (round(cpu_seconds, 3), rss_bytes)
 
     def _removed(self, link: Link, wire: object) -> None:
         record = _read(wire, link)

@@ -324,7 +324,6 @@ class Broker:
         self._tell_agents("workers", {"workers": [worker.uid for worker in self.workers]})
 
     def _job_ended(self, entry: Entry) -> None:
-        self.directory.figures_changed()
         self.waits.job_ended(entry.uid)
         self.history.job_ended()
 

@@ -109,10 +109,11 @@ class Creations:
                 self._finish(creation, {}, error, now)
 
     def _repeat(self, creation: _Creation, connection: str, uid: str, now: float) -> None:
-        """The key is known: the same job, whatever has become of it."""
+        """The key is known: the same answer, whatever has become of the job."""
         entry = self._ledger.table.get(uid)
         if entry is not None:
-            creation.waiting[0]({"job": self._ledger.info(entry)}, None, now)
+            answer = JobRecord(uid, entry.connection, entry.name, created_at=entry.created_at)
+            creation.waiting[0]({"job": self._ledger.info(entry, answer)}, None, now)
             return
         link = self._links.get(connection)
         if link is None:

@@ -45,6 +45,7 @@ class Directory:
         self._ledger = ledger
         self._figures = 0
         self._version: tuple[int, int] = (-1, -1)
+        self._text = b""
         self._packed = b""
         self._unchanged = b""
         self._etag = ""
@@ -52,7 +53,7 @@ class Directory:
         self._shown: dict[str, _Shown] = {}
 
     def figures_changed(self) -> None:
-        """Load, latency or a number of jobs is another than was shown."""
+        """Load or latency is another than was shown."""
         self._figures += 1
 
     def latency_measured(self, seconds: float | None) -> None:
@@ -86,7 +87,7 @@ class Directory:
 
         To a caller who has that already: ``{unchanged: true, etag}``.
         """
-        version = (self._links.version, self._figures)
+        version = (self._links.version, self._figures + self._ledger.changes)
         if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
             self._make(version, now)
         return self._unchanged if etag == self._etag else self._packed
@@ -96,7 +97,7 @@ class Directory:
         known = self._shown.get(link.connection)
         if known is None or known.info is not link.info:
             known = self._shown[link.connection] = _Shown(link.info, _json(connection_identity(link)))
-        figures = connection_figures(link, len(self._ledger.table.live(link.connection)))
+        figures = connection_figures(link, self._ledger.table.running(link.connection))
         if figures != known.figures:
             known.figures = figures
             known.text = f"{known.identity[:-1]},{_json(figures)[1:]}"
@@ -104,12 +105,14 @@ class Directory:
 
     def _make(self, version: tuple[int, int], now: float) -> None:
         self._version, self._made = version, now
-        self._etag = f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
         links = sorted(self._links, key=lambda link: (link.since, link.connection))
         shown = [self._show(link) for link in links]
         self._shown = {link.connection: self._shown[link.connection] for link in links}
-        text = f'{{"connections":[{",".join(shown)}]}}'
-        self._packed = pack_body({"connections": text.encode("ascii"), "etag": self._etag})
+        text = f'{{"connections":[{",".join(shown)}]}}'.encode("ascii")
+        if text == self._text:
+            return
+        self._text, self._etag = text, f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
+        self._packed = pack_body({"connections": text, "etag": self._etag})
         self._unchanged = pack_body({"unchanged": True, "etag": self._etag})
 
 

@@ -23,6 +23,7 @@ class Entry:
         confirmed: whether its agent spoke of it since this broker started (or it has ended).
         lost: whether it was given up because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
+        usage: CPU seconds and resident bytes as its agent last told, while it runs; None when they are not known.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Entry:
         "revision",
         "state",
         "uid",
+        "usage",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Entry:
         self.lost = lost
         self.removal = removal
         self.ended_at = ended_at
+        self.usage: tuple[float, int] | None = None
         self.confirmed = self.ended
         self._record: JobRecord | None = None
         self._packed = packed
@@ -105,6 +108,8 @@ class Entry:
         self.revision = record.revision
         self.lost = record.reason is Reason.AGENT_LOST
         self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
+        if record.ended:
+            self.usage = None
 
     def close(self, before: JobRecord, removal: str) -> None:
         """It was removed; `before` is its last record."""
@@ -127,9 +132,23 @@ class Entry:
         return replace(record, state=State.CLOSED) if self.removed else record
 
     @property
+    def wire(self) -> dict[str, Any]:
+        """The record as a map (`JobRecord.to_wire`), CLOSED when it was removed, with the usage last told."""
+        if self._record is None:
+            wire = {**_EMPTY, **unpack_body(self._packed), "state": self.state.value}
+            return wire if len(wire) == len(_EMPTY) else {name: wire[name] for name in _EMPTY}
+        wire = self._record.to_wire()
+        if self.usage is not None:
+            wire["cpu_seconds"], wire["rss_bytes"] = self.usage
+        return wire
+
+    @property
     def packed(self) -> bytes:
         """The last record, packed for storing."""
         return self._packed if self._record is None else _pack(self._record)
+
+
+_EMPTY = JobRecord("", "", "").to_wire()
 
 
 def _pack(record: JobRecord) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from heapq import merge
 from typing import NamedTuple
 
 from prouter.errors import InvalidRequest
@@ -12,6 +13,7 @@ from prouter.jobs import State
 __all__ = ["JobIndex", "Listed"]
 
 _CLOSED = State.CLOSED.value
+_OPEN = "open"
 Key = tuple[int, str]
 """Creation time in microseconds, and the job's uid: unique, and in the order of creation."""
 
@@ -95,13 +97,12 @@ class JobIndex:
         Raises:
             InvalidRequest: the cursor is none of ours.
         """
-        keys = self._candidates(states, agent, name)
-        end = len(keys) if cursor is None else bisect_left(keys, _read_cursor(cursor))
         wanted = frozenset(states)
+        before = None if cursor is None else _read_cursor(cursor)
         found: list[str] = []
         last: Key | None = None
-        for position in range(end - 1, -1, -1):
-            job = self._jobs[keys[position][1]]
+        for key in _newest_first(self._candidates(wanted, agent, name), before):
+            job = self._jobs[key[1]]
             if (
                 (wanted and job.state not in wanted)
                 or (agent is not None and job.agent != agent)
@@ -111,23 +112,22 @@ class JobIndex:
             if len(found) == limit:
                 return found, f"{last[0]}-{last[1]}" if last is not None else None
             found.append(job.uid)
-            last = job.key
+            last = key
         return found, None
 
-    def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[Key]:
-        """The shortest list that holds every job that matches."""
-        closed = {state == _CLOSED for state in states} or {False}
-        if len(closed) == 2:
-            return sorted(key for state in set(states) for key in self._order.get(("state", state), ()))
-        part = "closed" if True in closed else "open"
-        groups: list[tuple[str, ...]] = [(part,)]
-        if len(states) == 1:
-            groups.append(("state", next(iter(states))))
-        if agent is not None:
-            groups.append(("agent", part, agent))
-        if name is not None:
-            groups.append(("name", part, name))
-        return min((self._order.get(group, []) for group in groups), key=len)
+    def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[list[Key]]:
+        """The shortest lists that together hold every job that matches, each of them once."""
+        parts = {_part(state) for state in states} or {_OPEN}
+        ways: list[list[tuple[str, ...]]] = [[(part,) for part in parts]]
+        if states:
+            ways.append([("state", state) for state in states])
+        if agent is not None and name is not None:
+            ways.append([("agent and name", part, agent, name) for part in parts])
+        elif agent is not None:
+            ways.append([("agent", part, agent) for part in parts])
+        elif name is not None:
+            ways.append([("name", part, name) for part in parts])
+        return min(([self._order.get(group, []) for group in way] for way in ways), key=lambda way: sum(map(len, way)))
 
     def _take(self, group: tuple[str, ...], key: Key) -> None:
         keys = self._order[group]
@@ -137,9 +137,29 @@ class JobIndex:
             del keys[bisect_left(keys, key)]
 
 
+def _part(state: str) -> str:
+    return _CLOSED if state == _CLOSED else _OPEN
+
+
 def _groups(job: Listed) -> tuple[tuple[str, ...], ...]:
-    part = "closed" if job.state == _CLOSED else "open"
-    return (part,), ("state", job.state), ("agent", part, job.agent), ("name", part, job.name)
+    part = _part(job.state)
+    return (
+        (part,),
+        ("state", job.state),
+        ("agent", part, job.agent),
+        ("name", part, job.name),
+        ("agent and name", part, job.agent, job.name),
+    )
+
+
+def _newest_first(lists: list[list[Key]], before: Key | None) -> Iterator[Key]:
+    """The keys of all lists that are older than `before`."""
+    return merge(*(_backwards(keys, before) for keys in lists), reverse=True)
+
+
+def _backwards(keys: list[Key], before: Key | None) -> Iterator[Key]:
+    end = len(keys) if before is None else bisect_left(keys, before)
+    return (keys[position] for position in range(end - 1, -1, -1))
 
 
 def _read_cursor(cursor: str) -> Key:

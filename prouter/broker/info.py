@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
 from prouter.broker.hello import SERVER, AgentInfo
 from prouter.broker.links import Link
-from prouter.jobs import JobRecord
+from prouter.jobs import rfc3339
 
-__all__ = ["connection_figures", "connection_identity", "job_info", "rfc3339"]
+__all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
-_INTERNAL = ("connection", "revision", "endpoint", "path_mode")
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode"})
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
-def rfc3339(seconds: float | None) -> str | None:
-    """A time of day, UTC with milliseconds, as RFC 3339 writes it."""
-    if seconds is None:
-        return None
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def job_info(
-    record: JobRecord, *, agent: AgentInfo | None, agent_uid: str, mode: str, router: dict[str, str], confirmed: bool
-) -> dict[str, Any]:
-    """A job as clients see it."""
-    info = record.to_wire()
-    for name in _INTERNAL:
-        del info[name]
+def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
+    """What a record (`JobRecord.to_wire`) tells clients."""
+    info = {name: value for name, value in wire.items() if name not in _INTERNAL}
     for name in _TIMES:
-        info[name] = rfc3339(info[name])
-    info["sender"] = {"direction": "CLIENT" if mode == SERVER else "SERVER", **router}
-    info["path"] = record.path
-    info["agent"] = {
-        "uid": agent_uid,
-        "name": agent.name if agent is not None else "",
-        "platform": agent.platform if agent is not None else {},
-        "properties": agent.properties if agent is not None else {},
-    }
-    info["confirmed"] = confirmed
+        moment = info[name]
+        if moment is not None:
+            info[name] = rfc3339(moment)
+    info["path"] = f"/jobs/{wire['connection']}/{wire['uid']}"
     return info
+
+
+def job_place(*, agent: AgentInfo | None, agent_uid: str, mode: str, router: dict[str, str]) -> dict[str, Any]:
+    """Where a job is, as clients see it: the same for all jobs of a connection."""
+    return {
+        "sender": {"direction": "CLIENT" if mode == SERVER else "SERVER", **router},
+        "agent": {
+            "uid": agent_uid,
+            "name": agent.name if agent is not None else "",
+            "platform": agent.platform if agent is not None else {},
+            "properties": agent.properties if agent is not None else {},
+        },
+    }
 
 
 def connection_identity(link: Link) -> dict[str, Any]:

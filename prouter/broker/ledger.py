@@ -5,15 +5,16 @@ Also keeps what is known of connections that jobs belong to, for as long as one 
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from prouter.broker.entry import Entry
 from prouter.broker.env import Env
 from prouter.broker.events import EventLog
 from prouter.broker.hello import SERVER, AgentInfo
-from prouter.broker.info import job_info
+from prouter.broker.info import job_facts, job_place
 from prouter.broker.links import Link
 from prouter.broker.table import JobTable
 from prouter.errors import NotFound
@@ -55,6 +56,8 @@ class Ledger:
         self.table = JobTable()
         self.events = EventLog(_EVENTS, last_event, env.wall())
         self.peers: dict[str, PeerInfo] = {}
+        self.changes = 0
+        """How many changes of jobs there were."""
         self._gone: set[str] = set()
         self._env = env
         self._tell = tell
@@ -89,15 +92,29 @@ class Ledger:
 
     def info(self, entry: Entry, record: JobRecord | None = None) -> dict[str, Any]:
         """The job as clients see it; `record` is shown instead of its own."""
-        shown = record if record is not None else entry.record
-        peer = self.peers.get(shown.connection)
-        return job_info(
-            shown,
+        wire = record.to_wire() if record is not None else entry.wire
+        return {**job_facts(wire), **self._place(entry), "confirmed": entry.confirmed}
+
+    def listed(self, entries: Iterable[Entry]) -> bytes:
+        """Jobs as clients see them: JSON objects, commas between them."""
+        places: dict[tuple[str, str], str] = {}
+        parts = []
+        for entry in entries:
+            where = (entry.connection, entry.agent)
+            place = places.get(where)
+            if place is None:
+                place = places[where] = _json(self._place(entry))[1:]
+            facts = {**job_facts(entry.wire), "confirmed": entry.confirmed}
+            parts.append(f"{_json(facts)[:-1]},{place}")
+        return ",".join(parts).encode("ascii")
+
+    def _place(self, entry: Entry) -> dict[str, Any]:
+        peer = self.peers.get(entry.connection)
+        return job_place(
             agent=peer.info if peer is not None else None,
             agent_uid=entry.agent,
             mode=peer.mode if peer is not None else SERVER,
             router=self._env.settings.auth,
-            confirmed=entry.confirmed,
         )
 
     def restore(self, connection: str, peer: PeerInfo, *, gone: bool) -> None:
@@ -185,6 +202,7 @@ class Ledger:
 
     def _changed(self, entry: Entry, name: str) -> None:
         record = entry.record
+        self.changes += 1
         self._save(entry)
         told = self.events.append(name, {"record": record.to_wire()}, self._env.wall())
         self._tell(name, told)
@@ -207,3 +225,6 @@ class Ledger:
             entry.packed,
             self.events.last + 1,
         )
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode

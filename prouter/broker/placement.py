@@ -74,4 +74,13 @@ def _burden(link: Link, used: Used) -> tuple[float, int, bool, str, str]:
 
 def _has(link: Link, properties: dict[str, Any]) -> bool:
     own = link.info.properties
-    return all(name in own and own[name] == value for name, value in properties.items())
+    return all(name in own and _same(own[name], value) for name, value in properties.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; true is not 1, as it is in Python."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

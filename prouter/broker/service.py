@@ -172,7 +172,7 @@ class Service:
         if link is None:
             raise _gone(entry)
         body = {"uid": entry.uid, "request": args.get("request") or {}, "request_id": str(args.get("key"))}
-        self._forwarder.call(link, "job.start", body, partial(self._told, entry, done), now)
+        self._forwarder.call(link, "job.start", body, partial(self._started, entry, done), now)
 
     def _change(self, op: str, fields: tuple[str, ...], args: dict[str, Any], done: Done, now: float) -> None:
         """A call that is passed on as it is and answered with the job's record."""
@@ -181,6 +181,16 @@ class Service:
             raise _gone(entry)
         body = {"uid": entry.uid, **{name: args.get(name) for name in fields}}
         self._forwarder.call(link, op, body, partial(self._told, entry, done), now)
+
+    def _started(self, entry: Entry, done: Done, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        """The agent's answer to a start as it is, so that a repeat gets the same, whatever the job does meanwhile."""
+
+        def told(answer: dict[str, Any], problem: PRouterError | None, now: float) -> None:
+            if problem is None and "record" in value:
+                answer = {"job": self._ledger.info(entry, _record(value, entry))}
+            done(answer, problem, now)
+
+        self._told(entry, told, value, error, now)
 
     def _told(self, entry: Entry, done: Done, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
         """The agent's answer, its record taken as news."""
@@ -276,16 +286,15 @@ class Service:
         done({"record": record.to_wire(), "up": link is not None and link.up}, None, now)
 
     def _list(self, args: dict[str, Any], done: Done, now: float) -> None:
-        states = args.get("state") or []
         uids, cursor = self._ledger.table.index.page(
-            states=[states] if isinstance(states, str) else [str(state) for state in states],
+            states=[str(state) for state in args.get("states") or ()],
             agent=args.get("agent"),
             name=args.get("name"),
             limit=_limit(args),
             cursor=args.get("cursor"),
         )
-        entries = [self._ledger.table.get(uid) for uid in uids]
-        done({"jobs": [self._ledger.info(entry) for entry in entries if entry is not None], "next": cursor}, None, now)
+        entries = [entry for entry in map(self._ledger.table.get, uids) if entry is not None]
+        done({"jobs": self._ledger.listed(entries), "count": len(entries), "next": cursor}, None, now)
 
     def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link | None]:
         """A job that exists, and the link to its agent, None when that is gone for good."""

@@ -23,6 +23,7 @@ class JobTable:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._live: dict[str, set[str]] = {}
+        self._running: dict[str, set[str]] = {}
         self._kept: dict[str, set[str]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._remembered: Counter[str] = Counter()
@@ -46,6 +47,10 @@ class JobTable:
     def live(self, connection: str) -> set[str]:
         """Uids of the jobs of a connection that have not ended."""
         return self._live.get(connection, set())
+
+    def running(self, connection: str) -> int:
+        """How many jobs of a connection run, those whose server is awaited included."""
+        return len(self._running.get(connection, ()))
 
     def kept(self, connection: str) -> set[str]:
         """Uids of the jobs of a connection that were not removed."""
@@ -117,6 +122,7 @@ class JobTable:
         self._ended.pop(entry.uid, None)
         self.index.remove(entry.uid)
         _discard(self._live, entry.connection, entry.uid)
+        _discard(self._running, entry.connection, entry.uid)
         _discard(self._kept, entry.connection, entry.uid)
         self._remembered[entry.connection] -= 1
         if not self._remembered[entry.connection]:
@@ -149,6 +155,10 @@ class JobTable:
             _discard(self._live, entry.connection, entry.uid)
         else:
             self._live.setdefault(entry.connection, set()).add(entry.uid)
+        if entry.ended or entry.state is State.NEW:
+            _discard(self._running, entry.connection, entry.uid)
+        else:
+            self._running.setdefault(entry.connection, set()).add(entry.uid)
         if entry.removed:
             _discard(self._kept, entry.connection, entry.uid)
         else:

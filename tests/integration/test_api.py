@@ -171,6 +171,8 @@ def test_a_start_that_fails_says_why(router: Router, path: str) -> None:
 def test_signals_and_usage(router: Router, path: str) -> None:
     router.start(path, ["sh", "-c", "trap 'exit 7' USR1; while :; do sleep 0.01; done"], **NO_PORT)
     assert router.get(path + "/info?usage=1").json()["rss_bytes"] > 0
+    wait_until(lambda: (router.get(path + "/info").json()["rss_bytes"] or 0) > 0)
+    assert router.get(path + "/info").json()["cpu_seconds"] > 0
     assert router.post(path + "/signal", {"signal": "USR1"}).status_code == 200
     assert router.post(path + "/wait").json()["reason"] in ("exited", "signaled")
 

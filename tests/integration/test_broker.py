@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -261,7 +262,7 @@ def test_the_state_survives_kill_and_restart(stage: Stage) -> None:
     until(lambda: len(worker.welcomes) == 2 and len(agent.welcomes) == 2, 3)
     echo.stream.write(b"after")
     until(lambda: echo.data == b"before while away after")
-    listed = {info["uid"]: info["state"] for info in worker.call("jobs.list")["jobs"]}
+    listed = {info["uid"]: info["state"] for info in json.loads(b"[%b]" % worker.call("jobs.list")["jobs"])}
     assert listed == {job["uid"]: "RUNNING", finished["uid"]: "FINISHED"}
     info = until(
         lambda: (i := worker.call("jobs.info", connection=job["connection"], job=job["uid"])["job"])["confirmed"] and i

@@ -79,6 +79,7 @@ def test_a_hundred_thousand_ended_jobs_are_listed_in_milliseconds(launch: Callab
         cursor = None
         while True:
             found = page(session, limit=1000, **({"cursor": cursor} if cursor else {}))
+            assert len(found["jobs"]) == 1000 or found["next"] is None
             created = [job["created_at"] for job in found["jobs"]]
             assert created == sorted(created, reverse=True)
             assert not seen & {job["uid"] for job in found["jobs"]}

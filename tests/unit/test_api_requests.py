@@ -241,7 +241,7 @@ def test_wait_says_by_its_status_whether_it_is_over(
     assert router.calls[-1][1]["timeout"] is None
 
 
-@pytest.mark.parametrize("value", ["x", "-1", "nan", "inf", "1e99"])
+@pytest.mark.parametrize("value", ["x", "-1", "nan", "inf", "1e99", "1e999", "%201", "1_0", "%EF%BC%91", "."])
 def test_a_wrong_timeout_is_refused(client: Client, value: str) -> None:
     document = problem(client.simulate_post(f"{PATH}/wait?timeout={value}"), 400, "invalid_request")
     assert "'timeout'" in document["detail"]
@@ -270,15 +270,38 @@ def test_remove_signal_and_stop(client: Client, router: StandInRouter) -> None:
 
 
 def test_the_list_of_jobs_is_filtered_and_paged(client: Client, router: StandInRouter) -> None:
-    router.answers["jobs.list"] = {"jobs": [job_info()], "next": "c2"}
+    job = json.dumps(job_info()).encode()
+    router.answers["jobs.list"] = {"jobs": job, "count": 1, "next": None}
     result = client.simulate_get("/jobs?state=RUNNING&agent=a&name=n&limit=5&cursor=c1")
     responses.JobList.model_validate(result.json)
-    wanted = {"state": "RUNNING", "agent": "a", "name": "n", "limit": 5, "cursor": "c1"}
+    assert result.headers["Content-Type"] == "application/json"
+    wanted = {"states": ["RUNNING"], "agent": "a", "name": "n", "limit": 5, "cursor": "c1"}
     assert router.calls[-1] == ("jobs.list", wanted)
     client.simulate_get("/jobs")
-    assert router.calls[-1][1]["limit"] == 100
-    for query in ("limit=0", "limit=1001", "limit=x", "state=ASLEEP"):
+    assert (router.calls[-1][1]["limit"], router.calls[-1][1]["states"]) == (100, [])
+    for query in ("state=NEW,PENDING", "state=NEW&state=PENDING"):
+        client.simulate_get(f"/jobs?{query}")
+        assert router.calls[-1][1]["states"] == ["NEW", "PENDING"]
+    for query in ("limit=0", "limit=1001", "limit=x", "state=ASLEEP", "state=NEW,ASLEEP", "state=NEW,"):
         problem(client.simulate_get(f"/jobs?{query}"), 400, "invalid_request")
+
+
+def test_a_page_is_as_long_as_asked_for_though_the_broker_gives_it_in_portions(
+    client: Client, router: StandInRouter
+) -> None:
+    job = json.dumps(job_info()).encode()
+
+    def portion(args: dict[str, Any]) -> dict[str, Any]:
+        count = min(250, args["limit"])
+        return {"jobs": b",".join([job] * count), "count": count, "next": f"after {args['cursor']}"}
+
+    router.answers["jobs.list"] = portion
+    found = client.simulate_get("/jobs?limit=600").json
+    assert len(found["jobs"]) == 600
+    assert found["next"] == "after after after None"
+    assert [args["limit"] for _op, args in router.calls] == [600, 350, 100]
+    router.answers["jobs.list"] = {"jobs": b"", "count": 0, "next": None}
+    assert client.simulate_get("/jobs?limit=600").json == {"jobs": [], "next": None}
 
 
 # -- errors -----------------------------------------------------------------------------------------------------

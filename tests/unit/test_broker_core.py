@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,14 @@ def created(worker: Worker, call_id: str) -> dict[str, Any]:
         raise answer
     job: dict[str, Any] = answer["job"]
     return {**job, "at": {"connection": job["path"].split("/")[2], "job": job["uid"]}}
+
+
+def listed(worker: Worker, **filters: Any) -> list[dict[str, Any]]:
+    """Jobs as the broker lists them."""
+    answer = worker.ask("jobs.list", **filters)
+    jobs: list[dict[str, Any]] = json.loads(b"[%b]" % answer["jobs"])
+    assert len(jobs) == answer["count"]
+    return jobs
 
 
 # -- links
@@ -418,7 +427,7 @@ def test_a_create_that_was_given_up_leaves_no_job_behind() -> None:
     back.jobs[uid] = JobRecord(uid, agent.connection, "job")
     world.join(back)
     assert back.asked_for == [("job.remove", {"uid": uid})]
-    assert not worker.ask("jobs.list")["jobs"]
+    assert not listed(worker)
 
 
 def test_an_error_of_the_agent_is_passed_on_and_frees_the_key() -> None:
@@ -446,12 +455,16 @@ def test_jobs_go_where_the_properties_are_and_the_load_is_low() -> None:
     world = World()
     worker = world.worker()
     for number, (colour, load) in enumerate([("red", 0.1), ("blue", 2.0), ("blue", 0.5)]):
-        agent = world.agent(f"agent-{number}", f"{number:032x}", properties={"colour": colour})
+        agent = world.agent(f"agent-{number}", f"{number:032x}", properties={"colour": colour, "gpus": [1]})
         agent.notify("load", load=load, running=0, draining=False)
     blue = {"type": "any", "properties": {"colour": "blue"}}
     placed = [job_on(worker, blue, f"key-{i}")["agent"]["uid"] for i in range(8)]
     assert placed[:6] == ["agent-2"] * 6
     assert "agent-1" in placed
+    others: list[dict[str, Any]] = [{"colour": "blue", "size": 1}, {"gpus": [True]}, {"gpus": {}}]
+    for other in others:
+        with pytest.raises(NotFound):
+            job_on(worker, {"type": "any", "properties": other}, "more")
     with pytest.raises(NotFound, match="no connected agent has the properties"):
         job_on(worker, {"type": "any", "properties": {"colour": "green"}}, "other")
     with pytest.raises(NotFound, match="no connected agent with uid 'x', 'y'"):
@@ -626,7 +639,7 @@ def test_the_oldest_ended_jobs_are_forgotten_and_removed_from_their_agents() -> 
     for job in jobs:
         agent.change(job["uid"], state=State.FINISHED, reason=Reason.EXITED, finished_at=world.wall())
         world.run(0.2)
-    kept = {info["uid"] for info in worker.ask("jobs.list")["jobs"]}
+    kept = {info["uid"] for info in listed(worker)}
     assert kept == {job["uid"] for job in jobs[2:]}
     assert sorted(agent.jobs) == sorted(kept)
 
@@ -689,3 +702,88 @@ def test_farewell_reaches_everybody() -> None:
     world.broker.farewell("restart")
     world.settle()
     assert (worker.lost, agent.lost) == ("restart", "restart")
+
+
+# -- what is told of jobs
+
+
+def test_a_list_shows_jobs_as_their_info_does() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent(properties={"gpus": [1]})
+    jobs = [job_on(worker, key=f"key-{number}") for number in range(4)]
+    agent.change(jobs[1]["uid"], state=State.RUNNING, pid=7, args=["a", "b"], started_at=world.wall())
+    agent.change(jobs[2]["uid"], state=State.FINISHED, exit_code=0, reason=Reason.EXITED, finished_at=world.wall())
+    worker.ask("jobs.remove", **jobs[3]["at"])
+    shown = listed(worker)
+    assert [info["state"] for info in shown] == ["FINISHED", "RUNNING", "NEW"]
+    assert shown == [worker.ask("jobs.info", **job["at"])["job"] for job in (jobs[2], jobs[1], jobs[0])]
+    (removed,) = listed(worker, states=["CLOSED"])
+    assert {**removed, "state": "NEW", "at": jobs[3]["at"]} == jobs[3]
+    assert [info["state"] for info in listed(worker, states=["CLOSED", "NEW"])] == ["CLOSED", "NEW"]
+
+
+def test_what_running_jobs_use_is_shown_without_asking_their_agent() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job, other = job_on(worker), job_on(worker, key="key-2")
+    agent.change(job["uid"], state=State.RUNNING)
+    events = len(worker.of("job"))
+    agent.notify("usage", jobs=[[job["uid"], 1.5, 4096], ["nobody's", 1.0, 1], [other["uid"], float("nan"), 1]])
+    info = worker.ask("jobs.info", **job["at"])["job"]
+    assert (info["cpu_seconds"], info["rss_bytes"]) == (1.5, 4096)
+    assert listed(worker)[1] == info
+    assert worker.ask("jobs.info", **other["at"])["job"]["cpu_seconds"] is None
+    assert len(worker.of("job")) == events, "it is no event"
+    agent.change(job["uid"], state=State.FINISHED, cpu_seconds=1.75, rss_bytes=8192)
+    agent.notify("usage", jobs=[[job["uid"], 9.0, 9]])
+    info = worker.ask("jobs.info", **job["at"])["job"]
+    assert (info["cpu_seconds"], info["rss_bytes"]) == (1.75, 8192)
+
+
+@pytest.mark.parametrize("usages", [None, [1], [["uid", 1.0]]])
+def test_usage_that_makes_no_sense_is_malformed(usages: Any) -> None:
+    world = World()
+    agent = world.agent()
+    agent.notify("usage", jobs=usages)
+    assert world.env.counts["malformed"] == 1
+
+
+def test_a_key_gives_the_first_answer_again_whatever_the_job_did_since() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    start = {"request": {}, "key": "start-1", **job["at"]}
+    first = worker.ask("jobs.start", **start)["job"]
+    assert first["state"] == "RUNNING"
+    answers = agent.answer
+    agent.answer = lambda call_id, op, args: agent.say(agent.responder.reply(call_id, {"record": record}))  # type: ignore[method-assign]
+    record = agent.jobs[job["uid"]].to_wire()
+    agent.change(job["uid"], state=State.FINISHED, exit_code=3, reason=Reason.EXITED, finished_at=world.wall())
+    assert worker.ask("jobs.start", **start)["job"] == first
+    assert worker.ask("jobs.info", **job["at"])["job"]["exit_code"] == 3
+    agent.answer = answers  # type: ignore[method-assign]
+    assert job_on(worker) == job
+    worker.ask("jobs.remove", **job["at"])
+    assert job_on(worker) == job
+
+
+def test_connections_count_the_jobs_that_run_and_change_only_when_something_did() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+
+    def shown() -> tuple[int, str]:
+        world.run(3)
+        answer = worker.ask("connections")
+        (entry,) = json.loads(answer["connections"])["connections"]
+        return entry["jobs"], answer["etag"]
+
+    job = job_on(worker)
+    none, etag = shown()
+    agent.change(job["uid"], state=State.PENDING)
+    pending, other = shown()
+    agent.change(job["uid"], state=State.RUNNING)
+    running, same = shown()
+    agent.change(job["uid"], state=State.FINISHED)
+    ended, _ = shown()
+    assert (none, pending, running, ended) == (0, 1, 1, 0)
+    assert etag != other == same

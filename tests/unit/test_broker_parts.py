@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from prouter.broker.events import EventLog
 from prouter.broker.hello import AgentInfo, connection_uid, token_accepted
 from prouter.broker.index import JobIndex, Listed
-from prouter.broker.info import rfc3339
 from prouter.broker.lag import Lag
 from prouter.broker.timers import Timers
 from prouter.errors import InvalidRequest, ProtocolError
+from prouter.jobs import rfc3339
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans())))
@@ -138,6 +138,16 @@ def test_event_ids_grow_over_restarts_and_clocks_that_go_back() -> None:
     assert EventLog(3, log.last, 2000.0).append("job", {}, 0.0)["id"] > log.last
 
 
+def test_an_event_log_is_bounded_in_bytes_too() -> None:
+    log = EventLog(100, 0, 0.0, most_bytes=10_000)
+    for number in range(50):
+        log.append("job", {"args": "x" * 1000, "number": number}, 0.0)
+    assert (len(log), log.first, log.last) == (9, 42, 50)
+    assert [event["body"]["number"] for event in log.after(None, 100)] == list(range(41, 50))
+    log.append("job", {"args": "x" * 20_000}, 0.0)
+    assert (len(log), log.first) == (1, log.last), "the newest is kept whatever its size"
+
+
 def test_an_empty_event_log_begins_with_the_next_event() -> None:
     log = EventLog(3, 0, 1.0)
     assert log.first == log.last + 1
@@ -169,7 +179,8 @@ def test_an_agent_says_only_what_json_can_say(value: object) -> None:
 
 def test_times_are_utc_with_milliseconds() -> None:
     assert rfc3339(0.25) == "1970-01-01T00:00:00.250Z"
-    assert rfc3339(None) is None
+    assert rfc3339(1_700_000_000.9999996) == "2023-11-14T22:13:21.000Z"
+    assert rfc3339(1_700_000_000.1239) == "2023-11-14T22:13:20.123Z"
 
 
 def test_the_longest_turn_is_shown_for_a_while() -> None:

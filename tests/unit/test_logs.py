@@ -110,6 +110,7 @@ def test_a_log_over_its_limit_keeps_the_newest_part_and_its_positions(sandbox: S
     assert read_all(log) == marker.data + data[marker.end :]
     assert read_all(log, marker.end + 7) == data[marker.end + 7 :]
     assert read_all(log, log.tail_offset(3)) == data[-42:]
+    assert read_all(log, log.tail_offset(99_999)) == marker.data + data[marker.end :], "the cut is marked"
     middle = log.read(500_000)
     assert middle.data == b"[prouter: %d bytes dropped]\n" % (marker.end - 500_000)
     append(sandbox, b"more\n")

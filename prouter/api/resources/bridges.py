@@ -10,7 +10,7 @@ import falcon
 from prouter.api.body import discard_body, read_model
 from prouter.api.bridges import Bridges
 from prouter.api.context import ApiRequest, send_json
-from prouter.api.event_data import rfc3339
+from prouter.jobs import rfc3339
 from prouter.requests import BridgeRequest
 
 if TYPE_CHECKING:

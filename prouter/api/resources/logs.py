@@ -43,7 +43,7 @@ class Logs:
             raise InvalidRequest("Invalid request: query parameters 'offset' and 'tail' exclude each other")
         follow = query.flag(req, "follow")
         as_events = sse.wanted(req)
-        if as_events and (resumed := req.get_header("Last-Event-ID")) is not None:
+        if as_events and (resumed := req.get_header("Last-Event-ID")):
             matched = _EVENT_ID.fullmatch(resumed)
             if matched is None:
                 raise InvalidRequest("Invalid request: Last-Event-ID must be one of this log's event ids")
