@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -27,6 +28,10 @@ log = logging.getLogger("prouter.api")
 
 RING = 1000
 """Events a follower may be behind."""
+RING_BYTES = 8 << 20
+"""Bytes a follower may be behind: jobs with long arguments make long events."""
+_PIECE = 1 << 16
+"""Bytes a follower is given at once, or a single event: what a client that takes nothing costs."""
 _PAGE = 500
 """Events asked for at once."""
 _SWEEP = 5.0
@@ -47,6 +52,8 @@ class EventFeed:
         self._router = router
         self._size = size
         self._ring: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        """In the ring."""
         self._changed = Event()
         self._followers: set[Follower] = set()
         self._sweeper: Any = None
@@ -85,17 +92,19 @@ class EventFeed:
         self._followers.discard(follower)
 
     def newer(self, position: int) -> tuple[bytes, int] | None:
-        """Everything after `position`, and the position reached; None when there is nothing."""
+        """Events after `position`, a piece of them, and the position reached; None when there is nothing."""
         ring = self._ring
         if not ring or ring[-1][0] <= position:
             return None
-        parts = []
-        for event_id, data in reversed(ring):
-            if event_id <= position:
+        parts: list[bytes] = []
+        size = 0
+        for event_id, data in islice(ring, max(0, position + 1 - ring[0][0]), None):
+            if parts and size + len(data) > _PIECE:
                 break
             parts.append(data)
-        parts.reverse()
-        return b"".join(parts), ring[-1][0]
+            size += len(data)
+            position = event_id
+        return b"".join(parts), position
 
     def wait(self, timeout: float) -> None:
         """Until something is new, for at most so many seconds."""
@@ -138,8 +147,10 @@ class EventFeed:
     def _append(self, event_id: int, data: bytes) -> None:
         self.last = event_id
         self._ring.append((event_id, data))
-        if len(self._ring) > self._size:
-            self.floor = self.overrun = self._ring.popleft()[0]
+        self._bytes += len(data)
+        while len(self._ring) > self._size or (self._bytes > RING_BYTES and len(self._ring) > 1):
+            self.floor = self.overrun = self._ring[0][0]
+            self._bytes -= len(self._ring.popleft()[1])
         self._changed.set()
         self._changed = Event()
 
@@ -157,6 +168,7 @@ class EventFeed:
                 first = int(answer["first"])
                 if self.last is None or first > self.last + 1:
                     self._ring.clear()
+                    self._bytes = 0
                     self.floor = first - 1
                 for event in answer["events"]:
                     self._append(int(event["id"]), _formatted(event["name"], event["body"]))

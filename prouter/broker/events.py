@@ -18,12 +18,17 @@ class EventLog:
     """A ring of the last `size` events, packed: they are many, and hardly ever asked for again.
 
     Args:
+        size: how many events at most.
+        most_bytes: and how many bytes of them (but always one event).
         last: the last id a broker before may have given.
         wall: current time, seconds since the epoch; ids start there (in microseconds) or beyond `last`.
     """
 
-    def __init__(self, size: int, last: int, wall: float) -> None:
-        self._events: deque[bytes] = deque(maxlen=size)
+    def __init__(self, size: int, last: int, wall: float, most_bytes: int = 32 << 20) -> None:
+        self._events: deque[bytes] = deque()
+        self._size = size
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self.last = max(last + _JUMP if last else 0, int(wall * 1_000_000))
         """Id of the newest event, or the id before the first."""
 
@@ -39,7 +44,11 @@ class EventLog:
         """A new event; its body with its id and time, as workers are told of it."""
         self.last += 1
         told = {**body, "id": self.last, "at": at}
-        self._events.append(pack_body({"id": self.last, "at": at, "name": name, "body": told}))
+        packed = pack_body({"id": self.last, "at": at, "name": name, "body": told})
+        self._events.append(packed)
+        self._bytes += len(packed)
+        while len(self._events) > self._size or (self._bytes > self._most_bytes and len(self._events) > 1):
+            self._bytes -= len(self._events.popleft())
         return told
 
     def after(self, last_seen: int | None, limit: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,9 +36,9 @@ class Broker:
         first = kept[0]["id"] if kept else self.last + 1
         return {"events": found[: args["limit"]], "first": first, "last": self.last}
 
-    def emit(self, state: State = State.RUNNING, *, cut: bool = False) -> int:
+    def emit(self, state: State = State.RUNNING, *, cut: bool = False, name: str = "a job") -> int:
         """A job changed; the event's id."""
-        record = JobRecord(JOB, CONNECTION, "a job", state, created_at=1_767_323_045.678).to_wire()
+        record = JobRecord(JOB, CONNECTION, name, state, created_at=1_767_323_045.678).to_wire()
         return self.publish("job", {"record": record}, cut=cut)
 
     def publish(self, name: str, body: dict[str, Any], *, cut: bool = False) -> int:
@@ -170,6 +171,38 @@ def test_a_slow_follower_is_dropped_with_an_id_to_resume_by(feed: EventFeed, bro
     resumed = feed.follow(seen)
     next(resumed)
     assert ids(resumed, 20) == [event["id"] for event in broker.log[-20:]]
+
+
+def test_a_follower_is_given_little_at_once_and_misses_nothing(router: StandInRouter, broker: Broker) -> None:
+    feed = EventFeed(router, size=100)  # type: ignore[arg-type]
+    follower = feed.follow(None)
+    next(follower)
+    for number in range(60):
+        broker.emit(name=f"{number} " + "x" * 5000)
+    seen = b""
+    pieces = 0
+    while seen.count(b"event: job") < 60:
+        piece = next(follower)
+        assert len(piece) <= 65536
+        seen += piece
+        pieces += 1
+    assert pieces >= 5
+    assert [int(name) for name in re.findall(rb'"name":"(\d+) ', seen)] == list(range(60))
+
+
+def test_the_ring_is_bounded_in_bytes_and_keeps_the_newest(
+    feed: EventFeed, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_feed, "RING_BYTES", 20_000)
+    slow, quick = feed.follow(None), feed.follow(None)
+    for follower in (slow, quick):
+        next(follower)
+    broker.emit()
+    assert b"event: job" in next(slow)
+    for _ in range(5):
+        broker.emit(name="x" * 30_000)
+        assert b"event: job" in next(quick)
+    assert b'"reason":"slow"' in next(slow)
 
 
 def test_silence_is_filled_with_comments(feed: EventFeed, monkeypatch: pytest.MonkeyPatch) -> None:
