@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from prouter.agent.runner import Exit, LocalRunner
 from prouter.agent.service import Service
 from prouter.agent.usage_reports import UsageReports
 from prouter.config import AgentConfig, ConfigError
+from prouter.descriptors import raise_descriptor_limit
 from prouter.directories import agent_state_dir
 from prouter.errors import PRouterError
 from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
@@ -97,7 +97,7 @@ class _Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop.set)
         self.manager.open()
-        _raise_descriptor_limit()
+        raise_descriptor_limit()  # after the keeper was started, whose jobs keep the usual limit
         try:
             self._open()
             gevent.spawn(self.usage_reports.run)
@@ -284,10 +284,3 @@ def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
     except (OSError, zmq.ZMQError) as error:
         log.error("event=agent_failed error=%r", str(error))
     return _EXIT_FAILED
-
-
-def _raise_descriptor_limit() -> None:
-    """Use as many descriptors as allowed; after the keeper was started, whose jobs keep the usual limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

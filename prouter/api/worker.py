@@ -36,6 +36,8 @@ _BRIDGE_END = 1.0
 """Seconds that both ends of a bridge have to answer its close when the worker stops."""
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
+_OTHER_DESCRIPTORS = 100
+"""Descriptors left to all that is no client's connection."""
 _BEAT = 1.0
 """Seconds between sweeps; who went away while nothing was read from it is looked for twice as often."""
 _DEAD_CLIENT = {_socket.TCP_KEEPIDLE: 60, _socket.TCP_KEEPINTVL: 15, _socket.TCP_KEEPCNT: 4}
@@ -65,11 +67,14 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         from prouter.api import client as router_client
         from prouter.api.proxy.admin import AdminService
         from prouter.api.proxy.server import ProxyServer
+        from prouter.descriptors import raise_descriptor_limit
         from prouter.directories import broker_endpoint, load_from_environment
 
         config = load_from_environment()
+        descriptors = raise_descriptor_limit()
         client = router_client.start(config, broker_endpoint(config))
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start)
+        self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
         loop = get_hub().loop
         watchers = []

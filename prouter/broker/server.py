@@ -20,10 +20,11 @@ from prouter.broker.core import Broker
 from prouter.broker.env import Env
 from prouter.broker.lag import Lag
 from prouter.broker.ports import Port, bind_endpoint
-from prouter.broker.startup import raise_descriptor_limit, settings_of
+from prouter.broker.startup import settings_of
 from prouter.broker.store import Store, open_store
 from prouter.broker.switch import Path
 from prouter.config import ConfigError, RouterConfig
+from prouter.descriptors import raise_descriptor_limit
 from prouter.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode

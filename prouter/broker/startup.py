@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import resource
 import uuid
 from pathlib import Path
 
 from prouter.broker.settings import Settings
 from prouter.config import RouterConfig
 
-__all__ = ["raise_descriptor_limit", "settings_of"]
+__all__ = ["settings_of"]
 
 
 def settings_of(config: RouterConfig, state: Path) -> Settings:
@@ -50,10 +49,3 @@ def _own_uid(state: Path) -> str:
     temporary.write_text(made + "\n", encoding="utf-8")
     temporary.replace(path)
     return made
-
-
-def raise_descriptor_limit() -> None:
-    """As many connections as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

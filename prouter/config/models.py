@@ -80,7 +80,9 @@ class RouterControl(Section):
         1.0, ge=0, description="Seconds that /readyz answers 503 before a stop, for load balancers to look elsewhere."
     )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests in progress have when workers stop.")
-    max_connections: int = Field(10000, ge=1, description="Client connections per worker.")
+    max_connections: int = Field(
+        10000, ge=1, description="Client connections per worker; beyond it idle ones make room, then 503."
+    )
     max_requests: int = Field(
         0, ge=0, description="Requests, give or take a tenth, after which a worker is replaced; 0 for never."
     )

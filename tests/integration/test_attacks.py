@@ -154,6 +154,19 @@ def test_thousands_of_idle_and_slow_connections_leave_the_others_served(guarded:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_the_usual_limit_of_descriptors_does_not_bound_clients(launch: Callable[..., Any]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        router = launch(start_router, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(Raw(router.url))
+        assert router.get("/healthz", timeout=5).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("head", "endless", "statuses"),
     [

@@ -37,6 +37,8 @@ class Stage:
         self.agent.path_up()
         self.opened: list[Stream] = []
         self.heard: dict[int, bytes] = {}
+        self.hungry = True
+        """Whether the job reads."""
         self.explained: list[tuple[str, bool]] = []
         record = JobRecord("j", "c", "job", state=State.RUNNING, endpoint={"port": 1})
         self.route = JobRoute("c", record, up=True)
@@ -70,6 +72,13 @@ class Stage:
         self.client.sendall(request)
         until(lambda: self.server.exchanges - before)
 
+    def send_all(self, data: bytes) -> None:
+        """Have the client send more than the kernel takes at once."""
+        while data:
+            with contextlib.suppress(BlockingIOError):
+                data = data[self.client.send(data) :]
+            gevent.sleep(0.001)
+
     def to_agent(self) -> None:
         """Deliver what the worker said; its bytes are with the job then."""
         for event in self.agent.receive(self.worker.take()):
@@ -78,7 +87,8 @@ class Stage:
             elif isinstance(event, Received):
                 sid = event.stream.sid
                 self.heard[sid] = self.heard.get(sid, b"") + bytes(event.data)
-                event.stream.consume(len(event.data))
+                if self.hungry:
+                    event.stream.consume(len(event.data))
 
     def to_worker(self) -> None:
         """Deliver what the agent said."""
@@ -269,6 +279,29 @@ def test_a_request_that_nobody_goes_on_with_is_given_up(stage: Stage, lines: byt
     exchange.check_timeout(exchange.awaiting_since + 11, 10.0)
     assert status in stage.read()
     assert not stage.server.exchanges
+
+
+def test_what_waits_for_room_goes_through_the_tunnel_first(stage: Stage) -> None:
+    head = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: talk\r\nContent-Length: 2097152\r\n\r\n"
+    body = bytes(range(256)) * 8192 + b"end"
+    stage.hungry = False
+    gevent.spawn(stage.send_all, head + body)
+    until(lambda: stage.connection._paused)
+    stage.to_agent()
+    (stream,) = stage.opened
+    assert stage.answer(stream, b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: talk\r\n\r\n").startswith(
+        b"HTTP/1.1 101 "
+    )
+    stage.hungry = True
+    stream.consume(stream.unread)
+
+    def arrived() -> bool:
+        stage.to_worker()
+        stage.to_agent()
+        return stage.heard[stream.sid].endswith(b"end")
+
+    until(arrived)
+    assert stage.heard[stream.sid].partition(b"\r\n\r\n")[2] == body
 
 
 def test_an_answer_before_the_end_of_the_request_is_the_last_on_its_connection(stage: Stage) -> None:

@@ -80,6 +80,7 @@ class ClientConnection:
         buffer: bytes received and not used yet.
         exchange: the request being answered, None between requests.
         alive: whether bytes can still be written.
+        idle_since: monotonic time at which it was made, or its last request ended.
         deadline: monotonic time at which it is closed unless something happens, 0 for none.
     """
 
@@ -98,6 +99,7 @@ class ClientConnection:
         "buffer",
         "deadline",
         "exchange",
+        "idle_since",
         "origin",
         "out_size",
         "receive_size",
@@ -110,7 +112,8 @@ class ClientConnection:
         self.buffer = b""
         self.exchange: ClientExchange | None = None
         self.alive = True
-        self.deadline = time.monotonic() + server.head_timeout
+        self.idle_since = now = time.monotonic()
+        self.deadline = now + server.head_timeout
         self.out_size = 0
         self.receive_size = _RECV
         self._socket = sock
@@ -291,7 +294,8 @@ class ClientConnection:
         if not keep_alive or (self._eof and not self.buffer):
             self.finish()
             return
-        self.deadline = time.monotonic() + self.server.idle_timeout
+        self.idle_since = now = time.monotonic()
+        self.deadline = now + self.server.idle_timeout
         if self._paused:
             self.resume()
         if self.buffer:

@@ -323,7 +323,7 @@ class ProxyExchange:
         self._done = True
         self.server.exchanges.discard(self)
         self.upstream = None
-        Tunnel(self.server, self.client, upstream).start()
+        Tunnel(self.server, self.client, upstream, self._pending).start()
 
     # -- ends ---------------------------------------------------------------------------------------------------
 

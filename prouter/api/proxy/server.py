@@ -6,7 +6,9 @@ import _socket
 import logging
 import time
 from collections.abc import Callable
+from heapq import nsmallest
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from operator import attrgetter
 from typing import Any
 
 import gevent
@@ -38,6 +40,11 @@ _HEAD_TIMEOUT = 30.0
 """Seconds a client has for its first request head."""
 _IDLE_TIMEOUT = 75.0
 """Seconds a client's connection may stay idle between requests."""
+
+_SAFE_IDLE = 2.0
+"""Seconds a connection may be idle in peace, however many there are."""
+_ROOM = 64
+"""Connections closed at once when there are too many."""
 
 AdminHandler = Callable[[ClientConnection, RequestHead], None]
 
@@ -73,7 +80,7 @@ class ProxyServer:
         self._admin = admin
         self._hold = config.control.hold
         self._response_timeout = config.control.response_timeout
-        self._max_connections = config.control.max_connections
+        self.max_connections = config.control.max_connections
         domain = config.control.job_domain
         self._job_domain = b"." + domain.lower().strip(".").encode("ascii") if domain else b""
         self._trust_unix = "unix" in config.control.trusted_proxies
@@ -82,11 +89,6 @@ class ProxyServer:
         ]
 
     # -- connections --------------------------------------------------------------------------------------------
-
-    @property
-    def full(self) -> bool:
-        """Whether no more connections are taken."""
-        return len(self.connections) >= self._max_connections
 
     def accept(self, sock: _socket.socket, address: Any) -> None:
         """Serve a client that just connected."""
@@ -97,10 +99,19 @@ class ProxyServer:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
             host = str(address[0]).removeprefix("::ffff:")
             origin = Origin(host, sock.getsockname()[1], self._is_trusted(host))
+        if len(self.connections) >= self.max_connections:
+            self._make_room()
         connection = ClientConnection(self, sock, origin)
         self.connections.add(connection)
-        if self.full:
+        if len(self.connections) > self.max_connections:
             connection.fail(Overloaded("this worker has no free connection", retry_after=1))
+
+    def _make_room(self) -> None:
+        """Close some of the connections that have been idle, or slow with a request's head, for longest."""
+        latest = time.monotonic() - _SAFE_IDLE
+        idle = (one for one in self.connections if one.exchange is None and one.idle_since < latest)
+        for connection in nsmallest(_ROOM, idle, key=attrgetter("idle_since")):
+            connection.close()
 
     def forget(self, connection: ClientConnection) -> None:
         """A connection is closed."""

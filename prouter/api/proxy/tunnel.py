@@ -28,6 +28,7 @@ class Tunnel:
         server: the worker's proxy.
         client: the client's connection.
         upstream: the connection to the job.
+        pending: what the client has sent and the stream had no room for yet.
     """
 
     __slots__ = ("_client", "_pending", "_server", "_upstream")
@@ -35,11 +36,11 @@ class Tunnel:
     half_close = True
     """Each side may end on its own."""
 
-    def __init__(self, server: ProxyServer, client: ClientConnection, upstream: Upstream) -> None:
+    def __init__(self, server: ProxyServer, client: ClientConnection, upstream: Upstream, pending: bytes) -> None:
         self._server = server
         self._client = client
         self._upstream = upstream
-        self._pending = b""
+        self._pending = pending
 
     def start(self) -> None:
         """Take over from the exchange that led here."""
@@ -48,6 +49,8 @@ class Tunnel:
         client.exchange = self
         self._upstream.user = self
         client.expect_body(True)
+        if self._pending:
+            return
         client.resume()
         if client.buffer:
             self.on_client_data()
