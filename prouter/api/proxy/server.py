@@ -41,7 +41,7 @@ _HEAD_TIMEOUT = 30.0
 _IDLE_TIMEOUT = 75.0
 """Seconds a client's connection may stay idle between requests."""
 
-_SAFE_IDLE = 2.0
+_SAFE_IDLE = 0.5
 """Seconds a connection may be idle in peace, however many there are."""
 _ROOM = 64
 """Connections closed at once when there are too many."""
