@@ -7,6 +7,7 @@ and values stay the bytes that arrived, in order, repeated as often as they came
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import httptools
@@ -129,12 +130,20 @@ _STAND_IN = b"PUT"
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[!$%&'()*+,.0-9;=A-Z_a-z~-]*)(?::[0-9]*)?")
 """A host and port (RFC 3986 section 3.2, without user information)."""
 _BROKEN_REASON = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_LONGEST = 512
+"""Bytes of a host name with its port."""
 _NO_HOST = b"localhost"
 _NO_TOKENS: frozenset[bytes] = frozenset()
 
 
+@lru_cache(32)
 def _tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in value.split(b",") if token.strip()) - _FOR_ALL_HOPS
+
+
+@lru_cache(32)
+def _is_host(value: bytes) -> bool:
+    return len(value) <= _LONGEST and _HOST.fullmatch(value) is not None
 
 
 def _disguised(head: bytes) -> RequestHead | None:
@@ -162,7 +171,7 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     scheme, separator, rest = target.partition(b"://")
     end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
     host, path = rest[:end], rest[end:]
-    if not separator or scheme.lower() not in (b"http", b"https") or not host or _HOST.fullmatch(host) is None:
+    if not separator or scheme.lower() not in (b"http", b"https") or not host or not _is_host(host):
         raise InvalidRequest("Invalid request: the target is neither a path nor an http URL")
     if not path and method == b"OPTIONS":
         return host, b"*"
@@ -203,7 +212,7 @@ def parse_request(head: bytes) -> RequestHead:
         if key == b"host":
             if host is not None:
                 raise InvalidRequest("Invalid request: more than one Host header")
-            if _HOST.fullmatch(value) is None:
+            if not _is_host(value):
                 raise InvalidRequest("Invalid request: Host is not a host name")
             host = value
         elif key == b"content-length":
