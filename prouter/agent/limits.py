@@ -8,18 +8,20 @@ that have such a limit, and only at those, every `interval` seconds, and kills a
 from __future__ import annotations
 
 import math
+import os
 import resource
 from typing import NamedTuple
 
 from prouter.agent.process_tree import mark_value
 
-__all__ = ["FIRST_LOOK", "Limits", "Sample", "apply", "breach", "interval"]
+__all__ = ["FIRST_LOOK", "Limits", "Sample", "apply", "breach", "interval", "is_backstop"]
 
 FIRST_LOOK = 0.1
 """Seconds after the start of a tree with limits until it is looked at first."""
 
 _CALM = 0.5
 _CLOSE = 0.1
+_CORES = os.cpu_count() or 1
 
 
 class Limits(NamedTuple):
@@ -67,7 +69,7 @@ def interval(limits: Limits, sample: Sample) -> float:
     close = (
         (limits.memory is not None and sample.rss_bytes * 2 > limits.memory)
         or (limits.processes is not None and sample.processes * 2 > limits.processes)
-        or (limits.cpu_seconds is not None and sample.cpu_seconds + 2 * _CALM > limits.cpu_seconds)
+        or (limits.cpu_seconds is not None and sample.cpu_seconds + _CORES * _CALM > limits.cpu_seconds)
     )
     return _CLOSE if close else _CALM
 
@@ -87,7 +89,18 @@ def apply(limits: Limits, job: str) -> None:
     if limits.open_files is not None:
         _lower(resource.RLIMIT_NOFILE, limits.open_files)
     if limits.cpu_seconds is not None:
-        _lower(resource.RLIMIT_CPU, max(1, math.ceil(limits.cpu_seconds)))
+        _lower(resource.RLIMIT_CPU, _backstop(limits.cpu_seconds))
+
+
+def is_backstop(limits: Limits, cpu_seconds: float) -> bool:
+    """Whether a process that the kernel ended, and used this much CPU time, may have met the backstop of `apply`."""
+    # The kernel counts the time for RLIMIT_CPU in ticks, and for who awaits the process more exactly.
+    return limits.cpu_seconds is not None and cpu_seconds >= _backstop(limits.cpu_seconds) - _CLOSE
+
+
+def _backstop(cpu_seconds: float) -> int:
+    """RLIMIT_CPU, whole seconds: later than the look that is to find the limit exceeded."""
+    return math.ceil(cpu_seconds) + 1
 
 
 def _lower(which: int, value: int) -> None:

@@ -86,7 +86,7 @@ class JobManager:
         self._endpoint = PortEndpoint(self._report)
         self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
         self._remover = Remover(runner, self._ender, removed=self._drop)
-        self._watch = Watch(self._alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full)
+        self._watch = Watch(runner, self._alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full)
         self._starter = Starter(
             runner,
             self._sockets,

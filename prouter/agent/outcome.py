@@ -14,10 +14,11 @@ __all__ = ["failure_text", "outcome"]
 _TAIL = 2048
 """Bytes of its output that a failed start shows."""
 
+_NO_MEMORY = "the kernel killed it because the machine, or the service that the agent is, had no memory left"
 _LIMIT_TEXTS = {
-    Reason.MEMORY: "its processes used more than their limit of {memory:g} bytes of memory",
+    Reason.MEMORY: "its processes used more than their limit of {memory} bytes of memory",
     Reason.CPU: "its processes used more than their limit of {cpu_seconds:g} seconds of CPU time",
-    Reason.PROCESSES: "it had more than its limit of {processes:g} processes",
+    Reason.PROCESSES: "it had more than its limit of {processes} processes",
     Reason.AGENT_LOST: "the process that runs the agent's jobs was lost",
 }
 
@@ -56,6 +57,8 @@ def _limit_text(job: Job, reason: Reason) -> str | None:
     template = _LIMIT_TEXTS.get(reason)
     if template is None:
         return None
+    if reason is Reason.MEMORY and job.limits.memory is None:
+        return _NO_MEMORY
     return template.format(**{name: value or 0 for name, value in job.limits.model_dump().items()})
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ __all__ = [
     "children",
     "cpu_seconds",
     "descend",
-    "end_marked",
     "environment_mark",
     "is_exiting",
     "limit_mark",
@@ -162,14 +160,10 @@ Kernels without CONFIG_PROC_CHILDREN cost a scan of /proc.
 """
 
 
-def descend(
-    roots: Iterable[int], *, visit: Callable[[Process], object] | None = None, most: int | None = None
-) -> list[Process]:
+def descend(roots: Iterable[int], *, most: int | None = None) -> list[Process]:
     """The processes with these pids and all their descendants, parents before their children.
 
     Args:
-        visit: called with each process before its children are listed; who stops it there has its list of children
-            final.
         most: give up after this many: a tree that grows as fast as one looks has no end.
     """
     found: list[Process] = []
@@ -184,8 +178,6 @@ def descend(
         if most is not None and len(found) >= most:
             break
         if process.alive:
-            if visit is not None:
-                visit(process)
             queue += children(pid)
     return found
 
@@ -314,38 +306,3 @@ def _send_by_pid(process: Process, signum: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def end_marked(jobs: Iterable[str], *, patience: float) -> list[Process]:
-    """Kill every process on the machine that carries the mark of one of these jobs, with all its descendants.
-
-    For what a keeper that died left behind; blocks until they are gone, but at most `patience` seconds.
-
-    Returns:
-        Those that are still there.
-    """
-    uids = set(jobs)
-    marks = {mark_value(uid) for uid in uids}
-    mine = os.getpid()
-
-    def chosen(process: Process) -> bool:
-        if process.pid == mine:
-            return False
-        return limit_mark(process.pid) in marks or environment_mark(process.pid) in uids
-
-    deadline = time.monotonic() + patience
-    while True:
-        stopped: set[tuple[int, int]] = set()
-        while True:  # What is stopped cannot fork: once nothing new turns up, these are all.
-            left = [process for process in with_descendants(chosen) if process.alive and process.pid != mine]
-            fresh = [process for process in left if process.key not in stopped]
-            if not fresh or time.monotonic() > deadline:
-                break
-            for process in fresh:
-                send(process, signal.SIGSTOP)
-                stopped.add(process.key)
-        if not left or time.monotonic() > deadline:
-            return left
-        for process in left:
-            send(process, signal.SIGKILL)
-        time.sleep(0.002)

@@ -15,6 +15,8 @@ import gevent
 from gevent import Greenlet
 
 from prouter.agent.job import Job
+from prouter.agent.runner import Runner
+from prouter.agent.unlinked import unlinked_bytes
 from prouter.errors import PRouterError
 
 __all__ = ["Watch"]
@@ -32,14 +34,21 @@ class Watch:
     """The look-out of one agent.
 
     Args:
+        runner: knows the processes of each job.
         jobs: the jobs that run now.
         log_limit: bytes kept of each log, or None for no limit.
         sandbox_full: called with a job whose sandbox is over its limit, and the size found in bytes.
     """
 
     def __init__(
-        self, jobs: Callable[[], Iterable[Job]], *, log_limit: int | None, sandbox_full: Callable[[Job, int], None]
+        self,
+        runner: Runner,
+        jobs: Callable[[], Iterable[Job]],
+        *,
+        log_limit: int | None,
+        sandbox_full: Callable[[Job, int], None],
     ) -> None:
+        self._runner = runner
         self._jobs = jobs
         self._log_limit = log_limit
         self._sandbox_full = sandbox_full
@@ -97,7 +106,8 @@ class Watch:
     def _measure(self, job: Job, limit: int) -> None:
         began = time.monotonic()
         try:
-            size = gevent.get_hub().threadpool.apply(job.sandbox.size_bytes)
+            processes = self._runner.processes(job.uid)
+            size = gevent.get_hub().threadpool.apply(_size, (job, processes))
         except PRouterError as error:
             _log.warning("event=sandbox_not_measured job=%s error=%r", job.uid, error.detail)
             size = 0
@@ -106,3 +116,7 @@ class Watch:
             self._walked[job.uid] = now + (now - began) * _PACE
             if size > limit:
                 self._sandbox_full(job, size)
+
+
+def _size(job: Job, processes: list[int]) -> int:
+    return job.sandbox.size_bytes() + unlinked_bytes(processes, job.sandbox.root)

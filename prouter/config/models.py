@@ -200,11 +200,23 @@ class AgentJobs(Section):
     log_limit: int = Field(64 * MIB, ge=4096, description="Bytes kept of each of a job's logs.")
     cgroup: str = Field(
         "auto",
-        pattern=r"auto|off|/.+",
         description="Control groups (cgroup v2) for jobs: auto uses what is delegated to the agent, off none; or the "
         "directory of a group that is the agent's to use.",
     )
     limits: AgentLimits = AgentLimits()
+
+    @field_validator("cgroup", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """``off`` without quotes is a truth value to YAML."""
+        return "off" if value is False else value
+
+    @field_validator("cgroup")
+    @classmethod
+    def _known_or_a_directory(cls, value: str) -> str:
+        if value not in ("auto", "off") and not value.startswith("/"):
+            raise ValueError("must be 'auto', 'off' or the absolute path of a control group's directory")
+        return value
 
 
 class AgentServer(Section):

@@ -276,6 +276,28 @@ def test_fork_bomb_is_ended_by_its_limit(bench: Bench, runner: LocalRunner, leav
     assert not [process for process in process_tree.all_processes() if process_tree.limit_mark(process.pid) == mark]
 
 
+RELENTLESS_BOMB = """
+import os, time
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    if os.fork() == 0:
+        os.setsid()
+open("outlasted", "w").close()
+"""
+"""Every process of it forks as fast as it can, in a session of its own.
+
+It gives up after 5 s, lest a failure of the test takes the machine along.
+"""
+
+
+def test_fork_bomb_that_leaves_every_session_is_ended_while_it_forks(bench: Bench, runner: LocalRunner) -> None:
+    spec = bench.spec("nice", sys.executable, "-I", "-S", "-c", RELENTLESS_BOMB, limits=Limits(processes=50))
+    spawned = runner.spawn(spec)
+    until(lambda: spec.job in bench.exits, 30)
+    assert bench.exit(spawned).reason == "processes"
+    assert not (bench.sandbox(spec.job) / "outlasted").exists()
+
+
 def test_memory_over_the_limit_ends_the_job(bench: Bench, runner: LocalRunner) -> None:
     hog = "x = b'x' * (150 << 20); input()"
     spec = bench.spec("sh", "-c", f'sleep 1000 | {sys.executable} -I -S -c "{hog}"', limits=Limits(memory=100 << 20))
@@ -300,6 +322,20 @@ def test_cpu_time_over_the_limit_ends_the_job_whoever_burnt_it(bench: Bench, run
     end = bench.exit(runner.spawn(spec))
     assert (end.signal, end.reason) == ("SIGKILL", "cpu")
     assert 0.6 <= end.cpu_seconds < 2
+
+
+def test_cpu_time_is_limited_by_the_kernel_when_the_keeper_cannot_look(bench: Bench, runner: LocalRunner) -> None:
+    code = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nopen('up', 'w').close()\nwhile True: pass"
+    spec = bench.spec(sys.executable, "-I", "-S", "-c", code, limits=Limits(cpu_seconds=1))
+    spawned = runner.spawn(spec)
+    assert runner.keeper_pid is not None
+    os.kill(runner.keeper_pid, signal.SIGSTOP)
+    try:
+        until(lambda: not alive(spawned.pid), 30)
+    finally:
+        os.kill(runner.keeper_pid, signal.SIGCONT)
+    end = bench.exit(spawned)
+    assert (end.signal, end.reason) == ("SIGKILL", "cpu")
 
 
 def test_open_files_are_limited(bench: Bench, runner: LocalRunner) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
-from prouter.agent.keeper.cgroups import AUTO, find
+from prouter.agent.keeper.cgroups import AUTO, Hierarchy, find
 from prouter.agent.runner import Limits
 from tests.support.keeper import Bench, alive, number, until
 
@@ -121,6 +122,25 @@ def test_a_killed_keepers_groups_are_cleared(bench: Bench, delegated: Path) -> N
     assert jobs_in(delegated) == []
 
 
+@pytest.mark.parametrize("keeper_too", [False, True])
+def test_a_killed_agents_groups_are_cleared(bench: Bench, delegated: Path, keeper_too: bool) -> None:
+    """By its keeper, or by the next one, which itself need not use any."""
+    spec = bench.escape()
+    spec.argv[4] = WIPE + spec.argv[4]
+    agent, told = bench.agent(spec, keep_for=0, cgroup=str(delegated))
+    escaped = number(bench.sandbox(spec.job) / "escaped")
+    if keeper_too:
+        os.kill(told["keeper"], signal.SIGSTOP)  # Or it would have noticed before it is killed.
+    agent.kill()
+    agent.wait()
+    if keeper_too:
+        os.kill(told["keeper"], signal.SIGKILL)
+        assert bench.runner().open() == []
+    until(lambda: not jobs_in(delegated))
+    assert not alive(escaped)
+    assert not bench.sandbox(spec.job).exists()
+
+
 def test_groups_a_job_makes_below_its_own_go_too(bench: Bench, delegated: Path) -> None:
     runner = bench.runner(cgroup=str(delegated))
     runner.open()
@@ -157,25 +177,89 @@ def test_a_fork_bomb_meets_the_kernels_limit_and_is_ended(bench: Bench, delegate
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_group_is_used_by_itself_only_when_it_was_handed_over(delegated: Path, marked: bool) -> None:
+def test_a_group_is_divided_by_itself_only_when_it_was_handed_over(delegated: Path, marked: bool) -> None:
     """As a service manager does it: the mark, then a process that starts in the group."""
     inside = delegated / "service"
     inside.mkdir()
     if marked:
         os.setxattr(inside, "user.delegate", b"1")
+    # Where no service manager keeps books, groups are made, but nothing is divided.
+    used = marked or not os.path.isdir("/run/systemd/system")
+    there = {"memory", "pids"} & set((inside / "cgroup.controllers").read_text().split())
+    (found,) = in_a_child(inside, lambda: [find(AUTO, move=True, log=quiet)])
+    assert found == (str(inside) if used else None)
+    given = set((inside / "cgroup.subtree_control").read_text().split())
+    assert given == (there if marked else set())
+    assert (inside / "prouter-agent").is_dir() == bool(given)
+    assert not list(inside.glob("prouter-trial-*"))
+
+
+def test_what_was_given_is_taken_back_when_the_keeper_ends(delegated: Path) -> None:
+    """Or the service manager could not start another agent in the group."""
+    if "memory" not in (delegated / "cgroup.controllers").read_text().split():
+        pytest.skip("the machine's cgroup v2 hierarchy has no memory controller")
+    os.setxattr(delegated, "user.delegate", b"1")
+
+    def end() -> list[Hierarchy | None]:
+        found = find(AUTO, move=True, log=quiet)
+        assert found is not None
+        assert "memory" in (delegated / "cgroup.subtree_control").read_text()
+        found.give_back()
+        return [found]
+
+    assert in_a_child(delegated, end) == [str(delegated)]
+    assert not (delegated / "cgroup.subtree_control").read_text().strip()
+
+
+def in_a_child(group: Path, act: Callable[[], list[Hierarchy | None]]) -> list[str | None]:
+    """What a process finds that starts in the group: the paths of hierarchies."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        (inside / "cgroup.procs").write_text("0")
-        found = find(AUTO, move=True, log=quiet)
-        os.write(writing, (found.path if found else "none").encode())
+        (group / "cgroup.procs").write_text("0")
+        os.write(writing, json.dumps([found.path if found else None for found in act()]).encode())
         os._exit(0)
     os.close(writing)
     os.waitpid(child, 0)
-    said = os.read(reading, 4096).decode()
+    said: list[str | None] = json.loads(os.read(reading, 4096))
     os.close(reading)
-    assert said == (str(inside) if marked else "none")
-    assert (inside / "prouter-agent").is_dir() == marked
+    return said
+
+
+def test_groups_that_nobody_can_enter_are_done_without(bench: Bench, delegated: Path) -> None:
+    sibling = delegated / "threads"
+    sibling.mkdir()
+    (sibling / "cgroup.type").write_text("threaded")  # From now on, groups beside it take no processes.
+    runner = bench.runner(cgroup=str(delegated))
+    runner.open()
+    assert bench.exit(runner.spawn(bench.spec("true"))).exit_code == 0
+
+
+def test_a_job_that_makes_its_group_one_of_threads_is_ended_as_any_other(bench: Bench, delegated: Path) -> None:
+    """Such a group cannot be killed in one step, and has no list of processes."""
+    runner = bench.runner(cgroup=str(delegated))
+    runner.open()
+    leave_and_return = "echo 0 > ../cgroup.procs; echo threaded > cgroup.type; echo 0 > cgroup.procs"
+    spec = bench.spec("sh", "-c", f"cd {delegated}/prouter-job-*; {leave_and_return}; sleep 1000 & wait")
+    spawned = runner.spawn(spec)
+    group = delegated / f"prouter-job-{spec.job}"
+    until(lambda: (group / "cgroup.type").read_text() == "threaded\n" and runner.usage(spec.job).processes == 2)
+    runner.kill(spec.job)
+    assert bench.exit(spawned).signal == "SIGKILL"
+    assert jobs_in(delegated) == []
+
+
+def test_a_process_killed_for_want_of_the_machines_memory_says_so(bench: Bench, delegated: Path) -> None:
+    if "memory" not in (delegated / "cgroup.controllers").read_text().split():
+        pytest.skip("the machine's cgroup v2 hierarchy has no memory controller")
+    runner = bench.runner(cgroup=str(delegated))
+    runner.open()
+    (delegated / "memory.max").write_text(str(60 << 20))
+    hog = runner.spawn(bench.spec(sys.executable, "-I", "-S", "-c", "x = b'x' * (150 << 20); input()"))
+    assert (bench.exit(hog).signal, bench.exit(hog).reason) == ("SIGKILL", "memory")
+    eats = f"{sys.executable} -I -S -c \"x = b'x' * (150 << 20)\"; exit 3"
+    survivor = runner.spawn(bench.spec("sh", "-c", eats))
+    assert (bench.exit(survivor).exit_code, bench.exit(survivor).reason) == (3, None)
 
 
 def test_a_group_that_is_not_there_is_done_without(bench: Bench, tmp_path: Path) -> None:

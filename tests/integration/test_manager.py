@@ -360,8 +360,17 @@ def test_the_agents_ceiling_holds_without_a_limit(managers: Managers) -> None:
     assert jobs.ended(jobs.run("sleep", "1000")).reason is Reason.TIMEOUT
 
 
-def test_a_sandbox_over_its_limit_ends_the_job(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "head -c 3000000 /dev/zero > big; sleep 1000", limits={"sandbox_size": 1_000_000})
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "head -c 3000000 /dev/zero > big",
+        "mkdir d; for i in $(seq 300); do echo $i > d/$i; done",
+        "exec 3> big; rm big; head -c 3000000 /dev/zero >&3",
+    ],
+    ids=["one file", "many small files", "a deleted file"],
+)
+def test_a_sandbox_over_its_limit_ends_the_job(jobs: Observed, fill: str) -> None:
+    uid = jobs.run("sh", "-c", f"{fill}; sleep 1000", limits={"sandbox_size": 1_000_000})
     record = jobs.ended(uid)
     assert record.reason is Reason.SANDBOX
     assert record.error is not None
@@ -381,7 +390,7 @@ def test_the_runners_limits_are_told_as_the_reason(
     record = jobs.ended(jobs.run(*python(code), limits=limits))
     assert record.reason is reason
     assert record.error is not None
-    assert "limit of" in record.error
+    assert f"limit of {next(iter(limits.values()))} " in record.error
 
 
 def test_a_log_is_bounded_while_the_job_writes(managers: Managers) -> None:

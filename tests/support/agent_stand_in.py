@@ -1,7 +1,7 @@
 """A minimal agent for tests that kill it: opens a runner, starts the jobs it is told to, prints a line, and waits.
 
-Its argument is JSON: ``state_dir``, ``keep_for``, ``held`` ({uid: sandbox}) and ``jobs`` ([SpawnSpec fields]). Its line
-is JSON too: the ``keeper``'s pid and the first ``pids`` by job.
+Its argument is JSON: ``state_dir``, ``keep_for``, ``cgroup``, ``held`` ({uid: sandbox}) and ``jobs`` ([SpawnSpec
+fields]). Its line is JSON too: the ``keeper``'s pid and the first ``pids`` by job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from prouter.agent.runner import LocalRunner, SpawnSpec
 def main() -> None:
     """Run until killed."""
     told = json.loads(sys.argv[1])
-    runner = LocalRunner(Path(told["state_dir"]), keep_for=told["keep_for"], on_exit=lambda end: None)
+    runner = LocalRunner(
+        Path(told["state_dir"]), keep_for=told["keep_for"], cgroup=told["cgroup"], on_exit=lambda end: None
+    )
     runner.open()
     for job, sandbox in told["held"].items():
         runner.hold(job, {"held": True}, sandbox)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import gevent
 
-from prouter.agent import process_tree
+from prouter.agent import halting, process_tree
 from prouter.agent.runner import Exit, LocalRunner, Spawned, SpawnSpec
 
 T = TypeVar("T")
@@ -120,12 +120,13 @@ class Bench:
         return exits[0]
 
     def agent(
-        self, *specs: SpawnSpec, keep_for: float, held: dict[str, str] | None = None
+        self, *specs: SpawnSpec, keep_for: float, held: dict[str, str] | None = None, cgroup: str = "off"
     ) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         """A stand-in agent that runs these jobs; its process, with stdout to read, and its line."""
         told = {
             "state_dir": str(self.state_dir),
             "keep_for": keep_for,
+            "cgroup": cgroup,
             "held": held or {},
             "jobs": [{name: value for name, value in asdict(spec).items() if name != "limits"} for spec in specs],
         }
@@ -159,4 +160,4 @@ class Bench:
             process = process_tree.read_process(keeper)
             if process is not None and process.session == keeper:
                 process_tree.send(process, signal.SIGKILL)
-        process_tree.end_marked(self._jobs, patience=5)
+        halting.end_marked(self._jobs, patience=5)

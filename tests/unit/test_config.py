@@ -165,6 +165,15 @@ def test_a_wrong_value_is_refused_with_what_is_expected(setting: str, problem: s
     assert refusal(sets=(setting,)) == f"--set: {key}: {problem}"
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("auto", "auto"), ("off", "off"), ("'off'", "off"), ("/sys/fs/cgroup/x", "/sys/fs/cgroup/x")]
+)
+def test_control_groups_are_automatic_off_or_somewhere(write, written: str, meant: str) -> None:  # type: ignore[no-untyped-def]
+    assert load_agent(write(f"jobs: {{cgroup: {written}}}"), (), {}).jobs.cgroup == meant
+    with pytest.raises(ConfigError, match="must be 'auto', 'off' or the absolute path of"):
+        load_agent(None, (f"jobs.cgroup=not {written}",), {})
+
+
 def test_a_value_of_the_wrong_type_in_a_file_names_its_line(write) -> None:  # type: ignore[no-untyped-def]
     file = write("log:\n  level: info\nserver:\n  port:\n    - 1\n")
     assert refusal(file) == f"{file}:4: server.port: a whole number from 0 to 65535 is expected, got [1]"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prouter.agent import limits, process_tree
+from prouter.agent import halting, limits, process_tree
 from prouter.agent.limits import Limits, Sample
 from prouter.agent.listeners import listening
 from prouter.agent.process_tree import Process
@@ -158,7 +158,7 @@ def test_end_marked_ends_only_the_marked_with_their_descendants(
     spared = start("sleep", "60", env={**os.environ, "PROUTER_JOB_ID": other})
     until(lambda: len(process_tree.descend([marked.pid])) == 2)
     tree = process_tree.descend([marked.pid])
-    assert process_tree.end_marked([job], patience=5) == []
+    assert halting.end_marked([job], patience=5) == []
     assert not any(alive(process.pid) for process in tree)
     assert not alive(limited.pid)
     assert alive(spared.pid)

@@ -2,7 +2,7 @@
 
 A job's group knows what no look at /proc can: who belongs to the job, whatever hides; what all of it used, ended
 processes included; and it is killed in one step. Where the memory controller is delegated too, the kernel itself keeps
-the job to its memory. What is delegated, and how the keeper tells, is said in docs/decisions/keeper.md.
+the job to its memory. Which part of the hierarchy that is: `prouter.agent.keeper.delegation`.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst, systemd's docs/CGROUP_DELEGATION.md, cgroups(7).
 """
@@ -10,28 +10,32 @@ Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst, systemd's docs/CG
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
+from prouter.agent.keeper.delegation import LEAF, delegated, group_of, read
 from prouter.agent.limits import Limits
 
-__all__ = ["AUTO", "OFF", "Group", "Hierarchy", "find", "jobs_of"]
+__all__ = ["AUTO", "OFF", "Group", "Hierarchy", "end_left", "find", "jobs_of"]
 
 AUTO = "auto"
 """Use what is delegated, if anything is."""
 OFF = "off"
 """Use none."""
 
-_LEAF = "prouter-agent"
-"""Where agent and keeper go: a group whose controllers are given to groups below it may hold no process itself."""
 _JOB = "prouter-job-"
+_TRIAL = "prouter-trial-"
 _WANTED = ("memory", "pids")
+_TASKS = 1024
 _TASKS_PER_PROCESS = 32
-"""Threads count as well for pids.max: a backstop that no ordinary program meets before its processes are counted."""
-_MARKS = ("user.delegate", "trusted.delegate")
-"""Extended attributes by which systemd marks a delegated group."""
-_ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
+"""Threads count as well for pids.max, and a process may have one per core in each of several pools: a backstop that no
+ordinary program meets before its processes are counted.
+"""
+_PATIENCE = 0.1
+"""Seconds until a group is empty whose last process was awaited: newer kernels let it leave after its parent knows."""
 
 Log = Callable[[str, str], None]
 
@@ -62,19 +66,22 @@ class Group:
             _write(f"{self._path}/memory.max", str(limits.memory))
             self.holds_memory = True
         if limits.processes is not None and os.path.exists(f"{self._path}/pids.max"):
-            _write(f"{self._path}/pids.max", str(limits.processes * _TASKS_PER_PROCESS))
+            _write(f"{self._path}/pids.max", str(_TASKS + limits.processes * _TASKS_PER_PROCESS))
 
     def processes(self) -> list[int]:
         """Pids of all living processes in the group and in those below it."""
         found: list[int] = []
         for directory, _, _ in os.walk(self._path):
-            with contextlib.suppress(FileNotFoundError, OSError):  # Gone by now, or a threaded group without a list.
-                found += map(int, _read(f"{directory}/cgroup.procs").split())
+            with contextlib.suppress(OSError):  # Gone by now, or a threaded group, which has no list.
+                found += map(int, read(f"{directory}/cgroup.procs").split())
         return found
 
     def kill(self) -> None:
-        """SIGKILL to everything in it at once. Kernels before 5.14 cannot: then nothing happens."""
-        with contextlib.suppress(FileNotFoundError):
+        """SIGKILL to everything in it at once.
+
+        Nothing happens where that cannot be: before Linux 5.14, or in a group that the job itself made a threaded one.
+        """
+        with contextlib.suppress(OSError):
             _write(f"{self._path}/cgroup.kill", "1")
 
     def cpu_seconds(self) -> float | None:
@@ -85,8 +92,16 @@ class Group:
         """Whether the kernel killed it for its memory."""
         return bool(_field(f"{self._path}/memory.events", "oom_kill", 1.0))
 
-    def remove(self) -> bool:
-        """Remove it, and groups that the job made below it; whether it is gone."""
+    def remove(self, *, patience: float = _PATIENCE) -> bool:
+        """Remove it, and groups that the job made below it, trying for `patience` seconds; whether it is gone."""
+        deadline = time.monotonic() + patience
+        while not self._removed():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _removed(self) -> bool:
         for directory, _, _ in os.walk(self._path, topdown=False):
             with contextlib.suppress(OSError):  # Whatever is left holds a process; told by what follows.
                 os.rmdir(directory)
@@ -97,7 +112,7 @@ class Hierarchy:
     """The part of the machine's hierarchy that is the keeper's to use.
 
     Args:
-        path: the delegated group's directory.
+        path: the directory of the group below which jobs get theirs.
 
     Attributes:
         controllers: those that jobs' groups have, of the wanted ones.
@@ -106,29 +121,69 @@ class Hierarchy:
     def __init__(self, path: str) -> None:
         self.path = path
         self.controllers: frozenset[str] = frozenset()
+        self._given: list[str] = []
 
-    def prepare(self, *, move: bool, log: Log) -> None:
-        """Give jobs' groups the controllers there are.
+    def prepare(self, *, divide: bool, move: bool, log: Log) -> None:
+        """Make sure that jobs can have groups here, with the controllers there are.
 
         Args:
-            move: whether agent and keeper may be moved out of the way, into a group of their own.
+            divide: whether controllers may be given to the groups below; without, jobs get those that somebody gave.
+            move: whether agent and keeper may be moved out of the way for that, into a group of their own.
+
+        Raises:
+            OSError: no groups can be made here, or no processes put into them.
         """
-        inside = _read(f"{self.path}/cgroup.procs").split()
-        if move and inside and {int(pid) for pid in inside} <= {os.getpid(), os.getppid()}:
+        there = read(f"{self.path}/cgroup.controllers").split()
+        self._try()
+        if divide:
+            self._give([name for name in _WANTED if name in there], move=move, log=log)
+        self.controllers = frozenset(_WANTED) & frozenset(read(f"{self.path}/cgroup.subtree_control").split())
+
+    def _try(self) -> None:
+        """See whether a process can enter a group here: that takes rights over the groups it comes from as well."""
+        trial = Group(f"{self.path}/{_TRIAL}{os.getpid()}")
+        os.mkdir(os.path.dirname(trial.procs))
+        try:
+            child = os.fork()
+            if child == 0:
+                _enter_and_exit(trial.procs)
+            number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        finally:
+            trial.remove()
+        if number != 0:
+            raise OSError(number, os.strerror(number), trial.procs)
+
+    def _give(self, names: list[str], *, move: bool, log: Log) -> None:
+        inside = read(f"{self.path}/cgroup.procs").split()
+        if names and move and inside and {int(pid) for pid in inside} <= {os.getpid(), os.getppid()}:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(f"{self.path}/{_LEAF}")
+                os.mkdir(f"{self.path}/{LEAF}")
             for pid in inside:
-                _write(f"{self.path}/{_LEAF}/cgroup.procs", pid)
-        there = set(_read(f"{self.path}/cgroup.controllers").split())
-        given = []
-        for name in _WANTED:
-            if name in there:
-                try:
-                    _write(f"{self.path}/cgroup.subtree_control", f"+{name}")
-                    given.append(name)
-                except OSError as error:  # EBUSY: processes in the group itself.
-                    log("info", f"event=controller_not_used controller={name} group={self.path!r} error={str(error)!r}")
-        self.controllers = frozenset(given)
+                _write(f"{self.path}/{LEAF}/cgroup.procs", pid)
+        given = read(f"{self.path}/cgroup.subtree_control").split()
+        if os.path.basename(group_of(os.getpid()) or "") == LEAF:
+            given = []  # By an earlier keeper: ours to take back.
+        for name in names:
+            if name in given:
+                continue
+            try:
+                _write(f"{self.path}/cgroup.subtree_control", f"+{name}")
+                self._given.append(name)
+            except OSError as error:  # EBUSY: processes in the group itself.
+                log("info", f"event=controller_not_used controller={name} group={self.path!r} error={str(error)!r}")
+
+    def give_back(self) -> None:
+        """Take the controllers from the groups below: nothing can be started in a group that gives any.
+
+        So a service manager could not start the next agent while this keeper still ends the last one's jobs.
+        """
+        for name in self._given:
+            with contextlib.suppress(OSError):  # Somebody made use of it further below, or all of it is gone.
+                _write(f"{self.path}/cgroup.subtree_control", f"-{name}")
+
+    def where(self, job: str) -> str:
+        """The directory of a job's group."""
+        return f"{self.path}/{_JOB}{job}"
 
     def make(self, job: str, limits: Limits) -> Group:
         """A new job's group.
@@ -136,7 +191,7 @@ class Hierarchy:
         Raises:
             OSError: it cannot be made.
         """
-        path = f"{self.path}/{_JOB}{job}"
+        path = self.where(job)
         os.mkdir(path)
         group = Group(path)
         try:
@@ -146,14 +201,19 @@ class Hierarchy:
             raise
         return group
 
-    def end_left_by(self, jobs: Iterable[str], *, patience: float) -> None:
-        """Kill what an earlier keeper's jobs left in their groups, and remove these; blocks for `patience` seconds."""
-        deadline = time.monotonic() + patience
-        groups = [Group(f"{self.path}/{_JOB}{job}") for job in jobs]
-        for group in groups:
-            group.kill()
-        while not all(group.remove() for group in groups) and time.monotonic() < deadline:
-            time.sleep(0.002)
+
+def end_left(directories: Iterable[str], *, patience: float) -> None:
+    """Kill what an earlier keeper's jobs left in their groups, and remove these; blocks for `patience` seconds at most.
+
+    Args:
+        directories: of the groups, as that keeper wrote them down.
+    """
+    deadline = time.monotonic() + patience
+    groups = [Group(path) for path in directories if os.path.basename(path).startswith(_JOB)]
+    for group in groups:
+        group.kill()
+    for group in groups:
+        group.remove(patience=max(0.0, deadline - time.monotonic()))
 
 
 def find(setting: str, *, move: bool, log: Log) -> Hierarchy | None:
@@ -165,12 +225,12 @@ def find(setting: str, *, move: bool, log: Log) -> Hierarchy | None:
     """
     if setting == OFF:
         return None
-    directory = _delegated_directory() if setting == AUTO else setting
+    directory, divide = delegated() if setting == AUTO else (setting, True)
     if directory is None:
         return None
     hierarchy = Hierarchy(directory)
     try:
-        hierarchy.prepare(move=move, log=log)
+        hierarchy.prepare(divide=divide, move=move, log=log)
     except OSError as error:
         level = "info" if setting == AUTO else "warning"
         log(level, f"event=cgroups_not_used group={directory!r} error={str(error)!r}")
@@ -182,82 +242,29 @@ def find(setting: str, *, move: bool, log: Log) -> Hierarchy | None:
 
 def jobs_of(pid: int) -> list[str]:
     """The uids of the jobs whose groups the process is in or below: several where an agent is a job itself."""
-    group = _group_of(pid) or ""
+    group = group_of(pid) or ""
     return [name.removeprefix(_JOB) for name in group.split("/") if name.startswith(_JOB)]
-
-
-def _group_of(pid: int) -> str | None:
-    """The process's cgroup v2 path, as this process sees the hierarchy."""
-    try:
-        lines = _read(f"/proc/{pid}/cgroup").splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return next((line[3:] for line in lines if line.startswith("0::")), None)
-
-
-def _delegated_directory() -> str | None:
-    """This process's own group, or the one above if that is `_LEAF`, if it is ours to divide."""
-    group = _group_of(os.getpid())
-    directory = _directory_of(group) if group is not None else None
-    if group is None or directory is None:
-        return None
-    if os.path.basename(group) == _LEAF:
-        group, directory = os.path.dirname(group), os.path.dirname(directory)
-    return directory if _is_delegated(directory) or _is_ours(directory, group) else None
-
-
-def _directory_of(group: str) -> str | None:
-    """Where the cgroup v2 file system shows this group (proc(5), mountinfo)."""
-    for line in _read("/proc/self/mountinfo").splitlines():
-        mount, _, kind = line.partition(" - ")
-        if kind.split(" ", 1)[0] != "cgroup2":
-            continue
-        root, point = map(_unescaped, mount.split(" ")[3:5])
-        below = os.path.relpath(group, root)
-        if not below.startswith(".."):
-            return os.path.normpath(f"{point}/{below}")
-    return None
-
-
-def _unescaped(word: str) -> str:
-    for written, meant in _ESCAPES:
-        word = word.replace(written, meant)
-    return word
-
-
-def _is_delegated(directory: str) -> bool:
-    """Whether systemd, or somebody by the same sign, handed the group over."""
-    for name in _MARKS:
-        with contextlib.suppress(OSError):
-            if os.getxattr(directory, name) == b"1":
-                return _is_writable(directory)
-    return False
-
-
-def _is_ours(directory: str, group: str) -> bool:
-    """Whether the group is ours by its owner (not root's), or as the root of a container's own hierarchy."""
-    if os.geteuid() != 0:
-        return os.stat(directory).st_uid == os.geteuid() and _is_writable(directory)
-    return group == "/" and os.path.exists(f"{directory}/cgroup.type") and _is_writable(directory)
-
-
-def _is_writable(directory: str) -> bool:
-    names = ("", "/cgroup.procs", "/cgroup.subtree_control")
-    return all(os.access(directory + name, os.W_OK) for name in names)
 
 
 def _field(path: str, name: str, unit: float) -> float | None:
     """A line ``name value`` of a flat keyed file, in `unit`; None where the file or the line is missing."""
     try:
-        lines = _read(path).splitlines()
+        lines = read(path).splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * unit for line in lines if line.startswith(f"{name} ")), None)
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="surrogateescape") as file:
-        return file.read()
+def _enter_and_exit(procs: str) -> NoReturn:
+    """In a child: enter a group and end; the exit code is the error's number."""
+    number = errno.EIO
+    try:
+        _write(procs, "0")
+        number = 0
+    except OSError as error:
+        number = error.errno or number
+    finally:
+        os._exit(number)
 
 
 def _write(path: str, text: str) -> None:

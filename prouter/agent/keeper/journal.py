@@ -1,7 +1,8 @@
 """What a keeper leaves on disk so that its successor can clean up, should it be killed; and removal of sandboxes.
 
-One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none). It is made
-before the job's first process and removed when the agent forgets the job. Not synced to disk: no process survives a
+One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none), NUL, and the
+directory of its control group, likewise. It is made before the job's first process and removed when the agent forgets
+the job. Not synced to disk: no process survives a
 power cut.
 """
 
@@ -11,8 +12,16 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
+from typing import NamedTuple
 
-__all__ = ["Journal", "remove_sandbox"]
+__all__ = ["Entry", "Journal", "remove_sandbox"]
+
+
+class Entry(NamedTuple):
+    """What is written down of a job: directories of its sandbox and of its control group."""
+
+    sandbox: str | None
+    group: str | None
 
 
 class Journal:
@@ -22,11 +31,11 @@ class Journal:
         self._directory = os.path.join(state_dir, "jobs")
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
 
-    def add(self, job: str, sandbox: str | None) -> None:
-        """Write down a job and its sandbox; again if the sandbox changed."""
+    def add(self, job: str, sandbox: str | None, group: str | None = None) -> None:
+        """Write down a job, its sandbox and its control group; again if any of it changed."""
         fd = os.open(self._path(job), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, os.fsencode(sandbox or ""))
+            os.write(fd, os.fsencode(f"{sandbox or ''}\0{group or ''}"))
         finally:
             os.close(fd)
 
@@ -35,12 +44,13 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(job))
 
-    def entries(self) -> dict[str, str | None]:
-        """The jobs written down, with their sandboxes."""
-        found: dict[str, str | None] = {}
+    def entries(self) -> dict[str, Entry]:
+        """The jobs written down."""
+        found: dict[str, Entry] = {}
         for job in os.listdir(self._directory):
             with open(self._path(job), "rb") as file:
-                found[job] = os.fsdecode(file.read()) or None
+                sandbox, _, group = os.fsdecode(file.read()).partition("\0")
+            found[job] = Entry(sandbox or None, group or None)
         return found
 
     def _path(self, job: str) -> str:

@@ -149,6 +149,8 @@ class Operations:
     def end_all(self) -> None:
         """Begin to end every tree; `trees.empty` tells when that is done."""
         self.ending = True
+        if self._groups is not None:
+            self._groups.give_back()
         for job in list(self._jobs.values()):
             self.trees.end(job, None)
         self.trees.reap()
@@ -208,8 +210,9 @@ class Operations:
             raise Refused("start_failed", "the keeper is ending" if self.ending else "the list of arguments is empty")
         started = Job(job, record, sandbox)
         started.limits = Limits(**limits)
-        if held is None or held.sandbox != sandbox:
-            self._journal.add(job, sandbox)
+        directory = self._groups.where(job) if self._groups is not None else None
+        if held is None or held.sandbox != sandbox or directory is not None:
+            self._journal.add(job, sandbox, directory)
         started.group = self._make_group(job, started.limits)
         env[MARK_VARIABLE] = job
         group = started.group.procs if started.group is not None else None

@@ -19,12 +19,12 @@ import socket
 import time
 from types import FrameType
 
+from prouter.agent.halting import end_marked
 from prouter.agent.keeper import cgroups
 from prouter.agent.keeper.agent_link import AgentLink
 from prouter.agent.keeper.journal import Journal, remove_sandbox
 from prouter.agent.keeper.obituary import Delivery
 from prouter.agent.keeper.operations import Operations
-from prouter.agent.process_tree import end_marked
 
 __all__ = ["Keeper", "main"]
 
@@ -66,13 +66,12 @@ class Keeper:
         entries = self._journal.entries()
         if not entries:
             return
-        if self._groups is not None:
-            self._groups.end_left_by(entries, patience=_PATIENCE)
+        cgroups.end_left([entry.group for entry in entries.values() if entry.group is not None], patience=_PATIENCE)
         left = end_marked(entries, patience=_PATIENCE)
         self._link.log("warning", f"event=leftovers_ended jobs={len(entries)} still_there={len(left)}")
-        for job, sandbox in entries.items():
-            if remove_sandboxes and sandbox is not None:
-                remove_sandbox(sandbox, self._link.log)
+        for job, entry in entries.items():
+            if remove_sandboxes and entry.sandbox is not None:
+                remove_sandbox(entry.sandbox, self._link.log)
             self._journal.drop(job)
 
     def run(self) -> None:

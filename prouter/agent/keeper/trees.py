@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prouter.agent import limits as job_limits
+from prouter.agent.halting import Halt
 from prouter.agent.keeper.cgroups import Group, jobs_of
 from prouter.agent.limits import Limits, Sample
 from prouter.agent.process_tree import (
@@ -128,20 +129,21 @@ class Trees:
         if self._marks.get(job.mark) is job:
             del self._marks[job.mark]
 
-    def members(
-        self, job: Job, *, visit: Callable[[Process], object] | None = None, most: int | None = None
-    ) -> list[Process]:
-        """The processes of the job's tree, zombies included, parents first; arguments as of `descend`."""
-        self._survey()
-        roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
-        roots += [pid for pid, owner in self._orphans.items() if owner is job]
-        found = descend(roots, visit=visit, most=most)
+    def members(self, job: Job, *, most: int | None = None) -> list[Process]:
+        """The processes of the job's tree, zombies included, parents first; `most` as of `descend`."""
+        found = descend(self._roots(job), most=most)
         if job.group is not None and (most is None or len(found) < most):
             # Whoever is not below these any more, nor known as an orphan yet.
             known = {process.pid for process in found}
-            found += descend([pid for pid in job.group.processes() if pid not in known], visit=visit)
+            found += descend([pid for pid in job.group.processes() if pid not in known])
         job.seen = {process.key for process in found}
         return found
+
+    def _roots(self, job: Job) -> list[int]:
+        """The first process, and those that are the keeper's own children by now."""
+        self._survey()
+        roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
+        return roots + [pid for pid, owner in self._orphans.items() if owner is job]
 
     def usage(self, job: Job) -> Sample:
         """What the job's tree uses now; shared memory counts once for each process."""
@@ -232,25 +234,17 @@ class Trees:
     def _press(self, job: Job) -> None:
         """Kill what is left of an ending tree, or finish it.
 
-        Everything is stopped before anything is killed, each process before its children are listed: what is stopped
-        cannot fork, so the first look that finds nothing new has found all. Children are killed before their parents,
-        lest a parent's end wakes them.
+        Everything is stopped before anything is killed: what is stopped cannot fork, so the first look that finds
+        nothing new has found all. Children are killed before their parents, lest a parent's end wakes them.
         """
         if job.group is not None:
             job.group.kill()
-        stopped: set[tuple[int, int]] = set()
-
-        def stop(process: Process) -> None:
-            if process.key not in stopped:
-                stopped.add(process.key)
-                send(process, signal.SIGSTOP)
-
         self._signal_group(job, signal.SIGSTOP)
-        while True:
-            known = len(stopped)
-            living = [process for process in self.members(job, visit=stop) if process.alive]
-            if len(stopped) == known:
-                break
+        halt = Halt(job.dying, patience=0.0) if job.group is not None else Halt(job.dying)
+        while halt.run(self._roots(job) + (job.group.processes() if job.group is not None else [])):
+            pass
+        job.seen = set(halt.found)
+        living = [process for process in halt.found.values() if process.alive]
         if not living:
             if job.pid in self._exited:
                 self._finish(job)
@@ -283,11 +277,12 @@ class Trees:
         cpu = self._cpu_seconds(job, used.ru_utime + used.ru_stime + job.orphans_cpu)
         by_itself = job.reason is None and not job.was_told_to_end
         if job.group is not None:
-            if by_itself and job.group.out_of_memory():
+            # All of a tree with a limit is killed; without one, the machine's memory ran out for a single process.
+            if by_itself and job.group.out_of_memory() and (job.group.holds_memory or signame == "SIGKILL"):
                 job.reason, by_itself = "memory", False
             if not job.group.remove():
                 self._log("warning", f"event=cgroup_not_removed job={job.uid}")
-        if by_itself and signame in ("SIGXCPU", "SIGKILL") and cpu >= (job.limits.cpu_seconds or float("inf")):
+        if by_itself and signame in ("SIGXCPU", "SIGKILL") and job_limits.is_backstop(job.limits, cpu):
             job.reason = "cpu"  # The backstop: the kernel ended the first process between two looks.
         job.exit = {
             "job": job.uid,
@@ -359,7 +354,10 @@ class Trees:
 
     def _sweep(self) -> None:
         """With no job running, kill whatever is left: it belonged to one, and hid too well to tell which."""
-        left = [process for process in descend(children(self._pid)) if process.alive]
+        halt = Halt()
+        while halt.run(children(self._pid)):
+            pass
+        left = [process for process in halt.found.values() if process.alive]
         if left:
             self._log("warning", f"event=strays_killed {_shown(left)}")
         for process in reversed(left):
