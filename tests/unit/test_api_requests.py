@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,6 +136,11 @@ def test_metrics_hold_the_brokers_and_the_workers_figures(client: Client, router
     assert f'prouter_worker_streams{{worker="{router.uid}"}} 0' in lines
     assert f'prouter_worker_requests_total{{worker="{router.uid}",method="GET",status="2xx"}} 1' in lines
     router.answers["stats"] = AgentUnavailable("away")
+    assert "# TYPE prouter_broker_links gauge" in lines
+    assert "# TYPE prouter_worker_requests_total counter" in lines
+    names = [line.split()[2] for line in lines if line.startswith("#")]
+    assert len(names) == len(set(names)), "samples of a metric stand together"
+    assert {re.split("[{ ]", line)[0] for line in lines if not line.startswith("#")} == set(names)
     assert "prouter_broker_up 0" in client.simulate_get("/metrics").text.splitlines()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Health", "Metrics"]
 
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
+_GROWS = re.compile(r"_total(_|$)|_cpu_seconds$|_messages_|_loop_turns$|_store_(failures|written)$|_events_last$")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -58,14 +59,16 @@ class Metrics:
 
     def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
         """All figures; without the broker's when it is away."""
-        lines = [f'prouter_info{{version="{__version__}"}} 1']
+        text = _Exposition()
+        text.add("prouter_info", 1, version=__version__)
         try:
             broker = self._router.call("stats", {}, timeout=2)["metrics"]
-            lines.append("prouter_broker_up 1")
-            lines += [f"prouter_broker_{_name(name)} {value}" for name, value in sorted(broker.items())]
+            text.add("prouter_broker_up", 1)
+            for name, value in sorted(broker.items()):
+                text.add(f"prouter_broker_{_name(name)}", value)
         except PRouterError:
-            lines.append("prouter_broker_up 0")
-        worker = f'worker="{self._router.uid}"'
+            text.add("prouter_broker_up", 0)
+        worker = self._router.uid
         usage = resource.getrusage(resource.RUSAGE_SELF)
         figures = {
             **self._router.stats(),
@@ -74,15 +77,32 @@ class Metrics:
             "cpu_seconds_total": usage.ru_utime + usage.ru_stime,
             "max_resident_memory_bytes": usage.ru_maxrss * 1024,
         }
-        lines += [f"prouter_worker_{_name(name)}{{{worker}}} {value}" for name, value in sorted(figures.items())]
-        lines += [
-            f'prouter_worker_requests_total{{{worker},method="{method}",status="{status}"}} {count}'
-            for (method, status), count in sorted(self._requests.answered.items())
-        ]
+        for name, value in sorted(figures.items()):
+            text.add(f"prouter_worker_{_name(name)}", value, worker=worker)
+        for (method, status), count in sorted(self._requests.answered.items()):
+            text.add("prouter_worker_requests_total", count, worker=worker, method=method, status=status)
         resp.content_type = _METRICS_TYPE
-        resp.data = ("\n".join(lines) + "\n").encode("utf-8")
+        resp.data = text.encode()
 
-    on_head = on_get
+
+class _Exposition:
+    """Prometheus's text format; samples of one metric are added one after the other."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._last = ""
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """A sample; figures that only grow are known by their names."""
+        if name != self._last:
+            self._last = name
+            self._lines.append(f"# TYPE {name} {'counter' if _GROWS.search(name) else 'gauge'}")
+        shown = ",".join(f'{label}="{text}"' for label, text in labels.items())
+        self._lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
+
+    def encode(self) -> bytes:
+        """The whole page."""
+        return ("\n".join(self._lines) + "\n").encode("utf-8")
 
 
 def _greenlets() -> int:
