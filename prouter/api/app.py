@@ -15,7 +15,7 @@ from prouter.api.client import RouterClient, current
 from prouter.api.context import ApiRequest, ApiResponse
 from prouter.api.errors import add_error_handlers
 from prouter.api.event_feed import EventFeed
-from prouter.api.middleware import RequestLog
+from prouter.api.middleware import HeadRequests, RequestLog, Router
 from prouter.api.openapi import OpenApi
 from prouter.api.resources.archives import Archives
 from prouter.api.resources.bridges import BridgeResource
@@ -47,7 +47,10 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
     """
     requests = RequestLog()
     app: App = falcon.App(
-        request_type=ApiRequest, response_type=ApiResponse, middleware=[requests, SameOrigin(), *guards]
+        request_type=ApiRequest,
+        response_type=ApiResponse,
+        router=Router(),
+        middleware=[requests, HeadRequests(), SameOrigin(), *guards],
     )
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)

@@ -173,15 +173,19 @@ class RouterClient:
             self._routes.popitem(last=False)
         return route
 
-    def open_stream(self, connection: str, target: dict[str, Any]) -> Stream:
+    def open_stream(self, connection: str, target: dict[str, Any], *, window: int | None = None) -> Stream:
         """A new stream to the agent behind `connection`.
+
+        Args:
+            window: most bytes in flight, if that is to be less than ``fabric.window``.
 
         Raises:
             AgentUnavailable: that connection is not known to be up.
         """
         if connection not in self._links:
             raise AgentUnavailable(f"the agent of connection '{connection}' is away", retry_after=1)
-        return self._peer.mux(connection.encode("ascii")).open(target, self.config.fabric.window)
+        most = self.config.fabric.window
+        return self._peer.mux(connection.encode("ascii")).open(target, min(window or most, most))
 
     def bridges_changed(self) -> None:
         """Tell the broker which WebSocket bridges this worker has now."""

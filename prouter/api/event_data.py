@@ -24,6 +24,7 @@ def public_event(body: dict[str, Any]) -> dict[str, Any]:
         if job.get(name) is not None:
             job[name] = rfc3339(job[name])
     connection = record["connection"]
+    path = f"/jobs/{connection}/{record['uid']}"
     told["connection"] = connection
-    told["job"] = {**job, "path": f"/jobs/{connection}/{record['uid']}"}
+    told["job"] = {**job, "path": path, "base_url": f"{path}/http/" if record.get("endpoint") is not None else None}
     return told

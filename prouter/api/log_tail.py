@@ -23,6 +23,10 @@ _LASTING = frozenset({"path_lost", "worker_gone", "agent_gone", "overloaded"})
 """Ends of a stream that say nothing about the log: it is opened again where it was."""
 
 
+_WINDOW = 128 * 1024
+"""Bytes in flight between agent and worker: a log may have many followers, and some of them may not read."""
+
+
 class TailPosition:
     """Where reading starts.
 
@@ -69,7 +73,7 @@ class LogTail:
             "tail": start.tail,
             "follow": self._follow,
         }
-        self._io, preface = open_io(self._router, route, target)
+        self._io, preface = open_io(self._router, route, target, window=_WINDOW)
         self.offset = int(preface["offset"])
 
     def read(self, patience: float) -> bytes | None:

@@ -57,17 +57,24 @@ class Operation:
     errors: tuple[int, ...] = field(default=(503,))
 
 
-_FLAG: dict[str, Any] = {"type": "string", "enum": ["0", "1"], "default": "0"}
+_FLAG: dict[str, Any] = {
+    "type": "string",
+    "enum": ["0", "1", "false", "true", "no", "yes", "off", "on"],
+    "default": "0",
+}
 _TEXT: dict[str, Any] = {"type": "string"}
 _MANY: dict[str, Any] = {"type": "array", "items": _TEXT}
 _SECONDS: dict[str, Any] = {"type": "number", "minimum": 0}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 
 _JOB = "/jobs/{connection}/{job}"
-_JOB_ERRORS = (404, 503)
-_FILE_ERRORS = (403, 404, 409, 503)
+_JOB_ERRORS = (400, 404, 503)
+_FILE_ERRORS = (400, 403, 404, 409, 503)
 _KEY = Parameter(
-    "Idempotency-Key", {"type": "string", "maxLength": 255}, "A repeat with the same key is done once.", "header"
+    "Idempotency-Key",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+    "A repeat with the same key is done once.",
+    "header",
 )
 _LAST_ID = Parameter("Last-Event-ID", _TEXT, "Go on after the event with this id.", "header")
 _CONDITIONS = tuple(
@@ -187,7 +194,7 @@ def _about_a_job() -> list[Operation]:
             StartRequest,
             errors=(*changing, 502),
         ),
-        Operation("post", f"{_JOB}/wait", "wait", "Wait for its end.", _WAITED, (timeout,), errors=(400, *_JOB_ERRORS)),
+        Operation("post", f"{_JOB}/wait", "wait", "Wait for its end.", _WAITED, (timeout,), errors=_JOB_ERRORS),
         Operation("post", f"{_JOB}/remove", "remove", "End it and delete its sandbox.", _INFO, errors=_JOB_ERRORS),
         Operation("post", f"{_JOB}/signal", "signal", "Send a signal.", _INFO, (), SignalRequest, errors=changing),
         Operation(
@@ -213,7 +220,7 @@ def _about_a_job() -> list[Operation]:
                 Parameter("offset", _NUMBER, "Begin at this byte."),
                 _LAST_ID,
             ),
-            errors=(400, *_JOB_ERRORS),
+            errors=_JOB_ERRORS,
         ),
     ]
 
@@ -223,10 +230,10 @@ def _about_sandboxes() -> list[Operation]:
     found: dict[int, Any] = {200: (BYTES, JSON), 206: (BYTES, "multipart/byteranges"), 304: None}
     upload = (
         Parameter("executable", _FLAG, "Set the execute bits."),
-        Parameter("mode", {"type": "string", "pattern": "^[0-7]{1,4}$"}, "Permission bits, octal."),
+        Parameter("mode", {"type": "string", "pattern": "^(0o)?0?[0-7]{1,3}$"}, "Permission bits, octal."),
         Parameter("directory", _FLAG, "Make a directory instead; the body is ignored."),
     )
-    uploading = (400, *_FILE_ERRORS, 413, 507)
+    uploading = (*_FILE_ERRORS, 413, 507)
     operations = [
         Operation("get", f"{_JOB}/file", "list_sandbox", "The listing of the sandbox.", {200: responses.Listing}),
         Operation(
@@ -281,8 +288,8 @@ def _about_archives() -> list[Operation]:
         Parameter("format", {"type": "string", "enum": ["tar", "tar.gz", "tar.zst", "zip"]}, "Kind of archive."),
     )
     packed = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
-    packing = (400, *_FILE_ERRORS)
-    unpacking = (400, *_FILE_ERRORS, 413, 507)
+    packing = _FILE_ERRORS
+    unpacking = (*_FILE_ERRORS, 413, 507)
     told = "Unpack tar, tar.gz, tar.xz, tar.zst or zip into it."
     operations = []
     for what, path in (("sandbox", f"{_JOB}/archive"), ("directory", f"{_JOB}/archive/{{rest}}")):

@@ -97,6 +97,7 @@ class JobInfo(_Answer):
     state: Literal["NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"]
     sender: Sender
     path: str = Field(description="JOB_PATH: prefix of all requests for this job.")
+    base_url: str | None = Field(description="Path of its server as seen through the router; null without one.")
     agent: JobAgent
     confirmed: bool = Field(description="False between a restart of the router and the return of the agent.")
     args: list[str] = Field(description="As started, templates filled in.")

@@ -7,12 +7,14 @@ from typing import Any
 
 import falcon
 
-__all__ = ["COMMENT", "HEARTBEAT", "MEDIA_TYPE", "RETRY", "event", "start", "wanted"]
+__all__ = ["COMMENT", "HEARTBEAT", "MEDIA_TYPE", "RETRY", "event", "flow", "start", "wanted"]
 
 MEDIA_TYPE = "text/event-stream"
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment shows that the connection lives."""
 COMMENT = b": still here\n\n"
+_WRITE_AHEAD = 64 * 1024
+"""Bytes that may wait for a client."""
 RETRY = b"retry: 2000\n\n"
 """Sent first: how many milliseconds a browser waits before it connects again."""
 
@@ -28,8 +30,16 @@ def wanted(req: falcon.Request) -> bool:
     return MEDIA_TYPE in req.get_header("Accept", default="")
 
 
-def start(resp: falcon.Response, body: Any) -> None:
+def start(req: falcon.Request, resp: falcon.Response, body: Any) -> None:
     """Answer with a stream of events that no proxy on the way holds back."""
     resp.content_type = MEDIA_TYPE
+    flow(req, resp, body)
+
+
+def flow(req: falcon.Request, resp: falcon.Response, body: Any) -> None:
+    """Answer with what goes on for long: not held back on the way, and little kept for a client that does not read."""
     resp.set_header("X-Accel-Buffering", "no")
     resp.stream = body
+    write_ahead = req.env.get("prouter.write_ahead")
+    if write_ahead is not None:
+        write_ahead(_WRITE_AHEAD)

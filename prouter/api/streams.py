@@ -186,17 +186,18 @@ def _send_as_it_comes(io: UploadIO, read: Callable[[int], bytes], patient: bool)
 
 
 def open_io(
-    router: RouterClient, route: JobRoute, target: dict[str, Any], *, close: bool = True
+    router: RouterClient, route: JobRoute, target: dict[str, Any], *, close: bool = True, window: int | None = None
 ) -> tuple[StreamIO, dict[str, Any]]:
     """Open a stream that is only read; it and its preface.
 
     Args:
         close: end our side at once; else `StreamBody` does so at the very end.
+        window: most bytes in flight, if that is to be less than ``fabric.window``.
 
     Raises:
         PRouterError: the agent's error, or no way to it.
     """
-    io = StreamIO(router.open_stream(route.connection, {"job": route.record.uid, **target}))
+    io = StreamIO(router.open_stream(route.connection, {"job": route.record.uid, **target}, window=window))
     finished = False
     try:
         if close:

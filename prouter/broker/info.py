@@ -21,7 +21,8 @@ def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
         moment = info[name]
         if moment is not None:
             info[name] = rfc3339(moment)
-    info["path"] = f"/jobs/{wire['connection']}/{wire['uid']}"
+    info["path"] = path = f"/jobs/{wire['connection']}/{wire['uid']}"
+    info["base_url"] = f"{path}/http/" if wire["endpoint"] is not None else None
     return info
 
 

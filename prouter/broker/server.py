@@ -41,6 +41,8 @@ _BUSY = 0.25
 """Seconds after the last request or byte for which nothing is let wait."""
 _GATHER = 10
 """Milliseconds for which signs of life from agents may gather otherwise."""
+_FEW = 64
+"""Agents whose signs of life are looked at one by one."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
 _LINGER = 500
@@ -159,12 +161,12 @@ class _Server:
             self._lag.turned(now, time.monotonic())
 
     def _quiet(self, now: float) -> bool:
-        """Whether nothing passes but agents' signs of life, so that a few may gather before they are looked at."""
+        """Whether only signs of life pass, and those of many agents: some may gather (and seem later than they are)."""
         work = self._env.switch.routed + self._broker.service.calls
         if work != self._work:
             self._work = work
             self._busy_until = now + _BUSY
-        return now >= self._busy_until
+        return now >= self._busy_until and len(self._broker.links) > _FEW
 
     def close(self) -> None:
         """Say goodbye, and leave nothing behind."""

@@ -45,6 +45,7 @@ def job_info(**changed: Any) -> dict[str, Any]:
         "sender": {"direction": "CLIENT", "uid": "r", "name": ""},
         "path": PATH,
         "agent": {"uid": "a", "name": "", "platform": PLATFORM, "properties": {"gpu": 1}},
+        "base_url": None,
         "confirmed": True,
         **changed,
     }
@@ -227,7 +228,7 @@ class StandInRouter:
     def cached_route(self, connection: str, job: str) -> JobRoute | None:
         return None
 
-    def open_stream(self, connection: str, target: dict[str, Any]) -> Stream:
+    def open_stream(self, connection: str, target: dict[str, Any], *, window: int | None = None) -> Stream:
         return self.loopback.open(target)
 
     def subscribe(self, callback: Callable[[str, dict[str, Any]], None]) -> Callable[[], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,8 +22,10 @@ def read_everything(environ: dict[str, Any], start_response: Any) -> list[bytes]
     return [body]
 
 
-def test_a_body_that_does_not_come_ends_the_request() -> None:
-    service = AdminService(read_everything)
+@contextmanager
+def connected(app: Any) -> Iterator[tuple[ClientConnection, socket.socket]]:
+    """A connection served by `app`, and its client's end."""
+    service = AdminService(app)
     server = SimpleNamespace(
         loop=gevent.get_hub().loop,
         head_timeout=30.0,
@@ -35,6 +39,14 @@ def test_a_body_that_does_not_come_ends_the_request() -> None:
     ours.setblocking(False)
     connection = ClientConnection(cast(Any, server), ours, Origin("unix", 0, False))
     try:
+        yield connection, theirs
+    finally:
+        connection.close()
+        theirs.close()
+
+
+def test_a_body_that_does_not_come_ends_the_request() -> None:
+    with connected(read_everything) as (connection, theirs):
         theirs.sendall(b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{")
         until(lambda: connection.exchange is not None)
         until(lambda: connection.exchange is None)
@@ -43,6 +55,24 @@ def test_a_body_that_does_not_come_ends_the_request() -> None:
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"the request body took too long" in answer
         assert b"\r\nConnection: close\r\n" in answer
-    finally:
-        connection.close()
-        theirs.close()
+
+
+def test_an_answer_that_goes_on_for_long_keeps_little_for_a_client_that_does_not_read() -> None:
+    given = 0
+
+    def flow(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        nonlocal given
+        environ["prouter.write_ahead"](65536)
+        start_response("200 OK", [])
+        while True:
+            given += 4096
+            yield bytes(4096)
+
+    with connected(flow) as (connection, theirs):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        theirs.sendall(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
+        until(lambda: connection.out_size > 65536)
+        before = given
+        gevent.sleep()
+        assert given == before, "it waits for the client"
+        assert connection.out_size < 65536 + 8192

@@ -94,6 +94,7 @@ def test_an_event_tells_what_job_info_tells(feed: EventFeed, broker: Broker) -> 
     job = data["job"]
     assert (job["uid"], job["state"], job["path"]) == (JOB, "RUNNING", f"/jobs/{CONNECTION}/{JOB}")
     assert job["created_at"] == "2026-01-02T03:04:05.678Z"
+    assert job["base_url"] is None
     assert not {"endpoint", "revision", "path_mode", "connection"} & job.keys()
 
 

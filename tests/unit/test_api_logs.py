@@ -67,6 +67,17 @@ def test_a_whole_log(client: Client) -> None:
     assert result.headers["x-prouter-log-offset"] == "0"
 
 
+def test_head_of_a_log_leaves_no_stream_open(client: Client) -> None:
+    result = client.simulate_head(f"{LOG}?follow=1")
+    assert (result.status_code, result.content) == (200, b"")
+    assert result.headers["x-prouter-log-offset"] == "0"
+
+
+def test_an_empty_last_event_id_is_none(client: Client) -> None:
+    found = events(client.simulate_get(LOG, headers={**SSE, "Last-Event-ID": ""}).text)
+    assert content(found) == b"one\ntwo\nthree\n"
+
+
 def test_the_end_of_a_log(client: Client, router: StandInRouter) -> None:
     result = client.simulate_get(f"{LOG}?tail=2")
     assert (result.content, result.headers["x-prouter-log-offset"]) == (b"two\nthree\n", "4")

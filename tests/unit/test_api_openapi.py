@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from falcon.inspect import inspect_routes
+from falcon.inspect import inspect_compiled_router, inspect_routes, register_router
 
 from prouter.api.app import create_app
+from prouter.api.middleware import Router
 from prouter.api.openapi import document
 from tests.support.api_stand import StandInRouter
+
+register_router(Router)(inspect_compiled_router)
 
 
 def served() -> set[tuple[str, str]]:

@@ -368,3 +368,28 @@ def test_guards_see_every_request_first(router: StandInRouter) -> None:
     client = falcon.testing.TestClient(create_app(router, router.config, guards=[Nobody()]))  # type: ignore[arg-type]
     problem(client.simulate_get("/info"), 500, "guarded")
     problem(client.simulate_get("/nope"), 500, "guarded")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/info", "/connections", "/jobs", "/healthz", "/readyz", "/metrics", "/openapi.json", f"{PATH}/info"]
+)
+def test_head_is_get_without_a_body(client: Client, router: StandInRouter, path: str) -> None:
+    router.answers["info"] = {"auth": {}, "platform": {}}
+    router.answers["connections"] = {"connections": b'{"connections":[]}', "etag": "1"}
+    router.answers["jobs.list"] = {"jobs": b"", "count": 0, "next": None}
+    router.answers["jobs.info"] = {"job": job_info()}
+    router.answers["stats"] = {"metrics": {}}
+    head, get = client.simulate_head(path), client.simulate_get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    if path != "/metrics":
+        assert head.headers["Content-Length"] == str(len(get.content))
+
+
+def test_head_opens_nothing_that_stays_open(client: Client, router: StandInRouter) -> None:
+    router.answers["events"] = {"events": [], "first": 1, "last": 0}
+    head = client.simulate_head("/events")
+    assert (head.status_code, head.content) == (200, b"")
+    assert "Content-Length" not in head.headers
+    problem_head = client.simulate_head("/jobs/create")
+    assert problem_head.status_code == 405

@@ -722,6 +722,15 @@ def test_a_list_shows_jobs_as_their_info_does() -> None:
     assert [info["state"] for info in listed(worker, states=["CLOSED", "NEW"])] == ["CLOSED", "NEW"]
 
 
+def test_the_base_url_of_a_job_with_a_server_is_told() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    assert job["base_url"] is None
+    agent.change(job["uid"], state=State.RUNNING, endpoint={"socket": "/run/x"})
+    assert worker.ask("jobs.info", **job["at"])["job"]["base_url"] == f"{job['path']}/http/"
+
+
 def test_what_running_jobs_use_is_shown_without_asking_their_agent() -> None:
     world = World()
     worker, agent = world.worker(), world.agent()

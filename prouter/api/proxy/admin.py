@@ -77,6 +77,7 @@ class AdminExchange:
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self._decoded = b""
         self._wake = Event()
+        self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
@@ -173,11 +174,15 @@ class AdminExchange:
         """
         client = self._client
         client.write(data)
-        while client.alive and client.out_size > _WRITE_AHEAD:
+        while client.alive and client.out_size > self._write_ahead:
             self._wake.clear()
             self._wake.wait()
         if not client.alive:
             raise ClientGone("the client went away")
+
+    def limit_write_ahead(self, size: int) -> None:
+        """``prouter.write_ahead``: from now on at most so many bytes of the answer wait for the client."""
+        self._write_ahead = size
 
     def wait_delivered(self) -> None:
         """``prouter.delivered``: blocks until the client has acknowledged everything sent so far.
@@ -232,6 +237,7 @@ class AdminExchange:
             port=origin.port,
         )
         environ["prouter.delivered"] = self.wait_delivered
+        environ["prouter.write_ahead"] = self.limit_write_ahead
         result = self._app(environ, answer.start_response)
         try:
             for piece in result:

@@ -23,4 +23,4 @@ class Events:
         after = req.get_header("Last-Event-ID") or req.get_param("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise InvalidRequest("Invalid request: Last-Event-ID must be the id of an event")
-        sse.start(resp, self._feed.follow(None if after is None else int(after)))
+        sse.start(req, resp, self._feed.follow(None if after is None else int(after)))

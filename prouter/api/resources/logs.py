@@ -55,11 +55,10 @@ class Logs:
         resp.set_header("X-PRouter-Log-Offset", str(tail.offset))
         resp.set_header("X-Content-Type-Options", "nosniff")
         if as_events:
-            sse.start(resp, EventLog(tail, lambda: self._router.draining))
+            sse.start(req, resp, EventLog(tail, lambda: self._router.draining))
             return
         resp.content_type = "text/plain; charset=utf-8"
-        resp.set_header("X-Accel-Buffering", "no")
-        resp.stream = PlainLog(tail, follow=follow)
+        sse.flow(req, resp, PlainLog(tail, follow=follow))
 
 
 class PlainLog:
