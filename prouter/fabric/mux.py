@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 from prouter.errors import ProtocolError
@@ -37,7 +38,7 @@ from prouter.fabric.frames import (
     pack_body,
     unpack_body,
 )
-from prouter.fabric.stream import Direction, Stream
+from prouter.fabric.stream import WINDOW_GROWTH, Direction, Stream
 
 __all__ = [
     "DEFAULT_WINDOW",
@@ -59,6 +60,8 @@ MAX_WINDOW = 64 * 1024 * 1024
 """Largest window an acceptor agrees to."""
 RESUME_TIMEOUT = 30.0
 """Seconds a stream survives without a path."""
+_GROWN_MOST = 64 * 1024 * 1024
+"""Bytes by which the windows of all streams between two peers may have grown, together."""
 _TOMBSTONES = 16384
 """How many ended streams are remembered."""
 
@@ -120,6 +123,8 @@ class Mux:
         accepts: whether the peer may open streams here.
         max_streams: how many streams may be open at once; an OPEN beyond it is reset with ``overloaded``.
         resume_timeout: seconds without a path after which streams are given up.
+        sids: ids for the streams opened here, each only once, also over several of these with the same peer: it
+            may remember how streams ended that were given up here.
     """
 
     def __init__(
@@ -130,17 +135,20 @@ class Mux:
         accepts: bool = False,
         max_streams: int = 65536,
         resume_timeout: float = RESUME_TIMEOUT,
+        sids: Iterator[int] | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.up = False
         self.tag: Any = None
         self.malformed = 0
+        self.grown = 0
+        """Bytes that streams were granted beyond their first windows."""
         self._on_output = on_output
         self._on_late_output = on_late_output or on_output
         self._accepts = accepts
         self._max_streams = max_streams
         self._resume_timeout = resume_timeout
-        self._next_sid = 1
+        self._sids = sids if sids is not None else count(1)
         self._out: list[Frame] = []
         self._announced = False
         self._events: list[StreamEvent] | None = None
@@ -153,8 +161,7 @@ class Mux:
 
     def open(self, target: dict[str, Any], window: int = DEFAULT_WINDOW) -> Stream:
         """A new stream to `target`; bytes may be written at once."""
-        sid = self._next_sid
-        self._next_sid = sid + 1
+        sid = next(self._sids)
         payload = pack_body(target)
         stream = Stream(self, sid, window, payload)
         self.streams[sid] = stream
@@ -233,6 +240,8 @@ class Mux:
                     events.append(Writable(stream))
                 self._receive_data(stream, frame, events)
             elif kind == ACK:
+                if stream._limit < frame.offset <= stream.window * WINDOW_GROWTH:
+                    stream._limit = frame.offset
                 if stream._on_ack(frame.ack):
                     events.append(Writable(stream))
             elif kind == RESUME:
@@ -372,6 +381,13 @@ class Mux:
         if len(self._out) == 1:
             self._on_late_output(self)
 
+    def _grant(self, stream: Stream) -> int:
+        """How many bytes the window of a stream grows by whose reader keeps up: it is doubled, while there is room."""
+        granted = stream._granted
+        more = max(0, min(granted, stream.window * WINDOW_GROWTH - granted, _GROWN_MOST - self.grown))
+        self.grown += more
+        return more
+
     def _drop_output(self) -> None:
         self._out.clear()
         self._announced = False
@@ -389,7 +405,8 @@ class Mux:
     def _forget(self, stream: Stream, code: str | None) -> None:
         stream.reset_code = code
         stream._kept.clear()
-        self.streams.pop(stream.sid, None)
+        if self.streams.pop(stream.sid, None) is not None:
+            self.grown -= stream._granted - stream.window
         self._ack_due.pop(stream.sid, None)
         self._gaps.pop(stream.sid, None)
         self._bury(stream.sid, stream._consumed, code)

@@ -3,7 +3,7 @@
 Each direction counts bytes from 0; its end (FIN) takes one position of its own after the last byte, so that its
 arrival can be acknowledged like a byte's. What a direction knows::
 
-    sender:    acked ≤ sent                     bytes in [acked, sent) are kept for repetition, at most one window
+    sender:    acked ≤ sent                     bytes in [acked, sent) are kept for repetition, at most a window
     receiver:  told ≤ consumed ≤ received       `received` is the next position expected, `told` the last ack given
 
 State of a direction, as `Stream` sees it (a reset from either side ends both directions at once)::
@@ -25,7 +25,10 @@ from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
 if TYPE_CHECKING:
     from prouter.fabric.mux import Mux
 
-__all__ = ["Direction", "Stream"]
+__all__ = ["WINDOW_GROWTH", "Direction", "Stream"]
+
+WINDOW_GROWTH = 4
+"""How many times its first size a stream's window may become, in each direction, where its reader keeps up."""
 
 
 class Direction(Enum):
@@ -41,7 +44,7 @@ class Stream:
 
     Attributes:
         sid: stream id, unique between two peers.
-        window: most bytes in flight in either direction.
+        window: most bytes in flight in either direction to begin with; it grows where that is what limits a stream.
         handler: free for whoever drives the stream.
     """
 
@@ -50,7 +53,9 @@ class Stream:
         "_blocked",
         "_confirmed",
         "_consumed",
+        "_granted",
         "_kept",
+        "_limit",
         "_mux",
         "_open_payload",
         "_received",
@@ -69,6 +74,10 @@ class Stream:
         self._mux = mux
         self.sid = sid
         self.window = window
+        self._limit = window
+        """Bytes this end may have in flight."""
+        self._granted = window
+        """Bytes the other end may have in flight."""
         self.handler: Any = None
         self.sending = Direction.OPEN
         self.receiving = Direction.OPEN
@@ -91,7 +100,7 @@ class Stream:
         """Bytes `write` takes now."""
         if self.sending is not Direction.OPEN or self.reset_code is not None:
             return 0
-        return self.window - (self._sent - self._acked)
+        return self._limit - (self._sent - self._acked)
 
     def ask_room(self) -> int:
         """Like `room`; when there is none, a `Writable` event tells when there is."""
@@ -147,7 +156,7 @@ class Stream:
         if self.sending is not Direction.OPEN or self.reset_code is not None:
             raise ValueError("the stream's sending side is closed")
         size = len(data)
-        room = self.window - (self._sent - self._acked)
+        room = self._limit - (self._sent - self._acked)
         if size > room:
             self._blocked = True
             if room <= 0:
@@ -190,16 +199,22 @@ class Stream:
             return
         if self.receiving is Direction.FIN:
             self._finish_receiving()
-        elif self._consumed - self._told >= self.window >> 2:
+        elif self._consumed - self._told >= self._granted >> 2:
+            self._grow()
             self._acknowledge()
         else:
             self._mux._ack_due[self.sid] = self
 
     # -- what the mux does --------------------------------------------------------------------------------------
 
+    def _grow(self) -> None:
+        """Grant the other end more where all it sends is used at once: then the window is what holds it back."""
+        if self.receiving is Direction.OPEN and self._received - self._consumed <= self._granted >> 3:
+            self._granted += self._mux._grant(self)
+
     def _acknowledge(self) -> None:
         self._told = self._consumed
-        self._mux._send(Frame(ACK, 0, self.sid, 0, self._consumed))
+        self._mux._send(Frame(ACK, 0, self.sid, self._granted, self._consumed))
 
     def _finish_receiving(self) -> bool:
         """Once the peer's last byte is consumed, consume its FIN and say so, with what else is to be said by then."""
@@ -253,7 +268,8 @@ class Stream:
                 raise OverflowError("data after the end")
             return b""
         received = expected + len(payload)
-        if received - self._consumed > self.window:
+        # Not only what this end granted: what comes late may obey the grant of one that was here before it.
+        if received - self._consumed > self.window * WINDOW_GROWTH:
             raise OverflowError("data beyond the window")
         self._received = received
         if frame.flags & FIN:

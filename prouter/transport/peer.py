@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, Protocol
 
 import gevent
@@ -159,6 +160,7 @@ class Peer:
         self._accepts = accepts_streams
         self._resume_timeout = resume_timeout
         self._send: Callable[[Sequence[bytes]], bool] | None = None
+        self._sids = count(1)
         self._caller = Caller()
         self._responder = Responder()
         self._results: dict[str, Callable[[Result], None]] = {}
@@ -276,6 +278,7 @@ class Peer:
                 on_late_output=self._on_late_output,
                 accepts=self._accepts,
                 resume_timeout=self._resume_timeout,
+                sids=self._sids,
             )
             mux.tag = route
             self.muxes[route] = mux

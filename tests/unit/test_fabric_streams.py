@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from prouter.fabric.mux import (
     StreamEvent,
     Writable,
 )
-from prouter.fabric.stream import Direction, Stream
+from prouter.fabric.stream import WINDOW_GROWTH, Direction, Stream
 
 OPENER, ACCEPTOR = 0, 1
 
@@ -198,8 +199,10 @@ class Streams(RuleBasedStateMachine):
             for stream in end.streams.values():
                 started = stream._acked - stream._kept[0][0] if stream._kept else 0
                 kept = sum(len(data) for _, data in stream._kept)
-                assert kept - started <= stream.window, "the first piece is kept whole until it is consumed whole"
-                assert stream.unread <= stream.window
+                assert kept - started <= stream._limit, "the first piece is kept whole until it is consumed whole"
+                assert stream.unread <= stream._granted
+                assert max(stream._limit, stream._granted) <= stream.window * WINDOW_GROWTH
+            assert end.mux.grown == sum(stream._granted - stream.window for stream in end.mux.streams.values())
 
     def teardown(self) -> None:
         """In the end the path is good, everybody reads and closes: nothing may be left or missing."""
@@ -319,13 +322,71 @@ def test_a_writer_is_stopped_by_the_window_and_told_when_it_may_go_on() -> None:
     far.consume(10)
     exchange(opener, acceptor)
     assert not opener.blocked
-    assert near.room == 10
+    assert near.room == 20, "what was sent was used at once"
+
+
+def test_a_peer_that_was_given_up_and_is_back_mistakes_no_new_stream_for_an_old_one() -> None:
+    sids = count(1)
+    opener, acceptor = linked(sids=sids)
+    near, far = opened(opener, acceptor)
+    far.close()
+    near.close()
+    exchange(opener, acceptor)
+    assert not acceptor.mux.streams
+    opener.take(opener.mux.peer_gone("agent_gone", "gone"))
+    again = End(accepts=False, sids=sids)
+    again.mux.path_up()
+    near, far = opened(again, acceptor)
+    again.write(near, b"new")
+    exchange(again, acceptor)
+    assert acceptor.read[near.sid] == b"new"
+
+
+def test_a_window_grows_while_its_reader_keeps_up_and_only_then() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor, window=100)
+    sizes = []
+    for _ in range(4):
+        sizes.append(near.room)
+        near.write(b"x" * near.room)
+        exchange(opener, acceptor)
+        far.consume(far.unread)
+        exchange(opener, acceptor)
+    assert sizes == [100, 200, 400, 400]
+    assert acceptor.mux.grown == 300
+    slow, behind = opened(opener, acceptor, window=100)
+    slow.write(b"x" * 100)
+    exchange(opener, acceptor)
+    behind.consume(50)
+    exchange(opener, acceptor)
+    assert slow.room == 50
+    near.reset("done")
+    exchange(opener, acceptor)
+    assert acceptor.mux.grown == 0
+
+
+def test_a_lost_grant_is_told_again_with_the_next() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor, window=100)
+    near.write(b"x" * 100)
+    exchange(opener, acceptor)
+    far.consume(100)
+    acceptor.mux.take()
+    opener.mux.path_up()
+    acceptor.mux.path_up()
+    exchange(opener, acceptor)
+    assert near.room == 100
+    near.write(b"x" * 100)
+    exchange(opener, acceptor)
+    far.consume(100)
+    exchange(opener, acceptor)
+    assert near.room == 400
 
 
 def test_a_peer_that_ignores_the_window_loses_the_stream() -> None:
     opener, acceptor = linked()
     opened(opener, acceptor, window=10)
-    acceptor.take(acceptor.mux.receive([Frame(DATA, 0, 1, 0, 0, b"x" * 11)]))
+    acceptor.take(acceptor.mux.receive([Frame(DATA, 0, 1, 0, 0, b"x" * 41)]))
     assert acceptor.resets == {1: "protocol_error"}
     assert acceptor.mux.malformed == 1
     exchange(opener, acceptor)
