@@ -59,7 +59,7 @@ class Operation:
 
 _FLAG: dict[str, Any] = {
     "type": "string",
-    "enum": ["0", "1", "false", "true", "no", "yes", "off", "on"],
+    "enum": ["", "0", "1", "false", "true", "no", "yes", "off", "on"],
     "default": "0",
 }
 _TEXT: dict[str, Any] = {"type": "string"}
