@@ -137,8 +137,8 @@ def test_a_killed_agents_groups_are_cleared(bench: Bench, delegated: Path, keepe
         os.kill(told["keeper"], signal.SIGKILL)
         assert bench.runner().open() == []
     until(lambda: not jobs_in(delegated))
-    assert not alive(escaped)
-    assert not bench.sandbox(spec.job).exists()
+    until(lambda: not alive(escaped))
+    until(lambda: not bench.sandbox(spec.job).exists())
 
 
 def test_groups_a_job_makes_below_its_own_go_too(bench: Bench, delegated: Path) -> None:
