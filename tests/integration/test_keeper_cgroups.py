@@ -237,6 +237,8 @@ def test_groups_that_nobody_can_enter_are_done_without(bench: Bench, delegated: 
 
 def test_a_job_that_makes_its_group_one_of_threads_is_ended_as_any_other(bench: Bench, delegated: Path) -> None:
     """Such a group cannot be killed in one step, and has no list of processes."""
+    if "memory" in (delegated / "cgroup.controllers").read_text().split():
+        pytest.skip("groups with the memory controller cannot be made ones of threads")
     runner = bench.runner(cgroup=str(delegated))
     runner.open()
     leave_and_return = "echo 0 > ../cgroup.procs; echo threaded > cgroup.type; echo 0 > cgroup.procs"
