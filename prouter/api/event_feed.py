@@ -8,8 +8,10 @@ asked for it then.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import deque
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -98,7 +100,7 @@ class EventFeed:
             return None
         parts: list[bytes] = []
         size = 0
-        for event_id, data in islice(ring, max(0, position + 1 - ring[0][0]), None):
+        for event_id, data in islice(ring, bisect_right(ring, position, key=itemgetter(0)), None):
             if parts and size + len(data) > _PIECE:
                 break
             parts.append(data)

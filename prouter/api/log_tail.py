@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -114,7 +115,8 @@ class LogTail:
 
     def ending(self) -> dict[str, Any]:
         """The job's info once its log has ended; waits a moment for news of the job's end."""
-        args = {"connection": self._connection, "job": self._job, "timeout": 2.0 if self._follow else 0.0}
+        until = time.monotonic() + (2.0 if self._follow else 0.0)
+        args = {"connection": self._connection, "job": self._job, "until": until}
         try:
             info: dict[str, Any] = self._router.call("jobs.wait", args, timeout=30)["job"]
         except NotFound:

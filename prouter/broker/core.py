@@ -65,7 +65,12 @@ class Broker:
         self.workers = Workers(env, self.heartbeats, self)
         self.links = Links(env, self.heartbeats, self)
         self.ledger = Ledger(
-            env, tell=self._tell_workers, ended=self._job_ended, unneeded=self._unneeded, last_event=saved.last_event
+            env,
+            tell=self._tell_workers,
+            ended=self._job_ended,
+            unneeded=self._unneeded,
+            last_event=saved.last_event,
+            events=saved.events,
         )
         self.directory = Directory(env, self.links, self.ledger)
         self.admission = Admission(env, self.links)

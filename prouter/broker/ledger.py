@@ -21,11 +21,21 @@ from prouter.errors import NotFound
 from prouter.fabric.frames import pack_body
 from prouter.jobs import JobRecord
 
-__all__ = ["Ledger", "PeerInfo"]
+__all__ = ["EVENTS", "Ledger", "PeerInfo"]
 
 log = logging.getLogger("prouter.broker")
 
-_EVENTS = 4096
+EVENTS = 4096
+"""Events kept, in memory and in the store."""
+_TRIM = 64
+"""Events written between deletions of old ones."""
+
+
+_SAVE = """
+    INSERT OR REPLACE INTO jobs
+        (uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 
 
 class PeerInfo(NamedTuple):
@@ -42,6 +52,8 @@ class Ledger:
         tell: sends an event to every worker.
         ended: called with every job that ended or was removed.
         unneeded: called with the connection uid when the last job of a connection is removed.
+        last_event: the last event id that may have been given before.
+        events: the last events of the broker before, with their ids.
     """
 
     def __init__(
@@ -52,9 +64,10 @@ class Ledger:
         ended: Callable[[Entry], None],
         unneeded: Callable[[str], None],
         last_event: int = 0,
+        events: Iterable[tuple[int, bytes]] = (),
     ) -> None:
         self.table = JobTable()
-        self.events = EventLog(_EVENTS, last_event, env.wall())
+        self.events = EventLog(EVENTS, last_event, env.wall(), kept=events)
         self.peers: dict[str, PeerInfo] = {}
         self.changes = 0
         """How many changes of jobs there were."""
@@ -189,10 +202,7 @@ class Ledger:
 
     def agent_changed(self, link: Link, change: str) -> None:
         """News of an agent for whoever follows events."""
-        told = self.events.append(
-            "agent", {"connection": link.connection, "agent": link.agent, "change": change}, self._env.wall()
-        )
-        self._tell("agent", told)
+        self._publish("agent", {"connection": link.connection, "agent": link.agent, "change": change})
 
     def _forget_connection(self, connection: str) -> None:
         if connection in self._gone and not self.table.remembered(connection):
@@ -201,17 +211,23 @@ class Ledger:
             self._env.store.submit("DELETE FROM connections WHERE uid = ?", connection)
 
     def _changed(self, entry: Entry, name: str) -> None:
-        record = entry.record
         self.changes += 1
         self._save(entry)
-        told = self.events.append(name, {"record": record.to_wire()}, self._env.wall())
-        self._tell(name, told)
+        self._publish(name, {"record": entry.record.to_wire()})
         if entry.ended:
             self._ended(entry)
 
+    def _publish(self, name: str, body: dict[str, Any]) -> None:
+        """An event for workers, and for those who ask later, the next broker's clients among them."""
+        told, packed = self.events.append(name, body, self._env.wall())
+        self._env.store.submit("INSERT OR REPLACE INTO events (id, body) VALUES (?, ?)", self.events.last, packed)
+        if not self.events.last % _TRIM:
+            self._env.store.submit("DELETE FROM events WHERE id < ?", self.events.first)
+        self._tell(name, told)
+
     def _save(self, entry: Entry) -> None:
         self._env.store.submit(
-            "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            _SAVE,
             entry.uid,
             entry.connection,
             entry.agent,

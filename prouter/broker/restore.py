@@ -37,6 +37,7 @@ class Saved:
     connections: list[SavedConnection] = field(default_factory=list)
     jobs: list[Entry] = field(default_factory=list)
     keys: list[tuple[str, str, str]] = field(default_factory=list)
+    events: list[tuple[int, bytes]] = field(default_factory=list)
     last_event: int = 0
 
 

@@ -109,8 +109,12 @@ class _Server:
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         gc.disable()
-        saved = open_store(state / "router.sqlite")
-        self._store = Store(state / "router.sqlite", self._wake)
+        database = state / "router.sqlite"
+        try:
+            saved = open_store(database)
+        except OSError as error:
+            raise ConfigError(f"state.dir: {database} cannot be used: {error.strerror or error}") from error
+        self._store = Store(database, self._wake)
         self._env = Env(
             settings=settings_of(config, state),
             shell=self,

@@ -248,9 +248,9 @@ class Service:
     def _wait(self, worker: Worker, request: Request, done: Done, now: float) -> None:
         args = request.args
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
-        timeout = args.get("timeout")
-        if timeout is not None and not isinstance(timeout, (int, float)):
-            raise InvalidRequest("Invalid request: timeout must be a number of seconds")
+        until = args.get("until")
+        if until is not None and not isinstance(until, (int, float)):
+            raise InvalidRequest("Invalid request: until must be a time")
 
         def answer(ended: bool) -> None:
             shown = entry.last_record if ended and entry.removed else None
@@ -259,7 +259,7 @@ class Service:
         if entry.ended or (entry.state is State.NEW and entry.confirmed):
             answer(True)
         else:
-            self._waits.park(worker.uid, request.call_id, entry.uid, timeout, answer, now)
+            self._waits.park(worker.uid, request.call_id, entry.uid, until, answer)
 
     def _job_info(self, args: dict[str, Any], done: Done, now: float) -> None:
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))

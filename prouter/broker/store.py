@@ -1,8 +1,8 @@
 """SQLite underneath the job table: a thread that writes in batches, and what is read when the broker starts.
 
-The memory of the broker is what counts; the store follows within milliseconds. A database that cannot be read is set
-aside under another name and a new one begun; one that cannot be written for the moment (a full disk) is tried again
-while the router goes on.
+The memory of the broker is what counts; the store follows within milliseconds. A database that is damaged, or of a
+version not known here, is set aside under another name and a new one begun; one that cannot be written for the moment
+(a full disk) is read as it is and tried again while the router goes on.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prouter.broker.entry import Entry
 from prouter.broker.hello import AgentInfo
+from prouter.broker.ledger import EVENTS
 from prouter.broker.restore import Saved, SavedConnection
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import unpack_body
@@ -30,22 +30,38 @@ __all__ = ["SCHEMA", "Store", "open_store", "read_store"]
 
 log = logging.getLogger("prouter.store")
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables, kept in the database's user_version."""
 
 _MIGRATIONS: dict[int, str] = {
     0: """
-        CREATE TABLE jobs (
+        CREATE TABLE IF NOT EXISTS jobs (
             uid TEXT PRIMARY KEY, connection TEXT NOT NULL, agent TEXT NOT NULL, name TEXT NOT NULL,
             created_at REAL NOT NULL, state TEXT NOT NULL, revision INTEGER NOT NULL, lost INTEGER NOT NULL,
             removal TEXT NOT NULL, ended_at REAL, record BLOB NOT NULL, event INTEGER NOT NULL
         );
-        CREATE TABLE connections (uid TEXT PRIMARY KEY, gone INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
-        CREATE TABLE keys (key TEXT PRIMARY KEY, connection TEXT NOT NULL, job TEXT NOT NULL, at REAL NOT NULL)
+        CREATE TABLE IF NOT EXISTS connections (uid TEXT PRIMARY KEY, gone INTEGER NOT NULL, body BLOB NOT NULL)
             WITHOUT ROWID;
+        CREATE TABLE IF NOT EXISTS keys
+            (key TEXT PRIMARY KEY, connection TEXT NOT NULL, job TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
     """,
+    1: "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, body BLOB NOT NULL);",
 }
 """Statements that lead from each version to the next."""
+
+_COLUMNS = "uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event"
+_PASSING = (
+    "disk is full",
+    "disk i/o error",
+    "readonly",
+    "is locked",
+    "unable to open",
+    "locking protocol",
+    "permission",
+)
+"""Parts of SQLite's messages about what is not the database's fault (sqlite3_errstr)."""
+_DAMAGE = (sqlite3.Error, ProtocolError, KeyError, TypeError, ValueError)
+"""What reading a damaged database ends in."""
 
 _BATCH = 2000
 _RETRY = 1.0
@@ -74,14 +90,14 @@ class Store:
         self._wake = wake
         self._queue: queue.SimpleQueue[_Statement | None] = queue.SimpleQueue()
         self._done: deque[Callable[[float], None]] = deque()
-        self._closing = threading.Event()
+        self._held = 0
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
     @property
     def backlog(self) -> int:
-        """Statements not taken up yet."""
-        return self._queue.qsize()
+        """Statements not written yet."""
+        return self._queue.qsize() + self._held
 
     def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
         """Have `statement` executed, in order; `done` is among `take_done` once it is committed.
@@ -99,32 +115,36 @@ class Store:
 
     def close(self) -> None:
         """Write what is left and end the thread."""
-        self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        database = _connect(self._path, patience=0.5)
-        waiting: deque[_Statement] = deque()
+        database: sqlite3.Connection | None = None
+        waiting: deque[_Statement] = deque(maxlen=_BACKLOG)
         open_end = True
-        most: float = _BATCH
         while open_end or waiting:
-            open_end = self._fetch(waiting, most, block=open_end and not waiting) and open_end
-            most = _BATCH
-            if waiting and not self._write(database, waiting):
-                self._report(waiting)
-                most = inf
-                if self._closing.wait(_RETRY):
+            if not waiting:
+                open_end = self._fetch(waiting, None)
+            try:
+                database = database or _connect(self._path, patience=0.5)
+                self._write(database, waiting)
+            except sqlite3.Error as error:
+                self._failed(error, len(waiting))
+                if database is not None:
+                    database.close()
+                    database = None
+                if not open_end:
                     log.error("event=store_incomplete path=%s lost=%d", self._path, len(waiting))
                     break
-        database.close()
+                open_end = self._hold(waiting)
+        if database is not None:
+            database.close()
 
-    def _fetch(self, waiting: deque[_Statement], most: float, *, block: bool) -> bool:
-        """Take statements from the queue until `most` are waiting; False when it was closed."""
+    def _fetch(self, waiting: deque[_Statement], patience: float | None) -> bool:
+        """Take what is in the queue, once there is something, up to a batch; False when it was closed."""
         try:
-            while len(waiting) < most:
-                statement = self._queue.get(block)
-                block = False
+            for number in range(_BATCH):
+                statement = self._queue.get(number == 0, patience)
                 if statement is None:
                     return False
                 waiting.append(statement)
@@ -132,70 +152,115 @@ class Store:
             return True
         return True
 
-    def _write(self, database: sqlite3.Connection, waiting: deque[_Statement]) -> bool:
-        """Commit everything that waits; whether that worked."""
-        try:
-            with database:
-                for text, parameters, _done in waiting:
-                    database.execute(text, parameters)
-        except sqlite3.Error as error:
-            self.failures += 1
-            if self.failures == 1 or self.failures % 60 == 0:
-                log.error("event=store_failed path=%s error=%r waiting=%d", self._path, str(error), len(waiting))
-            return False
-        self.written += len(waiting)
-        self._report(waiting)
-        waiting.clear()
-        return True
+    def _write(self, database: sqlite3.Connection, waiting: deque[_Statement]) -> None:
+        """Commit everything that waits.
 
-    def _report(self, waiting: deque[_Statement]) -> None:
-        """Call back; after a failure the statements stay, without their callbacks."""
-        calls = [statement.done for statement in waiting if statement.done is not None]
-        kept = [statement._replace(done=None) for statement in waiting]
+        Raises:
+            sqlite3.Error: that did not work; nothing was changed.
+        """
+        with database:
+            for text, parameters, _done in waiting:
+                database.execute(text, parameters)
+        self.written += len(waiting)
+        self._call_back(waiting)
         waiting.clear()
-        waiting.extend(kept[-_BACKLOG:])
+        self._held = 0
+
+    def _failed(self, error: sqlite3.Error, count: int) -> None:
+        self.failures += 1
+        if self.failures == 1 or self.failures % 60 == 0:
+            log.error("event=store_failed path=%s error=%r waiting=%d", self._path, str(error), count)
+
+    def _hold(self, waiting: deque[_Statement]) -> bool:
+        """Let everybody go on whose statement waits, until it is time to try again; False when it was closed."""
+        again = time.monotonic() + _RETRY
+        fresh = waiting.copy()
+        waiting.clear()
+        open_end = True
+        while True:
+            self._call_back(fresh)
+            waiting.extend(statement._replace(done=None) for statement in fresh)
+            self._held = len(waiting)
+            patience = again - time.monotonic()
+            if not open_end or patience <= 0:
+                return open_end
+            fresh.clear()
+            open_end = self._fetch(fresh, patience)
+
+    def _call_back(self, statements: Iterable[_Statement]) -> None:
+        calls = [statement.done for statement in statements if statement.done is not None]
         if calls:
             self._done.extend(calls)
             self._wake()
 
 
 def open_store(path: Path) -> Saved:
-    """Make or migrate the database at `path` and read it. One that cannot be read is set aside."""
+    """Make or migrate the database at `path` and read it. One that is damaged is set aside.
+
+    Raises:
+        OSError: nothing can be opened there.
+    """
     try:
         return _open(path)
-    except (sqlite3.DatabaseError, ProtocolError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, sqlite3.OperationalError) and path.exists() and not _corrupt(path):
-            raise
-        aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
-        log.critical(
-            "event=database_set_aside path=%s aside=%s error=%r: the router starts with an empty job table and history;"
-            " running jobs come back with their agents",
-            path,
-            aside,
-            str(error),
-        )
-        os.replace(path, aside)
-        for suffix in ("-wal", "-shm"):
-            leftover = path.with_name(path.name + suffix)
-            if leftover.exists():
-                os.replace(leftover, aside.with_name(aside.name + suffix))
+    except _DAMAGE as error:
+        if _passing(error) and not _corrupt(path):
+            return _as_it_is(path, error)
+        _set_aside(path, error)
+    try:
         return _open(path)
+    except sqlite3.OperationalError as error:
+        return _as_it_is(path, error)
 
 
 def _open(path: Path) -> Saved:
+    if path.is_dir():
+        raise sqlite3.DatabaseError("it is a directory")
     path.touch(mode=0o600)
     with closing(_connect(path)) as database:
         return read_store(database)
 
 
+def _set_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    log.critical(
+        "event=database_set_aside path=%s aside=%s error=%r: the router starts with an empty job table and history;"
+        " running jobs come back with their agents",
+        path,
+        aside,
+        str(error),
+    )
+    os.replace(path, aside)
+    for suffix in ("-wal", "-shm"):
+        leftover = path.with_name(path.name + suffix)
+        if leftover.exists():
+            os.replace(leftover, aside.with_name(aside.name + suffix))
+
+
+def _as_it_is(path: Path, error: Exception) -> Saved:
+    """What can be read of a database that cannot be written for now."""
+    saved, found = Saved(), "nothing"
+    # Without a WAL nothing but the file counts, and SQLite need not make files beside it, which a full disk forbids.
+    wal = path.with_name(path.name + "-wal")
+    how = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5.0)) as database:
+            if database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+                saved, found = read_store(database), "all of it"
+    except _DAMAGE as problem:
+        log.error("event=database_not_read path=%s error=%r", path, str(problem))
+    log.critical(
+        "event=database_not_writable path=%s error=%r read=%r: the router goes on and tries again; what happens until"
+        " then is forgotten if it ends",
+        path,
+        str(error),
+        found,
+    )
+    return saved
+
+
 def read_store(database: sqlite3.Connection) -> Saved:
     """Make or migrate the tables of an open database and read them."""
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA:
-        raise sqlite3.DatabaseError(f"it was made by a newer version ({version}, this one knows {SCHEMA})")
-    while version < SCHEMA:
-        database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
-        version += 1
+    _migrate(database)
     saved = Saved()
     for uid, gone, body in database.execute("SELECT uid, gone, body FROM connections"):
         known = unpack_body(body)
@@ -210,7 +275,7 @@ def read_store(database: sqlite3.Connection) -> Saved:
                 address=(address[0], address[1]) if address else None,
             )
         )
-    for row in database.execute("SELECT * FROM jobs"):
+    for row in database.execute(f"SELECT {_COLUMNS} FROM jobs"):  # noqa: S608 - a constant
         uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, packed, event = row
         entry = Entry(uid, connection, agent, name, created_at, state, revision, bool(lost), removal, ended_at, packed)
         if not entry.ended:
@@ -219,14 +284,40 @@ def read_store(database: sqlite3.Connection) -> Saved:
         saved.jobs.append(entry)
         saved.last_event = max(saved.last_event, event)
     saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
+    saved.events = database.execute("SELECT id, body FROM events ORDER BY id DESC LIMIT ?", (EVENTS,)).fetchall()[::-1]
+    for number, body in saved.events:
+        unpack_body(body)
+        saved.last_event = max(saved.last_event, number)
     return saved
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if not 0 <= version <= SCHEMA:
+        raise sqlite3.DatabaseError(f"it was made by another version ({version}, this one knows 0 to {SCHEMA})")
+    if 0 < version < SCHEMA:
+        log.info("event=database_migrated from=%d to=%d", version, SCHEMA)
+    while version < SCHEMA:
+        database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
+        version += 1
 
 
 def _connect(path: Path, patience: float = 5.0) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=patience)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = NORMAL")
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        _migrate(database)
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _passing(error: Exception) -> bool:
+    """Whether it may pass by itself; what SQLite says of tables and columns does not."""
+    text = str(error).lower()
+    return isinstance(error, sqlite3.OperationalError) and any(part in text for part in _PASSING)
 
 
 def _corrupt(path: Path) -> bool:

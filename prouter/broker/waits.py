@@ -35,8 +35,8 @@ class Waits:
     def __len__(self) -> int:
         return self._count
 
-    def park(self, worker: str, call_id: str, job: str, timeout: float | None, answer: Answer, now: float) -> None:
-        """Answer when `job` ends or in `timeout` seconds.
+    def park(self, worker: str, call_id: str, job: str, until: float | None, answer: Answer) -> None:
+        """Answer when `job` ends, or at the time `until` of the monotonic clock.
 
         Raises:
             Overloaded: too many are parked already.
@@ -44,8 +44,8 @@ class Waits:
         if self._count >= self._env.settings.bounds.waits:
             raise Overloaded("too many requests wait for jobs", retry_after=5)
         wait = _Wait(job, answer)
-        if timeout is not None:
-            wait.timer = self._env.timers.at(now + timeout, partial(self._time_is_up, worker, call_id))
+        if until is not None:
+            wait.timer = self._env.timers.at(until, partial(self._time_is_up, worker, call_id))
         self._waits.setdefault(worker, {})[call_id] = wait
         self._by_job.setdefault(job, {})[(worker, call_id)] = wait
         self._count += 1

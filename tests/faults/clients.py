@@ -18,10 +18,12 @@ from websockets.sync.client import connect
 
 from tests.faults.load import Gauge
 from tests.faults.pattern import Checker, Pattern
+from tests.support.processes import wait_until
 from tests.support.raw_http import Raw
 
 __all__ = [
     "Creations",
+    "Events",
     "download",
     "dropped",
     "echo",
@@ -250,6 +252,61 @@ class Creations:
             listed = request(self._url, "GET", f"/jobs?name={name}&limit=10")["jobs"]
             assert all(info["state"] == "CLOSED" for info in listed), listed
             assert len(listed) <= 1, listed
+
+
+class Events:
+    """A follower of the router's events, from now on, that remembers which jobs it saw end and be removed.
+
+    Attributes:
+        finished: names of jobs that ended.
+        removed: names of jobs that were removed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.finished: set[str] = set()
+        self.removed: set[str] = set()
+        self._last = 0
+        self._problem: BaseException | None = None
+        self._connection = _connect(url)
+        self._connection.request("GET", "/events")
+        self._answer = self._connection.getresponse()
+        assert self._answer.status == 200, self._answer.status
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def check(self, names: list[str]) -> None:
+        """The end and the removal of all these jobs were told, and everything in order."""
+        wait_until(
+            lambda: self._problem or (self.finished.issuperset(names) and self.removed.issuperset(names)),
+            what="all events arrive",
+        )
+        assert self._problem is None, repr(self._problem)
+
+    def _follow(self) -> None:
+        try:
+            while True:
+                self._take(self._answer)
+        except BaseException as error:
+            self._problem = error
+        finally:
+            self._connection.close()
+
+    def _take(self, answer: http.client.HTTPResponse) -> None:
+        """One event, or a comment."""
+        event: dict[str, str] = {}
+        while (line := answer.readline()) != b"\n":
+            assert line, "the events ended"
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            event[name] = value
+        if "id" in event:
+            assert int(event["id"]) > self._last, f"event {event['id']} after {self._last}"
+            self._last = int(event["id"])
+        assert event.get("event") != "dropped", event
+        if event.get("event") in ("job", "job.removed"):
+            job = json.loads(event["data"])["job"]
+            if job["state"] == "FINISHED":
+                self.finished.add(job["name"])
+            if event["event"] == "job.removed":
+                self.removed.add(job["name"])
 
 
 def _connect(url: str, timeout: float | None = _TIMEOUT) -> http.client.HTTPConnection:

@@ -96,6 +96,8 @@ class Stand:
         creations = clients.Creations(url, self.agent.uid, self.marks)
         load.add("create", creations.one_round, amount.creators)
         load.at_end(creations.check)
+        events = clients.Events(url)
+        load.at_end(lambda: events.check(creations.names))
 
     def echoes_and_logs(self, load: Load, websockets: int) -> None:
         """WebSockets, and two followers of a log."""

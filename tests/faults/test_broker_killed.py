@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 
 from tests.faults.load import Load
 from tests.faults.pattern import Pattern
 from tests.faults.stand import MIB, Amount, Stand
+from tests.support.processes import wait_until
 from tests.support.raw_http import Raw
 
 PAUSE = 3.0
@@ -56,3 +59,18 @@ def test_an_upload_that_begins_while_the_broker_stands_still_goes_on_with_it(sta
             assert b'"bytes": %d, "error": null' % (4 * MIB) in raw.read_until(b"}")
     finally:
         os.kill(broker, signal.SIGCONT)
+
+
+def test_a_wait_with_a_time_limit_ends_on_time_although_the_broker_is_killed(stand: Callable[..., Stand]) -> None:
+    it = stand()
+    limit, began = 3.0, time.monotonic()
+    answers: list[int] = []
+    wait = f"{it.bytes_job}/wait?timeout={limit:g}"
+    client = threading.Thread(target=lambda: answers.append(it.router.post(wait).status_code))
+    client.start()
+    wait_until(lambda: it.metric("waits") == 1)
+    it.kill_broker()
+    it.linked_again()
+    client.join(20)
+    assert answers == [202]
+    assert time.monotonic() - began < 2 * limit, "the limit was counted anew by the second broker"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from tests.faults.clients import request
@@ -53,6 +56,25 @@ def kill_whole(router: Router) -> None:
     for pid in (router.pid, router.child("broker"), parent, *workers):
         os.kill(pid, signal.SIGKILL)
     router.popen.wait(10)
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    """A file system of 4 MiB at `place`."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs (root)")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no room beside `path`."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_after_a_power_failure_the_table_is_there_at_once_and_paths_work_when_agents_are_back(
@@ -111,6 +133,33 @@ def test_a_broken_database_is_set_aside_and_agents_tell_their_jobs_anew(launch: 
     assert again.get(it.bytes_job + "/http/").text == "hello"
     with sqlite3.connect(database) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_router_on_a_full_disk_goes_on_starts_again_and_writes_when_there_is_room(
+    launch: Launch, work_dir: Path
+) -> None:
+    state = work_dir / "state"
+    state.mkdir(mode=0o700)
+    with small_disk(state):
+        settings, it = alone(launch, work_dir)
+        before = it.run("before", "exit 3")
+        assert it.router.post(before + "/wait").json()["exit_code"] == 3
+        filler = state / "filler"
+        fill(filler)
+        kill_whole(it.router)
+        again = it.router = launch(start_router, **settings)
+        wait_until(lambda: "event=store_failed" in again.log.read_text())
+        assert again.get(it.bytes_job + "/http/").text == "hello"
+        while_full = it.run("while-full", "exit 4")
+        assert again.post(while_full + "/wait").json()["exit_code"] == 4
+        filler.unlink()
+        wait_until(lambda: it.metric("store_backlog") == 0, what="everything is written")
+        kill_whole(it.router)
+        it.router = launch(start_router, **settings)
+        known = {info["name"]: info["exit_code"] for info in it.router.get("/jobs").json()["jobs"]}
+        assert (known["before"], known["while-full"]) == (3, 4)
+        assert not list(state.glob("*.broken-*"))
+        assert it.router.stop() == 0
 
 
 def test_a_drained_router_says_so_finishes_what_it_has_and_ends(launch: Launch, work_dir: Path) -> None:

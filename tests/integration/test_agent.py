@@ -189,7 +189,7 @@ def test_files_and_logs_of_a_job_are_served(stage: Stage) -> None:
     assert upload.read_preface()["size"] == 0
     assert log.read_exactly(5) == b"done\n"
     assert log.read() == b""
-    assert worker.call("jobs.wait", timeout=5, **at(job))["ended"]
+    assert worker.call("jobs.wait", until=time.monotonic() + 5, **at(job))["ended"]
 
 
 def test_drain_refuses_new_jobs_until_resumed(stage: Stage) -> None:

@@ -79,13 +79,11 @@ def running_job(worker: FakeWorker, agent: dict[str, Any] | None = None) -> dict
     return job
 
 
-def spawn_wait(
-    worker: FakeWorker, job: dict[str, Any], timeout: float | None = None, call_id: str | None = None
-) -> Any:
+def spawn_wait(worker: FakeWorker, job: dict[str, Any], until: float | None = None, call_id: str | None = None) -> Any:
     return gevent.spawn(
         worker.peer.call,
         "jobs.wait",
-        {"connection": job["connection"], "job": job["uid"], "timeout": timeout},
+        {"connection": job["connection"], "job": job["uid"], "until": until},
         timeout=20,
         call_id=call_id,
     )
@@ -373,7 +371,7 @@ def test_waits_end_by_timeout_and_can_be_cancelled(stage: Stage) -> None:
     worker = stage.worker(broker)
     stage.agent(broker)
     job = running_job(worker)
-    answer = spawn_wait(worker, job, timeout=0.2).get(timeout=5)
+    answer = spawn_wait(worker, job, until=time.monotonic() + 0.2).get(timeout=5)
     assert not answer["ended"]
     assert answer["job"]["state"] == "RUNNING"
     spawn_wait(worker, job, call_id="wait-1")

@@ -87,7 +87,7 @@ class Schedule:
 
         def started(result: Result) -> None:
             if result.error is None:
-                self._ask(worker, "jobs.wait", {**of, "timeout": None}, waited)
+                self._ask(worker, "jobs.wait", {**of, "until": None}, waited)
 
         def waited(result: Result) -> None:
             if result.error is None and not result.value["ended"]:

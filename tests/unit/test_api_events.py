@@ -151,6 +151,18 @@ def test_ids_that_leap_with_a_new_broker_are_followed(feed: EventFeed, broker: B
     assert found[-1]["id"] == str(new)
 
 
+def test_a_new_broker_that_knows_the_events_of_the_one_before_costs_nobody_any(feed: EventFeed, broker: Broker) -> None:
+    follower, behind = feed.follow(None), feed.follow(None)
+    assert (next(follower), next(behind)) == (sse.RETRY, sse.RETRY)
+    told = [broker.emit()]
+    assert ids(follower, 1) == told
+    told.append(broker.emit(cut=True))
+    broker.last += 1_000_000
+    told += [broker.emit(), broker.emit()]
+    assert ids(follower, 3) == told[1:]
+    assert ids(behind, 4) == told
+
+
 def test_an_id_from_the_future_means_now(feed: EventFeed, broker: Broker) -> None:
     follower = feed.follow(10**15)
     next(follower)

@@ -148,7 +148,7 @@ def test_an_agent_reported_dead_is_not_waited_for() -> None:
     worker, agent = world.worker(), world.agent()
     job = job_on(worker)
     agent.change(job["uid"], state=State.RUNNING)
-    wait = worker.call("jobs.wait", **job["at"], timeout=None)
+    wait = worker.call("jobs.wait", **job["at"], until=None)
     world.vanish(agent)
     obituary(world)
     assert worker.results[wait]["job"]["reason"] == "agent_lost"
@@ -307,7 +307,7 @@ def test_waits_of_a_dead_worker_are_forgotten() -> None:
     agent = world.agent()
     job = job_on(worker)
     agent.change(job["uid"], state=State.RUNNING)
-    worker.call("jobs.wait", timeout=None, **job["at"])
+    worker.call("jobs.wait", until=None, **job["at"])
     assert len(world.broker.waits) == 1
     world.broker.worker_died(worker.uid, world.now)
     assert len(world.broker.waits) == 0
@@ -551,14 +551,14 @@ def test_nothing_is_left_of_peers_that_came_and_went() -> None:
     for number in range(100):
         guest = world.agent("guest", f"{number:032x}")
         job = job_on(worker, {"type": "uid", "uid": "guest"}, f"key-{number}")
-        worker.call("jobs.wait", timeout=100, **job["at"])
+        worker.call("jobs.wait", until=world.now + 100, **job["at"])
         visitor = world.worker(f"visitor-{number}")
         if number % 2:
             worker.ask("jobs.remove", **job["at"])
             guest.say(guest.session.bye("shutdown"))
         else:
             guest.change(job["uid"], state=State.RUNNING)
-            visitor.call("jobs.wait", timeout=None, **job["at"])
+            visitor.call("jobs.wait", until=None, **job["at"])
         world.vanish(guest)
         world.broker.worker_died(visitor.uid, world.now)
         world.settle()
@@ -649,9 +649,9 @@ def test_bounds_are_answered_with_overloaded() -> None:
     worker, agent = world.worker(), world.agent()
     job = job_on(worker)
     agent.change(job["uid"], state=State.RUNNING)
-    worker.call("jobs.wait", timeout=None, **job["at"])
+    worker.call("jobs.wait", until=None, **job["at"])
     with pytest.raises(Overloaded):
-        worker.ask("jobs.wait", timeout=None, **job["at"])
+        worker.ask("jobs.wait", until=None, **job["at"])
     agent.silent = True
     for _ in range(2):
         worker.call("jobs.stop", grace=1, **job["at"])

@@ -126,7 +126,7 @@ def test_a_cursor_of_somebody_else_is_refused() -> None:
 
 def test_event_ids_grow_over_restarts_and_clocks_that_go_back() -> None:
     log = EventLog(3, 0, 1000.0)
-    ids = [log.append("job", {"n": n}, 1000.0)["id"] for n in range(5)]
+    ids = [log.append("job", {"n": n}, 1000.0)[0]["id"] for n in range(5)]
     assert ids == sorted(set(ids))
     assert log.first == ids[2]
     assert log.last == ids[4]
@@ -134,8 +134,20 @@ def test_event_ids_grow_over_restarts_and_clocks_that_go_back() -> None:
     assert [event["id"] for event in log.after(ids[2], 1)] == ids[3:4]
     assert [event["id"] for event in log.after(0, 10)] == ids[2:]
     assert log.after(ids[4], 10) == []
-    assert EventLog(3, log.last, 10.0).append("job", {}, 0.0)["id"] > log.last
-    assert EventLog(3, log.last, 2000.0).append("job", {}, 0.0)["id"] > log.last
+    assert EventLog(3, log.last, 10.0).append("job", {}, 0.0)[0]["id"] > log.last
+    assert EventLog(3, log.last, 2000.0).append("job", {}, 0.0)[0]["id"] > log.last
+
+
+def test_an_event_log_goes_on_with_the_events_of_the_one_before() -> None:
+    log = EventLog(3, 0, 1000.0)
+    kept = [(told["id"], packed) for told, packed in (log.append("job", {"n": n}, 0.0) for n in range(5))][-3:]
+    again = EventLog(3, log.last, 1000.0, kept=kept)
+    assert again.first == kept[0][0]
+    assert [event["body"]["n"] for event in again.after(kept[0][0], 10)] == [3, 4]
+    assert [event["body"]["n"] for event in again.after(kept[1][0] + 500, 10)] == [], "what was not saved is skipped"
+    again.append("job", {"n": 5}, 0.0)
+    assert [event["body"]["n"] for event in again.after(kept[1][0], 10)] == [4, 5]
+    assert again.first == kept[1][0]
 
 
 def test_an_event_log_is_bounded_in_bytes_too() -> None:
@@ -151,7 +163,7 @@ def test_an_event_log_is_bounded_in_bytes_too() -> None:
 def test_an_empty_event_log_begins_with_the_next_event() -> None:
     log = EventLog(3, 0, 1.0)
     assert log.first == log.last + 1
-    assert log.append("job", {}, 0.0)["id"] == log.last == log.first
+    assert log.append("job", {}, 0.0)[0]["id"] == log.last == log.first
 
 
 @given(st.lists(st.text()), st.one_of(st.none(), st.integers(), st.text()))

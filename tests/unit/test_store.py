@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from prouter.broker.entry import Entry
+from prouter.broker.ledger import EVENTS
 from prouter.broker.store import SCHEMA, Store, open_store
 from prouter.jobs import JobRecord, Reason, State
 from tests.support.broker_world import World
@@ -89,7 +92,7 @@ def test_a_wait_is_not_answered_from_news_that_may_be_old(path: Path) -> None:
     agent.change(uids[0], state=State.RUNNING)
     again = World(open_store(path))
     worker = again.worker()
-    calls = [worker.call("jobs.wait", connection=agent.connection, job=uid, timeout=None) for uid in uids]
+    calls = [worker.call("jobs.wait", connection=agent.connection, job=uid, until=None) for uid in uids]
     assert not worker.results
     back = agent.again(2)
     back.world = again
@@ -194,6 +197,107 @@ def test_a_database_of_a_newer_version_is_set_aside(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
     assert any(".broken-" in entry.name for entry in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("version", range(SCHEMA))
+def test_a_database_of_an_older_version_is_migrated_with_all_it_holds(path: Path, version: int) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    agent.change(worker.results[call]["job"]["uid"], state=State.FINISHED, reason=Reason.EXITED, exit_code=3)
+    replay(world, path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE events")
+        database.execute(f"PRAGMA user_version = {version}")
+        database.commit()
+    saved = open_store(path)
+    assert [entry.last_record.exit_code for entry in saved.jobs] == [3]
+    assert (len(saved.connections), len(saved.keys), saved.events) == (1, 1, [])
+    assert not [entry for entry in path.parent.iterdir() if ".broken-" in entry.name]
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+
+
+@pytest.mark.parametrize("damage", ["DROP TABLE jobs", "DROP TABLE keys", "ALTER TABLE jobs RENAME COLUMN state TO s"])
+def test_tables_that_are_not_as_they_should_be_count_as_damage(path: Path, damage: str) -> None:
+    open_store(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(damage)
+        database.commit()
+    assert open_store(path).jobs == []
+    assert any(".broken-" in entry.name for entry in path.parent.iterdir())
+
+
+def test_a_directory_in_the_databases_place_is_set_aside(path: Path) -> None:
+    path.mkdir()
+    assert open_store(path).jobs == []
+    assert path.is_file()
+
+
+_ON_A_FULL_DISK = """
+import logging, resource, signal, sys
+from pathlib import Path
+from prouter.broker.store import Store, open_store
+
+logging.basicConfig()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+path = Path(sys.argv[1])
+saved = open_store(path)
+store = Store(path, lambda: None)
+told = []
+store.submit("INSERT INTO keys VALUES ('key', 'c', 'j', 0)", done=told.append)
+while not told:
+    for callback in store.take_done():
+        callback(0.0)
+print(len(saved.jobs), store.failures)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.submit("INSERT INTO keys VALUES ('later', 'c', 'j', 0)")
+store.close()
+"""
+
+
+def test_a_router_that_starts_on_a_full_disk_has_its_jobs_and_writes_when_there_is_room(path: Path) -> None:
+    world = World()
+    worker = world.worker()
+    world.agent()
+    worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    replay(world, path)
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_A_FULL_DISK, path], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.split() == ["1", "1"], done
+    assert "event=database_not_writable" in done.stderr
+    assert {key for key, _, _ in open_store(path).keys} == {"key-1", "key", "later"}
+
+
+def test_events_are_there_for_the_clients_of_the_next_broker(path: Path) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    uid = worker.results[call]["job"]["uid"]
+    seen = worker.ask("events", after=None, limit=1)["last"]
+    for state in (State.RUNNING, State.FINISHED):
+        agent.change(uid, state=state)
+    replay(world, path)
+    again = World(open_store(path))
+    answer = again.worker().ask("events", after=seen, limit=10)
+    assert answer["first"] <= seen
+    assert [event["body"]["record"]["state"] for event in answer["events"]] == ["RUNNING", "FINISHED"]
+
+
+def test_no_more_events_are_written_than_are_kept(path: Path) -> None:
+    world = World()
+    agent = world.agent()
+    ledger = world.broker.ledger
+    link = next(iter(world.broker.links))
+    for _ in range(EVENTS + 200):
+        ledger.agent_changed(link, "up")
+    replay(world, path)
+    assert agent.ready
+    with closing(sqlite3.connect(path)) as database:
+        assert EVENTS <= database.execute("SELECT count(*) FROM events").fetchone()[0] < EVENTS + 100
+    assert len(open_store(path).events) == EVENTS
 
 
 def test_the_database_is_nobody_elses_business(path: Path) -> None:

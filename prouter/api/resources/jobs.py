@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ class _Calls:
 
     def _wait(self, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
         """Answer with the job's info, 200 once it does not go on, 202 when time was up."""
-        args = {"connection": connection, "job": job, "timeout": timeout}
+        until = None if timeout is None else time.monotonic() + timeout
+        args = {"connection": connection, "job": job, "until": until}
         info = self._call("jobs.wait", args, timeout=None)["job"]
         send_json(resp, info, 202 if info["state"] in _GOING_ON else 200)
 
