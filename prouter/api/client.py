@@ -75,7 +75,10 @@ class RouterClient:
         self.config = config
         self.uid = uuid.uuid4().hex
         self.router: dict[str, Any] = {}
-        self.draining = False
+        self.router_draining = False
+        """Whether the router winds down."""
+        self.leaving = False
+        """Whether this worker does."""
         self.on_bridge_end: Callable[[str], None] = lambda _uid: None
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
@@ -103,6 +106,11 @@ class RouterClient:
     def ready(self) -> bool:
         """Whether the broker is linked now."""
         return self._peer.ready
+
+    @property
+    def draining(self) -> bool:
+        """Whether what lasts for ever, such as a feed of events, is to end."""
+        return self.router_draining or self.leaving
 
     def start(self) -> None:
         """Link to the broker, for as long as the process lives."""
@@ -204,7 +212,7 @@ class RouterClient:
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
         """Welcomed: links as they are now; cached routes may be old news."""
         self.router = body.get("router", {})
-        self.draining = bool(body.get("draining"))
+        self.router_draining = bool(body.get("draining"))
         self._dialler.succeeded()
         stale, self._routes = self._routes, OrderedDict()
         self._links = {link["connection"]: bool(link["up"]) for link in body.get("links", [])}
@@ -247,7 +255,7 @@ class RouterClient:
         elif name in ("job", "job.removed"):
             self._job_changed(JobRecord.from_wire(body["record"]))
         elif name == "draining":
-            self.draining = True
+            self.router_draining = True
         elif name == "bridge.end":
             self.on_bridge_end(str(body["uid"]))
         if name in ("job", "job.removed", "agent"):

@@ -10,9 +10,12 @@ import logging
 import os
 import signal
 import sys
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+from prouter.api.balance import enter
+from prouter.api.roster import Roster
 from prouter.config import ConfigError, RouterConfig, check_exposure
 from prouter.directories import load_from_environment
 from prouter.logging_setup import configure_logging
@@ -54,7 +57,7 @@ max_requests_jitter = _config.control.max_requests // 10  # lest all workers are
 backlog = 4096
 keepalive = 5
 timeout = 60
-graceful_timeout = max(1, round(_config.control.drain_timeout))
+graceful_timeout = ceil(_config.control.drain_timeout) + 5  # workers end by themselves, and need a moment to say so
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (gunicorn's heartbeat file, made safely)
 control_socket_disable = True
 proc_name = "prouter-api"
@@ -81,12 +84,20 @@ def on_starting(server: Any) -> None:
     _forget()
     if _inherited:
         server.systemd = True
+    server.roster = Roster(server)
+    server.roster.install()
 
 
 def on_reload(server: Any) -> None:
     """A changed log level counts from now on."""
     _log()
     _forget()
+    server.roster.do_not_wait()
+
+
+def pre_fork(_server: Any, worker: Any) -> None:
+    """Numbers are used again after a while."""
+    enter(worker.age)
 
 
 def post_fork(server: Any, worker: Any) -> None:

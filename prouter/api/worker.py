@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import gevent
 from gevent import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
-from prouter.api.balance import Balance
+from prouter.api.balance import Balance, Standing, standing
 
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
@@ -60,6 +61,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
 
     age: int
     alive: bool
+    ppid: int
+    _hurried = False
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -76,6 +79,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
+        self._drain_timeout = config.control.drain_timeout
         loop = get_hub().loop
         watchers = []
         for inherited in self.sockets:
@@ -86,17 +90,30 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             watcher.start(partial(self._accept, listener, watcher))
             watchers.append(watcher)
         gc.freeze()
+        self._balance.beat(time.monotonic(), 0)
+        self._wake_parent()
         while self.alive:
             self._beat()
             self._proxy.drop_vanished()
             gevent.sleep(_BEAT / 2)
         self._balance.leave()
+        self._wake_parent()
         for watcher in watchers:
             watcher.stop()
             watcher.close()
-        client.draining = True
+        client.leaving = True
         self._drain(client)
         client.stop()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: finish and end. Where somebody took this worker's place there is no hurry, unless asked again."""
+        self._hurried = not self.alive or standing(self.age) is not Standing.DISMISSED
+        super().handle_exit(sig, frame)
+
+    def _wake_parent(self) -> None:
+        """Have gunicorn look after its workers now, as it does whenever one ends."""
+        if os.getppid() == self.ppid:
+            os.kill(self.ppid, signal.SIGCHLD)
 
     def _accept(self, listener: Any, watcher: Any) -> None:
         """Take one connection; the others in the queue are left for other workers."""
@@ -128,25 +145,29 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         gevent.spawn_later(seconds, again)
 
     def _beat(self) -> None:
-        """Once a second: tell gunicorn that we live, sweep timeouts, recycle when due."""
+        """Once a second: tell gunicorn that we live, sweep timeouts, ask to be replaced when due."""
         self.notify()
         gevent.sleep(_BEAT / 2)
         now = time.monotonic()
         self._proxy.sweep(now)
         self._balance.beat(now, len(self._proxy.connections))
-        if self.max_requests and self._proxy.requests >= self.max_requests:
-            if self.alive:
-                self.log.info("Autorestarting worker after %s requests.", self._proxy.requests)
-            self.alive = False
+        if self.max_requests and self._proxy.requests >= self.max_requests and standing(self.age) is Standing.STAYS:
+            log.info("event=worker_worn requests=%d", self._proxy.requests)
+            self._balance.wear_out()
+            self._wake_parent()
 
     def _drain(self, client: RouterClient) -> None:
-        """Finish what is in progress, bridges included, for at most gunicorn's graceful timeout."""
+        """Finish what is in progress, bridges included, for at most ``control.drain_timeout`` seconds.
+
+        Clients may send a request at the very moment their idle connection is closed. So where others serve, it is kept
+        for its next request, whose answer tells the client to close it.
+        """
         proxy = self._proxy
         proxy.drain()
         started = time.monotonic()
-        while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self.cfg.graceful_timeout:
+        while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self._drain_timeout:
             self.notify()
-            if time.monotonic() - started > _LAST_CHANCE:
+            if time.monotonic() - started > _LAST_CHANCE and (self._hurried or client.router_draining):
                 proxy.close_idle()
             gevent.sleep(0.1)
             proxy.sweep(time.monotonic())
@@ -154,9 +175,10 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             log.warning(
                 "event=drain_timeout connections=%d bridges=%d", len(proxy.connections), len(client.list_bridges())
             )
-        proxy.close()
+        proxy.end()
         self._end_bridges(client)
         gevent.sleep(0.05)
+        proxy.close()
 
     def _end_bridges(self, client: RouterClient) -> None:
         """Close both ends of the bridges that are left, properly where they let us."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,77 @@ def test_workers_that_have_served_enough_are_replaced_without_losing_a_request(
     wait_until(lambda: not first & worker_pids(it.router), 30, "both workers are replaced")
     load.started()
     load.finish()
+
+
+def test_worn_workers_serve_until_others_do_while_websockets_keep_them(
+    stand: Callable[..., Stand], websocket: Callable[[Stand], ClientConnection]
+) -> None:
+    it = stand(router={"control__max_requests": 40, "control__drain_timeout": 30})
+    sockets = [websocket(it) for _ in range(8)]
+    old = worker_pids(it.router)
+    assert all(ports_of(pid) & {s.socket.getsockname()[1] for s in sockets} for pid in old)
+
+    def replaced() -> bool:
+        assert it.router.get(f"{it.fast_job}/http/", timeout=5).status_code == 200
+        return len(linked_workers(it.router) - old) >= 2
+
+    wait_until(replaced, 20, "others serve")
+    assert old <= worker_pids(it.router)
+    assert all(echoes(socket) for socket in sockets)
+
+
+def test_a_worker_that_dies_while_others_drain_is_replaced_at_once(
+    stand: Callable[..., Stand], websocket: Callable[[Stand], ClientConnection]
+) -> None:
+    it = stand(router={"control__drain_timeout": 30})
+    sockets = [websocket(it) for _ in range(8)]
+    old = worker_pids(it.router)
+    os.kill(it.router.pid, signal.SIGHUP)
+    wait_until(lambda: len(linked_workers(it.router) - old) == 2, 20, "new workers")
+    killed = min(worker_pids(it.router) - old)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(linked_workers(it.router) - old - {killed}) == 2, 10, "the dead one is replaced")
+    os.kill(it.router.pid, signal.SIGTTIN)
+    wait_until(lambda: len(linked_workers(it.router) - old - {killed}) == 3, 10, "one more")
+    assert old <= worker_pids(it.router)
+    assert all(echoes(socket) for socket in sockets)
+
+
+def test_a_reload_leaves_idle_connections_for_one_more_request(stand: Callable[..., Stand]) -> None:
+    it = stand(router={"control__drain_timeout": 30})
+    with Raw(it.router.url) as idle:
+        idle.request("GET", "/healthz")
+        assert b"\r\nConnection: keep-alive\r\n" in idle.read_until(b'ok"}')
+        old = worker_pids(it.router)
+        os.kill(it.router.pid, signal.SIGHUP)
+        wait_until(lambda: len(linked_workers(it.router) - old) == 2, 20, "new workers")
+        wait_until(lambda: len(old & worker_pids(it.router)) == 1, 20, "the old worker without connections ends")
+        assert select.select([idle.sock], [], [], 2) == ([], [], []), "it was closed"
+        idle.request("GET", f"{it.fast_job}/http/")
+        answer = idle.read_to_end()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answer
+    wait_until(lambda: not old & worker_pids(it.router), 10, "the old workers end")
+
+
+def test_requests_that_a_drain_cannot_wait_for_are_answered(stand: Callable[..., Stand]) -> None:
+    it = stand(router={"control__drain_timeout": 1})
+    requests = [
+        ("POST", f"{it.sleeper}/wait", 0),
+        ("GET", f"{it.bytes_job}/http/hang", 0),
+        ("POST", f"{it.bytes_job}/http/check/1", 9),
+    ]
+    with ExitStack() as stack:
+        pending = [stack.enter_context(Raw(it.router.url)) for _ in requests]
+        for raw, (method, path, length) in zip(pending, requests, strict=True):
+            raw.request(method, path, f"Content-Length: {length}\r\n" if method == "POST" else "")
+        wait_until(lambda: it.metric("waits") == 1 and it.open_connections() >= 2)
+        os.kill(it.router.pid, signal.SIGHUP)
+        waited, asked, posted = (raw.read_to_end() for raw in pending)
+    for answer in (waited, asked):
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"\r\nRetry-After: 1\r\n" in answer
+    assert posted.startswith(b"HTTP/1.1 504 "), posted  # the job has it, and nobody can say what it did
 
 
 def test_open_websockets_of_a_reloaded_worker_are_served_until_the_drain_is_over(

@@ -202,7 +202,7 @@ class StandInRouter:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.subscribers: set[Callable[[str, dict[str, Any]], None]] = set()
         self.ready = True
-        self.draining = False
+        self.draining = self.router_draining = False
         self.uid = "w" * 32
         self.list_bridges: Any = list
         self.on_bridge_end: Any = None

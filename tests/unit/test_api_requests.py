@@ -123,7 +123,7 @@ def test_readiness_follows_the_broker_and_draining(client: Client, router: Stand
     result = client.simulate_get("/readyz")
     problem(result, 503, "broker_away")
     assert result.headers["retry-after"] == "1"
-    router.draining = True
+    router.router_draining = True
     problem(client.simulate_get("/readyz"), 503, "draining")
     assert client.simulate_get("/healthz").status_code == 200
 

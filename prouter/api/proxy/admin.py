@@ -19,7 +19,7 @@ from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead
 from prouter.api.proxy.wsgi import AnswerWriter, environment
-from prouter.errors import InvalidRequest, PRouterError
+from prouter.errors import InvalidRequest, Overloaded, PRouterError
 
 __all__ = ["AdminExchange", "AdminService"]
 
@@ -79,6 +79,7 @@ class AdminExchange:
         self._wake = Event()
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
+        self._answer: AnswerWriter | None = None
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     # -- the connection's side ----------------------------------------------------------------------------------
@@ -104,6 +105,16 @@ class AdminExchange:
     def on_client_drained(self) -> None:
         """The app may write on."""
         self._wake.set()
+
+    def end(self, reason: str) -> None:
+        """End now (the worker stops): with an error if the answer has not begun, else with a cut."""
+        client = self._client
+        if self._answer is not None and self._answer.head_sent:
+            client.abort()
+        else:
+            client.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1), self._head)
+        if self.greenlet is not None:
+            self.greenlet.kill(block=False)
 
     # -- the app's side -----------------------------------------------------------------------------------------
 
@@ -202,7 +213,7 @@ class AdminExchange:
     def run(self) -> None:
         """Carry the request out. The greenlet's edge: nothing is raised."""
         client, head = self._client, self._head
-        answer = AnswerWriter(
+        answer = self._answer = AnswerWriter(
             head,
             self.send,
             keep_alive=head.keep_alive and not client.server.draining,
@@ -211,8 +222,9 @@ class AdminExchange:
         try:
             self._respond(answer)
         except (ClientGone, gevent.GreenletExit):
-            client.exchange = None
-            client.close()
+            if client.exchange is self:
+                client.exchange = None
+                client.close()
             return
         except Exception as error:
             level = error.level if isinstance(error, PRouterError) else logging.ERROR

@@ -72,6 +72,9 @@ class ClientExchange(Protocol):
     def on_client_drained(self) -> None:
         """Everything written has reached the kernel."""
 
+    def end(self, reason: str) -> None:
+        """End now: with an error if nothing of the answer was sent, else with a cut."""
+
 
 class ClientConnection:
     """See the module's docstring.

@@ -35,6 +35,7 @@ from prouter.errors import (
     JobEnded,
     JobTimeout,
     JobUnreachable,
+    Overloaded,
     PRouterError,
 )
 
@@ -459,9 +460,14 @@ class ProxyExchange:
             self.fail(InvalidRequest("Invalid request: the request body took too long", code="body_timeout"))
 
     def end(self, reason: str) -> None:
-        """Cut everything now (the worker stops)."""
-        self._close_upstream("worker_stops", reason)
-        self.client.abort()
+        """End now (the worker stops): a request whose answer has not begun gets an error, other answers are cut."""
+        if self.waiting or (self.awaiting_since and self._repeatable):
+            self.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1))
+        elif self.awaiting_since:
+            self.fail(JobTimeout(f"{reason}, and the job has not answered yet", code="draining"))
+        else:
+            self._close_upstream("worker_stops", reason)
+            self.client.abort()
 
     def _close_upstream(self, code: str, text: str) -> None:
         self._done = True

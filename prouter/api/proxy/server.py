@@ -150,10 +150,16 @@ class ProxyServer:
             if connection.exchange is None and not connection.closing:
                 connection.finish()
 
+    def end(self) -> None:
+        """The time is up: requests without an answer so far get one, others are cut."""
+        for connection in list(self.connections):
+            if connection.exchange is not None:
+                connection.exchange.end("the worker stops")
+            elif not connection.closing:
+                connection.finish()
+
     def close(self) -> None:
-        """Cut everything."""
-        for exchange in list(self.exchanges):
-            exchange.end("the worker stops")
+        """Close everything."""
         for connection in list(self.connections):
             connection.close()
         self.pool.close()

@@ -40,7 +40,7 @@ class Health:
 
     def on_get_ready(self, _req: ApiRequest, resp: falcon.Response) -> None:
         """New requests are welcome here: the broker is linked and the router does not drain."""
-        if self._router.draining:
+        if self._router.router_draining:
             raise Overloaded("the router drains", code="draining", retry_after=5)
         if not self._router.ready:
             raise Overloaded("the broker is away", code="broker_away", retry_after=1)
