@@ -19,6 +19,9 @@ __all__ = ["Announcements"]
 
 log = logging.getLogger("prouter.broker")
 
+_PART = 1000
+"""Most jobs in one part of an agent's list."""
+
 
 class Announcements:
     """See the module's docstring.
@@ -64,6 +67,8 @@ class Announcements:
         wires = body.get("jobs")
         if not isinstance(wires, list):
             raise ProtocolError("jobs must be a list")
+        if len(wires) > _PART:
+            raise ProtocolError(f"a part of the list of jobs has more than {_PART}")
         for wire in wires:
             record = self._job(link, wire, now)
             if link.announced is not None:

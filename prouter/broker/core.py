@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from prouter.broker.admission import Admission
@@ -21,6 +23,7 @@ from prouter.broker.forward import Forwarder
 from prouter.broker.heartbeats import Heartbeats
 from prouter.broker.hello import CLIENT
 from prouter.broker.history import History
+from prouter.broker.inbox import Inbox
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
 from prouter.broker.restore import Saved, restore
@@ -59,6 +62,7 @@ class Broker:
         self.extra_stats: Callable[[], dict[str, float]] = dict
         self.on_shutdown: Callable[[], None] = self._stop
         self._started = env.now = now
+        self.inbox = Inbox(env, self._receive, self.malformed)
         self.heartbeats = Heartbeats(env)
         self.waits = Waits(env)
         self.forwarder = Forwarder(env)
@@ -103,13 +107,8 @@ class Broker:
     def receive(self, path: Path, frames: list[Frame], now: float) -> None:
         """A control message from a known path."""
         path.heard = self.env.now = now
-        if not self._allowed(path, now):
-            return
-        try:
-            for frame in frames:
-                self._receive(path, frame, now)
-        except ProtocolError as error:
-            self.malformed(path, error)
+        if self._allowed(path, frames, now):
+            self.inbox.receive(path, frames, now)
 
     def agent_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
         """A control message from a routing id of the agents' socket that is not accepted.
@@ -143,6 +142,9 @@ class Broker:
     def disconnected(self, path: Path, now: float) -> None:
         """The connection under a path was closed."""
         self.env.now = now
+        self.inbox.after(path, partial(self._closed, path), now)
+
+    def _closed(self, path: Path, now: float) -> None:
         if path.owner is not None:
             path.owner.lost(path, "the connection was closed", now, closed=True)
 
@@ -153,14 +155,14 @@ class Broker:
 
     def turn(self, now: float) -> None:
         """Once per turn of the loop, after everything that had arrived was received."""
-        deadline = self.env.timers.deadline()
-        if deadline is None or deadline > now:
-            return
-        if now - deadline > _STANDSTILL:
-            log.warning("event=standstill seconds=%.1f", now - deadline)
-            self.heartbeats.forgive(now)
         self.env.now = now
-        self.env.timers.run(now)
+        deadline = self.env.timers.deadline()
+        if deadline is not None and deadline <= now:
+            if now - deadline > _STANDSTILL:
+                log.warning("event=standstill seconds=%.1f", now - deadline)
+                self.heartbeats.forgive(now)
+            self.env.timers.run(now, self.env.settings.bounds.turn)
+        self.inbox.turn(now)
 
     def farewell(self, reason: str) -> None:
         """Tell everybody that this broker ends; they wait for the next."""
@@ -181,6 +183,7 @@ class Broker:
             "workers": len(self.workers),
             "uptime_seconds": now - self._started,
             "waits": len(self.waits),
+            "inbox": len(self.inbox),
             "calls": self.service.running,
             "agent_calls": self.forwarder.pending,
             "creations": self.creations.pending,
@@ -219,11 +222,22 @@ class Broker:
     def link_gone(self, link: Link, reason: str, now: float) -> None:
         """The agent will not come back: nor will its jobs and streams."""
         self._tell_workers("link.down", {"connection": link.connection, "reason": reason, "gone": True})
-        self.ledger.lose(link.connection, set(self.ledger.table.live(link.connection)), reason)
+        self._lose_jobs(link, reason, now)
         self.ledger.agent_changed(link, "gone")
-        self.ledger.part(link)
         self.forwarder.link_gone(link, reason, now)
         self.dials.link_gone(link)
+
+    def _lose_jobs(self, link: Link, reason: str, now: float) -> None:
+        """Its jobs are lost with it: some now, the others in the next turns of the loop, unless it is back by then."""
+        if self.links.get(link.connection) is not None:
+            return
+        some = set(islice(self.ledger.table.live(link.connection), self.env.settings.bounds.turn))
+        if some:
+            self.ledger.lose(link.connection, some, reason)
+        if self.ledger.table.live(link.connection):
+            self.env.timers.at(now, partial(self._lose_jobs, link, reason))
+        else:
+            self.ledger.part(link)
 
     def link_receive(self, link: Link, frame: Frame, now: float) -> None:
         """A reply or event of an agent."""
@@ -299,17 +313,19 @@ class Broker:
             log.exception("event=call_failed op=%s worker=%s", request.op, worker.uid)
             self.service.failed(worker, request, PRouterError(f"{request.op} failed"), now)
 
-    def _allowed(self, path: Path, now: float) -> bool:
-        """Whether the peer keeps to its rate of control messages; one that does not has to link again."""
-        limit = self.env.settings.bounds.messages
-        path.allowance = min(4.0 * limit, path.allowance + (now - path.refilled) * limit)
+    def _allowed(self, path: Path, frames: list[Frame], now: float) -> bool:
+        """Whether an agent keeps to its rate and size of control frames; one that does not has to link again."""
+        if path.routes is self.env.switch.agents:
+            return True
+        bounds = self.env.settings.bounds
+        path.allowance = min(4.0 * bounds.frames, path.allowance + (now - path.refilled) * bounds.frames)
         path.refilled = now
-        path.allowance -= 1
-        if path.allowance >= 0 or path.routes is self.env.switch.agents:
+        path.allowance -= max(1, len(frames))
+        if path.allowance >= 0 and all(len(frame.payload) <= bounds.body for frame in frames):
             return True
         self.env.counts["floods"] += 1
         if path.owner is not None:
-            path.owner.lost(path, "it sends too many messages", now, closed=True)
+            path.owner.lost(path, "it sends too much", now, closed=True)
         return False
 
     def _tell_workers(self, name: str, body: dict[str, Any]) -> None:

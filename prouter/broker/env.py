@@ -51,6 +51,7 @@ class Env:
         incarnation: of this broker process.
         now: the time of the message or timer being handled, monotonic.
         counts: metrics that only grow.
+        budget: frames that this turn of the loop may still handle; what takes long is counted for several.
     """
 
     settings: Settings
@@ -60,6 +61,7 @@ class Env:
     new_uid: Callable[[], str]
     incarnation: str
     now: float = 0.0
+    budget: int = 0
     timers: Timers = field(default_factory=Timers)
     outbox: Outbox = field(default_factory=Outbox)
     switch: Switch = field(default_factory=Switch)

@@ -249,7 +249,7 @@ class _Server:
         self._env.now = now
         if self._drain:
             self._broker.drain()
-        for done in self._store.take_done():
+        for done in self._store.take_done(self._env.settings.bounds.turn):
             self._guard(done, now)
         self._flush(now)
 

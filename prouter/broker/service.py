@@ -29,6 +29,8 @@ _USAGE_LIMIT = 2.0
 """Seconds an agent has to tell a job's use of CPU and memory before the table's figures are shown."""
 _PAGE = 250
 """Most jobs or events in one answer: more would hold up everybody else."""
+_LIST = 20
+"""What a page costs, as a part of the frames of one turn (`prouter.broker.settings.Bounds.turn`)."""
 _READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"})
 """Calls that change nothing: a repeat is carried out again rather than remembered."""
 
@@ -147,6 +149,7 @@ class Service:
         after = args.get("after")
         if after is not None and not isinstance(after, int):
             raise InvalidRequest("Invalid request: after must be an event id")
+        self._env.budget -= _LIST
         events = self._ledger.events
         found = events.after(after, _limit(args))
         done({"events": found, "first": events.first, "last": events.last}, None, now)
@@ -286,6 +289,7 @@ class Service:
         done({"record": record.to_wire(), "up": link is not None and link.up}, None, now)
 
     def _list(self, args: dict[str, Any], done: Done, now: float) -> None:
+        self._env.budget -= _LIST
         uids, cursor = self._ledger.table.index.page(
             states=[str(state) for state in args.get("states") or ()],
             agent=args.get("agent"),

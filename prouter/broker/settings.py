@@ -18,7 +18,9 @@ class Bounds:
         link_calls: calls to one agent without an answer.
         dials: agents being dialled.
         hellos: introductions looked at per second.
-        messages: control messages per second from one agent, four seconds of them at once.
+        frames: control frames per second from one agent, four seconds of them at once.
+        body: bytes of a control frame of an agent.
+        turn: control frames handled in one turn of the loop, and answers given, callbacks and timers run at once.
         hello_bytes: size of an introduction.
     """
 
@@ -27,7 +29,9 @@ class Bounds:
     link_calls: int = 4_096
     dials: int = 256
     hellos: int = 4_000
-    messages: int = 5_000
+    frames: int = 10_000
+    body: int = 2 * 1024 * 1024
+    turn: int = 100
     hello_bytes: int = 256 * 1024
 
 

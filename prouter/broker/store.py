@@ -106,11 +106,13 @@ class Store:
         """
         self._queue.put(_Statement(statement, parameters, done))
 
-    def take_done(self) -> list[Callable[[float], None]]:
-        """Callbacks of what was committed since the last time."""
-        found = []
-        while self._done:
+    def take_done(self, most: int) -> list[Callable[[float], None]]:
+        """Up to so many callbacks of what was committed; `wake` is called again for the others."""
+        found: list[Callable[[float], None]] = []
+        while self._done and len(found) < most:
             found.append(self._done.popleft())
+        if self._done:
+            self._wake()
         return found
 
     def close(self) -> None:

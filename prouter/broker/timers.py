@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable
 
 __all__ = ["Timer", "Timers"]
@@ -55,11 +56,11 @@ class Timers:
             self._dead -= 1
         return heap[0][0] if heap else None
 
-    def run(self, now: float) -> None:
-        """Run what is due at `now`, in order of time, without what is scheduled meanwhile."""
+    def run(self, now: float, most: int = sys.maxsize) -> None:
+        """Run what is due at `now`, at most so many, in order of time, without what is scheduled meanwhile."""
         heap = self._heap
         due: list[Timer] = []
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and len(due) < most:
             timer = heapq.heappop(heap)[2]
             timer.queued = False
             if timer.action is None:

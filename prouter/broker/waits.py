@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from prouter.broker.env import Env
 from prouter.broker.timers import Timer
@@ -30,6 +31,8 @@ class Waits:
         self._env = env
         self._waits: dict[str, dict[str, _Wait]] = {}
         self._by_job: dict[str, dict[tuple[str, str], _Wait]] = {}
+        self._ending: set[str] = set()
+        """Jobs that have ended while some still wait for them."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -51,10 +54,18 @@ class Waits:
         self._count += 1
 
     def job_ended(self, job: str) -> None:
-        """Answer all that wait for it."""
-        for (worker, call_id), wait in list(self._by_job.get(job, {}).items()):
+        """Answer all that wait for it: some now, the others in the next turns of the loop."""
+        some = list(islice(self._by_job.get(job, {}).items(), self._env.settings.bounds.turn))
+        for (worker, call_id), wait in some:
             self._take(worker, call_id)
             wait.answer(True)
+        if job in self._by_job and job not in self._ending:
+            self._ending.add(job)
+            self._env.timers.at(self._env.now, partial(self._go_on, job))
+
+    def _go_on(self, job: str, now: float) -> None:
+        self._ending.discard(job)
+        self.job_ended(job)
 
     def cancel(self, worker: str, call_id: str) -> bool:
         """The client does not wait any more; whether it did."""

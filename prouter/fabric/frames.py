@@ -98,7 +98,7 @@ BULK_MIN = 4096
 """Payloads of this many bytes or more get a message part of their own, uncopied."""
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Largest payload of one frame, bytes."""
-MAX_FRAMES = 65536
+MAX_FRAMES = 32768
 """Most frames in one message."""
 
 HEADER = struct.Struct("<BBHIQQQ")
@@ -158,6 +158,8 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
     bulk = 0
     frames: list[Frame] = []
     while position < size:
+        if len(frames) == MAX_FRAMES:
+            raise ProtocolError("too many frames in one message")
         if size - position < _HEADER_SIZE:
             raise ProtocolError("truncated frame header")
         kind, flags, _reserved, length, sid, offset, ack = _unpack_from(block, position)
@@ -175,8 +177,6 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
         position = end
     if bulk != len(parts) - 1:
         raise ProtocolError("bulk part without a frame")
-    if len(frames) > MAX_FRAMES:
-        raise ProtocolError("too many frames in one message")
     return frames
 
 

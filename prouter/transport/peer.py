@@ -38,6 +38,7 @@ __all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 
 log = logging.getLogger("prouter.transport")
 
+_MESSAGE_FRAMES = 4096
 _MESSAGE_BYTES = 256 * 1024
 """Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
 link of 1 Mbit/s that is merely busy would be taken for dead."""
@@ -433,8 +434,8 @@ class Peer:
         dirty, self._dirty = self._dirty, []
         if send is None:
             return
-        if control:
-            send([b"", *encode(control)])
+        for start in range(0, len(control), _MESSAGE_FRAMES):
+            send([b"", *encode(control[start : start + _MESSAGE_FRAMES])])
         for mux in dirty:
             frames = mux.take()
             if frames:
@@ -444,7 +445,7 @@ class Peer:
         start = size = 0
         for index, frame in enumerate(frames):
             size += len(frame.payload)
-            if size > _MESSAGE_BYTES and index > start:
+            if index > start and (size > _MESSAGE_BYTES or index - start >= _MESSAGE_FRAMES):
                 send([route, *encode(frames[start:index])])
                 start, size = index, len(frame.payload)
         send([route, *encode(frames[start:] if start else frames)])

@@ -10,7 +10,7 @@ from typing import Any
 
 from prouter.broker.core import Broker
 from prouter.broker.env import Env
-from prouter.broker.settings import Settings
+from prouter.broker.settings import Bounds, Settings
 from prouter.broker.store import read_store
 from prouter.broker.switch import Path
 from prouter.errors import Conflict, NotFound, ProtocolError
@@ -36,6 +36,7 @@ _SETTINGS = Settings(
     takeover_patience=0.3,
     return_patience=1.5,
     workers_return=1.0,
+    bounds=Bounds(turn=4),
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from prouter.broker.settings import Bounds
 from prouter.errors import AgentUnavailable, Forbidden, LimitReached, NotFound, Overloaded, PRouterError
+from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import PONG, Frame
 from prouter.fabric.session import Session
 from prouter.jobs import JobRecord, Reason, State
@@ -233,14 +234,72 @@ def test_introductions_beyond_the_rate_are_not_looked_at() -> None:
 
 
 def test_an_agent_that_floods_has_to_link_again() -> None:
-    world = World(bounds=Bounds(messages=100))
+    world = World(bounds=Bounds(frames=100))
     worker, agent = world.worker(), world.agent()
     for _ in range(600):
         agent.say(Frame(PONG))
-    assert worker.of("link.down")[0]["reason"] == "it sends too many messages"
+    assert worker.of("link.down")[0]["reason"] == "it sends too much"
     again = agent.again(2)
     world.join(again)
     assert again.ready
+
+
+def test_many_frames_in_one_message_are_a_flood_too() -> None:
+    world = World(bounds=Bounds(frames=100))
+    worker, agent = world.worker(), world.agent()
+    agent.say(*[Frame(PONG)] * 600)
+    assert worker.of("link.down")
+
+
+def test_no_turn_takes_long_whatever_arrives_at_once() -> None:
+    world = World(bounds=Bounds(turn=10))
+    worker, agent = world.worker(), world.agent()
+    jobs = []
+    for number in range(30):
+        jobs.append(job_on(worker, key=f"key-{number}"))
+        agent.change(jobs[-1]["uid"], state=State.RUNNING)
+        world.run(0.1)
+    waits = [worker.caller.call("jobs.wait", {**jobs[0]["at"], "until": None}) for _ in range(100)]
+    worker.say(*[frame for _, frame in waits])  # as after a restart
+    assert len(world.broker.waits) <= 10
+    for turn in range(2, 20):
+        if len(world.broker.waits) < 100:
+            assert world.env.timers.deadline() == world.now, "the loop would sleep"
+        world.broker.turn(world.now)
+        assert len(world.broker.waits) <= 10 * turn
+    assert len(world.broker.waits) == 100
+
+    def answered() -> int:
+        return sum(call_id in worker.results for call_id, _ in waits)
+
+    agent.change(jobs[0]["uid"], state=State.FINISHED)
+    assert 0 < answered() <= 10
+    world.run(2)
+    assert answered() == 100
+    agent.say(agent.session.bye("shutdown"))
+    lost = "jobs.FINISHED"
+    assert 1 < world.broker.stats(world.now)[lost] <= 12
+    world.run(2)
+    assert world.broker.stats(world.now)[lost] == 30
+
+
+def test_what_a_peer_said_before_its_connection_closed_counts() -> None:
+    world = World(bounds=Bounds(turn=10))
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    world.run(0.1)
+    record = replace(agent.jobs[job["uid"]], state=State.RUNNING, revision=9).to_wire()
+    path = world.path_of(agent)
+    assert path is not None
+    news = event_frame("job", {"record": record})
+    world.broker.receive(path, [*[Frame(PONG)] * 50, news], world.now)
+    world.broker.disconnected(path, world.now)
+    assert world.broker.stats(world.now)["links.up"] == 1
+    for _ in range(5):
+        world.broker.turn(world.now)
+    world.settle()
+    assert world.broker.stats(world.now)["links.up"] == 0
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "RUNNING"
 
 
 def test_who_uses_a_path_that_was_given_up_is_told_so() -> None:

@@ -161,10 +161,16 @@ def test_what_is_committed_is_told_and_survives(path: Path) -> None:
         store.submit("INSERT INTO keys VALUES (?, 'c', 'j', 0)", f"key-{number}", done=done.append)
     store.close()
     assert wake.event.is_set()
-    for callback in store.take_done():
+    assert len(store.take_done(100)) == 100
+    wake.event.clear()
+    for callback in store.take_done(4800):
         callback(1.0)
-    assert len(done) == 5000
-    assert store.take_done() == []
+    assert wake.event.is_set(), "there is more"
+    assert len(done) == 4800
+    wake.event.clear()
+    assert len(store.take_done(5000)) == 100
+    assert not wake.event.is_set()
+    assert store.take_done(5000) == []
     assert len(open_store(path).keys) == 5000
 
 
@@ -248,7 +254,7 @@ store = Store(path, lambda: None)
 told = []
 store.submit("INSERT INTO keys VALUES ('key', 'c', 'j', 0)", done=told.append)
 while not told:
-    for callback in store.take_done():
+    for callback in store.take_done(100):
         callback(0.0)
 print(len(saved.jobs), store.failures)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -314,7 +320,7 @@ def test_a_database_that_cannot_be_written_is_tried_again_while_callers_go_on(pa
             done: list[float] = []
             store.submit("INSERT INTO keys VALUES ('key', 'c', 'j', 0)", done=done.append)
             wait_until(lambda: store.failures > 0, 15, "the writer gives up waiting for the lock")
-            assert wait_until(store.take_done, 5)
+            assert wait_until(lambda: store.take_done(100), 5)
             for number in range(5000):
                 store.submit("INSERT INTO keys VALUES (?, 'c', 'j', 0)", f"key-{number}", done=done.append)
             wait_until(lambda: told(store) and len(done) == 5000, 10, "all are told, however many wait")
@@ -326,7 +332,7 @@ def test_a_database_that_cannot_be_written_is_tried_again_while_callers_go_on(pa
 
 def told(store: Store) -> bool:
     """Call back what is to be called back."""
-    for callback in store.take_done():
+    for callback in store.take_done(100):
         callback(0.0)
     return True
 
