@@ -1,8 +1,11 @@
-"""How long the loop keeps others waiting: the busy part of its turns."""
+"""How long the loop keeps others waiting: the busy part of its turns. And what its process uses."""
 
 from __future__ import annotations
 
-__all__ = ["Lag"]
+import os
+import resource
+
+__all__ = ["Lag", "process_figures"]
 
 _WINDOW = 10.0
 """Seconds over which the longest turn is shown."""
@@ -38,3 +41,11 @@ class Lag:
         if busy > self._longest:
             self._longest = busy
         return ended
+
+
+def process_figures() -> dict[str, float]:
+    """Memory and CPU time of this process, for `stats`."""
+    with open("/proc/self/statm", "rb") as statm:
+        resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"rss_bytes": resident, "cpu_seconds": usage.ru_utime + usage.ru_stime}

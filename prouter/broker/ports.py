@@ -6,6 +6,7 @@ ahead from other machines is bounded: who sends faster than the broker reads has
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import zmq
@@ -30,6 +31,9 @@ _DRAIN = 256
 _FRAMES = 4096
 """Most control frames in one message."""
 
+_NEWS = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPTED)
+_EVENT = struct.Struct("=HI")
+"""A monitor's event: what, and the descriptor (zmq_socket_monitor(3))."""
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE) | _NOBLOCK
 _RCVMORE = zmq.RCVMORE
@@ -40,7 +44,7 @@ class Port:
 
     Attributes:
         paths: accepted peers by routing id; a DEALER's only peer is under the empty one.
-        monitor: tells of connections that were closed, None when nobody asks.
+        monitor: tells of connections that were taken or closed, None when nobody asks.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, *, watched: bool) -> None:
@@ -60,7 +64,7 @@ class Port:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         else:
             socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT)
-        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) if watched else None
+        self.monitor = socket.get_monitor_socket(_NEWS) if watched else None
 
     def close(self, linger: int = 0) -> None:
         """Close; what is queued has `linger` milliseconds to leave in the background."""
@@ -143,12 +147,13 @@ class Port:
             return False
         return True
 
-    def closed_connections(self) -> list[int]:
-        """Descriptors of the connections that were closed since the last time."""
+    def connection_news(self) -> list[tuple[int, bool]]:
+        """Descriptors of the connections that were closed (False) or taken (True) since the last time, in order."""
         found = []
         while self.monitor is not None and int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = self.monitor.recv_multipart(_NOBLOCK)
-            found.append(int.from_bytes(event[0][2:6], "little"))
+            kind, fd = _EVENT.unpack(event[0])
+            found.append((fd, kind == zmq.EVENT_ACCEPTED))
         return found
 
     def _rest(self, part: zmq.Frame) -> list[zmq.Frame]:

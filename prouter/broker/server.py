@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 import uuid
@@ -18,10 +17,11 @@ import zmq
 
 from prouter.broker.core import Broker
 from prouter.broker.env import Env
-from prouter.broker.lag import Lag
+from prouter.broker.lag import Lag, process_figures
 from prouter.broker.ports import Port, bind_endpoint
 from prouter.broker.startup import settings_of
 from prouter.broker.store import Store, open_store
+from prouter.broker.strangers import Strangers
 from prouter.broker.switch import Path
 from prouter.config import ConfigError, RouterConfig
 from prouter.descriptors import raise_descriptor_limit
@@ -102,6 +102,8 @@ class _Server:
         self._ready: dict[object, Callable[[float], None]] = {}
         self._fds: dict[int, Path] = {}
         self._strangers: OrderedDict[bytes, int] = OrderedDict()
+        self._unknown = Strangers()
+        self._sweeping = False
         self._closing: list[Port] = []
         self._cut: list[Path] = []
         self._ports: list[Port] = []
@@ -221,9 +223,14 @@ class _Server:
         self._broker.disconnected(path, now)
         self._flush(now)
 
+    def _connections_changed(self, port: Port, now: float) -> None:
+        """Connections of agents were taken or closed."""
+        self._hear_of_connections(port, now)
+        if self._cut:
+            self._closed_connections(port, now)
+
     def _closed_connections(self, port: Port, now: float) -> None:
         """Connections of agents that were closed: after their last words, who used them is gone or dials again."""
-        self._collect_closed(port)
         for _ in range(_LAST_WORDS):
             if port.pump(self._env.switch, now, self._control, self._unreachable):
                 break
@@ -232,12 +239,24 @@ class _Server:
             self._broker.disconnected(path, now)
         self._flush(now)
 
-    def _collect_closed(self, port: Port) -> None:
+    def _hear_of_connections(self, port: Port, now: float) -> None:
         """Find out whose connections were closed, before their descriptors' numbers are used again."""
-        for fd in port.closed_connections():
+        for fd, opened in port.connection_news():
+            if opened:
+                self._unknown.opened(fd, now)
+                continue
+            self._unknown.gone(fd)
             path = self._fds.pop(fd, None) if port.router else port.paths.get(b"")
             if path is not None and path.carrier is port:
                 self._cut.append(path)
+        self._unknown.sweep(now)
+        if self._unknown and not self._sweeping:
+            self._sweeping = True
+            self._env.timers.at(now if self._unknown.due(now) else now + 1, self._sweep)
+
+    def _sweep(self, now: float) -> None:
+        self._sweeping = False
+        self._connections_changed(self._agents, now)
 
     def _woken(self, now: float) -> None:
         """The store has committed something, or a signal arrived."""
@@ -292,7 +311,8 @@ class _Server:
         fd = self._strangers.pop(path.rid, None) if port is self._agents else None
         port.paths[path.rid] = path
         if fd is not None:
-            self._collect_closed(port)
+            self._hear_of_connections(port, self._env.now)
+            self._unknown.gone(fd)
             self._fds[fd] = path
 
     def dial(self, path: Path, address: str) -> None:
@@ -335,7 +355,7 @@ class _Server:
 
         self._register(port.socket, pump, urgent=not watched)
         if port.monitor is not None:
-            self._register(port.monitor, lambda now: self._closed_connections(port, now), urgent=False)
+            self._register(port.monitor, lambda now: self._connections_changed(port, now), urgent=False)
         return port
 
     def _shut(self, port: Port) -> None:
@@ -389,12 +409,10 @@ class _Server:
             self._stop = True
 
     def _stats(self) -> dict[str, float]:
-        with open("/proc/self/statm", "rb") as statm:
-            resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "rss_bytes": resident,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            **process_figures(),
+            "strangers": len(self._unknown),
+            "total.strangers_cut": self._unknown.cut,
             "loop.lag_max_seconds": self._lag.longest,
             "loop.lag_avg_seconds": self._lag.average,
             "loop.turns": self._lag.turns,

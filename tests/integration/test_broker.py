@@ -396,6 +396,25 @@ def test_a_worker_that_is_killed_is_gone_for_agents_at_once(stage: Stage) -> Non
     assert doomed.uid.encode() not in agent.peer.muxes
 
 
+def test_a_connection_that_never_introduces_itself_is_ended_and_linked_agents_stay(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    silent = context.socket(zmq.DEALER)
+    silent.setsockopt(zmq.RECONNECT_IVL, -1)
+    silent.setsockopt(zmq.LINGER, 0)
+    silent.connect(broker.endpoint)
+    try:
+        until(lambda: stat(worker, "strangers") == 1, what="it is noticed")
+        until(lambda: stat(worker, "total.strangers_cut") == 1, 20, what="it is ended")
+        assert stat(worker, "strangers") == 0
+        assert stat(worker, "links.up") == 1
+        assert agent.peer.ready
+    finally:
+        silent.close()
+        context.term()
+
+
 def test_malformed_messages_are_counted_and_harmless(stage: Stage) -> None:
     broker = stage.broker()
     worker, agent = stage.worker(broker), stage.agent(broker)
