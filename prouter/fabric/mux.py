@@ -25,6 +25,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from prouter.errors import ProtocolError
+from prouter.fabric.bulk import GROWTH, Bulk
 from prouter.fabric.frames import (
     ACK,
     ASK,
@@ -38,7 +39,7 @@ from prouter.fabric.frames import (
     pack_body,
     unpack_body,
 )
-from prouter.fabric.stream import WINDOW_GROWTH, Direction, Stream
+from prouter.fabric.stream import Direction, Stream
 
 __all__ = [
     "DEFAULT_WINDOW",
@@ -60,8 +61,6 @@ MAX_WINDOW = 64 * 1024 * 1024
 """Largest window an acceptor agrees to."""
 RESUME_TIMEOUT = 30.0
 """Seconds a stream survives without a path."""
-_GROWN_MOST = 64 * 1024 * 1024
-"""Bytes by which the windows of all streams between two peers may have grown, together."""
 _TOMBSTONES = 16384
 """How many ended streams are remembered."""
 
@@ -125,6 +124,7 @@ class Mux:
         resume_timeout: seconds without a path after which streams are given up.
         sids: ids for the streams opened here, each only once, also over several of these with the same peer: it
             may remember how streams ended that were given up here.
+        bulk: the fast streams of this process; its owner calls its `tick`.
     """
 
     def __init__(
@@ -136,19 +136,21 @@ class Mux:
         max_streams: int = 65536,
         resume_timeout: float = RESUME_TIMEOUT,
         sids: Iterator[int] | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.up = False
         self.tag: Any = None
         self.malformed = 0
-        self.grown = 0
-        """Bytes that streams were granted beyond their first windows."""
+        self.ticks = 0
+        """How often `tick` was called."""
         self._on_output = on_output
         self._on_late_output = on_late_output or on_output
         self._accepts = accepts
         self._max_streams = max_streams
         self._resume_timeout = resume_timeout
         self._sids = sids if sids is not None else count(1)
+        self.bulk = bulk if bulk is not None else Bulk()
         self._out: list[Frame] = []
         self._announced = False
         self._events: list[StreamEvent] | None = None
@@ -199,6 +201,7 @@ class Mux:
 
     def tick(self, now: float) -> list[StreamEvent]:
         """To be called about once a second: late acknowledgements, and streams whose path stays away."""
+        self.ticks += 1
         if self._ack_due and self.up:
             due, self._ack_due = self._ack_due, {}
             for stream in due.values():
@@ -240,7 +243,7 @@ class Mux:
                     events.append(Writable(stream))
                 self._receive_data(stream, frame, events)
             elif kind == ACK:
-                if stream._limit < frame.offset <= stream.window * WINDOW_GROWTH:
+                if stream.window <= frame.offset <= stream.window * GROWTH:
                     stream._limit = frame.offset
                 if stream._on_ack(frame.ack):
                     events.append(Writable(stream))
@@ -381,13 +384,6 @@ class Mux:
         if len(self._out) == 1:
             self._on_late_output(self)
 
-    def _grant(self, stream: Stream) -> int:
-        """How many bytes the window of a stream grows by whose reader keeps up: it is doubled, while there is room."""
-        granted = stream._granted
-        more = max(0, min(granted, stream.window * WINDOW_GROWTH - granted, _GROWN_MOST - self.grown))
-        self.grown += more
-        return more
-
     def _drop_output(self) -> None:
         self._out.clear()
         self._announced = False
@@ -405,8 +401,8 @@ class Mux:
     def _forget(self, stream: Stream, code: str | None) -> None:
         stream.reset_code = code
         stream._kept.clear()
-        if self.streams.pop(stream.sid, None) is not None:
-            self.grown -= stream._granted - stream.window
+        self.streams.pop(stream.sid, None)
+        self.bulk.discard(stream)
         self._ack_due.pop(stream.sid, None)
         self._gaps.pop(stream.sid, None)
         self._bury(stream.sid, stream._consumed, code)

@@ -20,15 +20,16 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from prouter.fabric.bulk import GROWTH
 from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
 
 if TYPE_CHECKING:
     from prouter.fabric.mux import Mux
 
-__all__ = ["WINDOW_GROWTH", "Direction", "Stream"]
+__all__ = ["Direction", "Stream"]
 
-WINDOW_GROWTH = 4
-"""How many times its first size a stream's window may become, in each direction, where its reader keeps up."""
+_PIECE = 1024 * 1024
+"""Most bytes that are best written at once."""
 
 
 class Direction(Enum):
@@ -53,6 +54,8 @@ class Stream:
         "_blocked",
         "_confirmed",
         "_consumed",
+        "_counted_from",
+        "_counted_in",
         "_granted",
         "_kept",
         "_limit",
@@ -78,6 +81,9 @@ class Stream:
         """Bytes this end may have in flight."""
         self._granted = window
         """Bytes the other end may have in flight."""
+        self._counted_in = mux.ticks
+        """The tick since which is counted how much of the other end's bytes is used, from here:"""
+        self._counted_from = 0
         self.handler: Any = None
         self.sending = Direction.OPEN
         self.receiving = Direction.OPEN
@@ -102,12 +108,22 @@ class Stream:
             return 0
         return self._limit - (self._sent - self._acked)
 
+    @property
+    def piece(self) -> int:
+        """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups it costs on its way."""
+        return min(self._limit >> 2, _PIECE)
+
     def ask_room(self) -> int:
         """Like `room`; when there is none, a `Writable` event tells when there is."""
         room = self.room
         if room <= 0 and self.sending is Direction.OPEN:
             self._blocked = True
         return room
+
+    @property
+    def used(self) -> int:
+        """How many of the other end's bytes were used."""
+        return self._consumed
 
     @property
     def unread(self) -> int:
@@ -200,17 +216,29 @@ class Stream:
         if self.receiving is Direction.FIN:
             self._finish_receiving()
         elif self._consumed - self._told >= self._granted >> 2:
-            self._grow()
+            self._regrant()
             self._acknowledge()
         else:
             self._mux._ack_due[self.sid] = self
 
     # -- what the mux does --------------------------------------------------------------------------------------
 
-    def _grow(self) -> None:
-        """Grant the other end more where all it sends is used at once: then the window is what holds it back."""
-        if self.receiving is Direction.OPEN and self._received - self._consumed <= self._granted >> 3:
-            self._granted += self._mux._grant(self)
+    def _regrant(self) -> None:
+        """Change the window: larger where all that comes is used at once, for then it is what holds the other end back.
+
+        Two whole windows have to be used between two ticks for that: what the buffers behind a slow reader take at the
+        beginning is no sign of a fast one, and on a slow path a larger window would only make a longer queue.
+        """
+        mux = self._mux
+        if self._counted_in != mux.ticks:
+            self._counted_in, self._counted_from = mux.ticks, self._told
+        granted = self._granted
+        fast = self._consumed - self._counted_from >= 2 * granted and self._received - self._consumed <= granted >> 3
+        if fast and self.receiving is Direction.OPEN:
+            self._counted_from = self._consumed
+            mux.bulk.add(self)
+            granted *= 2
+        self._granted = min(granted, mux.bulk.share(self))
 
     def _acknowledge(self) -> None:
         self._told = self._consumed
@@ -269,7 +297,7 @@ class Stream:
             return b""
         received = expected + len(payload)
         # Not only what this end granted: what comes late may obey the grant of one that was here before it.
-        if received - self._consumed > self.window * WINDOW_GROWTH:
+        if received - self._consumed > self.window * GROWTH:
             raise OverflowError("data beyond the window")
         self._received = received
         if frame.flags & FIN:
@@ -278,8 +306,9 @@ class Stream:
         return payload
 
     def _position(self, flags: int = 0) -> Frame:
-        """How far this end got."""
+        """How far this end got. Its window is the first one again: the other end may not know of a larger one."""
         self._told = self._consumed
+        self._granted = self.window
         return Frame(RESUME, flags, self.sid, self._received, self._consumed)
 
     def _resume_frames(self) -> list[Frame]:

@@ -18,6 +18,7 @@ from gevent import get_hub
 from gevent.event import AsyncResult
 
 from prouter.errors import AgentUnavailable, ProtocolError, PRouterError
+from prouter.fabric.bulk import Bulk
 from prouter.fabric.calls import Caller, Request, Responder, Result, event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode
 from prouter.fabric.mux import (
@@ -162,6 +163,7 @@ class Peer:
         self._resume_timeout = resume_timeout
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._sids = count(1)
+        self._bulk = Bulk()
         self._caller = Caller()
         self._responder = Responder()
         self._results: dict[str, Callable[[Result], None]] = {}
@@ -280,6 +282,7 @@ class Peer:
                 accepts=self._accepts,
                 resume_timeout=self._resume_timeout,
                 sids=self._sids,
+                bulk=self._bulk,
             )
             mux.tag = route
             self.muxes[route] = mux
@@ -329,6 +332,7 @@ class Peer:
         """To be called several times per heartbeat interval."""
         for route, mux in list(self.muxes.items()):
             self._dispatch(route, mux.tick(now))
+        self._bulk.tick()
         if self.session is not None:
             frames, event = self.session.tick(now)
             self._say(*frames)

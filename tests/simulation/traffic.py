@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prouter.fabric.stream import WINDOW_GROWTH, Direction, Stream
+from prouter.fabric.bulk import GROWTH
+from prouter.fabric.stream import Direction, Stream
 from tests.simulation.nodes import AgentNode, WorkerNode
 from tests.simulation.world import Runtime, World
 
@@ -21,11 +22,12 @@ def _expected(start: int, size: int) -> bytes:
 
 
 def _check_kept(world: World, stream: Stream) -> None:
-    """At most a window is kept, and the rest of the piece of which the peer has consumed a part."""
+    """At most the largest window is kept, and the rest of the piece of which the peer has consumed a part."""
     kept = [data for _, data in stream._kept]
-    if sum(map(len, kept[1:])) > stream._limit or stream._sent - stream._acked > stream._limit + 1:
+    most = stream.window * GROWTH
+    if sum(map(len, kept[1:])) > most or stream._sent - stream._acked > most + 1:
         world.fail(f"more than a window kept: {list(map(len, kept))}")
-    if stream.unread > stream.window * WINDOW_GROWTH:
+    if stream.unread > stream.window * GROWTH:
         world.fail(f"more than a window unread: {stream.unread}")
 
 

@@ -15,7 +15,7 @@ def feed_in_pieces(decoder: ChunkDecoder, data: bytes, cuts: list[int]) -> bytes
     for cut in [*sorted(cut % (len(data) + 1) for cut in cuts), len(data)]:
         if decoder.complete:
             break
-        found += decoder.feed(data[position:cut])
+        found += b"".join(decoder.feed(data[position:cut]))
         position = cut
     decoder.rest += data[position:] if decoder.complete else b""
     return found
@@ -30,9 +30,17 @@ def test_any_split_decodes_to_the_body_and_the_rest(chunks: list[bytes], rest: b
     assert decoder.rest == rest
 
 
+def test_pieces_of_many_chunks_become_one() -> None:
+    decoder = ChunkDecoder()
+    view = memoryview(b"3\r\nabc\r\n2;" + b"x" * 100 + b"\r\nde\r\n1\r")
+    assert encode_chunk(decoder.feed(view)) == b"5\r\nabcde\r\n"
+    assert encode_chunk(decoder.feed(b"\n")) == b""
+    assert decoder.feed(b"f\r\n0\r\n\r\n") == [b"f"]
+
+
 def test_extensions_are_ignored_and_trailers_dropped() -> None:
     decoder = ChunkDecoder()
-    assert decoder.feed(b'5;name="x"\r\nhello\r\n0\r\nTrailer: 1\r\nOther: 2\r\n\r\nnext') == b"hello"
+    assert decoder.feed(b'5;name="x"\r\nhello\r\n0\r\nTrailer: 1\r\nOther: 2\r\n\r\nnext') == [b"hello"]
     assert decoder.complete
     assert decoder.rest == b"next"
 

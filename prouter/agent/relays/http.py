@@ -3,7 +3,7 @@
 A relay is a TCP or unix connection whose other end happens to be a stream. It owns no greenlet, and no buffer while
 it is idle:
 
-* The socket is read only as far as the stream has room, at most `_LARGE` bytes per turn of the loop, so that a busy
+* The socket is read only as far as the stream has room, at most a `piece` of it per turn of the loop, so that a busy
   relay takes turns with all others. Without room the socket is left alone, and the kernel holds the job back.
 * What arrives on the stream goes to the socket at once. The rest of what the kernel does not take waits in `_backlog`,
   at most one window; the stream is told of bytes only once the kernel has them, which holds the worker back.
@@ -40,9 +40,7 @@ log = logging.getLogger("prouter.agent.relays")
 
 _READ, _WRITE = 1, 2
 _SMALL = 64 * 1024
-"""Bytes of a read while reads do not fill it."""
-_LARGE = 256 * 1024
-"""Bytes of a read once they do."""
+"""Bytes of a read while reads do not fill it; then it is the stream's `piece`."""
 _IN_ORDER = frozenset({"done", "idle"})
 """Reset codes of workers that have got their answer and need the connection no more."""
 _RESET = struct.pack("ii", 1, 0)
@@ -171,7 +169,7 @@ class HttpRelay:
             self._fail(self._broken or error)
             return
         if data:
-            self._size = _LARGE if len(data) >= _SMALL else _SMALL
+            self._size = stream.piece if len(data) >= _SMALL else _SMALL
             stream.write(data)
         else:
             self._end_of_job()

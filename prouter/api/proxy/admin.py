@@ -160,7 +160,7 @@ class AdminExchange:
         if not self._decoded and client.buffer:
             raw, client.buffer = client.buffer, b""
             try:
-                self._decoded = self._decoder.feed(raw)
+                self._decoded = b"".join(self._decoder.feed(raw))
             except ChunkError as error:
                 raise InvalidRequest(f"Invalid request: {error}") from error
             if self._decoder.complete:

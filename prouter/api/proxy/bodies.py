@@ -33,8 +33,7 @@ class RequestBody:
             self._left -= len(body)
             self.over = self._left == 0
             return body, rest
-        body = self._decoder.feed(data)
-        framed = encode_chunk(body) if body else b""
+        framed = encode_chunk(self._decoder.feed(data))
         if not self._decoder.complete:
             return framed, b""
         self.over = True
@@ -77,20 +76,21 @@ class AnswerBody:
         Raises:
             ChunkError: the job's chunks are broken.
         """
-        if self._decoder is not None:
-            data = self._decoder.feed(bytes(data))
-            self.over = self._decoder.complete
-            self.clean = not self._decoder.rest
-        elif self._left >= 0:
+        if self._left >= 0:
             if len(data) > self._left:
                 self.clean = False
                 data = data[: self._left]
             self._left -= len(data)
             self.over = self._left == 0
-        if not self.chunked:
             return data
-        framed = encode_chunk(data) if data else b""
-        return framed + LAST_CHUNK if self.over else framed
+        if self._decoder is None:
+            return encode_chunk(data) if self.chunked else data
+        pieces = self._decoder.feed(data)
+        self.over = self._decoder.complete
+        self.clean = not self._decoder.rest
+        if not self.chunked:
+            return b"".join(pieces)
+        return encode_chunk(pieces) + LAST_CHUNK if self.over else encode_chunk(pieces)
 
     def finish(self) -> bytes | None:
         """The job sends nothing more: what the client gets at the end, None when the body is not complete."""

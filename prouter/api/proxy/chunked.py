@@ -7,12 +7,16 @@ section 6.5.1 allows. llhttp could decode too, but does not tell at which byte a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 __all__ = ["LAST_CHUNK", "ChunkDecoder", "ChunkError", "encode_chunk"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 _MAX_LINE = 4096
+_USUAL_LINE = 32
+"""Bytes in which most size lines end."""
 _MAX_TRAILERS = 65536
+Buffer = bytes | memoryview
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\x00]*)?\Z")
 
 
@@ -20,9 +24,11 @@ class ChunkError(ValueError):
     """The body is not properly chunked."""
 
 
-def encode_chunk(data: bytes) -> bytes:
-    """`data` (not empty) as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+def encode_chunk(data: Buffer | Sequence[Buffer]) -> bytes:
+    """`data`, or pieces of it, as one chunk; nothing when there are no bytes, for that would be the last chunk."""
+    pieces = [data] if isinstance(data, (bytes, memoryview)) else data
+    size = sum(map(len, pieces))
+    return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""
 
 
 class ChunkDecoder:
@@ -44,8 +50,8 @@ class ChunkDecoder:
         self._trailers = False
         self._trailer_bytes = 0
 
-    def feed(self, data: bytes) -> bytes:
-        """The body bytes that `data` brings.
+    def feed(self, data: Buffer) -> list[Buffer]:
+        """The body bytes that `data` brings, as views of it: nothing is copied.
 
         Raises:
             ChunkError: it is malformed.
@@ -53,39 +59,37 @@ class ChunkDecoder:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        found: list[bytes] = []
+        view = memoryview(data)
+        found: list[Buffer] = []
         position = 0
-        size = len(data)
+        size = len(view)
         while position < size:
             if self._remaining:
-                position = self._take_chunk(data, position, found)
+                position = self._take_chunk(view, position, found)
                 continue
-            end = data.find(b"\n", position)
-            if end < 0:
-                if size - position > _MAX_LINE:
-                    raise ChunkError("a line of the chunked body is too long")
+            line = _line_at(view, position)
+            if line is None:
+                self._buffer = bytes(view[position:])
                 break
-            if end == position or data[end - 1] != 0x0D:
+            position += len(line)
+            if line[-2:] != b"\r\n":
                 raise ChunkError("a line of the chunked body does not end with CRLF")
-            line = data[position : end - 1]
-            position = end + 1
-            if self._line(line):
+            if self._line(line[:-2]):
                 self.complete = True
-                self.rest = data[position:]
-                return b"".join(found)
-        self._buffer = data[position:]
-        return found[0] if len(found) == 1 else b"".join(found)
+                self.rest = bytes(view[position:])
+                break
+        return found
 
-    def _take_chunk(self, data: bytes, position: int, found: list[bytes]) -> int:
+    def _take_chunk(self, view: memoryview, position: int, found: list[Buffer]) -> int:
         """Consume bytes of the current chunk and its CRLF; the new position."""
         body = self._remaining - 2
         if body > 0:
-            piece = data[position : position + body]
+            piece = view[position : position + body]
             found.append(piece)
             self._remaining -= len(piece)
             return position + len(piece)
         expected = b"\r\n"[2 - self._remaining]
-        if data[position] != expected:
+        if view[position] != expected:
             raise ChunkError("a chunk is longer than its size says")
         self._remaining -= 1
         return position + 1
@@ -106,3 +110,19 @@ class ChunkDecoder:
         else:
             self._trailers = True
         return False
+
+
+def _line_at(view: memoryview, position: int) -> bytes | None:
+    """The line that begins at `position`, its end included; None when that has not come yet.
+
+    Raises:
+        ChunkError: it is too long.
+    """
+    for most in (_USUAL_LINE, _MAX_LINE + 1):
+        some = bytes(view[position : position + most])
+        end = some.find(b"\n") + 1
+        if end:
+            return some[:end]
+        if len(some) < most:
+            return None
+    raise ChunkError("a line of the chunked body is too long")

@@ -35,6 +35,7 @@ log = logging.getLogger("prouter.proxy")
 
 _RECV = 65536
 _RECV_BODY = 262144
+"""Bytes of a read of a body or tunnel, to begin with."""
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
 _LINGER_SECONDS = 2.0

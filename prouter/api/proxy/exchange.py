@@ -204,6 +204,8 @@ class ProxyExchange:
         if data:
             self._send(data)
         if not self._pending and not self._done:
+            if not self._upload.over:
+                self.client.receive_size = self.upstream.stream.piece
             if self._answer is None:
                 self.awaiting_since = time.monotonic()
             self.client.resume()

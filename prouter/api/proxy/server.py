@@ -45,6 +45,8 @@ _SAFE_IDLE = 0.5
 """Seconds a connection may be idle in peace, however many there are."""
 _ROOM = 64
 """Connections closed at once when there are too many."""
+_UNSENT = 256 * 1024
+"""Bytes the kernel keeps for a client that does not take them; without a bound it would be megabytes."""
 
 AdminHandler = Callable[[ClientConnection, RequestHead], None]
 
@@ -97,6 +99,7 @@ class ProxyServer:
             origin = Origin("unix", 0, self._trust_unix)
         else:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NOTSENT_LOWAT, _UNSENT)
             host = str(address[0]).removeprefix("::ffff:")
             origin = Origin(host, sock.getsockname()[1], self._is_trusted(host))
         if len(self.connections) >= self.max_connections:
