@@ -32,6 +32,10 @@ _LOOK_DELAY = 0.02
 """Seconds between looks at the process tree; a look costs more than a probe."""
 _PROBE_TIMEOUT = 10.0
 """Seconds one connection or answer may take before it is tried anew."""
+_FIRST_PATIENCE = 0.5
+"""The same where several ports were detected: doubled with each round, lest a silent one keeps the others waiting."""
+_SHOWN = 5
+"""Sockets named of a job that listens elsewhere than it should."""
 _READY_STATUSES = frozenset({*range(200, 400), 401, 403})
 
 
@@ -226,13 +230,17 @@ class Exposure:
     def _await_answer(self, look: Callable[[], list[Listener]], deadline: float, timeout: float) -> Address:
         """Try every candidate again and again, often at first, until one is ready."""
         delay = _LOOK_DELAY if self.plan.port == "detect" else _FIRST_DELAY
+        patience = _FIRST_PATIENCE
         tried: list[Address] = []
         while True:
             candidates = self._candidates(look)
             tried = candidates or tried
+            several = self.plan.port == "detect" and len(candidates) > 1
+            longest = min(patience, _PROBE_TIMEOUT) if several else _PROBE_TIMEOUT
+            patience *= 2
             for address in candidates:
                 remaining = deadline - time.monotonic()
-                if remaining > 0 and not self._died.is_set() and self._ready(address, min(remaining, _PROBE_TIMEOUT)):
+                if remaining > 0 and not self._died.is_set() and self._ready(address, min(remaining, longest)):
                     return address
             remaining = deadline - time.monotonic()
             if remaining > 0 and not self._died.is_set():
@@ -241,7 +249,7 @@ class Exposure:
             if self._died.is_set():
                 raise NotReady(f"its process ended before {self._expectation(tried)}")
             if time.monotonic() >= deadline:
-                raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}")
+                raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(look())}")
 
     def _candidates(self, look: Callable[[], list[Listener]]) -> list[Address]:
         if self.socket is not None:
@@ -279,6 +287,19 @@ class Exposure:
             self.plan.ready, f"a good answer to GET {self.plan.ready}"
         )
         return f"{what} on {tried[0]}" if tried else "a port its processes listen on"
+
+    def _elsewhere(self, found: list[Listener]) -> str:
+        """Where the job listens instead of where it should."""
+        if self.plan.port == "detect":
+            return ""
+        expected = self.port.number if self.port is not None else self.reported[0] if self.reported else 0
+        socket = str(self.socket) if self.socket is not None else ""
+        if any(one.host == socket if one.family == "unix" else one.port == expected for one in found):
+            return ""
+        places = [
+            f"socket {one.host}" if one.family == "unix" else f"{one.host} port {one.port}" for one in found[:_SHOWN]
+        ]
+        return f"; its processes listen on {', '.join(places)}" if places else ""
 
 
 def _loopback(port: int) -> list[Address]:

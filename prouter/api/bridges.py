@@ -23,6 +23,7 @@ from typing import Any
 import gevent
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
+from websockets.uri import parse_uri
 
 from prouter.api.client import JobRoute, RouterClient
 from prouter.errors import (
@@ -241,8 +242,7 @@ class Bridges:
             InvalidRequest: the url is no ws or wss URL.
             PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
-        if not url.startswith(("ws://", "wss://")):
-            raise InvalidRequest("Invalid request: url must start with ws:// or wss://")
+        _check_url(url)
         route = self._client.route(connection, job)
         _check_running(route)
         bridge = Bridge(route, path, url)
@@ -272,6 +272,14 @@ class Bridges:
             self._bridges.pop(bridge.uid, None)
             self._client.bridges_changed()
             log.info("event=bridge_ended bridge=%s job=%s", bridge.uid, bridge.job)
+
+
+def _check_url(url: str) -> None:
+    """Raise InvalidRequest for what no WebSocket server can be reached at."""
+    try:
+        parse_uri(url)
+    except (ValueError, WebSocketException) as error:
+        raise InvalidRequest(f"Invalid request: url must be a whole ws:// or wss:// URL: {error}") from error
 
 
 def _check_running(route: JobRoute) -> None:

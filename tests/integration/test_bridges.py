@@ -204,7 +204,7 @@ def test_a_url_that_does_not_answer_closes_the_jobs_side(router: Router, job: st
     wait_until(lambda: not listed(router, job))
 
 
-@pytest.mark.parametrize("url", ["http://x/", "ftp://x", "", "ws:/x"])
+@pytest.mark.parametrize("url", ["http://x/", "ftp://x", "", "ws:/x", "ws://", "ws://[bad", "ws://h:99999/"])
 def test_other_urls_are_refused(router: Router, job: str, url: str) -> None:
     answer = router.post(f"{job}/wsconnect/echo", {"url": url})
     assert answer.status_code == 400

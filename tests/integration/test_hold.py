@@ -170,9 +170,13 @@ def test_a_job_that_ends_while_requests_wait_for_it_is_a_424(
     router, agent = place
     path = router.create(agent.uid)
     answer = pool.submit(router.get, path + "/http/")
-    failed = router.post(path + "/start", {"args": ["false"], "env": {}, "expose": {"port": "assign"}})
+    script = ["sh", "-c", "echo no such model >&2; exit 3"]
+    failed = router.post(path + "/start", {"args": script, "env": {}, "expose": {"port": "assign"}})
     assert failed.status_code == 502
-    assert answer.result().status_code == 424
+    for held in (answer.result(), router.get(path + "/http/")):
+        assert held.status_code == 424
+        assert held.json()["detail"] == failed.json()["detail"]
+        assert "no such model" in held.json()["detail"]
 
 
 def descriptors(router: Router) -> int:

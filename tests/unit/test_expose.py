@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -442,6 +443,26 @@ def test_detection_takes_the_lowest_port_that_answers(
     finally:
         silent.stop()
     assert found == Exposed(Address(port=web), sorted({web, port_of(silent)}), "strip")
+
+
+def test_silent_ports_do_not_keep_the_one_that_answers_waiting(
+    exposure: Callable[..., Exposure], serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prouter.agent.expose._FIRST_PATIENCE", 0.05)
+    web = serve(answering({}))
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(4)]
+        look = [Listener("ipv4", "127.0.0.1", port, 1) for port in (*silent, web)]
+        assert waited(exposure(expose={"port": "detect", "ready": "http"}), look).address == Address(port=web)
+
+
+@pytest.mark.parametrize("where", [{"port": "assign"}, {"port": "unix"}])
+def test_a_server_that_listens_elsewhere_is_told_where(
+    exposure: Callable[..., Exposure], where: dict[str, str]
+) -> None:
+    look = [Listener("ipv4", "127.0.0.1", 9, 1), Listener("unix", "app.sock", 0, 1)]
+    with pytest.raises(NotReady, match=r"; its processes listen on 127\.0\.0\.1 port 9, socket app\.sock$"):
+        waited(exposure(expose=where), look, timeout=0.03)
 
 
 @pytest.mark.parametrize(

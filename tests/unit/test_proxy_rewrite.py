@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prouter.api.proxy.forwarded import Origin, Public, as_seen_by_the_client
@@ -100,11 +102,24 @@ def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
 def test_a_trusted_proxy_may_say_it_the_standard_way() -> None:
     told = b'for="[2001:db8::1]:4711";host="a\\"b,c";proto=HTTPS;by=x, for=10.0.0.2'
     lines = to_job(b"Forwarded: " + told + b"\r\n", origin=NGINX)
-    assert b"X-Forwarded-For: [2001:db8::1]:4711, 10.0.0.2, 127.0.0.1" in lines
+    assert b"X-Forwarded-For: 2001:db8::1, 10.0.0.2, 127.0.0.1" in lines
     assert b"X-Forwarded-Proto: https" in lines
     assert b'X-Forwarded-Host: a"b,c' in lines
     assert b"X-Forwarded-Port: 443" in lines
     assert b"Forwarded: " + told + b', for=127.0.0.1;host="h:1";proto=http' in lines
+
+
+def test_addresses_are_written_as_each_field_has_them() -> None:
+    lines = to_job(b'Forwarded: for="[2001:db8::1]:4711", for="192.0.2.1:80"\r\n', origin=NGINX)
+    assert b"X-Forwarded-For: 2001:db8::1, 192.0.2.1, 127.0.0.1" in lines
+    lines = to_job(b"X-Forwarded-For: [2001:db8::1]:4711, 192.0.2.1:80, nonsense\r\n", origin=NGINX)
+    told = next(line for line in lines if line.startswith(b"Forwarded: "))
+    assert [part.partition(b";")[0] for part in told[11:].split(b", ")] == [
+        b'for="[2001:db8::1]"',
+        b"for=192.0.2.1",
+        b"for=unknown",
+        b"for=127.0.0.1",
+    ]
 
 
 def test_of_several_proxies_the_first_one_saw_the_client() -> None:
@@ -139,6 +154,8 @@ def test_a_proxy_on_a_unix_socket_adds_no_address() -> None:
         (PREFIX, PREFIX),
         (PREFIX + b"x", PREFIX + PREFIX + b"x"),
         (b"//other/x", b"//other/x"),
+        (b"//h:1/x", b"//h:1" + PREFIX + b"/x"),
+        (b"//127.0.0.1:5000/x", PREFIX + b"/x"),
         (b"https://elsewhere.example/x", b"https://elsewhere.example/x"),
         (b"http://h:1/x", b"http://h:1" + PREFIX + b"/x"),
         (b"http://h:1", b"http://h:1" + PREFIX + b"/"),
@@ -173,6 +190,41 @@ def test_cookies_go_under_the_prefix(value: bytes, expected: bytes) -> None:
 def test_a_job_that_does_not_know_of_tls_is_helped() -> None:
     lines = to_client(b"Location: http://h:1/x\r\n", public=Public(b"https", b"h:1"))
     assert b"Location: https://h:1" + PREFIX + b"/x" in lines
+
+
+@pytest.mark.parametrize(
+    ("value", "public", "expected"),
+    [
+        (b"http://h/x", Public(b"http", b"h:80"), b"http://h:80"),
+        (b"http://h:80/x", Public(b"http", b"h"), b"http://h"),
+        (b"https://h:443/x", Public(b"https", b"h"), b"https://h"),
+        (b"http://h:80/x", Public(b"https", b"h"), b"https://h"),
+        (b"//h:443/x", Public(b"https", b"h"), b"//h"),
+    ],
+)
+def test_a_port_that_the_scheme_implies_may_be_left_out(value: bytes, public: Public, expected: bytes) -> None:
+    assert b"Location: " + expected + PREFIX + b"/x" in to_client(b"Location: " + value + b"\r\n", public=public)
+
+
+def test_another_port_is_another_server() -> None:
+    assert b"Location: http://h:443/x" in to_client(b"Location: http://h:443/x\r\n", public=Public(b"http", b"h"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "connection"),
+    [
+        ({}, b"Connection: Upgrade"),
+        ({"keep_alive": False}, b"Connection: Upgrade, close"),
+        ({"client_version": "1.0"}, b"Connection: Upgrade, keep-alive"),
+    ],
+)
+def test_a_demand_to_upgrade_says_to_what(changes: dict[str, object], connection: bytes) -> None:
+    head = parse_response(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    settings: dict[str, Any] = {"chunked": False, "keep_alive": True, "client_version": "1.1", **changes}
+    public = Public(b"http", b"h:1")
+    lines = response_to_client(head, prefix=PREFIX, public=public, job_origins=(), **settings).split(b"\r\n")
+    assert b"Upgrade: websocket" in lines
+    assert [line for line in lines if line.startswith(b"Connection")] == [connection]
 
 
 def test_with_a_host_of_its_own_a_job_keeps_its_paths_but_no_wider_cookies() -> None:

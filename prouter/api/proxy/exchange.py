@@ -38,6 +38,7 @@ from prouter.errors import (
     Overloaded,
     PRouterError,
 )
+from prouter.jobs import Reason
 
 if TYPE_CHECKING:
     from prouter.api.proxy.server import ProxyServer
@@ -482,4 +483,5 @@ class ProxyExchange:
 def ended_error(route: JobRoute) -> JobEnded:
     """Why a job that has ended gives no answers."""
     record = route.record
-    return JobEnded(f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)
+    told = record.error if record.reason is Reason.START_FAILED else None
+    return JobEnded(told or f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)

@@ -96,7 +96,7 @@ def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
     if not hops:
         hops = b", ".join(_element(_node(entry), public.host, public.proto) for entry in clients)
     elif not clients:
-        clients = [_pairs(hop).get(b"for", b"unknown") for hop in _elements(hops)]
+        clients = [_address(_pairs(hop).get(b"for", b"unknown")) for hop in _elements(hops)]
     if origin.address != "unix":
         clients.append(peer)
     block = _BLOCK % (
@@ -149,8 +149,16 @@ def _element(node: bytes, host: bytes, proto: bytes) -> bytes:
     return b'for=%s;host="%s";proto=%s' % (node, host.replace(b"\\", b"").replace(b'"', b""), proto)
 
 
+def _address(node: bytes) -> bytes:
+    """The address in a node of ``Forwarded`` (RFC 7239 section 6) or an entry of X-Forwarded-For, without its port."""
+    if node.startswith(b"["):
+        return node[1:].partition(b"]")[0]
+    return node.partition(b":")[0] if node.count(b":") == 1 else node
+
+
 def _node(address: bytes) -> bytes:
     """An address as RFC 7239 section 6 writes it; ``unknown`` for what is none."""
+    address = _address(address)
     try:
         found = ip_address(address.decode("ascii").partition("%")[0])
     except ValueError:

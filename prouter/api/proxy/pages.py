@@ -6,6 +6,7 @@ A page for a condition that passes by itself (a starting job, an agent that is a
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from html import escape
 
@@ -36,6 +37,9 @@ REASONS = {
 }
 
 _RELOAD_SECONDS = 2
+_HTML = frozenset({b"text/html", b"application/xhtml+xml"})
+_JSON = frozenset({b"application/json", b"application/problem+json"})
+_WEIGHT = re.compile(rb"q=([01](?:\.\d{0,3})?)")
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -85,7 +89,7 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
     status = error.status
     reason = REASONS.get(status, "Error")
     lines = [f"HTTP/1.1 {status} {reason}"]
-    if b"text/html" in accept:
+    if _prefers_html(accept):
         content_type = "text/html; charset=utf-8"
         body = _page(error, reason, request_id)
     else:
@@ -104,6 +108,29 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
         lines.append("Connection: close")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
     return head if head_only else head + body
+
+
+def _prefers_html(accept: bytes) -> bool:
+    """Whether HTML is asked for by name, and before JSON (RFC 9110 section 12.5.1)."""
+    wanted = {b"html": 0.0, b"json": 0.0}
+    first = b""
+    for entry in accept.lower().split(b","):
+        media, *parameters = (part.strip() for part in entry.split(b";"))
+        kind = b"html" if media in _HTML else b"json" if media in _JSON else b""
+        if kind:
+            first = first or kind
+            wanted[kind] = max(wanted[kind], _quality(parameters))
+    if wanted[b"html"] == wanted[b"json"]:
+        return wanted[b"html"] > 0 and first == b"html"
+    return wanted[b"html"] > wanted[b"json"]
+
+
+def _quality(parameters: list[bytes]) -> float:
+    """The weight among a media range's parameters; 1 when there is none that makes sense."""
+    for parameter in parameters:
+        if match := _WEIGHT.fullmatch(parameter):
+            return float(match[1])
+    return 1.0
 
 
 def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:

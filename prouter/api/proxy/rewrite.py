@@ -75,12 +75,15 @@ def response_to_client(
     """
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
     named = head.connection
+    asked = b""
     framed_elsewhere = chunked or head.body == BodyKind.CHUNKED or head.status < 200 or head.status == 204
     for name, value in head.headers:
         key = name.lower()
-        if key in HOP_BY_HOP and key != b"proxy-authenticate" and not (key == b"upgrade" and head.status == 426):
+        if key == b"upgrade" and head.status == 426:
+            asked = b"Upgrade, "  # RFC 9110 section 15.5.22: it says what to upgrade to
+        elif key in HOP_BY_HOP and key != b"proxy-authenticate":
             continue
-        if key == b"x-prouter-error" or (named and key in named):
+        elif key == b"x-prouter-error" or (named and key in named):
             continue  # the first marks errors that are not the job's
         if key == b"content-length" and framed_elsewhere:
             continue
@@ -94,10 +97,9 @@ def response_to_client(
     if head.status == 101:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % _first(head.headers, b"upgrade"))
     elif head.status >= 200:
-        if not keep_alive:
-            lines.append(b"Connection: close\r\n")
-        elif client_version == "1.0":
-            lines.append(b"Connection: keep-alive\r\n")
+        persistence = b"close" if not keep_alive else b"keep-alive" if client_version == "1.0" else b""
+        if asked or persistence:
+            lines.append(b"Connection: %s\r\n" % (asked + persistence).removesuffix(b", "))
     lines.append(b"\r\n")
     return b"".join(lines)
 
@@ -111,19 +113,26 @@ def _under(path: bytes, prefix: bytes) -> bytes:
 
 def _location(value: bytes, prefix: bytes, public: Public, job_origins: tuple[bytes, ...]) -> bytes:
     """Location rule: an absolute path, or a URL of our own or the job's own origin; never a relative one."""
-    if value.startswith(b"/"):
-        return value if value.startswith(b"//") else _under(value, prefix)
-    scheme, separator, rest = value.partition(b"://")
-    scheme = scheme.lower()
-    if not separator or scheme not in (b"http", b"https"):
+    if value.startswith(b"/") and not value.startswith(b"//"):
+        return _under(value, prefix)
+    scheme, separator, rest = value.partition(b"//")
+    given, scheme = scheme, scheme.lower()
+    if not separator or scheme not in (b"http:", b"https:", b""):
         return value
     end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
     host, path = rest[:end].lower(), rest[end:]
     path = _under(path if path[:1] == b"/" else b"/" + path, prefix)
-    if host == public.host.lower():
+    ours = public.host.lower()
+    if _portless(host, scheme[:-1] or public.proto) == _portless(ours, public.proto):
         # A job behind TLS that ends before us may not know of it.
-        return (public.proto if scheme == b"http" else scheme) + b"://" + rest[:end] + path
-    return path if scheme == b"http" and host in job_origins else value
+        told = rest[:end] if host == ours else public.host
+        return (public.proto + b":" if scheme == b"http:" else given) + b"//" + told + path
+    return path if scheme != b"https:" and host in job_origins else value
+
+
+def _portless(host: bytes, scheme: bytes) -> bytes:
+    """The host without a port that its scheme implies."""
+    return host.removesuffix(b":443" if scheme == b"https" else b":80")
 
 
 def _set_cookie(value: bytes, prefix: bytes) -> bytes:
