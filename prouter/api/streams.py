@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gevent.event import Event
 
 from prouter.errors import AgentUnavailable, NotFound, ProtocolError
+from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
 
@@ -104,7 +105,8 @@ class UploadIO(StreamIO):
                     return False
                 self.accept()
                 continue
-            taken = self.stream.write(view if len(view) <= CHUNK else view[:CHUNK])
+            most = max(CHUNK, self.stream.piece)
+            taken = self.stream.write(view if len(view) <= most else view[:most])
             view = view[taken:]
             if view and not taken and not self._answered():
                 self._wait_writable()
@@ -180,7 +182,7 @@ def _read_all(read: Callable[[int], bytes], size: int) -> bytes:
 def _send_as_it_comes(io: UploadIO, read: Callable[[int], bytes], patient: bool) -> None:
     if patient:
         io.accept()
-    while data := read(CHUNK):
+    while data := read(max(CHUNK, io.stream.piece)):
         if not io.offer(data):
             return
 
@@ -241,7 +243,7 @@ class StreamBody:
     def __next__(self) -> bytes:
         if self._done:
             raise StopIteration
-        data = b"" if self._left == 0 else self._io.read(CHUNK)
+        data = b"" if self._left == 0 else self._io.read(MAX_PIECE)
         if data:
             if self._left is not None:
                 self._left -= len(data)

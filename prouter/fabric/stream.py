@@ -26,9 +26,9 @@ from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
 if TYPE_CHECKING:
     from prouter.fabric.mux import Mux
 
-__all__ = ["Direction", "Stream"]
+__all__ = ["MAX_PIECE", "Direction", "Stream"]
 
-_PIECE = 1024 * 1024
+MAX_PIECE = 1024 * 1024
 """Most bytes that are best written at once."""
 
 
@@ -111,7 +111,7 @@ class Stream:
     @property
     def piece(self) -> int:
         """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups it costs on its way."""
-        return min(self._limit >> 2, _PIECE)
+        return min(self._limit >> 2, MAX_PIECE)
 
     def ask_room(self) -> int:
         """Like `room`; when there is none, a `Writable` event tells when there is."""

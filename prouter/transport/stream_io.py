@@ -148,7 +148,8 @@ class StreamIO:
         while position < size:
             if self.stream.reset_code is not None:
                 raise self._error()
-            piece = data if size <= CHUNK and not position else data[position : position + CHUNK]
+            most = max(CHUNK, self.stream.piece)
+            piece = data if size <= most and not position else data[position : position + most]
             taken = self.stream.write(piece)
             position += taken
             if taken < len(piece):

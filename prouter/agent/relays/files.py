@@ -11,12 +11,11 @@ from prouter.agent.files import Entry, FileHandle
 from prouter.agent.relays.transfers import SMALL, Transfer
 from prouter.agent.uploads import Upload, Uploaded
 from prouter.errors import InvalidRequest, RangeNotSatisfiable
-from prouter.transport.stream_io import CHUNK, StreamIO
+from prouter.fabric.stream import MAX_PIECE
+from prouter.transport.stream_io import StreamIO
 
 __all__ = ["FILE_KINDS"]
 
-_CHUNKS = 4
-"""Chunks a thread reads at a time, so that the way to the thread and back pays."""
 _ENTRIES = 256
 """Directory entries a thread looks at at a time."""
 
@@ -62,14 +61,9 @@ def _send(transfer: Transfer, handle: FileHandle, position: int, stop: int) -> N
         for data in handle.chunks(position, stop):
             transfer.io.write_all(data)
         return
-    chunks = handle.chunks(position, stop, CHUNK)
-    while some := transfer.run(_take, chunks, _CHUNKS):
-        for data in some:
-            transfer.io.write_all(data)
-
-
-def _take(items: Iterator[bytes], count: int) -> list[bytes]:
-    return list(islice(items, count))
+    chunks = handle.chunks(position, stop, MAX_PIECE)
+    while data := transfer.run(next, chunks, b""):
+        transfer.io.write_all(data)
 
 
 def write_file(transfer: Transfer) -> None:

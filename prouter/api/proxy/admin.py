@@ -20,6 +20,7 @@ from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead
 from prouter.api.proxy.wsgi import AnswerWriter, environment
 from prouter.errors import InvalidRequest, Overloaded, PRouterError
+from prouter.fabric.stream import MAX_PIECE
 
 __all__ = ["AdminExchange", "AdminService"]
 
@@ -130,6 +131,7 @@ class AdminExchange:
             InvalidRequest: the chunked framing is broken, or nothing more came for long.
         """
         client = self._client
+        client.receive_size = min(max(size, client.receive_size), MAX_PIECE)
         while not self._body_done:
             if self._expect:
                 self._expect = False
