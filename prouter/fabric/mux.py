@@ -326,6 +326,7 @@ class Mux:
     def _receive_reset(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         body = unpack_body(frame.payload)
         code, text = str(body.get("code") or "reset"), str(body.get("text") or "")
+        stream._on_last_ack(frame.ack)
         self._forget(stream, code)
         events.append(ResetReceived(stream, code, text))
 
@@ -396,7 +397,7 @@ class Mux:
 
     def _reset(self, stream: Stream, code: str, text: str) -> None:
         self._forget(stream, code)
-        self._send(_reset_frame(stream.sid, code, text))
+        self._send(_reset_frame(stream.sid, code, text, stream._consumed))
 
     def _forget(self, stream: Stream, code: str | None) -> None:
         stream.reset_code = code
@@ -426,5 +427,5 @@ def _unpack_roster(payload: bytes) -> frozenset[int]:
     return frozenset(struct.unpack(f"<{len(payload) // 8}Q", payload))
 
 
-def _reset_frame(sid: int, code: str, text: str) -> Frame:
-    return Frame(RESET, 0, sid, 0, 0, pack_body({"code": code, "text": text}))
+def _reset_frame(sid: int, code: str, text: str, consumed: int = 0) -> Frame:
+    return Frame(RESET, 0, sid, 0, consumed, pack_body({"code": code, "text": text}))

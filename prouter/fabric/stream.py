@@ -275,6 +275,11 @@ class Stream:
             return True
         return False
 
+    def _on_last_ack(self, ack: int) -> None:
+        """What the peer had consumed when it reset the stream: for `acknowledged` alone, nothing else follows."""
+        if self._acked < ack <= self._sent:
+            self._acked = ack
+
     def _on_data(self, frame: Frame) -> bytes | None:
         """The new bytes of a DATA frame: empty for a bare FIN or a repetition, None when a gap came before it.
 

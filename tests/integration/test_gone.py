@@ -185,10 +185,15 @@ def abandon(job: Job) -> None:
     wait_until(lambda: job.connections() == 0)
 
 
-def test_a_job_that_dies_before_its_answer_is_a_502_that_says_how(corner: Job) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_a_job_that_dies_before_its_answer_is_a_502_that_says_how(corner: Job, used: bool) -> None:
+    if used:
+        corner.seen()  # leaves a connection that is used again
     with Raw(corner.router.url) as raw:
         raw.request("GET", corner.root + "/silent")
         wait_until(lambda: corner.connections() == 1)
+        if used:
+            wait_until(lambda: corner.requests("/silent") == 1)
         began = time.monotonic()
         corner.kill()
         assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")

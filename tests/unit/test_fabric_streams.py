@@ -506,6 +506,27 @@ def test_bulk_is_repeated_once_when_both_ends_notice_the_loss() -> None:
     assert [len(frame.payload) for frame in passed if frame.type == DATA] == [50]
 
 
+def test_a_reset_tells_how_much_was_consumed() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor)
+    opener.write(near, b"12345")
+    exchange(opener, acceptor)
+    told = near.acknowledged
+    far.consume(far.unread)
+    far.reset("job_ended", "")
+    exchange(opener, acceptor)
+    assert near.reset_code == "job_ended"
+    assert (told, near.acknowledged) == (0, 5)
+
+
+def test_a_reset_that_claims_more_than_was_written_is_not_believed() -> None:
+    opener, acceptor = linked()
+    near, _ = opened(opener, acceptor)
+    opener.write(near, b"12345")
+    opener.mux.receive([Frame(RESET, 0, near.sid, 0, 6, pack_body({"code": "x"}))])
+    assert near.acknowledged == 0
+
+
 def test_a_reset_that_was_lost_is_told_when_the_path_is_back() -> None:
     for noticing in (0, 1):
         ends = linked()

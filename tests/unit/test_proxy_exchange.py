@@ -176,6 +176,23 @@ def test_a_body_that_streams_goes_on_over_the_new_connection(stage: Stage) -> No
     assert stage.answer(stage.opened[-1]).endswith(b"ok")
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_job_that_had_the_request_when_it_ended_is_not_one_that_had_ended_before(stage: Stage, heard: bool) -> None:
+    old = stage.serve_once()
+    if not heard:
+        old.reset("job_ended", "it has ended")
+    stage.ask(GET)
+    stage.to_agent()
+    if heard:
+        old.reset("job_ended", "it has ended")
+    stage.to_worker()
+    stage.to_agent()
+    assert stage.opened[-1] is not old
+    stage.opened[-1].reset("not_running", "it does not run")
+    stage.to_worker()
+    assert stage.explained == [("it does not run", heard)]
+
+
 def test_what_the_job_may_have_seen_is_not_sent_twice(stage: Stage) -> None:
     old = stage.serve_once()
     stage.ask(POST)

@@ -76,6 +76,7 @@ class ProxyExchange:
         "_done",
         "_keep_alive",
         "_pending",
+        "_reached",
         "_request",
         "_retried",
         "_upload",
@@ -109,6 +110,8 @@ class ProxyExchange:
         self._begun = 0
         """Position of the request's first byte in the upstream's stream."""
         self._keep_alive = False
+        self._reached = False
+        """Whether the job was given some of the request before it was sent again."""
         self._retried = False
         self._done = False
 
@@ -392,6 +395,7 @@ class ProxyExchange:
         assert upstream is not None
         if not upstream.reused or self._retried or self._answer_buffer:
             return False
+        self._reached = not self._stale()
         self._retried = True
         data = self._request if self._repeatable else upstream.stream.since(self._begun) + self._pending
         self._pending = b""
@@ -404,7 +408,7 @@ class ProxyExchange:
         assert self.upstream is not None
         self.upstream.discard()
         self.upstream = None
-        self.server.explain(self, detail, _REASON_WAIT, reached=reached)
+        self.server.explain(self, detail, _REASON_WAIT, reached=reached or self._reached)
 
     def answer_with_reason(self, detail: str, *, reached: bool) -> None:
         """Fail with `detail` and, if the job has ended, how.
