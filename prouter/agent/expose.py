@@ -33,7 +33,7 @@ _LOOK_DELAY = 0.02
 _PROBE_TIMEOUT = 10.0
 """Seconds one connection or answer may take before it is tried anew."""
 _FIRST_PATIENCE = 0.5
-"""The same where several ports were detected: doubled with each round, lest a silent one keeps the others waiting."""
+"""The same at first where ports are detected, doubled with each round: a silent one must not keep others waiting."""
 _SHOWN = 5
 """Sockets named of a job that listens elsewhere than it should."""
 _READY_STATUSES = frozenset({*range(200, 400), 401, 403})
@@ -235,8 +235,7 @@ class Exposure:
         while True:
             candidates = self._candidates(look)
             tried = candidates or tried
-            several = self.plan.port == "detect" and len(candidates) > 1
-            longest = min(patience, _PROBE_TIMEOUT) if several else _PROBE_TIMEOUT
+            longest = min(patience, _PROBE_TIMEOUT) if self.plan.port == "detect" else _PROBE_TIMEOUT
             patience *= 2
             for address in candidates:
                 remaining = deadline - time.monotonic()

@@ -215,6 +215,16 @@ def test_a_job_has_a_host_name_of_its_own(hosted: tuple[Router, str]) -> None:
         assert json.loads(raw.read_until(b'"length": 0}'))["path"] == "/absolute"
 
 
+@pytest.mark.parametrize("connection", ["", "0" * 32])
+def test_a_job_is_not_found_under_another_connection(
+    start: Callable[..., str], router: Router, connection: str
+) -> None:
+    job = start(port="assign").rpartition("/")[2]
+    answer = router.get(f"/jobs/{connection}/{job}/http/x")
+    assert answer.status_code == 404
+    assert answer.headers["X-PRouter-Error"] == "not_found"
+
+
 def test_a_host_name_of_no_job_is_a_404(hosted: tuple[Router, str]) -> None:
     router, _ = hosted
     for name in ("0" * 32, "www", ".", "a.b"):

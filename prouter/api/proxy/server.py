@@ -200,7 +200,7 @@ class ProxyServer:
             return None
         path, mark, query = target.partition(b"?")
         parts = path.split(b"/", 5)
-        if len(parts) < 5 or parts[4] != b"http":
+        if len(parts) < 5 or parts[4] != b"http" or not parts[2]:
             return None
         rest = b"/" + parts[5] if len(parts) == 6 else b""
         return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest + mark + query, False
