@@ -30,6 +30,8 @@ __all__ = ["MAX_PIECE", "Direction", "Stream"]
 
 MAX_PIECE = 1024 * 1024
 """Most bytes that are best written at once."""
+_REPEATED = 256 * 1024
+"""Most bytes of a frame that is sent again: larger ones may be why a path that became slow was taken for dead."""
 
 
 class Direction(Enum):
@@ -311,9 +313,9 @@ class Stream:
         return payload
 
     def _position(self, flags: int = 0) -> Frame:
-        """How far this end got. Its window is the first one again: the other end may not know of a larger one."""
+        """How far this end got. Windows are the first ones again: a grant may be lost, and the path be slower now."""
         self._told = self._consumed
-        self._granted = self.window
+        self._granted = self._limit = self.window
         return Frame(RESUME, flags, self.sid, self._received, self._consumed)
 
     def _resume_frames(self) -> list[Frame]:
@@ -334,7 +336,8 @@ class Stream:
             if offset < position:
                 data = data[position - offset :]
                 offset = position
-            frames.append(Frame(DATA, 0, self.sid, offset, ack, data))
+            for start in range(0, len(data), _REPEATED):
+                frames.append(Frame(DATA, 0, self.sid, offset + start, ack, data[start : start + _REPEATED]))
         if self.sending is not Direction.OPEN and position < self._sent:
             frames.append(Frame(DATA, FIN, self.sid, self._sent - 1, ack))
         if frames:

@@ -13,8 +13,10 @@ import pytest
 from tests.faults import clients
 from tests.faults.load import Load
 from tests.faults.network import Wire
+from tests.faults.pattern import Checker
 from tests.faults.stand import MIB, Amount, Stand
 from tests.support.processes import start_agent, start_router, wait_until
+from tests.support.raw_http import Raw
 
 Launch = Callable[..., Any]
 Wired = Callable[..., tuple[Stand, Wire]]
@@ -94,6 +96,21 @@ def test_a_slow_link_is_not_mistaken_for_a_dead_one(wired: Wired, load: Load) ->
     assert not load.stopping.wait(1)
     load.finish(60)
     assert link_events(it) == before
+
+
+def test_a_transfer_that_was_fast_survives_its_link_becoming_slow(wired: Wired) -> None:
+    """Pieces as large as a fast stream's take longer on the slow link than a peer may be silent."""
+    it, wire = wired(router={"server__heartbeat": 0.3}, agent={"fabric__heartbeat": 0.3})
+    fast, size = 48 * MIB, 56 * MIB
+    checker = Checker(7)
+    with Raw(it.router.url, 30) as raw:
+        raw.request("GET", f"{it.bytes_job}/http/pattern/7/{size}")
+        raw.read_until(b"\r\n\r\n")
+        while checker.position < fast:
+            checker.feed(raw.read_exactly(65536))
+        wire.rate = 800_000
+        while checker.position < size:
+            checker.feed(raw.read_exactly(65536))
 
 
 def test_two_hundred_milliseconds_of_delay_leave_transfers_fast_enough(wired: Wired, load: Load) -> None:

@@ -411,6 +411,24 @@ def test_a_window_does_not_grow_where_the_reader_or_the_path_is_slow() -> None:
         acceptor.mux.tick(0.0)
 
 
+def test_what_is_sent_again_comes_in_smaller_pieces() -> None:
+    opener, acceptor = linked()
+    near, _ = opened(opener, acceptor, window=1 << 20)
+    data = bytes(range(256)) * 4096
+    assert near.write(data) == len(data)
+    opener.mux.take()
+    opener.mux.path_up()
+    acceptor.mux.path_up()
+    largest = 0
+    for _ in range(3):
+        frames = opener.mux.take()
+        largest = max([largest, *(len(frame.payload) for frame in frames)])
+        acceptor.take(acceptor.mux.receive(frames))
+        opener.take(opener.mux.receive(acceptor.mux.take()))
+    assert acceptor.read[near.sid] == data
+    assert largest == 1 << 18
+
+
 def test_where_a_grant_was_lost_windows_begin_anew() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor, window=100)
