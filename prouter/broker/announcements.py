@@ -63,7 +63,7 @@ class Announcements:
             self._usage(link, body.get("jobs"))
 
     def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
-        """A part of the list of its jobs; after the last part, what it did not name is lost."""
+        """A part of the list of its jobs; after the last part, what it did not name is lost, or was removed."""
         wires = body.get("jobs")
         if not isinstance(wires, list):
             raise ProtocolError("jobs must be a list")
@@ -75,15 +75,24 @@ class Announcements:
                 link.announced.add(record.uid)
         if body.get("complete") is not True or link.announced is None:
             return
-        missing = self._ledger.table.live(link.connection) - link.announced
-        link.announced = None
+        announced, link.announced = link.announced, None
         link.confirmed = True
-        self._ledger.lose(link.connection, missing, "it knows nothing of the job")
+        self._removed_before(self._ledger.table.kept(link.connection) - announced)
+        self._ledger.lose(
+            link.connection, self._ledger.table.live(link.connection) - announced, "it knows nothing of the job"
+        )
         for uid in sorted(self._ledger.table.live(link.connection)):
             entry = self._ledger.table.get(uid)
             if entry is not None and entry.state is State.NEW:
                 self._not_running(uid)
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
+
+    def _removed_before(self, missing: set[str]) -> None:
+        """Jobs that were to be removed and that their agent does not have: a broker before knew, but had not written so."""
+        for uid in sorted(missing):
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.removal and not entry.lost:
+                self._ledger.close(entry, entry.last_record, entry.removal)
 
     def _job(self, link: Link, wire: object, now: float) -> JobRecord:
         record = _read(wire, link)

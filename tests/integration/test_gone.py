@@ -111,7 +111,7 @@ def test_an_upload_that_is_closed_while_all_buffers_are_full_leaves_the_job(corn
         raw.request("POST", corner.root + "/slow-read?ms=60000", framing + "\r\n", b"3b9aca00\r\n")
         fill(raw.sock)
         assert corner.connections() == 1
-    wait_until(lambda: corner.connections() == 0, 2 * SECOND)
+    wait_until(lambda: corner.connections() == 0, 5 * SECOND)
 
 
 def test_an_upload_that_breaks_while_all_buffers_are_full_leaves_the_job(corner: Job) -> None:

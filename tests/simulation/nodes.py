@@ -410,7 +410,7 @@ class AgentNode(Dialling):
     def _create(self, uid: str, connection: str, name: str) -> JobRecord:
         if uid in self.jobs:
             return self.jobs[uid]
-        self.effects.append(("create", f"{name} on {self.incarnation}"))
+        self.effects.append(("create", f"{uid} on {self.incarnation}"))
         self.jobs[uid] = JobRecord(uid, connection, name, created_at=self.world.wall, revision=1)
         return self.jobs[uid]
 

@@ -81,6 +81,26 @@ def test_a_restarted_broker_has_its_jobs_links_and_keys(path: Path) -> None:
     assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == before[running]
 
 
+@pytest.mark.parametrize("state", [State.RUNNING, State.FINISHED])
+def test_a_removal_that_was_not_written_down_any_more_is_learned_from_the_agent(path: Path, state: State) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    uid = worker.results[call]["job"]["uid"]
+    agent.change(uid, state=state)
+    worker.ask("jobs.remove", connection=agent.connection, job=uid)
+    last = max(number for number, (_, parameters) in enumerate(world.recorder.statements) if "CLOSED" in parameters)
+    del world.recorder.statements[last:]
+    replay(world, path)
+    again = World(open_store(path))
+    assert again.broker.ledger.find("", uid).state is state
+    back = agent.again(2)
+    back.world = again
+    again.join(back)
+    assert again.broker.ledger.find("", uid).removed
+    assert again.worker().ask("events", after=None, limit=1)["events"][0]["name"] == "job.removed"
+
+
 def test_a_wait_is_not_answered_from_news_that_may_be_old(path: Path) -> None:
     world = World()
     worker, agent = world.worker(), world.agent()

@@ -7,7 +7,7 @@ from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 
 __all__ = ["UNTOLD", "AnswerBody", "RequestBody"]
 
-UNTOLD = 8 * 1024 * 1024
+UNTOLD = 16 * 1024 * 1024
 """Bytes guessed to be left of a body that does not tell its length."""
 
 

@@ -45,7 +45,7 @@ _SAFE_IDLE = 0.5
 """Seconds a connection may be idle in peace, however many there are."""
 _ROOM = 64
 """Connections closed at once when there are too many."""
-_AHEAD = 8 * 1024 * 1024
+_AHEAD = 16 * 1024 * 1024
 """Bytes of a request body taken before its job has room, to see whether the client's end is behind them."""
 _AHEAD_TOGETHER = 64 * 1024 * 1024
 """The same of all clients. The ends of more than those that are stuck at the same time are not seen so early."""
