@@ -88,7 +88,7 @@ class Announcements:
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
 
     def _removed_before(self, missing: set[str]) -> None:
-        """Jobs that were to be removed and that their agent does not have: a broker before knew, but had not written so."""
+        """Jobs that were to be removed and that their agent does not have: a broker before had not written it down."""
         for uid in sorted(missing):
             entry = self._ledger.table.get(uid)
             if entry is not None and entry.removal and not entry.lost:
