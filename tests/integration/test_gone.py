@@ -104,16 +104,6 @@ def test_an_upload_that_is_abandoned_leaves_a_job_that_does_not_read(
     wait_until(lambda: corner.connections() == 0, 2 * SECOND)
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
-def test_an_upload_that_is_closed_while_all_buffers_are_full_leaves_the_job(corner: Job, framing: str) -> None:
-    """The client's kernel still holds what it could not send, and sends the client's end only behind that."""
-    with Raw(corner.router.url) as raw:
-        raw.request("POST", corner.root + "/slow-read?ms=60000", framing + "\r\n", b"3b9aca00\r\n")
-        fill(raw.sock)
-        assert corner.connections() == 1
-    wait_until(lambda: corner.connections() == 0, 5 * SECOND)
-
-
 def test_an_upload_that_breaks_while_all_buffers_are_full_leaves_the_job(corner: Job) -> None:
     with Raw(corner.router.url) as raw:
         raw.request("POST", corner.root + "/slow-read?ms=60000", "Content-Length: 1000000000\r\n")

@@ -14,7 +14,6 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from prouter.api.proxy.bodies import UNTOLD
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
@@ -85,11 +84,6 @@ class AdminExchange:
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     # -- the connection's side ----------------------------------------------------------------------------------
-
-    @property
-    def body_left(self) -> int:
-        """See `ClientExchange`."""
-        return self._left if self._decoder is None else 0 if self._decoder.complete else UNTOLD
 
     def on_client_data(self) -> None:
         """Body bytes for the app, or the next request's."""

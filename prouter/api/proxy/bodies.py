@@ -5,10 +5,7 @@ from __future__ import annotations
 from prouter.api.proxy.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 
-__all__ = ["UNTOLD", "AnswerBody", "RequestBody"]
-
-UNTOLD = 16 * 1024 * 1024
-"""Bytes guessed to be left of a body that does not tell its length."""
+__all__ = ["AnswerBody", "RequestBody"]
 
 
 class RequestBody:
@@ -24,11 +21,6 @@ class RequestBody:
         self._left = head.length
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self.over = head.body == BodyKind.NONE or (self._decoder is None and not head.length)
-
-    @property
-    def left(self) -> int:
-        """Bytes that may still come, a guess where the client has not told."""
-        return self._left if self._decoder is None else 0 if self.over else UNTOLD
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """What the job gets of `data`, and what is the next request's.

@@ -36,7 +36,6 @@ log = logging.getLogger("prouter.proxy")
 _RECV = 65536
 _RECV_BODY = 262144
 """Bytes of a read of a body or tunnel, to begin with."""
-_RECV_AHEAD = 1 << 20
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
 _LINGER_SECONDS = 2.0
@@ -57,10 +56,6 @@ class HeadTooLarge(PRouterError):
 
 class ClientExchange(Protocol):
     """One request and its answer, from the connection's point of view."""
-
-    @property
-    def body_left(self) -> int:
-        """Bytes of the request's body that may still come, or a guess."""
 
     @property
     def half_close(self) -> bool:
@@ -401,32 +396,12 @@ class ClientConnection:
         self.out_size = 0
         self.server.forget(self)
 
-    def look_ahead(self, most: int) -> int:
-        """Take up to `most` bytes of a request body that nobody has room for yet; how many are held then.
-
-        A client that blocked before it went away, its own kernel full of bytes, has not sent its end yet. That comes
-        once those bytes were taken.
-        """
-        exchange = self.exchange
-        if not self._paused or self._eof or not self.alive or exchange is None or exchange.half_close:
-            return 0
-        most = min(most, exchange.body_left)
-        while len(self.buffer) < most:
-            try:
-                data = self._socket.recv(min(most - len(self.buffer), _RECV_AHEAD))
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                self.gone()
-                return 0
-            if not data:
-                self.gone()
-                break
-            self.buffer += data
-        return len(self.buffer)
-
     def vanished(self) -> bool:
-        """Whether the client closed while we were not reading; the kernel tells what is behind bytes it still holds."""
+        """Whether the client closed while we were not reading; the kernel tells what is behind bytes it still holds.
+
+        A client that blocked before it went away, its own kernel full of bytes we have no room for, is not found out
+        before some of them were taken: its end has not been sent yet.
+        """
         if not self._paused or self._eof or not self.alive:
             return False
         poll = _poll()

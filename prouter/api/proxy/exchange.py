@@ -49,8 +49,6 @@ log = logging.getLogger("prouter.proxy")
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_ANSWER_HEAD = 262144
-_MOST_REQUESTS = 1024 * 1024
-"""Bytes of further requests, sent behind a body without waiting for its answer, that are not sent away."""
 _NEVER_REACHED = frozenset({"no_job", "not_running"})
 """Why the agent of a job that has ended opens no stream to it."""
 _REASON_WAIT = 0.5
@@ -163,11 +161,6 @@ class ProxyExchange:
             self.on_client_data()
 
     # -- the request's direction --------------------------------------------------------------------------------
-
-    @property
-    def body_left(self) -> int:
-        """See `ClientExchange`."""
-        return self._upload.left
 
     def on_client_data(self) -> None:
         """Pass request body bytes on, as far as the stream has room."""
@@ -290,7 +283,6 @@ class ProxyExchange:
         self._body = body = AnswerBody(self.head, head)
         # Who is answered before all of the request has come is told to send the next elsewhere (RFC 9112 section 9.6).
         lasting = self.head.keep_alive and self._upload.over and not body.until_close
-        lasting = lasting and len(self.client.buffer) <= _MOST_REQUESTS
         self._keep_alive = lasting and not self.server.draining
         self._relay(rest, size, self._render(head, chunked=body.chunked))
 

@@ -45,10 +45,6 @@ _SAFE_IDLE = 0.5
 """Seconds a connection may be idle in peace, however many there are."""
 _ROOM = 64
 """Connections closed at once when there are too many."""
-_AHEAD = 16 * 1024 * 1024
-"""Bytes of a request body taken before its job has room, to see whether the client's end is behind them."""
-_AHEAD_TOGETHER = 64 * 1024 * 1024
-"""The same of all clients. The ends of more than those that are stuck at the same time are not seen so early."""
 _UNSENT = 256 * 1024
 """Bytes the kernel keeps for a client that does not take them; without a bound it would be megabytes."""
 
@@ -142,13 +138,10 @@ class ProxyServer:
                 exchange.check_timeout(now, self._response_timeout)
 
     def drop_vanished(self) -> None:
-        """Notice clients that went away while nothing was read from them; to be called about twice a second."""
-        room = _AHEAD_TOGETHER
+        """Notice clients that went away while nothing was read from them."""
         for connection in list(self.connections):
             if connection.vanished():
                 connection.gone()
-            else:
-                room -= connection.look_ahead(min(_AHEAD, room))
 
     def drain(self) -> None:
         """Answer what comes with ``Connection: close`` from now on."""

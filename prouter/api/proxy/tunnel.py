@@ -36,8 +36,6 @@ class Tunnel:
     half_close = True
     """Each side may end on its own."""
 
-    body_left = 0
-
     def __init__(self, server: ProxyServer, client: ClientConnection, upstream: Upstream, pending: bytes) -> None:
         self._server = server
         self._client = client
