@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ _DEAD_CLIENT = {_socket.TCP_KEEPIDLE: 60, _socket.TCP_KEEPINTVL: 15, _socket.TCP
 """When a silent client is asked whether it is there, again how often, and how often in vain (tcp(7)); seconds."""
 _STEP_BACK = 0.001
 """Seconds to leave to a worker with fewer connections."""
+_QUEUE = 4096
+"""Connections that may wait to be accepted when the router stops: what the sockets' backlog allows."""
 
 
 def _find_dead_clients(listener: _socket.socket) -> None:
@@ -81,13 +84,14 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._balance = Balance(self.age)
         self._drain_timeout = config.control.drain_timeout
         loop = get_hub().loop
-        watchers = []
+        listeners, watchers = [], []
         for inherited in self.sockets:
             listener = _socket.socket(fileno=os.dup(inherited.fileno()))
             listener.setblocking(False)
             _find_dead_clients(listener)
             watcher = loop.io(listener.fileno(), 1)
             watcher.start(partial(self._accept, listener, watcher))
+            listeners.append(listener)
             watchers.append(watcher)
         gc.freeze()
         self._balance.beat(time.monotonic(), 0)
@@ -101,6 +105,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         for watcher in watchers:
             watcher.stop()
             watcher.close()
+        self._stop_listening(listeners)
         client.leaving = True
         self._drain(client)
         client.stop()
@@ -121,18 +126,38 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             self._pause(_STEP_BACK, listener, watcher)
             return
         try:
-            fd, address = listener._accept()
+            self._take(listener)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.error("event=accept_failed error=%r", error)
                 self._pause(_ACCEPT_PAUSE, listener, watcher)
-            return
+
+    def _take(self, listener: Any) -> None:
+        """Serve the next client in the queue.
+
+        Raises:
+            OSError: there is none, or none can be taken.
+        """
+        fd, address = listener._accept()
         sock = _socket.socket(fileno=fd)
         try:
             self._proxy.accept(sock, address)
         except OSError as error:
             log.debug("event=client_vanished error=%r", error)
             sock.close()
+
+    def _stop_listening(self, listeners: list[Any]) -> None:
+        """Close the listening sockets, which would let clients wait for nobody while the last of their owners drains.
+
+        When the router stops, who is in the queue already is served: closing it resets them.
+        """
+        if standing(self.age) is not Standing.DISMISSED:
+            for listener in listeners:
+                with suppress(OSError):
+                    for _ in range(_QUEUE):
+                        self._take(listener)
+        for listener in (*listeners, *self.sockets):
+            listener.close()
 
     def _pause(self, seconds: float, listener: Any, watcher: Any) -> None:
         """Accept nothing for a while."""

@@ -167,9 +167,9 @@ def test_a_drained_router_says_so_finishes_what_it_has_and_ends(launch: Launch, 
     router = launch(start_router, **settings)
     it = Stand(router, launch(start_agent, router), work_dir / "marks")
     it.serve()
-    url = it.router.url
+    address = ("127.0.0.1", settings["control__port"])
     slow: list[str] = []
-    client = threading.Thread(target=lambda: slow.append(it.router.get(it.bytes_job + "/http/slow?ms=4000").text))
+    client = threading.Thread(target=lambda: slow.append(it.router.get(it.bytes_job + "/http/slow?ms=5000").text))
     client.start()
     wait_until(lambda: it.open_connections() >= 1)
     it.router.popen.terminate()
@@ -179,12 +179,13 @@ def test_a_drained_router_says_so_finishes_what_it_has_and_ends(launch: Launch, 
 
     def refused() -> bool:
         try:
-            requests.get(url + "/healthz", timeout=5)
-        except requests.ConnectionError:
+            socket.create_connection(address, timeout=5).close()
+        except ConnectionRefusedError:
             return True
         return False
 
-    wait_until(refused, 5, "nothing new is accepted")
+    wait_until(refused, 5, "nothing new is accepted, nor left to wait for nobody")
+    assert slow == [], "what is in progress goes on meanwhile"
     assert it.router.popen.poll() is None
     client.join(20)
     assert slow == ["slow"], "what was in progress is finished"
