@@ -12,6 +12,7 @@ from prouter.broker.directory import Directory
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link
+from prouter.broker.records import read_record
 from prouter.errors import ProtocolError, PRouterError
 from prouter.jobs import JobRecord, State
 
@@ -95,7 +96,7 @@ class Announcements:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
     def _job(self, link: Link, wire: object, now: float) -> JobRecord:
-        record = _read(wire, link)
+        record = read_record(wire, link.connection)
         if self._creations.unwanted(record.uid):
             self._discard(link, record.uid, now)
             return record
@@ -123,7 +124,7 @@ class Announcements:
                 entry.usage = (round(cpu_seconds, 3), rss_bytes)
 
     def _removed(self, link: Link, wire: object) -> None:
-        record = _read(wire, link)
+        record = read_record(wire, link.connection)
         entry = self._ledger.table.get(record.uid)
         if entry is not None and entry.connection == link.connection and not entry.removed:
             self._ledger.close(entry, record, "")
@@ -136,18 +137,3 @@ class Announcements:
                 log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
 
         self._forwarder.call(link, "job.remove", {"uid": uid}, discarded, now)
-
-
-def _read(wire: object, link: Link) -> JobRecord:
-    try:
-        if not isinstance(wire, dict):
-            raise TypeError("no map")
-        record = JobRecord.from_wire(wire)
-        if record.connection != link.connection:
-            raise ValueError(f"it belongs to connection '{record.connection}'")
-        if not record.uid.isascii() or not 0 < len(record.uid) <= 64:
-            raise ValueError("its uid is too long")
-        record.to_wire()["created_at"] + 0.0
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProtocolError(f"malformed job record: {error}") from error
-    return record

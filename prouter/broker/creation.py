@@ -16,6 +16,7 @@ from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
 from prouter.broker.placement import choose, matching
+from prouter.broker.records import read_record
 from prouter.broker.timers import Timer
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
 from prouter.jobs import JobRecord
@@ -191,11 +192,11 @@ class Creations:
             self._finish(creation, {}, error, now)
             return
         try:
-            record = JobRecord.from_wire(value["record"])
-            if (record.uid, record.connection) != (creation.uid, link.connection):
-                raise ValueError("it is of another job")
-        except (KeyError, TypeError, ValueError) as problem:
-            text = f"agent '{link.info.uid}' answered with a malformed record: {problem}"
+            record = read_record(value.get("record"), link.connection)
+            if record.uid != creation.uid:
+                raise ProtocolError("it is of another job")
+        except ProtocolError as problem:
+            text = f"agent '{link.info.uid}' answered with a malformed record: {problem.detail}"
             self._finish(creation, {}, ProtocolError(text), now)
             return
         self._ledger.apply(record, link.info.uid)

@@ -6,6 +6,7 @@ Workers hand it on as it is. Of each link, what stays and what changes is writte
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 from prouter.broker.env import Env
@@ -65,7 +66,7 @@ class Directory:
         """An agent's own figures; whatever is not a figure is ignored."""
         load, running = body.get("load"), body.get("running")
         before = (link.load, link.running)
-        if isinstance(load, (int, float)):
+        if isinstance(load, (int, float)) and 0 <= load < inf:
             link.load = round(float(load), 2)
         if isinstance(running, int):
             link.running = running

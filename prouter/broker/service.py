@@ -15,6 +15,7 @@ from prouter.broker.env import Done, Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
+from prouter.broker.records import read_record
 from prouter.broker.waits import Waits
 from prouter.broker.workers import Worker
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
@@ -321,11 +322,8 @@ def _record(value: dict[str, Any], entry: Entry) -> JobRecord:
     Raises:
         ProtocolError: it is no record of this job.
     """
-    try:
-        record = JobRecord.from_wire(value["record"])
-    except (KeyError, TypeError, ValueError) as problem:
-        raise ProtocolError(f"the agent answered with a malformed record: {problem}") from problem
-    if record.uid != entry.uid or record.connection != entry.connection:
+    record = read_record(value.get("record"), entry.connection)
+    if record.uid != entry.uid:
         raise ProtocolError("the agent answered for another job")
     return record
 

@@ -63,6 +63,9 @@ _PASSING = (
 _DAMAGE = (sqlite3.Error, ProtocolError, KeyError, TypeError, ValueError)
 """What reading a damaged database ends in."""
 
+_UNFIT = (OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""What a value ends in that no column can hold. Trying again would not help, and others wait behind it."""
+
 _BATCH = 2000
 _RETRY = 1.0
 _BACKLOG = 200_000
@@ -162,7 +165,11 @@ class Store:
         """
         with database:
             for text, parameters, _done in waiting:
-                database.execute(text, parameters)
+                try:
+                    database.execute(text, parameters)
+                except _UNFIT as error:
+                    self.failures += 1
+                    log.error("event=statement_refused statement=%r error=%r", text, str(error))
         self.written += len(waiting)
         self._call_back(waiting)
         waiting.clear()

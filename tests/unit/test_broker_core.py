@@ -855,3 +855,69 @@ def test_connections_count_the_jobs_that_run_and_change_only_when_something_did(
     ended, _ = shown()
     assert (none, pending, running, ended) == (0, 1, 1, 0)
     assert etag != other == same
+
+
+ODD_FIELDS: list[dict[str, Any]] = [
+    {"uid": "a/../b"},
+    {"uid": ".."},
+    {"uid": 5},
+    {"name": b"\xff"},
+    {"revision": -1},
+    {"revision": float("nan")},
+    {"revision": 2**64 - 1},
+    {"args": "abc"},
+    {"args": [b"\xff"]},
+    {"args": None},
+    {"pid": 2**63},
+    {"pid": "x"},
+    {"ports": ["a"]},
+    {"ports": [65536]},
+    {"endpoint": {"port": "x"}},
+    {"endpoint": {"socket": b"\xff"}},
+    {"endpoint": [1]},
+    {"path_mode": b"keep"},
+    {"exit_code": 2**64 - 1},
+    {"signal": b"\xff"},
+    {"error": {"a": 1}},
+    {"created_at": float("nan")},
+    {"created_at": -1e17},
+    {"started_at": float("inf")},
+    {"finished_at": 1e300},
+    {"cpu_seconds": float("inf")},
+    {"rss_bytes": 2**64 - 1},
+    {"state": []},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_FIELDS, ids=str)
+def test_a_record_that_makes_no_sense_is_refused_and_spoils_nobody_elses_list(odd: dict[str, Any]) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job_on(worker)
+    (known,) = listed(worker)
+    agent.notify("job", record={**JobRecord("odd", agent.connection, "odd", created_at=1.0).to_wire(), **odd})
+    assert world.env.counts["malformed"] == 1
+    assert listed(worker) == [known]
+    assert not world.env.counts["failures"]
+
+
+def test_a_load_that_is_no_figure_is_not_shown() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    before = worker.connections()
+    for load in (float("nan"), float("inf"), -1):
+        agent.notify("load", load=load)
+    assert worker.connections() == before
+
+
+def test_an_answer_with_a_record_that_makes_no_sense_fails_that_create_alone() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-1")
+    ((_op, args),) = agent.asked_for
+    record = JobRecord(args["uid"], agent.connection, "job", pid=2**63, created_at=1.0).to_wire()
+    (answered,) = agent.responder._running
+    agent.say(agent.responder.reply(answered, {"record": record}))
+    assert "malformed" in str(worker.results[call])
+    assert listed(worker) == []

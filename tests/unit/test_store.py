@@ -357,6 +357,20 @@ def told(store: Store) -> bool:
     return True
 
 
+def test_a_value_that_no_column_can_hold_keeps_nobody_else_waiting(path: Path) -> None:
+    open_store(path)
+    woken = Wake()
+    store = Store(path, woken)
+    values: tuple[object, ...] = (2**63, [], 7)
+    for value in values:
+        store.submit("REPLACE INTO keys VALUES ('x', 'c', 'j', ?)", value, done=lambda now: None)
+    wait_until(lambda: store.backlog == 0 and store.failures == 2, 10, "the others are written")
+    assert woken.event.is_set()
+    store.close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT at FROM keys").fetchall() == [(7.0,)]
+
+
 def test_entries_survive_packing() -> None:
     record = JobRecord("u", "c", "n", State.FINISHED, 4, ["a"], error="no", exit_code=0, reason=Reason.EXITED)
     entry = Entry.heard(record, "agent-1")

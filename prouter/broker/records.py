@@ -1,0 +1,100 @@
+"""Job records as agents send them, checked before anybody relies on them: one that is odd would spoil lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from prouter.errors import ProtocolError
+from prouter.jobs import JobRecord
+
+__all__ = ["read_record"]
+
+_UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
+"""One segment of a path, sent as it is."""
+_YEAR_10000 = 253_402_300_800.0
+_LARGEST = 2**63 - 1
+"""What SQLite can hold."""
+
+
+def read_record(wire: object, connection: str) -> JobRecord:
+    """The record of a job that was created through `connection`.
+
+    Raises:
+        ProtocolError: something is missing, of the wrong kind or out of range, or it is another connection's.
+    """
+    try:
+        if not isinstance(wire, dict):
+            raise TypeError("no map")
+        record = JobRecord.from_wire(wire)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"malformed job record: {error}") from error
+    for name, fits in _CHECKS.items():
+        if not fits(getattr(record, name)):
+            raise ProtocolError(f"malformed job record: its {name} makes no sense")
+    if record.connection != connection:
+        raise ProtocolError(f"malformed job record: it belongs to connection '{record.connection:.64}'")
+    return record
+
+
+def _whole(value: Any, low: int = 0, high: int = _LARGEST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _number(value: Any, below: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _port(value: Any) -> bool:
+    return _whole(value, 1, 65535)
+
+
+def _time(value: Any) -> bool:
+    return _number(value, _YEAR_10000)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _ports(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_port, value))
+
+
+def _endpoint(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) - {"port", "host", "socket"}:
+        return False
+    if "socket" in value:
+        return len(value) == 1 and _text(value["socket"])
+    return _port(value.get("port")) and _text(value.get("host", ""))
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "uid": lambda value: isinstance(value, str) and _UID.match(value) is not None,
+    "connection": _text,
+    "name": _text,
+    "revision": _whole,
+    "args": _texts,
+    "pid": _or_none(_whole),
+    "ports": _ports,
+    "endpoint": _or_none(_endpoint),
+    "path_mode": lambda value: value in ("strip", "keep"),
+    "exit_code": _or_none(lambda value: _whole(value, -_LARGEST)),
+    "signal": _or_none(_text),
+    "error": _or_none(_text),
+    "created_at": _time,
+    "started_at": _or_none(_time),
+    "finished_at": _or_none(_time),
+    "cpu_seconds": _or_none(lambda value: _number(value, inf)),
+    "rss_bytes": _or_none(_whole),
+}
