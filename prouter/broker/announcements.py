@@ -9,6 +9,7 @@ from typing import Any
 
 from prouter.broker.creation import Creations
 from prouter.broker.directory import Directory
+from prouter.broker.env import Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link
@@ -20,8 +21,8 @@ __all__ = ["Announcements"]
 
 log = logging.getLogger("prouter.broker")
 
-_PART = 1000
-"""Most jobs in one part of an agent's list."""
+_PART = 200
+"""Most jobs in one part of an agent's list: each takes as long as a small frame."""
 
 
 class Announcements:
@@ -34,12 +35,14 @@ class Announcements:
 
     def __init__(
         self,
+        env: Env,
         ledger: Ledger,
         directory: Directory,
         creations: Creations,
         forwarder: Forwarder,
         not_running: Callable[[str], None],
     ) -> None:
+        self._env = env
         self._ledger = ledger
         self._directory = directory
         self._creations = creations
@@ -70,6 +73,7 @@ class Announcements:
             raise ProtocolError("jobs must be a list")
         if len(wires) > _PART:
             raise ProtocolError(f"a part of the list of jobs has more than {_PART}")
+        self._env.budget -= len(wires)
         for wire in wires:
             record = self._job(link, wire, now)
             if link.announced is not None:

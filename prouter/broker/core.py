@@ -82,7 +82,7 @@ class Broker:
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
         self.announcements = Announcements(
-            self.ledger, self.directory, self.creations, self.forwarder, self.waits.job_ended
+            env, self.ledger, self.directory, self.creations, self.forwarder, self.waits.job_ended
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)
         self.bridges = Bridges(env, self.workers)

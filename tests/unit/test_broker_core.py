@@ -921,3 +921,18 @@ def test_an_answer_with_a_record_that_makes_no_sense_fails_that_create_alone() -
     agent.say(agent.responder.reply(answered, {"record": record}))
     assert "malformed" in str(worker.results[call])
     assert listed(worker) == []
+
+
+def test_long_lists_of_jobs_are_spread_over_turns() -> None:
+    world = World()
+    agent = world.agent()
+    parts = [
+        [JobRecord(f"job-{part}-{number}", agent.connection, "job", created_at=1.0).to_wire() for number in range(200)]
+        for part in range(4)
+    ]
+    agent.say(*(event_frame("jobs", {"jobs": part, "complete": False}) for part in parts))
+    assert len(world.broker.inbox) == 3, "one part is a turn's work"
+    world.run(1.0)
+    assert len(world.broker.ledger.table.kept(agent.connection)) == 800
+    agent.notify("jobs", jobs=[*parts[0], parts[1][0]], complete=False)
+    assert world.env.counts["malformed"] == 1
