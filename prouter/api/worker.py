@@ -64,7 +64,9 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
 
     age: int
     alive: bool
+    pid: int
     ppid: int
+    tmp: Any
     _hurried = False
 
     def run(self) -> None:
@@ -115,9 +117,20 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._hurried = not self.alive or standing(self.age) is not Standing.DISMISSED
         super().handle_exit(sig, frame)
 
+    def notify(self) -> None:
+        """Tell gunicorn that we live. Should it have died, the next one's workers take over, and this one drains."""
+        self.tmp.notify()
+        if self.alive and self._orphan:
+            log.warning("event=parent_gone pid=%d", self.pid)
+            self.alive = False
+
+    @property
+    def _orphan(self) -> bool:
+        return os.getppid() != self.ppid
+
     def _wake_parent(self) -> None:
         """Have gunicorn look after its workers now, as it does whenever one ends."""
-        if os.getppid() == self.ppid:
+        if not self._orphan:
             os.kill(self.ppid, signal.SIGCHLD)
 
     def _accept(self, listener: Any, watcher: Any) -> None:
@@ -192,6 +205,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         started = time.monotonic()
         while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self._drain_timeout:
             self.notify()
+            if self._orphan and client.router_draining:
+                break  # nobody else would end it
             if time.monotonic() - started > _LAST_CHANCE and (self._hurried or client.router_draining):
                 proxy.close_idle()
             gevent.sleep(0.1)

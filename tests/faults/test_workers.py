@@ -155,6 +155,25 @@ def test_worn_workers_serve_until_others_do_while_websockets_keep_them(
     assert all(echoes(socket) for socket in sockets)
 
 
+def test_requests_and_websockets_outlive_gunicorns_parent(
+    stand: Callable[..., Stand], load: Load, websocket: Callable[[Stand], ClientConnection]
+) -> None:
+    it = stand(router={"control__drain_timeout": 20})
+    sockets = [websocket(it) for _ in range(10)]
+    load.add("download", clients.download(it.router.url, it.bytes_job, 4 * MIB, 2.0 * MIB), 4)
+    load.started()
+    parent, old = it.router.child("gunicorn"), worker_pids(it.router)
+    os.kill(parent, signal.SIGKILL)
+    wait_until(lambda: it.router.child("gunicorn") != parent, what="gunicorn is started again")
+    wait_until(lambda: len(linked_workers(it.router) - old) == 2, what="there are new workers")
+    wait_until(lambda: it.router.log.read_text().count("event=parent_gone") == 2, what="the old ones drain")
+    assert all(map(echoes, sockets))
+    load.finish()
+    for socket in sockets:
+        socket.close()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old), what="the old workers end")
+
+
 def test_a_worker_that_dies_while_others_drain_is_replaced_at_once(
     stand: Callable[..., Stand], websocket: Callable[[Stand], ClientConnection]
 ) -> None:
