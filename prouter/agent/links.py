@@ -190,8 +190,7 @@ class RouterLink:
         """Workers come and go; a router that dialled in says when it has taken the link."""
         if name == "workers":
             present = {str(worker).encode() for worker in body.get("workers", [])}
-            for route in [route for route in peer.muxes if route not in present]:
-                peer.route_gone(route, "worker_gone", "the worker is gone")
+            peer.keep_routes(present, "worker_gone", "the worker is gone")
             for route in present:
                 peer.route_up(route)
         elif name == "worker.up":

@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import gevent
@@ -89,6 +89,8 @@ class RouterClient:
         """What was told of those jobs meanwhile."""
         self._subscribers: set[Subscriber] = set()
         self._calls = 0
+        self._waits: set[str] = set()
+        """Ids of the calls that wait for a job."""
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
         self._dialler = Dialler(
             self._peer,
@@ -132,6 +134,8 @@ class RouterClient:
             raise Overloaded("too many requests wait for the broker", retry_after=1)
         self._calls += 1
         call_id = uuid.uuid4().hex if op == "jobs.wait" else None
+        if call_id is not None:
+            self._waits.add(call_id)
         try:
             return self._peer.call(op, args, call_id=call_id, timeout=timeout)
         except gevent.GreenletExit:
@@ -140,6 +144,8 @@ class RouterClient:
             raise
         finally:
             self._calls -= 1
+            if call_id is not None:
+                self._waits.discard(call_id)
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Get every job and agent event as ``callback(name, body)``; the function returned ends it."""
@@ -219,9 +225,12 @@ class RouterClient:
         for connection, up in self._links.items():
             if up:
                 peer.route_up(connection.encode("ascii"))
+        if body.get("complete"):
+            self._others_are_gone(self._links)
         for route in stale.values():
             if route.waiters:
                 gevent.spawn(self._refresh, route)
+        peer.notify("waits", {"ids": list(self._waits)})
         self.bridges_changed()
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
@@ -250,6 +259,8 @@ class RouterClient:
         """Keep links and cached routes fresh, then tell the subscribers."""
         if name == "link.up":
             self._link_changed(body["connection"], up=True, gone=False)
+        elif name == "links":
+            self._others_are_gone({link["connection"] for link in body["links"]})
         elif name == "link.down":
             self._link_changed(body["connection"], up=False, gone=bool(body.get("gone")))
         elif name in ("job", "job.removed"):
@@ -261,6 +272,11 @@ class RouterClient:
         if name in ("job", "job.removed", "agent"):
             for subscriber in list(self._subscribers):
                 subscriber(name, body)
+
+    def _others_are_gone(self, connections: Collection[str]) -> None:
+        """The broker knows no other agents: what links went while it could not tell, or before it started, is gone."""
+        present = {connection.encode("ascii") for connection in connections}
+        self._peer.keep_routes(present, "agent_gone", "the agent is gone")
 
     def _link_changed(self, connection: str, *, up: bool, gone: bool) -> None:
         key = connection.encode("ascii")

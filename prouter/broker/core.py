@@ -101,6 +101,7 @@ class Broker:
         restore(saved, self.ledger, self.links, self.dials, self.creations, now)
         self.history.start(now)
         env.timers.at(now + env.settings.workers_return, self._workers_complete)
+        env.timers.at(now + env.settings.resume_timeout, self._links_complete)
 
     # -- what the shell reports -----------------------------------------------------------------------------------
 
@@ -258,6 +259,7 @@ class Broker:
             "incarnation": self.env.incarnation,
             "draining": self.draining,
             "links": [link.describe() for link in self.links],
+            "complete": self.env.now - self._started >= settings.resume_timeout,
         }
 
     def worker_up(self, worker: Worker, now: float) -> None:
@@ -279,7 +281,9 @@ class Broker:
                 self.env.outbox.say(worker.path, todo)
         elif frame.type == EVENT:
             name, body = read_event(frame)
-            if name == "wait.cancel":
+            if name == "waits":
+                self.service.keep_waits(worker, _texts(body.get("ids")))
+            elif name == "wait.cancel":
                 self.service.cancel_wait(worker, str(body.get("id")))
             elif name == "bridges":
                 self.bridges.told(worker, body)
@@ -344,6 +348,10 @@ class Broker:
         """Workers of the broker before had time to come back: those that did not are gone."""
         self._tell_agents("workers", {"workers": [worker.uid for worker in self.workers]})
 
+    def _links_complete(self, now: float) -> None:
+        """Agents had time to link again, those that this broker did not know too: there are no others."""
+        self._tell_workers("links", {"links": [link.describe() for link in self.links]})
+
     def _job_ended(self, entry: Entry) -> None:
         self.waits.job_ended(entry.uid)
         self.history.job_ended()
@@ -368,3 +376,14 @@ class Broker:
 
     def _stop(self) -> None:
         self.stopping = True
+
+
+def _texts(value: object) -> frozenset[str]:
+    """A list of texts from a peer.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ProtocolError("ids must be a list of texts")
+    return frozenset(value)

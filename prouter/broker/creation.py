@@ -66,6 +66,10 @@ class Creations:
         """A key a broker before had written down."""
         self._keys[key] = (connection, uid)
 
+    def restore_unwanted(self, uid: str) -> None:
+        """A job whose creation a broker before had given up."""
+        self._unwanted[uid] = None
+
     def reserved(self, connection: str) -> int:
         """Jobs being created on a connection."""
         return self._reserved[connection]
@@ -110,17 +114,21 @@ class Creations:
                 self._finish(creation, {}, error, now)
 
     def _repeat(self, creation: _Creation, connection: str, uid: str, now: float) -> None:
-        """The key is known: the same answer, whatever has become of the job."""
+        """The key is known: the same answer, whatever has become of the job; that may have been heard of just now."""
         entry = self._ledger.table.get(uid)
         if entry is not None:
             answer = JobRecord(uid, entry.connection, entry.name, created_at=entry.created_at)
-            creation.waiting[0]({"job": self._ledger.info(entry, answer)}, None, now)
+            told = {"job": self._ledger.info(entry, answer)}
+            self._ledger.when_written(partial(_answer, creation.waiting, told, None))
             return
         link = self._links.get(connection)
+        creation.uid = uid
         if link is None:
-            raise AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
+            error = AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
+            self._finish(creation, {}, error, now)
+            return
         self._by_key[creation.key] = creation
-        creation.uid, creation.link = uid, link
+        creation.link = link
         self._reserved[connection] += 1
         self._forward(creation, now)
 
@@ -200,7 +208,7 @@ class Creations:
             self._finish(creation, {}, ProtocolError(text), now)
             return
         self._ledger.apply(record, link.info.uid)
-        self._env.store.submit("SELECT 1", done=partial(self._created_written, creation))
+        self._ledger.when_written(partial(self._created_written, creation))
 
     def _created_written(self, creation: _Creation, now: float) -> None:
         """The job itself is written down now: whoever hears of it finds it, after a crash too."""
@@ -212,7 +220,8 @@ class Creations:
 
     def _finish(self, creation: _Creation, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
         self._placing.pop(creation, None)
-        self._by_key.pop(creation.key, None)
+        if self._by_key.get(creation.key) is creation:
+            del self._by_key[creation.key]
         if creation.timer is not None:
             creation.timer.cancel()
         if creation.link is not None:
@@ -221,15 +230,31 @@ class Creations:
             if not self._reserved[connection]:
                 del self._reserved[connection]
         if error is not None and creation.uid:
-            self._keys.pop(creation.key, None)
-            self._env.store.submit("DELETE FROM keys WHERE key = ?", creation.key)
-            self._unwanted[creation.uid] = None
-            if len(self._unwanted) > _KEYS:
-                self._unwanted.popitem(last=False)
             log.warning("event=create_failed job=%s key=%s error=%r", creation.uid, creation.key, error.detail)
-        for done in creation.waiting:
-            done(value, error, now)
+            self._give_up(creation)
+            self._ledger.when_written(partial(_answer, creation.waiting, value, error))
+        else:
+            _answer(creation.waiting, value, error, now)
+
+    def _give_up(self, creation: _Creation) -> None:
+        """The job is not wanted: a repeat makes another, and this one is removed should its agent speak of it.
+
+        Also with the next broker, for whoever was told that it failed may have it created elsewhere by then.
+        """
+        store = self._env.store
+        self._keys.pop(creation.key, None)
+        store.submit("DELETE FROM keys WHERE key = ?", creation.key)
+        self._unwanted[creation.uid] = None
+        store.submit("INSERT OR REPLACE INTO unwanted (job, at) VALUES (?, ?)", creation.uid, self._env.wall())
+        if len(self._unwanted) > _KEYS:
+            oldest, _ = self._unwanted.popitem(last=False)
+            store.submit("DELETE FROM unwanted WHERE job = ?", oldest)
 
     def _used(self, link: Link) -> int:
         own = len(self._ledger.table.live(link.connection)) + self._reserved[link.connection]
         return max(own, link.running)
+
+
+def _answer(waiting: list[Done], value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+    for done in waiting:
+        done(value, error, now)

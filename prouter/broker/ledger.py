@@ -175,6 +175,10 @@ class Ledger:
                 log.warning("event=job_lost job=%s link=%s reason=%r", uid, connection, reason)
                 self._changed(entry, "job")
 
+    def when_written(self, done: Callable[[float], None]) -> None:
+        """Call ``done(now)`` once everything so far is written down."""
+        self._env.store.submit("SELECT 1", done=done)
+
     def removing(self, entry: Entry, removal: str, done: Callable[[float], None]) -> None:
         """The call `removal` is about to remove the job; `done` is called once that is written down.
 

@@ -37,6 +37,7 @@ class Saved:
     connections: list[SavedConnection] = field(default_factory=list)
     jobs: list[Entry] = field(default_factory=list)
     keys: list[tuple[str, str, str]] = field(default_factory=list)
+    unwanted: list[str] = field(default_factory=list)
     events: list[tuple[int, bytes]] = field(default_factory=list)
     last_event: int = 0
 
@@ -53,3 +54,5 @@ def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations:
             dials.restore(*connection.address, link, now)
     for key, uid, job in saved.keys:
         creations.restore(key, uid, job)
+    for job in saved.unwanted:
+        creations.restore_unwanted(job)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from prouter.broker.waits import Waits
 from prouter.broker.workers import Worker
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
 from prouter.fabric.calls import Request
-from prouter.jobs import JobRecord, State
+from prouter.jobs import JobRecord, Reason, State
 
 __all__ = ["Service"]
 
@@ -113,6 +114,12 @@ class Service:
         if self._waits.cancel(worker.uid, call_id):
             self.running -= 1
             worker.responder.forget(call_id)
+
+    def keep_waits(self, worker: Worker, call_ids: Collection[str]) -> None:
+        """The worker is back and waits for nothing else: clients left while it could not say so."""
+        for call_id in self._waits.of_worker(worker.uid):
+            if call_id not in call_ids:
+                self.cancel_wait(worker, call_id)
 
     def worker_gone(self, worker: Worker) -> None:
         """Nobody is left to answer."""
@@ -213,7 +220,7 @@ class Service:
         if entry.removed:
             if entry.removal != request.call_id:
                 raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
-            done({"job": self._ledger.info(entry, entry.last_record)}, None, now)
+            self._removed_for_good(entry, entry.last_record, done)
             return
         removed = partial(self._removed, entry, request.call_id, done)
 
@@ -247,7 +254,12 @@ class Service:
                 return
         if not entry.removed:
             self._ledger.close(entry, before, call_id)
-        done({"job": self._ledger.info(entry, before)}, None, now)
+        self._removed_for_good(entry, before, done)
+
+    def _removed_for_good(self, entry: Entry, before: JobRecord, done: Done) -> None:
+        """Answer a remove once it is written down: a broker that comes after a crash must not show the job again."""
+        answer = {"job": self._ledger.info(entry, before)}
+        self._ledger.when_written(partial(done, answer, None))
 
     def _wait(self, worker: Worker, request: Request, done: Done, now: float) -> None:
         args = request.args
@@ -257,7 +269,7 @@ class Service:
             raise InvalidRequest("Invalid request: until must be a time")
 
         def answer(ended: bool) -> None:
-            shown = entry.last_record if ended and entry.removed else None
+            shown = _how_it_ended(entry) if ended and entry.removed else None
             done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
 
         if entry.ended or (entry.state is State.NEW and entry.confirmed):
@@ -326,6 +338,15 @@ def _record(value: dict[str, Any], entry: Entry) -> JobRecord:
     if record.uid != entry.uid:
         raise ProtocolError("the agent answered for another job")
     return record
+
+
+def _how_it_ended(entry: Entry) -> JobRecord:
+    """A removed job as those see it who waited for its end: what was known last may be that it ran."""
+    last = entry.last_record
+    if last.ended:
+        return last
+    removed: dict[str, Any] = {"state": State.FINISHED, "reason": Reason.REMOVED, "finished_at": entry.ended_at}
+    return replace(last, **removed, endpoint=None, pid=None)
 
 
 def _gone(entry: Entry) -> PRouterError:

@@ -30,7 +30,7 @@ __all__ = ["SCHEMA", "Store", "open_store", "read_store"]
 
 log = logging.getLogger("prouter.store")
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the tables, kept in the database's user_version."""
 
 _MIGRATIONS: dict[int, str] = {
@@ -46,6 +46,7 @@ _MIGRATIONS: dict[int, str] = {
             (key TEXT PRIMARY KEY, connection TEXT NOT NULL, job TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
     """,
     1: "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, body BLOB NOT NULL);",
+    2: "CREATE TABLE IF NOT EXISTS unwanted (job TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;",
 }
 """Statements that lead from each version to the next."""
 
@@ -292,6 +293,7 @@ def read_store(database: sqlite3.Connection) -> Saved:
             entry.confirmed = False
         saved.jobs.append(entry)
         saved.last_event = max(saved.last_event, event)
+    saved.unwanted = [job for (job,) in database.execute("SELECT job FROM unwanted ORDER BY at")]
     saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
     saved.events = database.execute("SELECT id, body FROM events ORDER BY id DESC LIMIT ?", (EVENTS,)).fetchall()[::-1]
     for number, body in saved.events:

@@ -71,9 +71,13 @@ class Waits:
         """The client does not wait any more; whether it did."""
         return self._take(worker, call_id) is not None
 
+    def of_worker(self, worker: str) -> list[str]:
+        """Call ids of the waits of a worker."""
+        return list(self._waits.get(worker, {}))
+
     def worker_gone(self, worker: str) -> int:
         """Nobody is left to answer; how many waited."""
-        calls = list(self._waits.get(worker, {}))
+        calls = self.of_worker(worker)
         for call_id in calls:
             self._take(worker, call_id)
         return len(calls)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -303,6 +303,11 @@ class Peer:
         mux = self.muxes.pop(route, None)
         if mux is not None:
             self._dispatch(route, mux.peer_gone(code, text))
+
+    def keep_routes(self, present: Collection[bytes], code: str, text: str) -> None:
+        """Nobody is there but the peers behind these routes; streams with others are reset."""
+        for route in [route for route in self.muxes if route not in present]:
+            self.route_gone(route, code, text)
 
     # -- input --------------------------------------------------------------------------------------------------
 
