@@ -366,7 +366,7 @@ def test_a_value_that_no_column_can_hold_keeps_nobody_else_waiting(path: Path) -
     for value in values:
         store.submit("REPLACE INTO keys VALUES ('x', 'c', 'j', ?)", value, done=lambda now: None)
     wait_until(lambda: store.backlog == 0 and store.failures == 2, 10, "the others are written")
-    assert woken.event.is_set()
+    assert woken.event.wait(10)
     store.close()
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT at FROM keys").fetchall() == [(7.0,)]
