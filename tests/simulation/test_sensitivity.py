@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from prouter.broker.ledger import Ledger
+from prouter.broker.waits import Waits
 from prouter.fabric.calls import Caller, Responder
 from prouter.fabric.frames import Frame
 from prouter.fabric.mux import Mux
 from prouter.fabric.stream import Stream
 from tests.simulation.schedule import run
 
-_LIVES = 40
+_LIVES = 60
 
 
 def _fails() -> bool:
@@ -52,4 +54,30 @@ def test_answers_that_are_not_remembered_are_noticed(monkeypatch: pytest.MonkeyP
         return remembered(self, frame)
 
     monkeypatch.setattr(Responder, "receive", forgetful)
+    assert _fails()
+
+
+def test_answers_before_they_are_written_down_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "when_written", lambda self, done: done(self._env.now))
+    assert _fails()
+
+
+def test_waits_that_are_left_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waits, "_go_on", lambda self, job, now: None)
+    assert _fails()
+
+
+def test_waits_of_clients_that_left_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waits, "cancel", lambda self, worker, call_id: False)
+    assert _fails()
+
+
+def test_jobs_that_their_agent_does_not_know_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lose = Ledger.lose
+
+    def only_with_their_agent(self: Ledger, connection: str, uids: set[str], reason: str) -> None:
+        if reason != "it knows nothing of the job":
+            lose(self, connection, uids, reason)
+
+    monkeypatch.setattr(Ledger, "lose", only_with_their_agent)
     assert _fails()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from prouter.fabric.bulk import GROWTH
@@ -51,7 +50,7 @@ class _End:
         self.received += len(data)
         _check_kept(self.world, self.stream)
         size = len(data)
-        if self.world.random.random() < 0.7:
+        if self.world.calm or self.world.random.random() < 0.7:
             self.stream.consume(size)
         else:
             self.runtime.after(self.world.random.uniform(0, 1.0), lambda: self.stream.consume(size))
@@ -99,22 +98,26 @@ class Echo(_End):
 
 
 class Talk(_End):
-    """The worker's end: writes `total` bytes in uneven pieces, then ends; or resets in the middle."""
+    """The worker's end: writes `total` bytes in uneven pieces, then ends; or resets in the middle.
 
-    def __init__(self, worker: WorkerNode, connection: str, total: int, on_end: Callable[[Talk], None]) -> None:
+    Attributes:
+        lingers: whether it waits with its end for `release`.
+    """
+
+    def __init__(self, worker: WorkerNode, connection: str, total: int) -> None:
         stream = worker.peer.mux(connection.encode()).open({"kind": "echo"}, WINDOW)
         super().__init__(worker.world, worker.runtime, stream)
         self.worker = worker
         self.total = total
         self.sent = 0
-        self._on_end = on_end
+        self.lingers = worker.world.random.random() < 0.15
         self._resets_at = worker.world.random.randrange(total + 1) if worker.world.random.random() < 0.1 else None
         self._write()
 
-    @property
-    def whole(self) -> bool:
-        """Whether everything came back."""
-        return self.finished and self.received == self.total
+    def release(self) -> None:
+        """Lingers no longer."""
+        self.lingers = False
+        self._write()
 
     def on_writable(self) -> None:
         self._write()
@@ -123,11 +126,6 @@ class Talk(_End):
         super().on_finish()
         if self.received != self.total:
             self.world.fail(f"a clean end after {self.received} of {self.total} bytes")
-        self._on_end(self)
-
-    def on_reset(self, code: str, text: str) -> None:
-        super().on_reset(code, text)
-        self._on_end(self)
 
     def _write(self) -> None:
         stream = self.stream
@@ -138,7 +136,8 @@ class Talk(_End):
             self.on_reset("enough", "")
             return
         if self.sent == self.total:
-            stream.close()
+            if not self.lingers:
+                stream.close()
             return
         size = min(self.total - self.sent, self.world.random.choice((1, 100, 1500, 5000)))
         taken = stream.write(_expected(self.sent, size))

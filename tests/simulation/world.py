@@ -28,6 +28,7 @@ class World:
         now: monotonic seconds.
         wall: seconds since the epoch; jumps.
         trace: what happened, for a failing seed.
+        calm: whether no misfortune happens any more, and nothing takes long.
         broken: promises that were broken.
     """
 
@@ -36,6 +37,7 @@ class World:
         self.now = 1000.0
         self.wall_offset = 1.7e9
         self.trace: list[str] | None = [] if tracing else None
+        self.calm = False
         self.broken: list[str] = []
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0

@@ -1,0 +1,214 @@
+"""The router's process in the simulation: the real broker core in a virtual shell."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from prouter.broker.core import Broker
+from prouter.broker.env import Env
+from prouter.broker.restore import Saved
+from prouter.broker.settings import Bounds, Settings
+from prouter.broker.store import read_store
+from prouter.broker.switch import Path
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import decode, encode
+from tests.simulation.world import Message, Runtime, Wire, World
+
+__all__ = ["HEARTBEAT", "RESUME_TIMEOUT", "BrokerNode"]
+
+HEARTBEAT = 1.0
+RESUME_TIMEOUT = 5.0
+_SETTINGS = Settings(
+    uid="router",
+    name="simulated",
+    heartbeat=HEARTBEAT,
+    worker_heartbeat=HEARTBEAT,
+    hold=3.0,
+    resume_timeout=RESUME_TIMEOUT,
+    takeover_patience=0.3,
+    return_patience=1.5,
+    workers_return=1.0,
+    bounds=Bounds(turn=4),
+)
+
+
+class _Carrier:
+    """A socket of the broker: who is at the other end of each routing id."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wires: dict[bytes, Wire] = {}
+        self.paths: dict[bytes, Path] = {}
+
+
+class _Store:
+    """The broker's persistence: commits a little later, in order; a crash loses what was not committed."""
+
+    def __init__(self, broker: BrokerNode, database: sqlite3.Connection) -> None:
+        self._broker = broker
+        self._database = database
+
+    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
+        broker = self._broker
+        late = broker.world.random.uniform(0, broker.disk)
+        at = broker.committed = max(broker.committed, broker.world.now + late)
+
+        def commit() -> None:
+            self._database.execute(statement, parameters)
+            if done is not None:
+                broker.turn(lambda now: done(now))
+
+        broker.runtime.after(at - broker.world.now, commit)
+
+
+class BrokerNode:
+    """The broker's process, restarted as often as needed over the same database.
+
+    Attributes:
+        disk: seconds a commit takes at most.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.disk: float = world.random.choice((0.005, 0.005, 0.05, 0.5))
+        self.up = False
+        self.committed = 0.0
+        self.failures: list[str] = []
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self.start()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """A new process."""
+        world = self.world
+        self.runtime = Runtime(world)
+        self._watched: dict[int, str] = {}
+        self.agents, self.workers = _Carrier("agents"), _Carrier("workers")
+        self.env = Env(
+            settings=_SETTINGS,
+            shell=self,
+            store=_Store(self, self._database),
+            wall=lambda: world.wall,
+            new_uid=world.uid,
+            incarnation=world.uid(),
+        )
+        self.core = Broker(self.env, read_store(self._database), world.now)
+        self.up = True
+        self._armed = float("inf")
+        self.turn(lambda now: None)
+        world.note("broker starts")
+
+    def crash(self) -> None:
+        """kill -9."""
+        self.world.note("broker crashes")
+        self.up = False
+        self.runtime.alive = False
+        for carrier in (self.agents, self.workers):
+            for wire in list(carrier.wires.values()):
+                wire.cut(noticed_by_broker=False, noticed_by_dialler=True)
+
+    def written(self) -> Saved:
+        """What a broker that started now would find."""
+        return read_store(self._database)
+
+    # -- wires ----------------------------------------------------------------------------------------------------
+
+    def connect(
+        self,
+        carrier_name: str,
+        rid: bytes,
+        to_dialler: Callable[[Message], None],
+        closed: Callable[[], None],
+        *,
+        reachable: bool,
+    ) -> Wire:
+        """A connection from a dialling process; dead at once while the broker is down or not to be reached."""
+        runtime = self.runtime
+        carrier: _Carrier = getattr(self, carrier_name)
+
+        def arrived(message: Message) -> None:
+            if runtime.alive:
+                self._receive(carrier, rid, message)
+
+        def lost() -> None:
+            path = carrier.paths.get(rid)
+            if runtime.alive and path is not None:
+                self.turn(lambda now: self.core.disconnected(path, now))
+
+        wire = Wire(self.world, arrived, to_dialler, lost, closed)
+        if self.up and reachable:
+            carrier.wires[rid] = wire
+        else:
+            wire.open = False
+        return wire
+
+    def _receive(self, carrier: _Carrier, rid: bytes, message: Message) -> None:
+        path = carrier.paths.get(rid)
+        route = message[0]
+        if route:
+            target = path.routes.get(route) if path is not None else None
+            if path is not None and target is not None:
+                path.heard = self.world.now
+                target.carrier.wires[target.rid].send(1, [path.source, *message[1:]])
+            return
+
+        def control(now: float) -> None:
+            frames = decode(message[1:])
+            if path is not None:
+                self.core.receive(path, frames, now)
+            elif carrier is self.workers:
+                self.core.worker_stranger(carrier, rid, frames, now)
+            else:
+                self.core.agent_stranger(carrier, rid, frames, now)
+
+        self.turn(control)
+
+    def turn(self, handle: Callable[[float], None]) -> None:
+        """One turn of the broker's loop: handle something, run what is due, send."""
+        now = self.world.now
+        try:
+            handle(now)
+            self.core.turn(now)
+        except ProtocolError as error:
+            self.failures.append(f"{now - 1000:.3f} {error.detail}")
+        for path in self.env.outbox.take():
+            frames, path.pending = path.pending, []
+            wire = path.carrier.wires.get(path.rid)
+            if wire is not None:
+                wire.send(1, [b"", *encode(frames)])
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.env.timers.deadline()
+        if deadline is None or deadline >= self._armed - 1e-9 > self.world.now:
+            return
+        self._armed = deadline
+        self.runtime.after(max(0.0, deadline - self.world.now), self._due)
+
+    def _due(self) -> None:
+        self._armed = float("inf")
+        self.turn(lambda now: None)
+
+    # -- Shell ----------------------------------------------------------------------------------------------------
+
+    def accept(self, path: Path) -> None:
+        path.carrier.paths[path.rid] = path
+
+    def forget(self, path: Path) -> None:
+        if path.carrier.paths.get(path.rid) is path:
+            del path.carrier.paths[path.rid]
+
+    def dial(self, path: Path, address: str) -> None:
+        raise AssertionError("no agent listens in the simulation")
+
+    def watch(self, pid: int, worker: str) -> None:
+        self._watched[pid] = worker
+
+    def process_ended(self, pid: int) -> None:
+        """What a pidfd tells."""
+        uid = self._watched.pop(pid, None)
+        if uid is not None and self.up:
+            self.turn(lambda now: self.core.worker_died(uid, now))
