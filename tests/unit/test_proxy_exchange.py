@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from prouter.api.client import JobRoute
-from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.connection import LITTLE, ClientConnection
 from prouter.api.proxy.exchange import ProxyExchange
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.heads import RequestHead
@@ -256,6 +256,15 @@ def test_a_broken_upload_does_not_put_an_error_into_an_answer_that_has_begun(sta
     stage.client.sendall(b"zz\r\n")
     until(lambda: not stage.connection.alive)
     assert stage.read() == b""
+
+
+def test_chunks_of_a_byte_are_read_a_few_at_a_time(stage: Stage) -> None:
+    stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    usual = stage.connection.receive_size
+    stage.client.sendall(b"1\r\na\r\n" * 100)
+    until(lambda: stage.connection.receive_size == LITTLE)
+    stage.client.sendall(b"64\r\n" + b"b" * 100 + b"\r\n")
+    until(lambda: stage.connection.receive_size == usual)
 
 
 @pytest.mark.parametrize("request_bytes", [GET + GET, POST + GET])

@@ -13,14 +13,16 @@ class RequestBody:
 
     Attributes:
         over: whether the body is complete.
+        splintered: whether what came last was mostly framing: chunks of a few bytes, which cost much time.
     """
 
-    __slots__ = ("_decoder", "_left", "over")
+    __slots__ = ("_decoder", "_left", "over", "splintered")
 
     def __init__(self, head: RequestHead) -> None:
         self._left = head.length
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self.over = head.body == BodyKind.NONE or (self._decoder is None and not head.length)
+        self.splintered = False
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """What the job gets of `data`, and what is the next request's.
@@ -34,6 +36,7 @@ class RequestBody:
             self.over = self._left == 0
             return body, rest
         framed = encode_chunk(self._decoder.feed(data))
+        self.splintered = 2 * len(framed) < len(data)
         if not self._decoder.complete:
             return framed, b""
         self.over = True

@@ -29,13 +29,15 @@ from prouter.fabric.stream import Stream
 if TYPE_CHECKING:
     from prouter.api.proxy.server import ProxyServer
 
-__all__ = ["ClientConnection", "ClientExchange"]
+__all__ = ["LITTLE", "ClientConnection", "ClientExchange"]
 
 log = logging.getLogger("prouter.proxy")
 
 _RECV = 65536
 _RECV_BODY = 262144
 """Bytes of a read of a body or tunnel, to begin with."""
+LITTLE = 8192
+"""Bytes of a read where these take long to work through: others are to have their turn meanwhile."""
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
 _LINGER_SECONDS = 2.0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from prouter.api.client import JobRoute
 from prouter.api.proxy.bodies import AnswerBody, RequestBody
 from prouter.api.proxy.chunked import ChunkError
-from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.connection import LITTLE, ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead, parse_response
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
@@ -185,6 +185,10 @@ class ProxyExchange:
             else:
                 self._cut(detail, b"")
             return
+        if self._upload.splintered:
+            client.receive_size = LITTLE
+        elif client.receive_size == LITTLE:
+            client.expect_body(True)
         if data:
             self._send(data)
 
@@ -208,7 +212,7 @@ class ProxyExchange:
         if data:
             self._send(data)
         if not self._pending and not self._done:
-            if not self._upload.over:
+            if not self._upload.over and not self._upload.splintered:
                 self.client.receive_size = self.upstream.stream.piece
             if self._answer is None:
                 self.awaiting_since = time.monotonic()
