@@ -267,10 +267,8 @@ class Events:
         self.removed: set[str] = set()
         self._last = 0
         self._problem: BaseException | None = None
-        self._connection = _connect(url)
-        self._connection.request("GET", "/events")
-        self._answer = self._connection.getresponse()
-        assert self._answer.status == 200, self._answer.status
+        self._url = url
+        self._open()
         threading.Thread(target=self._follow, daemon=True).start()
 
     def check(self, names: list[str]) -> None:
@@ -281,10 +279,20 @@ class Events:
         )
         assert self._problem is None, repr(self._problem)
 
+    def _open(self) -> None:
+        self._connection = _connect(self._url)
+        self._connection.request("GET", "/events", headers={"Last-Event-ID": str(self._last)} if self._last else {})
+        self._answer = self._connection.getresponse()
+        assert self._answer.status == 200, self._answer.status
+
     def _follow(self) -> None:
         try:
             while True:
-                self._take(self._answer)
+                try:
+                    self._take(self._answer)
+                except EOFError:  # its worker drains
+                    self._connection.close()
+                    self._open()
         except BaseException as error:
             self._problem = error
         finally:
@@ -294,7 +302,8 @@ class Events:
         """One event, or a comment."""
         event: dict[str, str] = {}
         while (line := answer.readline()) != b"\n":
-            assert line, "the events ended"
+            if not line:
+                raise EOFError("the events ended")
             name, _, value = line.decode().rstrip("\n").partition(": ")
             event[name] = value
         if "id" in event:
