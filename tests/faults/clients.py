@@ -273,10 +273,15 @@ class Events:
 
     def check(self, names: list[str]) -> None:
         """The end and the removal of all these jobs were told, and everything in order."""
-        wait_until(
-            lambda: self._problem or (self.finished.issuperset(names) and self.removed.issuperset(names)),
-            what="all events arrive",
-        )
+        told = {"finished": self.finished, "removed": self.removed}
+
+        def missing() -> dict[str, list[str]]:
+            return {what: sorted(left) for what, seen in told.items() if (left := set(names) - seen)}
+
+        try:
+            wait_until(lambda: self._problem or not missing())
+        except AssertionError as error:
+            raise AssertionError(f"after event {self._last}, of {len(names)} jobs not told: {missing()}") from error
         assert self._problem is None, repr(self._problem)
 
     def _open(self) -> None:
