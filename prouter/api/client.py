@@ -81,6 +81,8 @@ class RouterClient:
         """Whether this worker does."""
         self.on_bridge_end: Callable[[str], None] = lambda _uid: None
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
+        self.on_linked: Callable[[], None] = lambda: None
+        """Called when the broker is linked again: news may have been missed."""
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
         self._asked: Counter[str] = Counter()
@@ -232,6 +234,7 @@ class RouterClient:
                 gevent.spawn(self._refresh, route)
         peer.notify("waits", {"ids": list(self._waits)})
         self.bridges_changed()
+        self.on_linked()
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
     def on_lost(self, peer: Peer, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Job and agent changes for all who follow ``/events`` on this worker: one subscription, one ring of ready-made bytes.
 
 A follower is a position in the ring. One that is slower than the ring is long is dropped; it resumes by the id of the
-last event it got. Ids that skip numbers show that the worker missed something while the broker was away; the broker is
+last event it got. When the broker was away, and when ids skip numbers, the worker has missed something; the broker is
 asked for it then.
 """
 
@@ -136,6 +136,7 @@ class EventFeed:
         if self.last is None:
             self.last = self.floor = int(answer["last"])
             self._router.subscribe(self._on_event)
+            self._router.on_linked = self._on_linked
             self._catch_up_soon()
 
     def _on_event(self, name: str, body: dict[str, Any]) -> None:
@@ -145,6 +146,10 @@ class EventFeed:
             self._append(int(body["id"]), _formatted(name, body))
         elif body["id"] > self.last:
             self._catch_up_soon()
+
+    def _on_linked(self) -> None:
+        self._missed = True
+        self._catch_up_soon()
 
     def _append(self, event_id: int, data: bytes) -> None:
         self.last = event_id

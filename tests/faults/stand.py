@@ -93,10 +93,10 @@ class Stand:
         self.wait_everywhere(load, amount.waits)
         load.add("sse", clients.events(url, self.fast_job, 50, 20))
         load.add("small", clients.small_request(url, f"{self.fast_job}/http/", fresh=True), amount.smalls)
+        events = clients.Events(url)
         creations = clients.Creations(url, self.agent.uid, self.marks)
         load.add("create", creations.one_round, amount.creators)
         load.at_end(creations.check)
-        events = clients.Events(url)
         load.at_end(lambda: events.check(creations.names))
 
     def echoes_and_logs(self, load: Load, websockets: int) -> None:

@@ -206,6 +206,7 @@ class StandInRouter:
         self.uid = "w" * 32
         self.list_bridges: Any = list
         self.on_bridge_end: Any = None
+        self.on_linked: Any = None
         self.job_route = JobRoute(CONNECTION, JobRecord(JOB, CONNECTION, "a job", State.RUNNING), up=True)
 
     def call(self, op: str, args: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:

@@ -136,6 +136,18 @@ def test_what_the_worker_missed_is_asked_for(feed: EventFeed, broker: Broker) ->
     assert ids(follower, 1) == new
 
 
+def test_what_was_missed_while_the_broker_was_away_is_asked_for_once_it_is_back(
+    feed: EventFeed, broker: Broker, router: StandInRouter
+) -> None:
+    follower = feed.follow(None)
+    next(follower)
+    first = broker.emit()
+    assert ids(follower, 1) == [first]
+    missed = [broker.emit(cut=True), broker.emit(cut=True)]
+    router.on_linked()
+    assert ids(follower, 2) == missed
+
+
 def test_ids_that_leap_with_a_new_broker_are_followed(feed: EventFeed, broker: Broker) -> None:
     follower = feed.follow(None)
     next(follower)
