@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,14 +98,14 @@ def file_round_trip(url: str, path: str, size: int, rate: float = 0.0) -> Round:
     return one_round
 
 
-def echo(url: str, path: str, pause: float = 0.02) -> Round:
-    """A WebSocket to a job (`fast_server`) that sends numbers, and gets each back once and in order."""
+def echo(url: str, path: str, pause: float = 0.02, seconds: float = inf) -> Round:
+    """A WebSocket to a job (`fast_server`) that sends numbers, and gets each back once and in order, so many seconds."""
 
     def one_round(gauge: Gauge) -> None:
         target = f"ws://{urlsplit(url).netloc}{path}/http/ws"
         with connect(target, open_timeout=_TIMEOUT, ping_interval=None, close_timeout=_TIMEOUT) as socket_:
-            number = 0
-            while not gauge.stopping.is_set():
+            number, end = 0, time.monotonic() + seconds
+            while not gauge.stopping.is_set() and time.monotonic() < end:
                 for ahead in range(3):
                     socket_.send(struct.pack("<Q", number + ahead) * 8)
                 for ahead in range(3):
@@ -134,8 +135,8 @@ def wait_for(url: str, path: str, check: Callable[[dict[str, Any]], None]) -> Ro
     return one_round
 
 
-def follow_log(url: str, path: str) -> Round:
-    """Follow the log of a job that prints the numbers from 0 on, one per line; every one must come, once."""
+def follow_log(url: str, path: str, seconds: float = inf) -> Round:
+    """Follow for so long the log of a job that prints the numbers from 0 on, one per line; every one must come, once."""
 
     def one_round(gauge: Gauge) -> None:
         connection = _connect(url)
@@ -143,11 +144,12 @@ def follow_log(url: str, path: str) -> Round:
             connection.request("GET", f"{path}/logs/stdout?follow=1&offset=0")
             answer = connection.getresponse()
             assert answer.status == 200, answer.status
+            end = time.monotonic() + seconds
             for number in itertools.count():
                 line = answer.readline()
                 assert line == b"%d\n" % number, (number, line)
                 gauge.tick()
-                if gauge.stopping.is_set():
+                if gauge.stopping.is_set() or time.monotonic() > end:
                     return
         finally:
             connection.close()

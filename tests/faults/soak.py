@@ -29,6 +29,10 @@ from tests.support.processes import start_agent, start_router, wait_until
 _GROWTH = 24 * MIB
 """Bytes by which a process may be larger at the end than after its first minutes."""
 _SAMPLE_EVERY = 5.0
+_DRAIN_TIMEOUT = 600
+"""Seconds that recycled workers have for the connections that they hold."""
+_LASTING = 200.0
+"""Seconds that the longest connections last."""
 
 
 class Soak:
@@ -44,7 +48,7 @@ class Soak:
         self._it = it
         self._wire = wire
         self._random = random.Random(seed)
-        self._began = time.monotonic()
+        self._began = self._renewed = time.monotonic()
         self.samples: list[tuple[float, Sample]] = []
         self.worst: dict[str, float] = {}
 
@@ -66,6 +70,9 @@ class Soak:
                     name = f"{fault.__name__.strip('_')}: {kind}"
                     self.worst[name] = max(self.worst.get(name, 0.0), pause)
                 self._quiet(load)
+                if time.monotonic() - self._renewed > _LASTING:
+                    self._renewed = time.monotonic()
+                    self._it.renew_waits(load, amount.waits)
             wrong += [f"{kind}: {error!r}" for kind, error in load.errors]
             if not wrong:
                 self._it.end_waits(amount.waits)
@@ -165,9 +172,9 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.randrange(1_000_000)
     print(f"seed {seed}, {options.minutes:g} minutes", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="prt-soak-"))
-    amount = Amount(size=options.mib * MIB, rate=16.0 * MIB, websockets=100, waits=50)
+    amount = Amount(size=options.mib * MIB, rate=16.0 * MIB, websockets=100, waits=50, lasting=_LASTING)
     with ExitStack() as stack:
-        router = start_router(directory / "router", control__drain_timeout=600)
+        router = start_router(directory / "router", control__drain_timeout=_DRAIN_TIMEOUT)
         stack.callback(router.stop)
         wire = stack.enter_context(Wire(router.agents))
         agent = start_agent(directory / "agent", wire.address)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["Amount", "Stand", "sandboxes"]
 HERE = Path(__file__).parent
 JOBS = HERE.parent / "jobs"
 MIB = 1024 * 1024
+_SLEEP = "exec sleep 86400"
 _COUNTER = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
 
 
@@ -30,6 +32,7 @@ class Amount:
     Attributes:
         size: bytes of a transfer.
         rate: bytes per second of each transfer.
+        lasting: seconds after which WebSockets and followers of logs begin again.
     """
 
     size: int = 16 * MIB
@@ -38,6 +41,7 @@ class Amount:
     waits: int = 20
     creators: int = 2
     smalls: int = 1
+    lasting: float = inf
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Stand:
         self.broker = router.child("broker")
         self.bytes_job = router.serve(agent, HERE / "job_server.py")
         self.fast_job = router.serve(agent, JOBS / "fast_server.py")
-        self.sleeper = self.run("sleeper", "exec sleep 3600")
+        self.sleeper = self.run("sleeper", _SLEEP)
         self.counter = self.run("counter", _COUNTER)
 
     def run(self, name: str, command: str) -> str:
@@ -89,7 +93,7 @@ class Stand:
         """All kinds of clients."""
         url = self.router.url
         self.transfers(load, amount)
-        self.echoes_and_logs(load, amount.websockets)
+        self.echoes_and_logs(load, amount.websockets, amount.lasting)
         self.wait_everywhere(load, amount.waits)
         load.add("sse", clients.events(url, self.fast_job, 50, 20))
         load.add("small", clients.small_request(url, f"{self.fast_job}/http/", fresh=True), amount.smalls)
@@ -99,10 +103,10 @@ class Stand:
         load.at_end(creations.check)
         load.at_end(lambda: events.check(creations.names))
 
-    def echoes_and_logs(self, load: Load, websockets: int) -> None:
+    def echoes_and_logs(self, load: Load, websockets: int, lasting: float = inf) -> None:
         """WebSockets, and two followers of a log."""
-        load.add("websocket", clients.echo(self.router.url, self.fast_job), websockets)
-        load.add("log", clients.follow_log(self.router.url, self.counter), 2)
+        load.add("websocket", clients.echo(self.router.url, self.fast_job, seconds=lasting), websockets)
+        load.add("log", clients.follow_log(self.router.url, self.counter, lasting), 2)
 
     def wait_everywhere(self, load: Load, count: int) -> None:
         """`count` waits for the end of one job, known to be parked."""
@@ -130,6 +134,15 @@ class Stand:
         assert answer.status_code == 200, answer.text
         wait_until(lambda: len(self.waited) >= count, what=f"{count} waits are answered, not {len(self.waited)}")
         assert all((info["state"], info["signal"]) == ("FINISHED", "SIGTERM") for info in self.waited)
+
+    def renew_waits(self, load: Load, count: int) -> None:
+        """End the job that is waited for, and have another one waited for."""
+        self.end_waits(count)
+        request = self.router.post(self.sleeper + "/remove")
+        assert request.status_code == 200, request.text
+        self.waited.clear()
+        self.sleeper = self.run("sleeper", _SLEEP)
+        self.wait_everywhere(load, count)
 
     def kill_broker(self) -> None:
         """SIGKILL to the broker."""

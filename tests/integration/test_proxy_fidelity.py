@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,31 @@ def test_pipelined_requests_are_answered_in_order(router: Router, fast: str) -> 
         for size in (3, 1, 2):
             raw.read_until(b"\r\n\r\n")
             raw.read_exactly(size)
+
+
+@pytest.mark.parametrize("of", ["job", "api"])
+def test_who_does_not_read_answers_gets_no_more_requests_carried_out(router: Router, fast: str, of: str) -> None:
+    """The worker keeps little for such a client; once it reads it gets all it asked for."""
+    target, count = f"{fast}/bytes/2000" if of == "job" else "/info", 5000
+    asked = f"GET {target} HTTP/1.1\r\nHost: h\r\nX-Filler: {'x' * 4000}\r\n\r\n".encode() * count
+    with Raw(router.url, 3) as raw:
+        raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < len(asked):
+                sent += raw.sock.send(asked[sent : sent + 65536])
+        raw.sock.settimeout(30)
+        rest = threading.Thread(target=raw.sock.sendall, args=(memoryview(asked)[sent:],), daemon=True)
+        rest.start()
+        with raw.sock.makefile("rb") as answers:
+            for _ in range(count):
+                assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+                head = b"".join(iter(answers.readline, b"\r\n"))
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                assert length is not None
+                assert len(answers.read(int(length[1]))) == int(length[1])
+        rest.join(10)
+        assert not rest.is_alive()
 
 
 def test_a_pipelined_request_after_a_chunked_body_is_its_own(router: Router, fast: str) -> None:

@@ -40,6 +40,8 @@ LITTLE = 8192
 """Bytes of a read where these take long to work through: others are to have their turn meanwhile."""
 _PIPELINE_LIMIT = 65536
 """Bytes read ahead while an answer is pending; then reading waits."""
+_ANSWER_LIMIT = 65536
+"""Bytes of earlier answers a client may leave unread; then its next requests wait."""
 _LINGER_SECONDS = 2.0
 """Seconds a client that is to be closed may send nothing before it is."""
 _LINGER_LIMIT = 30.0
@@ -203,12 +205,17 @@ class ClientConnection:
             self.pause()
 
     def _next_request(self) -> None:
+        if self.out_size > _ANSWER_LIMIT:
+            self.hold_pipelined()
+            return
         self._read_heads()
+        if self.exchange is None or len(self.buffer) < _PIPELINE_LIMIT:
+            self.resume()
         if self._eof and self.exchange is None and self.alive:
             self.finish()
 
     def _read_heads(self) -> None:
-        while self.exchange is None and self.buffer and self.alive:
+        while self.exchange is None and self.buffer and self.alive and not self._shut:
             buffer = self.buffer
             if buffer[0] in b"\r\n":
                 self.buffer = buffer.lstrip(b"\r\n")
@@ -281,7 +288,9 @@ class ClientConnection:
         self._writer.stop()
         if self.exchange is not None:
             self.exchange.on_client_drained()
-        if self._shut and not out and self.alive:
+        elif self.buffer and not self._shut:
+            self._next_request()
+        if self._shut and not self._out and self.alive:
             self._finish_writing()
 
     def undelivered(self) -> int:
@@ -302,10 +311,10 @@ class ClientConnection:
             return
         self.idle_since = now = time.monotonic()
         self.deadline = now + self.server.idle_timeout
-        if self._paused:
-            self.resume()
         if self.buffer:
             self.server.loop.run_callback(self._next_request)
+        else:
+            self.resume()
 
     def fail(self, error: PRouterError, head: RequestHead | None = None, *, keep_alive: bool = False) -> None:
         """Answer with an error of our own and end the exchange."""
