@@ -99,7 +99,7 @@ def file_round_trip(url: str, path: str, size: int, rate: float = 0.0) -> Round:
 
 
 def echo(url: str, path: str, pause: float = 0.02, seconds: float = inf) -> Round:
-    """A WebSocket to a job (`fast_server`) that sends numbers, and gets each back once and in order, so many seconds."""
+    """A WebSocket to a job (`fast_server`) that sends numbers for so long, and gets each back once, in order."""
 
     def one_round(gauge: Gauge) -> None:
         target = f"ws://{urlsplit(url).netloc}{path}/http/ws"
@@ -136,7 +136,7 @@ def wait_for(url: str, path: str, check: Callable[[dict[str, Any]], None]) -> Ro
 
 
 def follow_log(url: str, path: str, seconds: float = inf) -> Round:
-    """Follow for so long the log of a job that prints the numbers from 0 on, one per line; every one must come, once."""
+    """Follow for so long the log of a job that prints the numbers from 0 on, one a line; every one must come, once."""
 
     def one_round(gauge: Gauge) -> None:
         connection = _connect(url)
