@@ -243,7 +243,7 @@ class Mux:
                     events.append(Writable(stream))
                 self._receive_data(stream, frame, events)
             elif kind == ACK:
-                if stream.window <= frame.offset <= stream.window * GROWTH:
+                if 0 < frame.offset <= stream.window * GROWTH:
                     stream._limit = frame.offset
                 if stream._on_ack(frame.ack):
                     events.append(Writable(stream))

@@ -49,6 +49,8 @@ class Stream:
         sid: stream id, unique between two peers.
         window: most bytes in flight in either direction to begin with; it grows where that is what limits a stream.
         handler: free for whoever drives the stream.
+        most: bytes of the largest window to grant; lowered by a reader to whom what comes takes long, to get it in small
+            pieces.
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class Stream:
         "_sent",
         "_told",
         "handler",
+        "most",
         "receiving",
         "reset_code",
         "sending",
@@ -87,6 +90,7 @@ class Stream:
         """The tick since which is counted how much of the other end's bytes is used, from here:"""
         self._counted_from = 0
         self.handler: Any = None
+        self.most = GROWTH * window
         self.sending = Direction.OPEN
         self.receiving = Direction.OPEN
         self.reset_code: str | None = None
@@ -240,7 +244,7 @@ class Stream:
             self._counted_from = self._consumed
             mux.bulk.add(self)
             granted *= 2
-        self._granted = min(granted, mux.bulk.share(self))
+        self._granted = min(granted, mux.bulk.share(self), self.most)
 
     def _acknowledge(self) -> None:
         self._told = self._consumed

@@ -411,6 +411,15 @@ def test_a_window_does_not_grow_where_the_reader_or_the_path_is_slow() -> None:
         acceptor.mux.tick(0.0)
 
 
+def test_a_reader_that_wants_little_at_once_gets_little() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor, window=100)
+    far.most = 20
+    assert [use(opener, acceptor, near, far) for _ in range(4)] == [20] * 4
+    far.most = 300
+    assert [use(opener, acceptor, near, far) for _ in range(40)][-1] == 300
+
+
 def test_what_is_sent_again_comes_in_smaller_pieces() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor, window=1 << 20)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prouter.api.proxy.bodies import AnswerBody
 from prouter.api.proxy.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
+from prouter.api.proxy.heads import parse_request, parse_response
 
 
 def feed_in_pieces(decoder: ChunkDecoder, data: bytes, cuts: list[int]) -> bytes:
@@ -28,6 +32,28 @@ def test_any_split_decodes_to_the_body_and_the_rest(chunks: list[bytes], rest: b
     assert feed_in_pieces(decoder, encoded + rest, cuts) == b"".join(chunks)
     assert decoder.complete
     assert decoder.rest == rest
+
+
+@given(
+    sizes=st.lists(st.one_of(st.integers(1, 9), st.integers(1000, 1100), st.integers(1, 40_000)), max_size=60),
+    forms=st.lists(st.sampled_from([b"%x\r\n", b"%X\r\n", b"%04x\r\n", b"%x;a=1\r\n"]), min_size=1, max_size=5),
+    cuts=st.lists(st.integers(0), max_size=5),
+    view=st.booleans(),
+)
+def test_small_and_large_chunks_may_be_mixed(sizes: list[int], forms: list[bytes], cuts: list[int], view: bool) -> None:
+    body = random.Random(len(sizes)).randbytes(sum(sizes))
+    encoded, start = [], 0
+    for number, size in enumerate(sizes):
+        encoded += [forms[number % len(forms)] % size, body[start : start + size], b"\r\n"]
+        start += size
+    whole = b"".join([*encoded, LAST_CHUNK, b"rest"])
+    decoder = ChunkDecoder()
+    if view:
+        assert b"".join(decoder.feed(memoryview(whole))) == body
+    else:
+        assert feed_in_pieces(decoder, whole, cuts) == body
+    assert decoder.complete
+    assert decoder.rest == b"rest"
 
 
 def test_pieces_of_many_chunks_become_one() -> None:
@@ -61,9 +87,10 @@ def test_extensions_are_ignored_and_trailers_dropped() -> None:
         b"0\r\n" + b"T: " + b"x" * 4000 + b"\r\n" + (b"T: " + b"x" * 4000 + b"\r\n") * 20,
     ],
 )
-def test_malformed_bodies_are_refused(body: bytes) -> None:
+@pytest.mark.parametrize("before", [b"", b"1\r\nx\r\n" * 5])
+def test_malformed_bodies_are_refused(body: bytes, before: bytes) -> None:
     with pytest.raises(ChunkError):
-        ChunkDecoder().feed(body)
+        ChunkDecoder().feed(before + body)
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0)))
@@ -73,3 +100,14 @@ def test_no_input_raises_anything_else(data: bytes, cuts: list[int]) -> None:
         feed_in_pieces(decoder, data, cuts)
     except ChunkError:
         assert not decoder.complete
+
+
+@pytest.mark.parametrize(("size", "splintered"), [(1, True), (4, True), (5, False), (1000, False)])
+def test_an_answer_of_tiny_chunks_is_known_once_much_has_come(size: int, splintered: bool) -> None:
+    request = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    body = AnswerBody(request, parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
+    chunks = encode_chunk(b"x" * size)
+    body.feed(chunks)
+    assert not body.splintered
+    body.feed(chunks * (10_000 // len(chunks)))
+    assert body.splintered is splintered

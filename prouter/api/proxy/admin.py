@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
-from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.connection import LITTLE, ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead
 from prouter.api.proxy.wsgi import AnswerWriter, environment
@@ -77,6 +77,8 @@ class AdminExchange:
         self._left = head.length if head.body == BodyKind.LENGTH else 0
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self._decoded = b""
+        self._splintered = False
+        """Whether the body's chunks are so small that they take long to decode."""
         self._wake = Event()
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
@@ -131,7 +133,7 @@ class AdminExchange:
             InvalidRequest: the chunked framing is broken, or nothing more came for long.
         """
         client = self._client
-        client.receive_size = min(max(size, client.receive_size), MAX_PIECE)
+        client.receive_size = LITTLE if self._splintered else min(max(size, client.receive_size), MAX_PIECE)
         while not self._body_done:
             if self._expect:
                 self._expect = False
@@ -165,6 +167,7 @@ class AdminExchange:
                 self._decoded = b"".join(self._decoder.feed(raw))
             except ChunkError as error:
                 raise InvalidRequest(f"Invalid request: {error}") from error
+            self._splintered = 2 * len(self._decoded) < len(raw)
             if self._decoder.complete:
                 client.buffer = self._decoder.rest
         data, self._decoded = self._decoded[:size], self._decoded[size:]

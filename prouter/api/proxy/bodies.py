@@ -7,6 +7,9 @@ from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 
 __all__ = ["AnswerBody", "RequestBody"]
 
+_LITTLE = 8192
+"""Bytes that cost little time however small the chunks in them are."""
+
 
 class RequestBody:
     """Takes what a client sends after its head, gives what the job gets.
@@ -50,15 +53,17 @@ class AnswerBody:
         over: whether the body is complete.
         clean: whether nothing came after its end, so that the connection to the job is fit for another request.
         chunked: whether the client gets chunks.
+        splintered: whether much came that was mostly framing: chunks of a few bytes, which cost much time.
         until_close: whether only the end of the connection tells the client where the body ends.
     """
 
-    __slots__ = ("_decoder", "_left", "chunked", "clean", "over", "until_close")
+    __slots__ = ("_decoder", "_left", "chunked", "clean", "over", "splintered", "until_close")
 
     def __init__(self, request: RequestHead, head: ResponseHead) -> None:
         self.over = False
         self.clean = True
         self.chunked = False
+        self.splintered = False
         self.until_close = False
         self._left = -1
         """Bytes to come, -1 when that is not known."""
@@ -91,6 +96,8 @@ class AnswerBody:
         pieces = self._decoder.feed(data)
         self.over = self._decoder.complete
         self.clean = not self._decoder.rest
+        if len(data) > _LITTLE and 2 * sum(map(len, pieces)) < len(data):
+            self.splintered = True
         if not self.chunked:
             return b"".join(pieces)
         return encode_chunk(pieces) + LAST_CHUNK if self.over else encode_chunk(pieces)

@@ -16,7 +16,12 @@ _MAX_LINE = 4096
 _USUAL_LINE = 32
 """Bytes in which most size lines end."""
 _MAX_TRAILERS = 65536
+_SMALL = 1024
+"""Chunks of fewer bytes are small: a view of each would cost more than its bytes."""
+_BLOCK = 16384
+"""Bytes in which small chunks are looked for at once."""
 Buffer = bytes | memoryview
+_SMALL_SIZES = {form % size: size for form in (b"%x", b"%X") for size in range(1, _SMALL)}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\x00]*)?\Z")
 
 
@@ -51,7 +56,7 @@ class ChunkDecoder:
         self._trailer_bytes = 0
 
     def feed(self, data: Buffer) -> list[Buffer]:
-        """The body bytes that `data` brings, as views of it: nothing is copied.
+        """The body bytes that `data` brings, large chunks as views of it: they are not copied.
 
         Raises:
             ChunkError: it is malformed.
@@ -61,11 +66,15 @@ class ChunkDecoder:
             self._buffer = b""
         view = memoryview(data)
         found: list[Buffer] = []
-        position = 0
+        position = tried = 0
         size = len(view)
         while position < size:
             if self._remaining:
                 position = self._take_chunk(view, position, found)
+                continue
+            if found and len(found[-1]) < _SMALL and position >= tried and not self._trailers:
+                tried = position + _BLOCK
+                position += _take_small_chunks(bytes(view[position:tried]), found)
                 continue
             line = _line_at(view, position)
             if line is None:
@@ -85,7 +94,7 @@ class ChunkDecoder:
         body = self._remaining - 2
         if body > 0:
             piece = view[position : position + body]
-            found.append(piece)
+            found.append(piece if body >= _SMALL else bytes(piece))
             self._remaining -= len(piece)
             return position + len(piece)
         expected = b"\r\n"[2 - self._remaining]
@@ -110,6 +119,22 @@ class ChunkDecoder:
         else:
             self._trailers = True
         return False
+
+
+def _take_small_chunks(block: bytes, found: list[Buffer]) -> int:
+    """Consume whole small chunks without extensions at the beginning of a block, fast; how many bytes they were."""
+    position = 0
+    while True:
+        end = block.find(b"\r\n", position, position + _USUAL_LINE)
+        size = _SMALL_SIZES.get(block[position:end]) if end > 0 else None
+        if size is None:
+            return position
+        start = end + 2
+        end = start + size
+        if block[end : end + 2] != b"\r\n":
+            return position
+        found.append(block[start:end])
+        position = end + 2
 
 
 def _line_at(view: memoryview, position: int) -> bytes | None:

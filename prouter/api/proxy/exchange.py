@@ -51,6 +51,8 @@ _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_ANSWER_HEAD = 262144
 _NEVER_REACHED = frozenset({"no_job", "not_running"})
 """Why the agent of a job that has ended opens no stream to it."""
+_SPLINTERED = 131072
+"""Largest window for an answer in chunks of a few bytes: others are to have their turn between its pieces."""
 _REASON_WAIT = 0.5
 """Seconds the news that a job has ended may take to explain a connection that broke."""
 
@@ -317,9 +319,11 @@ class ProxyExchange:
         except ChunkError as error:
             self._cut(f"the job's answer broke: {error}", before)
             return
+        if body.splintered:
+            upstream.stream.most = _SPLINTERED
         self.client.write(before + data if before else data, upstream.stream, size)
         if body.over and not self._done:
-            self._finish(reusable=body.clean)
+            self._finish(reusable=body.clean and not body.splintered)
 
     def _start_tunnel(self, head: ResponseHead, rest: bytes, size: int) -> None:
         if not self.head.upgrade:
