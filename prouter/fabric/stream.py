@@ -49,7 +49,7 @@ class Stream:
         sid: stream id, unique between two peers.
         window: most bytes in flight in either direction to begin with; it grows where that is what limits a stream.
         handler: free for whoever drives the stream.
-        most: bytes of the largest window to grant; lowered by a reader to whom what comes takes long, to get it in small
+        most: bytes of the largest window to grant. A reader to whom what comes takes long lowers it, and gets small
             pieces.
     """
 
