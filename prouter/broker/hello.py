@@ -96,7 +96,7 @@ def check_protocol(body: dict[str, Any]) -> str | None:
     theirs = body.get("protocol")
     if theirs == VERSION:
         return None
-    return f"protocol version {theirs!r} is not supported, this router speaks {VERSION}"
+    return f"protocol version {theirs!r:.64} is not supported, this router speaks {VERSION}"
 
 
 def token_accepted(tokens: Iterable[str], presented: Any) -> bool:
