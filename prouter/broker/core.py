@@ -27,6 +27,7 @@ from prouter.broker.inbox import Inbox
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
 from prouter.broker.restore import Saved, restore
+from prouter.broker.rewriting import Rewriting
 from prouter.broker.service import Service
 from prouter.broker.switch import Path
 from prouter.broker.waits import Waits
@@ -99,6 +100,7 @@ class Broker:
             stop=self._shutdown,
         )
         restore(saved, self.ledger, self.links, self.dials, self.creations, now)
+        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations)
         self.history.start(now)
         env.timers.at(now + env.settings.workers_return, self._workers_complete)
         env.timers.at(now + env.settings.resume_timeout, self._links_complete)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -69,6 +70,23 @@ class Creations:
     def restore_unwanted(self, uid: str) -> None:
         """A job whose creation a broker before had given up."""
         self._unwanted[uid] = None
+
+    def write_all(self) -> Iterator[None]:
+        """Write down every key and unwanted job again, one for each step; order is kept, before those that come."""
+        store = self._env.store
+        for place, (key, (connection, job)) in enumerate(list(self._keys.items())):
+            if key in self._keys:
+                store.submit(
+                    "INSERT OR REPLACE INTO keys (key, connection, job, at) VALUES (?, ?, ?, ?)",
+                    key,
+                    connection,
+                    job,
+                    float(place),
+                )
+                yield
+        for place, job in enumerate(list(self._unwanted)):
+            store.submit("INSERT OR REPLACE INTO unwanted (job, at) VALUES (?, ?)", job, float(place))
+            yield
 
     def reserved(self, connection: str) -> int:
         """Jobs being created on a connection."""

@@ -48,6 +48,10 @@ class EventLog:
     def __len__(self) -> int:
         return len(self._events)
 
+    def all(self) -> list[tuple[int, bytes]]:
+        """The events kept, packed, with their ids."""
+        return list(self._events)
+
     def append(self, name: str, body: dict[str, Any], at: float) -> tuple[dict[str, Any], bytes]:
         """A new event: its body with its id and time, as workers are told of it, and the packed event."""
         self.last += 1

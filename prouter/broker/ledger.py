@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from prouter.broker.entry import Entry
@@ -146,12 +146,7 @@ class Ledger:
         self._gone.discard(link.connection)
         self.peers[link.connection] = peer
         if known != peer or address is not None:
-            body = {"mode": link.mode, "info": link.info.to_wire(), "since": link.since, "address": address}
-            self._env.store.submit(
-                "INSERT OR REPLACE INTO connections (uid, gone, body) VALUES (?, 0, ?)",
-                link.connection,
-                pack_body(body),
-            )
+            self.write_connection(link.connection, link.since, address)
 
     def part(self, link: Link) -> None:
         """A link is gone: remember it only for its jobs' sake."""
@@ -174,6 +169,34 @@ class Ledger:
                 self.table.lose(entry, reason, self._env.wall())
                 log.warning("event=job_lost job=%s link=%s reason=%r", uid, connection, reason)
                 self._changed(entry, "job")
+
+    @property
+    def connections(self) -> list[str]:
+        """Uids of the connections that are remembered."""
+        return list(self.peers)
+
+    def write_connection(self, connection: str, since: float, address: tuple[str, str] | None) -> None:
+        """Write down a connection, if it is still remembered; `address` is where and with which token it is dialled."""
+        peer = self.peers.get(connection)
+        if peer is not None:
+            body = {"mode": peer.mode, "info": peer.info.to_wire(), "since": since, "address": address}
+            self._env.store.submit(
+                "INSERT OR REPLACE INTO connections (uid, gone, body) VALUES (?, ?, ?)",
+                connection,
+                int(connection in self._gone),
+                pack_body(body),
+            )
+
+    def write_all(self) -> Iterator[None]:
+        """Write down every job and event again, one for each step; those that come meanwhile are written anyway."""
+        for uid in [entry.uid for entry in self.table]:
+            entry = self.table.get(uid)
+            if entry is not None:
+                self._save(entry)
+                yield
+        for number, packed in self.events.all():
+            self._env.store.submit("INSERT OR REPLACE INTO events (id, body) VALUES (?, ?)", number, packed)
+            yield
 
     def when_written(self, done: Callable[[float], None]) -> None:
         """Call ``done(now)`` once everything so far is written down."""

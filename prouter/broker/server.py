@@ -127,6 +127,7 @@ class _Server:
         )
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.extra_stats = self._stats
+        self._store.on_renewed = self._broker.rewriting.begin
         if on_shutdown is not None:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()

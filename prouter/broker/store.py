@@ -2,7 +2,8 @@
 
 The memory of the broker is what counts; the store follows within milliseconds. A database that is damaged, or of a
 version not known here, is set aside under another name and a new one begun; one that cannot be written for the moment
-(a full disk) is read as it is and tried again while the router goes on.
+(a full disk) is read as it is and tried again while the router goes on. A database that is damaged or deleted while the
+router runs is replaced by a new one, to which the broker submits everything again.
 """
 
 from __future__ import annotations
@@ -69,8 +70,15 @@ _UNFIT = (OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 
 _BATCH = 2000
 _RETRY = 1.0
+_LOOK = 5.0
+"""Seconds after which it is looked whether the database is still there, although nothing is to be written."""
+_RENEW = 60.0
+"""Seconds between two databases begun anew, should what is wrong not be theirs."""
 _BACKLOG = 200_000
 """Statements kept while the database cannot be written; beyond, the oldest are lost."""
+
+
+_EMPTY = "the router starts with an empty job table and history; running jobs come back with their agents"
 
 
 class _Statement(NamedTuple):
@@ -85,16 +93,24 @@ class Store:
     Args:
         path: of the database, made and migrated by `open_store`.
         wake: called on the writing thread when `take_done` has something.
+
+    Attributes:
+        on_renewed: among `take_done` when the database was begun anew, or misses something: everything is to be
+            submitted again.
     """
 
     def __init__(self, path: Path, wake: Callable[[], None]) -> None:
         self.failures = 0
         self.written = 0
+        self.on_renewed: Callable[[float], None] = _nothing
         self._path = path
         self._wake = wake
         self._queue: queue.SimpleQueue[_Statement | None] = queue.SimpleQueue()
         self._done: deque[Callable[[float], None]] = deque()
         self._held = 0
+        self._incomplete = False
+        self._renewed_at = -_RENEW
+        self._opened: tuple[int, int] = (0, 0)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
@@ -130,21 +146,55 @@ class Store:
         open_end = True
         while open_end or waiting:
             if not waiting:
-                open_end = self._fetch(waiting, None)
+                open_end = self._fetch(waiting, _LOOK)
             try:
-                database = database or _connect(self._path, patience=0.5)
+                if database is None:
+                    database = self._open()
+                elif self._opened != _identity(self._path):
+                    raise sqlite3.DatabaseError("it was deleted or replaced while in use")
                 self._write(database, waiting)
             except sqlite3.Error as error:
                 self._failed(error, len(waiting))
                 if database is not None:
                     database.close()
                     database = None
+                if open_end and self._renew(error):
+                    continue
                 if not open_end:
                     log.error("event=store_incomplete path=%s lost=%d", self._path, len(waiting))
                     break
                 open_end = self._hold(waiting)
         if database is not None:
             database.close()
+
+    def _open(self) -> sqlite3.Connection:
+        """The database, made if it is not there: then it misses everything.
+
+        Raises:
+            sqlite3.Error: it cannot be opened.
+        """
+        fresh = not _size(self._path)
+        database = _connect(self._path, patience=0.5)
+        self._opened = _identity(self._path)
+        self._incomplete |= fresh
+        return database
+
+    def _renew(self, error: sqlite3.Error) -> bool:
+        """Set the database aside if it is damaged or gone, so that another is begun; whether that was done."""
+        if not self._damaged(error) or time.monotonic() < self._renewed_at + _RENEW:
+            return False
+        self._renewed_at = time.monotonic()
+        try:
+            _set_aside(self._path, error, "a new one gets all that the router knows")
+        except OSError as problem:
+            log.error("event=database_not_set_aside path=%s error=%r", self._path, str(problem))
+            return False
+        return True
+
+    def _damaged(self, error: sqlite3.Error) -> bool:
+        if not isinstance(error, sqlite3.OperationalError):
+            return True
+        return not _passing(error) or ("disk i/o error" in str(error).lower() and _corrupt(self._path))
 
     def _fetch(self, waiting: deque[_Statement], patience: float | None) -> bool:
         """Take what is in the queue, once there is something, up to a batch; False when it was closed."""
@@ -164,6 +214,8 @@ class Store:
         Raises:
             sqlite3.Error: that did not work; nothing was changed.
         """
+        if not waiting and not self._incomplete:
+            return
         with database:
             for text, parameters, _done in waiting:
                 try:
@@ -175,6 +227,10 @@ class Store:
         self._call_back(waiting)
         waiting.clear()
         self._held = 0
+        if self._incomplete:
+            self._incomplete = False
+            self._done.append(self.on_renewed)
+            self._wake()
 
     def _failed(self, error: sqlite3.Error, count: int) -> None:
         self.failures += 1
@@ -189,6 +245,7 @@ class Store:
         open_end = True
         while True:
             self._call_back(fresh)
+            self._incomplete |= len(waiting) + len(fresh) > _BACKLOG
             waiting.extend(statement._replace(done=None) for statement in fresh)
             self._held = len(waiting)
             patience = again - time.monotonic()
@@ -215,7 +272,7 @@ def open_store(path: Path) -> Saved:
     except _DAMAGE as error:
         if _passing(error) and not _corrupt(path):
             return _as_it_is(path, error)
-        _set_aside(path, error)
+        _set_aside(path, error, _EMPTY)
     try:
         return _open(path)
     except sqlite3.OperationalError as error:
@@ -230,20 +287,39 @@ def _open(path: Path) -> Saved:
         return read_store(database)
 
 
-def _set_aside(path: Path, error: Exception) -> None:
+def _set_aside(path: Path, error: Exception, consequence: str) -> None:
     aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
     log.critical(
-        "event=database_set_aside path=%s aside=%s error=%r: the router starts with an empty job table and history;"
-        " running jobs come back with their agents",
+        "event=database_set_aside path=%s aside=%s error=%r: %s",
         path,
         aside,
         str(error),
+        consequence,
     )
-    os.replace(path, aside)
-    for suffix in ("-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm"):
         leftover = path.with_name(path.name + suffix)
         if leftover.exists():
             os.replace(leftover, aside.with_name(aside.name + suffix))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file is at `path`; zeros for none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _nothing(_now: float) -> None:
+    """Nobody has anything to submit again."""
 
 
 def _as_it_is(path: Path, error: Exception) -> Saved:

@@ -190,3 +190,30 @@ def test_a_drained_router_says_so_finishes_what_it_has_and_ends(launch: Launch, 
     client.join(20)
     assert slow == ["slow"], "what was in progress is finished"
     assert it.router.popen.wait(10) == 0
+
+
+def test_a_table_that_is_deleted_under_the_running_router_is_written_again(launch: Launch, work_dir: Path) -> None:
+    """Also what no agent can tell any more: jobs that were removed, keys and events."""
+    settings, it = alone(launch, work_dir)
+    create = {"name": "removed", "agent": {"type": "uid", "uid": it.agent.uid}}
+    key = {"Idempotency-Key": "once"}
+    removed = request(it.router.url, "POST", "/jobs/create", create, key)["path"]
+    it.router.start(removed, ["sh", "-c", "exit 3"], port_expected_count=0)
+    assert it.router.post(removed + "/wait").json()["exit_code"] == 3
+    assert it.router.post(removed + "/remove").status_code == 200
+    for file in (work_dir / "state").glob("router.sqlite*"):
+        file.unlink()
+    wait_until(lambda: "event=rewritten" in it.router.log.read_text(), what="the table is written again")
+    wait_until(lambda: events_in(work_dir / "state" / "router.sqlite"), what="events, the last of it, are written")
+    kill_whole(it.router)
+    it.router = launch(start_router, **settings)
+    closed = it.router.get("/jobs?state=CLOSED").json()["jobs"]
+    assert [(info["path"], info["exit_code"]) for info in closed] == [(removed, 3)]
+    assert request(it.router.url, "POST", "/jobs/create", create, key)["path"] == removed
+    assert it.router.get(it.bytes_job + "/http/").text == "hello"
+
+
+def events_in(database: Path) -> int:
+    """How many events are written down."""
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        return int(opened.execute("SELECT count(*) FROM events").fetchone()[0])
