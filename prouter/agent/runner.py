@@ -19,7 +19,7 @@ from gevent.lock import RLock
 from prouter.agent.keeper.wire import PROTOCOL
 from prouter.agent.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
 from prouter.agent.limits import Limits
-from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NotFound, PRouterError, StartFailed
+from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NoSpace, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason
 
 __all__ = ["Exit", "Kept", "Limits", "LocalRunner", "Runner", "SpawnSpec", "Spawned", "Usage"]
@@ -387,6 +387,7 @@ _ERRORS: dict[str, type[PRouterError]] = {
     "not_running": Conflict,
     "conflict": Conflict,
     "invalid": InvalidRequest,
+    "no_space": NoSpace,
 }
 
 

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import requests
 
 from tests.faults.load import Load
 from tests.faults.stand import MIB, Amount, Stand, sandboxes
+from tests.faults.test_router import fill, small_disk
 from tests.support.processes import Router, start_agent, wait_until
 
 Launch = Callable[..., Any]
@@ -149,6 +151,28 @@ def test_a_drained_agent_finishes_its_jobs_and_takes_no_new_ones(stand: Callable
     assert requests.get(it.router.url + it.bytes_job + "/http/", timeout=10).text == "hello"
     assert it.router.post(f"/connections/{connection}/resume").status_code == 200
     assert it.router.create(it.agent.uid)
+
+
+def test_an_agent_whose_state_directory_is_full_says_so_and_goes_on(
+    stand: Callable[..., Stand], work_dir: Path
+) -> None:
+    place = work_dir / "state"
+    place.mkdir(mode=0o700)
+    with small_disk(place):
+        it = stand(agent={"state__dir": str(place)})
+        waiting = it.router.create(it.agent.uid, "created before")
+        kept = sorted((place / "keeper" / "jobs").iterdir())
+        fill(place / "filler")
+        answer = it.router.post("/jobs/create", {"name": "more", "agent": {"type": "uid", "uid": it.agent.uid}})
+        assert (answer.status_code, answer.json()["code"]) == (507, "no_space"), answer.text
+        assert sorted((place / "keeper" / "jobs").iterdir()) == kept
+        assert it.router.get(it.bytes_job + "/http/").text == "hello"
+        it.router.start(waiting, ["true"], port_expected_count=0)
+        assert it.router.post(waiting + "/wait").json()["exit_code"] == 0
+        assert it.router.post(waiting + "/remove").status_code == 200
+        (place / "filler").unlink()
+        assert it.router.create(it.agent.uid)
+        it.agent.stop()
 
 
 def alive(pid: int) -> bool:

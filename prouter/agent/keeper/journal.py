@@ -9,6 +9,7 @@ power cut.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -32,10 +33,24 @@ class Journal:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
 
     def add(self, job: str, sandbox: str | None, group: str | None = None) -> None:
-        """Write down a job, its sandbox and its control group; again if any of it changed."""
-        fd = os.open(self._path(job), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """Write down a job, its sandbox and its control group; again if any of it changed.
+
+        Raises:
+            OSError: it cannot be written; what was known of the job stays.
+        """
+        path = self._path(job)
+        known = os.path.exists(path)
+        text = os.fsencode(f"{sandbox or ''}\0{group or ''}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, os.fsencode(f"{sandbox or ''}\0{group or ''}"))
+            # In place: on a full disk there is room for what was there before, not for another file.
+            if os.pwrite(fd, text, 0) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(fd, len(text))
+        except OSError:
+            if not known:
+                self.drop(job)
+            raise
         finally:
             os.close(fd)
 

@@ -5,6 +5,8 @@ The runner's methods mirror these; `prouter.agent.keeper.wire` has the form of t
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,8 @@ from prouter.agent.limits import Limits
 from prouter.agent.process_tree import MARK_VARIABLE, InvalidUid
 
 __all__ = ["Operations"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refused(Exception):
@@ -122,11 +126,20 @@ class Operations:
             request.refuse(refused.code, refused.text)
         except InvalidUid as error:
             request.refuse("invalid", str(error))
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._failed(request, op, error)
+            else:
+                self._link.log("warning", f"event=no_space op={op} error={str(error)!r}")
+                request.refuse("no_space", "no space left on the agent's disk, in its state directory")
         except Exception as error:  # One bad request must not take all jobs down with the keeper.
-            import traceback
+            self._failed(request, op, error)
 
-            self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
-            request.refuse("internal", f"the keeper failed at {op!r}: {error!r}")
+    def _failed(self, request: Request, op: object, error: Exception) -> None:
+        import traceback  # Late: hardly ever needed.
+
+        self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
+        request.refuse("internal", f"the keeper failed at {op!r}: {error!r}")
 
     def outcome(self, pipe: int) -> bool:
         """Note how a start went, if that is what this readable descriptor is for."""
@@ -305,10 +318,13 @@ class Operations:
         """Back to how it was before: a held job whose start failed may be started again, another is forgotten."""
         job = starting.job
         del self._starts[job.uid]
-        self._drop(job)
         if starting.held:
+            self.trees.forget(job)
             self._jobs[job.uid] = Job(job.uid, job.record, job.sandbox)
-            self._journal.add(job.uid, job.sandbox)
+            with contextlib.suppress(OSError):  # A full disk: what is written down names a group too many.
+                self._journal.add(job.uid, job.sandbox)
+        else:
+            self._drop(job)
         starting.request.refuse("start_failed", text)
 
     def _drop(self, job: Job) -> None:
