@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gevent
 from gevent.event import Event
 
 from prouter.agent import probe
@@ -32,8 +33,10 @@ _LOOK_DELAY = 0.02
 """Seconds between looks at the process tree; a look costs more than a probe."""
 _PROBE_TIMEOUT = 10.0
 """Seconds one connection or answer may take before it is tried anew."""
-_FIRST_PATIENCE = 0.5
-"""The same at first where ports are detected, doubled with each round: a silent one must not keep others waiting."""
+_TOGETHER = 64
+"""Detected ports that are tried."""
+_GRACE = 0.1
+"""Seconds that lower ports have to answer too, once one has."""
 _SHOWN = 5
 """Sockets named of a job that listens elsewhere than it should."""
 _READY_STATUSES = frozenset({*range(200, 400), 401, 403})
@@ -228,27 +231,44 @@ class Exposure:
         raise NotReady(f"{some} within {timeout:g} s")
 
     def _await_answer(self, look: Callable[[], list[Listener]], deadline: float, timeout: float) -> Address:
-        """Try every candidate again and again, often at first, until one is ready."""
+        """Try every candidate again and again, often at first, until one is ready; a silent one keeps none waiting."""
         delay = _LOOK_DELAY if self.plan.port == "detect" else _FIRST_DELAY
-        patience = _FIRST_PATIENCE
         tried: list[Address] = []
-        while True:
-            candidates = self._candidates(look)
-            tried = candidates or tried
-            longest = min(patience, _PROBE_TIMEOUT) if self.plan.port == "detect" else _PROBE_TIMEOUT
-            patience *= 2
-            for address in candidates:
-                remaining = deadline - time.monotonic()
-                if remaining > 0 and not self._died.is_set() and self._ready(address, min(remaining, longest)):
-                    return address
-            remaining = deadline - time.monotonic()
-            if remaining > 0 and not self._died.is_set():
-                self._died.wait(min(delay, remaining))
+        probes: dict[Address, gevent.Greenlet[..., bool]] = {}
+        try:
+            while True:
+                candidates = list(dict.fromkeys(self._candidates(look)))[:_TOGETHER]
+                tried = candidates or tried
+                for address in set(probes).difference(candidates):
+                    probes.pop(address).kill(block=False)
+                patience = max(0.0, min(deadline - time.monotonic(), _PROBE_TIMEOUT))
+                for address in candidates:
+                    if address not in probes:
+                        probes[address] = gevent.spawn(self._ready, address, patience)
+                found = self._ready_one(candidates, probes, min(patience, delay))
+                if found is not None:
+                    return found
+                for address in [address for address, one in probes.items() if one.ready()]:
+                    del probes[address]
+                self._died.wait(max(0.0, min(delay, deadline - time.monotonic())))
                 delay = min(delay * _GROWTH, _LONGEST_DELAY)
-            if self._died.is_set():
-                raise NotReady(f"its process ended before {self._expectation(tried)}")
-            if time.monotonic() >= deadline:
-                raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(look())}")
+                if self._died.is_set():
+                    raise NotReady(f"its process ended before {self._expectation(tried)}")
+                if time.monotonic() >= deadline:
+                    raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(look())}")
+        finally:
+            gevent.killall(list(probes.values()), block=False)
+
+    def _ready_one(
+        self, candidates: list[Address], probes: dict[Address, gevent.Greenlet[..., bool]], patience: float
+    ) -> Address | None:
+        """The first candidate that is ready, if any is within `patience` seconds; those before it have a moment too."""
+        running = [probes[address] for address in candidates]
+        for done in gevent.iwait(running, timeout=patience):
+            if done.value:
+                gevent.joinall(running[: running.index(done)], timeout=_GRACE)
+                return next(address for address, one in zip(candidates, running, strict=True) if one.value)
+        return None
 
     def _candidates(self, look: Callable[[], list[Listener]]) -> list[Address]:
         if self.socket is not None:

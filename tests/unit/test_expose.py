@@ -446,9 +446,9 @@ def test_detection_takes_the_lowest_port_that_answers(
 
 
 def test_silent_ports_do_not_keep_the_one_that_answers_waiting(
-    exposure: Callable[..., Exposure], serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    exposure: Callable[..., Exposure], serve: Callable[..., int]
 ) -> None:
-    monkeypatch.setattr("prouter.agent.expose._FIRST_PATIENCE", 0.05)
+    """None of them is given up before the one that answers comes and is found."""
     web = serve(answering({}))
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(4)]
