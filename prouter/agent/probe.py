@@ -95,6 +95,9 @@ def _connect(address: Address, timeout: float) -> socket.socket | None:
             result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except OSError:
         result = errno.ETIMEDOUT
+    except BaseException:
+        connection.close()  # its greenlet is ended
+        raise
     if result != 0:
         connection.close()
         return None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import uuid
 from typing import Any
 
 import falcon
 from falcon.constants import MEDIA_JSON
 
+from prouter.api.proxy.pages import USABLE_ID
+
 __all__ = ["ApiRequest", "ApiResponse", "send_json"]
 
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _NOWHERE = "/-/-"
 """No route: for paths that begin with several slashes, which Falcon's router would ignore."""
 _process = uuid.uuid4().hex[:8]
@@ -41,7 +41,7 @@ class ApiRequest(falcon.Request):
             path = path[:-1]
         self.path = _NOWHERE if path.startswith("//") else path
         given = env.get("HTTP_X_REQUEST_ID")
-        if given is not None and _GIVEN_ID.fullmatch(given):
+        if given is not None and USABLE_ID.fullmatch(given):
             self.id = given
         else:
             self.id = f"{_process}{next(_numbers):08x}"

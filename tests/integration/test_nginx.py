@@ -235,6 +235,33 @@ def test_job_domain_reaches_the_job(router_site: Site) -> None:
     assert seen["line"] == "GET /echo?a=1 HTTP/1.1"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST /shutdown HTTP/1.1\r\nHost: none.jobs.example.org.\r\n",
+        "POST /shutdown HTTP/1.1\r\nHost: none.jobs.example.org.:80\r\n",
+        "POST http://none.jobs.example.org/shutdown HTTP/1.1\r\nHost: elsewhere\r\n",
+        "POST http://none.jobs.example.org/shutdown HTTP/1.0\r\n",
+        "POST http://none.jobs.example.org:80/shutdown HTTP/1.0\r\n",
+    ],
+)
+def test_no_host_name_leads_round_what_is_forbidden(router_site: Site, head: str) -> None:
+    with router_site.connect(CLIENT) as http:
+        http.sock.sendall(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        status, headers = http.read_head()
+        answer = json.loads(b"".join(bytes(part) for part in http.read_body(headers)))
+    assert (status, answer["detail"]) == (404, "job 'none' is not found")
+
+
+def test_job_sees_the_host_and_port_the_client_asked_for(site: Site) -> None:
+    for host in ("prouter.example.org", "prouter.example.org:8080", "[::1]", "[::1]:81"):
+        with site.connect() as http:
+            http.host = host
+            seen = http.request("GET", f"{site.prefix}/echo").json()
+        found = {name.lower(): value for name, value in seen["headers"]}
+        assert (found["host"], found["x-forwarded-host"]) == (host, host)
+
+
 def test_errors_of_the_router_pass(router_site: Site) -> None:
     with router_site.connect() as http:
         answer = http.request("GET", "/jobs/nowhere/nothing/info")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.api.proxy.heads import BodyKind, parse_request, parse_response
+from prouter.api.proxy.heads import BodyKind, may_become_request, parse_request, parse_response
 from prouter.errors import InvalidRequest, JobUnreachable
 
 VALUE = st.binary(max_size=40).map(lambda value: bytes(b for b in value if b > 0x20 and b != 0x7F))
@@ -159,3 +159,29 @@ def test_whitespace_round_a_value_is_none_of_it() -> None:
 
 def test_an_old_client_without_host_has_one() -> None:
     assert parse_request(b"GET / HTTP/1.0\r\n\r\n").headers == [(b"Host", b"localhost")]
+
+
+@pytest.mark.parametrize(
+    ("data", "may"),
+    [
+        (b"G", True),
+        (b"BREW /x", True),
+        (b"GET / HTTP/1.0\r\nHost", True),
+        (b"\x16\x03\x01\x02\x00", False),
+        (b"GET /\r\n", False),
+        (b"PRI * HTTP/2.0\r\n", False),
+    ],
+)
+def test_what_is_no_request_is_told_by_its_beginning(data: bytes, may: bool) -> None:
+    assert may_become_request(data) is may
+
+
+def test_several_lines_of_protocols_to_upgrade_to_are_one_list() -> None:
+    head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: a\r\nUpgrade: b/1\r\n\r\n")
+    assert head.upgrade == b"a, b/1"
+
+
+def test_an_old_server_that_sends_chunks_is_not_asked_again() -> None:
+    head = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n"
+    assert parse_response(head + b"Content-Length: 0\r\n\r\n").keep_alive
+    assert not parse_response(head + b"Transfer-Encoding: chunked\r\n\r\n").keep_alive

@@ -187,6 +187,16 @@ def test_cookies_go_under_the_prefix(value: bytes, expected: bytes) -> None:
     assert b"Set-Cookie: " + expected in to_client(b"Set-Cookie: " + value + b"\r\n")
 
 
+@pytest.mark.parametrize("known", [b"", PREFIX, b"/outer" + PREFIX])
+def test_a_job_need_not_know_of_the_prefix_that_another_proxy_adds(known: bytes) -> None:
+    public = Public(b"http", b"h:1", b"/outer")
+    lines = to_client(
+        b"Location: %s/x\r\nSet-Cookie: a=1; Path=%s/x\r\n" % (known, known), prefix=b"/outer" + PREFIX, public=public
+    )
+    assert b"Location: /outer" + PREFIX + b"/x" in lines
+    assert b"Set-Cookie: a=1; Path=/outer" + PREFIX + b"/x" in lines
+
+
 def test_a_job_that_does_not_know_of_tls_is_helped() -> None:
     lines = to_client(b"Location: http://h:1/x\r\n", public=Public(b"https", b"h:1"))
     assert b"Location: https://h:1" + PREFIX + b"/x" in lines

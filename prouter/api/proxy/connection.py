@@ -21,8 +21,8 @@ from gevent import monkey
 
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.half_closed import HalfClosed
-from prouter.api.proxy.heads import RequestHead, parse_request
-from prouter.api.proxy.pages import error_response, new_request_id
+from prouter.api.proxy.heads import RequestHead, may_become_request, parse_request
+from prouter.api.proxy.pages import error_response, request_id
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 
@@ -226,6 +226,8 @@ class ClientConnection:
                     self.fail(HeadTooLarge(f"the request head is larger than {self.server.max_head} bytes"))
                 elif b"\n\n" in buffer:
                     self.fail(InvalidRequest("Invalid request: lines must end with CRLF"))
+                elif not may_become_request(buffer):
+                    self.fail(InvalidRequest("Invalid request: not the head of an HTTP/1 request"))
                 return
             self.buffer = buffer[end + 4 :]
             try:
@@ -318,23 +320,22 @@ class ClientConnection:
 
     def fail(self, error: PRouterError, head: RequestHead | None = None, *, keep_alive: bool = False) -> None:
         """Answer with an error of our own and end the exchange."""
-        request_id = new_request_id()
-        accept = b""
-        if head is not None:
-            accept = b",".join(value for name, value in head.headers if name.lower() == b"accept")
+        headers = head.headers if head is not None else []
+        name_of_request = request_id(headers)
+        accept = b",".join(value for name, value in headers if name.lower() == b"accept")
         log.log(
             error.level,
             "event=request_failed code=%s status=%d request=%s client=%s job=%s detail=%r",
             error.code,
             error.status,
-            request_id,
+            name_of_request,
             self.origin.address,
             error.job,
             error.detail,
         )
         head_only = head is not None and head.method == b"HEAD"
         self.write(
-            error_response(error, accept=accept, head_only=head_only, request_id=request_id, close=not keep_alive)
+            error_response(error, accept=accept, head_only=head_only, request_id=name_of_request, close=not keep_alive)
         )
         self.exchange_done(keep_alive)
 

@@ -242,7 +242,7 @@ class ProxyExchange:
             return
         data = self._answer_buffer + data  # bytes, also when it was a view
         self._answer_buffer = b""
-        while (end := data.find(b"\r\n\r\n")) >= 0:
+        while 0 <= (end := data.find(b"\r\n\r\n")) <= _MAX_ANSWER_HEAD:
             try:
                 head = parse_response(data[: end + 4])
             except PRouterError as error:

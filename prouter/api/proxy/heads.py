@@ -14,7 +14,15 @@ import httptools
 
 from prouter.errors import InvalidRequest, JobUnreachable
 
-__all__ = ["HOP_BY_HOP", "BodyKind", "RequestHead", "ResponseHead", "parse_request", "parse_response"]
+__all__ = [
+    "HOP_BY_HOP",
+    "BodyKind",
+    "RequestHead",
+    "ResponseHead",
+    "may_become_request",
+    "parse_request",
+    "parse_response",
+]
 
 Header = tuple[bytes, bytes]
 
@@ -90,10 +98,10 @@ class ResponseHead(NamedTuple):
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the job lets the connection live on."""
+        """Whether the job lets the connection live on, and can be believed to (RFC 9112 section 6.1)."""
         if self.version == "1.1":
             return b"close" not in self.connection
-        return b"keep-alive" in self.connection
+        return b"keep-alive" in self.connection and self.body != BodyKind.CHUNKED
 
 
 class _Collector:
@@ -124,6 +132,7 @@ class _Collector:
 
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) +([!-~\x80-\xff]+) HTTP/1\.[01]\r\n")
+_METHOD_SO_FAR = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}(?: |\Z)")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _STAND_IN = b"PUT"
 """Parsed in place of a method llhttp does not know; any token is a method (RFC 9110 section 9.1)."""
@@ -178,6 +187,14 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return host, path if path.startswith(b"/") else b"/" + path
 
 
+def may_become_request(data: bytes) -> bool:
+    """Whether more bytes may make `data` a request head: TLS and HTTP/0.9 are told from it by their first line."""
+    if _METHOD_SO_FAR.match(data) is None:
+        return False
+    end = data.find(b"\r\n")
+    return end < 0 or data[end - 9 : end - 1] == b" HTTP/1."
+
+
 def parse_request(head: bytes) -> RequestHead:
     """Parse a request head, from its first byte to the empty line included.
 
@@ -226,7 +243,7 @@ def parse_request(head: bytes) -> RequestHead:
         elif key == b"connection":
             connection |= _tokens(value)
         elif key == b"upgrade":
-            upgrade = value
+            upgrade = b"%s, %s" % (upgrade, value) if upgrade else value
         elif key == b"expect":
             expect = value.lower() == b"100-continue" and version == "1.1"  # RFC 9110 section 10.1.1
     if host is None and version == "1.1":

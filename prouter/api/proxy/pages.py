@@ -13,7 +13,7 @@ from html import escape
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
-__all__ = ["REASONS", "error_response", "new_request_id"]
+__all__ = ["REASONS", "USABLE_ID", "error_response", "request_id"]
 
 REASONS = {
     400: "Bad Request",
@@ -36,6 +36,8 @@ REASONS = {
     507: "Insufficient Storage",
 }
 
+USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""An id of a request that a client may choose."""
 _RELOAD_SECONDS = 2
 _HTML = frozenset({b"text/html", b"application/xhtml+xml"})
 _JSON = frozenset({b"application/json", b"application/problem+json"})
@@ -79,8 +81,11 @@ _TITLES = {
 _NOT_STARTED = "This job has not been started yet"
 
 
-def new_request_id() -> str:
-    """An id that goes into the answer and the log line of an error."""
+def request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """An id that goes into the answer and the log line of an error: the client's own, if it sent one we can use."""
+    for name, value in headers:
+        if name.lower() == b"x-request-id" and USABLE_ID.fullmatch(given := value.decode("latin-1")):
+            return given
     return uuid.uuid4().hex[:16]
 
 

@@ -90,7 +90,7 @@ def response_to_client(
         if key == b"location" and (prefix or own_host):
             value = _location(value, prefix, public, job_origins)
         elif key == b"set-cookie" and (prefix or own_host):
-            value = _set_cookie(value, prefix)
+            value = _set_cookie(value, prefix, public.prefix)
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
@@ -104,24 +104,31 @@ def response_to_client(
     return b"".join(lines)
 
 
-def _under(path: bytes, prefix: bytes) -> bytes:
-    """`path` (absolute) under `prefix`, unless it is there already."""
-    if path == prefix or path.startswith((prefix + b"/", prefix + b"?", prefix + b"#")):
+def _under(path: bytes, prefix: bytes, outer: bytes) -> bytes:
+    """`path` (absolute) under `prefix`, unless it is there already.
+
+    A job that is told its prefix by its environment does not know of `outer`, the part that a proxy before us adds.
+    """
+    if _is_under(path, prefix):
         return path
-    return prefix + path
+    return outer + path if outer and _is_under(path, prefix[len(outer) :]) else prefix + path
+
+
+def _is_under(path: bytes, prefix: bytes) -> bool:
+    return path == prefix or path.startswith((prefix + b"/", prefix + b"?", prefix + b"#"))
 
 
 def _location(value: bytes, prefix: bytes, public: Public, job_origins: tuple[bytes, ...]) -> bytes:
     """Location rule: an absolute path, or a URL of our own or the job's own origin; never a relative one."""
     if value.startswith(b"/") and not value.startswith(b"//"):
-        return _under(value, prefix)
+        return _under(value, prefix, public.prefix)
     scheme, separator, rest = value.partition(b"//")
     given, scheme = scheme, scheme.lower()
     if not separator or scheme not in (b"http:", b"https:", b""):
         return value
     end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
     host, path = rest[:end].lower(), rest[end:]
-    path = _under(path if path[:1] == b"/" else b"/" + path, prefix)
+    path = _under(path if path[:1] == b"/" else b"/" + path, prefix, public.prefix)
     ours = public.host.lower()
     if _portless(host, scheme[:-1] or public.proto) == _portless(ours, public.proto):
         # A job behind TLS that ends before us may not know of it.
@@ -135,7 +142,7 @@ def _portless(host: bytes, scheme: bytes) -> bytes:
     return host.removesuffix(b":443" if scheme == b"https" else b":80")
 
 
-def _set_cookie(value: bytes, prefix: bytes) -> bytes:
+def _set_cookie(value: bytes, prefix: bytes, outer: bytes) -> bytes:
     """Set-Cookie rule: Path goes under the prefix; Domain goes, so that the cookie is ours alone (RFC 6265 section
     5.3)."""
     parts = value.split(b";")
@@ -148,6 +155,6 @@ def _set_cookie(value: bytes, prefix: bytes) -> bytes:
         if name == b"path" and separator:
             path = content.strip()
             if path.startswith(b"/") and prefix:
-                part = key + b"=" + _under(path, prefix)
+                part = key + b"=" + _under(path, prefix, outer)
         kept.append(part)
     return b";".join(kept)

@@ -193,7 +193,7 @@ class ProxyServer:
         """(connection uid, job uid, target without prefix, own host) of a request for a job, None for all others."""
         target = head.target
         if self._job_domain and head.host:
-            host = head.host.partition(b":")[0].lower()
+            host = head.host.partition(b":")[0].lower().rstrip(b".")  # with its dot a name is absolute, and the same
             if host.endswith(self._job_domain):
                 return "", host[: -len(self._job_domain)].decode("latin-1"), target, True
         if not target.startswith(b"/jobs/"):
