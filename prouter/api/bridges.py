@@ -22,6 +22,8 @@ from typing import Any
 
 import gevent
 from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 from websockets.sync.client import ClientConnection, connect
 from websockets.uri import parse_uri
 
@@ -49,10 +51,23 @@ _MAX_FRAGMENT = 64 * 1024 * 1024
 _KEEPALIVE = 30.0
 """Seconds between pings to the other server: a bridge may be silent for days, what is between must not forget it."""
 _GOING_AWAY, _INTERNAL_ERROR, _BAD_GATEWAY = 1001, 1011, 1014
+_LINGER = 1.0
+"""Seconds a server that has closed its WebSocket has to end the connection, too."""
 _NO_STATUS = 1005
 _NEVER_SENT = frozenset({_NO_STATUS, 1006, 1015})
 """Close codes that only tell how a connection ended (RFC 6455 section 7.4.1)."""
 _MAX_REASON = 123
+
+
+class _Connection(ClientConnection):
+    """Ends the connection itself if the server that closed does not, as it should (RFC 6455 section 7.1.1): the library
+    would wait for that before it tells of the close.
+    """
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode is Opcode.CLOSE:
+            gevent.spawn_later(_LINGER, self.close_socket)
 
 
 class Bridge:
@@ -152,6 +167,7 @@ class Bridge:
                 ping_timeout=None,
                 close_timeout=5,
                 max_size=(_MAX_MESSAGE, _MAX_FRAGMENT),
+                create_connection=_Connection,
             )
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -18,8 +19,10 @@ import pytest
 import requests
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
+from websockets.utils import accept_key
 
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.websocket_frames import CLOSE, frame
 
 
 class Peer:
@@ -158,6 +161,25 @@ def test_the_jobs_close_reaches_the_peer(router: Router, job: str, peer: Peer, c
     assert caught.value.rcvd is not None
     assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (code, reason)
     wait_until(lambda: not listed(router, job))
+
+
+def test_a_server_that_closes_but_stays_connected_is_left(router: Router, job: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        path = f"/echo?{uuid.uuid4().hex}"
+        bridge(router, job, path, f"ws://127.0.0.1:{listener.getsockname()[1]}/")
+        listener.settimeout(15)
+        connection, _ = listener.accept()
+        with connection:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(65536)
+            key = next(line[19:] for line in head.decode().split("\r\n") if line.startswith("Sec-WebSocket-Key: "))
+            answer = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}"
+            connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{answer}\r\n\r\n".encode())
+            connection.sendall(frame(CLOSE, (4001).to_bytes(2, "big") + b"bye", masked=False))
+            end = ended(router, job, path)
+            assert (end["code"], end["reason"]) == (4001, "bye")
+            wait_until(lambda: not listed(router, job))
 
 
 def test_a_connection_that_breaks_closes_the_other_side(router: Router, job: str, peer: Peer) -> None:
