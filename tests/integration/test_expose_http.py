@@ -231,6 +231,8 @@ def test_a_host_name_of_no_job_is_a_404(hosted: tuple[Router, str]) -> None:
         answer = router.get("/info", headers={"Host": f"{name}.jobs.example.org"})
         assert answer.status_code == 404, name
         assert f"job '{name}' is not found" in answer.json()["detail"]
+        absolute = router.get("/info", headers={"Host": f"{name}.jobs.example.org.:80"})
+        assert (absolute.status_code, absolute.json()["detail"]) == (404, answer.json()["detail"])
     assert router.get("/info", headers={"Host": "jobs.example.org"}).status_code == 200
     assert router.get("/info", headers={"Host": "example.org"}).status_code == 200
 

@@ -64,6 +64,14 @@ def test_a_job_that_is_not_started_in_time_is_a_503(place: tuple[Router, Agent])
     assert HOLD <= time.monotonic() - began < HOLD + 1
 
 
+def test_a_client_may_name_its_request(place: tuple[Router, Agent]) -> None:
+    router, _ = place
+    for given, used in (("mine-1:2.3_x", True), ("m" * 65, False), ("<b>", False)):
+        answer = router.get("/jobs/no/job/http/", headers={"X-Request-ID": given})
+        assert (answer.headers["X-Request-ID"] == given) is used
+        assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
 def test_browsers_get_a_page_that_reloads_itself(place: tuple[Router, Agent]) -> None:
     router, agent = place
     path = router.create(agent.uid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -247,6 +248,44 @@ def test_an_answer_whose_lines_end_with_lf_is_refused_at_once(stage: Stage) -> N
     stage.ask(GET)
     stage.to_agent()
     assert stage.answer(stage.opened[-1], b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok").startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_too_large_a_head_is_refused_however_it_arrives(stage: Stage, apart: bool) -> None:
+    stage.ask(GET)
+    stage.to_agent()
+    big, rest = b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000, b"\r\nContent-Length: 0\r\n\r\n"
+    if apart:
+        stage.opened[-1].write(big)
+        stage.to_worker()
+    else:
+        stage.opened[-1].write(big + rest)
+        stage.to_worker()
+    assert b"too large a head" in stage.read()
+
+
+def test_a_chunked_answer_of_an_old_job_is_the_last_on_its_connection(stage: Stage) -> None:
+    stage.ask(GET)
+    stage.to_agent()
+    answer = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+    assert stage.answer(stage.opened[-1], answer).endswith(b"2\r\nok\r\n0\r\n\r\n")
+    assert not stage.server.pool.idle
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET /x\r\n", b"GET / HTTP/2.0\r\n", b"SSH-2.0-a\r\n", b"\0"],
+)
+def test_what_will_never_be_a_request_is_refused_at_once(stage: Stage, data: bytes) -> None:
+    stage.client.sendall(data)
+    assert stage.read().startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_request_may_come_byte_by_byte(stage: Stage) -> None:
+    for index in range(len(GET)):
+        stage.client.sendall(GET[index : index + 1])
+        until(lambda: not select.select([stage.connection._fd], [], [], 0)[0])
+    until(lambda: bool(stage.server.exchanges))
 
 
 def test_a_broken_upload_does_not_put_an_error_into_an_answer_that_has_begun(stage: Stage) -> None:
