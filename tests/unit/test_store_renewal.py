@@ -17,6 +17,7 @@ from prouter.broker.store import Store, open_store
 from prouter.jobs import Reason, State
 from tests.support.broker_world import World
 from tests.support.processes import wait_until
+from tests.unit.test_store import replay
 
 BY_UID = {"type": "uid", "uid": "agent-1"}
 
@@ -169,11 +170,7 @@ def test_a_broker_that_writes_everything_again_leaves_nothing_out(path: Path) ->
 
 def stored(world: World, path: Path) -> Saved:
     """What the next broker finds of what was submitted so far."""
-    open_store(path)
-    store = Store(path, lambda: None)
-    for statement, parameters in world.recorder.statements:
-        store.submit(statement, *parameters)
-    store.close()
+    replay(world, path)
     return open_store(path)
 
 
