@@ -94,6 +94,7 @@ class RouterClient:
         self._waits: set[str] = set()
         """Ids of the calls that wait for a job."""
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
+        self._peer.bulk.on_change = self._bulk_changed
         self._dialler = Dialler(
             self._peer,
             endpoint,
@@ -207,10 +208,16 @@ class RouterClient:
         """Tell the broker which WebSocket bridges this worker has now."""
         self._peer.notify("bridges", {"bridges": self.list_bridges()})
 
+    def _bulk_changed(self, count: int) -> None:
+        """Tell the broker how many fast streams this worker has, for the others."""
+        self._peer.notify("bulk", {"streams": count})
+
     def stats(self) -> dict[str, int]:
         """Figures for metrics."""
         return {
             "streams": sum(len(mux.streams) for mux in self._peer.muxes.values()),
+            "streams_fast": len(self._peer.bulk),
+            "streams_fast_elsewhere": self._peer.bulk.elsewhere,
             "calls_pending": self._calls,
             "routes_cached": len(self._routes),
         }
@@ -234,6 +241,8 @@ class RouterClient:
                 gevent.spawn(self._refresh, route)
         peer.notify("waits", {"ids": list(self._waits)})
         self.bridges_changed()
+        peer.bulk.elsewhere = 0
+        self._bulk_changed(len(peer.bulk))
         self.on_linked()
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
@@ -270,6 +279,8 @@ class RouterClient:
             self._job_changed(JobRecord.from_wire(body["record"]))
         elif name == "draining":
             self.router_draining = True
+        elif name == "bulk":
+            peer.bulk.elsewhere = int(body["elsewhere"])
         elif name == "bridge.end":
             self.on_bridge_end(str(body["uid"]))
         if name in ("job", "job.removed", "agent"):

@@ -14,6 +14,7 @@ from typing import Any
 from prouter.broker.admission import Admission
 from prouter.broker.announcements import Announcements
 from prouter.broker.bridges import Bridges
+from prouter.broker.bulk import BulkCounts
 from prouter.broker.creation import Creations
 from prouter.broker.dials import Dials
 from prouter.broker.directory import Directory
@@ -87,6 +88,7 @@ class Broker:
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)
         self.bridges = Bridges(env, self.workers)
+        self.bulk = BulkCounts(env, self.workers)
         self.service = Service(
             env,
             self.links,
@@ -184,6 +186,7 @@ class Broker:
             "links.away": 0,
             **states,
             "workers": len(self.workers),
+            "streams.fast": sum(worker.bulk for worker in self.workers),
             "uptime_seconds": now - self._started,
             "waits": len(self.waits),
             "inbox": len(self.inbox),
@@ -267,10 +270,12 @@ class Broker:
     def worker_up(self, worker: Worker, now: float) -> None:
         """Agents resume their streams with it."""
         self._tell_agents("worker.up", {"worker": worker.uid})
+        self.bulk.tell()
 
     def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
         """Agents end their streams with it."""
         self.service.worker_gone(worker)
+        self.bulk.tell()
         self._tell_agents("worker.down", {"worker": worker.uid})
 
     def worker_receive(self, worker: Worker, frame: Frame, now: float) -> None:
@@ -289,6 +294,8 @@ class Broker:
                 self.service.cancel_wait(worker, str(body.get("id")))
             elif name == "bridges":
                 self.bridges.told(worker, body)
+            elif name == "bulk":
+                self.bulk.told(worker, body)
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from a worker")
 

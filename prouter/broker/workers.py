@@ -35,6 +35,8 @@ class Worker:
         path: None while it is not reachable.
         responder: remembers what it was answered.
         bridges: the WebSocket bridges it holds, as it describes them.
+        bulk: how many fast streams it has.
+        bulk_elsewhere: how many it knows that others have.
     """
 
     def __init__(self, workers: Workers, uid: str, pid: int) -> None:
@@ -44,6 +46,8 @@ class Worker:
         self.path: Path | None = None
         self.responder = Responder()
         self.bridges: list[dict[str, Any]] = []
+        self.bulk = 0
+        self.bulk_elsewhere = 0
         self.away: Timer | None = None
 
     def receive(self, path: Path, frame: Frame, now: float) -> None:
@@ -145,6 +149,7 @@ class Workers:
             worker.away.cancel()
             worker.away = None
         worker.path = path
+        worker.bulk = worker.bulk_elsewhere = 0
         path.owner = worker
         self._env.shell.accept(path)
         self._env.switch.add_worker(path, uid)

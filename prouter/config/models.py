@@ -41,7 +41,13 @@ class Log(Section):
 class Fabric(Section):
     """Streams between router and agents."""
 
-    window: int = Field(MIB, ge=65536, le=64 * MIB, description="Bytes in flight per stream and direction.")
+    window: int = Field(
+        MIB // 4,
+        ge=65536,
+        le=64 * MIB,
+        description="Bytes in flight per stream and direction, to begin with; up to 32 times that, but no more than "
+        "8 MiB, where a stream is used fast.",
+    )
     resume_timeout: float = Field(
         30.0, gt=0, description="Seconds streams survive a lost path between router and agent."
     )

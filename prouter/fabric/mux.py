@@ -55,8 +55,8 @@ __all__ = [
     "Writable",
 ]
 
-DEFAULT_WINDOW = 1024 * 1024
-"""Bytes in flight per stream and direction."""
+DEFAULT_WINDOW = 256 * 1024
+"""Bytes in flight per stream and direction, to begin with."""
 MAX_WINDOW = 64 * 1024 * 1024
 """Largest window an acceptor agrees to."""
 RESUME_TIMEOUT = 30.0

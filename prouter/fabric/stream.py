@@ -20,7 +20,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from prouter.fabric.bulk import GROWTH
+from prouter.fabric.bulk import FAST, GROWTH, PLAIN
 from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ __all__ = ["MAX_PIECE", "Direction", "Stream"]
 
 MAX_PIECE = 1024 * 1024
 """Most bytes that are best written at once."""
-_REPEATED = 256 * 1024
-"""Most bytes of a frame that is sent again: larger ones may be why a path that became slow was taken for dead."""
+_MODEST = 256 * 1024
+"""Most bytes of a frame where the path may be slow: while a larger one is under way, the path may be taken for dead."""
 
 
 class Direction(Enum):
@@ -116,8 +116,12 @@ class Stream:
 
     @property
     def piece(self) -> int:
-        """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups it costs on its way."""
-        return min(self._limit >> 2, MAX_PIECE)
+        """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups it costs on its way.
+
+        Two of them are under way at least, so that neither end waits for the other.
+        """
+        limit = self._limit
+        return min(limit >> 1, MAX_PIECE if limit > PLAIN * self.window else _MODEST)
 
     def ask_room(self) -> int:
         """Like `room`; when there is none, a `Writable` event tells when there is."""
@@ -232,18 +236,22 @@ class Stream:
     def _regrant(self) -> None:
         """Change the window: larger where all that comes is used at once, for then it is what holds the other end back.
 
-        Two whole windows have to be used between two ticks for that: what the buffers behind a slow reader take at the
-        beginning is no sign of a fast one, and on a slow path a larger window would only make a longer queue.
+        Up to three first windows it doubles whenever two of its size were used. What the buffers behind a slow reader
+        take at the beginning is no sign of a fast one, and on a slow path a larger window would only make a longer
+        queue: beyond that, two whole windows have to be used between two ticks, and so much that the stream is fast.
         """
         mux = self._mux
+        consumed = self._consumed
+        granted = self._granted
         if self._counted_in != mux.ticks:
             self._counted_in, self._counted_from = mux.ticks, self._told
-        granted = self._granted
-        fast = self._consumed - self._counted_from >= 2 * granted and self._received - self._consumed <= granted >> 3
-        if fast and self.receiving is Direction.OPEN:
-            self._counted_from = self._consumed
-            mux.bulk.add(self)
-            granted *= 2
+        if self._received - consumed <= granted >> 3 and self.receiving is Direction.OPEN:
+            if consumed - self._counted_from >= max(2 * granted, FAST * self.window):
+                self._counted_from = consumed
+                mux.bulk.add(self)
+                granted *= 2
+            elif granted < PLAIN * self.window and consumed >= 4 * granted - 2 * self.window:
+                granted *= 2
         self._granted = min(granted, mux.bulk.share(self), self.most)
 
     def _acknowledge(self) -> None:
@@ -340,8 +348,8 @@ class Stream:
             if offset < position:
                 data = data[position - offset :]
                 offset = position
-            for start in range(0, len(data), _REPEATED):
-                frames.append(Frame(DATA, 0, self.sid, offset + start, ack, data[start : start + _REPEATED]))
+            for start in range(0, len(data), _MODEST):
+                frames.append(Frame(DATA, 0, self.sid, offset + start, ack, data[start : start + _MODEST]))
         if self.sending is not Direction.OPEN and position < self._sent:
             frames.append(Frame(DATA, FIN, self.sid, self._sent - 1, ack))
         if frames:

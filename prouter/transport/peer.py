@@ -141,6 +141,9 @@ class PeerDelegate(Protocol):
 class Peer:
     """One conversation with a broker (see the module's docstring).
 
+    Attributes:
+        bulk: the fast streams of this process.
+
     Args:
         delegate: gets what happens.
         accepts_streams: whether peers behind the switch may open streams here (agents do).
@@ -163,7 +166,7 @@ class Peer:
         self._resume_timeout = resume_timeout
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._sids = count(1)
-        self._bulk = Bulk()
+        self.bulk = Bulk()
         self._caller = Caller()
         self._responder = Responder()
         self._results: dict[str, Callable[[Result], None]] = {}
@@ -282,7 +285,7 @@ class Peer:
                 accepts=self._accepts,
                 resume_timeout=self._resume_timeout,
                 sids=self._sids,
-                bulk=self._bulk,
+                bulk=self.bulk,
             )
             mux.tag = route
             self.muxes[route] = mux
@@ -337,7 +340,7 @@ class Peer:
         """To be called several times per heartbeat interval."""
         for route, mux in list(self.muxes.items()):
             self._dispatch(route, mux.tick(now))
-        self._bulk.tick()
+        self.bulk.tick()
         if self.session is not None:
             frames, event = self.session.tick(now)
             self._say(*frames)

@@ -93,11 +93,20 @@ def beside_downloads(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def beside_slow(stack: Stack, settings: Settings) -> dict[str, float]:
-    """Small GETs without, then with, clients that read slowly or not at all."""
-    alone = load.get(stack, "/", 64, settings.seconds)
+    """Small GETs beside clients that read slowly or not at all, while these begin and later, and without them."""
+    before = load.get(stack, "/", 64, settings.seconds)
     with load.slow_readers(stack, load.MB, reading=8, stalled=8):
-        beside = load.get(stack, "/", 64, settings.seconds)
-    return {"rate": beside.rate / alone.rate, "p99": beside.p99 / alone.p99, "absolute": beside.rate}
+        first = load.get(stack, "/", 64, settings.seconds)
+        later = load.get(stack, "/", 64, settings.seconds)
+    after = load.get(stack, "/", 64, settings.seconds)
+    rate, p99 = (before.rate + after.rate) / 2, (before.p99 + after.p99) / 2
+    return {
+        "rate": later.rate / rate,
+        "p99": later.p99 / p99,
+        "first_rate": first.rate / rate,
+        "first_p99": first.p99 / p99,
+        "absolute": later.rate,
+    }
 
 
 def slow_memory(stack: Stack, settings: Settings) -> dict[str, float]:
@@ -304,6 +313,8 @@ PROBES = (
                 "0",
             ),
             Row("slow.p99", "the same, p99", "x alone", "p99", at_most(1.1), at_most(1.1), "10.8 s", higher=False),
+            Row("slow.first_rate", "while they begin, req/s", "x alone", "first_rate", at_least(0.9), at_least(0.9)),
+            Row("slow.first_p99", "the same, p99", "x alone", "first_p99", at_most(1.1), at_most(1.1), higher=False),
         ),
     ),
 )

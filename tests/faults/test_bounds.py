@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Event
 
 from websockets.sync.client import connect
 
@@ -41,6 +44,34 @@ def test_connections_beyond_the_bound_are_refused_fast_and_the_others_served(sta
         silent.read_to_end()
         for raw in busy:
             assert raw.read_exactly(1)
+
+
+def test_workers_know_of_each_others_fast_streams(stand: Callable[..., Stand]) -> None:
+    it = stand(router={"workers": 2})
+
+    def seen() -> list[float]:
+        """Fast streams as the broker counts them, and in the answering worker and elsewhere as that knows them."""
+        text = it.router.get("/metrics").text
+        names = ("broker_streams_fast", "worker_streams_fast", "worker_streams_fast_elsewhere")
+        return [float(re.findall(rf"^prouter_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)[0]) for name in names]
+
+    stop = Event()
+
+    def download() -> None:
+        with Raw(it.router.url) as raw:
+            raw.request("GET", f"{it.fast_job}/http/bytes/{1 << 40}")
+            while not stop.is_set():
+                raw.read_exactly(MIB)
+
+    with ThreadPoolExecutor(4) as pool:
+        downloads = [pool.submit(download) for _ in range(4)]
+        try:
+            wait_until(lambda: (found := seen())[0] == found[1] + found[2] == 4, 20)
+        finally:
+            stop.set()
+        for done in downloads:
+            done.result(20)
+    wait_until(lambda: seen() == [0, 0, 0], 20)
 
 
 def test_the_broker_stays_quick_under_load(stand: Callable[..., Stand], load: Load) -> None:

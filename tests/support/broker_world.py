@@ -20,9 +20,23 @@ from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode
 from prouter.fabric.session import Lost, Refused, Session, SessionState, Welcomed
 from prouter.jobs import JobRecord, State
 
-__all__ = ["BOUNDS", "Agent", "Listener", "Recorder", "Worker", "World"]
+__all__ = [
+    "ADDRESS",
+    "BOUNDS",
+    "BY_UID",
+    "Agent",
+    "Listener",
+    "Recorder",
+    "Worker",
+    "World",
+    "created",
+    "job_on",
+    "listed",
+]
 
 BOUNDS = Bounds()
+BY_UID = {"type": "uid", "uid": "agent-1"}
+ADDRESS = {"type": "address", "address": "host:1", "token": "secret"}
 
 
 class Recorder:
@@ -368,3 +382,25 @@ class World:
 
     def watch(self, pid: int, worker: str) -> None:
         self.watched[pid] = worker
+
+
+def job_on(worker: Worker, agent: dict[str, Any] | None = None, key: str = "key-1") -> dict[str, Any]:
+    """A new job, as `created` gives it."""
+    return created(worker, worker.call("jobs.create", name="job", agent=agent or BY_UID, key=key))
+
+
+def created(worker: Worker, call_id: str) -> dict[str, Any]:
+    """The job that a call created, and under ``at`` what names it in calls."""
+    answer = worker.results[call_id]
+    if isinstance(answer, PRouterError):
+        raise answer
+    job: dict[str, Any] = answer["job"]
+    return {**job, "at": {"connection": job["path"].split("/")[2], "job": job["uid"]}}
+
+
+def listed(worker: Worker, **filters: Any) -> list[dict[str, Any]]:
+    """Jobs as the broker lists them."""
+    answer = worker.ask("jobs.list", **filters)
+    jobs: list[dict[str, Any]] = json.loads(b"[%b]" % answer["jobs"])
+    assert len(jobs) == answer["count"]
+    return jobs

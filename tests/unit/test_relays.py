@@ -21,6 +21,7 @@ from gevent import socket as green
 from prouter.agent.relays import connections
 from prouter.agent.relays.connections import Connections
 from prouter.errors import NotFound
+from prouter.fabric.mux import DEFAULT_WINDOW
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.loopback import Loopback, wait_for
@@ -136,10 +137,10 @@ def test_a_reader_that_stalls_holds_the_job_back_and_nobody_else(place: Place) -
     slow, slow_job = place.connect()
     fast, fast_job = place.connect()
     sender = gevent.spawn(slow_job.sendall, bytes(64 * MIB))
-    wait_for(lambda: slow.buffered == MIB)
+    wait_for(lambda: slow.buffered == DEFAULT_WINDOW)
     fast_job.sendall(b"quick")
     assert fast.read() == b"quick"
-    assert slow.buffered == MIB
+    assert slow.buffered == DEFAULT_WINDOW
     assert not sender.ready()
     slow.reset("client_gone")
     with pytest.raises(OSError):
@@ -150,7 +151,7 @@ def test_a_job_that_does_not_read_holds_the_worker_back(place: Place) -> None:
     stream, job = place.connect()
     writer = gevent.spawn(stream.write_all, bytes(64 * MIB))
     relay = place.loopback.agent.muxes[b"worker"].streams[stream.stream.sid].handler
-    wait_for(lambda: relay._backlog and sum(map(len, relay._backlog)) >= MIB // 2)
+    wait_for(lambda: relay._backlog and sum(map(len, relay._backlog)) >= DEFAULT_WINDOW // 2)
     assert not writer.ready()
     read = gevent.spawn(lambda: sum(len(data) for data in iter(lambda: job.recv(MIB), b"")))
     writer.get()
@@ -344,7 +345,7 @@ def test_what_an_ended_job_said_is_still_delivered_to_a_slow_reader(
         try:
             sent += socket.socket.send(job._sock, bytes(MIB))
         except BlockingIOError:
-            if stream.buffered == MIB:
+            if stream.buffered == DEFAULT_WINDOW:
                 break
             gevent.sleep(0.01)
     job.close()

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from prouter.errors import NotFound, ProtocolError
+from prouter.fabric.mux import DEFAULT_WINDOW
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.loopback import Loopback, wait_for
 
@@ -63,10 +64,10 @@ def test_all_that_is_here_is_read_at_once(pair: Pair) -> None:
 def test_a_writer_waits_for_the_reader_within_the_window(pair: Pair) -> None:
     data = bytes(3 * 1024 * 1024)
     writer = gevent.spawn(pair.left.write_all, data)
-    wait_for(lambda: pair.right.buffered == 1024 * 1024)
+    wait_for(lambda: pair.right.buffered == DEFAULT_WINDOW)
     gevent.idle()
     assert not writer.ready()
-    assert pair.right.buffered == 1024 * 1024
+    assert pair.right.buffered == DEFAULT_WINDOW
     assert pair.right.read_exactly(len(data)) == data
     writer.get()
 
@@ -114,7 +115,7 @@ def test_a_reset_wakes_the_reader_with_code_and_text(pair: Pair) -> None:
 
 def test_a_reset_wakes_a_blocked_writer(pair: Pair) -> None:
     writer = gevent.spawn(pair.left.write_all, bytes(2 * 1024 * 1024))
-    wait_for(lambda: pair.right.buffered == 1024 * 1024)
+    wait_for(lambda: pair.right.buffered == DEFAULT_WINDOW)
     pair.right.reset("aborted", "enough")
     with pytest.raises(StreamReset, match="enough"):
         writer.get()

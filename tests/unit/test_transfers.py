@@ -21,6 +21,7 @@ from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import InvalidRequest, IsDirectory, NoSpace, NotFound, PRouterError, RangeNotSatisfiable
+from prouter.fabric.mux import DEFAULT_WINDOW
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.loopback import Loopback, wait_for
@@ -372,7 +373,7 @@ def test_a_log_cut_under_a_slow_reader_is_resumed_by_position(place: Place) -> N
     stream = place.open("log", name="stdout", follow=True)
     stream.close()
     stream.read_preface()
-    wait_for(lambda: stream.buffered >= MIB - 64 * 1024)
+    wait_for(lambda: stream.buffered >= DEFAULT_WINDOW - 64 * 1024)
     place.job.log("j1", "stdout").enforce_limit(100_000)
     got = stream.read_exactly(stream.buffered)
     with pytest.raises(StreamReset) as caught:

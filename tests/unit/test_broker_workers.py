@@ -1,0 +1,90 @@
+"""What the broker knows of workers, and tells them, without sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prouter.fabric.calls import event_frame
+from prouter.jobs import State
+from tests.support.broker_world import World, job_on
+
+
+def test_a_silent_worker_is_waited_for_and_a_dead_one_is_not() -> None:
+    world = World()
+    agent, worker, other = world.agent(), world.worker(), world.worker("worker-2")
+    worker.frozen = True
+    world.run(10)
+    assert not agent.of("worker.down")
+    world.broker.worker_died("worker-2", world.now)
+    world.settle()
+    assert agent.of("worker.down") == [{"worker": other.uid}]
+    world.run(25)
+    assert agent.of("worker.down") == [{"worker": "worker-2"}, {"worker": "worker-1"}]
+
+
+def test_agents_hear_of_workers_when_they_link() -> None:
+    world = World()
+    world.worker()
+    agent = world.agent()
+    world.run(0.1)
+    assert agent.of("workers")[-1] == {"workers": ["worker-1"]}
+    world.worker("worker-2")
+    assert agent.of("worker.up")[-1] == {"worker": "worker-2"}
+
+
+def test_after_a_restart_workers_have_time_to_come_back_before_agents_give_them_up() -> None:
+    world = World(workers_return=3.0)
+    agent = world.agent()
+    world.worker()
+    world.run(2.9)
+    assert not agent.of("workers")
+    assert agent.of("worker.up") == [{"worker": "worker-1"}]
+    world.run(0.3)
+    assert agent.of("workers") == [{"workers": ["worker-1"]}]
+
+
+def test_waits_of_a_dead_worker_are_forgotten() -> None:
+    world = World()
+    worker = world.worker()
+    agent = world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    worker.call("jobs.wait", until=None, **job["at"])
+    assert len(world.broker.waits) == 1
+    world.broker.worker_died(worker.uid, world.now)
+    assert len(world.broker.waits) == 0
+    assert world.broker.service.running == 0
+
+
+def test_workers_hear_how_many_fast_streams_the_others_have() -> None:
+    world = World()
+    one, two, three = (world.worker(f"worker-{number}") for number in (1, 2, 3))
+    one.say(event_frame("bulk", {"streams": 2}))
+    assert [worker.of("bulk") for worker in (one, two, three)] == [[], [{"elsewhere": 2}], [{"elsewhere": 2}]]
+    two.say(event_frame("bulk", {"streams": 1}))
+    assert [worker.of("bulk")[-1] for worker in (one, two, three)] == [
+        {"elsewhere": 1},
+        {"elsewhere": 2},
+        {"elsewhere": 3},
+    ]
+    assert len(two.of("bulk")) == 1, "no news"
+    world.broker.worker_died(one.uid, world.now)
+    world.settle()
+    assert [worker.of("bulk")[-1] for worker in (two, three)] == [{"elsewhere": 0}, {"elsewhere": 1}]
+    world.vanish(two)
+    again = world.worker("worker-2")
+    assert three.of("bulk")[-1] == {"elsewhere": 0}, "its streams are counted again when it says how many"
+    again.say(event_frame("bulk", {"streams": 1}))
+    assert three.of("bulk")[-1] == {"elsewhere": 1}
+    assert again.of("bulk") == []
+
+
+@pytest.mark.parametrize("body", [{}, {"streams": -1}, {"streams": "2"}, {"streams": None}, {"streams": True}])
+def test_a_count_of_fast_streams_that_is_none_is_malformed(body: dict[str, Any]) -> None:
+    world = World()
+    one, two = world.worker("worker-1"), world.worker("worker-2")
+    one.say(event_frame("bulk", body))
+    assert world.broker.env.counts["malformed"] == 1
+    assert two.of("bulk") == []
