@@ -22,7 +22,7 @@ GROWTH = 32
 """How many times its first size the window of a stream may become, in each direction."""
 PLAIN = 3
 """How many times that of a stream may become that is not fast, but whose reader keeps up."""
-FAST = 8
+FAST = 2 * PLAIN
 """First windows used between two ticks that make a stream a fast one."""
 _TOGETHER = 8
 """First windows that several fast streams share, unless that is less than one each."""
