@@ -19,6 +19,7 @@ from prouter import __version__
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Overloaded, PRouterError
 from prouter.fabric.calls import Request
+from prouter.fabric.mux import MAX_WINDOW
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
 from prouter.transport.dialler import Dialler
@@ -34,6 +35,9 @@ _MAX_ROUTES = 65536
 """Job routes cached per worker."""
 _MAX_CALLS = 20000
 """Calls waiting for the broker per worker; parked waits are most of them."""
+
+_LONG = 4
+"""How many times ``fabric.window`` streams begin with to agents that take long to reach."""
 
 Subscriber = Callable[[str, dict[str, Any]], None]
 
@@ -85,6 +89,9 @@ class RouterClient:
         """Called when the broker is linked again: news may have been missed."""
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
+        """Connections of agents, and whether they are up."""
+        self._far: set[str] = set()
+        """Those that take long to reach."""
         self._asked: Counter[str] = Counter()
         """Jobs whose routes are being asked for."""
         self._news: dict[str, JobRecord] = {}
@@ -191,10 +198,10 @@ class RouterClient:
         return route
 
     def open_stream(self, connection: str, target: dict[str, Any], *, window: int | None = None) -> Stream:
-        """A new stream to the agent behind `connection`.
+        """A new stream to the agent behind `connection`; over a long way more is in flight to begin with.
 
         Args:
-            window: most bytes in flight, if that is to be less than ``fabric.window``.
+            window: most bytes in flight, if that is to be less.
 
         Raises:
             AgentUnavailable: that connection is not known to be up.
@@ -202,6 +209,8 @@ class RouterClient:
         if connection not in self._links:
             raise AgentUnavailable(f"the agent of connection '{connection}' is away", retry_after=1)
         most = self.config.fabric.window
+        if connection in self._far:
+            most = min(_LONG * most, MAX_WINDOW)
         return self._peer.mux(connection.encode("ascii")).open(target, min(window or most, most))
 
     def bridges_changed(self) -> None:
@@ -231,6 +240,7 @@ class RouterClient:
         self._dialler.succeeded()
         stale, self._routes = self._routes, OrderedDict()
         self._links = {link["connection"]: bool(link["up"]) for link in body.get("links", [])}
+        self._far = {link["connection"] for link in body.get("links", []) if link.get("far")}
         for connection, up in self._links.items():
             if up:
                 peer.route_up(connection.encode("ascii"))
@@ -270,7 +280,10 @@ class RouterClient:
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
         """Keep links and cached routes fresh, then tell the subscribers."""
         if name == "link.up":
+            self._distance(body["connection"], far=bool(body.get("far")))
             self._link_changed(body["connection"], up=True, gone=False)
+        elif name == "link.distance":
+            self._distance(body["connection"], far=bool(body["far"]))
         elif name == "links":
             self._others_are_gone({link["connection"] for link in body["links"]})
         elif name == "link.down":
@@ -292,10 +305,14 @@ class RouterClient:
         present = {connection.encode("ascii") for connection in connections}
         self._peer.keep_routes(present, "agent_gone", "the agent is gone")
 
+    def _distance(self, connection: str, *, far: bool) -> None:
+        (self._far.add if far else self._far.discard)(connection)
+
     def _link_changed(self, connection: str, *, up: bool, gone: bool) -> None:
         key = connection.encode("ascii")
         if gone:
             self._links.pop(connection, None)
+            self._far.discard(connection)
             self._peer.route_gone(key, "agent_gone", "the agent is gone")
         elif up:
             self._links[connection] = True

@@ -318,6 +318,8 @@ class Broker:
             owner.left(path, event.reason, now)
         elif frame.type == PONG:
             self.directory.latency_measured(session.latency)
+            if isinstance(owner, Link) and owner.measured():
+                self._tell_workers("link.distance", {"connection": owner.connection, "far": owner.far})
 
     def _carry_out(self, worker: Worker, request: Request, now: float) -> None:
         try:

@@ -30,6 +30,8 @@ log = logging.getLogger("prouter.broker")
 
 _ORPHAN_MARGIN = 30.0
 """Seconds an agent that fell silent is waited for beyond its own orphan timeout."""
+_NEAR, _FAR = 0.025, 0.05
+"""Seconds of a round trip below which an agent counts as near, and above which as far; between, as it did before."""
 
 
 class Link:
@@ -43,6 +45,7 @@ class Link:
         since: when it was first linked, seconds since the epoch.
         load: the agent's load per core, as it last said.
         running: jobs it runs, as it last said.
+        far: whether the way to the agent is a long one.
         placed: jobs sent to it since then.
         announced: uids of the jobs announced since the path came up, None when the announcement is complete.
         confirmed: whether its jobs were announced since this broker started.
@@ -63,6 +66,7 @@ class Link:
         self.announced: set[str] | None = set()
         self.confirmed = False
         self.away: Timer | None = None
+        self.far = False
 
     @property
     def up(self) -> bool:
@@ -81,7 +85,15 @@ class Link:
 
     def describe(self) -> dict[str, Any]:
         """The link as workers are told of it."""
-        return {"connection": self.connection, "agent": self.agent, "mode": self.mode, "up": self.up}
+        return {"connection": self.connection, "agent": self.agent, "mode": self.mode, "up": self.up, "far": self.far}
+
+    def measured(self) -> bool:
+        """A round trip was measured: whether the agent is far now and was not, or the other way round."""
+        latency = self.latency
+        if latency is None or (_NEAR <= latency <= _FAR):
+            return False
+        before, self.far = self.far, latency > _FAR
+        return self.far is not before
 
     def receive(self, path: Path, frame: Frame, now: float) -> None:
         """A call, reply or event of the agent."""

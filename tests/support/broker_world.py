@@ -74,6 +74,8 @@ class Peer:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.results: dict[str, Any] = {}
         self.frozen = False
+        self.held: list[Frame] | None = None
+        """Signs of life that were asked for and are still to be given; None: they are given at once."""
 
     @property
     def ready(self) -> bool:
@@ -121,7 +123,9 @@ class Peer:
                     self.refusal = (event.code, event.text)
                 elif isinstance(event, Lost):
                     self.lost = event.reason
-                if answers:
+                if self.held is not None:
+                    self.held += answers
+                elif answers:
                     self.say(*answers)
             elif frame.type == REPLY:
                 result = self.caller.receive(frame)

@@ -88,3 +88,31 @@ def test_a_count_of_fast_streams_that_is_none_is_malformed(body: dict[str, Any])
     one.say(event_frame("bulk", body))
     assert world.broker.env.counts["malformed"] == 1
     assert two.of("bulk") == []
+
+
+def test_workers_hear_which_agents_are_far() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    link = worker.of("link.up")[-1]
+    assert link["far"] is False, "not known yet"
+
+    def round_trip(seconds: float) -> list[bool]:
+        """Have the next one take so long; what the worker was told in all."""
+        agent.held = []
+        while not agent.held:
+            world.run(0.1)
+        world.now += seconds
+        agent.say(*agent.held)
+        agent.held = None
+        told = worker.of("link.distance")
+        assert all(body["connection"] == link["connection"] for body in told)
+        return [body["far"] for body in told]
+
+    assert round_trip(0.01) == []
+    assert round_trip(0.04) == [], "not far enough"
+    assert round_trip(0.1) == [True]
+    welcome = world.worker("worker-2").welcome
+    assert welcome is not None
+    assert welcome["links"] == [link | {"far": True}]
+    assert round_trip(0.04) == [True], "not near enough"
+    assert round_trip(0.01) == [True, False]

@@ -52,3 +52,19 @@ def test_all_who_ask_at_once_watch_the_same_route() -> None:
     assert route is first[0]
     tell(client, RUNNING)
     assert route.record == RUNNING
+
+
+def test_streams_to_far_agents_begin_with_larger_windows() -> None:
+    client = RouterClient(RouterConfig(), "ipc:///nowhere")
+    window = client.config.fabric.window
+
+    def opened(**options: Any) -> int:
+        return client.open_stream("c", {}, **options).window
+
+    client.on_event(client._peer, "link.up", {"connection": "c", "far": False})
+    assert opened() == window
+    client.on_event(client._peer, "link.distance", {"connection": "c", "far": True})
+    assert (opened(), opened(window=1000)) == (4 * window, 1000)
+    client.on_event(client._peer, "link.down", {"connection": "c", "gone": True})
+    client.on_event(client._peer, "link.up", {"connection": "c"})
+    assert opened() == window
