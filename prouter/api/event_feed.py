@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -98,22 +99,14 @@ class EventFeed:
         ring = self._ring
         if not ring or ring[-1][0] <= position:
             return None
-        parts: list[bytes] = []
-        size = 0
-        for event_id, data in islice(ring, bisect_right(ring, position, key=itemgetter(0)), None):
-            if parts and size + len(data) > _PIECE:
-                break
-            parts.append(data)
-            size += len(data)
-            position = event_id
-        return b"".join(parts), position
+        return next(_pieces(islice(ring, bisect_right(ring, position, key=itemgetter(0)), None)))
 
     def wait(self, timeout: float) -> None:
         """Until something is new, for at most so many seconds."""
         self._changed.wait(timeout)
 
-    def replay(self, after: int) -> tuple[bytes, int]:
-        """A page of events after `after` that are not in the ring any more, and the position reached.
+    def replay(self, after: int) -> list[tuple[bytes, int]]:
+        """A page of events after `after` that are not in the ring any more, in pieces with the position each reaches.
 
         When the broker does not have all of them any more, the page begins with an event ``dropped`` that says so.
 
@@ -121,13 +114,15 @@ class EventFeed:
             PRouterError: the broker does not answer.
         """
         answer = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
-        parts = []
         first, events = int(answer["first"]), answer["events"]
         position = max(after, first - 1)
+        page = [(int(event["id"]), _formatted(event["name"], event["body"])) for event in events]
         if first > after + 1:
-            parts.append(sse.event("dropped", {"reason": "expired", "first": first}, position))
-        parts += [_formatted(event["name"], event["body"]) for event in events]
-        return b"".join(parts), int(events[-1]["id"]) if events else max(position, self.floor)
+            page.insert(0, (position, sse.event("dropped", {"reason": "expired", "first": first}, position)))
+        pieces = list(_pieces(page))
+        if not events:
+            pieces.append((sse.COMMENT, max(position, self.floor)))
+        return pieces
 
     # -- news ---------------------------------------------------------------------------------------------------
 
@@ -216,20 +211,24 @@ class Follower:
     def __init__(self, feed: EventFeed, position: int) -> None:
         self._feed = feed
         self.position = position
+        self._past: deque[tuple[bytes, int]] = deque()
+        """Of a page that was asked for: what is still to be handed out."""
         self._live = False
         self._begun = False
         self._ended = False
-        self._stuck = False
+        self._taken = 0
+        """Pieces taken, and how many had been at the last sweep:"""
+        self._swept = 0
         self._greenlet: Any = None
 
     def __iter__(self) -> Follower:
         return self
 
     def __next__(self) -> bytes:
-        self._stuck = False
+        self._taken += 1
+        self._greenlet = None
         data = self._next()
         self._greenlet = gevent.getcurrent()
-        self._stuck = True
         return data
 
     def _next(self) -> bytes:
@@ -239,7 +238,7 @@ class Follower:
         if self._ended:
             raise StopIteration
         feed = self._feed
-        if self.position < feed.floor:
+        if self._past or self.position < feed.floor:
             return self._behind()
         self._live = True
         fresh = feed.newer(self.position)
@@ -261,21 +260,39 @@ class Follower:
             self._ended = True
             return sse.event("dropped", {"reason": "slow", "after": self.position}, self.position)
         try:
-            data, self.position = self._feed.replay(self.position)
+            if not self._past:
+                self._past.extend(self._feed.replay(self.position))
         except PRouterError as error:
             self._ended = True
             return sse.event("error", {"code": error.code, "detail": error.detail})
-        return data or sse.COMMENT
+        data, self.position = self._past.popleft()
+        return data
 
     def drop_if_stuck(self) -> None:
-        """End the request when its client has not taken what it was given while the ring went round."""
-        if self._stuck and self.position < self._feed.overrun and isinstance(self._greenlet, gevent.Greenlet):
+        """End the request when the ring went round, and its client took nothing since the last look."""
+        stuck, self._swept = self._taken == self._swept, self._taken
+        if stuck and self.position < self._feed.overrun and isinstance(self._greenlet, gevent.Greenlet):
             log.info("event=follower_dropped after=%d", self.position)
             self._greenlet.kill(block=False)
 
     def close(self) -> None:
         """The server calls this in any case."""
         self._feed.leave(self)
+
+
+def _pieces(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
+    """Events joined to what a follower is given at once, and the id of the last in each."""
+    parts: list[bytes] = []
+    size = position = 0
+    for event_id, data in events:
+        if parts and size + len(data) > _PIECE:
+            yield b"".join(parts), position
+            parts, size = [], 0
+        parts.append(data)
+        size += len(data)
+        position = event_id
+    if parts:
+        yield b"".join(parts), position
 
 
 def _formatted(name: str, body: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from prouter.api import event_feed, sse
 from prouter.api.app import create_app
@@ -251,6 +252,36 @@ def test_a_stuck_client_is_cut_off(router: StandInRouter, broker: Broker, monkey
             for _ in range(200):
                 broker.emit()
             gevent.sleep(0.001)
+
+
+def test_who_is_shown_the_past_has_time_for_each_piece_of_it(feed: EventFeed, broker: Broker) -> None:
+    before = feed.follow(None).position
+    told = [broker.emit(name="x" * 5000) for _ in range(60)]
+    steady, stuck = feed.follow(before), feed.follow(before)
+    seen: list[int] = []
+    turn = Event()
+
+    def read() -> None:
+        for piece in steady:
+            assert len(piece) <= 65536
+            seen.extend(int(event["id"]) for event in events(piece.decode()) if event["event"] == "job")
+            turn.wait()
+            turn.clear()
+
+    def take_two() -> None:
+        next(stuck)
+        next(stuck)
+        Event().wait()
+
+    reader, taker = gevent.spawn(read), gevent.spawn(take_two)
+    while seen != told:
+        gevent.sleep(0)
+        for follower in (steady, stuck):
+            follower.drop_if_stuck()
+        assert not reader.dead
+        turn.set()
+    assert taker.dead
+    reader.kill()
 
 
 def test_followers_go_when_the_router_drains(
