@@ -30,11 +30,13 @@ class Identity:
         uid: configured, or random and kept in the state directory.
         name: configured, or the host's.
         incarnation: 32 hex digits; connection uids and with them the jobs' paths are made from it.
+        process: another one each time an agent starts, also where that finds its jobs again.
     """
 
     uid: str
     name: str
     incarnation: str
+    process: str
     platform: dict[str, str]
     properties: dict[str, Any]
 
@@ -46,6 +48,7 @@ class Identity:
             uid=config.identity.uid or _stored_uid(state_dir / _UID_FILE),
             name=config.identity.name or facts["node"],
             incarnation=incarnation,
+            process=uuid.uuid4().hex,
             platform=facts,
             properties=json.loads(json.dumps(config.properties, default=str)),
         )
@@ -60,6 +63,7 @@ class Identity:
         return {
             **self.auth,
             "incarnation": self.incarnation,
+            "process": self.process,
             "platform": self.platform,
             "properties": self.properties,
             "version": __version__,

@@ -90,6 +90,8 @@ class RouterClient:
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
         """Connections of agents, and whether they are up."""
+        self._processes: dict[str, str] = {}
+        """The agents' processes that were there last."""
         self._far: set[str] = set()
         """Those that take long to reach."""
         self._asked: Counter[str] = Counter()
@@ -240,7 +242,8 @@ class RouterClient:
         self._dialler.succeeded()
         stale, self._routes = self._routes, OrderedDict()
         self._links = {link["connection"]: bool(link["up"]) for link in body.get("links", [])}
-        self._far = {link["connection"] for link in body.get("links", []) if link.get("far")}
+        for link in body.get("links", []):
+            self._meet(link)
         for connection, up in self._links.items():
             if up:
                 peer.route_up(connection.encode("ascii"))
@@ -280,7 +283,7 @@ class RouterClient:
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
         """Keep links and cached routes fresh, then tell the subscribers."""
         if name == "link.up":
-            self._distance(body["connection"], far=bool(body.get("far")))
+            self._meet(body)
             self._link_changed(body["connection"], up=True, gone=False)
         elif name == "link.distance":
             self._distance(body["connection"], far=bool(body["far"]))
@@ -303,7 +306,17 @@ class RouterClient:
     def _others_are_gone(self, connections: Collection[str]) -> None:
         """The broker knows no other agents: what links went while it could not tell, or before it started, is gone."""
         present = {connection.encode("ascii") for connection in connections}
+        self._far.intersection_update(connections)
+        self._processes = {key: process for key, process in self._processes.items() if key in connections}
         self._peer.keep_routes(present, "agent_gone", "the agent is gone")
+
+    def _meet(self, link: dict[str, Any]) -> None:
+        """Streams with an agent that was restarted are over. Opened again they would bring requests to jobs twice."""
+        connection, process = str(link["connection"]), str(link.get("process"))
+        if link["up"] and self._processes.setdefault(connection, process) != process:
+            self._processes[connection] = process
+            self._peer.route_gone(connection.encode("ascii"), "agent_gone", "the agent was restarted")
+        self._distance(connection, far=bool(link.get("far")))
 
     def _distance(self, connection: str, *, far: bool) -> None:
         (self._far.add if far else self._far.discard)(connection)
@@ -313,6 +326,7 @@ class RouterClient:
         if gone:
             self._links.pop(connection, None)
             self._far.discard(connection)
+            self._processes.pop(connection, None)
             self._peer.route_gone(key, "agent_gone", "the agent is gone")
         elif up:
             self._links[connection] = True

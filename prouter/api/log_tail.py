@@ -20,7 +20,7 @@ __all__ = ["LogTail", "TailPosition"]
 
 log = logging.getLogger("prouter.api")
 
-_LASTING = frozenset({"path_lost", "worker_gone", "agent_gone", "overloaded"})
+_LASTING = frozenset({"path_lost", "worker_gone", "agent_gone", "overloaded", "unknown_stream"})
 """Ends of a stream that say nothing about the log: it is opened again where it was."""
 
 

@@ -57,7 +57,7 @@ class Heartbeats:
             if path.owner is not None:
                 path.owner.lost(path, event.reason, now, closed=False)
             return
-        if session.state is SessionState.READY and (session.latency is None or now - path.measured >= _MEASURE):
+        if session.state is SessionState.READY and now - path.measured >= _MEASURE:
             path.measured = now
             self._env.outbox.say(path, session.ping(now))
         deadline = session.deadline()

@@ -29,6 +29,7 @@ class AgentInfo:
 
     Attributes:
         incarnation: 32 hex characters, new when the agent starts afresh.
+        process: new whenever it starts; empty where the agent does not tell.
         slots: how many jobs it takes at once, None for any number.
         keep_for: seconds its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
@@ -40,6 +41,7 @@ class AgentInfo:
     platform: dict[str, Any]
     properties: dict[str, Any]
     version: str = ""
+    process: str = ""
     slots: int | None = None
     draining: bool = False
     keep_for: float = 0.0
@@ -68,6 +70,7 @@ class AgentInfo:
             platform=_mapping(body, "platform"),
             properties=_mapping(body, "properties"),
             version=_text(body, "version", ""),
+            process=_text(body, "process", ""),
             slots=slots,
             draining=body.get("draining") is True,
             keep_for=_seconds(body, "keep_for", 0.0),

@@ -85,7 +85,14 @@ class Link:
 
     def describe(self) -> dict[str, Any]:
         """The link as workers are told of it."""
-        return {"connection": self.connection, "agent": self.agent, "mode": self.mode, "up": self.up, "far": self.far}
+        return {
+            "connection": self.connection,
+            "agent": self.agent,
+            "process": self.info.process,
+            "mode": self.mode,
+            "up": self.up,
+            "far": self.far,
+        }
 
     def measured(self) -> bool:
         """A round trip was measured: whether the agent is far now and was not, or the other way round."""

@@ -124,6 +124,7 @@ class Mux:
         resume_timeout: seconds without a path after which streams are given up.
         sids: ids for the streams opened here, each only once, also over several of these with the same peer: it
             may remember how streams ended that were given up here.
+        floor: streams up to this id were opened here before, and given up: they are not opened again.
         bulk: the fast streams of this process; its owner calls its `tick`.
     """
 
@@ -136,6 +137,7 @@ class Mux:
         max_streams: int = 65536,
         resume_timeout: float = RESUME_TIMEOUT,
         sids: Iterator[int] | None = None,
+        floor: int = 0,
         bulk: Bulk | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}
@@ -144,6 +146,9 @@ class Mux:
         self.malformed = 0
         self.ticks = 0
         """How often `tick` was called."""
+        self.highest = floor
+        """Highest id of the streams that the peer opened."""
+        self._floor = floor
         self._on_output = on_output
         self._on_late_output = on_late_output or on_output
         self._accepts = accepts
@@ -348,6 +353,8 @@ class Mux:
                 self._send(Frame(ACK, 0, frame.sid, 0, consumed))
             else:
                 self._send(_reset_frame(frame.sid, code, "the stream has ended"))
+        elif kind == OPEN and frame.sid <= self._floor:
+            self._send(_reset_frame(frame.sid, "worker_gone", "the stream was given up"))
         elif kind == OPEN:
             self._accept(frame, events)
         else:
@@ -366,6 +373,7 @@ class Mux:
         stream = Stream(self, frame.sid, frame.offset, None)
         target = unpack_body(frame.payload)
         self.streams[frame.sid] = stream
+        self.highest = max(self.highest, frame.sid)
         events.append(Opened(stream, target))
 
     # -- the streams' side --------------------------------------------------------------------------------------

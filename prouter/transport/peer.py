@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any, Protocol
@@ -39,6 +40,8 @@ __all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 
 log = logging.getLogger("prouter.transport")
 
+_MAX_FLOORS = 4096
+"""Peers that were given up and are remembered in case they come back all the same."""
 _MESSAGE_FRAMES = 4096
 _MESSAGE_BYTES = 256 * 1024
 """Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
@@ -166,6 +169,8 @@ class Peer:
         self._resume_timeout = resume_timeout
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._sids = count(1)
+        self._floors: OrderedDict[bytes, int] = OrderedDict()
+        """Of peers that were given up: the highest ids of their streams."""
         self.bulk = Bulk()
         self._caller = Caller()
         self._responder = Responder()
@@ -285,6 +290,7 @@ class Peer:
                 accepts=self._accepts,
                 resume_timeout=self._resume_timeout,
                 sids=self._sids,
+                floor=self._floors.pop(route, 0),
                 bulk=self.bulk,
             )
             mux.tag = route
@@ -305,6 +311,10 @@ class Peer:
         """The peer behind `route` will not come back; its streams are reset."""
         mux = self.muxes.pop(route, None)
         if mux is not None:
+            if mux.highest:
+                self._floors[route] = mux.highest
+                if len(self._floors) > _MAX_FLOORS:
+                    self._floors.popitem(last=False)
             self._dispatch(route, mux.peer_gone(code, text))
 
     def keep_routes(self, present: Collection[bytes], code: str, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.faults.load import Load
 from tests.faults.stand import MIB, Amount, Stand, sandboxes
 from tests.faults.test_router import fill, small_disk
 from tests.support.processes import Router, start_agent, wait_until
+from tests.support.raw_http import Raw
 
 Launch = Callable[..., Any]
 
@@ -75,8 +77,16 @@ def test_a_restarted_agent_finds_its_jobs_again(stand: Callable[..., Stand], lau
     ends = it.run("ends", "echo before; sleep 1; echo after; exit 7")
     fresh_path = it.router.create(it.agent.uid, "not started yet")
     processes = [it.router.get(path + "/info").json()["pid"] for path in it.jobs()]
-    with Load() as load:
+    with (
+        Load() as load,
+        Raw(it.router.url) as asking,
+        it.router.get(it.counter + "/logs/stdout?follow=1&offset=0", stream=True) as log,
+    ):
+        told = log.iter_lines()
+        last = int(next(told))
         it.wait_everywhere(load, 5)
+        asking.request("GET", f"{it.fast_job}/http/slow?ms=60000")
+        wait_until(lambda: it.router.get(it.fast_job + "/http/").text, 10)
         it.agent.kill()
         wait_until(lambda: not it.pids_of_job(ends), 10, "a job ends while nobody looks")
         again = it.restart_agent(launch, jobs__keep_for=30)
@@ -88,6 +98,11 @@ def test_a_restarted_agent_finds_its_jobs_again(stand: Callable[..., Stand], lau
         assert (info["state"], info["exit_code"], info["reason"]) == ("FINISHED", 7, "exited")
         assert it.router.get(ends + "/logs/stdout").text == "before\nafter\n"
         assert it.router.get(it.counter + "/logs/stdout?tail=1").status_code == 200
+        answer = asking.read_until(b"the agent was restarted")
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        for line in islice(told, 50):
+            assert int(line) == last + 1, "followers of logs miss nothing"
+            last += 1
         it.router.start(fresh_path, ["true"], port_expected_count=0)
         assert it.router.post(fresh_path + "/wait").json()["exit_code"] == 0
         it.end_waits(5)

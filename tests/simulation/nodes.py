@@ -118,6 +118,7 @@ class WorkerNode(Dialling):
     def __init__(self, world: World, broker: BrokerNode, pid: int) -> None:
         self.pid = pid
         self.links: dict[str, bool] = {}
+        self.processes: dict[str, str] = {}
         self.waits: set[str] = set()
         super().__init__(world, broker, world.uid(), accepts=False)
 
@@ -147,12 +148,20 @@ class WorkerNode(Dialling):
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
         self.links = {link["connection"]: bool(link["up"]) for link in body["links"]}
+        for link in body["links"]:
+            self._meet(link)
         for connection, up in self.links.items():
             if up:
                 peer.route_up(connection.encode())
         if body["complete"]:
             self._only(self.links)
         peer.notify("waits", {"ids": sorted(self.waits)})
+
+    def _meet(self, link: dict[str, Any]) -> None:
+        connection, process = link["connection"], link["process"]
+        if link["up"] and self.processes.setdefault(connection, process) != process:
+            self.processes[connection] = process
+            self.peer.route_gone(connection.encode(), "agent_gone", "the agent was restarted")
 
     def _only(self, connections: Collection[str]) -> None:
         present = {connection.encode() for connection in connections}
@@ -161,6 +170,7 @@ class WorkerNode(Dialling):
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
         route = str(body.get("connection", "")).encode()
         if name == "link.up":
+            self._meet(body)
             self.links[body["connection"]] = True
             peer.route_up(route)
         elif name == "links":
@@ -197,6 +207,7 @@ class AgentNode(Dialling):
         serve: Callable[[AgentNode, Stream, dict[str, Any]], None],
         before: AgentNode | None = None,
     ) -> None:
+        self.process: str = world.uid()
         self.incarnation: str = before.incarnation if before is not None else world.uid()
         self.jobs: dict[str, JobRecord] = dict(before.jobs) if before is not None else {}
         self.removed: dict[str, JobRecord] = dict(before.removed) if before is not None else {}
@@ -209,8 +220,9 @@ class AgentNode(Dialling):
 
     def hello(self) -> dict[str, Any]:
         return {
-            "kind": "agent", "uid": self.uid, "name": "", "incarnation": self.incarnation, "token": "",
-            "platform": {}, "properties": {}, "version": "simulated", "capacity": {"max": None}, "draining": False,
+            "kind": "agent", "uid": self.uid, "name": "", "incarnation": self.incarnation, "process": self.process,
+            "token": "", "platform": {}, "properties": {}, "version": "simulated", "capacity": {"max": None},
+            "draining": False,
         }  # fmt: skip
 
     def forget_one(self) -> str:
@@ -243,6 +255,9 @@ class AgentNode(Dialling):
             peer.route_gone(body["worker"].encode(), "worker_gone", "the worker is gone")
 
     def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None:
+        if (route, stream.sid) in self.world.opened:
+            self.world.fail(f"stream {stream.sid} of {route!r} was opened twice")
+        self.world.opened.add((route, stream.sid))
         self._serve(self, stream, target)
 
     def on_request(self, peer: Peer, request: Request) -> dict[str, Any]:

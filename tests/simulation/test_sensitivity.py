@@ -1,4 +1,4 @@
-"""The simulation would notice: a protocol with a piece missing fails within a few lives."""
+"""The simulation would notice: a protocol with a piece missing fails within some lives."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from prouter.fabric.calls import Caller, Responder
 from prouter.fabric.frames import Frame
 from prouter.fabric.mux import Mux
 from prouter.fabric.stream import Stream
+from prouter.transport.peer import Peer
+from tests.simulation.nodes import WorkerNode
 from tests.simulation.schedule import run
 
-_LIVES = 60
+_LIVES = 400
 
 
 def _fails() -> bool:
@@ -80,4 +82,20 @@ def test_jobs_that_their_agent_does_not_know_are_noticed(monkeypatch: pytest.Mon
             lose(self, connection, uids, reason)
 
     monkeypatch.setattr(Ledger, "lose", only_with_their_agent)
+    assert _fails()
+
+
+def test_streams_taken_to_a_restarted_agent_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorkerNode, "_meet", lambda self, link: None)
+    assert _fails()
+
+
+def test_streams_opened_again_after_they_were_given_up_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Peer.mux
+
+    def forgetful(self: Peer, route: bytes) -> Mux:
+        self._floors.clear()
+        return known(self, route)
+
+    monkeypatch.setattr(Peer, "mux", forgetful)
     assert _fails()

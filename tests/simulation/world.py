@@ -39,6 +39,8 @@ class World:
         self.trace: list[str] | None = [] if tracing else None
         self.calm = False
         self.broken: list[str] = []
+        self.opened: set[tuple[bytes, int]] = set()
+        """Streams that agents were asked to serve: routes to their workers, and ids."""
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 

@@ -413,6 +413,22 @@ def test_an_answer_that_was_lost_after_a_clean_end_is_given_again() -> None:
     assert far.reset_code is None
 
 
+def test_streams_that_were_given_up_are_not_opened_again() -> None:
+    opener, before = linked()
+    unheard = opener.know(opener.mux.open({}, 10))
+    before.take(before.mux.receive(opener.mux.take()))
+    before.take(before.mux.peer_gone("worker_gone", "the worker is gone"))
+    opener.mux.path_down(0.0)
+    later = opener.know(opener.mux.open({}, 10))
+    after = End(accepts=True, floor=before.mux.highest)
+    for end in (opener, after):
+        end.mux.path_up()
+    exchange(opener, after)
+    assert opener.resets == {unheard.sid: "worker_gone"}
+    assert set(after.mux.streams) == {later.sid}
+    assert after.mux.highest == later.sid
+
+
 def test_unknown_streams_are_reset() -> None:
     opener, acceptor = linked()
     assert acceptor.mux.receive([Frame(DATA, 0, 77, 0, 0, b"x")]) == []

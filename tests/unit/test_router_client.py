@@ -61,10 +61,32 @@ def test_streams_to_far_agents_begin_with_larger_windows() -> None:
     def opened(**options: Any) -> int:
         return client.open_stream("c", {}, **options).window
 
-    client.on_event(client._peer, "link.up", {"connection": "c", "far": False})
+    client.on_event(client._peer, "link.up", {"connection": "c", "up": True})
     assert opened() == window
     client.on_event(client._peer, "link.distance", {"connection": "c", "far": True})
     assert (opened(), opened(window=1000)) == (4 * window, 1000)
     client.on_event(client._peer, "link.down", {"connection": "c", "gone": True})
-    client.on_event(client._peer, "link.up", {"connection": "c"})
+    client.on_event(client._peer, "link.up", {"connection": "c", "up": True})
     assert opened() == window
+
+
+def test_streams_with_an_agent_end_when_another_process_of_it_is_there() -> None:
+    client = RouterClient(RouterConfig(), "ipc:///nowhere")
+
+    def tell(process: str, *, up: bool = True) -> bool:
+        """The broker links the client and tells of the agent; whether the stream is still there."""
+        link = {"connection": "c", "process": process, "up": up}
+        client.on_event(client._peer, "link.up", link)
+        client.on_ready(client._peer, {"links": [link]})
+        return not stream.closed
+
+    client.on_event(client._peer, "link.up", {"connection": "c", "process": "one", "up": True})
+    stream = client.open_stream("c", {})
+    assert tell("one")
+    assert tell("zero", up=False), "what a broker remembers from before it was started may be old"
+    assert tell("one")
+    assert not tell("two")
+    stream = client.open_stream("c", {})
+    assert tell("two")
+    client.on_event(client._peer, "link.down", {"connection": "c", "gone": True})
+    assert not client._processes

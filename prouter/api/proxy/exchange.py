@@ -51,6 +51,8 @@ _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_ANSWER_HEAD = 262144
 _NEVER_REACHED = frozenset({"no_job", "not_running"})
 """Why the agent of a job that has ended opens no stream to it."""
+_AGENT_GONE = frozenset({"path_lost", "agent_gone", "overloaded", "unknown_stream"})
+"""Ends of a stream that say nothing of the job; the last: its agent was restarted."""
 _SPLINTERED = 131072
 """Largest window for an answer in chunks of a few bytes: others are to have their turn between its pieces."""
 _REASON_WAIT = 0.5
@@ -378,7 +380,7 @@ class ProxyExchange:
         """The stream is gone."""
         if self._answer is not None:
             self._cut(f"the connection to the job broke: {code} {text}", b"")
-        elif code in ("path_lost", "agent_gone", "overloaded"):
+        elif code in _AGENT_GONE:
             self.fail(AgentUnavailable(f"the connection to the job's agent broke: {text}", retry_after=2))
         elif code == "connect_timeout":
             self.fail(JobTimeout(f"the job does not accept connections: {text}"))
