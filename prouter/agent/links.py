@@ -85,7 +85,9 @@ class RouterLink:
         self.up = False
         self.since: float | None = None
         self.router: dict[str, Any] = {}
-        self.peer = Peer(self, accepts_streams=True, resume_timeout=resume_timeout)
+        self.peer = Peer(
+            self, accepts_streams=True, resume_timeout=resume_timeout, process=str(host.hello()["process"])
+        )
         self.dialler: Dialler | None = None
         self._host = host
         self._failure = ""

@@ -246,7 +246,7 @@ class RouterClient:
             self._meet(link)
         for connection, up in self._links.items():
             if up:
-                peer.route_up(connection.encode("ascii"))
+                peer.route_up(connection.encode("ascii"), self._processes[connection])
         if body.get("complete"):
             self._others_are_gone(self._links)
         for route in stale.values():
@@ -312,7 +312,7 @@ class RouterClient:
 
     def _meet(self, link: dict[str, Any]) -> None:
         """Streams with an agent that was restarted are over. Opened again they would bring requests to jobs twice."""
-        connection, process = str(link["connection"]), str(link.get("process"))
+        connection, process = str(link["connection"]), str(link.get("process") or "")
         if link["up"] and self._processes.setdefault(connection, process) != process:
             self._processes[connection] = process
             self._peer.route_gone(connection.encode("ascii"), "agent_gone", "the agent was restarted")
@@ -330,7 +330,7 @@ class RouterClient:
             self._peer.route_gone(key, "agent_gone", "the agent is gone")
         elif up:
             self._links[connection] = True
-            self._peer.route_up(key)
+            self._peer.route_up(key, self._processes[connection])
         else:
             self._links[connection] = False
             self._peer.route_down(key)

@@ -45,8 +45,8 @@ class Fabric(Section):
         MIB // 4,
         ge=65536,
         le=64 * MIB,
-        description="Bytes in flight per stream and direction, to begin with; up to 32 times that, but no more than "
-        "8 MiB, where a stream is used fast.",
+        description="Bytes in flight per stream and direction, to begin with: four times that to agents that are far, "
+        "up to 32 times that (but no more than 8 MiB) where a stream is used fast.",
     )
     resume_timeout: float = Field(
         30.0, gt=0, description="Seconds streams survive a lost path between router and agent."

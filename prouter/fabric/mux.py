@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -124,6 +125,8 @@ class Mux:
         resume_timeout: seconds without a path after which streams are given up.
         sids: ids for the streams opened here, each only once, also over several of these with the same peer: it
             may remember how streams ended that were given up here.
+        process: of this end, empty where nobody need know. What comes before the peer has named it is meant for one
+            that was here before.
         floor: streams up to this id were opened here before, and given up: they are not opened again.
         bulk: the fast streams of this process; its owner calls its `tick`.
     """
@@ -137,6 +140,7 @@ class Mux:
         max_streams: int = 65536,
         resume_timeout: float = RESUME_TIMEOUT,
         sids: Iterator[int] | None = None,
+        process: str = "",
         floor: int = 0,
         bulk: Bulk | None = None,
     ) -> None:
@@ -149,6 +153,9 @@ class Mux:
         self.highest = floor
         """Highest id of the streams that the peer opened."""
         self._floor = floor
+        self._number = _number(process)
+        self._named = self._number == 0
+        """Whether the peer knows that it talks to this process."""
         self._on_output = on_output
         self._on_late_output = on_late_output or on_output
         self._accepts = accepts
@@ -177,13 +184,17 @@ class Mux:
 
     # -- the path -----------------------------------------------------------------------------------------------
 
-    def path_up(self) -> None:
-        """The path is there (again): resume every stream. Also right when a path was replaced unnoticed."""
+    def path_up(self, process: str = "") -> None:
+        """The path is there (again): resume every stream. Also right when a path was replaced unnoticed.
+
+        Args:
+            process: of the other end, if that is known.
+        """
         self.up = True
         self._down_since = None
         self._drop_output()
         self._gaps.clear()
-        self._send(Frame(RESUME, payload=_pack_roster(self.streams)))
+        self._send(Frame(RESUME, offset=_number(process), payload=_pack_roster(self.streams)))
         for stream in self.streams.values():
             self._resume(stream)
 
@@ -233,7 +244,7 @@ class Mux:
         events: list[StreamEvent] = []
         self._events = events
         streams = self.streams
-        for frame in frames:
+        for frame in frames if self._named else self._meant_for_us(frames):
             stream = streams.get(frame.sid)
             kind = frame.type
             if stream is None:
@@ -260,6 +271,14 @@ class Mux:
                 self._receive_last(stream, frame, events)
         self._events = None
         return events
+
+    def _meant_for_us(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Frames from the first on that tells that the peer knows which process this is."""
+        for frame in frames:
+            if not self._named:
+                self._named = frame.type == RESUME and frame.sid == 0 and frame.offset in (0, self._number)
+            if self._named:
+                yield frame
 
     def _receive_data(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         was_open = stream.receiving is Direction.OPEN
@@ -421,6 +440,11 @@ class Mux:
         self._tombstones[sid] = (consumed, code)
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
+
+
+def _number(process: str) -> int:
+    """What stands for a process in 64 bits; 0 for none."""
+    return int.from_bytes(blake2b(process.encode(), digest_size=8).digest(), "little") if process else 0
 
 
 def _pack_roster(sids: Iterable[int]) -> bytes:

@@ -151,6 +151,7 @@ class Peer:
         delegate: gets what happens.
         accepts_streams: whether peers behind the switch may open streams here (agents do).
         resume_timeout: seconds streams wait for a lost path.
+        process: of this end, for peers that are to send nothing to one that was here before.
         runtime: clock and loop; gevent's by default.
     """
 
@@ -160,6 +161,7 @@ class Peer:
         *,
         accepts_streams: bool = False,
         resume_timeout: float = RESUME_TIMEOUT,
+        process: str = "",
         runtime: Runtime | None = None,
     ) -> None:
         self.muxes: dict[bytes, Mux] = {}
@@ -167,6 +169,7 @@ class Peer:
         self._delegate = delegate
         self._accepts = accepts_streams
         self._resume_timeout = resume_timeout
+        self._process = process
         self._send: Callable[[Sequence[bytes]], bool] | None = None
         self._sids = count(1)
         self._floors: OrderedDict[bytes, int] = OrderedDict()
@@ -290,6 +293,7 @@ class Peer:
                 accepts=self._accepts,
                 resume_timeout=self._resume_timeout,
                 sids=self._sids,
+                process=self._process,
                 floor=self._floors.pop(route, 0),
                 bulk=self.bulk,
             )
@@ -297,9 +301,9 @@ class Peer:
             self.muxes[route] = mux
         return mux
 
-    def route_up(self, route: bytes) -> None:
-        """The peer behind `route` is reachable (again)."""
-        self.mux(route).path_up()
+    def route_up(self, route: bytes, process: str = "") -> None:
+        """The peer behind `route` is reachable (again): this process of it, if it tells."""
+        self.mux(route).path_up(process)
 
     def route_down(self, route: bytes) -> None:
         """The peer behind `route` is away; its streams wait."""

@@ -29,12 +29,13 @@ class Dialling(ABC):
     kind = ""
     carrier = ""
 
-    def __init__(self, world: World, broker: BrokerNode, uid: str, *, accepts: bool) -> None:
+    def __init__(self, world: World, broker: BrokerNode, uid: str, *, accepts: bool, process: str = "") -> None:
         self.world = world
         self.broker = broker
         self.uid = uid
         self.runtime = Runtime(world)
-        self.peer = Peer(self, accepts_streams=accepts, resume_timeout=RESUME_TIMEOUT, runtime=self.runtime)
+        options: dict[str, Any] = {"accepts_streams": accepts, "process": process, "runtime": self.runtime}
+        self.peer = Peer(self, resume_timeout=RESUME_TIMEOUT, **options)
         self.wire: Wire | None = None
         self.apart_until = 0.0
         self._attempts = 0
@@ -152,7 +153,7 @@ class WorkerNode(Dialling):
             self._meet(link)
         for connection, up in self.links.items():
             if up:
-                peer.route_up(connection.encode())
+                peer.route_up(connection.encode(), self.processes[connection])
         if body["complete"]:
             self._only(self.links)
         peer.notify("waits", {"ids": sorted(self.waits)})
@@ -172,7 +173,7 @@ class WorkerNode(Dialling):
         if name == "link.up":
             self._meet(body)
             self.links[body["connection"]] = True
-            peer.route_up(route)
+            peer.route_up(route, body["process"])
         elif name == "links":
             self._only({link["connection"] for link in body["links"]})
         elif name == "link.down" and body["gone"]:
@@ -215,7 +216,7 @@ class AgentNode(Dialling):
         self.endless: set[str] = set(before.endless) if before is not None else set()
         self.effects = effects
         self._serve = serve
-        super().__init__(world, broker, uid, accepts=True)
+        super().__init__(world, broker, uid, accepts=True, process=self.process)
         self.runtime.spawn = self._spawn
 
     def hello(self) -> dict[str, Any]:

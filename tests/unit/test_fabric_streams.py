@@ -429,6 +429,36 @@ def test_streams_that_were_given_up_are_not_opened_again() -> None:
     assert after.mux.highest == later.sid
 
 
+def test_what_is_meant_for_another_process_is_not_taken() -> None:
+    opener, acceptor = End(accepts=False), End(accepts=True, process="new")
+    acceptor.mux.path_up()
+    opener.mux.path_up("old")
+    late = opener.mux.open({}, 10)
+    stale = opener.mux.take()
+    acceptor.take(acceptor.mux.receive(stale))
+    assert acceptor.mux.streams == {}
+    opener.mux.peer_gone("agent_gone", "the agent was restarted")
+    opener.mux.path_up("new")
+    near = opener.know(opener.mux.open({}, 10))
+    acceptor.take(acceptor.mux.receive([*stale, *opener.mux.take()]))
+    assert set(acceptor.mux.streams) == {near.sid}
+    assert near.sid != late.sid
+    opener.mux.path_down(0.0)
+    opener.mux.path_up("new")
+    exchange(opener, acceptor)
+    acceptor.write(acceptor.streams[near.sid], b"still here")
+    exchange(opener, acceptor)
+    assert opener.read[near.sid] == b"still here"
+
+
+def test_a_peer_that_knows_no_processes_is_heard() -> None:
+    opener, acceptor = End(accepts=False), End(accepts=True, process="new")
+    for end in (opener, acceptor):
+        end.mux.path_up()
+    near, _ = opened(opener, acceptor)
+    assert set(acceptor.mux.streams) == {near.sid}
+
+
 def test_unknown_streams_are_reset() -> None:
     opener, acceptor = linked()
     assert acceptor.mux.receive([Frame(DATA, 0, 77, 0, 0, b"x")]) == []
