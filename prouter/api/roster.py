@@ -30,6 +30,8 @@ class Roster:
     def __init__(self, arbiter: Any) -> None:
         self._arbiter = arbiter
         self._gunicorns_reload = arbiter.reload
+        self._outdated = 0
+        """Age of the youngest worker with settings from before the last reload."""
 
     def install(self) -> None:
         """Take their place."""
@@ -46,6 +48,7 @@ class Roster:
 
     def do_not_wait(self) -> None:
         """The new settings are read, the new workers not started: have gunicorn wait for nobody, for now."""
+        self._outdated = self._arbiter.worker_age
         self._patience = self._arbiter.cfg.graceful_timeout
         self._arbiter.cfg.set("graceful_timeout", 0)
 
@@ -58,13 +61,17 @@ class Roster:
         workers = sorted(arbiter.WORKERS.values(), key=lambda worker: worker.age)
         staying = [worker for worker in workers if standing(worker.age) < Standing.DISMISSED]
         room = max(0, _DRAINING * arbiter.num_workers - (len(workers) - len(staying)))
-        worn = [worker for worker in staying if standing(worker.age) is Standing.WORN][:room]
+        worn = [worker for worker in staying if self._worn(worker)][:room]
         missing = arbiter.num_workers + len(worn) - len(staying)
         for _ in range(missing):
             arbiter.spawn_worker()
         if missing <= 0:
             fit = [worker for worker in staying if worker not in worn]
             self._dismiss((worn + fit)[: -arbiter.num_workers], (worn + fit)[-arbiter.num_workers :])
+
+    def _worn(self, worker: Any) -> bool:
+        """Whether somebody is to take the worker's place."""
+        return worker.age <= self._outdated or standing(worker.age) is Standing.WORN
 
     def _dismiss(self, going: list[Any], remaining: list[Any]) -> None:
         now = time.monotonic()

@@ -191,6 +191,17 @@ def test_a_worker_that_dies_while_others_drain_is_replaced_at_once(
     assert all(echoes(socket) for socket in sockets)
 
 
+def test_no_worker_keeps_old_settings_because_a_new_one_dies(stand: Callable[..., Stand]) -> None:
+    it = stand()
+    old = worker_pids(it.router)
+    os.kill(it.router.pid, signal.SIGHUP)
+    killed = wait_until(lambda: worker_pids(it.router) - old, 20, "new workers").pop()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not worker_pids(it.router) & old, 20, "the old workers go")
+    wait_until(lambda: len(linked_workers(it.router)) == 2, 20, "new ones serve")
+    assert killed not in worker_pids(it.router)
+
+
 def test_a_reload_leaves_idle_connections_for_one_more_request(stand: Callable[..., Stand]) -> None:
     it = stand(router={"control__drain_timeout": 30})
     with Raw(it.router.url) as idle:
