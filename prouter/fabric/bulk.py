@@ -71,11 +71,11 @@ class Bulk:
             self.on_change(len(self._streams))
 
     def tick(self) -> None:
-        """To be called about once a second: a stream that used little since is fast no more."""
+        """To be called some times a second: a stream that used little since is fast no more."""
         streams = {
             stream: stream.used
             for stream, before in self._streams.items()
-            if stream.used - before >= PLAIN * stream.window
+            if stream.used - before >= stream.window >> 1
         }
         fewer = len(streams) < len(self._streams)
         self._streams = streams

@@ -245,7 +245,7 @@ class Stream:
         granted = self._granted
         if self._counted_in != mux.ticks:
             self._counted_in, self._counted_from = mux.ticks, self._told
-        if self._received - consumed <= granted >> 3 and self.receiving is Direction.OPEN:
+        if self._received - consumed < granted >> 1 and self.receiving is Direction.OPEN:
             if consumed - self._counted_from >= max(2 * granted, FAST * self.window):
                 self._counted_from = consumed
                 mux.bulk.add(self)

@@ -40,6 +40,8 @@ __all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 
 log = logging.getLogger("prouter.transport")
 
+_BULK_TICK = 0.25
+"""Seconds after which a stream that stands still counts as fast no more: longer than most round trips take."""
 _MAX_FLOORS = 4096
 """Peers that were given up and are remembered in case they come back all the same."""
 _MESSAGE_FRAMES = 4096
@@ -175,6 +177,8 @@ class Peer:
         self._floors: OrderedDict[bytes, int] = OrderedDict()
         """Of peers that were given up: the highest ids of their streams."""
         self.bulk = Bulk()
+        self._watching = False
+        """Whether `bulk` is looked at again."""
         self._caller = Caller()
         self._responder = Responder()
         self._results: dict[str, Callable[[Result], None]] = {}
@@ -354,7 +358,6 @@ class Peer:
         """To be called several times per heartbeat interval."""
         for route, mux in list(self.muxes.items()):
             self._dispatch(route, mux.tick(now))
-        self.bulk.tick()
         if self.session is not None:
             frames, event = self.session.tick(now)
             self._say(*frames)
@@ -455,6 +458,9 @@ class Peer:
 
     def flush(self) -> None:
         """Send everything that is queued now instead of at the end of the loop iteration."""
+        if self.bulk and not self._watching:
+            self._watching = True
+            self._runtime.later(_BULK_TICK, self._watch_bulk)
         send = self._send
         control, self._control = self._control, []
         dirty, self._dirty = self._dirty, []
@@ -466,6 +472,13 @@ class Peer:
             frames = mux.take()
             if frames:
                 self._send_batch(send, mux.tag, frames)
+
+    def _watch_bulk(self) -> None:
+        """See which streams are fast still, for as long as there are any."""
+        self.bulk.tick()
+        self._watching = bool(self.bulk)
+        if self._watching:
+            self._runtime.later(_BULK_TICK, self._watch_bulk)
 
     def _send_batch(self, send: Callable[[Sequence[bytes]], bool], route: bytes, frames: list[Frame]) -> None:
         start = size = 0
