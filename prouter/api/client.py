@@ -319,7 +319,10 @@ class RouterClient:
         self._distance(connection, far=bool(link.get("far")))
 
     def _distance(self, connection: str, *, far: bool) -> None:
-        (self._far.add if far else self._far.discard)(connection)
+        if far:
+            self._far.add(connection)
+        else:
+            self._far.discard(connection)
 
     def _link_changed(self, connection: str, *, up: bool, gone: bool) -> None:
         key = connection.encode("ascii")
