@@ -240,7 +240,7 @@ def test_an_agent_that_says_goodbye_is_gone_at_once(stage: Stage) -> None:
     worker, agent = stage.worker(broker), stage.agent(broker)
     until(lambda: worker.of("link.up"))
     agent.stop()
-    until(lambda: [event for event in worker.of("link.down") if event["gone"]], 2)
+    until(lambda: [event for event in worker.of("link.down") if event["gone"]], 4)
 
 
 def test_the_state_survives_kill_and_restart(stage: Stage) -> None:
