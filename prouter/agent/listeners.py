@@ -63,8 +63,8 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     for name in names:
         try:
             target = os.readlink(f"{directory}/{name}")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # Closed meanwhile, or the process has become somebody else's.
         if target.startswith("socket:["):
             yield int(target[8:-1])
 

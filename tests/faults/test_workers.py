@@ -8,7 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,10 @@ def ports_of(pid: int) -> set[int]:
     """Ports of the clients whose TCP connections the process holds."""
     inodes = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
-        found = re.match(r"socket:\[(\d+)\]", os.readlink(entry.path))
-        if found:
-            inodes.add(found[1])
+        with suppress(FileNotFoundError):  # a living worker closes files meanwhile
+            found = re.match(r"socket:\[(\d+)\]", os.readlink(entry.path))
+            if found:
+                inodes.add(found[1])
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return {int(row[2].rpartition(":")[2], 16) for row in rows if row[9] in inodes}
 

@@ -149,7 +149,7 @@ def info(worker: FakeWorker, job: dict[str, Any]) -> dict[str, Any]:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

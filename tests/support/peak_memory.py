@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["PeakMemory", "descendants"]
@@ -13,7 +14,8 @@ def descendants(pid: int) -> list[int]:
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            found += descendants(int(child))
+            with suppress(FileNotFoundError):  # it ended meanwhile
+                found += descendants(int(child))
     return found
 
 
