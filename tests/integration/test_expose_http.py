@@ -237,6 +237,14 @@ def test_a_host_name_of_no_job_is_a_404(hosted: tuple[Router, str]) -> None:
     assert router.get("/info", headers={"Host": "example.org"}).status_code == 200
 
 
+def test_a_proxy_that_changes_host_tells_the_jobs_name_otherwise(hosted: tuple[Router, str]) -> None:
+    router, path = hosted
+    name = f"{path.rpartition('/')[2]}.jobs.example.org"
+    for told in ({"X-Forwarded-Host": name}, {"Forwarded": f'host="{name}"'}):
+        found = router.get("/info", headers={"Host": "upstream", **told}).json()
+        assert (found["path"], found["headers"]["x-forwarded-host"]) == ("/info", name)
+
+
 def test_what_a_trusted_proxy_says_counts(hosted: tuple[Router, str]) -> None:
     router, path = hosted
     told = {

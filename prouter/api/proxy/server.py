@@ -18,7 +18,7 @@ from gevent.event import Event
 from prouter.api.client import JobRoute, RouterClient
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.exchange import ProxyExchange, ended_error
-from prouter.api.proxy.forwarded import Origin
+from prouter.api.proxy.forwarded import Origin, as_seen_by_the_client
 from prouter.api.proxy.heads import RequestHead
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import UpstreamPool
@@ -175,7 +175,7 @@ class ProxyServer:
         if head.method == b"CONNECT":
             connection.fail(NoTunnels("CONNECT is not supported: jobs are reached under their paths"), head)
             return
-        found = self._match(head)
+        found = self._match(head, connection.origin)
         if found is None:
             self._admin(connection, head)
             return
@@ -189,13 +189,15 @@ class ProxyServer:
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
 
-    def _match(self, head: RequestHead) -> tuple[str, str, bytes, bool] | None:
+    def _match(self, head: RequestHead, origin: Origin) -> tuple[str, str, bytes, bool] | None:
         """(connection uid, job uid, target without prefix, own host) of a request for a job, None for all others."""
         target = head.target
-        if self._job_domain and head.host:
-            host = head.host.partition(b":")[0].lower().rstrip(b".")  # with its dot a name is absolute, and the same
-            if host.endswith(self._job_domain):
-                return "", host[: -len(self._job_domain)].decode("latin-1"), target, True
+        if self._job_domain:
+            # Not every proxy before us leaves Host as it was.
+            for name in (head.host, as_seen_by_the_client(head, origin).host):
+                host = name.partition(b":")[0].lower().rstrip(b".")  # with its dot a name is absolute, and the same
+                if host.endswith(self._job_domain):
+                    return "", host[: -len(self._job_domain)].decode("latin-1"), target, True
         if not target.startswith(b"/jobs/"):
             return None
         path, mark, query = target.partition(b"?")
