@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from tests.bench import processes
 from tests.bench.client import BadAnswer, Connection
 from tests.bench.nginx import Nginx
 from tests.bench.processes import MARK, Process
+from tests.support.ports import free_port
 
 __all__ = ["NAMES", "Chp", "Direct", "NginxStack", "Prouter", "Stack", "StackFailed", "running"]
 
@@ -35,12 +35,6 @@ NAMES = ("direct", "nginx", "chp", "prouter1", "prouter2")
 
 class StackFailed(Exception):
     """A stack did not come up; the text holds what its processes said."""
-
-
-def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:

@@ -19,25 +19,16 @@ import requests
 from tests.faults.clients import request
 from tests.faults.load import Load
 from tests.faults.stand import Stand
+from tests.support.ports import free_port
 from tests.support.processes import Router, start_agent, start_router, wait_until
 
 Launch = Callable[..., Any]
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return found
-
-
 def fixed(work_dir: Path) -> dict[str, Any]:
     """Settings with which a restarted router is what it was."""
-    control, server = free_ports(2)
     state = {"state__dir": str(work_dir / "state"), "state__run_dir": str(work_dir / "run")}
-    return {"control__port": control, "server__port": server, **state}
+    return {"control__port": free_port(), "server__port": free_port(), **state}
 
 
 def alone(launch: Launch, work_dir: Path) -> tuple[dict[str, Any], Stand]:

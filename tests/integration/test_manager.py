@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from prouter.jobs import Reason, State
 from prouter.requests import Limits
 from tests.support.job_manager import CONNECTION, SERVER, Managers, Observed, get, gone, new_uid, python
 from tests.support.keeper import ESCAPE, until
+from tests.support.ports import free_port
 
 NOTIFY_SERVER = Path(__file__).parents[1] / "jobs" / "notify_server.py"
 PRINT_ENVIRONMENT = "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), __import__('sys').argv[1:]]))"
@@ -246,9 +246,7 @@ def test_a_unix_socket_is_served_and_gone_with_the_job(jobs: Observed) -> None:
 
 
 def test_a_server_is_found_by_its_listening_socket_also_in_a_child_process(jobs: Observed) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     shell = f'"{sys.executable}" -I -S -c "$0" {port}; true'
     record = jobs.start(jobs.create(), "sh", "-c", shell, SERVER, expose={"port": "detect", "ready": "http"})
     assert record.ports == [port]

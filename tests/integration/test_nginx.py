@@ -21,7 +21,7 @@ import websockets.sync.client
 
 from tests.bench.client import Answer, Connection
 from tests.bench.nginx import Nginx, render
-from tests.bench.stack import free_port
+from tests.support.ports import free_port
 from tests.support.processes import Process, start_agent, start_router
 
 pytestmark = pytest.mark.skipif(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.ports import free_port
 from tests.support.processes import Process, Router, processes_with, start_router, wait_until
 from tests.support.raw_http import Raw
 
@@ -71,13 +72,6 @@ def ends_with_config_error(process: Process) -> str:
     text = process.log_end()
     assert "Traceback" not in text
     return text
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 # -- running ----------------------------------------------------------------------------------------------------
@@ -366,5 +360,5 @@ def test_broker_and_gunicorn_run_as_separate_services(work_dir: Path, settings: 
         assert requests.post(f"http://127.0.0.1:{port}/shutdown", timeout=5).status_code == 200
         assert broker.popen.wait(20) == 0
     finally:
-        assert gunicorn.stop() == 0
+        assert gunicorn.stop() == 0, gunicorn.log_end()
         broker.stop()

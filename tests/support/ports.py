@@ -1,0 +1,16 @@
+"""TCP ports for servers that are told theirs before they listen: nobody else takes them meanwhile."""
+
+from __future__ import annotations
+
+from prouter.agent.ports import Port, reserve
+
+__all__ = ["free_port"]
+
+_reserved: list[Port] = []
+
+
+def free_port() -> int:
+    """A port nobody listens on; neither the kernel nor an agent nor another test run will pick it."""
+    port = reserve()
+    _reserved.append(port)
+    return port.number
