@@ -14,8 +14,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import zmq
-
 from prouter.agent.listener import Listener
 from prouter.agent.usage_reports import Usage
 from prouter.fabric.calls import Request
@@ -237,7 +235,11 @@ class Links:
         return any(link.up for link in self)
 
     def dial(self, address: str, token: str, reconnect_delay: float) -> None:
-        """Link to the router at ``host:port``, for as long as the agent lives."""
+        """Link to the router at ``host:port``, for as long as the agent lives.
+
+        Raises:
+            ValueError: `address` is none.
+        """
         link = self._new(SERVER, address, self._incarnation())
         link.dialler = Dialler(
             link.peer,
@@ -247,7 +249,6 @@ class Links:
             heartbeat=self._heartbeat,
             delay=min(_FIRST_DELAY, reconnect_delay),
             max_delay=reconnect_delay,
-            prepare=_resolve_ipv6 if "[" in address else None,
         )
         self._links.append(link)
         link.dialler.start()
@@ -290,7 +291,3 @@ class Links:
             link.close(reason)
         if self._listener is not None:
             self._listener.close()
-
-
-def _resolve_ipv6(socket: zmq.Socket[bytes]) -> None:
-    socket.setsockopt(zmq.IPV6, 1)

@@ -18,7 +18,7 @@ from prouter.agent.identity import token_accepted
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
-from prouter.transport.sockets import WatchedSocket
+from prouter.transport.router import RouterSocket
 
 if TYPE_CHECKING:
     from prouter.agent.links import RouterLink
@@ -56,7 +56,7 @@ class Listener:
         self._allowance = _HELLOS
         self._refilled = time.monotonic()
         self._ignored = 0
-        self._socket = WatchedSocket(zmq.ROUTER, self._receive, self._disconnected)
+        self._socket = RouterSocket(self._receive, self._disconnected)
         self._socket.socket.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_SIZE)
         self._socket.socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
         self._ticker = gevent.spawn(self._tick)

@@ -127,8 +127,8 @@ class _Agent:
             for address in addresses:
                 try:
                     self.links.dial(address, config.client.token, config.client.reconnect_delay)
-                except zmq.ZMQError as error:
-                    raise ConfigError(f"client.address: {address!r} is no host:port ({error})") from error
+                except ValueError as error:
+                    raise ConfigError(f"client.address: {error}") from error
         else:
             self._tell_ready()
 

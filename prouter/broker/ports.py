@@ -1,4 +1,4 @@
-"""ZeroMQ sockets of the broker: their options, and the pump that moves messages between them.
+"""ZeroMQ sockets of the broker, for agents: their options, and the pump that moves messages from them.
 
 High-water marks for sending are off: the streams' windows bound what is in flight, and a send never blocks. Reading
 ahead from other machines is bounded: who sends faster than the broker reads has to wait.
@@ -7,18 +7,16 @@ ahead from other machines is bounded: who sends faster than the broker reads has
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
 from prouter.broker.switch import Path, Switch
 from prouter.fabric.frames import encode
-from prouter.transport.memory import LOCAL_BUFFER
+from prouter.fabric.zmtp import MAX_PART
 
 __all__ = ["Port", "bind_endpoint"]
 
-MAX_PART = 16 * 1024 * 1024
-"""Largest part of a message that is taken from an agent, bytes."""
 _HANDSHAKE = 5000
 """Milliseconds a connection has to show that it speaks ZeroMQ."""
 _CONNECT_TIMEOUT = 2000
@@ -44,33 +42,29 @@ class Port:
 
     Attributes:
         paths: accepted peers by routing id; a DEALER's only peer is under the empty one.
-        monitor: tells of connections that were taken or closed, None when nobody asks.
+        monitor: tells of connections that were taken or closed.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, *, watched: bool) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> None:
         self.socket = socket = context.socket(kind)
         self.router = kind == zmq.ROUTER
         self.paths: dict[bytes, Path] = {}
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, _READ_AHEAD if watched else 0)
+        socket.setsockopt(zmq.RCVHWM, _READ_AHEAD)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
-        if not watched:
-            socket.setsockopt(zmq.SNDBUF, LOCAL_BUFFER)
-            socket.setsockopt(zmq.RCVBUF, LOCAL_BUFFER)
         if self.router:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         else:
             socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT)
-        self.monitor = socket.get_monitor_socket(_NEWS) if watched else None
+        self.monitor = socket.get_monitor_socket(_NEWS)
 
     def close(self, linger: int = 0) -> None:
         """Close; what is queued has `linger` milliseconds to leave in the background."""
-        if self.monitor is not None:
-            self.socket.disable_monitor()
-            self.monitor.close(0)
+        self.socket.disable_monitor()
+        self.monitor.close(0)
         self.socket.close(linger)
 
     def pump(
@@ -112,22 +106,28 @@ class Port:
                 switch.dropped += 1
                 continue
             path.heard = now
-            send = target.carrier.socket.send
-            try:
-                if target.rid:
-                    send(target.rid, _SNDMORE)
-                send(path.source, _SNDMORE)
-                while part.more:
-                    send(part, _SNDMORE, False)
-                    part = recv(_NOBLOCK, False)
-                send(part, _NOBLOCK, False)
+            if target.carrier.forward(target, path.source, self._rest(part)):
                 switch.routed += 1
-            except zmq.ZMQError as error:
-                self._rest(part)
+            else:
                 switch.dropped += 1
-                _check(error)
                 unreachable(target, now)
         return False
+
+    def forward(self, target: Path, source: bytes, parts: Sequence[bytes]) -> bool:
+        """Send a message that came from `source`; False when its peer is not reachable."""
+        send = self.socket.send
+        last = len(parts) - 1
+        try:
+            if target.rid:
+                send(target.rid, _SNDMORE)
+            send(source, _SNDMORE)
+            for index in range(last):
+                send(parts[index], _SNDMORE)
+            send(parts[last], _NOBLOCK)
+        except zmq.ZMQError as error:
+            _check(error)
+            return False
+        return True
 
     def send(self, path: Path) -> bool:
         """Send what is pending on `path`; False when its peer is not reachable."""
@@ -150,7 +150,7 @@ class Port:
     def connection_news(self) -> list[tuple[int, bool]]:
         """Descriptors of the connections that were closed (False) or taken (True) since the last time, in order."""
         found = []
-        while self.monitor is not None and int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = self.monitor.recv_multipart(_NOBLOCK)
             kind, fd = _EVENT.unpack(event[0])
             found.append((fd, kind == zmq.EVENT_ACCEPTED))

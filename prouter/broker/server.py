@@ -9,15 +9,18 @@ import signal
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path as FilePath
+from typing import Any
 
 import zmq
 
 from prouter.broker.core import Broker
 from prouter.broker.env import Env
 from prouter.broker.lag import Lag, process_figures
+from prouter.broker.local_port import LocalListener, LocalPort
 from prouter.broker.ports import Port, bind_endpoint
 from prouter.broker.startup import settings_of
 from prouter.broker.store import Store, open_store
@@ -45,6 +48,8 @@ _FEW = 64
 """Agents whose signs of life are looked at one by one."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
+_ACCEPT_PAUSE = 0.1
+"""Seconds to wait when a worker's connection cannot be taken for lack of descriptors."""
 _LINGER = 500
 """Milliseconds that last words have to leave."""
 
@@ -104,9 +109,11 @@ class _Server:
         self._strangers: OrderedDict[bytes, int] = OrderedDict()
         self._unknown = Strangers()
         self._sweeping = False
-        self._closing: list[Port] = []
+        self._closing: list[Port | LocalPort] = []
         self._cut: list[Path] = []
-        self._ports: list[Port] = []
+        self._ports: list[Port | LocalPort] = []
+        self._written: list[LocalPort] = []
+        """Connections of workers with something to be flushed."""
         self._stop = self._drain = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,9 +139,9 @@ class _Server:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()
         self._register(self._wake_read, self._woken)
-        self._workers = self._open(zmq.ROUTER, watched=False)
-        self._workers.socket.bind(broker_endpoint(config))
-        self._agents = self._open(zmq.ROUTER, watched=True)
+        self._workers = LocalListener(FilePath(broker_endpoint(config).removeprefix("ipc://")), self._written)
+        self._register(self._workers.fd, self._worker_connected)
+        self._agents = self._open(zmq.ROUTER)
         self.endpoint = self._bind(bind_port) if config.server.enabled else ""
         gc.collect()
         gc.freeze()
@@ -164,6 +171,7 @@ class _Server:
                 self._closed_connections(self._agents, now)
             self._guard(broker.turn, now)
             self._flush(now)
+            self._flush_local()
             self._close_unused()
             self._lag.turned(now, time.monotonic())
 
@@ -179,6 +187,7 @@ class _Server:
         """Say goodbye, and leave nothing behind."""
         self._broker.farewell("restart")
         self._flush(time.monotonic())
+        self._workers.close()
         for port in self._ports:
             port.close(_LINGER)
         self._context.term()
@@ -190,13 +199,13 @@ class _Server:
 
     # -- what arrives -----------------------------------------------------------------------------------------------
 
-    def _control(self, port: Port, rid: bytes, path: Path | None, parts: list[zmq.Frame], now: float) -> None:
+    def _control(self, port: Port | LocalPort, rid: bytes, path: Path | None, parts: Sequence[Any], now: float) -> None:
         """A message to the broker itself; its answers leave before anything else is moved, so that order is kept."""
         try:
             if path is None:
                 self._stranger(port, rid, parts, now)
             else:
-                self._broker.receive(path, decode([part.bytes for part in parts]), now)
+                self._broker.receive(path, decode([bytes(part) for part in parts]), now)
         except ProtocolError as error:
             self._broker.malformed(path, error)
         except zmq.ZMQError:
@@ -206,13 +215,13 @@ class _Server:
             self._env.counts["failures"] += 1
         self._flush(now)
 
-    def _stranger(self, port: Port, rid: bytes, parts: list[zmq.Frame], now: float) -> None:
+    def _stranger(self, port: Port | LocalPort, rid: bytes, parts: Sequence[Any], now: float) -> None:
         if sum(len(part) for part in parts) > self._env.settings.bounds.hello_bytes:
             raise ProtocolError("the introduction is too long")
-        frames = decode([part.bytes for part in parts])
+        frames = decode([bytes(part) for part in parts])
         if not frames:
             raise ProtocolError("an empty message")
-        if port is self._workers:
+        if isinstance(port, LocalPort):
             self._broker.worker_stranger(port, rid, frames, now)
             return
         self._strangers[rid] = int(parts[0].get(zmq.SRCFD))
@@ -285,7 +294,7 @@ class _Server:
         outbox = self._env.outbox
         while outbox:
             for path in outbox.take():
-                port: Port = path.carrier
+                port: Port | LocalPort = path.carrier
                 if not port.send(path):
                     self._broker.disconnected(path, now)
 
@@ -308,17 +317,17 @@ class _Server:
 
     def accept(self, path: Path) -> None:
         """Messages of this routing id are this path's."""
-        port: Port = path.carrier
+        port: Port | LocalPort = path.carrier
         fd = self._strangers.pop(path.rid, None) if port is self._agents else None
         port.paths[path.rid] = path
         if fd is not None:
-            self._hear_of_connections(port, self._env.now)
+            self._hear_of_connections(self._agents, self._env.now)
             self._unknown.gone(fd)
             self._fds[fd] = path
 
     def dial(self, path: Path, address: str) -> None:
         """A socket of its own, connected to an agent that listens."""
-        path.carrier = port = self._open(zmq.DEALER, watched=True)
+        path.carrier = port = self._open(zmq.DEALER)
         port.paths[b""] = path
         host, _, number = address.rpartition(":")
         port.socket.setsockopt(zmq.IPV6, int(":" in host))
@@ -329,7 +338,7 @@ class _Server:
 
     def forget(self, path: Path) -> None:
         """The path is not used any more."""
-        port: Port = path.carrier
+        port: Port | LocalPort = path.carrier
         if port.paths.get(path.rid) is path:
             del port.paths[path.rid]
         if not port.router:
@@ -346,25 +355,60 @@ class _Server:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _open(self, kind: int, *, watched: bool) -> Port:
-        port = Port(self._context, kind, watched=watched)
+    def _open(self, kind: int) -> Port:
+        port = Port(self._context, kind)
         self._ports.append(port)
         switch, control, unreachable = self._env.switch, self._control, self._unreachable
 
         def pump(now: float) -> None:
             port.pump(switch, now, control, unreachable)
 
-        self._register(port.socket, pump, urgent=not watched)
-        if port.monitor is not None:
-            self._register(port.monitor, lambda now: self._connections_changed(port, now), urgent=False)
+        self._register(port.socket, pump, urgent=False)
+        self._register(port.monitor, lambda now: self._connections_changed(port, now), urgent=False)
         return port
 
-    def _shut(self, port: Port) -> None:
-        self._unregister(port.socket)
-        if port.monitor is not None:
+    def _worker_connected(self, now: float) -> None:
+        """Workers have connected; they say who they are in their first messages."""
+        try:
+            while (port := self._workers.accept()) is not None:
+                self._ports.append(port)
+                self._register(port.fd, partial(self._pump_local, port))
+        except OSError as error:
+            log.error("event=accept_failed error=%r", str(error))
+            self._unregister(self._workers.fd)
+            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._register(self._workers.fd, self._worker_connected))
+
+    def _pump_local(self, port: LocalPort, now: float) -> None:
+        try:
+            port.pump(self._env.switch, now, self._control, self._unreachable)
+        except (OSError, ProtocolError) as error:
+            log.debug("event=worker_disconnected fd=%d error=%r", port.fd, str(error))
+            path = port.paths.get(b"")
+            self._shut(port)
+            if path is not None:
+                self._broker.disconnected(path, now)
+            return
+        if port.blocked:
+            self._written.append(port)
+
+    def _flush_local(self) -> None:
+        """Send to workers what this turn has for them, in one piece each."""
+        for port in self._written:
+            port.flush()
+            if port.blocked != port.waits and port.fd >= 0:
+                port.waits = port.blocked
+                self._poller.register(port.fd, zmq.POLLIN | zmq.POLLOUT if port.waits else zmq.POLLIN)
+        self._written.clear()
+
+    def _shut(self, port: Port | LocalPort) -> None:
+        if port not in self._ports:
+            return
+        self._ports.remove(port)
+        if isinstance(port, LocalPort):
+            self._unregister(port.fd)
+        else:
+            self._unregister(port.socket)
             self._unregister(port.monitor)
-        if port in self._ports:
-            self._ports.remove(port)
         port.close(_LINGER)
 
     def _bind(self, bind_port: int | None) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-import zmq
 
 from prouter.fabric.session import LOST_AFTER, Session
+from prouter.transport.dealer import DealerSocket
 from prouter.transport.peer import Peer
-from prouter.transport.sockets import WatchedSocket
 
 __all__ = ["Dialler"]
 
@@ -33,7 +32,9 @@ class Dialler:
         hello: makes the introduction for each attempt.
         heartbeat: seconds, see `Session`.
         delay: seconds between attempts, grown to at most `max_delay`, jittered by half.
-        prepare: sets options on each new socket (CURVE keys).
+
+    Raises:
+        ValueError: from `start`: `endpoint` is none.
     """
 
     def __init__(
@@ -46,7 +47,6 @@ class Dialler:
         heartbeat: float,
         delay: float = 0.1,
         max_delay: float = 2.0,
-        prepare: Callable[[zmq.Socket[bytes]], None] | None = None,
     ) -> None:
         self.peer = peer
         self.endpoint = endpoint
@@ -57,8 +57,7 @@ class Dialler:
         self._delay = delay
         self._max_delay = max(max_delay, delay)
         self._failures = 0
-        self._prepare = prepare
-        self._socket: WatchedSocket | None = None
+        self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
         self._stopped = False
@@ -102,11 +101,7 @@ class Dialler:
             return
         self.attempts += 1
         identity = f"{self._identity}:{self.attempts}".encode()
-        socket = WatchedSocket(zmq.DEALER, self.peer.receive, self._disconnected, identity)
-        if self._prepare is not None:
-            self._prepare(socket.socket)
-        self._socket = socket
-        socket.connect(self.endpoint)
+        self._socket = socket = DealerSocket(self.endpoint, self.peer.receive, self._disconnected, identity)
         self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
 
     def _disconnected(self) -> None:

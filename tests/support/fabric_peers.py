@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import zmq
 
 from prouter.errors import NotFound, PRouterError
 from prouter.fabric.calls import Request
@@ -25,7 +24,7 @@ from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
-from prouter.transport.sockets import WatchedSocket
+from prouter.transport.router import RouterSocket
 
 _BROKER = """
 import sys
@@ -196,7 +195,7 @@ class FakeAgent:
         self.accepts = {""}
         self.peer = Peer(self, accepts_streams=True)
         self.dialler: Dialler | None = None
-        self.socket: WatchedSocket | None = None
+        self.socket: RouterSocket | None = None
         self.connection = ""
 
     # -- dialling and listening
@@ -232,7 +231,7 @@ class FakeAgent:
         """Be dialled; the port."""
         self._routers: dict[bytes, bytes] = {}
         self._current = b""
-        self.socket = WatchedSocket(zmq.ROUTER, self._arrived)
+        self.socket = RouterSocket(self._arrived)
         return int(self.socket.bind(f"tcp://127.0.0.1:{port or '*'}").rpartition(":")[2])
 
     def _arrived(self, parts: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets on the gevent loop: callbacks for messages and lost connections, no blocking call.
+"""A ZeroMQ ROUTER on the gevent loop: callbacks for messages and lost connections, no blocking call.
 
 A ZeroMQ socket's file descriptor only says "look at me"; sending as well as receiving consumes that hint (see ZMQ_FD in
 zmq_getsockopt). So whoever touches the socket looks for messages afterwards, and draining goes on until none is left.
@@ -16,23 +16,20 @@ import zmq
 from gevent import get_hub
 from zmq.utils.monitor import parse_monitor_message
 
-from prouter.transport.memory import LOCAL_BUFFER, keep_freed_memory
+from prouter.fabric.zmtp import BULKY
+from prouter.transport.memory import keep_freed_memory
 
-__all__ = ["CONNECT_TIMEOUT", "DISCONNECTED", "LISTENING", "WatchedSocket", "context"]
+__all__ = ["RouterSocket"]
 
 log = logging.getLogger("prouter.transport")
 
-DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
-LISTENING = int(zmq.EVENT_LISTENING)
+_DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
 
-CONNECT_TIMEOUT = 2000
-"""Milliseconds an attempt to connect may take before the next: TCP's own repeats come further and further apart, and
-would find a network that is back late."""
 _DRAIN_BATCH = 128
 """Messages handled before other events of the loop get their turn."""
 
-_BULKY = 64 * 1024
-"""Bytes from which a part is handed on as a view of ZeroMQ's own memory; copying smaller ones costs less."""
+_HEADS = 3
+"""Parts before the bulk parts: routing id, route, block."""
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE) | _NOBLOCK
 _POLLIN = int(zmq.POLLIN)
@@ -42,7 +39,7 @@ _RCVMORE = int(zmq.RCVMORE)
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
-def context() -> zmq.Context[zmq.Socket[bytes]]:
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ context; never one that crossed a fork."""
     pid = os.getpid()
     found = _contexts.get(pid)
@@ -52,39 +49,28 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return found
 
 
-class WatchedSocket:
-    """A ZeroMQ socket whose messages arrive as callbacks on the gevent loop.
+class RouterSocket:
+    """A ZeroMQ ROUTER whose messages arrive as callbacks on the gevent loop.
 
     Bulk parts of 64 KiB or more arrive as memoryviews, all else as bytes.
 
     Args:
-        kind: ``zmq.DEALER`` or ``zmq.ROUTER``.
         on_message: gets each message's parts.
         on_disconnect: called when a connection of the socket ends (TCP or ipc peer gone).
-        identity: routing id the peer sees, at most 255 bytes.
     """
 
     def __init__(
         self,
-        kind: int,
         on_message: Callable[[list[bytes]], None],
         on_disconnect: Callable[[], None] | None = None,
-        identity: bytes | None = None,
     ) -> None:
-        self._socket = socket = context().socket(kind)
+        self._socket = socket = _context().socket(zmq.ROUTER)
         self._get: Callable[[int], Any] = socket.get
         """Like getsockopt, for plain integers: a third of its time."""
-        self._heads = 3 if kind == zmq.ROUTER else 2
-        """Parts before the bulk parts."""
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
-        if identity is not None:
-            socket.setsockopt(zmq.IDENTITY, identity)
-        if kind == zmq.ROUTER:
-            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        else:
-            socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._on_message = on_message
         self._on_disconnect = on_disconnect
         self._closed = False
@@ -101,16 +87,8 @@ class WatchedSocket:
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The ZeroMQ socket, for options, bind and connect."""
+        """The ZeroMQ socket, for options."""
         return self._socket
-
-    def connect(self, endpoint: str) -> None:
-        """Connect to `endpoint`; ZeroMQ keeps trying until it is there."""
-        if endpoint.startswith("ipc://"):
-            self._socket.setsockopt(zmq.SNDBUF, LOCAL_BUFFER)
-            self._socket.setsockopt(zmq.RCVBUF, LOCAL_BUFFER)
-        self._socket.connect(endpoint)
-        self._schedule_drain()
 
     def bind(self, endpoint: str) -> str:
         """Bind to `endpoint`; the endpoint actually bound (port 0 and wildcards resolved)."""
@@ -118,7 +96,7 @@ class WatchedSocket:
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, parts: Sequence[bytes]) -> bool:
-        """Queue one message; False when its peer is unknown (ROUTER) or the socket closed.
+        """Queue one message; False when its peer is unknown or the socket closed.
 
         Nothing blocks: high-water marks are off, the streams' windows bound what is in flight.
         """
@@ -177,21 +155,21 @@ class WatchedSocket:
         self._schedule_drain()
 
     def _receive(self) -> list[bytes]:
-        recv, get, heads = self._socket.recv, self._get, self._heads
+        recv, get = self._socket.recv, self._get
         parts = [recv(_NOBLOCK)]
         while get(_RCVMORE):
-            if len(parts) < heads:
+            if len(parts) < _HEADS:
                 parts.append(recv(_NOBLOCK))
             else:
                 part: Any = recv(_NOBLOCK, False)
-                parts.append(part.buffer if len(part) >= _BULKY else part.bytes)
+                parts.append(part.buffer if len(part) >= BULKY else part.bytes)
         return parts
 
     def _drain_monitor(self) -> None:
         monitor = self._monitor
         while not self._closed and monitor is not None and int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
-            if event["event"] == DISCONNECTED and self._on_disconnect is not None:
+            if event["event"] == _DISCONNECTED and self._on_disconnect is not None:
                 self._drain()
                 if not self._closed:
                     self._on_disconnect()

@@ -1,0 +1,228 @@
+"""A DEALER socket on the gevent loop: connects for as long as it lives, callbacks for messages and lost connections."""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from errno import EINPROGRESS
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.socket import getaddrinfo, wait_write
+
+from prouter.errors import ProtocolError
+from prouter.transport.memory import keep_freed_memory
+from prouter.transport.wire import Wire
+
+__all__ = ["DealerSocket"]
+
+log = logging.getLogger("prouter.transport")
+
+_CONNECT_TIMEOUT = 2.0
+"""Seconds an attempt to connect may take before the next: TCP's own repeats come further and further apart, and would
+find a network that is back late."""
+_PAUSE = {"ipc": 0.02, "tcp": 0.1}
+"""Seconds between attempts to connect."""
+
+_READ, _WRITE = 1, 2
+"""Events of libev's watchers."""
+
+Address = tuple[int, Any]
+"""Family, and what `connect` takes."""
+
+
+class DealerSocket:
+    """See the module's docstring.
+
+    Parts of 64 KiB or more arrive as memoryviews, all else as bytes. Messages wait for the first connection; what was
+    queued on one that is lost is gone with it.
+
+    Args:
+        endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH`` of a ROUTER.
+        on_message: gets each message's parts.
+        on_disconnect: called when an established connection ends; unless the socket is closed then, it connects again.
+        identity: routing id the peer sees, at most 255 bytes.
+
+    Raises:
+        ValueError: `endpoint` is none.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        on_message: Callable[[list[bytes]], None],
+        on_disconnect: Callable[[], None],
+        identity: bytes = b"",
+    ) -> None:
+        keep_freed_memory()
+        self._scheme, _, self._place = endpoint.partition("://")
+        if self._scheme == "tcp":
+            _host_and_port(self._place)
+        elif self._scheme != "ipc":
+            raise ValueError(f"{endpoint!r} is no endpoint")
+        self._on_message = on_message
+        self._on_disconnect = on_disconnect
+        self._identity = identity
+        self._loop = get_hub().loop
+        self._wire: Wire | None = None
+        self._readable: Any = None
+        self._writable: Any = None
+        self._waiting: list[Sequence[bytes]] = []
+        """Messages for the first connection."""
+        self._closed = False
+        self._connecting: Any = gevent.spawn(self._connect)
+
+    def send(self, parts: Sequence[bytes]) -> bool:
+        """Send or queue one message; False when the socket is closed. Nothing blocks: the streams' windows bound it."""
+        wire = self._wire
+        if self._closed:
+            return False
+        if wire is None or not wire.ready:
+            self._waiting.append(parts)
+            return True
+        wire.queue(parts)
+        if not wire.blocked:
+            self._flush(wire)
+        return True
+
+    def close(self, linger: float = 0) -> None:
+        """Close at once; what is queued has `linger` seconds to leave in the background. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._waiting.clear()
+        if self._connecting is not None and self._connecting is not gevent.getcurrent():
+            self._connecting.kill(block=False)
+        wire = self._wire
+        if wire is not None and wire.blocked and linger:
+            self._readable.stop()
+            gevent.spawn_later(linger, self._drop, wire)
+        elif wire is not None:
+            self._drop(wire)
+
+    # -- connecting -------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Try until there is a connection."""
+        while True:
+            for address in self._addresses():
+                sock = self._attempt(*address)
+                if sock is not None:
+                    try:
+                        self._start(Wire(sock, b"DEALER", b"ROUTER", self._identity))
+                    except OSError as error:
+                        log.debug("event=connection_lost endpoint=%s error=%r", self._place, str(error))
+                        sock.close()
+                        continue
+                    self._connecting = None
+                    return
+            gevent.sleep(_PAUSE[self._scheme])
+
+    def _addresses(self) -> list[Address]:
+        if self._scheme == "ipc":
+            return [(socket.AF_UNIX, self._place)]
+        host, port = _host_and_port(self._place)
+        try:
+            found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.debug("event=address_not_found host=%s error=%r", host, str(error))
+            return []
+        return [(entry[0], entry[4]) for entry in found]
+
+    def _attempt(self, family: int, address: Any) -> _socket.socket | None:
+        """Connect to one address; None when that fails."""
+        sock = _socket.socket(family, socket.SOCK_STREAM)
+        connected = False
+        try:
+            sock.setblocking(False)
+            error = sock.connect_ex(address)
+            if error == EINPROGRESS:
+                wait_write(sock.fileno(), timeout=_CONNECT_TIMEOUT)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            connected = not error
+        except OSError as failure:
+            log.debug("event=connecting_failed endpoint=%s error=%r", self._place, str(failure))
+        finally:
+            if not connected:
+                sock.close()
+        return sock if connected else None
+
+    # -- a connection -----------------------------------------------------------------------------------------------
+
+    def _start(self, wire: Wire) -> None:
+        self._wire = wire
+        self._readable = self._loop.io(wire.fd, _READ)
+        self._writable = self._loop.io(wire.fd, _WRITE)
+        self._readable.start(self._arrived, wire)
+
+    def _arrived(self, wire: Wire) -> None:
+        introduced = wire.ready
+        try:
+            messages = wire.receive()
+        except (OSError, ProtocolError) as error:
+            self._lost(wire, error)
+            return
+        if wire.ready and not introduced:
+            waiting, self._waiting = self._waiting, []
+            for parts in waiting:
+                wire.queue(parts)
+            self._flush(wire)
+        for parts in messages:
+            if self._wire is not wire or self._closed:
+                return
+            try:
+                self._on_message(parts)
+            except Exception:
+                log.exception("event=message_failed parts=%d", len(parts))
+
+    def _flush(self, wire: Wire) -> None:
+        try:
+            wire.flush()
+        except OSError as error:
+            # Whoever sends does not expect to hear of a lost connection before it is done.
+            self._loop.run_callback(self._lost, wire, error)
+            return
+        if wire.blocked:
+            if not self._writable.active:
+                self._writable.start(self._flush, wire)
+        elif self._writable.active:
+            self._writable.stop()
+            if self._closed:
+                self._drop(wire)
+
+    def _lost(self, wire: Wire, error: Exception) -> None:
+        if self._wire is not wire:
+            return
+        log.debug("event=connection_lost endpoint=%s error=%r", self._place, str(error))
+        was_ready = wire.ready
+        self._drop(wire)
+        if self._closed:
+            return
+        if was_ready:
+            self._on_disconnect()
+        if not self._closed:
+            self._connecting = gevent.spawn_later(_PAUSE[self._scheme], self._connect)
+
+    def _drop(self, wire: Wire) -> None:
+        if self._wire is not wire:
+            return
+        self._wire = None
+        for watcher in (self._readable, self._writable):
+            watcher.stop()
+            watcher.close()
+        wire.close()
+
+
+def _host_and_port(place: str) -> tuple[str, int]:
+    """The parts of ``HOST:PORT``; brackets round IPv6 addresses.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    host, _, port = place.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{place!r} is no host:port")
+    return host.strip("[]"), int(port)

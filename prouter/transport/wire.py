@@ -1,0 +1,140 @@
+"""A connected stream socket that speaks ZMTP, for whatever loop watches it. Nothing in it blocks but `Wire.finish`."""
+
+from __future__ import annotations
+
+import _socket
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+from prouter.fabric.zmtp import Zmtp, encode_message, opening
+from prouter.transport.memory import LOCAL_BUFFER
+
+__all__ = ["Wire"]
+
+_READ = 64 * 1024
+"""Bytes asked for at once while no large part is on its way."""
+_READS = 8
+"""Reads before other events of the loop get their turn."""
+_BUFFERS = 64
+"""Buffers in one system call; the kernel takes 1,024."""
+
+
+class Wire:
+    """See the module's docstring.
+
+    Attributes:
+        ready: whether the other end has introduced itself; messages wait for that.
+        blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
+
+    Args:
+        sock: connected; it is the wire's from now on.
+        kind: this end's type of socket, ``b"DEALER"`` or ``b"ROUTER"``.
+        peer: the other end's.
+        identity: routing id for the other end to know this one by.
+    """
+
+    __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd")
+
+    def __init__(self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"") -> None:
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self.fd = sock.fileno()
+        self.blocked = False
+        self._protocol = Zmtp(peer)
+        self._out: deque[bytes] = deque()
+        # It fits into the empty buffer of a new connection.
+        sock.send(opening(kind, identity))
+
+    @property
+    def ready(self) -> bool:
+        """See the class."""
+        return self._protocol.ready
+
+    def receive(self) -> list[list[bytes]]:
+        """The messages that have arrived, in order; perhaps not all of them.
+
+        Raises:
+            OSError: the connection is closed, and everything before its end was returned.
+            ProtocolError: the other end does not speak ZMTP as it should.
+        """
+        protocol, sock = self._protocol, self._sock
+        messages: list[list[bytes]] = []
+        try:
+            for _ in range(_READS):
+                room = protocol.room
+                if room is None:
+                    wanted = _READ
+                    data = sock.recv(_READ)
+                    count = len(data)
+                    if count:
+                        messages += protocol.receive(data)
+                else:
+                    wanted = len(room)
+                    count = sock.recv_into(room)
+                    if count:
+                        messages += protocol.filled(count)
+                if not count:
+                    raise ConnectionResetError("closed by the other end")
+                if count < wanted:
+                    break
+        except BlockingIOError:
+            return messages
+        except OSError:
+            if not messages:
+                raise
+        return messages
+
+    def queue(self, parts: Sequence[bytes]) -> None:
+        """Have a message sent by the next `flush`."""
+        self._out += encode_message(parts)
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the kernel takes it.
+
+        Raises:
+            OSError: the connection is closed.
+        """
+        out = self._out
+        self.blocked = False
+        if not self._protocol.ready:
+            return
+        while out:
+            try:
+                sent = self._sock.send(out[0]) if len(out) == 1 else self._sock.sendmsg(list(islice(out, _BUFFERS)))
+            except BlockingIOError:
+                self.blocked = True
+                return
+            while sent:
+                length = len(out[0])
+                if sent < length:
+                    out[0] = memoryview(out[0])[sent:]  # type: ignore[assignment]
+                    break
+                sent -= length
+                out.popleft()
+
+    def finish(self, seconds: float) -> None:
+        """Close when what is queued has left, at most after so long. Blocks."""
+        deadline = time.monotonic() + seconds
+        try:
+            self.flush()
+            while self.blocked and time.monotonic() < deadline:
+                waiting = select.poll()
+                waiting.register(self.fd, select.POLLOUT)
+                waiting.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+                self.flush()
+        except OSError:
+            self._out.clear()  # Nobody is there to read it.
+        self.close()
+
+    def close(self) -> None:
+        """Close at once. Idempotent."""
+        self._sock.close()

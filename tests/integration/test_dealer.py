@@ -1,0 +1,285 @@
+"""Our end of ZMTP and ZeroMQ's own, over real sockets: each understands the other, and nothing is lost or stuck."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import zmq
+
+from prouter.broker.local_port import LocalListener, LocalPort
+from prouter.broker.switch import Path as SwitchPath
+from prouter.broker.switch import Switch
+from prouter.fabric.session import Session
+from prouter.transport.dealer import DealerSocket
+from tests.support.fabric_peers import until
+from tests.support.ports import free_port
+
+MIB = 1024 * 1024
+MESSAGES = [[b"", b"x"], [b"route", bytes(300)], [b"r" * 255, bytes(70_000), b"", b"z" * (3 * MIB)], [b"end"]]
+
+
+class Ends:
+    """Sockets of one test, closed after it."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.received: list[list[bytes]] = []
+        self.disconnects = 0
+        self._closing: list[Callable[[], Any]] = []
+
+    def endpoint(self, scheme: str) -> str:
+        return f"ipc://{self.work_dir}/router" if scheme == "ipc" else f"tcp://127.0.0.1:{free_port()}"
+
+    def router(self, endpoint: str, **options: int) -> zmq.Socket[bytes]:
+        router = self.context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.LINGER, 0)
+        for name, value in options.items():
+            router.setsockopt(getattr(zmq, name), value)
+        router.bind(endpoint)
+        return router
+
+    def dealer(self, endpoint: str, identity: bytes = b"me") -> DealerSocket:
+        dealer = DealerSocket(endpoint, self._arrived, self._disconnected, identity)
+        self._closing.append(dealer.close)
+        return dealer
+
+    def _arrived(self, parts: list[bytes]) -> None:
+        self.received.append([bytes(part) for part in parts])
+
+    def _disconnected(self) -> None:
+        self.disconnects += 1
+
+    def close(self) -> None:
+        for close in self._closing:
+            close()
+        self.context.destroy(0)
+
+
+@pytest.fixture
+def ends(work_dir: Path) -> Iterator[Ends]:
+    found = Ends(work_dir)
+    yield found
+    found.close()
+
+
+def take(router: zmq.Socket[bytes], seconds: float = 10.0) -> list[bytes]:
+    """The next message; the loop runs meanwhile."""
+    return until(lambda: router.poll(0) and router.recv_multipart(), seconds)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ipc"])
+def test_messages_pass_in_both_directions(ends: Ends, scheme: str) -> None:
+    endpoint = ends.endpoint(scheme)
+    router = ends.router(endpoint)
+    dealer = ends.dealer(endpoint)
+    for message in MESSAGES:
+        assert dealer.send(message)
+    for message in MESSAGES:
+        assert take(router) == [b"me", *message]
+        router.send_multipart([b"me", *message])
+    until(lambda: len(ends.received) == len(MESSAGES))
+    assert ends.received == MESSAGES
+    assert ends.disconnects == 0
+
+
+def test_messages_wait_for_a_router_that_is_not_there_yet(ends: Ends) -> None:
+    endpoint = ends.endpoint("tcp")
+    dealer = ends.dealer(endpoint)
+    assert dealer.send([b"early"])
+    gevent.sleep(0.25)
+    router = ends.router(endpoint)
+    assert take(router) == [b"me", b"early"]
+
+
+def test_a_name_is_looked_up_and_every_address_tried(ends: Ends) -> None:
+    router = ends.router(ends.endpoint("tcp"))
+    port = router.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+    ends.dealer(f"tcp://localhost:{port}").send([b"hello"])
+    assert take(router) == [b"me", b"hello"]
+
+
+def test_ipv6(ends: Ends) -> None:
+    try:
+        router = ends.router(endpoint := f"tcp://[::1]:{free_port()}", IPV6=1)
+    except zmq.ZMQError:
+        pytest.skip("no IPv6 here")
+    ends.dealer(endpoint).send([b"hello"])
+    assert take(router) == [b"me", b"hello"]
+
+
+def test_a_lost_connection_is_told_and_made_again(ends: Ends) -> None:
+    endpoint = ends.endpoint("ipc")
+    router = ends.router(endpoint)
+    dealer = ends.dealer(endpoint)
+    dealer.send([b"one"])
+    assert take(router) == [b"me", b"one"]
+    router.close(0)
+    until(lambda: ends.disconnects == 1)
+    dealer.send([b"two"])
+    router = ends.router(endpoint)
+    assert take(router) == [b"me", b"two"]
+
+
+def test_a_router_that_does_not_read_holds_nobody_up_and_misses_nothing(ends: Ends) -> None:
+    endpoint = ends.endpoint("tcp")
+    router = ends.router(endpoint, RCVHWM=1)
+    dealer = ends.dealer(endpoint)
+    for number in range(40):
+        assert dealer.send([b"%d" % number, bytes(MIB)])
+    gevent.sleep(0.2)
+    for number in range(40):
+        assert take(router) == [b"me", b"%d" % number, bytes(MIB)]
+
+
+def test_last_words_leave_when_it_is_closed(ends: Ends) -> None:
+    endpoint = ends.endpoint("tcp")
+    router = ends.router(endpoint, RCVHWM=1)
+    dealer = ends.dealer(endpoint)
+    dealer.send([b"first"])
+    assert take(router) == [b"me", b"first"]
+    for _ in range(20):
+        dealer.send([bytes(MIB)])
+    dealer.send([b"last"])
+    dealer.close(linger=10)
+    assert not dealer.send([b"later"])
+    assert [take(router)[1] for _ in range(21)][-1] == b"last"
+
+
+def test_a_server_of_another_kind_is_tried_again_and_again(ends: Ends) -> None:
+    """Until it is a router: somebody else had the port."""
+    endpoint = ends.endpoint("ipc")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(endpoint.removeprefix("ipc://"))
+        other.listen()
+        dealer = ends.dealer(endpoint)
+        dealer.send([b"hello"])
+        for _ in range(3):
+            client = until(lambda: _accept(other))
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            until(lambda client=client: _closed(client))  # type: ignore[misc]
+            client.close()
+    assert ends.disconnects == 0
+    (ends.work_dir / "router").unlink()
+    assert take(ends.router(endpoint)) == [b"me", b"hello"]
+
+
+def _accept(server: socket.socket) -> socket.socket | None:
+    server.setblocking(False)
+    try:
+        return server.accept()[0]
+    except BlockingIOError:
+        return None
+
+
+def _closed(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return not client.recv(4096)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["nowhere", "tcp://nowhere", "tcp://:80", "tcp://host:0", "tcp://host:x", "udp://h:1"]
+)
+def test_what_is_no_endpoint_is_refused(ends: Ends, endpoint: str) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        ends.dealer(endpoint)
+
+
+# -- the broker's end ---------------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """A listener whose connections get back what they send."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.endpoint = f"ipc://{work_dir}/broker.ipc"
+        self.dirty: list[LocalPort] = []
+        self.listener = LocalListener(work_dir / "broker.ipc", self.dirty)
+        self.ports: list[LocalPort] = []
+        self.switch = Switch()
+
+    def turn(self) -> None:
+        port = self.listener.accept()
+        if port is not None:
+            self.ports.append(port)
+        for port in list(self.ports):
+            try:
+                port.pump(self.switch, 0.0, self._back, lambda path, now: None)
+            except OSError:
+                self.ports.remove(port)
+                port.close()
+        for port in self.ports:
+            port.flush()
+        self.dirty.clear()
+
+    def _back(self, port: LocalPort, rid: bytes, path: SwitchPath | None, parts: Any, now: float) -> None:
+        port._queue([b"", *parts])
+
+
+@pytest.fixture
+def mirror(work_dir: Path) -> Iterator[Mirror]:
+    found = Mirror(work_dir)
+    yield found
+    for port in found.ports:
+        port.close()
+    found.listener.close()
+
+
+def until_mirrored(mirror: Mirror, condition: Callable[[], Any]) -> Any:
+    def turn() -> Any:
+        mirror.turn()
+        return condition()
+
+    return until(turn, 20)
+
+
+def test_zeromqs_own_dealer_is_understood(ends: Ends, mirror: Mirror) -> None:
+    dealer = ends.context.socket(zmq.DEALER)
+    dealer.connect(mirror.endpoint)
+    for number in range(3):
+        message = [b"", b"%d" % number, bytes(300), bytes(2 * MIB)]
+        dealer.send_multipart(message)
+        assert until_mirrored(mirror, lambda: dealer.poll(0) and dealer.recv_multipart()) == message
+    dealer.close(0)
+    until_mirrored(mirror, lambda: not mirror.ports)
+
+
+def test_both_ends_of_ours_when_the_reader_is_slow(ends: Ends, mirror: Mirror) -> None:
+    dealer = ends.dealer(mirror.endpoint)
+    sent = [[b"", b"%d" % number, bytes(MIB)] for number in range(20)]
+    for message in sent:
+        dealer.send(message)
+    until_mirrored(mirror, lambda: len(ends.received) == len(sent))
+    assert ends.received == sent
+
+
+def test_a_listener_takes_the_place_a_killed_one_left(mirror: Mirror, work_dir: Path) -> None:
+    mirror.listener._socket.close()
+    assert (work_dir / "broker.ipc").exists()
+    again = LocalListener(work_dir / "broker.ipc", [])
+    again.close()
+    assert not (work_dir / "broker.ipc").exists()
+
+
+def test_last_words_to_a_worker_leave_before_the_broker_ends(mirror: Mirror, ends: Ends) -> None:
+    dealer = ends.context.socket(zmq.DEALER)
+    dealer.connect(mirror.endpoint)
+    dealer.send_multipart([b"", b"hello"])
+    assert until_mirrored(mirror, lambda: dealer.poll(0) and dealer.recv_multipart()) == [b"", b"hello"]
+    (port,) = mirror.ports
+    path = SwitchPath(port, b"", Session(0.0, 1.0), 0.0)
+    for _ in range(8):
+        assert port.forward(path, b"agent", [zmq.Frame(bytes(MIB))])
+    port.close(20_000)
+    assert port.fd == -1
+    assert [dealer.recv_multipart()[0] for _ in range(8)] == [b"agent"] * 8
