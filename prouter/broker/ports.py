@@ -1,177 +1,174 @@
-"""ZeroMQ sockets of the broker, for agents: their options, and the pump that moves messages from them.
+"""Connections of the broker, each the carrier of one peer's path: they speak ZMTP on the broker's own loop.
 
-High-water marks for sending are off: the streams' windows bound what is in flight, and a send never blocks. Reading
-ahead from other machines is bounded: who sends faster than the broker reads has to wait.
+Nothing is limited in sending: the streams' windows bound what is in flight, and a send never blocks. What is read is
+bounded by turns: who sends faster than the broker reads has to wait.
 """
 
 from __future__ import annotations
 
-import struct
+import logging
+import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 
-import zmq
-
 from prouter.broker.switch import Path, Switch
-from prouter.fabric.frames import encode
+from prouter.fabric.frames import batches, encode
 from prouter.fabric.zmtp import MAX_PART
+from prouter.transport.wire import Wire
 
-__all__ = ["Port", "bind_endpoint"]
+__all__ = ["Control", "Port"]
 
-_HANDSHAKE = 5000
-"""Milliseconds a connection has to show that it speaks ZeroMQ."""
-_CONNECT_TIMEOUT = 2000
-"""Milliseconds an attempt to connect may take before the next, however far apart TCP's own repeats are by then."""
-_BACKLOG = 4096
-_READ_AHEAD = 1000
-"""Messages of one agent's connection that wait here; beyond, the connection is not read (ZMQ_RCVHWM)."""
+log = logging.getLogger("prouter.broker")
+
 _DRAIN = 256
-"""Messages moved before other sockets get their turn."""
-_FRAMES = 4096
-"""Most control frames in one message."""
+"""Messages of a connection that are moved before others get their turn."""
 
-_NEWS = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPTED)
-_EVENT = struct.Struct("=HI")
-"""A monitor's event: what, and the descriptor (zmq_socket_monitor(3))."""
-_NOBLOCK = int(zmq.NOBLOCK)
-_SNDMORE = int(zmq.SNDMORE) | _NOBLOCK
-_RCVMORE = zmq.RCVMORE
+Control = Callable[["Port", Sequence[bytes], float], None]
+"""Gets the parts of a message for the broker itself."""
 
 
 class Port:
-    """One socket: a ROUTER with many peers, or a DEALER with one.
+    """A connection, or one to be: messages wait until there is a socket (`connected`).
 
     Attributes:
-        paths: accepted peers by routing id; a DEALER's only peer is under the empty one.
-        monitor: tells of connections that were taken or closed.
+        path: the peer's, once it is accepted.
+        local: whether the peer is a worker of this host.
+        identity: the routing id the peer asked for.
+        fd: what to watch; -1 while there is no socket, and when it is closed.
+        closed: whether it is.
+        waits: whether it is watched until it is writable, too.
+
+    Args:
+        dirty: where this port puts itself when there is something to be flushed.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> None:
-        self.socket = socket = context.socket(kind)
-        self.router = kind == zmq.ROUTER
-        self.paths: dict[bytes, Path] = {}
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, _READ_AHEAD)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
-        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
-        if self.router:
-            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        else:
-            socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT)
-        self.monitor = socket.get_monitor_socket(_NEWS)
+    __slots__ = (
+        "_dirty",
+        "_early",
+        "_marked",
+        "_received",
+        "_wire",
+        "closed",
+        "fd",
+        "local",
+        "path",
+        "waits",
+    )
 
-    def close(self, linger: int = 0) -> None:
-        """Close; what is queued has `linger` milliseconds to leave in the background."""
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(linger)
+    def __init__(self, dirty: list[Port], *, local: bool = False) -> None:
+        self.path: Path | None = None
+        self.local = local
+        self.fd = -1
+        self.closed = False
+        self.waits = False
+        self._wire: Wire | None = None
+        self._early: list[Sequence[bytes]] = []
+        self._received: deque[list[bytes]] = deque()
+        self._dirty = dirty
+        self._marked = False
 
-    def pump(
-        self,
-        switch: Switch,
-        now: float,
-        control: Callable[[Port, bytes, Path | None, list[zmq.Frame], float], None],
-        unreachable: Callable[[Path, float], None],
-    ) -> bool:
-        """Move what has arrived, at most `_DRAIN` messages: routed ones to where they go, others to `control`.
+    def connected(self, sock: socket.socket, kind: bytes, peer: bytes, limit: int) -> None:
+        """There is a socket: what waited is sent over it.
 
-        Returns True when nothing is left.
+        Args:
+            kind: of this end's ZeroMQ socket.
+            peer: of the other's.
+            limit: size of a message that is taken from a peer that is not accepted, bytes.
+
+        Raises:
+            OSError: it is closed already.
         """
-        recv, get, paths, router = self.socket.recv, self.socket.get, self.paths, self.router
-        path = paths.get(b"")
-        rid = b""
-        for _ in range(_DRAIN):
-            try:
-                route = recv(_NOBLOCK)
-            except zmq.Again:
-                return True
-            if router:
-                rid = route
-                path = paths.get(rid)
-                if not get(_RCVMORE):
-                    control(self, rid, path, [], now)
-                    continue
-                route = recv(_NOBLOCK)
-            if not get(_RCVMORE):
-                control(self, rid, path, [], now)
+        self._wire = wire = Wire(sock, kind, peer, limit=limit)
+        self.fd = wire.fd
+        for parts in self._early:
+            wire.queue(parts)
+        self._early.clear()
+
+    def accept(self, path: Path) -> None:
+        """The peer is known: this is its path, and it may send large messages."""
+        self.path = path
+        if self._wire is not None:
+            self._wire.limit = MAX_PART
+
+    @property
+    def identity(self) -> bytes:
+        """See the class."""
+        return (self._wire.identity if self._wire is not None else b"") or b"nameless"
+
+    @property
+    def blocked(self) -> bool:
+        """Whether `flush` is to be called again when the socket is writable."""
+        return self._wire is not None and self._wire.blocked
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `pump` has more to do, whatever arrives."""
+        return bool(self._received)
+
+    def pump(self, switch: Switch, now: float, control: Control, unreachable: Callable[[Path, float], None]) -> None:
+        """Move what has arrived, or part of it: routed messages to where they go, others to `control`.
+
+        Raises:
+            OSError: the connection is closed, and everything that came before was moved.
+            ProtocolError: what comes is not ZMTP, or more than is taken.
+        """
+        received = self._received
+        if not received and self._wire is not None:
+            received += self._wire.receive()
+        for _ in range(min(_DRAIN, len(received))):
+            if self.closed:
+                return
+            route, *parts = received.popleft()
+            path = self.path
+            if not route or not parts:
+                control(self, parts, now)
                 continue
-            part: zmq.Frame = recv(_NOBLOCK, False)
-            if not route:
-                control(self, rid, path, self._rest(part), now)
-                continue
-            target = path.routes.get(route) if path is not None else None
+            target = path.routes.get(bytes(route)) if path is not None else None
             if target is None or path is None:
-                self._rest(part)
                 switch.dropped += 1
                 continue
             path.heard = now
-            if target.carrier.forward(target, path.source, self._rest(part)):
+            port: Port = target.carrier
+            if port.queue([path.source, *parts]):
                 switch.routed += 1
             else:
                 switch.dropped += 1
                 unreachable(target, now)
-        return False
 
-    def forward(self, target: Path, source: bytes, parts: Sequence[bytes]) -> bool:
-        """Send a message that came from `source`; False when its peer is not reachable."""
-        send = self.socket.send
-        last = len(parts) - 1
-        try:
-            if target.rid:
-                send(target.rid, _SNDMORE)
-            send(source, _SNDMORE)
-            for index in range(last):
-                send(parts[index], _SNDMORE)
-            send(parts[last], _NOBLOCK)
-        except zmq.ZMQError as error:
-            _check(error)
+    def queue(self, parts: Sequence[bytes]) -> bool:
+        """Have a message sent with the next `flush`; False when the connection is closed."""
+        if self.closed:
             return False
+        if self._wire is None:
+            self._early.append(parts)
+            return True
+        self._wire.queue(parts)
+        if not self._marked:
+            self._marked = True
+            self._dirty.append(self)
         return True
 
     def send(self, path: Path) -> bool:
-        """Send what is pending on `path`; False when its peer is not reachable."""
+        """Have what is pending on `path` sent with the next `flush`; False when the connection is closed."""
         frames, path.pending = path.pending, []
-        send = self.socket.send
+        return all(self.queue([b"", *encode(batch)]) for batch in batches(frames))
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the kernel takes it. That the connection is closed, `pump` will tell."""
+        self._marked = False
+        if self.closed or self._wire is None:
+            return
         try:
-            for start in range(0, len(frames), _FRAMES):
-                parts = encode(frames[start : start + _FRAMES])
-                if self.router:
-                    send(path.rid, _SNDMORE)
-                send(b"", _SNDMORE)
-                for part in parts[:-1]:
-                    send(part, _SNDMORE)
-                send(parts[-1], _NOBLOCK)
-        except zmq.ZMQError as error:
-            _check(error)
-            return False
-        return True
+            self._wire.flush()
+        except OSError as error:
+            log.debug("event=peer_unreachable fd=%d error=%r", self.fd, str(error))
 
-    def connection_news(self) -> list[tuple[int, bool]]:
-        """Descriptors of the connections that were closed (False) or taken (True) since the last time, in order."""
-        found = []
-        while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = self.monitor.recv_multipart(_NOBLOCK)
-            kind, fd = _EVENT.unpack(event[0])
-            found.append((fd, kind == zmq.EVENT_ACCEPTED))
-        return found
-
-    def _rest(self, part: zmq.Frame) -> list[zmq.Frame]:
-        """This part and the others of its message."""
-        parts = [part]
-        while part.more:
-            part = self.socket.recv(_NOBLOCK, False)
-            parts.append(part)
-        return parts
-
-
-def bind_endpoint(interface: str, port: int) -> str:
-    """The ZeroMQ endpoint to bind for an interface; brackets for IPv6."""
-    host = f"[{interface}]" if ":" in interface else interface
-    return f"tcp://{host}:{port if port else '*'}"
-
-
-def _check(error: zmq.ZMQError) -> None:
-    """Only a peer that is gone or cannot take more is expected."""
-    if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-        raise error
+    def close(self, linger: float = 0) -> None:
+        """Close; what is queued has `linger` seconds to leave, during which this blocks. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.fd = -1
+        self._received.clear()
+        if self._wire is not None:
+            self._wire.finish(linger)

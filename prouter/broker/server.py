@@ -5,23 +5,22 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import signal
+import socket
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from math import ceil
 from pathlib import Path as FilePath
-from typing import Any
-
-import zmq
 
 from prouter.broker.core import Broker
+from prouter.broker.dialling import Dialling
+from prouter.broker.doors import Door, open_local_door, open_tcp_door
 from prouter.broker.env import Env
 from prouter.broker.lag import Lag, process_figures
-from prouter.broker.local_port import LocalListener, LocalPort
-from prouter.broker.ports import Port, bind_endpoint
+from prouter.broker.ports import Port
 from prouter.broker.startup import settings_of
 from prouter.broker.store import Store, open_store
 from prouter.broker.strangers import Strangers
@@ -37,21 +36,20 @@ __all__ = ["run"]
 
 log = logging.getLogger("prouter.broker")
 
-_PENDING_FDS = 4096
-_LAST_WORDS = 100
-"""Batches of messages read before a closed connection is acted upon."""
 _BUSY = 0.25
 """Seconds after the last request or byte for which nothing is let wait."""
-_GATHER = 10
-"""Milliseconds for which signs of life from agents may gather otherwise."""
+_GATHER = 0.01
+"""Seconds for which signs of life from agents may gather otherwise."""
 _FEW = 64
 """Agents whose signs of life are looked at one by one."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
 _ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a worker's connection cannot be taken for lack of descriptors."""
-_LINGER = 500
-"""Milliseconds that last words have to leave."""
+"""Seconds to wait when a connection cannot be taken for lack of descriptors."""
+_TAKEN = 100
+"""Connections taken before others get their turn."""
+_LINGER = 0.5
+"""Seconds that last words have to leave."""
 
 
 def run(
@@ -99,21 +97,20 @@ class _Server:
         self, config: RouterConfig, state: FilePath, bind_port: int | None, on_shutdown: Callable[[], None] | None
     ) -> None:
         self._config = config
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
-        self._urgent = zmq.Poller()
+        self._epoll = select.epoll()
+        self._urgent = select.epoll()
+        """Everything but agents."""
+        self._handles: dict[int, Callable[[float], None]] = {}
         self._work = 0
         self._busy_until = 0.0
-        self._ready: dict[object, Callable[[float], None]] = {}
-        self._fds: dict[int, Path] = {}
-        self._strangers: OrderedDict[bytes, int] = OrderedDict()
-        self._unknown = Strangers()
+        self._strangers = Strangers()
         self._sweeping = False
-        self._closing: list[Port | LocalPort] = []
-        self._cut: list[Path] = []
-        self._ports: list[Port | LocalPort] = []
-        self._written: list[LocalPort] = []
-        """Connections of workers with something to be flushed."""
+        self._ports: set[Port] = set()
+        self._written: list[Port] = []
+        """Those with something to be flushed."""
+        self._unfinished: dict[Port, None] = {}
+        """Those with more to be moved, in order."""
+        self._closing: list[Port] = []
         self._stop = self._drain = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,6 +129,7 @@ class _Server:
             new_uid=lambda: uuid.uuid4().hex,
             incarnation=uuid.uuid4().hex,
         )
+        self._dialling = Dialling(self._env.timers, self._wake, self._register_write, self._unregister, self._dialled)
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.extra_stats = self._stats
         self._store.on_renewed = self._broker.rewriting.begin
@@ -139,10 +137,10 @@ class _Server:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()
         self._register(self._wake_read, self._woken)
-        self._workers = LocalListener(FilePath(broker_endpoint(config).removeprefix("ipc://")), self._written)
-        self._register(self._workers.fd, self._worker_connected)
-        self._agents = self._open(zmq.ROUTER)
-        self.endpoint = self._bind(bind_port) if config.server.enabled else ""
+        self._workers = open_local_door(broker_endpoint(config))
+        self._register(self._workers.fd, partial(self._take, self._workers))
+        self._agents = self._open_agents_door(bind_port) if config.server.enabled else None
+        self.endpoint = self._agents.endpoint if self._agents is not None else ""
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT)
@@ -158,21 +156,22 @@ class _Server:
         while not (self._stop or broker.stopping):
             deadline = timers.deadline()
             now = time.monotonic()
-            timeout = None if deadline is None else max(0, ceil((deadline - now) * 1000))
-            if self._quiet(now) and timeout != 0:
+            timeout = -1 if deadline is None else max(0.0, deadline - now)
+            if self._unfinished:
+                timeout = 0
+            elif self._quiet(now) and timeout != 0:
                 self._urgent.poll(_GATHER)
-            ready = self._poller.poll(timeout)
+            events = self._epoll.poll(timeout)
             now = time.monotonic()
-            for source, _events in ready:
-                handle = self._ready.get(source)
+            for port in list(self._unfinished):
+                self._guard(partial(self._pump, port), now)
+            for fd, _events in events:
+                handle = self._handles.get(fd)
                 if handle is not None:
                     self._guard(handle, now)
-            if self._cut:
-                self._closed_connections(self._agents, now)
             self._guard(broker.turn, now)
             self._flush(now)
-            self._flush_local()
-            self._close_unused()
+            self._flush_ports()
             self._lag.turned(now, time.monotonic())
 
     def _quiet(self, now: float) -> bool:
@@ -187,86 +186,131 @@ class _Server:
         """Say goodbye, and leave nothing behind."""
         self._broker.farewell("restart")
         self._flush(time.monotonic())
-        self._workers.close()
+        for door in (self._workers, self._agents):
+            if door is not None:
+                door.close()
+        self._flush_ports()
+        deadline = time.monotonic() + _LINGER
         for port in self._ports:
-            port.close(_LINGER)
-        self._context.term()
+            port.close(max(0.0, deadline - time.monotonic()))
+        self._epoll.close()
+        self._urgent.close()
         self._store.close()
         signal.set_wakeup_fd(-1)
         os.close(self._wake_read)
         os.close(self._wake_write)
         log.info("event=broker_stopped router=%s", self._env.settings.uid)
 
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _open_agents_door(self, bind_port: int | None) -> Door:
+        server = self._config.server
+        wanted = bind_port if bind_port is not None else server.port
+        try:
+            door = open_tcp_door(server.interface, wanted)
+        except OSError as error:
+            raise ConfigError(
+                f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
+            ) from error
+        self._register(door.fd, partial(self._take, door), urgent=False)
+        return door
+
+    def _take(self, door: Door, now: float) -> None:
+        """Peers have connected; they say who they are in their first messages."""
+        local = door is self._workers
+        try:
+            for _ in range(_TAKEN):
+                sock = door.take()
+                if sock is None:
+                    break
+                port = Port(self._written, local=local)
+                if self._connected(port, sock, b"ROUTER", b"DEALER") and not local:
+                    self._strangers.opened(port, now)
+        except OSError as error:
+            log.error("event=accept_failed error=%r", str(error))
+            self._unregister(door.fd)
+            again = partial(self._take, door)
+            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._register(door.fd, again, urgent=local))
+        if self._strangers and not self._sweeping:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        """End the connections of those that have not been accepted in time, for as long as there are any."""
+        for port in self._strangers.take_due(now):
+            self._shut(port)
+        self._sweeping = bool(self._strangers)
+        if self._sweeping:
+            self._env.timers.at(now if self._strangers.due(now) else now + 1, self._sweep)
+
+    def _dialled(self, port: Port, sock: socket.socket, now: float) -> None:
+        """An agent that listens was reached."""
+        if not self._connected(port, sock, b"DEALER", b"ROUTER") and port.path is not None:
+            self._broker.disconnected(port.path, now)
+
+    def _connected(self, port: Port, sock: socket.socket, kind: bytes, peer: bytes) -> bool:
+        """Give a port its socket; whether the peer is still there."""
+        try:
+            port.connected(sock, kind, peer, self._env.settings.bounds.hello_bytes)
+        except OSError as error:
+            log.debug("event=peer_vanished error=%r", str(error))
+            sock.close()
+            return False
+        self._ports.add(port)
+        self._register(port.fd, partial(self._pump, port), urgent=port.local)
+        return True
+
+    def _shut(self, port: Port) -> None:
+        self._unregister(port.fd)
+        self._ports.discard(port)
+        self._unfinished.pop(port, None)
+        self._strangers.gone(port)
+        port.close()
+
     # -- what arrives -----------------------------------------------------------------------------------------------
 
-    def _control(self, port: Port | LocalPort, rid: bytes, path: Path | None, parts: Sequence[Any], now: float) -> None:
+    def _pump(self, port: Port, now: float) -> None:
+        """Something arrived, or waits to be moved, or can be sent."""
+        try:
+            port.pump(self._env.switch, now, self._control, self._unreachable)
+        except (OSError, ProtocolError) as error:
+            log.debug("event=peer_disconnected fd=%d error=%r", port.fd, str(error))
+            path = port.path
+            self._shut(port)
+            if isinstance(error, ProtocolError):
+                self._broker.malformed(path, error)
+            if path is not None:
+                self._broker.disconnected(path, now)
+            self._flush(now)
+            return
+        if port.unfinished:
+            self._unfinished[port] = None
+        elif self._unfinished:
+            self._unfinished.pop(port, None)
+        if port.waits:
+            self._written.append(port)
+
+    def _control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
         """A message to the broker itself; its answers leave before anything else is moved, so that order is kept."""
         try:
-            if path is None:
-                self._stranger(port, rid, parts, now)
+            frames = decode([bytes(part) for part in parts])
+            if port.path is not None:
+                self._broker.receive(port.path, frames, now)
+            elif not frames:
+                raise ProtocolError("an empty message")
+            elif port.local:
+                self._broker.worker_stranger(port, port.identity, frames, now)
             else:
-                self._broker.receive(path, decode([bytes(part) for part in parts]), now)
+                self._broker.agent_stranger(port, port.identity, frames, now)
         except ProtocolError as error:
-            self._broker.malformed(path, error)
-        except zmq.ZMQError:
-            raise
+            self._broker.malformed(port.path, error)
         except Exception:
-            log.exception("event=message_failed peer=%.64r", rid)
+            log.exception("event=message_failed peer=%.64r", port.identity)
             self._env.counts["failures"] += 1
         self._flush(now)
-
-    def _stranger(self, port: Port | LocalPort, rid: bytes, parts: Sequence[Any], now: float) -> None:
-        if sum(len(part) for part in parts) > self._env.settings.bounds.hello_bytes:
-            raise ProtocolError("the introduction is too long")
-        frames = decode([bytes(part) for part in parts])
-        if not frames:
-            raise ProtocolError("an empty message")
-        if isinstance(port, LocalPort):
-            self._broker.worker_stranger(port, rid, frames, now)
-            return
-        self._strangers[rid] = int(parts[0].get(zmq.SRCFD))
-        if len(self._strangers) > _PENDING_FDS:
-            self._strangers.popitem(last=False)
-        self._broker.agent_stranger(port, rid, frames, now)
 
     def _unreachable(self, path: Path, now: float) -> None:
         self._broker.disconnected(path, now)
         self._flush(now)
-
-    def _connections_changed(self, port: Port, now: float) -> None:
-        """Connections of agents were taken or closed."""
-        self._hear_of_connections(port, now)
-        if self._cut:
-            self._closed_connections(port, now)
-
-    def _closed_connections(self, port: Port, now: float) -> None:
-        """Connections of agents that were closed: after their last words, who used them is gone or dials again."""
-        for _ in range(_LAST_WORDS):
-            if port.pump(self._env.switch, now, self._control, self._unreachable):
-                break
-        cut, self._cut = self._cut, []
-        for path in cut:
-            self._broker.disconnected(path, now)
-        self._flush(now)
-
-    def _hear_of_connections(self, port: Port, now: float) -> None:
-        """Find out whose connections were closed, before their descriptors' numbers are used again."""
-        for fd, opened in port.connection_news():
-            if opened:
-                self._unknown.opened(fd, now)
-                continue
-            self._unknown.gone(fd)
-            path = self._fds.pop(fd, None) if port.router else port.paths.get(b"")
-            if path is not None and path.carrier is port:
-                self._cut.append(path)
-        self._unknown.sweep(now)
-        if self._unknown and not self._sweeping:
-            self._sweeping = True
-            self._env.timers.at(now if self._unknown.due(now) else now + 1, self._sweep)
-
-    def _sweep(self, now: float) -> None:
-        self._sweeping = False
-        self._connections_changed(self._agents, now)
 
     def _woken(self, now: float) -> None:
         """The store has committed something, or a signal arrived."""
@@ -278,6 +322,7 @@ class _Server:
         self._env.now = now
         if self._drain:
             self._broker.drain()
+        self._dialling.turn(now)
         for done in self._store.take_done(self._env.settings.bounds.turn):
             self._guard(done, now)
         self._flush(now)
@@ -294,21 +339,26 @@ class _Server:
         outbox = self._env.outbox
         while outbox:
             for path in outbox.take():
-                port: Port | LocalPort = path.carrier
+                port: Port = path.carrier
                 if not port.send(path):
                     self._broker.disconnected(path, now)
 
-    def _close_unused(self) -> None:
+    def _flush_ports(self) -> None:
+        """Send what this turn has for each peer, in one piece; then close what is not used any more."""
+        for port in self._written:
+            port.flush()
+            if port.blocked != port.waits and not port.closed:
+                port.waits = port.blocked
+                self._epoll.modify(port.fd, select.EPOLLIN | (select.EPOLLOUT if port.waits else 0))
+        self._written.clear()
         closing, self._closing = self._closing, []
         for port in closing:
             self._shut(port)
 
     def _guard(self, handle: Callable[[float], None], now: float) -> None:
-        """A mistake in handling one thing must not end everything; a broken socket must: a new process may have it."""
+        """A mistake in handling one thing must not end everything."""
         try:
             handle(now)
-        except zmq.ZMQError:
-            raise
         except Exception:
             log.exception("event=turn_failed")
             self._env.counts["failures"] += 1
@@ -316,33 +366,21 @@ class _Server:
     # -- Shell --------------------------------------------------------------------------------------------------------
 
     def accept(self, path: Path) -> None:
-        """Messages of this routing id are this path's."""
-        port: Port | LocalPort = path.carrier
-        fd = self._strangers.pop(path.rid, None) if port is self._agents else None
-        port.paths[path.rid] = path
-        if fd is not None:
-            self._hear_of_connections(self._agents, self._env.now)
-            self._unknown.gone(fd)
-            self._fds[fd] = path
+        """The peer behind this connection is known."""
+        port: Port = path.carrier
+        port.accept(path)
+        self._strangers.gone(port)
 
     def dial(self, path: Path, address: str) -> None:
-        """A socket of its own, connected to an agent that listens."""
-        path.carrier = port = self._open(zmq.DEALER)
-        port.paths[b""] = path
+        """A connection to an agent that listens."""
+        path.carrier = port = Port(self._written)
+        port.path = path
         host, _, number = address.rpartition(":")
-        port.socket.setsockopt(zmq.IPV6, int(":" in host))
-        try:
-            port.socket.connect(f"tcp://{host}:{number}")
-        except zmq.ZMQError as error:
-            log.warning("event=dial_failed address=%s error=%r", address, str(error))
+        self._dialling.dial(port, host.strip("[]"), int(number), self._env.now)
 
     def forget(self, path: Path) -> None:
-        """The path is not used any more."""
-        port: Port | LocalPort = path.carrier
-        if port.paths.get(path.rid) is path:
-            del port.paths[path.rid]
-        if not port.router:
-            self._closing.append(port)
+        """The path is not used any more; what is pending on it is sent first."""
+        self._closing.append(path.carrier)
 
     def watch(self, pid: int, worker: str) -> None:
         """Notice at once when a worker's process ends. Where that is not possible its silence has to do."""
@@ -355,85 +393,23 @@ class _Server:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _open(self, kind: int) -> Port:
-        port = Port(self._context, kind)
-        self._ports.append(port)
-        switch, control, unreachable = self._env.switch, self._control, self._unreachable
-
-        def pump(now: float) -> None:
-            port.pump(switch, now, control, unreachable)
-
-        self._register(port.socket, pump, urgent=False)
-        self._register(port.monitor, lambda now: self._connections_changed(port, now), urgent=False)
-        return port
-
-    def _worker_connected(self, now: float) -> None:
-        """Workers have connected; they say who they are in their first messages."""
-        try:
-            while (port := self._workers.accept()) is not None:
-                self._ports.append(port)
-                self._register(port.fd, partial(self._pump_local, port))
-        except OSError as error:
-            log.error("event=accept_failed error=%r", str(error))
-            self._unregister(self._workers.fd)
-            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._register(self._workers.fd, self._worker_connected))
-
-    def _pump_local(self, port: LocalPort, now: float) -> None:
-        try:
-            port.pump(self._env.switch, now, self._control, self._unreachable)
-        except (OSError, ProtocolError) as error:
-            log.debug("event=worker_disconnected fd=%d error=%r", port.fd, str(error))
-            path = port.paths.get(b"")
-            self._shut(port)
-            if path is not None:
-                self._broker.disconnected(path, now)
-            return
-        if port.blocked:
-            self._written.append(port)
-
-    def _flush_local(self) -> None:
-        """Send to workers what this turn has for them, in one piece each."""
-        for port in self._written:
-            port.flush()
-            if port.blocked != port.waits and port.fd >= 0:
-                port.waits = port.blocked
-                self._poller.register(port.fd, zmq.POLLIN | zmq.POLLOUT if port.waits else zmq.POLLIN)
-        self._written.clear()
-
-    def _shut(self, port: Port | LocalPort) -> None:
-        if port not in self._ports:
-            return
-        self._ports.remove(port)
-        if isinstance(port, LocalPort):
-            self._unregister(port.fd)
-        else:
-            self._unregister(port.socket)
-            self._unregister(port.monitor)
-        port.close(_LINGER)
-
-    def _bind(self, bind_port: int | None) -> str:
-        server = self._config.server
-        wanted = bind_port if bind_port is not None else server.port
-        self._agents.socket.setsockopt(zmq.IPV6, int(":" in server.interface))
-        try:
-            self._agents.socket.bind(bind_endpoint(server.interface, wanted))
-        except zmq.ZMQError as error:
-            raise ConfigError(
-                f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
-            ) from error
-        return self._agents.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def _register(self, source: object, handle: Callable[[float], None], *, urgent: bool = True) -> None:
-        self._ready[source] = handle
-        self._poller.register(source, zmq.POLLIN)
+    def _register(self, fd: int, handle: Callable[[float], None], *, urgent: bool = True) -> None:
+        self._handles[fd] = handle
+        self._epoll.register(fd, select.EPOLLIN)
         if urgent:
-            self._urgent.register(source, zmq.POLLIN)
+            self._urgent.register(fd, select.EPOLLIN)
 
-    def _unregister(self, source: object) -> None:
-        if self._ready.pop(source, None) is not None:
-            self._poller.unregister(source)
-            if source in self._urgent:
-                self._urgent.unregister(source)
+    def _register_write(self, fd: int, handle: Callable[[float], None]) -> None:
+        self._handles[fd] = handle
+        self._epoll.register(fd, select.EPOLLOUT)
+
+    def _unregister(self, fd: int) -> None:
+        """Watch it no more, if it is watched."""
+        if self._handles.pop(fd, None) is None:
+            return
+        self._epoll.unregister(fd)
+        with suppress(FileNotFoundError):
+            self._urgent.unregister(fd)
 
     def _wake(self) -> None:
         try:
@@ -456,8 +432,8 @@ class _Server:
     def _stats(self) -> dict[str, float]:
         return {
             **process_figures(),
-            "strangers": len(self._unknown),
-            "total.strangers_cut": self._unknown.cut,
+            "strangers": len(self._strangers),
+            "total.strangers_cut": self._strangers.cut,
             "loop.lag_max_seconds": self._lag.longest,
             "loop.lag_avg_seconds": self._lag.average,
             "loop.turns": self._lag.turns,

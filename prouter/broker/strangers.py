@@ -1,71 +1,52 @@
-"""Connections to the agents' port whose peers were not accepted: they have a short while to change that.
-
-ZeroMQ ends connections that do not speak its protocol, but has no call to close one that does. So the socket under it
-is shut down, which ZeroMQ notices like any other end.
-"""
+"""Connections to the agents' port whose peers were not accepted: they have a short while to change that."""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections import OrderedDict
 
-__all__ = ["Strangers"]
+from prouter.broker.ports import Port
 
-log = logging.getLogger("prouter.broker")
+__all__ = ["Strangers"]
 
 _PATIENCE = 10.0
 """Seconds a connection may take until its peer is accepted; one that was refused waits longer before it comes again."""
 _MOST = 4096
 """Connections that may be without a peer at once; the oldest have to go."""
-
 _AT_ONCE = 50
 """Connections ended at once."""
 
 
 class Strangers:
-    """See the module's docstring. Connections are known by their descriptors.
+    """See the module's docstring.
 
     Attributes:
-        cut: how many were ended.
+        cut: how many had to be ended.
     """
 
     def __init__(self) -> None:
         self.cut = 0
-        self._since: OrderedDict[int, float] = OrderedDict()
+        self._since: OrderedDict[Port, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._since)
 
-    def opened(self, fd: int, now: float) -> None:
+    def opened(self, port: Port, now: float) -> None:
         """A connection was taken."""
-        self._since.pop(fd, None)
-        self._since[fd] = now
+        self._since[port] = now
 
-    def gone(self, fd: int) -> None:
+    def gone(self, port: Port) -> None:
         """A connection was closed, or its peer accepted."""
-        self._since.pop(fd, None)
+        self._since.pop(port, None)
 
     def due(self, now: float) -> bool:
-        """Whether `sweep` has something to do."""
+        """Whether some have had their time."""
         oldest = next(iter(self._since.values()), now)
         return now - oldest > _PATIENCE or len(self._since) > _MOST
 
-    def sweep(self, now: float) -> None:
-        """End some of the connections that have had their time; to be called with all news of closed ones heard."""
-        for _ in range(_AT_ONCE):
-            if not self.due(now):
-                break
-            fd, _since = self._since.popitem(last=False)
-            self.cut += 1
-            _shut_down(fd)
-
-
-def _shut_down(fd: int) -> None:
-    try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        log.debug("event=stranger_gone error=%r", error)
+    def take_due(self, now: float) -> list[Port]:
+        """Some of those that have had their time: end them."""
+        found: list[Port] = []
+        while len(found) < _AT_ONCE and self.due(now):
+            found.append(self._since.popitem(last=False)[0])
+        self.cut += len(found)
+        return found

@@ -10,7 +10,7 @@ their frames carry the `BULK` flag. Layout of a header, little-endian, 32 bytes:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -41,6 +41,7 @@ __all__ = [
     "VERSION",
     "WELCOME",
     "Frame",
+    "batches",
     "decode",
     "encode",
     "pack_body",
@@ -101,6 +102,11 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_FRAMES = 32768
 """Most frames in one message."""
 
+_MESSAGE_FRAMES = 4096
+_MESSAGE_BYTES = 256 * 1024
+"""Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
+link of 1 Mbit/s that is merely busy would be taken for dead."""
+
 HEADER = struct.Struct("<BBHIQQQ")
 _HEADER_SIZE = HEADER.size
 _pack = HEADER.pack
@@ -125,6 +131,18 @@ class Frame(NamedTuple):
     offset: int = 0
     ack: int = 0
     payload: bytes = b""
+
+
+def batches(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """The frames in order, as they are best spread over messages."""
+    start = size = 0
+    for index, frame in enumerate(frames):
+        size += len(frame.payload)
+        if index > start and (size > _MESSAGE_BYTES or index - start >= _MESSAGE_FRAMES):
+            yield frames[start:index]
+            start, size = index, len(frame.payload)
+    if start < len(frames):
+        yield frames[start:] if start else frames
 
 
 def encode(frames: Iterable[Frame]) -> list[bytes]:

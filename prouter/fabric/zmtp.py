@@ -16,11 +16,13 @@ from prouter.errors import ProtocolError
 __all__ = ["BULKY", "MAX_PART", "Zmtp", "encode_message", "opening"]
 
 MAX_PART = 16 * 1024 * 1024
-"""Largest part of a message that is taken, bytes."""
+"""Largest part of a message that is taken, bytes; a whole message may have four times that."""
 BULKY = 64 * 1024
 """Bytes from which a part is received into memory of its own and handed on as a view; copying less costs less."""
-_MAX_PARTS = 65536
-"""Most parts of one message."""
+_MESSAGE = 4
+"""How many times the largest part a whole message may have."""
+_OVERHEAD = 64
+"""Bytes that count for each part beside its own: what keeping it costs."""
 _JOINED = 8 * 1024
 """Bytes below which a part is copied to those around it when it is sent."""
 
@@ -70,19 +72,24 @@ class Zmtp:
         room: where the next bytes belong, while a large part is on its way; then tell `filled` how many came. Else
             None: any bytes may be given to `receive`.
 
+        limit: size of a part that is taken, bytes; may be changed.
+
     Args:
         peers: types of socket that may be at the other end.
     """
 
-    __slots__ = ("_parts", "_peers", "_rest", "_whole", "identity", "ready", "room")
+    __slots__ = ("_parts", "_peers", "_rest", "_size", "_whole", "identity", "limit", "ready", "room")
 
-    def __init__(self, *peers: bytes) -> None:
+    def __init__(self, *peers: bytes, limit: int = MAX_PART) -> None:
+        self.limit = limit
         self.ready = False
         self.identity = b""
         self.room: memoryview | None = None
         self._peers = peers
         self._rest = b""
         self._parts: list[bytes] = []
+        self._size = 0
+        """Of the message that is on its way, so far."""
         self._whole: memoryview | None = None
 
     def receive(self, data: bytes) -> list[list[bytes]]:
@@ -111,6 +118,7 @@ class Zmtp:
 
     def _complete(self) -> list[bytes]:
         parts, self._parts = self._parts, []
+        self._size = 0
         return parts
 
     def _messages(self, data: bytes, position: int) -> list[list[bytes]]:
@@ -129,7 +137,7 @@ class Zmtp:
             else:
                 start = position + 2
                 length = data[position + 1]
-            if length > MAX_PART or flags > _COMMAND | _LONG or len(parts) > _MAX_PARTS:
+            if length > self.limit or flags > _COMMAND | _LONG or self._size + length > self.limit * _MESSAGE:
                 raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond what is taken")
             end = start + length
             if end > size:
@@ -140,6 +148,7 @@ class Zmtp:
             position = end
             if flags & _COMMAND:
                 continue  # ZMTP 3.1 has some, which nobody sends to a peer of 3.0.
+            self._size += length + _OVERHEAD
             part = data[start:end]
             parts.append(memoryview(part) if length >= BULKY else part)  # type: ignore[arg-type]
             if not flags & _MORE:
@@ -150,6 +159,7 @@ class Zmtp:
 
     def _make_room(self, flags: int, length: int, data: bytes, start: int) -> None:
         """Have the rest of a large part received where it stays; its flags are kept in front of it."""
+        self._size += length + _OVERHEAD
         self._whole = whole = memoryview(bytearray(1 + length))
         whole[0] = flags
         have = len(data) - start

@@ -21,7 +21,7 @@ from gevent.event import AsyncResult
 from prouter.errors import AgentUnavailable, ProtocolError, PRouterError
 from prouter.fabric.bulk import Bulk
 from prouter.fabric.calls import Caller, Request, Responder, Result, event_frame, read_event
-from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode
+from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, batches, decode, encode
 from prouter.fabric.mux import (
     RESUME_TIMEOUT,
     Closed,
@@ -44,10 +44,6 @@ _BULK_TICK = 0.25
 """Seconds after which a stream that stands still counts as fast no more: longer than most round trips take."""
 _MAX_FLOORS = 4096
 """Peers that were given up and are remembered in case they come back all the same."""
-_MESSAGE_FRAMES = 4096
-_MESSAGE_BYTES = 256 * 1024
-"""Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
-link of 1 Mbit/s that is merely busy would be taken for dead."""
 
 
 _LATE = 0.003
@@ -466,12 +462,11 @@ class Peer:
         dirty, self._dirty = self._dirty, []
         if send is None:
             return
-        for start in range(0, len(control), _MESSAGE_FRAMES):
-            send([b"", *encode(control[start : start + _MESSAGE_FRAMES])])
+        for frames in batches(control):
+            send([b"", *encode(frames)])
         for mux in dirty:
-            frames = mux.take()
-            if frames:
-                self._send_batch(send, mux.tag, frames)
+            for frames in batches(mux.take()):
+                send([mux.tag, *encode(frames)])
 
     def _watch_bulk(self) -> None:
         """See which streams are fast still, for as long as there are any."""
@@ -479,15 +474,6 @@ class Peer:
         self._watching = bool(self.bulk)
         if self._watching:
             self._runtime.later(_BULK_TICK, self._watch_bulk)
-
-    def _send_batch(self, send: Callable[[Sequence[bytes]], bool], route: bytes, frames: list[Frame]) -> None:
-        start = size = 0
-        for index, frame in enumerate(frames):
-            size += len(frame.payload)
-            if index > start and (size > _MESSAGE_BYTES or index - start >= _MESSAGE_FRAMES):
-                send([route, *encode(frames[start:index])])
-                start, size = index, len(frame.payload)
-        send([route, *encode(frames[start:] if start else frames)])
 
     def _say(self, *frames: Frame) -> None:
         if frames and self._send is not None:

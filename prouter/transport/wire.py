@@ -8,9 +8,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 
-from prouter.fabric.zmtp import Zmtp, encode_message, opening
+from prouter.fabric.zmtp import MAX_PART, Zmtp, encode_message, opening
 from prouter.transport.memory import LOCAL_BUFFER
 
 __all__ = ["Wire"]
@@ -28,6 +29,8 @@ class Wire:
 
     Attributes:
         ready: whether the other end has introduced itself; messages wait for that.
+        identity: the routing id it asks for.
+        limit: size of a part and of a message that is taken, bytes; may be changed.
         blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
 
     Args:
@@ -39,7 +42,9 @@ class Wire:
 
     __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd")
 
-    def __init__(self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"") -> None:
+    def __init__(
+        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int = MAX_PART
+    ) -> None:
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER)
@@ -49,7 +54,7 @@ class Wire:
         self._sock = sock
         self.fd = sock.fileno()
         self.blocked = False
-        self._protocol = Zmtp(peer)
+        self._protocol = Zmtp(peer, limit=limit)
         self._out: deque[bytes] = deque()
         # It fits into the empty buffer of a new connection.
         sock.send(opening(kind, identity))
@@ -58,6 +63,20 @@ class Wire:
     def ready(self) -> bool:
         """See the class."""
         return self._protocol.ready
+
+    @property
+    def identity(self) -> bytes:
+        """See the class."""
+        return self._protocol.identity
+
+    @property
+    def limit(self) -> int:
+        """See the class."""
+        return self._protocol.limit
+
+    @limit.setter
+    def limit(self, size: int) -> None:
+        self._protocol.limit = size
 
     def receive(self) -> list[list[bytes]]:
         """The messages that have arrived, in order; perhaps not all of them.
@@ -124,17 +143,16 @@ class Wire:
     def finish(self, seconds: float) -> None:
         """Close when what is queued has left, at most after so long. Blocks."""
         deadline = time.monotonic() + seconds
-        try:
+        with suppress(OSError):  # Nobody is there to read it.
             self.flush()
             while self.blocked and time.monotonic() < deadline:
                 waiting = select.poll()
                 waiting.register(self.fd, select.POLLOUT)
                 waiting.poll(max(0, int((deadline - time.monotonic()) * 1000)))
                 self.flush()
-        except OSError:
-            self._out.clear()  # Nobody is there to read it.
         self.close()
 
     def close(self) -> None:
         """Close at once. Idempotent."""
+        self._out.clear()
         self._sock.close()

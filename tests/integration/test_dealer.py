@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import gevent
 import pytest
 import zmq
 
-from prouter.broker.local_port import LocalListener, LocalPort
-from prouter.broker.switch import Path as SwitchPath
+from prouter.broker.doors import open_local_door
+from prouter.broker.ports import Port
 from prouter.broker.switch import Switch
-from prouter.fabric.session import Session
+from prouter.fabric.zmtp import MAX_PART
 from prouter.transport.dealer import DealerSocket
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port
@@ -203,15 +203,16 @@ class Mirror:
 
     def __init__(self, work_dir: Path) -> None:
         self.endpoint = f"ipc://{work_dir}/broker.ipc"
-        self.dirty: list[LocalPort] = []
-        self.listener = LocalListener(work_dir / "broker.ipc", self.dirty)
-        self.ports: list[LocalPort] = []
+        self.dirty: list[Port] = []
+        self.door = open_local_door(self.endpoint)
+        self.ports: list[Port] = []
         self.switch = Switch()
 
     def turn(self) -> None:
-        port = self.listener.accept()
-        if port is not None:
-            self.ports.append(port)
+        sock = self.door.take()
+        if sock is not None:
+            self.ports.append(Port(self.dirty))
+            self.ports[-1].connected(sock, b"ROUTER", b"DEALER", MAX_PART)
         for port in list(self.ports):
             try:
                 port.pump(self.switch, 0.0, self._back, lambda path, now: None)
@@ -222,8 +223,8 @@ class Mirror:
             port.flush()
         self.dirty.clear()
 
-    def _back(self, port: LocalPort, rid: bytes, path: SwitchPath | None, parts: Any, now: float) -> None:
-        port._queue([b"", *parts])
+    def _back(self, port: Port, parts: Sequence[bytes], now: float) -> None:
+        assert port.queue([b"", *parts])
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def mirror(work_dir: Path) -> Iterator[Mirror]:
     yield found
     for port in found.ports:
         port.close()
-    found.listener.close()
+    found.door.close()
 
 
 def until_mirrored(mirror: Mirror, condition: Callable[[], Any]) -> Any:
@@ -264,10 +265,8 @@ def test_both_ends_of_ours_when_the_reader_is_slow(ends: Ends, mirror: Mirror) -
 
 
 def test_a_listener_takes_the_place_a_killed_one_left(mirror: Mirror, work_dir: Path) -> None:
-    mirror.listener._socket.close()
     assert (work_dir / "broker.ipc").exists()
-    again = LocalListener(work_dir / "broker.ipc", [])
-    again.close()
+    open_local_door(mirror.endpoint).close()
     assert not (work_dir / "broker.ipc").exists()
 
 
@@ -277,9 +276,8 @@ def test_last_words_to_a_worker_leave_before_the_broker_ends(mirror: Mirror, end
     dealer.send_multipart([b"", b"hello"])
     assert until_mirrored(mirror, lambda: dealer.poll(0) and dealer.recv_multipart()) == [b"", b"hello"]
     (port,) = mirror.ports
-    path = SwitchPath(port, b"", Session(0.0, 1.0), 0.0)
     for _ in range(8):
-        assert port.forward(path, b"agent", [zmq.Frame(bytes(MIB))])
-    port.close(20_000)
-    assert port.fd == -1
+        assert port.queue([b"agent", bytes(MIB)])
+    port.close(20)
+    assert not port.queue([b"too late"])
     assert [dealer.recv_multipart()[0] for _ in range(8)] == [b"agent"] * 8

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from prouter.fabric import frames as messages
 from prouter.fabric import stream as streams
 from prouter.jobs import State
-from prouter.transport import peer as peers
 from tests.simulation import checks
 from tests.simulation.clients import Clients
 from tests.simulation.nodes import AgentNode, WorkerNode
@@ -55,7 +55,7 @@ class Schedule:
         Raises:
             Violation: a promise was broken.
         """
-        with mock.patch.object(streams, "_MODEST", _MODEST), mock.patch.object(peers, "_MESSAGE_BYTES", _MESSAGE):
+        with mock.patch.object(streams, "_MODEST", _MODEST), mock.patch.object(messages, "_MESSAGE_BYTES", _MESSAGE):
             self._live()
 
     def _live(self) -> None:

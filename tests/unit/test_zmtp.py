@@ -157,7 +157,17 @@ def test_too_large_a_part_is_refused_before_it_takes_memory(length: int) -> None
 
 def test_messages_of_endlessly_many_parts_are_refused() -> None:
     zmtp = introduced()
-    for _ in range(8):
-        assert zmtp.receive(b"\x01\x00" * 8192) == []
+    zmtp.limit = 1 << 16
+    assert zmtp.receive(b"\x01\x00" * 4096) == []
     with pytest.raises(ProtocolError, match="beyond"):
         zmtp.receive(b"\x01\x00" * 2)
+
+
+def test_the_limit_counts_for_what_comes_after_it_was_set() -> None:
+    zmtp = Zmtp(b"DEALER", limit=1000)
+    zmtp.receive(opening(b"DEALER"))
+    zmtp.limit = 2000
+    assert zmtp.receive(b"".join(encode_message([bytes(1500)]))) == [[bytes(1500)]]
+    zmtp.limit = 1000
+    with pytest.raises(ProtocolError, match="beyond"):
+        zmtp.receive(encode_message([bytes(1500)])[0])
