@@ -16,7 +16,7 @@ from prouter.broker.hello import CLIENT, SERVER, AgentInfo, check_protocol, conn
 from prouter.broker.links import Link, Links
 from prouter.broker.switch import Path
 from prouter.errors import ProtocolError
-from prouter.fabric.frames import BYE, HELLO, Frame, pack_body
+from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
 
 __all__ = ["Admission"]
@@ -24,7 +24,7 @@ __all__ = ["Admission"]
 log = logging.getLogger("prouter.broker")
 
 _REMEMBERED = 4096
-"""Routing ids remembered as refused, or as accepted once."""
+"""Connections remembered as refused."""
 
 
 class _Challenger:
@@ -52,7 +52,7 @@ class Admission:
         self._env = env
         self._links = links
         self._challengers: dict[str, _Challenger] = {}
-        self._silenced: OrderedDict[tuple[Any, bytes], bool] = OrderedDict()
+        self._silenced: OrderedDict[tuple[Any, bytes], None] = OrderedDict()
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
@@ -63,25 +63,13 @@ class Admission:
         Raises:
             ProtocolError: the introduction is malformed.
         """
-        silent = self._silenced.get((carrier, rid))
-        if silent or not self._admit(now):
+        if (carrier, rid) in self._silenced or not self._admit(now) or frames[0].type != HELLO:
             self._env.counts["strangers_ignored"] += 1
-            return
-        if frames[0].type != HELLO:
-            self._env.counts["strangers_ignored"] += 1
-            if silent is False:
-                self._silence(carrier, rid)
-                path = Path(carrier, rid, Session(now, self._env.settings.heartbeat), now)
-                self._env.outbox.say(path, Frame(BYE, payload=pack_body({"reason": "this path was given up"})))
             return
         path = Path(carrier, rid, Session(now, self._env.settings.heartbeat), now)
         _, event = path.session.receive(frames[0], now)
         if isinstance(event, Greeted):
             self._greeted(path, event.body, now)
-
-    def gave_up(self, path: Path) -> None:
-        """A path that was accepted once: should its peer still use it, it is told so, once."""
-        self._remember(path.carrier, path.rid, silent=False)
 
     def _greeted(self, path: Path, body: dict[str, Any], now: float) -> None:
         problem = check_protocol(body)
@@ -174,16 +162,7 @@ class Admission:
         self._env.counts["hellos_refused"] += 1
         log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
         self._env.outbox.say(path, path.session.refuse(code, text))
-        self._silence(path.carrier, path.rid)
-
-    def _silence(self, carrier: Any, rid: bytes) -> None:
-        self._remember(carrier, rid, silent=True)
-
-    def _remember(self, carrier: Any, rid: bytes, *, silent: bool) -> None:
-        if not rid:
-            return
-        self._silenced[(carrier, rid)] = silent
-        self._silenced.move_to_end((carrier, rid))
+        self._silenced[(path.carrier, path.rid)] = None
         if len(self._silenced) > _REMEMBERED:
             self._silenced.popitem(last=False)
 

@@ -80,7 +80,6 @@ class Broker:
         )
         self.directory = Directory(env, self.links, self.ledger)
         self.admission = Admission(env, self.links)
-        self.links.detached = self.admission.gave_up
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
         self.announcements = Announcements(
@@ -134,10 +133,11 @@ class Broker:
         self.workers.stranger(carrier, rid, frames, now)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
-        """A message that is none: counted, logged once per peer."""
+        """A message that is none: counted, logged once per peer, and once for all that are not accepted."""
         self.env.counts["malformed"] += 1
         if path is None:
-            if self.env.counts["malformed"] <= 1:
+            self.env.counts["malformed_strangers"] += 1
+            if self.env.counts["malformed_strangers"] == 1:
                 log.warning("event=malformed_message error=%r", error.detail)
             return
         path.malformed += 1

@@ -12,7 +12,7 @@ An agent whose connection was *closed* is back soon or dead (its keeper says so,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -142,14 +142,12 @@ class Links:
     """The registry; see the module's docstring.
 
     Attributes:
-        detached: called with every path that is not used any more.
         version: changes with every change of what `/connections` shows but load and latency.
     """
 
     def __init__(self, env: Env, heartbeats: Heartbeats, listener: LinkListener) -> None:
         self.listener = listener
         self.version = 0
-        self.detached: Callable[[Path], None] = _ignore
         self._env = env
         self._heartbeats = heartbeats
         self._links: dict[str, Link] = {}
@@ -253,7 +251,6 @@ class Links:
             self._env.switch.remove(path)
             self._heartbeats.drop(path)
             self._env.shell.forget(path)
-            self.detached(path)
 
     def _expect(self, link: Link, patience: float, reason: str, now: float) -> None:
         if link.away is not None:
@@ -263,7 +260,3 @@ class Links:
     def _not_back(self, link: Link, reason: str, now: float) -> None:
         link.away = None
         self.drop(link, f"{reason}, and not back in time", now)
-
-
-def _ignore(path: Path) -> None:
-    """Nobody wants to know."""

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import zmq
 
 from prouter.errors import AgentUnavailable, Forbidden, NotFound
 from prouter.fabric.frames import HELLO, Frame, encode, pack_body
+from prouter.transport.dealer import DealerSocket
 from tests.support.fabric_peers import BrokerProcess, FakeAgent, FakeWorker, until
 
 BY_UID = {"type": "uid", "uid": "agent-1"}
@@ -413,6 +415,23 @@ def test_a_connection_that_never_introduces_itself_is_ended_and_linked_agents_st
     finally:
         silent.close()
         context.term()
+
+
+def test_a_silent_agents_connection_is_closed_so_that_it_dials_again(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    hello = {**agent.introduction(), "uid": "silent", "incarnation": uuid.uuid4().hex, "token": "", "protocol": 1}
+    received: list[list[bytes]] = []
+    losses: list[float] = []
+    silent = DealerSocket(broker.endpoint, received.append, lambda: losses.append(time.monotonic()), b"silent:1")
+    try:
+        silent.send([b"", *encode([Frame(HELLO, payload=pack_body(hello))])])
+        until(lambda: received, what="it is welcomed")
+        until(lambda: losses, 15, what="it is given up")
+        assert agent.peer.ready
+        assert stat(worker, "links.up") == 1
+    finally:
+        silent.close()
 
 
 def test_malformed_messages_are_counted_and_harmless(stage: Stage) -> None:

@@ -87,6 +87,7 @@ class BrokerNode:
         self.runtime = Runtime(world)
         self._watched: dict[int, str] = {}
         self.agents, self.workers = _Carrier("agents"), _Carrier("workers")
+        self._closing: list[Path] = []
         self.env = Env(
             settings=_SETTINGS,
             shell=self,
@@ -179,6 +180,11 @@ class BrokerNode:
             wire = path.carrier.wires.get(path.rid)
             if wire is not None:
                 wire.send(1, [b"", *encode(frames)])
+        closing, self._closing = self._closing, []
+        for path in closing:
+            wire = path.carrier.wires.get(path.rid)
+            if wire is not None:
+                wire.cut(noticed_by_broker=False, noticed_by_dialler=True)
         self._arm()
 
     def _arm(self) -> None:
@@ -200,6 +206,7 @@ class BrokerNode:
     def forget(self, path: Path) -> None:
         if path.carrier.paths.get(path.rid) is path:
             del path.carrier.paths[path.rid]
+        self._closing.append(path)
 
     def dial(self, path: Path, address: str) -> None:
         raise AssertionError("no agent listens in the simulation")

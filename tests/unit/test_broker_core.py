@@ -275,16 +275,6 @@ def test_what_a_peer_said_before_its_connection_closed_counts() -> None:
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "RUNNING"
 
 
-def test_who_uses_a_path_that_was_given_up_is_told_so() -> None:
-    world = World()
-    agent = world.agent()
-    agent.frozen = True
-    world.run(7)
-    agent.frozen = False
-    agent.notify("load", load=0.5)
-    assert agent.lost == "this path was given up"
-
-
 def test_a_broker_that_stood_still_blames_nobody() -> None:
     world = World()
     worker, agent = world.worker(), world.agent()
