@@ -28,7 +28,7 @@ Control = Callable[["Port", Sequence[bytes], float], None]
 
 
 class Port:
-    """A connection, or one to be: messages wait until there is a socket (`connected`).
+    """A connection, or one to be: messages wait until there is a socket and the peer has introduced itself.
 
     Attributes:
         path: the peer's, once it is accepted.
@@ -80,9 +80,6 @@ class Port:
         """
         self._wire = wire = Wire(sock, kind, peer, limit=limit)
         self.fd = wire.fd
-        for parts in self._early:
-            wire.queue(parts)
-        self._early.clear()
 
     def accept(self, path: Path) -> None:
         """The peer is known: this is its path, and it may send large messages."""
@@ -112,9 +109,13 @@ class Port:
             OSError: the connection is closed, and everything that came before was moved.
             ProtocolError: what comes is not ZMTP, or more than is taken.
         """
-        received = self._received
-        if not received and self._wire is not None:
-            received += self._wire.receive()
+        received, wire = self._received, self._wire
+        if not received and wire is not None:
+            received += wire.receive()
+            if self._early and wire.ready:
+                early, self._early = self._early, []
+                for parts in early:
+                    self.queue(parts)
         for _ in range(min(_DRAIN, len(received))):
             if self.closed:
                 return
@@ -139,7 +140,7 @@ class Port:
         """Have a message sent with the next `flush`; False when the connection is closed."""
         if self.closed:
             return False
-        if self._wire is None:
+        if self._wire is None or not self._wire.ready:
             self._early.append(parts)
             return True
         self._wire.queue(parts)
