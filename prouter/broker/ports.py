@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from prouter.broker.switch import Path, Switch
 from prouter.fabric.frames import batches, encode
-from prouter.fabric.zmtp import MAX_PART
+from prouter.fabric.zmtp import MAX_MESSAGE
 from prouter.transport.wire import Wire
 
 __all__ = ["Control", "Port"]
 
 log = logging.getLogger("prouter.broker")
-
-_DRAIN = 256
-"""Messages of a connection that are moved before others get their turn."""
 
 Control = Callable[["Port", Sequence[bytes], float], None]
 """Gets the parts of a message for the broker itself."""
@@ -46,7 +42,6 @@ class Port:
         "_dirty",
         "_early",
         "_marked",
-        "_received",
         "_wire",
         "closed",
         "fd",
@@ -63,7 +58,6 @@ class Port:
         self.waits = False
         self._wire: Wire | None = None
         self._early: list[Sequence[bytes]] = []
-        self._received: deque[list[bytes]] = deque()
         self._dirty = dirty
         self._marked = False
 
@@ -85,7 +79,7 @@ class Port:
         """The peer is known: this is its path, and it may send large messages."""
         self.path = path
         if self._wire is not None:
-            self._wire.limit = MAX_PART
+            self._wire.limit = MAX_MESSAGE
 
     @property
     def identity(self) -> bytes:
@@ -100,7 +94,7 @@ class Port:
     @property
     def unfinished(self) -> bool:
         """Whether `pump` has more to do, whatever arrives."""
-        return bool(self._received)
+        return self._wire is not None and self._wire.more
 
     def pump(self, switch: Switch, now: float, control: Control, unreachable: Callable[[Path, float], None]) -> None:
         """Move what has arrived, or part of it: routed messages to where they go, others to `control`.
@@ -109,17 +103,17 @@ class Port:
             OSError: the connection is closed, and everything that came before was moved.
             ProtocolError: what comes is not ZMTP, or more than is taken.
         """
-        received, wire = self._received, self._wire
-        if not received and wire is not None:
-            received += wire.receive()
-            if self._early and wire.ready:
-                early, self._early = self._early, []
-                for parts in early:
-                    self.queue(parts)
-        for _ in range(min(_DRAIN, len(received))):
+        wire = self._wire
+        if wire is None:
+            return
+        messages = wire.receive()
+        if self._early and wire.ready:
+            early, self._early = self._early, []
+            for parts in early:
+                self.queue(parts)
+        for route, *parts in messages:
             if self.closed:
                 return
-            route, *parts = received.popleft()
             path = self.path
             if not route or not parts:
                 control(self, parts, now)
@@ -170,6 +164,5 @@ class Port:
             return
         self.closed = True
         self.fd = -1
-        self._received.clear()
         if self._wire is not None:
             self._wire.finish(linger)

@@ -13,16 +13,18 @@ from collections.abc import Sequence
 
 from prouter.errors import ProtocolError
 
-__all__ = ["BULKY", "MAX_PART", "Zmtp", "encode_message", "opening"]
+__all__ = ["BULKY", "MAX_MESSAGE", "MAX_PART", "Zmtp", "encode_message", "opening"]
 
 MAX_PART = 16 * 1024 * 1024
-"""Largest part of a message that is taken, bytes; a whole message may have four times that."""
+"""Largest part of a message that is taken, bytes."""
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Largest message that is taken, bytes."""
 BULKY = 64 * 1024
 """Bytes from which a part is received into memory of its own and handed on as a view; copying less costs less."""
-_MESSAGE = 4
-"""How many times the largest part a whole message may have."""
 _OVERHEAD = 64
 """Bytes that count for each part beside its own: what keeping it costs."""
+_AT_ONCE = 256
+"""Messages taken out of what has arrived at once: small ones take more memory so."""
 _JOINED = 8 * 1024
 """Bytes below which a part is copied to those around it when it is sent."""
 
@@ -71,17 +73,18 @@ class Zmtp:
         identity: the routing id it asks for.
         room: where the next bytes belong, while a large part is on its way; then tell `filled` how many came. Else
             None: any bytes may be given to `receive`.
-
-        limit: size of a part that is taken, bytes; may be changed.
+        limit: size of a message that is taken, bytes; may be changed.
+        more: whether there are more messages in what has arrived already: `receive` nothing to get them.
 
     Args:
         peers: types of socket that may be at the other end.
     """
 
-    __slots__ = ("_parts", "_peers", "_rest", "_size", "_whole", "identity", "limit", "ready", "room")
+    __slots__ = ("_parts", "_peers", "_rest", "_size", "_whole", "identity", "limit", "more", "ready", "room")
 
-    def __init__(self, *peers: bytes, limit: int = MAX_PART) -> None:
+    def __init__(self, *peers: bytes, limit: int = MAX_MESSAGE) -> None:
         self.limit = limit
+        self.more = False
         self.ready = False
         self.identity = b""
         self.room: memoryview | None = None
@@ -93,7 +96,9 @@ class Zmtp:
         self._whole: memoryview | None = None
 
     def receive(self, data: bytes) -> list[list[bytes]]:
-        """The messages that are complete with `data`: their parts, bytes or, from `BULKY` on, memoryviews.
+        """Messages that are complete with `data`, not too many at once.
+
+        Each is its parts: bytes or, from `BULKY` on, memoryviews.
 
         Raises:
             ProtocolError: this is not ZMTP 3, or beyond the limits; the connection is of no use any more.
@@ -127,7 +132,11 @@ class Zmtp:
             self._rest = data
             return messages
         parts, size = self._parts, len(data)
+        self.more = False
         while size - position >= 2:
+            if len(messages) == _AT_ONCE:
+                self.more = True
+                break
             flags = data[position]
             if flags & _LONG:
                 start = position + _LONG_HEAD.size
@@ -137,7 +146,7 @@ class Zmtp:
             else:
                 start = position + 2
                 length = data[position + 1]
-            if length > self.limit or flags > _COMMAND | _LONG or self._size + length > self.limit * _MESSAGE:
+            if length > MAX_PART or flags > _COMMAND | _LONG or self._size + length > self.limit:
                 raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond what is taken")
             end = start + length
             if end > size:

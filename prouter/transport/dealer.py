@@ -177,6 +177,13 @@ class DealerSocket:
                 self._on_message(parts)
             except Exception:
                 log.exception("event=message_failed parts=%d", len(parts))
+        if wire.more:
+            self._loop.run_callback(self._go_on, wire)
+
+    def _go_on(self, wire: Wire) -> None:
+        """There was more than is taken at once."""
+        if self._wire is wire and not self._closed:
+            self._arrived(wire)
 
     def _flush(self, wire: Wire) -> None:
         try:

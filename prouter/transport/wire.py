@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 
-from prouter.fabric.zmtp import MAX_PART, Zmtp, encode_message, opening
+from prouter.fabric.zmtp import MAX_MESSAGE, Zmtp, encode_message, opening
 from prouter.transport.memory import LOCAL_BUFFER
 
 __all__ = ["Wire"]
@@ -30,7 +30,8 @@ class Wire:
     Attributes:
         ready: whether the other end has introduced itself; messages wait for that.
         identity: the routing id it asks for.
-        limit: size of a part and of a message that is taken, bytes; may be changed.
+        limit: size of a message that is taken, bytes; may be changed.
+        more: whether `receive` has more, whatever arrives.
         blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
 
     Args:
@@ -43,7 +44,7 @@ class Wire:
     __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd")
 
     def __init__(
-        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int = MAX_PART
+        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int = MAX_MESSAGE
     ) -> None:
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
@@ -78,14 +79,21 @@ class Wire:
     def limit(self, size: int) -> None:
         self._protocol.limit = size
 
+    @property
+    def more(self) -> bool:
+        """See the class."""
+        return self._protocol.more
+
     def receive(self) -> list[list[bytes]]:
-        """The messages that have arrived, in order; perhaps not all of them.
+        """Messages that have arrived, in order; perhaps not all of them.
 
         Raises:
             OSError: the connection is closed, and everything before its end was returned.
             ProtocolError: the other end does not speak ZMTP as it should.
         """
         protocol, sock = self._protocol, self._sock
+        if protocol.more:
+            return protocol.receive(b"")
         messages: list[list[bytes]] = []
         try:
             for _ in range(_READS):
@@ -103,7 +111,7 @@ class Wire:
                         messages += protocol.filled(count)
                 if not count:
                     raise ConnectionResetError("closed by the other end")
-                if count < wanted:
+                if count < wanted or protocol.more:
                     break
         except BlockingIOError:
             return messages
