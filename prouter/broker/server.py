@@ -11,7 +11,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -42,6 +41,8 @@ _GATHER = 0.01
 """Seconds for which signs of life from agents may gather otherwise."""
 _FEW = 64
 """Agents whose signs of life are looked at one by one."""
+_AT_ONCE = 32
+"""Agents that are heard before workers are looked at again."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
 _ACCEPT_PAUSE = 0.1
@@ -99,8 +100,11 @@ class _Server:
         self._config = config
         self._epoll = select.epoll()
         self._urgent = select.epoll()
-        """Everything but agents."""
+        """Everything but agents; watched by the other."""
+        self._epoll.register(self._urgent, select.EPOLLIN)
         self._handles: dict[int, Callable[[float], None]] = {}
+        self._watched: dict[int, select.epoll] = {}
+        """By descriptor, who watches it."""
         self._work = 0
         self._busy_until = 0.0
         self._strangers = Strangers()
@@ -161,14 +165,14 @@ class _Server:
                 timeout = 0
             elif self._quiet(now) and timeout != 0:
                 self._urgent.poll(_GATHER)
-            events = self._epoll.poll(timeout)
+            events = self._epoll.poll(timeout, _AT_ONCE)
             now = time.monotonic()
-            for port in list(self._unfinished):
-                self._guard(partial(self._pump, port), now)
-            for fd, _events in events:
+            for fd, _events in (*self._urgent.poll(0), *events):
                 handle = self._handles.get(fd)
                 if handle is not None:
                     self._guard(handle, now)
+            for port in list(self._unfinished):
+                self._guard(partial(self._pump, port), now)
             self._guard(broker.turn, now)
             self._flush(now)
             self._flush_ports()
@@ -349,7 +353,7 @@ class _Server:
             port.flush()
             if port.blocked != port.waits and not port.closed:
                 port.waits = port.blocked
-                self._epoll.modify(port.fd, select.EPOLLIN | (select.EPOLLOUT if port.waits else 0))
+                self._watched[port.fd].modify(port.fd, select.EPOLLIN | (select.EPOLLOUT if port.waits else 0))
         self._written.clear()
         closing, self._closing = self._closing, []
         for port in closing:
@@ -394,22 +398,20 @@ class _Server:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _register(self, fd: int, handle: Callable[[float], None], *, urgent: bool = True) -> None:
-        self._handles[fd] = handle
-        self._epoll.register(fd, select.EPOLLIN)
-        if urgent:
-            self._urgent.register(fd, select.EPOLLIN)
+        self._watch_fd(fd, handle, self._urgent if urgent else self._epoll, select.EPOLLIN)
 
     def _register_write(self, fd: int, handle: Callable[[float], None]) -> None:
+        self._watch_fd(fd, handle, self._epoll, select.EPOLLOUT)
+
+    def _watch_fd(self, fd: int, handle: Callable[[float], None], epoll: select.epoll, events: int) -> None:
+        epoll.register(fd, events)
         self._handles[fd] = handle
-        self._epoll.register(fd, select.EPOLLOUT)
+        self._watched[fd] = epoll
 
     def _unregister(self, fd: int) -> None:
         """Watch it no more, if it is watched."""
-        if self._handles.pop(fd, None) is None:
-            return
-        self._epoll.unregister(fd)
-        with suppress(FileNotFoundError):
-            self._urgent.unregister(fd)
+        if self._handles.pop(fd, None) is not None:
+            self._watched.pop(fd).unregister(fd)
 
     def _wake(self) -> None:
         try:
