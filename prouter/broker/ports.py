@@ -27,7 +27,7 @@ class Port:
     """A connection, or one to be: messages wait until there is a socket and the peer has introduced itself.
 
     Attributes:
-        path: the peer's, once it is accepted.
+        path: the peer's, once it is accepted; that of an agent that is dialled from the beginning.
         local: whether the peer is a worker of this host.
         identity: the routing id the peer asked for.
         fd: what to watch; -1 while there is no socket, and when it is closed.
@@ -62,17 +62,17 @@ class Port:
         self._marked = False
 
     def connected(self, sock: socket.socket, kind: bytes, peer: bytes, limit: int) -> None:
-        """There is a socket: what waited is sent over it.
+        """There is a socket.
 
         Args:
             kind: of this end's ZeroMQ socket.
             peer: of the other's.
-            limit: size of a message that is taken from a peer that is not accepted, bytes.
+            limit: size of a message that is taken while there is no path, bytes.
 
         Raises:
             OSError: it is closed already.
         """
-        self._wire = wire = Wire(sock, kind, peer, limit=limit)
+        self._wire = wire = Wire(sock, kind, peer, limit=limit if self.path is None else MAX_MESSAGE)
         self.fd = wire.fd
 
     def accept(self, path: Path) -> None:

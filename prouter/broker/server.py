@@ -156,6 +156,7 @@ class _Server:
     def loop(self) -> None:
         """Receive, then what is due, then send; until told to stop."""
         broker, timers = self._broker, self._env.timers
+        events: list[tuple[int, int]] = []
         self._flush(time.monotonic())
         while not (self._stop or broker.stopping):
             deadline = timers.deadline()
@@ -163,7 +164,7 @@ class _Server:
             timeout = -1 if deadline is None else max(0.0, deadline - now)
             if self._unfinished:
                 timeout = 0
-            elif self._quiet(now) and timeout != 0:
+            elif timeout != 0 and len(events) < _AT_ONCE and self._quiet(now):
                 self._urgent.poll(_GATHER)
             events = self._epoll.poll(timeout, _AT_ONCE)
             now = time.monotonic()

@@ -13,8 +13,11 @@ import zmq
 
 from prouter.broker.doors import open_local_door
 from prouter.broker.ports import Port
+from prouter.broker.switch import Path as SwitchPath
 from prouter.broker.switch import Switch
-from prouter.fabric.zmtp import MAX_PART
+from prouter.errors import ProtocolError
+from prouter.fabric.session import Session
+from prouter.fabric.zmtp import MAX_MESSAGE
 from prouter.transport.dealer import DealerSocket
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port
@@ -207,16 +210,19 @@ class Mirror:
         self.door = open_local_door(self.endpoint)
         self.ports: list[Port] = []
         self.switch = Switch()
+        self.path: SwitchPath | None = None
+        self.limit = MAX_MESSAGE
 
     def turn(self) -> None:
         sock = self.door.take()
         if sock is not None:
             self.ports.append(Port(self.dirty))
-            self.ports[-1].connected(sock, b"ROUTER", b"DEALER", MAX_PART)
+            self.ports[-1].path = self.path
+            self.ports[-1].connected(sock, b"ROUTER", b"DEALER", self.limit)
         for port in list(self.ports):
             try:
                 port.pump(self.switch, 0.0, self._back, lambda path, now: None)
-            except OSError:
+            except (OSError, ProtocolError):
                 self.ports.remove(port)
                 port.close()
         for port in self.ports:
@@ -262,6 +268,23 @@ def test_both_ends_of_ours_when_the_reader_is_slow(ends: Ends, mirror: Mirror) -
         dealer.send(message)
     until_mirrored(mirror, lambda: len(ends.received) == len(sent))
     assert ends.received == sent
+
+
+def test_a_stranger_may_send_little(ends: Ends, mirror: Mirror) -> None:
+    mirror.limit = 10_000
+    dealer = ends.dealer(mirror.endpoint)
+    dealer.send([b"", bytes(9_000)])
+    until_mirrored(mirror, lambda: ends.received == [[b"", bytes(9_000)]])
+    dealer.send([b"", bytes(11_000)])
+    until_mirrored(mirror, lambda: ends.disconnects == 1)
+
+
+def test_a_peer_with_a_path_may_send_much(ends: Ends, mirror: Mirror) -> None:
+    mirror.limit = 10_000
+    mirror.path = SwitchPath(None, b"", Session(0.0, 1.0), 0.0)
+    dealer = ends.dealer(mirror.endpoint)
+    dealer.send([b"", bytes(MIB)])
+    until_mirrored(mirror, lambda: ends.received == [[b"", bytes(MIB)]])
 
 
 def test_a_listener_takes_the_place_a_killed_one_left(mirror: Mirror, work_dir: Path) -> None:
