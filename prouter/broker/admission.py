@@ -7,7 +7,6 @@ agent has to wait until that one failed to prove that it is alive.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -22,9 +21,6 @@ from prouter.fabric.session import Greeted, Session
 __all__ = ["Admission"]
 
 log = logging.getLogger("prouter.broker")
-
-_REMEMBERED = 4096
-"""Connections remembered as refused."""
 
 
 class _Challenger:
@@ -52,18 +48,19 @@ class Admission:
         self._env = env
         self._links = links
         self._challengers: dict[str, _Challenger] = {}
-        self._silenced: OrderedDict[tuple[Any, bytes], None] = OrderedDict()
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
 
     def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """Control frames of a routing id that is not accepted.
+        """Control frames of a connection whose peer is not accepted.
 
         Raises:
-            ProtocolError: the introduction is malformed.
+            ProtocolError: they are no introduction, or a malformed one.
         """
-        if (carrier, rid) in self._silenced or not self._admit(now) or frames[0].type != HELLO:
+        if frames[0].type != HELLO:
+            raise ProtocolError("a stranger does not introduce itself")
+        if not self._admit(now):
             self._env.counts["strangers_ignored"] += 1
             return
         path = Path(carrier, rid, Session(now, self._env.settings.heartbeat), now)
@@ -162,9 +159,7 @@ class Admission:
         self._env.counts["hellos_refused"] += 1
         log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
         self._env.outbox.say(path, path.session.refuse(code, text))
-        self._silenced[(path.carrier, path.rid)] = None
-        if len(self._silenced) > _REMEMBERED:
-            self._silenced.popitem(last=False)
+        self._env.shell.forget(path)
 
     def _admit(self, now: float) -> bool:
         """Whether there is time to look at one more stranger this second."""

@@ -115,7 +115,7 @@ class Broker:
             self.inbox.receive(path, frames, now)
 
     def agent_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """A control message from a routing id of the agents' socket that is not accepted.
+        """A control message over a connection to the agents' port whose peer is not accepted.
 
         Raises:
             ProtocolError: it is malformed.
@@ -124,7 +124,7 @@ class Broker:
         self.admission.stranger(carrier, rid, frames, now)
 
     def worker_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """A control message from a routing id of the workers' socket that is not accepted.
+        """A control message over a worker's connection that is not accepted.
 
         Raises:
             ProtocolError: it is malformed.

@@ -84,7 +84,12 @@ class Dialling:
             return
         (family, address), *others = addresses
         go_on = partial(self._attempt, port, host, number, others)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as failure:
+            log.debug("event=connecting_failed host=%s error=%r", host, str(failure))
+            go_on(now)
+            return
         sock.setblocking(False)
         error = sock.connect_ex(address)
         if error not in (0, EINPROGRESS):

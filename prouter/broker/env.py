@@ -22,13 +22,13 @@ class Shell(Protocol):
     """The I/O the state machines ask for."""
 
     def accept(self, path: Path) -> None:
-        """From now on messages of this routing id are this path's."""
+        """From now on what comes over the path's connection is this path's."""
 
     def dial(self, path: Path, address: str) -> None:
         """Open a socket of its own for `path` and connect it to ``host:port``; never blocks."""
 
     def forget(self, path: Path) -> None:
-        """The path is not used any more; a socket of its own is closed once what is pending was sent."""
+        """The path is not used any more: its connection is closed once what is pending was sent."""
 
     def watch(self, pid: int, worker: str) -> None:
         """Tell when the process ends."""

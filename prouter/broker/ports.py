@@ -11,13 +11,16 @@ import socket
 from collections.abc import Callable, Sequence
 
 from prouter.broker.switch import Path, Switch
+from prouter.errors import ProtocolError
 from prouter.fabric.frames import batches, encode
-from prouter.fabric.zmtp import MAX_MESSAGE
 from prouter.transport.wire import Wire
 
 __all__ = ["Control", "Port"]
 
 log = logging.getLogger("prouter.broker")
+
+_MOST_CONTROL = 64 * 1024 * 1024
+"""Bytes of control frames that may wait for a peer; what streams have under way is bounded by their windows."""
 
 Control = Callable[["Port", Sequence[bytes], float], None]
 """Gets the parts of a message for the broker itself."""
@@ -32,22 +35,25 @@ class Port:
         identity: the routing id the peer asked for.
         fd: what to watch; -1 while there is no socket, and when it is closed.
         closed: whether it is.
-        waits: whether it is watched until it is writable, too.
+        leaving: whether it is to be closed: what is queued is sent, and nothing heard any more.
+        watched_for_writing: whether it is watched until it is writable, too.
 
     Args:
         dirty: where this port puts itself when there is something to be flushed.
     """
 
     __slots__ = (
+        "_control_bytes",
         "_dirty",
         "_early",
         "_marked",
         "_wire",
         "closed",
         "fd",
+        "leaving",
         "local",
         "path",
-        "waits",
+        "watched_for_writing",
     )
 
     def __init__(self, dirty: list[Port], *, local: bool = False) -> None:
@@ -55,11 +61,14 @@ class Port:
         self.local = local
         self.fd = -1
         self.closed = False
-        self.waits = False
+        self.leaving = False
+        self.watched_for_writing = False
         self._wire: Wire | None = None
         self._early: list[Sequence[bytes]] = []
         self._dirty = dirty
         self._marked = False
+        self._control_bytes = 0
+        """Queued since the kernel last had room for everything."""
 
     def connected(self, sock: socket.socket, kind: bytes, peer: bytes, limit: int) -> None:
         """There is a socket.
@@ -72,19 +81,19 @@ class Port:
         Raises:
             OSError: it is closed already.
         """
-        self._wire = wire = Wire(sock, kind, peer, limit=limit if self.path is None else MAX_MESSAGE)
+        self._wire = wire = Wire(sock, kind, peer, limit=limit if self.path is None else None)
         self.fd = wire.fd
 
     def accept(self, path: Path) -> None:
         """The peer is known: this is its path, and it may send large messages."""
         self.path = path
         if self._wire is not None:
-            self._wire.limit = MAX_MESSAGE
+            self._wire.trust()
 
     @property
     def identity(self) -> bytes:
         """See the class."""
-        return (self._wire.identity if self._wire is not None else b"") or b"nameless"
+        return self._wire.identity if self._wire is not None else b""
 
     @property
     def blocked(self) -> bool:
@@ -101,7 +110,7 @@ class Port:
 
         Raises:
             OSError: the connection is closed, and everything that came before was moved.
-            ProtocolError: what comes is not ZMTP, or more than is taken.
+            ProtocolError: what comes is not ZMTP, or more than is taken from this peer.
         """
         wire = self._wire
         if wire is None:
@@ -112,14 +121,16 @@ class Port:
             for parts in early:
                 self.queue(parts)
         for route, *parts in messages:
-            if self.closed:
+            if self.closed or self.leaving:
                 return
             path = self.path
             if not route or not parts:
                 control(self, parts, now)
                 continue
-            target = path.routes.get(bytes(route)) if path is not None else None
-            if target is None or path is None:
+            if path is None:
+                raise ProtocolError("a stranger wants something passed on")
+            target = path.routes.get(bytes(route))
+            if target is None:
                 switch.dropped += 1
                 continue
             path.heard = now
@@ -129,6 +140,8 @@ class Port:
             else:
                 switch.dropped += 1
                 unreachable(target, now)
+        if wire.more and self.path is None:
+            raise ProtocolError("a stranger says more than an introduction")
 
     def queue(self, parts: Sequence[bytes]) -> bool:
         """Have a message sent with the next `flush`; False when the connection is closed."""
@@ -144,9 +157,17 @@ class Port:
         return True
 
     def send(self, path: Path) -> bool:
-        """Have what is pending on `path` sent with the next `flush`; False when the connection is closed."""
+        """Have what is pending on `path` sent with the next `flush`.
+
+        False when the connection is closed, or the peer makes itself be spoken to and does not listen.
+        """
         frames, path.pending = path.pending, []
-        return all(self.queue([b"", *encode(batch)]) for batch in batches(frames))
+        for batch in batches(frames):
+            parts = [b"", *encode(batch)]
+            self._control_bytes += sum(map(len, parts))
+            if self._control_bytes > _MOST_CONTROL or not self.queue(parts):
+                return False
+        return True
 
     def flush(self) -> None:
         """Send what is queued, as far as the kernel takes it. That the connection is closed, `pump` will tell."""
@@ -155,6 +176,8 @@ class Port:
             return
         try:
             self._wire.flush()
+            if not self._wire.blocked:
+                self._control_bytes = 0
         except OSError as error:
             log.debug("event=peer_unreachable fd=%d error=%r", self.fd, str(error))
 

@@ -45,6 +45,8 @@ _AT_ONCE = 32
 """Agents that are heard before workers are looked at again."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
+_STRANGERS_AT_ONCE = 8
+"""Connections without an accepted peer that are heard in a turn."""
 _ACCEPT_PAUSE = 0.1
 """Seconds to wait when a connection cannot be taken for lack of descriptors."""
 _TAKEN = 100
@@ -101,6 +103,8 @@ class _Server:
         self._epoll = select.epoll()
         self._urgent = select.epoll()
         """Everything but agents; watched by the other."""
+        self._outside = select.epoll()
+        """Connections of agents that are not accepted; likewise."""
         self._epoll.register(self._urgent, select.EPOLLIN)
         self._handles: dict[int, Callable[[float], None]] = {}
         self._watched: dict[int, select.epoll] = {}
@@ -115,7 +119,7 @@ class _Server:
         self._unfinished: dict[Port, None] = {}
         """Those with more to be moved, in order."""
         self._closing: list[Port] = []
-        self._stop = self._drain = False
+        self._stop = self._drain = self._closed = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         gc.disable()
@@ -141,6 +145,7 @@ class _Server:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()
         self._register(self._wake_read, self._woken)
+        self._watch_fd(self._outside.fileno(), self._hear_strangers, self._epoll, select.EPOLLIN)
         self._workers = open_local_door(broker_endpoint(config))
         self._register(self._workers.fd, partial(self._take, self._workers))
         self._agents = self._open_agents_door(bind_port) if config.server.enabled else None
@@ -175,8 +180,8 @@ class _Server:
             for port in list(self._unfinished):
                 self._guard(partial(self._pump, port), now)
             self._guard(broker.turn, now)
-            self._flush(now)
-            self._flush_ports()
+            self._guard(self._flush, now)
+            self._guard(self._flush_ports, now)
             self._lag.turned(now, time.monotonic())
 
     def _quiet(self, now: float) -> bool:
@@ -194,14 +199,15 @@ class _Server:
         for door in (self._workers, self._agents):
             if door is not None:
                 door.close()
-        self._flush_ports()
+        self._flush_ports(time.monotonic())
         deadline = time.monotonic() + _LINGER
         for port in self._ports:
             port.close(max(0.0, deadline - time.monotonic()))
-        self._epoll.close()
-        self._urgent.close()
+        for epoll in (self._epoll, self._urgent, self._outside):
+            epoll.close()
         self._store.close()
         signal.set_wakeup_fd(-1)
+        self._closed = True
         os.close(self._wake_read)
         os.close(self._wake_write)
         log.info("event=broker_stopped router=%s", self._env.settings.uid)
@@ -236,16 +242,20 @@ class _Server:
             self._unregister(door.fd)
             again = partial(self._take, door)
             self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._register(door.fd, again, urgent=local))
+        self._end_strangers(now)
         if self._strangers and not self._sweeping:
             self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         """End the connections of those that have not been accepted in time, for as long as there are any."""
-        for port in self._strangers.take_due(now):
-            self._shut(port)
+        self._end_strangers(now)
         self._sweeping = bool(self._strangers)
         if self._sweeping:
             self._env.timers.at(now if self._strangers.due(now) else now + 1, self._sweep)
+
+    def _end_strangers(self, now: float) -> None:
+        for port in self._strangers.take_due(now):
+            self._shut(port)
 
     def _dialled(self, port: Port, sock: socket.socket, now: float) -> None:
         """An agent that listens was reached."""
@@ -261,7 +271,8 @@ class _Server:
             sock.close()
             return False
         self._ports.add(port)
-        self._register(port.fd, partial(self._pump, port), urgent=port.local)
+        known = self._epoll if port.path is not None else self._outside
+        self._watch_fd(port.fd, partial(self._pump, port), self._urgent if port.local else known, select.EPOLLIN)
         return True
 
     def _shut(self, port: Port) -> None:
@@ -272,6 +283,13 @@ class _Server:
         port.close()
 
     # -- what arrives -----------------------------------------------------------------------------------------------
+
+    def _hear_strangers(self, now: float) -> None:
+        """Some of those that are not accepted have said something."""
+        for fd, _events in self._outside.poll(0, _STRANGERS_AT_ONCE):
+            handle = self._handles.get(fd)
+            if handle is not None:
+                self._guard(handle, now)
 
     def _pump(self, port: Port, now: float) -> None:
         """Something arrived, or waits to be moved, or can be sent."""
@@ -291,11 +309,15 @@ class _Server:
             self._unfinished[port] = None
         elif self._unfinished:
             self._unfinished.pop(port, None)
-        if port.waits:
+        if port.watched_for_writing:
             self._written.append(port)
 
     def _control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
-        """A message to the broker itself; its answers leave before anything else is moved, so that order is kept."""
+        """A message to the broker itself; its answers leave before anything else is moved, so that order is kept.
+
+        Raises:
+            ProtocolError: of a peer that is not accepted.
+        """
         try:
             frames = decode([bytes(part) for part in parts])
             if port.path is not None:
@@ -307,6 +329,8 @@ class _Server:
             else:
                 self._broker.agent_stranger(port, port.identity, frames, now)
         except ProtocolError as error:
+            if port.path is None:
+                raise
             self._broker.malformed(port.path, error)
         except Exception:
             log.exception("event=message_failed peer=%.64r", port.identity)
@@ -348,14 +372,14 @@ class _Server:
                 if not port.send(path):
                     self._broker.disconnected(path, now)
 
-    def _flush_ports(self) -> None:
+    def _flush_ports(self, now: float) -> None:
         """Send what this turn has for each peer, in one piece; then close what is not used any more."""
-        for port in self._written:
+        written, self._written[:] = self._written[:], ()
+        for port in written:
             port.flush()
-            if port.blocked != port.waits and not port.closed:
-                port.waits = port.blocked
-                self._watched[port.fd].modify(port.fd, select.EPOLLIN | (select.EPOLLOUT if port.waits else 0))
-        self._written.clear()
+            if port.blocked != port.watched_for_writing and not port.closed:
+                port.watched_for_writing = port.blocked
+                self._watched[port.fd].modify(port.fd, _events(port))
         closing, self._closing = self._closing, []
         for port in closing:
             self._shut(port)
@@ -375,6 +399,10 @@ class _Server:
         port: Port = path.carrier
         port.accept(path)
         self._strangers.gone(port)
+        if self._watched.get(port.fd) is self._outside:
+            self._outside.unregister(port.fd)
+            self._epoll.register(port.fd, _events(port))
+            self._watched[port.fd] = self._epoll
 
     def dial(self, path: Path, address: str) -> None:
         """A connection to an agent that listens."""
@@ -385,7 +413,9 @@ class _Server:
 
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""
-        self._closing.append(path.carrier)
+        port: Port = path.carrier
+        port.leaving = True
+        self._closing.append(port)
 
     def watch(self, pid: int, worker: str) -> None:
         """Notice at once when a worker's process ends. Where that is not possible its silence has to do."""
@@ -415,6 +445,8 @@ class _Server:
             self._watched.pop(fd).unregister(fd)
 
     def _wake(self) -> None:
+        if self._closed:
+            return  # A thread is late; the descriptor may be somebody else's.
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -444,3 +476,7 @@ class _Server:
             "store.failures": self._store.failures,
             "store.written": self._store.written,
         }
+
+
+def _events(port: Port) -> int:
+    return select.EPOLLIN | select.EPOLLOUT if port.watched_for_writing else select.EPOLLIN

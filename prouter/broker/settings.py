@@ -32,7 +32,7 @@ class Bounds:
     frames: int = 10_000
     body: int = 2 * 1024 * 1024
     turn: int = 100
-    hello_bytes: int = 256 * 1024
+    hello_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ _PATIENCE = 10.0
 """Seconds a connection may take until its peer is accepted; one that was refused waits longer before it comes again."""
 _MOST = 4096
 """Connections that may be without a peer at once; the oldest have to go."""
-_AT_ONCE = 50
-"""Connections ended at once."""
+_AT_ONCE = 200
+"""Connections ended at once; more than are taken at once."""
 
 
 class Strangers:

@@ -29,11 +29,11 @@ class Owner(Protocol):
 
 
 class Path:
-    """One way to a peer: a routing id on a socket (or a socket of its own), for as long as that lives.
+    """One way to a peer: a connection, for as long as it lives.
 
     Attributes:
         carrier: what the I/O shell sends through; opaque here.
-        rid: routing id of the peer on the carrier, empty when the carrier leads to this peer only.
+        rid: routing id the peer asked for; empty for one that was dialled.
         session: heartbeats.
         owner: who is at the other end, None before it is known.
         source: name stamped on messages routed from here; empty until the peer is accepted.

@@ -98,14 +98,13 @@ class Workers:
         return len(self._workers)
 
     def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """Control frames of a routing id that is not accepted.
+        """Control frames of a connection whose peer is not accepted.
 
         Raises:
-            ProtocolError: the introduction is malformed.
+            ProtocolError: they are no introduction, or a malformed one.
         """
         if frames[0].type != HELLO:
-            self._env.counts["strangers_ignored"] += 1
-            return
+            raise ProtocolError("a stranger does not introduce itself")
         path = Path(carrier, rid, Session(now, self._env.settings.worker_heartbeat), now)
         _, event = path.session.receive(frames[0], now)
         if not isinstance(event, Greeted):
@@ -114,6 +113,7 @@ class Workers:
         problem = check_protocol(body)
         if problem is not None:
             self._env.outbox.say(path, path.session.refuse("bad_version", problem))
+            self._env.shell.forget(path)
             return
         uid, pid = body.get("uid"), body.get("pid")
         if not isinstance(uid, str) or not 0 < len(uid) <= _UID_LIMIT or not uid.isascii() or not isinstance(pid, int):

@@ -23,17 +23,22 @@ BULKY = 64 * 1024
 """Bytes from which a part is received into memory of its own and handed on as a view; copying less costs less."""
 _OVERHEAD = 64
 """Bytes that count for each part beside its own: what keeping it costs."""
-_AT_ONCE = 256
-"""Messages taken out of what has arrived at once: small ones take more memory so."""
+_PORTION = 1024
+"""Frames taken out of what has arrived at once: small ones take more memory so, and others wait meanwhile."""
+_STRANGERS_PORTION = 64
 _JOINED = 8 * 1024
 """Bytes below which a part is copied to those around it when it is sent."""
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">I")
 _LONG_HEAD = struct.Struct(">BQ")
+_FRAMES = (0, _MORE, _LONG, _MORE | _LONG, _COMMAND)
+"""Flags there may be once both ends have introduced themselves; commands are short then."""
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MECHANISM = slice(12, 32)
 _SIGNATURE_END, _VERSION = 9, 10
+_INTRODUCTION = 1024
+"""Bytes of an introduction at most; a routing id has up to 255 of them."""
 _SHORT = 255
 """Bytes of a frame whose length takes one byte, at most."""
 _SHORT_HEADS = tuple(tuple(bytes((flags, length)) for length in range(_SHORT + 1)) for flags in (0, _MORE))
@@ -73,17 +78,30 @@ class Zmtp:
         identity: the routing id it asks for.
         room: where the next bytes belong, while a large part is on its way; then tell `filled` how many came. Else
             None: any bytes may be given to `receive`.
-        limit: size of a message that is taken, bytes; may be changed.
-        more: whether there are more messages in what has arrived already: `receive` nothing to get them.
+        more: whether there is more to tell of what has arrived already: `receive` nothing to hear it.
 
     Args:
         peers: types of socket that may be at the other end.
+        limit: for a stranger: size of a message that is taken before `trust`, bytes.
     """
 
-    __slots__ = ("_parts", "_peers", "_rest", "_size", "_whole", "identity", "limit", "more", "ready", "room")
+    __slots__ = (
+        "_limit",
+        "_parts",
+        "_peers",
+        "_portion",
+        "_rest",
+        "_size",
+        "_whole",
+        "identity",
+        "more",
+        "ready",
+        "room",
+    )
 
-    def __init__(self, *peers: bytes, limit: int = MAX_MESSAGE) -> None:
-        self.limit = limit
+    def __init__(self, *peers: bytes, limit: int | None = None) -> None:
+        self._limit = MAX_MESSAGE if limit is None else limit
+        self._portion = _PORTION if limit is None else _STRANGERS_PORTION
         self.more = False
         self.ready = False
         self.identity = b""
@@ -94,6 +112,11 @@ class Zmtp:
         self._size = 0
         """Of the message that is on its way, so far."""
         self._whole: memoryview | None = None
+
+    def trust(self) -> None:
+        """The other end is known: it may send large messages, and many."""
+        self._limit = MAX_MESSAGE
+        self._portion = _PORTION
 
     def receive(self, data: bytes) -> list[list[bytes]]:
         """Messages that are complete with `data`, not too many at once.
@@ -132,11 +155,13 @@ class Zmtp:
             self._rest = data
             return messages
         parts, size = self._parts, len(data)
+        left = self._portion
         self.more = False
         while size - position >= 2:
-            if len(messages) == _AT_ONCE:
+            if not left:
                 self.more = True
                 break
+            left -= 1
             flags = data[position]
             if flags & _LONG:
                 start = position + _LONG_HEAD.size
@@ -146,17 +171,21 @@ class Zmtp:
             else:
                 start = position + 2
                 length = data[position + 1]
-            if length > MAX_PART or flags > _COMMAND | _LONG or self._size + length > self.limit:
+            if length > MAX_PART or flags not in _FRAMES or self._size + length > self._limit:
+                self.more = True
+                if messages:
+                    break  # What came before is told first.
+                self._rest = data[position:]
                 raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond what is taken")
             end = start + length
             if end > size:
-                if length >= BULKY and not flags & _COMMAND:
+                if length >= BULKY and self._limit == MAX_MESSAGE:
                     self._make_room(flags, length, data, start)
                     position = size
                 break
             position = end
             if flags & _COMMAND:
-                continue  # ZMTP 3.1 has some, which nobody sends to a peer of 3.0.
+                continue  # ZMTP 3.1's heartbeats; sessions have their own.
             self._size += length + _OVERHEAD
             part = data[start:end]
             parts.append(memoryview(part) if length >= BULKY else part)  # type: ignore[arg-type]
@@ -190,13 +219,18 @@ class Zmtp:
             return 0
         if data[_MECHANISM] != _GREETING[_MECHANISM]:
             raise ProtocolError("the other end wants another security mechanism")
-        if data[at] != _COMMAND:
+        start, length = at + 2, data[at + 1]
+        if data[at] == _COMMAND | _LONG:
+            start = at + _LONG_HEAD.size
+            if len(data) < start:
+                return 0
+            length = _LONG_HEAD.unpack_from(data, at)[1]
+        if data[at] & ~_LONG != _COMMAND or length > _INTRODUCTION:
             raise ProtocolError("the other end does not introduce itself")
-        end = at + 2 + data[at + 1]
-        if len(data) < end:
+        if len(data) < start + length:
             return 0
-        self._read_introduction(data[at + 2 : end])
-        return end
+        self._read_introduction(data[start : start + length])
+        return start + length
 
     def _read_introduction(self, body: bytes) -> None:
         if body[:6] != b"\x05READY":

@@ -45,6 +45,7 @@ class DealerSocket:
         on_message: gets each message's parts.
         on_disconnect: called when an established connection ends; unless the socket is closed then, it connects again.
         identity: routing id the peer sees, at most 255 bytes.
+        first: of several addresses of the host, which to try first.
 
     Raises:
         ValueError: `endpoint` is none.
@@ -56,6 +57,7 @@ class DealerSocket:
         on_message: Callable[[list[bytes]], None],
         on_disconnect: Callable[[], None],
         identity: bytes = b"",
+        first: int = 0,
     ) -> None:
         keep_freed_memory()
         self._scheme, _, self._place = endpoint.partition("://")
@@ -66,6 +68,7 @@ class DealerSocket:
         self._on_message = on_message
         self._on_disconnect = on_disconnect
         self._identity = identity
+        self._first = first
         self._loop = get_hub().loop
         self._wire: Wire | None = None
         self._readable: Any = None
@@ -127,16 +130,18 @@ class DealerSocket:
         host, port = _host_and_port(self._place)
         try:
             found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             return []
-        return [(entry[0], entry[4]) for entry in found]
+        first = self._first % len(found)
+        return [(entry[0], entry[4]) for entry in found[first:] + found[:first]]
 
     def _attempt(self, family: int, address: Any) -> _socket.socket | None:
         """Connect to one address; None when that fails."""
-        sock = _socket.socket(family, socket.SOCK_STREAM)
+        sock = None
         connected = False
         try:
+            sock = _socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             error = sock.connect_ex(address)
             if error == EINPROGRESS:
@@ -146,7 +151,7 @@ class DealerSocket:
         except OSError as failure:
             log.debug("event=connecting_failed endpoint=%s error=%r", self._place, str(failure))
         finally:
-            if not connected:
+            if sock is not None and not connected:
                 sock.close()
         return sock if connected else None
 
@@ -189,8 +194,10 @@ class DealerSocket:
         try:
             wire.flush()
         except OSError as error:
-            # Whoever sends does not expect to hear of a lost connection before it is done.
-            self._loop.run_callback(self._lost, wire, error)
+            # What has arrived before the end is read first; then reading tells.
+            log.debug("event=sending_failed endpoint=%s error=%r", self._place, str(error))
+            if self._closed:
+                self._drop(wire)
             return
         if wire.blocked:
             if not self._writable.active:

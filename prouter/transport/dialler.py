@@ -101,11 +101,12 @@ class Dialler:
             return
         self.attempts += 1
         identity = f"{self._identity}:{self.attempts}".encode()
-        self._socket = socket = DealerSocket(self.endpoint, self.peer.receive, self._disconnected, identity)
+        socket = DealerSocket(self.endpoint, self.peer.receive, self._disconnected, identity, first=self.attempts - 1)
+        self._socket = socket
         self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
 
     def _disconnected(self) -> None:
-        if self.peer.ready:
+        if self.peer.session is not None:
             self.peer.lose("connection closed")
 
     def _tick(self) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 
-from prouter.fabric.zmtp import MAX_MESSAGE, Zmtp, encode_message, opening
+from prouter.errors import ProtocolError
+from prouter.fabric.zmtp import Zmtp, encode_message, opening
 from prouter.transport.memory import LOCAL_BUFFER
 
 __all__ = ["Wire"]
@@ -30,7 +31,6 @@ class Wire:
     Attributes:
         ready: whether the other end has introduced itself; messages wait for that.
         identity: the routing id it asks for.
-        limit: size of a message that is taken, bytes; may be changed.
         more: whether `receive` has more, whatever arrives.
         blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
 
@@ -39,12 +39,13 @@ class Wire:
         kind: this end's type of socket, ``b"DEALER"`` or ``b"ROUTER"``.
         peer: the other end's.
         identity: routing id for the other end to know this one by.
+        limit: for a stranger: size of a message that is taken before `trust`, bytes.
     """
 
     __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd")
 
     def __init__(
-        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int = MAX_MESSAGE
+        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int | None = None
     ) -> None:
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
@@ -70,14 +71,9 @@ class Wire:
         """See the class."""
         return self._protocol.identity
 
-    @property
-    def limit(self) -> int:
-        """See the class."""
-        return self._protocol.limit
-
-    @limit.setter
-    def limit(self, size: int) -> None:
-        self._protocol.limit = size
+    def trust(self) -> None:
+        """The other end is known: it may send large messages, and many."""
+        self._protocol.trust()
 
     @property
     def more(self) -> bool:
@@ -115,7 +111,7 @@ class Wire:
                     break
         except BlockingIOError:
             return messages
-        except OSError:
+        except (OSError, ProtocolError):
             if not messages:
                 raise
         return messages
@@ -163,4 +159,5 @@ class Wire:
     def close(self) -> None:
         """Close at once. Idempotent."""
         self._out.clear()
+        self._protocol = Zmtp()
         self._sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import zmq
 
 from prouter.errors import AgentUnavailable, Forbidden, NotFound
-from prouter.fabric.frames import HELLO, Frame, encode, pack_body
+from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
 from prouter.transport.dealer import DealerSocket
 from tests.support.fabric_peers import BrokerProcess, FakeAgent, FakeWorker, until
 
@@ -434,46 +435,78 @@ def test_a_silent_agents_connection_is_closed_so_that_it_dials_again(stage: Stag
         silent.close()
 
 
-def test_malformed_messages_are_counted_and_harmless(stage: Stage) -> None:
+NONSENSE: list[list[bytes]] = [
+    [b""],
+    [b"", b""],
+    [b"", b"x"],
+    [b"", b"\x01" * 33],
+    [b"", b"\0" * 32, b"extra"],
+    [b"route", b"payload"],
+    [b"", *encode([Frame(PING)])],
+    [b"", *encode([Frame(HELLO, payload=b"\xc1")])],
+    [b"", os.urandom(500_000)],
+    [b"", *encode([Frame(HELLO, payload=pack_body({"kind": "agent", "protocol": 1}))] * 1000)],
+]
+
+
+def test_a_stranger_that_says_anything_but_hello_is_cut_off(stage: Stage) -> None:
     broker = stage.broker()
     worker, agent = stage.worker(broker), stage.agent(broker)
-    context = zmq.Context()
-    dealer = context.socket(zmq.DEALER)
-    dealer.setsockopt(zmq.LINGER, 0)
-    dealer.connect(broker.endpoint)
+    for parts in NONSENSE:
+        losses: list[float] = []
+        stranger = DealerSocket(broker.endpoint, lambda parts: None, lambda losses=losses: losses.append(1), b"odd")  # type: ignore[misc]
+        stranger.send(parts)
+        until(lambda losses=losses: losses, what=f"{parts!r:.40} is cut off")  # type: ignore[misc]
+        stranger.close()
+    assert agent.peer.ready
+    assert worker.create(BY_UID)
+    assert stat(worker, "strangers") == 0
+    assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+def test_malformed_messages_of_an_agent_are_counted_and_harmless(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    socket = agent.dialler._socket  # type: ignore[union-attr]
+    assert socket is not None
+    for parts in (
+        [b"", os.urandom(100)],
+        [b"", *encode([Frame(99)])],
+        [b"", *encode([Frame(16, payload=b"\xc1")])],
+    ):
+        for _ in range(50):
+            socket.send(parts)
+    until(lambda: stat(worker, "total.malformed") >= 100)
+    assert agent.peer.ready
+    assert worker.create(BY_UID)
+    assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+def test_a_stranger_that_floods_keeps_nobody_from_linking(stage: Stage) -> None:
+    broker = stage.broker()
+    worker = stage.worker(broker)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    flood = context.socket(zmq.DEALER)
+    flood.setsockopt(zmq.LINGER, 0)
+    flood.setsockopt(zmq.RECONNECT_IVL, 1)
+    flood.connect(broker.endpoint)
+    stopped = gevent.event.Event()
+
+    def send() -> None:
+        while not stopped.wait(0):
+            for _ in range(100):
+                with contextlib.suppress(zmq.Again):
+                    flood.send_multipart([b"", *encode([Frame(PING)])], zmq.NOBLOCK)
+
+    sender = gevent.spawn(send)
     try:
-        nonsense = [
-            [b""],
-            [b"", b""],
-            [b"", b"x"],
-            [b"", b"\x01" * 33],
-            [b"", b"\0" * 32, b"extra"],
-            [b"route", b"payload"],
-            [agent.connection.encode(), b"payload"],
-            [b"", *encode([Frame(HELLO, payload=b"\xc1")])],
-            [b"", *encode([Frame(HELLO, payload=pack_body({"kind": "agent", "protocol": 1}))])],
-        ]
-        for parts in nonsense * 50:
-            dealer.send_multipart(parts)
-        for parts in (
-            [b"", os.urandom(100)],
-            [b"", *encode([Frame(99)])],
-            [b"", *encode([Frame(16, payload=b"\xc1")])],
-        ):
-            socket = agent.dialler._socket  # type: ignore[union-attr]
-            assert socket is not None
-            for _ in range(50):
-                socket.send(parts)
-        until(lambda: stat(worker, "total.malformed") >= 300)
-        before = stat(worker, "total.malformed")
-        dealer.send_multipart([b"", os.urandom(500_000)])
-        until(lambda: stat(worker, "total.malformed") == before + 1)
-        assert agent.peer.ready
-        assert worker.create(BY_UID)
+        stage.agent(broker)
+        until(lambda: stat(worker, "links.up") == 1)
     finally:
-        dealer.close()
+        stopped.set()
+        sender.join(5)
+        flood.close()
         context.term()
-    assert broker.log.read_text().count("event=malformed_message") == 2
 
 
 def test_an_agent_that_listens_is_dialled_and_dropped_when_idle(stage: Stage) -> None:

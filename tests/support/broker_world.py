@@ -251,6 +251,8 @@ class World:
         self.peers: dict[tuple[str, bytes], Peer] = {}
         self.listeners: dict[str, Listener] = {}
         self.paths: dict[tuple[str, bytes], Path] = {}
+        self.closed: set[tuple[str, bytes]] = set()
+        """Connections that the broker has closed."""
         self.watched: dict[int, str] = {}
         self.dials: list[str] = []
         self._uids = 0
@@ -293,7 +295,8 @@ class World:
         return made
 
     def join(self, peer: Peer) -> None:
-        """Say HELLO."""
+        """Say HELLO over a new connection."""
+        self.closed.discard((self.carrier(peer), peer.rid))
         self.peers[(self.carrier(peer), peer.rid)] = peer
         peer.say(*peer.session.start())
 
@@ -340,6 +343,8 @@ class World:
 
     def _to_broker(self, peer: Peer, frames: list[Frame]) -> None:
         path = self.path_of(peer)
+        if (self.carrier(peer), peer.rid) in self.closed and not isinstance(peer, Listener):
+            return
         if path is not None:
             self.broker.receive(path, frames, self.now)
         elif isinstance(peer, Worker):
@@ -383,6 +388,7 @@ class World:
 
     def forget(self, path: Path) -> None:
         self.paths.pop((path.carrier, path.rid), None)
+        self.closed.add((path.carrier, path.rid))
 
     def watch(self, pid: int, worker: str) -> None:
         self.watched[pid] = worker

@@ -174,7 +174,7 @@ def test_incarnations_cannot_be_borrowed() -> None:
         ({"name": "x" * 2000}, "bad_hello"),
     ],
 )
-def test_a_bad_introduction_is_refused_once_and_then_ignored(change: dict[str, Any], code: str) -> None:
+def test_a_bad_introduction_is_refused_and_its_connection_closed(change: dict[str, Any], code: str) -> None:
     world = World(tokens=("good",))
     agent = Agent(world, "agent-1", "a" * 32, token="good")
     agent.hello.update(change)
@@ -182,9 +182,7 @@ def test_a_bad_introduction_is_refused_once_and_then_ignored(change: dict[str, A
     world.join(agent)
     assert agent.refusal is not None
     assert agent.refusal[0] == code
-    agent.refusal = None
-    agent.say(*agent.session.start())
-    assert agent.refusal is None
+    assert world.closed == {("agents", agent.rid)}
     assert len(world.broker.links) == 0
 
 

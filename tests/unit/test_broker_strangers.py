@@ -24,9 +24,10 @@ def test_who_is_accepted_stays() -> None:
 
 def test_the_oldest_of_too_many_go_before_their_time() -> None:
     strangers = Strangers()
-    ports = [Port([]) for _ in range(4146)]
+    ports = [Port([]) for _ in range(4346)]
     for port in ports:
         strangers.opened(port, 100.0)
     assert strangers.due(100.0)
-    assert strangers.take_due(100.0) == ports[:50]
-    assert (strangers.cut, len(strangers)) == (50, 4096)
+    assert strangers.take_due(100.0) == ports[:200]
+    assert strangers.take_due(100.0) == ports[200:250]
+    assert (strangers.cut, len(strangers)) == (250, 4096)

@@ -40,8 +40,8 @@ def feed(zmtp: Zmtp, data: bytes, cuts: list[int]) -> list[list[bytes]]:
     return [[bytes(part) for part in message] for message in messages]
 
 
-def introduced(kind: bytes = b"DEALER", identity: bytes = b"") -> Zmtp:
-    zmtp = Zmtp(kind)
+def introduced(kind: bytes = b"DEALER", identity: bytes = b"", limit: int | None = None) -> Zmtp:
+    zmtp = Zmtp(kind, limit=limit)
     assert zmtp.receive(opening(kind, identity)) == []
     assert zmtp.ready
     return zmtp
@@ -83,13 +83,13 @@ def test_large_parts_are_neither_copied_when_sent_nor_when_received() -> None:
 
 def test_many_small_messages_come_in_portions() -> None:
     zmtp = introduced()
-    messages = zmtp.receive(b"".join(encode_message([b"%d" % number])[0] for number in range(1000)))
-    assert len(messages) == 256
+    messages = zmtp.receive(b"".join(encode_message([b"%d" % number])[0] for number in range(5000)))
+    assert len(messages) == 1024
     while zmtp.more:
         portion = zmtp.receive(b"")
-        assert 0 < len(portion) <= 256
+        assert 0 < len(portion) <= 1024
         messages += portion
-    assert messages == [[b"%d" % number] for number in range(1000)]
+    assert messages == [[b"%d" % number] for number in range(5000)]
 
 
 def test_what_is_sent_is_not_changed_by_what_arrives_later() -> None:
@@ -167,18 +167,39 @@ def test_too_large_a_part_is_refused_before_it_takes_memory(length: int) -> None
 
 
 def test_messages_of_endlessly_many_parts_are_refused() -> None:
-    zmtp = introduced()
-    zmtp.limit = 1 << 16
-    assert zmtp.receive(b"\x01\x00" * 1024) == []
+    zmtp = introduced(limit=64 * 64)
+    assert zmtp.receive(b"\x01\x00" * 64) == []
     with pytest.raises(ProtocolError, match="beyond"):
-        zmtp.receive(b"\x01\x00" * 2)
+        zmtp.receive(b"\x01\x01x")
 
 
 def test_the_limit_counts_for_what_comes_after_it_was_set() -> None:
-    zmtp = Zmtp(b"DEALER", limit=1000)
-    zmtp.receive(opening(b"DEALER"))
-    zmtp.limit = 2000
-    assert zmtp.receive(b"".join(encode_message([bytes(1500)]))) == [[bytes(1500)]]
-    zmtp.limit = 1000
     with pytest.raises(ProtocolError, match="beyond"):
-        zmtp.receive(encode_message([bytes(1500)])[0])
+        introduced(limit=1000).receive(encode_message([bytes(1500)])[0])
+    zmtp = introduced(limit=1000)
+    zmtp.trust()
+    assert zmtp.receive(b"".join(encode_message([bytes(1500)]))) == [[bytes(1500)]]
+
+
+def test_what_a_stranger_announces_takes_no_memory_before_it_comes() -> None:
+    zmtp = introduced(limit=4 * BULKY)
+    assert zmtp.receive(b"\x02" + (2 * BULKY).to_bytes(8, "big")) == []
+    assert zmtp.room is None
+    assert zmtp.receive(bytes(2 * BULKY)) == [[bytes(2 * BULKY)]]
+
+
+def test_what_came_before_garbage_is_told_first() -> None:
+    zmtp = introduced()
+    assert zmtp.receive(b"".join(encode_message([b"x"])) + b"\xff" * 20) == [[b"x"]]
+    assert zmtp.more
+    with pytest.raises(ProtocolError):
+        zmtp.receive(b"")
+
+
+def test_long_commands_are_refused_once_the_introductions_are_over() -> None:
+    with pytest.raises(ProtocolError):
+        introduced().receive(b"\x06" + (1000).to_bytes(8, "big"))
+
+
+def test_a_long_routing_id_is_taken() -> None:
+    assert introduced(identity=b"i" * 255).identity == b"i" * 255
