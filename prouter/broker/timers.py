@@ -57,7 +57,10 @@ class Timers:
         return heap[0][0] if heap else None
 
     def run(self, now: float, most: int = sys.maxsize) -> None:
-        """Run what is due at `now`, at most so many, in order of time, without what is scheduled meanwhile."""
+        """Run what is due at `now`, at most so many, in order of time, without what is scheduled meanwhile.
+
+        What an action raises is passed on; the others stay due.
+        """
         heap = self._heap
         due: list[Timer] = []
         while heap and heap[0][0] <= now and len(due) < most:
@@ -67,10 +70,19 @@ class Timers:
                 self._dead -= 1
             else:
                 due.append(timer)
-        for timer in due:
-            action, timer.action = timer.action, None
-            if action is not None:
-                action(now)
+        due.reverse()
+        try:
+            while due:
+                timer = due.pop()
+                action, timer.action = timer.action, None
+                if action is not None:
+                    action(now)
+        finally:
+            for timer in reversed(due):
+                if timer.action is not None:
+                    timer.queued = True
+                    self._count += 1
+                    heapq.heappush(self._heap, (timer.at, self._count, timer))
 
     def _cancelled(self) -> None:
         self._dead += 1

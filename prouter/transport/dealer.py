@@ -130,7 +130,7 @@ class DealerSocket:
         host, port = _host_and_port(self._place)
         try:
             found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             return []
         first = self._first % len(found)
@@ -239,4 +239,9 @@ def _host_and_port(place: str) -> tuple[str, int]:
     host, _, port = place.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{place!r} is no host:port")
-    return host.strip("[]"), int(port)
+    host = host.strip("[]")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no host name") from None
+    return host, int(port)

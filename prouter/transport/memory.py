@@ -29,7 +29,7 @@ _SETTINGS = (
     (_M_MMAP_THRESHOLD, 16 * 1024 * 1024),  # above the largest payload of a frame
     (_M_TRIM_THRESHOLD, 16 * 1024 * 1024),  # free memory at the heap's end that a process may hold on to
     (_M_TOP_PAD, 1024 * 1024),
-    (_M_ARENA_MAX, 1),  # what the loop allocates, ZeroMQ's thread frees: one heap serves both best
+    (_M_ARENA_MAX, 1),  # what the loop allocates, other threads free: one heap serves all best
 )
 
 

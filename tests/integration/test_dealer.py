@@ -191,7 +191,7 @@ def _closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["nowhere", "tcp://nowhere", "tcp://:80", "tcp://host:0", "tcp://host:x", "udp://h:1"]
+    "endpoint", ["nowhere", "tcp://nowhere", "tcp://:80", "tcp://host:0", "tcp://host:x", "udp://h:1", "tcp://a..b:1"]
 )
 def test_what_is_no_endpoint_is_refused(ends: Ends, endpoint: str) -> None:
     with pytest.raises(ValueError, match="is no"):

@@ -59,6 +59,26 @@ def test_a_timer_may_cancel_and_make_others() -> None:
     assert len(timers) == 0
 
 
+def test_a_timer_that_fails_costs_no_other_its_turn() -> None:
+    timers = Timers()
+    ran: list[str] = []
+
+    def fail(now: float) -> None:
+        raise RuntimeError("of this test")
+
+    timers.at(1.0, fail)
+    last = timers.at(2.0, lambda now: ran.append("cancelled"))
+    timers.at(3.0, lambda now: ran.append("late"))
+    timers.at(2.5, lambda now: ran.append("early"))
+    with pytest.raises(RuntimeError, match="of this test"):
+        timers.run(5.0)
+    last.cancel()
+    assert len(timers) == 2
+    timers.run(5.0)
+    assert ran == ["early", "late"]
+    assert timers.deadline() is None
+
+
 def test_many_cancelled_timers_take_no_room() -> None:
     timers = Timers()
     for _ in range(10_000):
