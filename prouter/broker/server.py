@@ -102,9 +102,9 @@ class _Server:
         self._config = config
         self._epoll = select.epoll()
         self._urgent = select.epoll()
-        """Everything but agents; watched by the other."""
+        """Everything but agents. `_epoll` watches it, too."""
         self._outside = select.epoll()
-        """Connections of agents that are not accepted; likewise."""
+        """Connections whose peers are not accepted as agents. Likewise."""
         self._epoll.register(self._urgent, select.EPOLLIN)
         self._handles: dict[int, Callable[[float], None]] = {}
         self._watched: dict[int, select.epoll] = {}
@@ -258,7 +258,7 @@ class _Server:
             self._shut(port)
 
     def _dialled(self, port: Port, sock: socket.socket, now: float) -> None:
-        """An agent that listens was reached."""
+        """An agent that listens was reached; its port has a path already."""
         if not self._connected(port, sock, b"DEALER", b"ROUTER") and port.path is not None:
             self._broker.disconnected(port.path, now)
 
@@ -271,8 +271,8 @@ class _Server:
             sock.close()
             return False
         self._ports.add(port)
-        known = self._epoll if port.path is not None else self._outside
-        self._watch_fd(port.fd, partial(self._pump, port), self._urgent if port.local else known, select.EPOLLIN)
+        agents = self._epoll if port.path is not None else self._outside
+        self._watch_fd(port.fd, partial(self._pump, port), self._urgent if port.local else agents, select.EPOLLIN)
         return True
 
     def _shut(self, port: Port) -> None:
