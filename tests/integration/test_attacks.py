@@ -88,14 +88,19 @@ def test_a_flood_of_strangers_costs_no_memory(guarded: tuple[Router, Agent]) -> 
     messages = [(b"f" * 32, b"x" * 400), (b"", os.urandom(400)), (b"", *encode([Frame(HELLO, payload=wrong)]))]
     flood = b"".join(wire(*message) for message in messages) * 1000
     host, _, port = router.agents.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
-        shake_hands(client)
-        slowest, end = 0.0, time.monotonic() + 4
-        while time.monotonic() < end:
-            for _ in range(10):
-                client.sendall(flood)
-                peak = max(peak, resident(broker))
-            slowest = max(slowest, served(router, agent))
+    slowest, cut, end = 0.0, 0, time.monotonic() + 4
+    while time.monotonic() < end:
+        for _ in range(10):
+            with socket.create_connection((host, int(port)), timeout=5) as client:
+                shake_hands(client)
+                try:
+                    for _ in range(10):
+                        client.sendall(flood)
+                except (BrokenPipeError, ConnectionResetError):
+                    cut += 1
+            peak = max(peak, resident(broker))
+        slowest = max(slowest, served(router, agent))
+    assert cut
     assert slowest < 3
     assert peak - before < 32 * MIB
     assert broker_is(router, broker)
