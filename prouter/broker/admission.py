@@ -22,6 +22,9 @@ __all__ = ["Admission"]
 
 log = logging.getLogger("prouter.broker")
 
+_LOGGED = 10
+"""Refusals logged in a second; all are counted."""
+
 
 class _Challenger:
     """An agent that waits for the fate of the one whose uid it claims."""
@@ -51,6 +54,9 @@ class Admission:
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
+        self._logged = 0
+        """Refusals in the second that `_logged_in` names."""
+        self._logged_in = 0
 
     def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
         """Control frames of a connection whose peer is not accepted.
@@ -157,7 +163,11 @@ class Admission:
 
     def _refuse(self, path: Path, code: str, text: str, uid: object = None) -> None:
         self._env.counts["hellos_refused"] += 1
-        log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
+        if self._logged_in != int(self._env.now):
+            self._logged_in, self._logged = int(self._env.now), 0
+        self._logged += 1
+        if self._logged <= _LOGGED:
+            log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
         self._env.outbox.say(path, path.session.refuse(code, text))
         self._env.shell.forget(path)
 

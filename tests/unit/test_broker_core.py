@@ -186,6 +186,17 @@ def test_a_bad_introduction_is_refused_and_its_connection_closed(change: dict[st
     assert len(world.broker.links) == 0
 
 
+def test_who_comes_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(tokens=("good",))
+    for number in range(50):
+        world.join(Agent(world, f"agent-{number}", f"{number:032x}", token="guess"))
+    assert world.broker.stats(world.now)["total.hellos_refused"] == 50
+    assert sum("hello_refused" in line for line in caplog.messages) == 10
+    world.now += 1
+    world.join(Agent(world, "another", "a" * 32, token="guess"))
+    assert sum("hello_refused" in line for line in caplog.messages) == 11
+
+
 def test_another_protocol_version_is_refused() -> None:
     world = World()
     agent = Agent(world, "agent-1", "a" * 32)
