@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from prouter.addresses import split_address
 from prouter.errors import InvalidRequest
 
 __all__ = [
@@ -59,9 +60,7 @@ def _finite(number: float) -> float:
 
 
 def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError("must be 'host:port'")
+    split_address(text)
     return text
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 
+from prouter.addresses import split_address
 from prouter.broker.core import Broker
 from prouter.broker.dialling import Dialling
 from prouter.broker.doors import Door, open_local_door, open_tcp_door
@@ -408,8 +409,8 @@ class _Server:
         """A connection to an agent that listens."""
         path.carrier = port = Port(self._written)
         port.path = path
-        host, _, number = address.rpartition(":")
-        self._dialling.dial(port, host.strip("[]"), int(number), self._env.now)
+        host, number = split_address(address)
+        self._dialling.dial(port, host, number, self._env.now)
 
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""

@@ -13,6 +13,7 @@ import gevent
 from gevent import get_hub
 from gevent.socket import getaddrinfo, wait_write
 
+from prouter.addresses import split_address
 from prouter.errors import ProtocolError
 from prouter.transport.memory import keep_freed_memory
 from prouter.transport.wire import Wire
@@ -231,17 +232,14 @@ class DealerSocket:
 
 
 def _host_and_port(place: str) -> tuple[str, int]:
-    """The parts of ``HOST:PORT``; brackets round IPv6 addresses.
+    """The parts of an address whose host can be looked up.
 
     Raises:
         ValueError: it is something else.
     """
-    host, _, port = place.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{place!r} is no host:port")
-    host = host.strip("[]")
     try:
+        host, port = split_address(place)
         host.encode("idna")
-    except UnicodeError:
-        raise ValueError(f"{host!r} is no host name") from None
-    return host, int(port)
+    except ValueError as error:
+        raise ValueError(f"{place!r} is no host:port") from error
+    return host, port
