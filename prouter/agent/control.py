@@ -9,6 +9,8 @@ from typing import Any
 
 from gevent.pywsgi import WSGIServer
 
+from prouter.host_names import HostNames
+
 __all__ = ["Control"]
 
 log = logging.getLogger("prouter.agent.control")
@@ -42,6 +44,7 @@ class Control:
             "/shutdown": ("POST", self._shut_down),
         }
         self._server: WSGIServer | None = None
+        self._names = HostNames()
 
     def open(self, interface: str, port: int) -> str:
         """Begin to serve; the base URL.
@@ -62,7 +65,9 @@ class Control:
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         route = self._routes.get(environ["PATH_INFO"].rstrip("/"))
         headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store, must-revalidate")]
-        if route is None:
+        if not self._names.accept(environ.get("HTTP_HOST", "localhost")):
+            status, body = "421 Misdirected Request", {"detail": "use the IP address, localhost or the machine's name"}
+        elif route is None:
             status, body = "404 Not Found", {"detail": f"only {', '.join(self._routes)} are here"}
         elif environ["REQUEST_METHOD"] not in (route[0], "HEAD" if route[0] == "GET" else route[0]):
             status, body = "405 Method Not Allowed", {"detail": f"use {route[0]}"}

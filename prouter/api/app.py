@@ -15,6 +15,7 @@ from prouter.api.client import RouterClient, current
 from prouter.api.context import ApiRequest, ApiResponse
 from prouter.api.errors import add_error_handlers
 from prouter.api.event_feed import EventFeed
+from prouter.api.known_hosts import KnownHosts
 from prouter.api.middleware import HeadRequests, RequestLog, Router
 from prouter.api.openapi import OpenApi
 from prouter.api.resources.archives import Archives
@@ -50,7 +51,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
         request_type=ApiRequest,
         response_type=ApiResponse,
         router=Router(),
-        middleware=[requests, HeadRequests(), SameOrigin(), *guards],
+        middleware=[requests, HeadRequests(), KnownHosts(config), SameOrigin(), *guards],
     )
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)

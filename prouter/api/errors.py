@@ -10,6 +10,7 @@ from typing import Any
 import falcon
 
 from prouter.api.context import ApiRequest
+from prouter.api.proxy.pages import page, prefers_html
 from prouter.errors import PRouterError
 
 __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
@@ -17,6 +18,8 @@ __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "prob
 log = logging.getLogger("prouter.api")
 
 _RETRY_STATUSES = (429, 503)
+_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
+"""Codes of errors that people meet in a browser, who get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
 
 
@@ -103,8 +106,12 @@ def _answer(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None
     )
     resp.status = error.status
     resp.stream = None
-    resp.data = json.dumps(problem(error, req.id)).encode("ascii")
-    resp.content_type = "application/problem+json"
+    if error.code in _FOR_PEOPLE and prefers_html(req.get_header("Accept", default="").encode("latin-1")):
+        resp.data = page(error, "", req.id)
+        resp.content_type = "text/html; charset=utf-8"
+    else:
+        resp.data = json.dumps(problem(error, req.id)).encode("ascii")
+        resp.content_type = "application/problem+json"
     resp.set_header("X-PRouter-Error", error.code)
     if error.status in _RETRY_STATUSES:
         resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))

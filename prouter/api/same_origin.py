@@ -14,7 +14,7 @@ import falcon
 
 from prouter.errors import Forbidden
 
-__all__ = ["SameOrigin", "is_foreign"]
+__all__ = ["SameOrigin", "is_foreign", "refuse_foreign"]
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -39,6 +39,16 @@ def is_foreign(environ: Mapping[str, Any]) -> bool:
     return not asked_by or asked_by not in [host.lower() for host in hosts]
 
 
+def refuse_foreign(req: falcon.Request) -> None:
+    """To be called where a request changes something though its method does not tell.
+
+    Raises:
+        Forbidden: the request comes from another site's page.
+    """
+    if is_foreign(req.env):
+        raise Forbidden("pages of other sites may not use this API", code="cross_site")
+
+
 class SameOrigin:
     """Falcon middleware that refuses what would change something for another site's page."""
 
@@ -48,5 +58,5 @@ class SameOrigin:
         Raises:
             Forbidden: the request comes from another site's page.
         """
-        if req.method not in _SAFE_METHODS and is_foreign(req.env):
-            raise Forbidden("pages of other sites may not use this API", code="cross_site")
+        if req.method not in _SAFE_METHODS:
+            refuse_foreign(req)

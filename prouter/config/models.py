@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from prouter.host_names import check_pattern
+
 __all__ = ["SECRET_KEYS", "AgentConfig", "Log", "RouterConfig", "Section", "keys", "sections"]
 
 MIB = 1024 * 1024
@@ -76,6 +78,11 @@ class RouterControl(Section):
         (), description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket."
     )
     job_domain: str | None = Field(None, description="Domain under which each job has a host name of its own.")
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Host names under which the API and the dashboard may be asked for, besides localhost, IP "
+        "addresses and the machine's own names; '*.example.org' for all names below it, '*' for any.",
+    )
     tokens: tuple[str, ...] = Field(
         (), description="Reserved: access tokens of the HTTP API. Refused until they are checked."
     )
@@ -96,6 +103,11 @@ class RouterControl(Section):
         3600.0, ge=0, description="Seconds a job may take to begin its answer; 0 for no limit."
     )
     max_head: int = Field(65536, ge=1024, description="Largest request head, in bytes.")
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_pattern(entry) for entry in value)
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -150,7 +150,7 @@ def test_a_client_that_leaves_ends_its_wait(router: Router, path: str) -> None:
     before = waits()
     url = urlsplit(router.url)
     with socket.create_connection((url.hostname or "", url.port or 0)) as client:
-        client.sendall(f"POST {path}/wait HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        client.sendall(f"POST {path}/wait HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
         wait_until(lambda: waits() == before + 1)
     wait_until(lambda: waits() == before)
 

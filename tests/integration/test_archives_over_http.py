@@ -266,7 +266,7 @@ def test_an_archive_upload_that_is_cut_leaves_no_half_file(sandbox: Sandbox, fra
     body = made.getvalue()
     url = urlsplit(sandbox.router.url)
     for size in (100, 300_000, 1_000_000, 2_222_222):
-        head = f"POST {sandbox.path}/archive HTTP/1.1\r\nHost: x\r\n"
+        head = f"POST {sandbox.path}/archive HTTP/1.1\r\nHost: localhost\r\n"
         if framing == "length":
             request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:size]
         else:

@@ -114,7 +114,7 @@ def test_broken_zeromq_is_dropped(guarded: tuple[Router, Agent]) -> None:
     host, _, port = router.agents.rpartition(":")
     chance = random.Random(7)
     attacks = [
-        b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01" + chance.randbytes(500),
         GREETING[:20],
         GREETING.replace(b"NULL", b"PLAIN"),
@@ -145,7 +145,11 @@ def test_thousands_of_idle_and_slow_connections_leave_the_others_served(guarded:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(3000, (hard if hard > 0 else 10**6) - 500)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, count + 500)), hard))
-    starts = [b"", b"GET /info HTTP/1.1\r\nHost: h\r\nX-Slow: ", b"POST /jobs/create HTTP/1.1\r\nHost: h\r\n"]
+    starts = [
+        b"",
+        b"GET /info HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\n",
+    ]
     starts.append(starts[2] + b"Content-Length: 1000\r\n\r\n{")
     starts.append(starts[2] + b"Transfer-Encoding: chunked\r\n\r\n1;")
     try:
@@ -175,17 +179,25 @@ def test_the_usual_limit_of_descriptors_does_not_bound_clients(launch: Callable[
 @pytest.mark.parametrize(
     ("head", "endless", "statuses"),
     [
-        (b"GET /info HTTP/1.1\r\nHost: h\r\n", b"X-Y: z\r\n" * 1000, {b"431"}),
+        (b"GET /info HTTP/1.1\r\nHost: localhost\r\n", b"X-Y: z\r\n" * 1000, {b"431"}),
         (b"GET /", b"a" * 8000, {b"431", b"414", b"400"}),
-        (b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n", b"x" * 8000, {b"413"}),
         (
-            b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
+            b"x" * 8000,
+            {b"413"},
+        ),
+        (
+            b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"1000\r\n" + b"x" * 4096 + b"\r\n",
             {b"413", b"400"},
         ),
-        (b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x" * 8000, {b"400"}),
         (
-            b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+            b"x" * 8000,
+            {b"400"},
+        ),
+        (
+            b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
             b"A: b\r\n" * 1000,
             {b"400"},
         ),

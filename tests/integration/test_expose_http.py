@@ -234,7 +234,7 @@ def test_a_host_name_of_no_job_is_a_404(hosted: tuple[Router, str]) -> None:
         absolute = router.get("/info", headers={"Host": f"{name}.jobs.example.org.:80"})
         assert (absolute.status_code, absolute.json()["detail"]) == (404, answer.json()["detail"])
     assert router.get("/info", headers={"Host": "jobs.example.org"}).status_code == 200
-    assert router.get("/info", headers={"Host": "example.org"}).status_code == 200
+    assert router.get("/info", headers={"Host": "example.org"}).status_code == 421
 
 
 def test_a_proxy_that_changes_host_tells_the_jobs_name_otherwise(hosted: tuple[Router, str]) -> None:

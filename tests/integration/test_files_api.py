@@ -102,7 +102,7 @@ def test_an_upload_that_is_cut_leaves_the_old_file(sandbox: Sandbox, framing: st
     sandbox.file("f", "POST", data=b"old")
     url = urlsplit(sandbox.router.url)
     with socket.create_connection((url.hostname or "", url.port or 0)) as client:
-        client.sendall(f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+        client.sendall(f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode())
         client.sendall(b"5000\r\n" + bytes(20000))
     wait_until(lambda: sandbox.file("f").content == b"old")
     assert [name for name in sandbox.names() if not name.startswith(".pagent")] == ["f"]

@@ -201,7 +201,7 @@ def test_uploads_cut_at_any_point_leave_the_old_file_or_none(sandbox: Sandbox, f
         sandbox.file("d/f", "POST", data=old)
     dice = random.Random(7)
     body = dice.randbytes(3 * MIB)
-    head = f"POST {sandbox.path}/file/d/f HTTP/1.1\r\nHost: x\r\n"
+    head = f"POST {sandbox.path}/file/d/f HTTP/1.1\r\nHost: localhost\r\n"
     if framing == "length":
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     else:
@@ -230,7 +230,7 @@ def test_uploads_cut_at_any_point_leave_the_old_file_or_none(sandbox: Sandbox, f
 
 def test_a_chunked_upload_may_come_byte_by_byte(sandbox: Sandbox) -> None:
     """Whatever arrives alone, be it the last chunk, is understood."""
-    request = f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    request = f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     for body in (b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n", b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nTrailer: 1\r\n\r\n"):
         for piece in (1, 2, 5):
             with connect(sandbox) as client:
@@ -269,7 +269,7 @@ def test_a_file_stays_until_its_last_byte_was_taken(sandbox: Sandbox) -> None:
     place = sandbox.root / "f"
     with connect(sandbox) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        head = f"GET {sandbox.path}/file/f?remove=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        head = f"GET {sandbox.path}/file/f?remove=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         client.sendall(head.encode())
         answer = bytearray()
         while len(answer) < 12 * MIB:
@@ -291,7 +291,7 @@ def test_what_gives_no_file_removes_none(sandbox: Sandbox) -> None:
     assert sandbox.file("d?remove=1").json()["entries"] == []
     for number in range(3):
         with connect(sandbox) as client:
-            head = f"GET {sandbox.path}/file/big{number}?remove=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+            head = f"GET {sandbox.path}/file/big{number}?remove=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
             sandbox.file(f"big{number}", "POST", data=bytes(16 * MIB))
             client.sendall(head.encode())
             assert client.recv(1000)

@@ -116,7 +116,7 @@ def test_bodies_of_held_requests_arrive_whole(
     with Raw(router.url) as raw:
         new = router.create(agent.uid)
         raw.request("POST", new + "/http/sink", "Content-Length: 6\r\n", b"abc")
-        raw.send(b"defGET /info HTTP/1.1\r\nHost: h\r\n\r\n")
+        raw.send(b"defGET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert router.post(new + "/start", body).status_code == 200
         assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         assert raw.read_exactly(1) == b"6"

@@ -49,7 +49,7 @@ def path(router: Router, agent: Agent) -> Iterator[str]:
 def test_five_hundred_followers_of_one_log_get_every_byte(router: Router, agent: Agent, path: str) -> None:
     memory = PeakMemory(descendants(router.pid) + descendants(agent.pid))
     router.start(path, ["sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; seq 100000"], **NO_PORT)
-    request = f"GET {path}/logs/stdout?follow=1 HTTP/1.0\r\nHost: x\r\n\r\n".encode()
+    request = f"GET {path}/logs/stdout?follow=1 HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
     answers: dict[socket.socket, bytearray] = {}
     with selectors.DefaultSelector() as selector:
         for _ in range(500):
@@ -260,7 +260,7 @@ def test_a_follower_that_does_not_read_is_dropped_and_may_resume(router: Router,
     name = "n" * 8000
     with connect(router) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        client.sendall(f"GET /events HTTP/1.0\r\nHost: x\r\nLast-Event-ID: {after}\r\n\r\n".encode())
+        client.sendall(f"GET /events HTTP/1.0\r\nHost: localhost\r\nLast-Event-ID: {after}\r\n\r\n".encode())
         answer = bytearray(client.recv(100))
 
         def one(_number: int) -> None:

@@ -177,7 +177,7 @@ def test_a_pipelined_request_after_a_chunked_body_is_its_own(router: Router, fas
             "POST",
             fast + "/sink",
             "Transfer-Encoding: chunked\r\n",
-            b"3\r\nabc\r\n0\r\n\r\nGET /info HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"3\r\nabc\r\n0\r\n\r\nGET /info HTTP/1.1\r\nHost: localhost\r\n\r\n",
         )
         assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
         assert raw.read_exactly(1) == b"3"
@@ -366,7 +366,7 @@ def test_connection_options_cannot_turn_a_body_into_a_request(router: Router, co
     assert "/record/hidden" not in seen_counts(router, corner)["requests"]
 
 
-@pytest.mark.parametrize("target", ["%s/record/x", "router.test:80", "http://router.test%s/record/x"])
+@pytest.mark.parametrize("target", ["%s/record/x", "router.localhost:80", "http://router.localhost%s/record/x"])
 def test_connect_goes_nowhere(router: Router, corner: str, target: str) -> None:
     before = seen_counts(router, corner)["requests"]
     answer, _ = exchange(router.url, "CONNECT", target.replace("%s", corner))
@@ -380,9 +380,9 @@ BODIES = ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5
 
 @pytest.mark.parametrize("body", BODIES)
 def test_a_body_that_the_api_does_not_want_is_not_the_next_request(router: Router, body: str) -> None:
-    asking = f"GET /info HTTP/1.1\r\nHost: h\r\n{body}"
+    asking = f"GET /info HTTP/1.1\r\nHost: localhost\r\n{body}"
     with Raw(router.url) as raw:
-        raw.send((asking * 3 + "GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").encode())
+        raw.send((asking * 3 + "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").encode())
         assert raw.read_to_end().count(b"HTTP/1.1 200 ") == 4
     with Raw(router.url) as raw:
         raw.send(asking[:-4].encode())

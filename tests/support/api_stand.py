@@ -197,7 +197,7 @@ class StandInRouter:
     def __init__(self, agent: StandInAgent | None = None) -> None:
         self.agent = agent or StandInAgent()
         self.loopback = Loopback(self.agent.accept)
-        self.config = RouterConfig.model_validate({"control": {"hold": 0.05}})
+        self.config = RouterConfig.model_validate({"control": {"hold": 0.05, "hosts": ["x", "falconframework.org"]}})
         self.answers: dict[str, Any] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.subscribers: set[Callable[[str, dict[str, Any]], None]] = set()

@@ -37,7 +37,7 @@ class Sandbox:
         """Status and body of a request whose target goes out as it is."""
         url = urlsplit(self.router.url)
         with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as client:
-            client.sendall((head + "\r\nHost: x\r\nConnection: close\r\n\r\n").encode("latin-1") + body)
+            client.sendall((head + "\r\nHost: localhost\r\nConnection: close\r\n\r\n").encode("latin-1") + body)
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         top, _, content = answer.partition(b"\r\n\r\n")
         return int(top.split()[1]), content

@@ -37,9 +37,18 @@ class Raw:
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def request(self, method: str, target: str, headers: str = "", body: bytes = b"", version: str = "1.1") -> None:
-        """Send a request; `headers` are whole lines."""
-        head = f"{method} {target} HTTP/{version}\r\nHost: router.test\r\n{headers}\r\n"
+    def request(
+        self,
+        method: str,
+        target: str,
+        headers: str = "",
+        body: bytes = b"",
+        version: str = "1.1",
+        host: str = "router.localhost",
+    ) -> None:
+        """Send a request; `headers` are whole lines; with an empty `host` it has no Host of its own."""
+        named = f"Host: {host}\r\n" if host else ""
+        head = f"{method} {target} HTTP/{version}\r\n{named}{headers}\r\n"
         self.send(head.encode("latin-1") + body)
 
     def read_until(self, marker: bytes) -> bytes:
@@ -87,8 +96,9 @@ def exchange(
     body: bytes = b"",
     version: str = "1.1",
     timeout: float = 10.0,
+    host: str = "router.localhost",
 ) -> tuple[bytes, bool]:
     """All bytes of the answer to one request with ``Connection: close``, and whether it was cut off."""
     with Raw(url, timeout) as raw:
-        raw.request(method, target, headers + "Connection: close\r\n", body, version)
+        raw.request(method, target, headers + "Connection: close\r\n", body, version, host)
         return raw.read_to_end(), raw.cut

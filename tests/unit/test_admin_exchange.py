@@ -47,7 +47,7 @@ def connected(app: Any) -> Iterator[tuple[ClientConnection, socket.socket]]:
 
 def test_a_body_that_does_not_come_ends_the_request() -> None:
     with connected(read_everything) as (connection, theirs):
-        theirs.sendall(b"POST /jobs/create HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{")
+        theirs.sendall(b"POST /jobs/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
         until(lambda: connection.exchange is not None)
         until(lambda: connection.exchange is None)
         theirs.setblocking(False)
@@ -70,7 +70,7 @@ def test_an_answer_that_goes_on_for_long_keeps_little_for_a_client_that_does_not
 
     with connected(flow) as (connection, theirs):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        theirs.sendall(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
+        theirs.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: connection.out_size > 65536)
         before = given
         gevent.sleep()

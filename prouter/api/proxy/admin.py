@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection
-from prouter.api.proxy.forwarded import as_seen_by_the_client
+from prouter.api.proxy.forwarded import as_seen_by_the_client, hosts_used
 from prouter.api.proxy.heads import BodyKind, RequestHead
 from prouter.api.proxy.wsgi import AnswerWriter, environment
 from prouter.errors import InvalidRequest, Overloaded, PRouterError
@@ -253,6 +253,7 @@ class AdminExchange:
             client="" if origin.address == "unix" else origin.address,
             port=origin.port,
         )
+        environ["prouter.hosts"] = hosts_used(self._head, origin)
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.write_ahead"] = self.limit_write_ahead
         result = self._app(environ, answer.start_response)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from prouter.api.proxy.heads import RequestHead
 
-__all__ = ["FORWARDED", "Origin", "Public", "as_seen_by_the_client", "forwarded"]
+__all__ = ["FORWARDED", "Origin", "Public", "as_seen_by_the_client", "forwarded", "hosts_used"]
 
 FORWARDED = frozenset(
     {
@@ -76,6 +76,19 @@ def as_seen_by_the_client(head: RequestHead, origin: Origin) -> Public:
     return Public(
         proto if proto in _SCHEMES else b"http", host, prefix if _PREFIX.fullmatch(prefix) is not None else b""
     )
+
+
+def hosts_used(head: RequestHead, origin: Origin) -> tuple[str, ...]:
+    """Every host name the request was sent to: Host, or, from a trusted proxy that tells, all those it tells of.
+
+    All of them, since a proxy may append to what the client claims.
+    """
+    named: list[bytes] = []
+    if origin.trusted:
+        fields = _fields(head)
+        named = [entry.strip() for entry in _join(fields, b"x-forwarded-host").split(b",")]
+        named += [_pairs(element).get(b"host", b"") for element in _elements(_join(fields, b"forwarded"))]
+    return tuple(host.decode("latin-1") for host in named if host) or (head.host.decode("latin-1"),)
 
 
 def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:

@@ -13,7 +13,7 @@ from html import escape
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
-__all__ = ["REASONS", "USABLE_ID", "error_response", "request_id"]
+__all__ = ["REASONS", "USABLE_ID", "error_response", "page", "prefers_html", "request_id"]
 
 REASONS = {
     400: "Bad Request",
@@ -24,7 +24,10 @@ REASONS = {
     408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
+    412: "Precondition Failed",
+    415: "Unsupported Media Type",
     416: "Range Not Satisfiable",
+    421: "Misdirected Request",
     424: "Failed Dependency",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
@@ -76,6 +79,8 @@ _TITLES = {
     "no_endpoint": "This job has no server",
     "job_timeout": "This job does not answer",
     "not_found": "There is nothing here",
+    "outside_prefix": "There is nothing here",
+    "unknown_host": "This is not a name of this router",
     "overloaded": "Too busy right now",
 }
 _NOT_STARTED = "This job has not been started yet"
@@ -94,9 +99,9 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
     status = error.status
     reason = REASONS.get(status, "Error")
     lines = [f"HTTP/1.1 {status} {reason}"]
-    if _prefers_html(accept):
+    if prefers_html(accept):
         content_type = "text/html; charset=utf-8"
-        body = _page(error, reason, request_id)
+        body = page(error, reason, request_id)
     else:
         content_type = "application/problem+json"
         body = _problem(error, reason, request_id)
@@ -115,7 +120,7 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
     return head if head_only else head + body
 
 
-def _prefers_html(accept: bytes) -> bool:
+def prefers_html(accept: bytes) -> bool:
     """Whether HTML is asked for by name, and before JSON (RFC 9110 section 12.5.1)."""
     wanted = {b"html": 0.0, b"json": 0.0}
     first = b""
@@ -154,7 +159,12 @@ def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
     return json.dumps(problem).encode()
 
 
-def _page(error: PRouterError, reason: str, request_id: str) -> bytes:
+def page(error: PRouterError, reason: str, request_id: str) -> bytes:
+    """A small HTML page that tells a person of `error`.
+
+    Args:
+        reason: title for an error without one of its own.
+    """
     passing = error.status == 503
     title = _NOT_STARTED if error.state == State.NEW.value else _TITLES.get(error.code, reason)
     return _PAGE.format(

@@ -12,6 +12,7 @@ from prouter.api.context import ApiRequest
 from prouter.api.downloads import Download
 from prouter.api.file_paths import path_below
 from prouter.api.listing import ListingBody
+from prouter.api.same_origin import refuse_foreign
 from prouter.api.streams import StreamBody, open_io, sandbox_route, send_body
 from prouter.errors import IsDirectory
 
@@ -31,6 +32,8 @@ class Files:
         """The file, in whole or in part, or the listing of a directory."""
         path = path_below(req.raw_path)
         remove = query.flag(req, "remove") and req.method == "GET"
+        if remove:
+            refuse_foreign(req)
         route = sandbox_route(self._router, connection, job)
         try:
             Download(self._router, route, path, remove).answer(req, resp)

@@ -1,0 +1,53 @@
+"""Requests for host names that are not this router's: refused, lest a page reaches the API by DNS rebinding."""
+
+from __future__ import annotations
+
+import logging
+
+import falcon
+
+from prouter.config import RouterConfig
+from prouter.errors import PRouterError
+from prouter.host_names import HostNames
+
+__all__ = ["KnownHosts", "UnknownHost"]
+
+_SHOWN = 100
+"""Characters of a refused name that the error repeats."""
+
+
+class UnknownHost(PRouterError):
+    """The request is for a host name that this router does not go by (RFC 9110 section 15.5.20)."""
+
+    code = "unknown_host"
+    status = 421
+    level = logging.WARNING
+
+
+class KnownHosts:
+    """Falcon middleware that refuses what is for another host; see `prouter.host_names`.
+
+    Jobs' own pages never come here: they are reached under whatever name, and the proxy passes them on.
+
+    Args:
+        config: the router's configuration.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        domain = config.control.job_domain
+        self._names = HostNames((*config.control.hosts, *([domain.strip(".")] if domain else [])))
+
+    def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        """Falcon calls this before the resource.
+
+        Raises:
+            UnknownHost: a name the client used, or that a trusted proxy says it used, is not known.
+        """
+        hosts: tuple[str, ...] = req.env.get("prouter.hosts") or (req.env.get("HTTP_HOST", "localhost"),)
+        for host in hosts:
+            if not self._names.accept(host):
+                shown = ascii(host[:_SHOWN])
+                raise UnknownHost(
+                    f"{shown} is not a host name of this router; if it is to be one, add it to control.hosts in the "
+                    "router's configuration"
+                )

@@ -1,0 +1,90 @@
+"""The host names a server answers to: its fence against DNS rebinding.
+
+A page of ``evil.example`` may have that name point to 127.0.0.1 once it is loaded. For the browser the page and our API
+are then one origin, so neither the same-origin policy nor a comparison of Origin with Host helps. But such a request
+still has the attacker's name in Host. A name is needed for that: no page can make an IP address point elsewhere, so
+every literal address is accepted, also one that is not ours (behind a port forwarding it cannot be known).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_address
+
+__all__ = ["HostNames", "check_pattern", "host_of"]
+
+_PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?")
+_BRACKETED = re.compile(r"\[([^\]]*)\](?::[0-9]*)?")
+_ANY = "*"
+
+
+def host_of(authority: str) -> str:
+    """The host in the value of Host, in lower case, without port, brackets or the dot at an absolute name's end."""
+    bracketed = _BRACKETED.fullmatch(authority)
+    if bracketed is not None:
+        return bracketed[1].lower()
+    return authority.partition(":")[0].lower().rstrip(".")
+
+
+def check_pattern(text: str) -> str:
+    """An entry of ``control.hosts`` as it is compared: in lower case, without a dot at its end.
+
+    Raises:
+        ValueError: it is no host name, IP address, ``*.`` followed by a name, or ``*``.
+    """
+    found = text.lower()
+    if found == _ANY or _PATTERN.fullmatch(found) is not None:
+        return found.rstrip(".")
+    if _is_address(found.strip("[]")):
+        return found.strip("[]")
+    raise ValueError(
+        f"'{text}' is no host name: give names without scheme, port or path, such as 'router.example.org', "
+        "'*.example.org' for all names below it, or '*' for any"
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(1)
+def _machine() -> frozenset[str]:
+    """The machine's host name, and its full name as the resolver knows it."""
+    name = socket.gethostname()
+    return frozenset(host_of(known) for known in (name, socket.getfqdn(name)))
+
+
+class HostNames:
+    """Decides whether a request's host is one of ours.
+
+    Always accepted: ``localhost`` and names below it, literal IP addresses, the machine's own names.
+
+    Args:
+        patterns: further names, as `check_pattern` takes them.
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        checked = [check_pattern(pattern) for pattern in patterns]
+        self._any = _ANY in checked
+        self._names = frozenset(checked)
+        self._below = tuple(pattern[1:] for pattern in checked if pattern.startswith("*."))
+
+    def accept(self, authority: str) -> bool:
+        """Whether a request may have this value of Host. May ask the resolver once for the machine's full name.
+
+        Args:
+            authority: host and, after a colon, port; any port will do.
+        """
+        if self._any:
+            return True
+        host = host_of(authority)
+        if host == "localhost" or host.endswith(".localhost") or host in self._names:
+            return True
+        return bool(host) and (host.endswith(self._below) or _is_address(host) or host in _machine())

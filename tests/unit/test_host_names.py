@@ -1,0 +1,119 @@
+"""Which host names are ours: the fence against DNS rebinding."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pydantic import ValidationError
+
+from prouter.api.proxy.forwarded import Origin, hosts_used
+from prouter.api.proxy.heads import parse_request
+from prouter.config import RouterConfig
+from prouter.host_names import HostNames
+
+MACHINE = socket.gethostname()
+CONFIGURED = HostNames(["router.example.org", "*.Lab.example.org", "10.0.0.300.example"])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost:8888",
+        "localhost.",
+        "localhost.:80",
+        "a.b.localhost:1",
+        "127.0.0.1",
+        "127.8.9.10:8888",
+        "[::1]",
+        "[::1]:8888",
+        "[fe80::1%25eth0]:1",
+        "192.168.1.7:8888",
+        "[2001:db8::1]",
+        MACHINE,
+        MACHINE.upper() + ".:8888",
+        socket.getfqdn(),
+        "router.example.org",
+        "ROUTER.example.org.:443",
+        "gpu.lab.example.org",
+        "a.b.lab.example.org:1",
+    ],
+)
+def test_names_of_ours_are_accepted(host: str) -> None:
+    assert CONFIGURED.accept(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8888",
+        "evil",
+        "",
+        ":8888",
+        ".",
+        "localhost.evil.example",
+        "notlocalhost",
+        "127.0.0.1.evil.example",
+        "127.0.0.1%.evil.example",
+        "127.1",
+        "0x7f000001",
+        "[::1].evil.example",
+        "[evil.example]",
+        "lab.example.org",
+        "evillab.example.org",
+        "router.example.org.evil.example",
+        "xrouter.example.org",
+        "example.org",
+        "*",
+        "*.lab.example.org.evil",
+    ],
+)
+def test_other_names_are_not(host: str) -> None:
+    assert not CONFIGURED.accept(host)
+
+
+def test_any_name_will_do_if_the_list_says_so() -> None:
+    assert HostNames(["*"]).accept("evil.example:8888")
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "http://x.example", "x.example:80", "x.example/a", "*x.example", "a.*.example", "a b", "**", "*."]
+)
+def test_an_entry_that_is_no_name_is_refused(entry: str) -> None:
+    with pytest.raises(ValidationError, match="is no host name"):
+        RouterConfig.model_validate({"control": {"hosts": [entry]}})
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.7", "[::1]", "2001:db8::1", "A.example.", "*"])
+def test_entries_may_be_addresses_and_absolute_names(entry: str) -> None:
+    assert RouterConfig.model_validate({"control": {"hosts": [entry]}}).control.hosts
+
+
+@pytest.mark.parametrize(
+    ("lines", "trusted", "used"),
+    [
+        ("Host: h:1", False, ["h:1"]),
+        ("Host: h:1\r\nX-Forwarded-Host: pub", False, ["h:1"]),
+        ("Host: h:1\r\nX-Forwarded-Host: pub:2", True, ["pub:2"]),
+        ("Host: h\r\nX-Forwarded-Host: claimed, pub", True, ["claimed", "pub"]),
+        ("Host: h\r\nX-Forwarded-Host: claimed\r\nX-Forwarded-Host: pub", True, ["claimed", "pub"]),
+        ('Host: h\r\nForwarded: for=1.2.3.4;host="a:1", host=b', True, ["a:1", "b"]),
+        ("Host: h\r\nForwarded: for=1.2.3.4\r\nX-Forwarded-Host:", True, ["h"]),
+        ("Host: h", True, ["h"]),
+    ],
+)
+def test_a_trusted_proxy_tells_the_name_that_counts(lines: str, trusted: bool, used: list[str]) -> None:
+    head = parse_request(f"GET / HTTP/1.1\r\n{lines}\r\n\r\n".encode())
+    assert list(hosts_used(head, Origin("127.0.0.1", 1, trusted))) == used
+
+
+def test_the_host_of_an_absolute_target_counts() -> None:
+    head = parse_request(b"GET http://evil.example/info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert hosts_used(head, Origin("127.0.0.1", 1, False)) == ("evil.example",)
+
+
+def test_an_old_client_without_host_is_taken_for_a_local_one() -> None:
+    head = parse_request(b"GET /info HTTP/1.0\r\n\r\n")
+    assert HostNames().accept(*hosts_used(head, Origin("127.0.0.1", 1, False)))
