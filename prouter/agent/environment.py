@@ -1,7 +1,7 @@
 """What a job sees in its environment, and the templates filled into its arguments (see docs/jobs.md).
 
 Later sources win: the agent's environment without what is the agent's own, the agent's properties, the job's place in
-the system, its preset, the request.
+the system, its preset, the request. What follows from all of these together, `completed` adds at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from prouter.jobs import JobRecord
 
-__all__ = ["ENDPOINT_VARIABLE", "base_environment", "fill", "fill_all", "place"]
+__all__ = ["ENDPOINT_VARIABLE", "base_environment", "completed", "fill", "fill_all", "place"]
 
 ENDPOINT_VARIABLE = "DA__PAGENT__JOB_ENDPOINT"
 """URL at which a job reports its port; the original's name."""
@@ -24,21 +24,52 @@ MARK_VARIABLE = "PROUTER_JOB_ID"
 _PROPERTY_PREFIX = "DA__PAGENT__"
 _OWN_PREFIXES = ("PROUTER_", "LISTEN_", "WATCHDOG_")
 _OWN = frozenset({"NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", ENDPOINT_VARIABLE, REPORT_ID_VARIABLE})
-_TOKEN = re.compile(r"\{(?:port|socket|base_url|sandbox)\}")
+_TOKEN = re.compile(r"\{(?:port|socket|base_url|base_path|sandbox)\}")
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
+_NO_PROXY = ("no_proxy", "NO_PROXY")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def base_environment(environ: Mapping[str, str], properties: Mapping[str, Any]) -> dict[str, str]:
-    """The agent's environment as jobs may see it, and its properties as ``DA__PAGENT__<KEY>``, the key in upper case.
+    """The agent's environment as jobs may see it, and its properties as ``DA__PAGENT__`` and their exact names.
 
     Left out is what belongs to the agent alone: its configuration, tokens among it, and what its service manager gave
     it (sd_notify(3), sd_listen_fds(3), systemd.exec(5)). A property that is no text, number or truth value is given as
-    JSON.
+    JSON. Only what no variable can hold is changed: ``=`` and NUL in a name become ``_``, NULs in a value are left out.
     """
     result = {name: value for name, value in environ.items() if name not in _OWN and not name.startswith(_OWN_PREFIXES)}
     for key, value in properties.items():
-        name = _PROPERTY_PREFIX + re.sub(r"[=\0]", "_", str(key)).upper()
+        name = _PROPERTY_PREFIX + re.sub(r"[=\0]", "_", str(key))
         result[name] = _property_text(value).replace("\0", "")
     return result
+
+
+def completed(environment: Mapping[str, str], requested: Mapping[str, str]) -> dict[str, str]:
+    """A job's whole environment with what follows from the rest of it.
+
+    Where a proxy is set, loopback is reached without it, or the job could not report its port to the agent nor talk to
+    itself; unless the request says itself what goes round the proxy. Python's output is not held back in buffers, so
+    that it is in the job's log at once.
+
+    Args:
+        environment: everything so far.
+        requested: the request's own part of it.
+    """
+    result = {"PYTHONUNBUFFERED": "1", **environment}
+    proxied = any(environment.get(name) or environment.get(name.upper()) for name in _PROXY_VARIABLES)
+    if proxied and not any(name in requested for name in _NO_PROXY):
+        given = {name: environment.get(name, "") for name in _NO_PROXY}
+        for name in _NO_PROXY:
+            result[name] = _around_proxy(given[name] or next(filter(None, given.values()), ""))
+    return result
+
+
+def _around_proxy(hosts: str) -> str:
+    """A NO_PROXY list with the loopback names in it; ``*`` has them already."""
+    listed = [host.strip() for host in hosts.split(",")]
+    if "*" in listed:
+        return hosts
+    return ",".join([*filter(None, [hosts.strip().strip(",")]), *(host for host in _LOOPBACK if host not in listed)])
 
 
 def _property_text(value: object) -> str:
@@ -53,6 +84,7 @@ def place(record: JobRecord, sandbox: str, *, report_to: str | None = None) -> d
         MARK_VARIABLE: record.uid,
         "PROUTER_JOB_PATH": record.path,
         "PROUTER_BASE_URL": f"{record.path}/http/",
+        "PROUTER_BASE_PATH": f"{record.path}/http",
         "PROUTER_SANDBOX": sandbox,
     }
     if report_to is not None:
@@ -62,7 +94,7 @@ def place(record: JobRecord, sandbox: str, *, report_to: str | None = None) -> d
 
 
 def fill(text: str, tokens: Mapping[str, str]) -> str:
-    """Replace ``{port}``, ``{socket}``, ``{base_url}`` and ``{sandbox}`` by what `tokens` holds for them.
+    """Replace ``{port}``, ``{socket}``, ``{base_url}``, ``{base_path}``, ``{sandbox}`` by what `tokens` has for them.
 
     A token without a value and all other braces stay as they are, so that JSON passes.
     """

@@ -130,7 +130,7 @@ class Exposure:
         self.reported: list[int] = []
         self._died = Event()
         self._woken = Event()
-        self.tokens = {"{base_url}": base_url, "{sandbox}": str(sandbox)}
+        self.tokens = {"{base_url}": base_url, "{base_path}": base_url.rstrip("/"), "{sandbox}": str(sandbox)}
         if port is not None:
             self.tokens["{port}"] = str(port.number)
         if socket is not None:
@@ -171,10 +171,7 @@ class Exposure:
             result["PORT"] = str(self.port.number)
         if self.plan.preset is not None:
             given = applying(self.plan.preset.variables, self.plan.port, self.plan.path)
-            root_path = self.base_url.rstrip("/")
-            result |= {
-                name: fill(value.replace("{root_path}", root_path), self.tokens) for name, value in given.items()
-            }
+            result |= {name: fill(value, self.tokens) for name, value in given.items()}
             if self.plan.preset.config is not None:
                 result |= self.plan.preset.config(config, self.tokens)
         return result

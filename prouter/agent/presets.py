@@ -1,9 +1,8 @@
 """What the usual kinds of servers need to run behind a path prefix, by the names their own documentation uses.
 
-Every value may hold the templates of `prouter.agent.environment.fill`, and ``{root_path}``, which is ``{base_url}``
-without its last slash. The request's own variables win over them. Where a server has no variable for something, the
-preset adds a command-line option, unless the request's arguments have it already, or writes a configuration file into
-the sandbox.
+Every value may hold the templates of `prouter.agent.environment.fill`. The request's own variables win over them. Where
+a server has no variable for something, the preset adds a command-line option, unless the request's arguments have it
+already, or writes a configuration file into the sandbox.
 
 Sources: jupyter_server's ``ServerApp`` options and JUPYTER_CONFIG_PATH; ``streamlit config show``; the ``Dash`` class
 and its ``run``; gradio's guide to environment variables; ``bokeh serve --help`` and ``bokeh.settings``; uvicorn's
@@ -108,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
         variables={
             "": {
                 "GRADIO_SERVER_NAME": "127.0.0.1",
-                "GRADIO_ROOT_PATH": "{root_path}",
+                "GRADIO_ROOT_PATH": "{base_path}",
                 "GRADIO_ANALYTICS_ENABLED": "False",
             },
             "assign": {"GRADIO_SERVER_PORT": "{port}"},
@@ -125,7 +124,7 @@ PRESETS: Mapping[str, Preset] = {
     "uvicorn": Preset(
         path="strip",
         variables={
-            "strip": {"UVICORN_ROOT_PATH": "{root_path}"},
+            "strip": {"UVICORN_ROOT_PATH": "{base_path}"},
             "assign": {"UVICORN_HOST": "127.0.0.1", "UVICORN_PORT": "{port}"},
             # Peers on a unix socket have no address; only the agent can reach it, so its forwarded headers are taken.
             "unix": {"UVICORN_UDS": "{socket}", "FORWARDED_ALLOW_IPS": "*"},

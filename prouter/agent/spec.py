@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prouter.agent.environment import MARK_VARIABLE, fill, place
+from prouter.agent.environment import MARK_VARIABLE, completed, fill, place
 from prouter.agent.expose import Exposure
 from prouter.agent.job import Job
 from prouter.agent.runner import Limits as TreeLimits
@@ -73,8 +73,8 @@ def spawn_spec(
     report_to = report_url if exposure.plan.expected else None
     env = {**base, **place(job.record, sandbox, report_to=report_to), **exposure.variables(job.config)}
     tokens = exposure.tokens if exposure.plan.templates else {}
-    env.update((name, fill(value, tokens)) for name, value in request.env.items())
-    env[MARK_VARIABLE] = job.uid
+    requested = {name: fill(value, tokens) for name, value in request.env.items()}
+    env = {**completed({**env, **requested}, requested), MARK_VARIABLE: job.uid}
     limits = job.limits
     return SpawnSpec(
         job=job.uid,

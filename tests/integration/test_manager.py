@@ -116,10 +116,10 @@ def test_slots_are_limited_to_jobs_that_have_not_ended(managers: Managers) -> No
 
 def test_a_job_sees_its_place_the_agents_properties_and_the_requests_variables(managers: Managers) -> None:
     environ = {"PATH": os.environ["PATH"], "FROM_AGENT": "yes", "PROUTER_CLIENT__TOKEN": "secret", "LANG": "C"}
-    jobs = managers.open(environ=environ, properties={"gpu": "a100"})
+    jobs = managers.open(environ=environ, properties={"gpu": "a100", "zone Ж": "1"})
     uid = jobs.create()
     jobs.start(
-        uid, *python(PRINT_ENVIRONMENT, "{port}"), env={"LANG": "xx", "DA__PAGENT__GPU": "none", "B": "{sandbox}"}
+        uid, *python(PRINT_ENVIRONMENT, "{port}"), env={"LANG": "xx", "DA__PAGENT__gpu": "none", "B": "{sandbox}"}
     )
     seen, cwd, arguments = jobs.output(uid)
     path = f"/jobs/{CONNECTION}/{uid}"
@@ -128,12 +128,15 @@ def test_a_job_sees_its_place_the_agents_properties_and_the_requests_variables(m
         "PATH": os.environ["PATH"],
         "FROM_AGENT": "yes",
         "LANG": "xx",
-        "DA__PAGENT__GPU": "none",
+        "DA__PAGENT__gpu": "none",
+        "DA__PAGENT__zone Ж": "1",
         "B": "{sandbox}",
         "PROUTER_JOB_ID": uid,
         "PROUTER_JOB_PATH": path,
         "PROUTER_BASE_URL": f"{path}/http/",
+        "PROUTER_BASE_PATH": f"{path}/http",
         "PROUTER_SANDBOX": sandbox,
+        "PYTHONUNBUFFERED": "1",
     }
     assert (cwd, arguments) == (sandbox, ["{port}"])
 

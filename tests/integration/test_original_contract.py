@@ -222,17 +222,18 @@ def test_trailing_slashes_and_any_content_type_will_do(router: Router, agent: Ag
 
 def test_a_job_sees_what_the_original_showed_it(launch: Callable[..., Any]) -> None:
     router = launch(start_router)
-    agent = launch(start_agent, router, properties={"gpu": "two", "cores": 4})
+    agent = launch(start_agent, router, properties={"gpu": "two", "cores": 4, "a Größe": "Ж"})
     entry = send(router, "GET", "/connections").json()["connections"][0]
-    assert entry["peer"]["properties"] == {"gpu": "two", "cores": 4}
+    assert entry["peer"]["properties"] == {"gpu": "two", "cores": 4, "a Größe": "Ж"}
     script = (
         "import json, os; json.dump([os.getcwd(), dict(os.environ)], open(os.environ['OUT'], 'w'));"
         "import sys; print('to stdout'); print('to stderr', file=sys.stderr)"
     )
-    path = run(router, agent.uid, script, env={"OUT": "seen", "DA__PAGENT__CORES": "mine"})
+    path = run(router, agent.uid, script, env={"OUT": "seen", "DA__PAGENT__cores": "mine"})
     cwd, environment = send(router, "GET", path + "/file/seen").json()
     assert Path(cwd).name == path.split("/")[3]
-    assert (environment["DA__PAGENT__GPU"], environment["DA__PAGENT__CORES"]) == ("two", "mine")
+    assert (environment["DA__PAGENT__gpu"], environment["DA__PAGENT__cores"]) == ("two", "mine")
+    assert environment["DA__PAGENT__a Größe"] == "Ж"
     assert "DA__PAGENT__JOB_ENDPOINT" not in environment
     assert send(router, "GET", path + "/file/.pagent.stdout").content == b"to stdout\n"
     assert send(router, "GET", path + "/file/.pagent.stderr").content == b"to stderr\n"

@@ -16,7 +16,7 @@ from gevent.server import StreamServer
 
 from prouter.agent import ports, probe
 from prouter.agent.endpoint import PATH, PortEndpoint
-from prouter.agent.environment import base_environment, fill, place
+from prouter.agent.environment import base_environment, completed, fill, place
 from prouter.agent.expose import Exposed, Exposure, NotReady, Plan, resolve
 from prouter.agent.listeners import Listener
 from prouter.agent.ports import SocketPlaces, reserve, take
@@ -50,16 +50,66 @@ def test_the_agents_own_variables_stay_with_the_agent() -> None:
     assert base_environment({**own, "PATH": "/bin", "HOME": "/root"}, {}) == {"PATH": "/bin", "HOME": "/root"}
 
 
-def test_properties_become_variables_with_upper_case_names() -> None:
-    properties = {"gpu": "a100", "Cores": 8, "fast": True, "tags": ["a", "b"], "none": None, "odd=name\0": "x\0y"}
-    assert base_environment({}, properties) == {
-        "DA__PAGENT__GPU": "a100",
-        "DA__PAGENT__CORES": "8",
-        "DA__PAGENT__FAST": "True",
-        "DA__PAGENT__TAGS": '["a", "b"]',
-        "DA__PAGENT__NONE": "null",
-        "DA__PAGENT__ODD_NAME_": "xy",
+def test_properties_become_variables_with_their_exact_names() -> None:
+    properties = {
+        "zone": "a",
+        "GPU": "a100",
+        "Mixed Case 1": "with spaces",
+        "größer ЮНИКОД": "èüîû",
+        "cores": 8,
+        "share": 0.5,
+        "fast": True,
+        "tags": ["a", "b"],
+        "none": None,
+        "empty": "",
+        "odd=name\0": "x\0y=z",
     }
+    assert base_environment({}, properties) == {
+        "DA__PAGENT__zone": "a",
+        "DA__PAGENT__GPU": "a100",
+        "DA__PAGENT__Mixed Case 1": "with spaces",
+        "DA__PAGENT__größer ЮНИКОД": "èüîû",
+        "DA__PAGENT__cores": "8",
+        "DA__PAGENT__share": "0.5",
+        "DA__PAGENT__fast": "True",
+        "DA__PAGENT__tags": '["a", "b"]',
+        "DA__PAGENT__none": "null",
+        "DA__PAGENT__empty": "",
+        "DA__PAGENT__odd_name_": "xy=z",
+    }
+
+
+LOOPBACK = "127.0.0.1,localhost,::1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "requested", "no_proxy"),
+    [
+        ({}, {}, (None, None)),
+        ({"NO_PROXY": "corp"}, {}, (None, "corp")),
+        ({"http_proxy": ""}, {}, (None, None)),
+        ({"http_proxy": "http://p"}, {}, (LOOPBACK, LOOPBACK)),
+        ({"HTTPS_PROXY": "http://p"}, {}, (LOOPBACK, LOOPBACK)),
+        ({"all_proxy": "socks://p"}, {}, (LOOPBACK, LOOPBACK)),
+        ({}, {"HTTP_PROXY": "http://p"}, (LOOPBACK, LOOPBACK)),
+        ({"http_proxy": "http://p", "NO_PROXY": "corp, .x,"}, {}, (f"corp, .x,{LOOPBACK}",) * 2),
+        ({"http_proxy": "http://p", "no_proxy": "a", "NO_PROXY": "b"}, {}, (f"a,{LOOPBACK}", f"b,{LOOPBACK}")),
+        ({"http_proxy": "http://p", "no_proxy": "localhost"}, {}, ("localhost,127.0.0.1,::1",) * 2),
+        ({"http_proxy": "http://p", "no_proxy": "*"}, {}, ("*", "*")),
+        ({"http_proxy": "http://p", "no_proxy": "a"}, {"NO_PROXY": "mine"}, ("a", "mine")),
+        ({"http_proxy": "http://p"}, {"no_proxy": ""}, ("", None)),
+    ],
+)
+def test_loopback_is_reached_round_a_proxy(
+    environment: dict[str, str], requested: dict[str, str], no_proxy: tuple[str | None, str | None]
+) -> None:
+    found = completed({**environment, **requested}, requested)
+    assert (found.get("no_proxy"), found.get("NO_PROXY")) == no_proxy
+
+
+def test_pythons_output_is_unbuffered_unless_somebody_says_otherwise() -> None:
+    assert completed({}, {})["PYTHONUNBUFFERED"] == "1"
+    assert completed({"PYTHONUNBUFFERED": ""}, {})["PYTHONUNBUFFERED"] == ""
 
 
 def test_a_job_knows_its_place() -> None:
@@ -68,6 +118,7 @@ def test_a_job_knows_its_place() -> None:
         "PROUTER_JOB_ID": "j",
         "PROUTER_JOB_PATH": "/jobs/c/j",
         "PROUTER_BASE_URL": "/jobs/c/j/http/",
+        "PROUTER_BASE_PATH": "/jobs/c/j/http",
         "PROUTER_SANDBOX": "/sandbox",
     }
 
