@@ -42,13 +42,14 @@ class NginxFailed(Exception):
     """nginx did not come up; the text holds what it said."""
 
 
-def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto") -> Path:
+def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto", users: str | None = None) -> Path:
     """Lay out the shipped configuration under `prefix` as on a server, with this upstream and listening address.
 
     Args:
         prefix: stands for /etc/nginx; temporary files go there too.
         upstream: what follows ``server`` in the upstream block: ``HOST:PORT`` or ``unix:PATH``.
         listen: what follows ``listen``: ``HOST:PORT``.
+        users: contents of the password file; None lets everybody in.
 
     Returns:
         the main configuration file.
@@ -57,12 +58,20 @@ def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto") -
         ValueError: a line that users are told to change is not there.
     """
     text = (DEPLOY / "prouter.conf").read_text()
-    for shipped, mine in (("server 127.0.0.1:8888;", f"server {upstream};"), ("listen 80", f"listen {listen}")):
+    passwords = prefix / "prouter.htpasswd"
+    for shipped, mine in (
+        ("server 127.0.0.1:8888;", f"server {upstream};"),
+        ("listen 80", f"listen {listen}"),
+        ("/etc/nginx/prouter.htpasswd", str(passwords)),
+        ('auth_basic "pRouter"', 'auth_basic "pRouter"' if users is not None else "auth_basic off"),
+    ):
         if shipped not in text:
             raise ValueError(f"prouter.conf has no line {shipped!r}")
         text = text.replace(shipped, mine)
     (prefix / "conf.d").mkdir(parents=True)
     (prefix / "conf.d" / "prouter.conf").write_text(text)
+    if users:
+        passwords.write_text(users)
     shutil.copytree(DEPLOY / "snippets", prefix / "snippets")
     server = prefix / "snippets" / "prouter-server.conf"
     log = "/var/log/nginx/prouter.log"
@@ -83,6 +92,7 @@ class Nginx:
         upstream: see `render`.
         port: of the loopback address to listen on.
         environ: its environment.
+        users: see `render`.
         adapt: changes the laid out configuration, given its main file, before nginx reads it.
 
     Raises:
@@ -96,10 +106,11 @@ class Nginx:
         port: int,
         *,
         environ: dict[str, str] | None = None,
+        users: str | None = None,
         adapt: Callable[[Path], None] | None = None,
     ) -> None:
         self.port = port
-        self.main = render(prefix, upstream, f"127.0.0.1:{port}")
+        self.main = render(prefix, upstream, f"127.0.0.1:{port}", users=users)
         if adapt is not None:
             adapt(self.main)
         self.stderr = prefix / "stderr"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -110,6 +111,7 @@ def routed(cleanup: contextlib.ExitStack, place: Path) -> tuple[str, Path, str]:
         control__unix=str(unix),
         control__trusted_proxies=proxies,
         control__job_domain="jobs.example.org",
+        control__hosts=["prouter.example.org"],
     )
     cleanup.callback(router.stop)
     agent = start_agent(place / "agent", router)
@@ -226,6 +228,77 @@ def test_shutdown_and_metrics_are_for_this_machine(site: Site) -> None:
     with site.connect(CLIENT) as http:
         for target in ("/shutdown", "/shutdown/", "//shutdown", "/metrics"):
             assert http.request("POST", target).status == 403
+
+
+@pytest.fixture(scope="module")
+def password_line() -> str:
+    """A line of the password file, made as docs/deployment-nginx.md says."""
+    openssl = ["openssl", "passwd", "-apr1", "s3cret"]
+    digest = subprocess.run(openssl, check=True, capture_output=True, text=True).stdout.strip()
+    return f"alice:{digest}\n"
+
+
+@pytest.fixture(scope="module")
+def closed(
+    cleanup: contextlib.ExitStack, place: Path, routed: tuple[str, Path, str], password_line: str
+) -> tuple[Site, Site]:
+    """The configuration as it is shipped: with a password file, and without any."""
+    address, _, job = routed
+    sites = []
+    for name, users in (("closed", password_line), ("empty", "")):
+        port = free_port()
+        cleanup.callback(Nginx(place / name, address, port, users=users).close)
+        sites.append(Site(port, f"{job}/http", job.rpartition("/")[2]))
+    return sites[0], sites[1]
+
+
+WITH_PASSWORD = {"Authorization": "Basic " + base64.b64encode(b"alice:s3cret").decode()}
+OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+
+@OPENSSL
+@pytest.mark.parametrize("host", ["127.0.0.1", "prouter.example.org", "JOB.jobs.example.org", "elsewhere"])
+def test_nobody_gets_in_without_a_password(closed: tuple[Site, Site], host: str) -> None:
+    for site, status in ((closed[0], 401), (closed[1], 403)):
+        with site.connect(CLIENT) as http:
+            http.host = host.replace("JOB", site.job)
+            for method, target in (
+                ("GET", "/"),
+                ("POST", "/jobs/run"),
+                ("GET", f"{site.prefix}/"),
+                ("GET", "/events"),
+                ("GET", "//info"),
+            ):
+                assert http.request(method, target).status == 401
+                wrong = {"Authorization": "Basic YWxpY2U6YWxpY2U="}
+                assert http.request(method, target, headers=wrong).status == status
+            upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+            assert http.request("GET", f"{site.prefix}/ws", headers=upgrade).status == 401
+
+
+@OPENSSL
+def test_who_has_a_password_gets_in_and_jobs_do_not_see_it(closed: tuple[Site, Site]) -> None:
+    site, _ = closed
+    with site.connect(CLIENT) as http:
+        http.host = "prouter.example.org"
+        assert http.request("GET", "/info", headers=WITH_PASSWORD).status == 200
+        assert http.request("GET", "/jobs", headers=WITH_PASSWORD).status == 200
+    assert "authorization" not in site.echo(WITH_PASSWORD)
+    with site.connect(CLIENT) as http:
+        http.host = f"{site.job}.jobs.example.org"
+        seen = http.request("GET", "/echo", headers=WITH_PASSWORD).json()
+    assert "authorization" not in [name.lower() for name, _ in seen["headers"]]
+
+
+def test_a_jobs_own_token_passes(site: Site) -> None:
+    assert site.echo({"Authorization": "Bearer abc"})["authorization"] == ["Bearer abc"]
+
+
+def test_a_name_that_the_router_does_not_know_is_refused(router_site: Site) -> None:
+    for host, status in (("prouter.example.org", 200), ("evil.example", 421)):
+        with router_site.connect() as http:
+            http.host = host
+            assert http.request("GET", "/info").status == status
 
 
 def test_job_domain_reaches_the_job(router_site: Site) -> None:

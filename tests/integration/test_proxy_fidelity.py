@@ -152,7 +152,7 @@ def send_until_stuck(sock: socket.socket, data: bytes) -> int:
 def test_who_does_not_read_answers_gets_no_more_requests_carried_out(router: Router, fast: str, of: str) -> None:
     """The worker keeps little for such a client; once it reads it gets all it asked for."""
     target, count = f"{fast}/bytes/2000" if of == "job" else "/info", 5000
-    asked = f"GET {target} HTTP/1.1\r\nHost: h\r\nX-Filler: {'x' * 4000}\r\n\r\n".encode() * count
+    asked = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Filler: {'x' * 4000}\r\n\r\n".encode() * count
     with Raw(router.url, 3) as raw:
         raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sent = send_until_stuck(raw.sock, asked)
