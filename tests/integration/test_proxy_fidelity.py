@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -237,7 +238,7 @@ def test_a_job_that_gives_no_answer_is_a_502(router: Router, corner: str, path: 
     assert problem["code"] == "job_unreachable"
 
 
-MALFORMED = ["garbage", "version", "status", "header", "space", "fold", "nul", "bare-cr"]
+MALFORMED = ["garbage", "version", "status", "header", "fold", "nul", "bare-cr", "encoding"]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,40 @@ def test_a_malformed_answer_is_a_502(router: Router, corner: str, path: str) -> 
     assert not cut
     assert answer.startswith(b"HTTP/1.1 502 ")
     assert b"X-PRouter-Error: bad_response" in head_of(answer)
+
+
+def scripted(router: Router, corner: str, answer: bytes) -> bytes:
+    """What a client gets when the job sends exactly these bytes and closes."""
+    return exchange(router.url, "GET", corner + "/raw?b64=" + base64.urlsafe_b64encode(answer).decode())[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\nX-A\t: b\r\n\r\nok",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\nX-A: b\n\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\nX-A: b\n\n2\nok\n0\n\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nX-A: b\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\nX-A: b\r\n\r\nok",
+    ],
+)
+def test_an_answer_that_browsers_accept_passes(router: Router, corner: str, answer: bytes) -> None:
+    got = scripted(router, corner, answer)
+    assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"X-A: b" in head_of(got)
+    assert body_of(got) in (b"ok", b"2\r\nok\r\n0\r\n\r\n")
+
+
+def test_refused_answers_say_why(router: Router, corner: str) -> None:
+    for answer, why in {
+        b"HTTP/1.1 200 " + b"x" * 20_000 + b"\r\n\r\n": b"status line",
+        b"HTTP/1.1 103 Soon\r\nA: b\r\n\r\n" * 11 + b"HTTP/1.1 200 OK\r\n\r\n": b"interim answers",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n": b"Transfer-Encoding is 'gzip'",
+    }.items():
+        got = scripted(router, corner, answer).replace(b"HTTP/1.1 103 Soon\r\nA: b\r\n\r\n", b"")
+        assert got.startswith(b"HTTP/1.1 502 ")
+        assert why in body_of(got)
 
 
 @pytest.mark.parametrize("path", ["/short-body", "/short-reset", "/cut-chunk", "/cut-between", "/malformed/chunk"])

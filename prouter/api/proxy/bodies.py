@@ -74,7 +74,7 @@ class AnswerBody:
             self._left = head.length
         else:
             if head.body == BodyKind.CHUNKED:
-                self._decoder = ChunkDecoder()
+                self._decoder = ChunkDecoder(bare_lf=True)
             self.chunked = request.version == "1.1"
             self.until_close = not self.chunked
 
@@ -95,7 +95,7 @@ class AnswerBody:
             return encode_chunk(data) if self.chunked else data
         pieces = self._decoder.feed(data)
         self.over = self._decoder.complete
-        self.clean = not self._decoder.rest
+        self.clean = not self._decoder.rest and not self._decoder.loose
         if len(data) > _LITTLE and 2 * sum(map(len, pieces)) < len(data):
             self.splintered = True
         if not self.chunked:

@@ -1,6 +1,7 @@
 """The chunked transfer coding (RFC 9112 section 7.1): an incremental decoder that knows where the body ends.
 
-Strict: sizes are plain hexadecimal, lines end with CRLF. Extensions are ignored; trailers are dropped, as RFC 9110
+Strict: sizes are plain hexadecimal, lines end with CRLF, or with a bare LF where the decoder is told to accept it, as
+browsers do in answers. Extensions are ignored; trailers are dropped, as RFC 9110
 section 6.5.1 allows. llhttp could decode too, but does not tell at which byte a message ended, which pipelining needs.
 """
 
@@ -20,6 +21,7 @@ _SMALL = 1024
 """Chunks of fewer bytes are small: a view of each would cost more than its bytes."""
 _BLOCK = 16384
 """Bytes in which small chunks are looked for at once."""
+_LF = 0x0A
 Buffer = bytes | memoryview
 _SMALL_SIZES = {form % size: size for form in (b"%x", b"%X") for size in range(1, _SMALL)}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\x00]*)?\Z")
@@ -39,16 +41,22 @@ def encode_chunk(data: Buffer | Sequence[Buffer]) -> bytes:
 class ChunkDecoder:
     """Feed raw bytes, get the body's bytes.
 
+    Args:
+        bare_lf: whether a line may end with LF alone. Never for requests: two readers could disagree.
+
     Attributes:
         complete: whether the last chunk and the trailers have been seen.
+        loose: whether a line ended with LF alone.
         rest: bytes after the end, once `complete`.
     """
 
-    __slots__ = ("_buffer", "_remaining", "_trailer_bytes", "_trailers", "complete", "rest")
+    __slots__ = ("_bare_lf", "_buffer", "_remaining", "_trailer_bytes", "_trailers", "complete", "loose", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, *, bare_lf: bool = False) -> None:
         self.complete = False
+        self.loose = False
         self.rest = b""
+        self._bare_lf = bare_lf
         self._buffer = b""
         self._remaining = 0
         """Bytes of the current chunk still to come, its CRLF included; 0 when a size line is next."""
@@ -82,8 +90,10 @@ class ChunkDecoder:
                 break
             position += len(line)
             if line[-2:] != b"\r\n":
-                raise ChunkError("a line of the chunked body does not end with CRLF")
-            if self._line(line[:-2]):
+                if not self._bare_lf:
+                    raise ChunkError("a line of the chunked body does not end with CRLF")
+                self.loose = True
+            if self._line(line[:-1].removesuffix(b"\r")):
                 self.complete = True
                 self.rest = bytes(view[position:])
                 break
@@ -97,6 +107,10 @@ class ChunkDecoder:
             found.append(piece if body >= _SMALL else bytes(piece))
             self._remaining -= len(piece)
             return position + len(piece)
+        if self._bare_lf and view[position] == _LF and self._remaining == 2:
+            self.loose = True
+            self._remaining = 0
+            return position + 1
         expected = b"\r\n"[2 - self._remaining]
         if view[position] != expected:
             raise ChunkError("a chunk is longer than its size says")

@@ -21,11 +21,12 @@ import time
 from typing import TYPE_CHECKING
 
 from prouter.api.client import JobRoute
+from prouter.api.proxy.answer_heads import AnswerHeads
 from prouter.api.proxy.bodies import AnswerBody, RequestBody
 from prouter.api.proxy.chunked import ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
-from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead, parse_response
+from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import Upstream
@@ -48,7 +49,6 @@ __all__ = ["ProxyExchange"]
 log = logging.getLogger("prouter.proxy")
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
-_MAX_ANSWER_HEAD = 262144
 _NEVER_REACHED = frozenset({"no_job", "not_running"})
 """Why the agent of a job that has ended opens no stream to it."""
 _AGENT_GONE = frozenset({"path_lost", "agent_gone", "overloaded", "unknown_stream"})
@@ -74,10 +74,10 @@ class ProxyExchange:
 
     __slots__ = (
         "_answer",
-        "_answer_buffer",
         "_begun",
         "_body",
         "_done",
+        "_heads",
         "_keep_alive",
         "_pending",
         "_reached",
@@ -109,7 +109,7 @@ class ProxyExchange:
         self._pending = b""
         self._upload = RequestBody(head)
         self._answer: ResponseHead | None = None
-        self._answer_buffer = b""
+        self._heads = AnswerHeads()
         self._body: AnswerBody | None = None
         self._begun = 0
         """Position of the request's first byte in the upstream's stream."""
@@ -242,29 +242,22 @@ class ProxyExchange:
         size = len(data)  # of `data`, what is not consumed yet
         if self._stale() and self._try_again():
             return
-        data = self._answer_buffer + data  # bytes, also when it was a view
-        self._answer_buffer = b""
-        while 0 <= (end := data.find(b"\r\n\r\n")) <= _MAX_ANSWER_HEAD:
-            try:
-                head = parse_response(data[: end + 4])
-            except PRouterError as error:
-                self._refuse(error)
-                return
-            data = data[end + 4 :]
-            if head.status >= 200 or head.status == 101:
-                self._start_answer(head, data, size)
-                return
-            self._pass_interim(head, size - len(data))
-            size = len(data)
-            if self._done:
-                return
+        heads = self._heads
+        heads.add(data)
+        try:
+            while (head := heads.next()) is not None:
+                if head.status >= 200 or head.status == 101:
+                    self._start_answer(head, heads.rest(), size)
+                    return
+                left = heads.pending
+                self._pass_interim(head, size - left)
+                size = left
+                if self._done:
+                    return
+        except JobUnreachable as error:
+            self._refuse(error)
+            return
         upstream.stream.consume(size)
-        if len(data) > _MAX_ANSWER_HEAD:
-            self._refuse(JobUnreachable("the job's answer has too large a head", code="bad_response"))
-        elif not b"HTTP/".startswith(data[:5]) or b"\n\n" in data:
-            self._refuse(JobUnreachable("the job's answer is not valid HTTP", code="bad_response"))
-        else:
-            self._answer_buffer = data
 
     def _stale(self) -> bool:
         """Whether what arrives cannot answer this request: the agent had given the job nothing of it by then."""
@@ -403,7 +396,7 @@ class ProxyExchange:
         """Send the request over a fresh stream, once; False when it is too late for that."""
         upstream = self.upstream
         assert upstream is not None
-        if not upstream.reused or self._retried or self._answer_buffer:
+        if not upstream.reused or self._retried or self._heads.pending:
             return False
         self._reached = not self._stale()
         self._retried = True

@@ -141,6 +141,10 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[!$%&'()*+,.0-9;=A-Z_a-z~-]*)(?:
 _BROKEN_REASON = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LONGEST = 512
 """Bytes of a host name with its port."""
+_LONGEST_REASON = 8192
+"""Bytes of the text in a status line."""
+_SHOWN = 80
+"""Bytes of a value shown in an error."""
 _NO_HOST = b"localhost"
 _NO_TOKENS: frozenset[bytes] = frozenset()
 
@@ -290,6 +294,9 @@ def parse_response(head: bytes) -> ResponseHead:
         raise JobUnreachable("the job's answer is not valid HTTP", code="bad_response")
     if parser.get_status_code() < 100 or _BROKEN_REASON.search(collector.reason):
         raise JobUnreachable("the job's answer has an invalid status line", code="bad_response")
+    if len(collector.reason) > _LONGEST_REASON:
+        detail = f"the job's answer has a status line of more than {_LONGEST_REASON} bytes"
+        raise JobUnreachable(detail, code="bad_response")
     body, length = BodyKind.UNTIL_CLOSE, 0
     connection = _NO_TOKENS
     for name, value in collector.headers:
@@ -297,11 +304,16 @@ def parse_response(head: bytes) -> ResponseHead:
         if key == b"content-length":
             same = body == BodyKind.LENGTH and value.isdigit() and int(value) == length
             if not value.isdigit() or not (body == BodyKind.UNTIL_CLOSE or same):
-                raise JobUnreachable("the job's answer has an ambiguous length", code="bad_response")
+                detail = (
+                    "the job's answer has an ambiguous length: its Content-Length is no number, or not the only one"
+                )
+                raise JobUnreachable(detail, code="bad_response")
             body, length = BodyKind.LENGTH, int(value)
         elif key == b"transfer-encoding":
             if body != BodyKind.UNTIL_CLOSE or value.strip().lower() != b"chunked":
-                raise JobUnreachable("the job's answer has an ambiguous framing", code="bad_response")
+                told = value[:_SHOWN].decode("ascii", "backslashreplace")
+                detail = f"the job's answer has an ambiguous framing: Transfer-Encoding is '{told}', not one 'chunked'"
+                raise JobUnreachable(detail, code="bad_response")
             body = BodyKind.CHUNKED
         elif key == b"connection":
             connection |= _tokens(value)
