@@ -261,7 +261,7 @@ def scripted(router: Router, corner: str, answer: bytes) -> bytes:
     [
         b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\nX-A\t: b\r\n\r\nok",
         b"HTTP/1.1 200 OK\nContent-Length: 2\nX-A: b\n\nok",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-A: b\r\n" + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n2\r\nok\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\nX-A: b\n\n2\nok\n0\n\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nX-A: b\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\nX-A: b\r\n\r\nok",

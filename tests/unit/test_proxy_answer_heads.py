@@ -1,4 +1,4 @@
-"""Heads of jobs' answers: what browsers accept passes, put right; what could be read in two ways says why it does not."""
+"""Heads of jobs' answers: what browsers accept passes, put right; what stays refused says why."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Browsers accept more than llhttp does in its strict mode, and servers send it: lines that end with a bare LF (RFC 9112
 section 2.2 lets a recipient accept them), whitespace before a colon (section 5.1: a proxy must remove it), the same
-framing said twice, and the coding ``identity`` of RFC 2616. Such a head is rewritten and parsed again. What could be read
-in two ways is refused, folded lines as well (section 5.2), and the error says why.
+framing said twice, and the coding ``identity`` of RFC 2616. Such a head is rewritten and parsed again. What could be
+read in two ways is refused, folded lines as well (section 5.2), and the error says why.
 
 Requests are never put right: a client that frames a request loosely may be smuggling another one.
 """
