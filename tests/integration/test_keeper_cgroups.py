@@ -269,3 +269,18 @@ def test_a_group_that_is_not_there_is_done_without(bench: Bench, tmp_path: Path)
     runner.open()
     spec = bench.spec("true")
     assert bench.exit(runner.spawn(spec)).exit_code == 0
+
+
+def test_a_frozen_job_hears_that_it_is_to_end(bench: Bench, delegated: Path) -> None:
+    runner = bench.runner(cgroup=str(delegated))
+    runner.open()
+    spec = bench.spec("sh", "-c", "trap 'exit 7' TERM; echo > ready; while :; do sleep 0.05; done")
+    spawned = runner.spawn(spec)
+    until((bench.sandbox(spec.job) / "ready").exists)
+    group = delegated / f"prouter-job-{spec.job}"
+    if not (group / "cgroup.freeze").exists():
+        pytest.skip("a kernel without cgroup.freeze (before 5.2)")
+    (group / "cgroup.freeze").write_text("1")
+    until(lambda: "frozen 1" in (group / "cgroup.events").read_text())
+    runner.signal(spec.job, signal.SIGTERM, tree=True)
+    assert bench.exit(spawned).exit_code == 7

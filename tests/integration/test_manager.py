@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 
+from prouter.agent import process_tree
 from prouter.errors import Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason, State
 from prouter.requests import Limits
@@ -422,6 +423,44 @@ def test_stop_ends_the_whole_tree_gracefully(jobs: Observed) -> None:
     assert jobs.file(uid, "said") == "bye\n"
     assert gone(child)
     assert jobs.manager.stop(uid, 10) == record
+
+
+PARTING = "trap 'echo bye; exit 7' TERM; echo $$ > ready; while :; do sleep 0.05; done"
+"""A shell that ends with status 7 when it is asked to."""
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    process = process_tree.read_process(pid)
+    return process is not None and process.state == "T"
+
+
+def test_a_stopped_job_hears_that_it_is_to_end(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", PARTING)
+    pid = int(jobs.file(uid, "ready"))
+    jobs.manager.signal(uid, "STOP")
+    until(lambda: stopped(pid))
+    record = jobs.manager.stop(uid, 30)
+    assert (record.reason, record.exit_code, record.signal) == (Reason.STOPPED, 7, None)
+    assert jobs.file(uid, ".pagent.stdout") == "bye\n"
+
+
+def test_a_stopped_child_in_a_session_of_its_own_hears_it_too(jobs: Observed) -> None:
+    script = "trap 'wait; exit 3' TERM; setsid sh -c \"$1\" > said & wait; wait"
+    uid = jobs.run("sh", "-c", script, "sh", PARTING)
+    child = int(jobs.file(uid, "ready"))
+    os.kill(child, signal.SIGSTOP)
+    until(lambda: stopped(child))
+    assert jobs.manager.stop(uid, 30).exit_code == 3
+    assert jobs.file(uid, "said") == "bye\n"
+
+
+def test_a_stopped_job_hears_that_its_time_is_up(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", PARTING, limits={"timeout": 1})
+    jobs.file(uid, "ready")
+    jobs.manager.signal(uid, "STOP")
+    record = jobs.ended(uid, 20)
+    assert (record.reason, record.exit_code) == (Reason.TIMEOUT, 7)
 
 
 def test_stop_kills_what_does_not_end_in_time(jobs: Observed) -> None:

@@ -84,6 +84,13 @@ class Group:
         with contextlib.suppress(OSError):
             _write(f"{self._path}/cgroup.kill", "1")
 
+    def thaw(self) -> None:
+        """Let it run on if somebody has frozen it, or a group that the job made below it (cgroup.freeze)."""
+        for directory, _, _ in os.walk(self._path):
+            with contextlib.suppress(OSError):  # Gone by now, or a kernel before 5.2: nothing is frozen there.
+                if read(f"{directory}/cgroup.freeze").strip() == "1":
+                    _write(f"{directory}/cgroup.freeze", "0")
+
     def cpu_seconds(self) -> float | None:
         """CPU time of everything that ever ran in it; None when the kernel does not say."""
         return _field(f"{self._path}/cpu.stat", "usage_usec", 1e-6)

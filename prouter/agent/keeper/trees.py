@@ -42,6 +42,7 @@ __all__ = ["Job", "Trees", "signal_name"]
 _RETRY = 0.02
 _RETRY_MOST = 1.0
 _SHOWN = 20
+_ASK_TO_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _PATIENCE = 5.0
 """Seconds after which a tree that does not end is worth a log line."""
 
@@ -163,12 +164,22 @@ class Trees:
         return seen if told is None else told
 
     def signal(self, job: Job, signum: int, *, tree: bool) -> None:
-        """Send a signal to the job's first process, or to all of its tree, parents first."""
+        """Send a signal to the job's first process, or to all of its tree, parents first.
+
+        A tree that is asked to end is also continued, as systemd does (systemd.kill(5), SendSIGHUP and below): what is
+        stopped or frozen could not heed the request.
+        """
         if not tree:
             os.kill(job.pid, signum)
             return
-        for process in self.members(job):
+        members = self.members(job)
+        for process in members:
             send(process, signum)
+        if signum in _ASK_TO_END:
+            if job.group is not None:
+                job.group.thaw()
+            for process in members:
+                send(process, signal.SIGCONT)
 
     def end(self, job: Job, reason: str | None) -> None:
         """Begin to kill the job's tree; `on_gone` follows once nothing is left, perhaps before this returns."""
