@@ -142,7 +142,8 @@ class Expose(_Body):
     port: Literal["notify", "assign", "detect", "unix"] | None = Field(
         default=None,
         description="How the port becomes known: 'notify' (default): the job reports it; 'assign': the agent picks a "
-        "free one; 'detect': the agent watches where the job's processes listen; 'unix': a unix socket, no port.",
+        "free one; 'detect': the agent watches where the job's processes listen; 'unix': a unix socket, no port. In "
+        "every mode only a port on which the job's own processes listen counts.",
     )
     path: Literal["strip", "keep", "auto"] | None = Field(
         default=None,
@@ -152,7 +153,8 @@ class Expose(_Body):
     ready: Readiness | None = Field(
         default=None,
         description="When the job counts as started: 'tcp': it accepts a connection (default, but with 'notify' its "
-        "report is enough); 'http': any HTTP answer; '/path': 2xx, 3xx, 401 or 403 for this path below the job's root.",
+        "report is enough); 'http': any HTTP answer (default with 'detect'); '/path': 2xx, 3xx, 401 or 403 for this "
+        "path below the job's root.",
     )
     timeout: Seconds | None = Field(
         default=None, gt=0, description=f"Seconds the start may take; {START_TIMEOUT:.0f} by default."

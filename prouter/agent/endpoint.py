@@ -2,28 +2,56 @@
 
 The answer is 200 ``OK``, or 400 with the reason as text, as in the original. A job's uid is 128 random bits, so that no
 job can report for another by guessing.
+
+Every process of the machine may connect, so what a connection costs is bounded: bytes of a head, seconds, requests, and
+the number of connections, of which the oldest makes room for the newest. Source: RFC 9112 (message syntax, 9.3
+persistence, 9.6 tear-down).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import socket
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
-from gevent.pywsgi import WSGIServer
+from gevent.pool import Pool
+from gevent.server import StreamServer
 
 from prouter.errors import InvalidRequest, PRouterError
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["PATH", "PortEndpoint"]
 
 PATH = "/notify_port"
 
+_HEAD_MOST = 8192
+"""Bytes of a request's head; the original's clients send some 200."""
+_PATIENCE = 10.0
+"""Seconds a connection may take in all."""
+_REQUESTS = 100
+"""Requests of one connection."""
+_CONNECTIONS = 256
+_BACKLOG = 512
+_PARAMETERS = 16
+_DRAINED_MOST = 1 << 16
+"""Bytes read and dropped before a close: unread ones would make the kernel reset the connection, answer and all."""
+
+_REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])")
+_END = re.compile(rb"\r?\n\r?\n")
+
 _log = logging.getLogger("prouter.agent")
+
+
+class _Answered(Exception):
+    """The request cannot be read further: a status line's text and a reason, after which the connection is closed."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
 
 
 class PortEndpoint:
@@ -35,7 +63,9 @@ class PortEndpoint:
 
     def __init__(self, report: Callable[[str, int], None]) -> None:
         self._report = report
-        self._server: WSGIServer | None = None
+        self._server: StreamServer | None = None
+        self._port = 0
+        self._connections: dict[socket.socket, None] = {}
 
     def open(self, port: int | None = None) -> int:
         """Listen on loopback and serve; returns the port.
@@ -45,15 +75,15 @@ class PortEndpoint:
         """
         listener = _listen(port or 0) or _listen(0)
         assert listener is not None
-        self._server = WSGIServer(listener, self._answer, log=None, error_log=_log)
+        self._server = StreamServer(listener, self._serve, spawn=Pool(2 * _CONNECTIONS))
         self._server.start()
-        return int(listener.getsockname()[1])
+        self._port = int(listener.getsockname()[1])
+        return self._port
 
     @property
     def url(self) -> str:
         """What jobs get as their endpoint."""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_port}{PATH}"
+        return f"http://127.0.0.1:{self._port}{PATH}"
 
     def close(self) -> None:
         """Stop serving."""
@@ -61,26 +91,125 @@ class PortEndpoint:
             self._server.stop(timeout=0)
             self._server = None
 
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        status, text = "200 OK", "OK"
+    def _serve(self, connection: socket.socket, _peer: object) -> None:
+        self._connections[connection] = None
+        if len(self._connections) > _CONNECTIONS:
+            _wake(next(iter(self._connections)))
         try:
-            self._take(environ)
-        except PRouterError as error:
-            status, text = "400 Bad Request", error.detail
-        body = text.encode()
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
-        return [body]
+            self._converse(connection, time.monotonic() + _PATIENCE)
+        except OSError:
+            pass  # Reset, or too slow: a client of no further interest.
+        except Exception:
+            _log.exception("event=port_endpoint_failed")
+        finally:
+            self._connections.pop(connection, None)
+            connection.close()
 
-    def _take(self, environ: dict[str, Any]) -> None:
-        if environ["PATH_INFO"].rstrip("/") != PATH:
+    def _converse(self, connection: socket.socket, deadline: float) -> None:
+        data = bytearray()
+        for number in range(_REQUESTS):
+            try:
+                head = _read_head(connection, data, deadline)
+                if head is None:
+                    return
+                stays, status, text = self._answer(head)
+            except _Answered as answered:
+                stays, status, text = False, answered.status, answered.text
+            stays = stays and number + 1 < _REQUESTS
+            _in_time(connection, deadline).sendall(_response(status, text, stays=stays))
+            if not stays:
+                break
+        _drain(connection, deadline)
+
+    def _answer(self, head: bytes) -> tuple[bool, str, str]:
+        """Whether the connection stays open, the status and the text."""
+        line, *fields = head.replace(b"\r\n", b"\n").split(b"\n")
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            raise _Answered("400 Bad Request", "this is not an HTTP/1 request")
+        names = {name.strip().lower(): value.strip().lower() for name, _, value in (f.partition(b":") for f in fields)}
+        has_body = b"transfer-encoding" in names or names.get(b"content-length", b"0") != b"0"
+        stays = match[3] == b"1" and names.get(b"connection") != b"close" and not has_body
+        if match[1] != b"GET":
+            raise _Answered("405 Method Not Allowed", "ports are reported with GET")
+        try:
+            self._take(match[2].decode("ascii"))
+        except PRouterError as error:
+            return stays, "400 Bad Request", error.detail
+        return stays, "200 OK", "OK"
+
+    def _take(self, target: str) -> None:
+        try:
+            parts = urlsplit(target)
+            query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=_PARAMETERS)
+        except ValueError as error:
+            raise InvalidRequest(f"the request's target is not valid: {error}") from None
+        if parts.path.rstrip("/") != PATH:
             raise InvalidRequest(f"ports are reported at {PATH}")
-        query = parse_qs(environ["QUERY_STRING"])
-        uid, port = query.get("job_id", [""])[0], query.get("port", [""])[0]
+        uid, port = _single(query, "job_id"), _single(query, "port")
         if not uid:
             raise InvalidRequest("job_id is missing")
-        if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if not port.isascii() or not port.isdigit() or len(port) > len("65535") or not 0 < int(port) < 65536:
             raise InvalidRequest(f"port must be a number between 1 and 65535, not '{port[:20]}'")
         self._report(uid, int(port))
+
+
+def _single(query: dict[str, list[str]], name: str) -> str:
+    values = query.get(name, [""])
+    if len(values) > 1:
+        raise InvalidRequest(f"{name} is given {len(values)} times")
+    return values[0]
+
+
+def _read_head(connection: socket.socket, data: bytearray, deadline: float) -> bytes | None:
+    """The next head, taken out of `data`, which holds what was received beyond the last one; None at the end.
+
+    Raises:
+        OSError: it is not whole in time.
+        _Answered: it is too long.
+    """
+    while True:
+        del data[: len(data) - len(data.lstrip(b"\r\n"))]  # Empty lines before a request (RFC 9112, 2.2).
+        end = _END.search(data)
+        if end is not None and end.start() <= _HEAD_MOST:
+            head = bytes(data[: end.start()])
+            del data[: end.end()]
+            return head
+        if len(data) > _HEAD_MOST:
+            raise _Answered("431 Request Header Fields Too Large", f"a request's head is {_HEAD_MOST} bytes at most")
+        received = _in_time(connection, deadline).recv(_HEAD_MOST)
+        if not received:
+            return None
+        data += received
+
+
+def _in_time(connection: socket.socket, deadline: float) -> socket.socket:
+    """The connection, whose next operation raises `TimeoutError` at the deadline."""
+    connection.settimeout(max(0.001, deadline - time.monotonic()))
+    return connection
+
+
+def _response(status: str, text: str, *, stays: bool) -> bytes:
+    body = text.encode("utf-8", "backslashreplace")
+    allow = "Allow: GET\r\n" if status.startswith("405") else ""
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n{allow}"
+        f"Connection: {'keep-alive' if stays else 'close'}\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def _drain(connection: socket.socket, deadline: float) -> None:
+    connection.shutdown(socket.SHUT_WR)
+    drained = 0
+    while drained < _DRAINED_MOST and (data := _in_time(connection, deadline).recv(_HEAD_MOST)):
+        drained += len(data)
+
+
+def _wake(connection: socket.socket) -> None:
+    """Have whoever reads from a connection see its end."""
+    with contextlib.suppress(OSError):  # It has ended by itself.
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(port: int) -> socket.socket | None:
@@ -88,7 +217,7 @@ def _listen(port: int) -> socket.socket | None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
-        listener.listen(128)
+        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         if port == 0:

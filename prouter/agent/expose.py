@@ -1,12 +1,14 @@
 """How a job's HTTP server is found and waited for: the ``expose`` option of a start (docs/jobs.md).
 
-`resolve` turns the option into a `Plan` in which nothing is left open; an `Exposure` carries the plan out for one
-start: it chooses the address where that is the agent's to choose, takes the ports the job reports, and blocks until the
-server is ready.
+`prouter.agent.plan.resolve` turns the option into a `Plan` in which nothing is left open; an `Exposure` carries the
+plan out for one start: it chooses the address where that is the agent's to choose, takes the ports the job reports, and
+blocks until the server is ready. Whatever the mode, only a port on which the job's own processes listen is its server's
+(`prouter.agent.ownership`).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +19,15 @@ from gevent.event import Event
 
 from prouter.agent import probe
 from prouter.agent.environment import fill, fill_all
-from prouter.agent.listeners import Listener
+from prouter.agent.listeners import Listener, Sockets
+from prouter.agent.ownership import addresses, all_addresses, loopback, refusal
+from prouter.agent.plan import Plan, resolve
 from prouter.agent.ports import Port
-from prouter.agent.presets import PRESETS, Preset, applying
+from prouter.agent.presets import applying
 from prouter.agent.probe import Address
 from prouter.errors import InvalidRequest
-from prouter.requests import START_TIMEOUT, StartRequest
 
-__all__ = ["Exposed", "Exposure", "NotReady", "Plan", "resolve"]
+__all__ = ["NO_REPORT", "Exposed", "Exposure", "NotReady", "Plan", "resolve"]
 
 _FIRST_DELAY = 0.005
 _LONGEST_DELAY = 0.2
@@ -37,68 +40,21 @@ _TOGETHER = 64
 """Detected ports that are tried."""
 _GRACE = 0.1
 """Seconds that lower ports have to answer too, once one has."""
+_FRESH = 0.1
+"""Seconds for which a look at the job's sockets serves all its reports: a job may send very many."""
 _SHOWN = 5
 """Sockets named of a job that listens elsewhere than it should."""
 _READY_STATUSES = frozenset({*range(200, 400), 401, 403})
 
 
+NO_REPORT = (
+    "a job without a server is started with port_expected_count: 0, a server that does not report its port with expose"
+)
+"""What to do when no port was reported."""
+
+
 class NotReady(Exception):
     """The server did not come up; the text says why, in words that follow the job's name."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A start's ``expose`` with all defaults filled in.
-
-    Attributes:
-        port: ``none`` (no server), ``notify``, ``assign``, ``detect`` or ``unix``.
-        path: ``strip``, ``keep`` or ``auto``.
-        ready: ``tcp``, ``http``, a path, or None when a reported port is enough.
-        timeout: seconds.
-        expected: how many ports the job has to report.
-        templates: whether tokens are filled in; a start without ``expose`` is left as the original leaves it.
-    """
-
-    port: str
-    path: str = "strip"
-    ready: str | None = None
-    timeout: float = START_TIMEOUT
-    expected: int = 0
-    preset: Preset | None = None
-    templates: bool = False
-
-    @property
-    def awaited(self) -> bool:
-        """Whether the start has to wait for a server."""
-        return self.port != "none"
-
-
-def resolve(request: StartRequest) -> Plan:
-    """The plan of a start: what the request says, else what its preset says, else the defaults.
-
-    Raises:
-        InvalidRequest: the preset's kind of server cannot listen on a unix socket.
-    """
-    option = request.expose
-    expected = request.port_expected_count
-    if option is None:
-        return Plan(port="notify" if expected else "none", expected=expected)
-    preset = PRESETS[option.preset] if option.preset else None
-    port = option.port or (preset.port if preset else "notify")
-    ready = option.ready or (preset.ready if preset else None if port == "notify" else "tcp")
-    if port == "unix" and preset is not None and not preset.takes_sockets:
-        raise InvalidRequest(f"Invalid request: expose: {option.preset} cannot listen on a unix socket")
-    if port == "notify" and not expected:
-        port = "none"
-    return Plan(
-        port=port,
-        path=option.path or (preset.path if preset else "strip"),
-        ready=ready,
-        timeout=option.timeout or (preset.timeout if preset else START_TIMEOUT),
-        expected=expected if port == "notify" else 0,
-        preset=preset,
-        templates=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +84,8 @@ class Exposure:
         self.port = port
         self.socket = socket
         self.reported: list[int] = []
+        self._seen: Sockets | None = None
+        self._seen_at = 0.0
         self._died = Event()
         self._woken = Event()
         self.tokens = {"{base_url}": base_url, "{base_path}": base_url.rstrip("/"), "{sandbox}": str(sandbox)}
@@ -176,30 +134,51 @@ class Exposure:
                 result |= self.plan.preset.config(config, self.tokens)
         return result
 
-    def report(self, port: int) -> None:
-        """Take a port from the job.
+    def report(self, port: int, look: Callable[[], Sockets]) -> None:
+        """Take a port from the job: one that is its own, or nobody's yet, as some report before they listen.
+
+        A repeated report, and one that comes when all expected ports are known, change nothing, as in the original.
+
+        Args:
+            look: where the job's processes listen now, and who else does.
 
         Raises:
-            InvalidRequest: it is not waited for, or known already.
+            InvalidRequest: no port is waited for; this one is another program's.
         """
-        if port in self.reported:
-            raise InvalidRequest(f"port {port} was reported already")
-        if len(self.reported) >= self.plan.expected or self._died.is_set():
+        if not self.plan.expected or self._died.is_set():
             raise InvalidRequest("the job is not waiting for a port")
-        self.reported.append(port)
+        if port in self.reported:
+            return
+        now = time.monotonic()
+        if self._seen is None or now - self._seen_at > _FRESH:
+            self._seen, self._seen_at = look(), now
+        why = refusal(port, self._seen)
+        if why is not None:
+            raise InvalidRequest(why)
+        self.accept(port)
+
+    def accept(self, port: int) -> None:
+        """Take a reported port without a look at who listens on it; `wait` has that look."""
+        if port not in self.reported and len(self.reported) < self.plan.expected:
+            self.reported.append(port)
         if len(self.reported) >= self.plan.expected:
             self._woken.set()
+
+    @property
+    def unreported(self) -> bool:
+        """Whether the job had to report ports, and has reported none."""
+        return bool(self.plan.expected) and not self.reported
 
     def died(self) -> None:
         """The job's first process has ended: a wait under way ends at once."""
         self._died.set()
         self._woken.set()
 
-    def wait(self, look: Callable[[], list[Listener]], timeout: float) -> Exposed:
+    def wait(self, look: Callable[[], Sockets], timeout: float) -> Exposed:
         """Block the greenlet until the server is ready.
 
         Args:
-            look: the sockets the job's processes listen on now.
+            look: where the job's processes listen now, and who else does.
             timeout: seconds.
 
         Raises:
@@ -207,27 +186,46 @@ class Exposure:
         """
         deadline = time.monotonic() + timeout
         if self.plan.port == "notify":
-            self._await_reports(timeout)
+            self._await_reports(look, timeout)
+            self._await_listeners(look, deadline, timeout)
         if self.plan.port == "notify" and self.plan.ready is None:
-            address = Address(port=self.reported[0])
+            address = self._candidates(look)[0]
         else:
             address = self._await_answer(look, deadline, timeout)
         if self.plan.port == "detect":
-            ports = sorted({address.port, *(found.port for found in look() if found.family != "unix")})
+            ports = sorted({address.port, *(found.port for found in look().own if found.family != "unix")})
         else:
             ports = [self.port.number] if self.port is not None else list(self.reported)
         return Exposed(address, ports, self._path_mode(address))
 
-    def _await_reports(self, timeout: float) -> None:
+    def _await_reports(self, look: Callable[[], Sockets], timeout: float) -> None:
         self._woken.wait(timeout)
         if len(self.reported) >= self.plan.expected:
             return
         some = f"{len(self.reported)} of {self.plan.expected} expected ports reported"
         if self._died.is_set():
             raise NotReady(f"{some} before its process ended")
-        raise NotReady(f"{some} within {timeout:g} s")
+        hint = "" if self.reported else f"; {NO_REPORT}"
+        raise NotReady(f"{some} within {timeout:g} s{self._elsewhere(look().own)}{hint}")
 
-    def _await_answer(self, look: Callable[[], list[Listener]], deadline: float, timeout: float) -> Address:
+    def _await_listeners(self, look: Callable[[], Sockets], deadline: float, timeout: float) -> None:
+        """Wait until the job itself listens on every port it has reported."""
+        delay = _FIRST_DELAY
+        sockets = self._seen or look()
+        while True:
+            missing = [port for port in self.reported if not addresses(port, sockets)]
+            if not missing:
+                self._seen = sockets
+                return
+            what = f"its processes listened on port {missing[0]}, which it reported"
+            if self._died.wait(min(delay, max(0.0, deadline - time.monotonic()))):
+                raise NotReady(f"its process ended before {what}")
+            if time.monotonic() >= deadline:
+                raise NotReady(f"not within {timeout:g} s: {what}{self._elsewhere(sockets.own)}")
+            delay = min(delay * _GROWTH, _LONGEST_DELAY)
+            sockets = look()
+
+    def _await_answer(self, look: Callable[[], Sockets], deadline: float, timeout: float) -> Address:
         """Try every candidate again and again, often at first, until one is ready; a silent one keeps none waiting."""
         delay = _LOOK_DELAY if self.plan.port == "detect" else _FIRST_DELAY
         tried: list[Address] = []
@@ -243,7 +241,7 @@ class Exposure:
                     if address not in probes:
                         probes[address] = gevent.spawn(self._ready, address, patience)
                 found = self._ready_one(candidates, probes, min(patience, delay))
-                if found is not None:
+                if found is not None and self._is_own(found, look):
                     return found
                 for address in [address for address, one in probes.items() if one.ready()]:
                     del probes[address]
@@ -252,7 +250,7 @@ class Exposure:
                 if self._died.is_set():
                     raise NotReady(f"its process ended before {self._expectation(tried)}")
                 if time.monotonic() >= deadline:
-                    raise NotReady(f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(look())}")
+                    raise NotReady(self._late(timeout, tried, look()))
         finally:
             gevent.killall(list(probes.values()), block=False)
 
@@ -267,16 +265,30 @@ class Exposure:
                 return next(address for address, one in zip(candidates, running, strict=True) if one.value)
         return None
 
-    def _candidates(self, look: Callable[[], list[Listener]]) -> list[Address]:
+    def _candidates(self, look: Callable[[], Sockets]) -> list[Address]:
         if self.socket is not None:
             return [Address(path=str(self.socket))]
-        if self.plan.port != "detect":
-            number = self.port.number if self.port is not None else self.reported[0]
-            return _loopback(number)
-        return [address for found in sorted(look(), key=lambda found: found.port) for address in _listened(found)]
+        if self.plan.port == "detect":
+            return all_addresses(look())
+        if self.port is not None:
+            return loopback(self.port.number)
+        assert self._seen is not None
+        return addresses(self.reported[0], self._seen)
+
+    def _is_own(self, address: Address, look: Callable[[], Sockets]) -> bool:
+        """Whether it is the job that answers there; of an assigned port, that is known only once something answers."""
+        if self.port is None:
+            return True
+        sockets = look()
+        if address in addresses(self.port.number, sockets):
+            return True
+        seen = any(one.port == self.port.number for one in sockets.own)
+        return bool(sockets.hidden) and not seen
 
     def _ready(self, address: Address, timeout: float) -> bool:
         ready = self.plan.ready or "tcp"
+        if address.path is not None and os.path.islink(address.path):
+            return False  # It would lead to somebody else's socket.
         if ready == "tcp":
             return probe.connects(address, timeout)
         status = probe.http_status(address, self._below_root("/", self.plan.path), timeout)
@@ -304,6 +316,16 @@ class Exposure:
         )
         return f"{what} on {tried[0]}" if tried else "a port its processes listen on"
 
+    def _late(self, timeout: float, tried: list[Address], sockets: Sockets) -> str:
+        """What was waited for in vain."""
+        text = f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(sockets.own)}"
+        number = self.port.number if self.port is not None else 0
+        if any(one.port == number for one in sockets.foreign) and not any(one.port == number for one in sockets.own):
+            text += f"; another program listens on port {number}, and only the job's own processes count"
+        if self.plan.port == "detect" and self.plan.ready == "http" and tried:
+            text += '; a server that speaks no HTTP is found with {"ready": "tcp"}'
+        return text
+
     def _elsewhere(self, found: list[Listener]) -> str:
         """Where the job listens instead of where it should."""
         if self.plan.port == "detect":
@@ -316,18 +338,3 @@ class Exposure:
             f"socket {one.host}" if one.family == "unix" else f"{one.host} port {one.port}" for one in found[:_SHOWN]
         ]
         return f"; its processes listen on {', '.join(places)}" if places else ""
-
-
-def _loopback(port: int) -> list[Address]:
-    return [Address("127.0.0.1", port), Address("::1", port)]
-
-
-def _listened(found: Listener) -> list[Address]:
-    """Where a listening TCP socket can be reached from this machine."""
-    if found.family == "unix":
-        return []
-    if found.host == "0.0.0.0":  # noqa: S104 - compared, not bound
-        return [Address("127.0.0.1", found.port)]
-    if found.host == "::":
-        return _loopback(found.port)  # Takes IPv4 as well, unless it is bound to IPv6 only.
-    return [Address(found.host.removeprefix("::ffff:"), found.port)]

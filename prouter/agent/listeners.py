@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Listener", "listening"]
+__all__ = ["Listener", "Sockets", "listening", "survey"]
 
 _TCP_LISTEN = b"0A"
 _UNIX_ACCEPTS = 1 << 16
@@ -36,29 +36,52 @@ class Listener(NamedTuple):
     pid: int
 
 
+class Sockets(NamedTuple):
+    """The listening stream sockets of a set of processes, and what else listens on this machine.
+
+    Attributes:
+        own: those of the processes, TCP before unix, each once however many processes share it.
+        foreign: TCP sockets of everybody else; their `pid` is 0.
+        hidden: processes of the set whose sockets this process may not look at: they run as another user, or run a
+            setuid program (ptrace(2), "Ptrace access mode checking").
+    """
+
+    own: list[Listener]
+    foreign: list[Listener]
+    hidden: list[int]
+
+
 def listening(pids: Iterable[int]) -> list[Listener]:
-    """The sockets these processes listen on, TCP before unix, each once however many processes share it."""
+    """The sockets these processes listen on: `Sockets.own`."""
+    return survey(pids).own
+
+
+def survey(pids: Iterable[int]) -> Sockets:
+    """Who listens where: these processes, and everybody else."""
     owners: dict[int, int] = {}
+    hidden: list[int] = []
     for pid in pids:
-        for inode in _socket_inodes(pid):
-            owners.setdefault(inode, pid)
-    if not owners:
-        return []
-    found = [
-        Listener(family, host, port, owners[inode])
-        for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6))
-        for host, port, inode in _tcp(version)
-        if inode in owners
-    ]
-    found += [Listener("unix", path, 0, owners[inode]) for path, inode in _unix() if inode in owners]
-    return found
+        try:
+            for inode in _socket_inodes(pid):
+                owners.setdefault(inode, pid)
+        except PermissionError:
+            hidden.append(pid)
+    own: list[Listener] = []
+    foreign: list[Listener] = []
+    for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+        for host, port, inode in _tcp(version):
+            owner = owners.get(inode, 0)
+            (own if owner else foreign).append(Listener(family, host, port, owner))
+    if owners:
+        own += [Listener("unix", path, 0, owners[inode]) for path, inode in _unix() if inode in owners]
+    return Sockets(own, foreign, hidden)
 
 
 def _socket_inodes(pid: int) -> Iterator[int]:
     directory = f"/proc/{pid}/fd"
     try:
         names = os.listdir(directory)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except (FileNotFoundError, ProcessLookupError):
         return
     for name in names:
         try:

@@ -319,7 +319,7 @@ class JobManager:
             raise _not_found(uid)
         if job.exposure is None or job.record.ended:
             raise InvalidRequest("the job is not waiting for a port")
-        job.exposure.report(port)
+        job.exposure.report(port, lambda: self._starter.sockets(job))
         self._keep(job)
 
     # How a job's life goes on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from prouter.agent.expose import NO_REPORT
 from prouter.agent.job import Job
 from prouter.errors import PRouterError
 from prouter.jobs import Reason
@@ -70,6 +71,8 @@ def failure_text(job: Job, why: str) -> str:
             text += f" (ended by {job.exit.signal})"
         elif job.exit.exit_code is not None:
             text += f" (exit code {job.exit.exit_code})"
+        if job.exit.exit_code == 0 and job.exposure is not None and job.exposure.unreported:
+            text += f"; {NO_REPORT}"
     for name in ("stderr", "stdout"):
         tail = _tail(job, name)
         if tail:

@@ -17,7 +17,7 @@ import gevent
 from prouter.agent.ending import Ender
 from prouter.agent.expose import Exposure, NotReady, Plan, resolve
 from prouter.agent.job import Job
-from prouter.agent.listeners import Listener, listening
+from prouter.agent.listeners import Sockets, survey
 from prouter.agent.outcome import failure_text
 from prouter.agent.ports import SocketPlaces, again, reserve
 from prouter.agent.runner import Kept, Runner, Spawned
@@ -151,7 +151,7 @@ class Starter:
             plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket
         )
         for number in kept["reported"]:
-            exposure.report(number)
+            exposure.accept(number)
         return exposure
 
     def _spawned(self, job: Job, exposure: Exposure, args: list[str], spawned: Spawned) -> JobRecord:
@@ -165,7 +165,7 @@ class Starter:
 
     def _await(self, job: Job, exposure: Exposure, timeout: float) -> JobRecord:
         try:
-            exposed = exposure.wait(lambda: self._listeners(job), timeout)
+            exposed = exposure.wait(lambda: self.sockets(job), timeout)
             if job.exit is not None or job.ending is not None:
                 raise NotReady("its process ended as soon as it was ready")
         except NotReady as error:
@@ -180,11 +180,12 @@ class Starter:
         self._keep(job)
         return record
 
-    def _listeners(self, job: Job) -> list[Listener]:
+    def sockets(self, job: Job) -> Sockets:
+        """Where the job's processes listen now, and who else does."""
         try:
-            return listening(self._runner.processes(job.uid))
+            return survey(self._runner.processes(job.uid))
         except PRouterError:
-            return []  # It has just ended, which the wait is about to be told.
+            return survey(())  # It has just ended, which who waits for it is about to be told.
 
     def _fail(self, job: Job, why: str) -> StartFailed:
         """Make sure that nothing of a job runs, make it FINISHED, and give the error to answer with."""

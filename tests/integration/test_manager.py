@@ -201,10 +201,12 @@ def test_the_originals_own_kind_of_job_reports_its_port(jobs: Observed) -> None:
 
 
 def test_a_start_waits_for_all_ports_and_the_first_is_the_endpoint(jobs: Observed) -> None:
-    code = REPORT % 7002 + REPORT % 7001 + "import time; time.sleep(1000)"
+    first, second = free_port(), free_port()
+    code = f"import socket; l = [socket.create_server(('127.0.0.1', port)) for port in ({first}, {second})]; "
+    code += REPORT % first + REPORT % second + "import time; time.sleep(1000)"
     record = jobs.start(jobs.create(), sys.executable, "-I", "-c", code, port_expected_count=2)
-    assert record.ports == [7002, 7001]
-    assert record.endpoint == {"port": 7002}
+    assert record.ports == [first, second]
+    assert record.endpoint == {"port": first}
 
 
 def test_a_report_for_another_job_is_refused(jobs: Observed) -> None:
@@ -217,7 +219,10 @@ def tell(uid, port):
         return urllib.request.urlopen(where + '&port=' + port).read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-open('told', 'w').write(repr([tell('{other}', '1'), tell('{new_uid()}', '1'), tell(os.environ['PROUTER_JOB_ID'], '7')]))
+import socket
+l = socket.create_server(('127.0.0.1', 0)); port = str(l.getsockname()[1])
+mine = os.environ['PROUTER_JOB_ID']
+open('told', 'w').write(repr([tell('{other}', '1'), tell('{new_uid()}', '1'), tell(mine, port)]))
 __import__('time').sleep(1000)"""
     uid = jobs.create()
     jobs.start(uid, sys.executable, "-I", "-c", code, port_expected_count=1)

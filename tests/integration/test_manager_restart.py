@@ -19,6 +19,7 @@ from prouter.errors import StartFailed
 from prouter.jobs import Reason, State
 from tests.support.job_manager import SERVER, Managers, Observed, get, gone, python
 from tests.support.keeper import alive, until
+from tests.support.ports import free_port
 
 AGENT = """
 import json, sys
@@ -122,23 +123,26 @@ def test_a_start_under_way_goes_on_and_answers_the_same_request(managers: Manage
     before = managers.open(keep_for=60)
     uid = before.create()
     code = """
-import os, time, urllib.request
+import os, socket, sys, time, urllib.request
 def tell(port):
     where = os.environ['DA__PAGENT__JOB_ENDPOINT'] + '?job_id=' + os.environ['DA__PAGENT__JOB_ID']
     return urllib.request.urlopen(where + '&port=' + port).read()
-tell('7001')
+servers = [socket.create_server(('127.0.0.1', int(port))) for port in sys.argv[1:]]
+tell(sys.argv[1])
 open('first', 'w').write('told')
 while not os.path.exists('go'): time.sleep(0.01)
-tell('7002')
+tell(sys.argv[2])
 time.sleep(1000)"""
-    request: dict[str, Any] = {"args": [sys.executable, "-I", "-c", code], "env": {}, "port_expected_count": 2}
+    ports = [free_port(), free_port()]
+    args = [sys.executable, "-I", "-c", code, *map(str, ports)]
+    request: dict[str, Any] = {"args": args, "env": {}, "port_expected_count": 2}
     gevent.spawn(before.manager.start, uid, request, "r")
     before.file(uid, "first")
     after = restarted(managers)
     assert after.manager.record(uid).state is State.PENDING
     (after.root / uid / "go").touch()
     with gevent.Timeout(10):
-        assert after.manager.start(uid, request, "r").ports == [7001, 7002]
+        assert after.manager.start(uid, request, "r").ports == ports
     assert after.states(uid) == [State.RUNNING]
 
 

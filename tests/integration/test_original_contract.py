@@ -248,7 +248,8 @@ def test_a_job_sees_what_the_original_showed_it(launch: Callable[..., Any]) -> N
 
 
 REPORTS = """
-import os, sys, urllib.error, urllib.request
+import os, socket, sys, urllib.error, urllib.request
+server = socket.create_server(("127.0.0.1", 0))
 def tell(query):
     try:
         with urllib.request.urlopen(os.environ["DA__PAGENT__JOB_ENDPOINT"] + "?" + query) as answer:
@@ -257,7 +258,7 @@ def tell(query):
         return error.code, error.read()
 job = os.environ["DA__PAGENT__JOB_ID"]
 wrong = [tell("job_id=nobody&port=1"), tell(f"job_id={job}&port=x"), tell(f"job_id={job}"), tell("")]
-right = tell(f"job_id={job}&port=45001")
+right = tell(f"job_id={job}&port={server.getsockname()[1]}")
 open("told", "w").write(repr([wrong, right]))
 import time
 time.sleep(1000)

@@ -18,7 +18,8 @@ from prouter.agent import ports, probe
 from prouter.agent.endpoint import PATH, PortEndpoint
 from prouter.agent.environment import base_environment, completed, fill, place
 from prouter.agent.expose import Exposed, Exposure, NotReady, Plan, resolve
-from prouter.agent.listeners import Listener
+from prouter.agent.listeners import Listener, Sockets
+from prouter.agent.ownership import addresses, refusal
 from prouter.agent.ports import SocketPlaces, reserve, take
 from prouter.agent.presets import PRESETS
 from prouter.agent.probe import Address
@@ -27,7 +28,7 @@ from prouter.jobs import JobRecord
 from prouter.requests import PresetName, StartRequest, validated
 
 BASE = "/jobs/c/j/http/"
-NOBODY: list[Listener] = []
+NOBODY = Sockets([], [], [])
 
 
 def plan(**body: Any) -> Plan:
@@ -162,7 +163,9 @@ def test_what_is_filled_in_is_not_filled_in_again() -> None:
         ({"expose": {}, "port_expected_count": 0}, "none", None, "strip", 30),
         ({"expose": {"port": "assign"}}, "assign", "tcp", "strip", 30),
         ({"expose": {"port": "assign"}, "port_expected_count": 0}, "assign", "tcp", "strip", 30),
-        ({"expose": {"port": "detect", "timeout": 5, "path": "auto"}}, "detect", "tcp", "auto", 5),
+        ({"expose": {"port": "detect", "timeout": 5, "path": "auto"}}, "detect", "http", "auto", 5),
+        ({"expose": {"port": "detect", "ready": "tcp"}}, "detect", "tcp", "strip", 30),
+        ({"expose": {"port": "unix"}}, "unix", "tcp", "strip", 30),
         ({"expose": {"preset": "jupyterlab"}}, "unix", "http", "keep", 60),
         ({"expose": {"preset": "jupyterlab", "port": "assign", "ready": "/api"}}, "assign", "/api", "keep", 60),
         ({"expose": {"preset": "uvicorn", "path": "keep", "timeout": 1}}, "assign", "http", "keep", 1),
@@ -409,36 +412,166 @@ def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
         server.stop(timeout=0)
 
 
-def waited(exposure: Exposure, look: list[Listener] | None = None, timeout: float = 5.0) -> Exposed:
+def own(*ports: int) -> Sockets:
+    """A job that listens on these ports of 127.0.0.1."""
+    return Sockets([Listener("ipv4", "127.0.0.1", port, 1) for port in ports], [], [])
+
+
+def foreign(*ports: int) -> Sockets:
+    """Another program that does."""
+    return Sockets([], [one._replace(pid=0) for one in own(*ports).own], [])
+
+
+def waited(exposure: Exposure, look: Sockets = NOBODY, timeout: float = 5.0) -> Exposed:
+    if look is NOBODY and exposure.port is not None:
+        number = exposure.port.number
+        look = Sockets([Listener("ipv4", "127.0.0.1", number, 1), Listener("ipv6", "::1", number, 1)], [], [])
     with gevent.Timeout(timeout + 5):
-        return exposure.wait(lambda: look if look is not None else NOBODY, timeout)
+        return exposure.wait(lambda: look, timeout)
 
 
 def test_a_reported_port_is_enough(exposure: Callable[..., Exposure]) -> None:
     one = exposure(port_expected_count=2)
-    gevent.spawn_later(0.01, one.report, 7001)
-    gevent.spawn_later(0.02, one.report, 7000)
-    found = waited(one)
-    assert found == Exposed(Address(port=7001), [7001, 7000], "strip")
+    look = own(7000, 7001)
+    gevent.spawn_later(0.01, one.report, 7001, lambda: look)
+    gevent.spawn_later(0.02, one.report, 7000, lambda: look)
+    assert waited(one, look) == Exposed(Address(port=7001), [7001, 7000], "strip")
+
+
+def test_a_port_may_be_reported_before_the_job_listens(exposure: Callable[..., Exposure]) -> None:
+    one = exposure()
+    looks = [NOBODY, NOBODY, NOBODY, own(7000)]
+    one.report(7000, lambda: looks[0])
+    with gevent.Timeout(5):
+        assert one.wait(lambda: looks.pop(0), 5).address == Address(port=7000)
+
+
+@pytest.mark.parametrize(
+    ("later", "text"),
+    [
+        (NOBODY, r"not within 0\.05 s: its processes listened on port 7000, which it reported$"),
+        (own(9), r"on port 7000, which it reported; its processes listen on 127\.0\.0\.1 port 9$"),
+        (foreign(7000), "on port 7000, which it reported$"),
+    ],
+)
+def test_a_reported_port_on_which_the_job_never_listens_is_no_server(
+    exposure: Callable[..., Exposure], later: Sockets, text: str
+) -> None:
+    one = exposure()
+    one.report(7000, lambda: NOBODY)
+    with pytest.raises(NotReady, match=text):
+        waited(one, later, timeout=0.05)
+
+
+def test_a_port_of_another_program_is_refused_and_the_next_one_taken(exposure: Callable[..., Exposure]) -> None:
+    one = exposure()
+    look = Sockets(own(7000).own, foreign(7001).foreign, [])
+    with pytest.raises(InvalidRequest, match="port 7001 is another program's: a job may report only ports on which"):
+        one.report(7001, lambda: look)
+    one.report(7000, lambda: look)
+    assert waited(one, look).address == Address(port=7000)
+
+
+def test_repeated_and_late_reports_change_nothing(exposure: Callable[..., Exposure]) -> None:
+    one = exposure(port_expected_count=2)
+    look = own(7001, 7002, 7003)
+    for port in (7001, 7001, 7002, 7003, 7001):
+        one.report(port, lambda: look)
+    assert one.reported == [7001, 7002]
 
 
 def test_reports_that_are_not_waited_for_are_refused(exposure: Callable[..., Exposure]) -> None:
-    one = exposure(port_expected_count=2)
-    one.report(7001)
-    with pytest.raises(InvalidRequest, match="already"):
-        one.report(7001)
-    one.report(7002)
     with pytest.raises(InvalidRequest, match="not waiting"):
-        one.report(7003)
+        exposure(expose={"port": "assign"}).report(7001, lambda: own(7001))
     with pytest.raises(InvalidRequest, match="not waiting"):
-        exposure(expose={"port": "assign"}).report(7001)
+        exposure(port_expected_count=0).report(7001, lambda: own(7001))
+    dead = exposure()
+    dead.died()
+    with pytest.raises(InvalidRequest, match="not waiting"):
+        dead.report(7001, lambda: own(7001))
+
+
+def test_a_flood_of_reports_costs_few_looks(exposure: Callable[..., Exposure]) -> None:
+    looks: list[int] = []
+
+    def look() -> Sockets:
+        looks.append(1)
+        return foreign(7001)
+
+    one = exposure()
+    for _ in range(1000):
+        with pytest.raises(InvalidRequest, match="another program"):
+            one.report(7001, look)
+    assert len(looks) < 100
 
 
 def test_a_missing_report_says_how_many_are_missing(exposure: Callable[..., Exposure]) -> None:
     one = exposure(port_expected_count=3)
-    one.report(7001)
+    one.report(7001, lambda: own(7001))
     with pytest.raises(NotReady, match=r"1 of 3 expected ports reported within 0\.01 s"):
-        waited(one, timeout=0.01)
+        waited(one, own(7001), timeout=0.01)
+
+
+def test_a_server_that_reports_nothing_is_told_what_to_do(exposure: Callable[..., Exposure]) -> None:
+    with pytest.raises(NotReady, match=r"0 of 1 .*listen on 127\.0\.0\.1 port 9; .*port_expected_count: 0.* expose"):
+        waited(exposure(), own(9), timeout=0.01)
+
+
+def listener(where: str) -> Listener:
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    return Listener("ipv6" if ":" in host else "ipv4", host, int(port), 1)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "reached"),
+    [
+        (["127.0.0.1:7"], [], ["127.0.0.1"]),
+        (["0.0.0.0:7"], [], ["127.0.0.1"]),
+        (["[::]:7"], [], ["127.0.0.1", "::1"]),
+        (["[::1]:7"], [], ["::1"]),
+        (["127.0.0.9:7"], ["127.0.0.1:7"], ["127.0.0.9"]),
+        (["[::ffff:127.0.0.1]:7"], [], ["127.0.0.1"]),
+        (["127.0.0.1:7", "[::1]:7"], ["0.0.0.0:7"], ["127.0.0.1", "::1"]),
+        (["[::]:7"], ["127.0.0.1:7"], ["::1"]),
+        (["[::]:7"], ["0.0.0.0:7"], ["::1"]),
+        (["[::]:7"], ["[::1]:7", "127.0.0.1:7"], []),
+        (["0.0.0.0:7"], ["127.0.0.1:7"], []),
+        (["127.0.0.1:8"], ["127.0.0.1:7"], []),
+        ([], [], []),
+    ],
+)
+def test_only_addresses_that_lead_to_the_job_are_its_own(
+    mine: list[str], others: list[str], reached: list[str]
+) -> None:
+    sockets = Sockets([listener(one) for one in mine], [listener(one) for one in others], [])
+    assert [address.host for address in addresses(7, sockets)] == reached
+
+
+def test_a_port_on_an_address_of_the_network_does_not_keep_a_job_from_loopback() -> None:
+    assert refusal(7, Sockets([], [listener("10.0.0.1:7")], [])) is None
+    assert refusal(7, Sockets([], [listener("[::]:7")], [])) is not None
+
+
+def test_a_port_of_a_process_that_cannot_be_looked_at_is_refused_with_a_way_out() -> None:
+    text = refusal(7, Sockets([], [listener("127.0.0.1:7")], [4711]))
+    assert text is not None
+    assert "process 4711 runs as another user" in text
+    assert "assign" in text
+
+
+@pytest.mark.parametrize(("hidden", "served"), [([], False), ([4711], True)])
+def test_an_assigned_port_is_the_jobs_own_or_that_of_a_process_that_cannot_be_looked_at(
+    exposure: Callable[..., Exposure], serve: Callable[..., int], hidden: list[int], served: bool
+) -> None:
+    one = exposure(expose={"port": "assign"})
+    serve(answering({}), assigned(one))
+    look = foreign(assigned(one))._replace(hidden=hidden)
+    if served:
+        assert waited(one, look).address == Address(port=assigned(one))
+    else:
+        with pytest.raises(NotReady, match=f"another program listens on port {assigned(one)}"):
+            waited(one, look, timeout=0.05)
 
 
 @pytest.mark.parametrize("expose", [None, {"port": "assign"}, {"port": "unix"}, {"port": "detect"}])
@@ -490,7 +623,7 @@ def test_detection_takes_the_lowest_port_that_answers(
         Listener("unix", "/x", 0, 1),
     ]
     try:
-        found = waited(exposure(expose={"port": "detect", "ready": "http"}), look)
+        found = waited(exposure(expose={"port": "detect"}), Sockets(look, [], []))
     finally:
         silent.stop()
     assert found == Exposed(Address(port=web), sorted({web, port_of(silent)}), "strip")
@@ -505,11 +638,10 @@ def test_silent_ports_do_not_keep_the_one_that_answers_waiting(
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(4)]
         looks = [[*silent[:1]], [*silent], [*silent, web]]  # one after another, as a job opens them
 
-        def look() -> list[Listener]:
-            found = looks.pop(0) if len(looks) > 1 else looks[0]
-            return [Listener("ipv4", "127.0.0.1", port, 1) for port in found]
+        def look() -> Sockets:
+            return own(*(looks.pop(0) if len(looks) > 1 else looks[0]))
 
-        one = exposure(expose={"port": "detect", "ready": "http"})
+        one = exposure(expose={"port": "detect"})
         assert one.wait(look, 5.0).address == Address(port=web)
 
 
@@ -517,7 +649,7 @@ def test_silent_ports_do_not_keep_the_one_that_answers_waiting(
 def test_a_server_that_listens_elsewhere_is_told_where(
     exposure: Callable[..., Exposure], where: dict[str, str]
 ) -> None:
-    look = [Listener("ipv4", "127.0.0.1", 9, 1), Listener("unix", "app.sock", 0, 1)]
+    look = Sockets([Listener("ipv4", "127.0.0.1", 9, 1), Listener("unix", "app.sock", 0, 1)], [], [])
     with pytest.raises(NotReady, match=r"; its processes listen on 127\.0\.0\.1 port 9, socket app\.sock$"):
         waited(exposure(expose=where), look, timeout=0.03)
 
