@@ -1,6 +1,7 @@
 # make demo     JupyterLab as a job on an agent, in your browser; CHECK=1 tries it out by itself and ends
 # make test     everything: lint, types, unit, property and integration tests
 # make bench    the benchmarks, beside nginx and configurable-http-proxy
+# make apps     the recipes of docs/apps.md, each used in a real browser; ARGS="streamlit dash" tries some
 # make soak     faults injected for a long time
 # make lock     new versions of all requirements
 # make clean    removes what the others made
@@ -16,13 +17,14 @@ LOCK := requirements.lock
 WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-16)
 DEMO := $(VENV)/installed-demo-$(WANTED)
 DEV := $(VENV)/installed-dev-$(WANTED)
+APPS := $(VENV)/installed-apps-$(WANTED)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Nothing from the user's own Python or pytest set-up takes part.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types bench soak lock clean tools bench-tools
+.PHONY: demo test lint types apps bench soak lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
@@ -39,6 +41,10 @@ types: $(DEV)
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
+
+apps: $(APPS)
+	@tools/need chromium:chromium npm:npm make:make g++:g++
+	$(CLEAN_ENV) $(BIN)/python -m tests.apps $(ARGS)
 
 soak: tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)
@@ -63,6 +69,8 @@ $(VENV)/installed-%-$(WANTED): | $(BIN)/python
 	@touch $@
 
 $(DEV): | $(DEMO)
+
+$(APPS): | $(DEV)
 
 # One file for every supported Python and platform: markers say which versions belong where.
 lock: | $(BIN)/python

@@ -1,0 +1,1 @@
+document.getElementById("text").textContent = "pressed 42";
