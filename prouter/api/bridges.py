@@ -259,13 +259,16 @@ class Bridges:
             PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
         _check_url(url)
-        route = self._client.route(connection, job)
-        _check_running(route)
+        route = self._client.usable_route(connection, job, _obstacle)
         bridge = Bridge(route, path, url)
         bridge.open_job_side(self._client)
         self._bridges[bridge.uid] = bridge
-        self._client.bridges_changed()
         gevent.spawn(self._run, bridge)
+        try:
+            self._client.tell_bridges()
+        except PRouterError:
+            bridge.close()
+            raise
         return bridge
 
     def _end_here(self, uid: str) -> None:
@@ -298,30 +301,23 @@ def _check_url(url: str) -> None:
         raise InvalidRequest(f"Invalid request: url must be a whole ws:// or wss:// URL: {error}") from error
 
 
-def _check_running(route: JobRoute) -> None:
-    """Raise what keeps a job from being connected to.
-
-    Raises:
-        NotFound: it was removed.
-        Conflict: it was not started, or has ended.
-        JobStarting: its server is not ready.
-        JobUnreachable: it has no server.
-        AgentUnavailable: its agent is away.
-    """
+def _obstacle(route: JobRoute) -> PRouterError | None:
+    """What keeps a job from being connected to: `NotFound` (removed), `Conflict` (not started, ended) and others."""
     record = route.record
     job, state = record.uid, record.state.value
     if record.state is State.CLOSED:
-        raise NotFound(f"job '{job}' is not found: it was removed", job=job, state=state)
+        return NotFound(f"job '{job}' is not found: it was removed", job=job, state=state)
     if record.ended:
-        raise Conflict(f"job '{job}': {record.ending}", job=job, state=state)
+        return Conflict(f"job '{job}': {record.ending}", job=job, state=state)
     if record.state is State.NEW:
-        raise Conflict(f"job '{job}' has not been started", job=job, state=state)
+        return Conflict(f"job '{job}' has not been started", job=job, state=state)
     if not route.up:
-        raise AgentUnavailable("the job's agent is out of reach at the moment", job=job, state=state, retry_after=2)
+        return AgentUnavailable("the job's agent is out of reach at the moment", job=job, state=state, retry_after=2)
     if record.state is State.PENDING:
-        raise JobStarting(f"job '{job}' is starting", job=job, state=state, retry_after=2)
+        return JobStarting(f"job '{job}' is starting", job=job, state=state, retry_after=2)
     if not record.endpoint:
-        raise JobUnreachable(f"job '{job}' has no HTTP server", job=job, state=state, code="no_endpoint")
+        return JobUnreachable(f"job '{job}' has no HTTP server", job=job, state=state, code="no_endpoint")
+    return None
 
 
 def _refusal(error: Exception, reset: StreamReset | None, job: str) -> PRouterError:

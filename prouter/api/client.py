@@ -14,8 +14,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 from prouter import __version__
+from prouter.api.joined import Joined
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Overloaded, PRouterError
 from prouter.fabric.calls import Request
@@ -66,6 +68,19 @@ class JobRoute:
         for waiter in list(self.waiters):
             waiter()
 
+    def wait_for_news(self, deadline: float) -> None:
+        """Block the greenlet until something changed, for a second at most: another object may hold the route then.
+
+        Args:
+            deadline: time (monotonic) until which to wait at most.
+        """
+        changed = Event()
+        self.waiters.add(changed.set)
+        try:
+            changed.wait(max(0.0, min(deadline - time.monotonic(), 1.0)))
+        finally:
+            self.waiters.discard(changed.set)
+
 
 class RouterClient:
     """See the module's docstring.
@@ -102,6 +117,9 @@ class RouterClient:
         self._calls = 0
         self._waits: set[str] = set()
         """Ids of the calls that wait for a job."""
+        self._patience = config.control.hold or 10.0
+        """Seconds that the broker has to say where a job is."""
+        self._sync = Joined(lambda: self.call("sync", {}, timeout=self._patience))
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
         self._peer.bulk.on_change = self._bulk_changed
         self._dialler = Dialler(
@@ -165,11 +183,63 @@ class RouterClient:
         return lambda: self._subscribers.discard(callback)
 
     def cached_route(self, connection: str, job: str) -> JobRoute | None:
-        """The route if it is known already; never blocks."""
+        """The route if it is known already; never blocks. It may be behind what other workers know."""
         return self._routes.get((connection, job))
 
+    def catch_up(self, timeout: float | None = None) -> None:
+        """Wait until this worker knows everything that the broker had told anybody when this was called.
+
+        Replies and events of the broker come in order, so everything it said before is known here once it has answered
+        a call. To be used before a request is refused because of what is cached: another worker, which heard of a
+        change earlier, may have told the client already. Requests that come at once share a call (`Joined`), so that
+        clients that are refused often cost the broker little.
+
+        Args:
+            timeout: seconds; ``control.hold`` by default.
+
+        Raises:
+            AgentUnavailable: the broker does not answer in time.
+        """
+        self._sync.get(self._patience if timeout is None else timeout)
+
+    def checked_route(self, connection: str, job: str) -> JobRoute:
+        """The job's route as the broker knows it now. Blocks the greenlet.
+
+        Raises:
+            NotFound: no such connection or job.
+            AgentUnavailable: the broker does not answer in time.
+        """
+        if (connection, job) in self._routes:
+            self.catch_up()
+        return self.route(connection, job)
+
+    def usable_route(
+        self, connection: str, job: str, obstacle: Callable[[JobRoute], PRouterError | None], deadline: float = 0.0
+    ) -> JobRoute:
+        """A route without an obstacle, which what is cached may promise, but only the broker may deny.
+
+        Args:
+            obstacle: why a route is of no use, None if it is of use; one with the status 503 may pass.
+            deadline: time (monotonic) until which obstacles that may pass are waited for.
+
+        Raises:
+            NotFound: no such connection or job.
+            PRouterError: the obstacle.
+        """
+        while True:
+            route = self.route(connection, job)
+            found = obstacle(route)
+            if found is not None and (found.status != 503 or time.monotonic() >= deadline):
+                route = self.checked_route(connection, job)
+                found = obstacle(route)
+                if found is not None and (found.status != 503 or time.monotonic() >= deadline):
+                    raise found
+            if found is None:
+                return route
+            route.wait_for_news(deadline)
+
     def route(self, connection: str, job: str) -> JobRoute:
-        """The job's route. Blocks the greenlet when it is not cached.
+        """The job's route, which may be behind when it is cached. Blocks the greenlet when it is not.
 
         Raises:
             NotFound: no such connection or job.
@@ -180,7 +250,7 @@ class RouterClient:
         self._asked[job] += 1
         try:
             args = {"connection": connection, "job": job}
-            answer = self.call("jobs.route", args, timeout=self.config.control.hold or 10)
+            answer = self.call("jobs.route", args, timeout=self._patience)
             record = JobRecord.from_wire(answer["record"])
             news = self._news.get(job)
         finally:
@@ -218,6 +288,15 @@ class RouterClient:
     def bridges_changed(self) -> None:
         """Tell the broker which WebSocket bridges this worker has now."""
         self._peer.notify("bridges", {"bridges": self.list_bridges()})
+
+    def tell_bridges(self) -> None:
+        """The same, and wait until all workers list them. Blocks the greenlet.
+
+        Raises:
+            AgentUnavailable: the broker does not answer in time; it is told when it is back.
+        """
+        self.bridges_changed()
+        self.catch_up()
 
     def _bulk_changed(self, count: int) -> None:
         """Tell the broker how many fast streams this worker has, for the others."""

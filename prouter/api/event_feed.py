@@ -71,13 +71,16 @@ class EventFeed:
     def follow(self, after: int | None) -> Follower:
         """A response body with every event from now on, or after the one with that id.
 
+        Where "now" is, the broker says: this worker may be behind what its client has heard from another.
+
         Raises:
             PRouterError: the broker does not answer.
         """
-        if self.last is None:
+        began = self.last is None
+        if began:
             self._begin()
         last = self.last or 0
-        if after is not None and after > last:
+        if (not began and self._router.ready) if after is None else after > last:
             last = int(self._router.call("events", {"after": after, "limit": 1}, timeout=_CALL_TIMEOUT)["last"])
         follower = Follower(self, last if after is None else min(after, last))
         self._followers.add(follower)

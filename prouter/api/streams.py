@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent.event import Event
-
-from prouter.errors import AgentUnavailable, NotFound, ProtocolError
+from prouter.errors import AgentUnavailable, NotFound, ProtocolError, PRouterError
 from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
@@ -32,34 +30,22 @@ def sandbox_route(router: RouterClient, connection: str, job: str) -> JobRoute:
         NotFound: no such connection or job, or its sandbox is gone.
         AgentUnavailable: the agent stayed away.
     """
-    deadline = time.monotonic() + router.config.control.hold
-    while True:
-        route = router.route(connection, job)
-        record = route.record
-        if record.state is State.CLOSED:
-            raise NotFound(f"job '{job}' is not found: it was removed", job=job)
-        if record.reason is Reason.AGENT_LOST:
-            raise NotFound(f"the sandbox of job '{job}' is not found: {record.ending}", job=job, code="agent_lost")
-        if route.up:
-            return route
-        _wait_for_news(route, deadline)
+    return router.usable_route(connection, job, _obstacle, time.monotonic() + router.config.control.hold)
 
 
-def _wait_for_news(route: JobRoute, deadline: float) -> None:
-    changed = Event()
-    route.waiters.add(changed.set)
-    try:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise AgentUnavailable(
-                "the job's agent is out of reach at the moment",
-                job=route.record.uid,
-                state=route.record.state.value,
-                retry_after=2,
-            )
-        changed.wait(min(left, 1.0))
-    finally:
-        route.waiters.discard(changed.set)
+def _obstacle(route: JobRoute) -> PRouterError | None:
+    """Why a job's sandbox cannot be reached; status 503 for what may pass."""
+    record = route.record
+    job = record.uid
+    if record.state is State.CLOSED:
+        return NotFound(f"job '{job}' is not found: it was removed", job=job)
+    if record.reason is Reason.AGENT_LOST:
+        return NotFound(f"the sandbox of job '{job}' is not found: {record.ending}", job=job, code="agent_lost")
+    if not route.up:
+        state = record.state.value
+        text = "the job's agent is out of reach at the moment"
+        return AgentUnavailable(text, job=job, state=state, retry_after=2)
+    return None
 
 
 class UploadIO(StreamIO):

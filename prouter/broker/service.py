@@ -33,7 +33,9 @@ _PAGE = 250
 """Most jobs or events in one answer: more would hold up everybody else."""
 _LIST = 20
 """What a page costs, as a part of the frames of one turn (`prouter.broker.settings.Bounds.turn`)."""
-_READS = frozenset({"info", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"})
+_READS = frozenset(
+    {"info", "sync", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"}
+)
 """Calls that change nothing: a repeat is carried out again rather than remembered."""
 
 
@@ -61,6 +63,7 @@ class Service:
         self._creations = creations
         self._waits = waits
         self._directory = directory
+        self._bridges = bridges
         self._stats = stats
         self._stop = stop
         self.running = 0
@@ -69,6 +72,7 @@ class Service:
         """Calls since the start."""
         self._handlers: dict[str, Callable[[dict[str, Any], Done, float], None]] = {
             "info": self._info,
+            "sync": self._sync,
             "jobs.create": creations.create,
             "jobs.start": self._start,
             "jobs.info": self._job_info,
@@ -77,7 +81,7 @@ class Service:
             "jobs.list": self._list,
             "jobs.route": self._route,
             "agents.drain": self._drain,
-            "bridges": bridges.listed,
+            "bridges": self._list_bridges,
             "bridges.end": bridges.end,
             "events": self._events,
             "stats": self._metrics,
@@ -137,6 +141,10 @@ class Service:
 
     def _info(self, args: dict[str, Any], done: Done, now: float) -> None:
         done({"auth": self._env.settings.auth, "platform": self._env.settings.platform}, None, now)
+
+    def _sync(self, args: dict[str, Any], done: Done, now: float) -> None:
+        """The worker then knows all that was said before this answer: what is said to a worker keeps its order."""
+        done({}, None, now)
 
     def _connections(self, worker: Worker, request: Request, now: float) -> None:
         """All links; nothing but the etag when the caller has that version already."""
@@ -312,6 +320,10 @@ class Service:
         )
         entries = [entry for entry in map(self._ledger.table.get, uids) if entry is not None]
         done({"jobs": self._ledger.listed(entries), "count": len(entries), "next": cursor}, None, now)
+
+    def _list_bridges(self, args: dict[str, Any], done: Done, now: float) -> None:
+        self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        self._bridges.listed(args, done, now)
 
     def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link | None]:
         """A job that exists, and the link to its agent, None when that is gone for good."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _socket
 import json
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -198,7 +199,7 @@ class StandInRouter:
         self.agent = agent or StandInAgent()
         self.loopback = Loopback(self.agent.accept)
         self.config = RouterConfig.model_validate({"control": {"hold": 0.05, "hosts": ["x", "falconframework.org"]}})
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {"sync": {}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.subscribers: set[Callable[[str, dict[str, Any]], None]] = set()
         self.ready = True
@@ -225,6 +226,24 @@ class StandInRouter:
         if job != JOB:
             raise NotFound(f"job '{job}' is not found", job=job)
         return self.job_route
+
+    def usable_route(
+        self, connection: str, job: str, obstacle: Callable[[JobRoute], PRouterError | None], deadline: float = 0.0
+    ) -> JobRoute:
+        while (found := obstacle(self.route(connection, job))) is not None:
+            if found.status != 503 or time.monotonic() >= deadline:
+                raise found
+            self.job_route.wait_for_news(deadline)
+        return self.job_route
+
+    def checked_route(self, connection: str, job: str) -> JobRoute:
+        return self.route(connection, job)
+
+    def catch_up(self, timeout: float | None = None) -> None:
+        self.call("sync", {})
+
+    def tell_bridges(self) -> None:
+        self.call("sync", {})
 
     def cached_route(self, connection: str, job: str) -> JobRoute | None:
         return None

@@ -6,6 +6,7 @@ import _socket
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from heapq import nsmallest
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from operator import attrgetter
@@ -211,19 +212,7 @@ class ProxyServer:
         """Find the job and wait, for a bounded time, until it can be reached. Runs in a greenlet."""
         try:
             deadline = time.monotonic() + self._hold
-            route = self.client.route(owner, job)
-            while True:
-                obstacle = self._obstacle(route)
-                if obstacle is None:
-                    break
-                if obstacle.status != 503:
-                    raise obstacle
-                if not exchange.waiting:
-                    return
-                if time.monotonic() >= deadline:
-                    raise obstacle
-                self._wait_for_change(route, deadline)
-                route = self.client.cached_route(owner, job) or self.client.route(owner, job)
+            route = self.client.usable_route(owner, job, partial(self._obstacle_for, exchange), deadline)
         except PRouterError as error:
             if exchange.waiting:
                 exchange.fail(error)
@@ -235,6 +224,11 @@ class ProxyServer:
             return
         if exchange.waiting:
             exchange.forward(route)
+
+    def _obstacle_for(self, exchange: ProxyExchange, route: JobRoute) -> PRouterError | None:
+        if not exchange.waiting:
+            raise PRouterError("the client is gone")
+        return self._obstacle(route)
 
     def _obstacle(self, route: JobRoute) -> PRouterError | None:
         """Why a request cannot be forwarded now; status 503 for what may pass."""
@@ -259,15 +253,6 @@ class ProxyServer:
             )
         return None
 
-    def _wait_for_change(self, route: JobRoute, deadline: float) -> None:
-        """Wait for news of the job, for a second at most: the client may leave, another object hold the route."""
-        changed = Event()
-        route.waiters.add(changed.set)
-        try:
-            changed.wait(max(0.0, min(deadline - time.monotonic(), 1.0)))
-        finally:
-            route.waiters.discard(changed.set)
-
     def explain(self, exchange: ProxyExchange, detail: str, patience: float, *, reached: bool) -> None:
         """A job's connection broke: wait a moment for the news that the job has ended, then answer.
 
@@ -281,7 +266,17 @@ class ProxyServer:
         route = exchange.route
         if route is not None and not route.record.ended:
             self._wait_for_end(route, time.monotonic() + patience)
+        if route is not None and not route.record.ended and exchange.waiting:
+            exchange.route = self._checked(route)
         exchange.answer_with_reason(detail, reached=reached)
+
+    def _checked(self, route: JobRoute) -> JobRoute:
+        """The route as the broker knows it: this worker may be behind, or have been without the broker meanwhile."""
+        try:
+            return self.client.checked_route(route.connection, route.record.uid)
+        except PRouterError as error:
+            log.info("event=end_not_checked job=%s error=%r", route.record.uid, error.detail)
+            return route
 
     def _wait_for_end(self, route: JobRoute, deadline: float) -> None:
         changed = Event()

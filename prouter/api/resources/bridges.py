@@ -10,6 +10,7 @@ import falcon
 from prouter.api.body import discard_body, read_model
 from prouter.api.bridges import Bridges
 from prouter.api.context import ApiRequest, send_json
+from prouter.errors import JobTimeout, NotFound
 from prouter.jobs import rfc3339
 from prouter.requests import BridgeRequest
 
@@ -51,11 +52,18 @@ class BridgeResource:
         args = {"connection": connection, "job": job, "uid": rest}
         self._router.call("bridges.end", args, timeout=_CALL_TIMEOUT)
         deadline = time.monotonic() + _ENDS_WITHIN
-        while any(entry["uid"] == rest for entry in self._list(connection, job)) and time.monotonic() < deadline:
+        while self._exists(connection, job, rest):
+            if time.monotonic() >= deadline:
+                raise JobTimeout(f"bridge '{rest}' is being ended, and does not answer yet", job=job)
             time.sleep(0.02)
         resp.status = falcon.HTTP_204
 
+    def _exists(self, connection: str, job: str, uid: str) -> bool:
+        try:
+            return any(entry["uid"] == uid for entry in self._list(connection, job))
+        except NotFound:  # its job was removed meanwhile
+            return False
+
     def _list(self, connection: str, job: str) -> list[dict[str, Any]]:
-        self._router.route(connection, job)
         answer = self._router.call("bridges", {"connection": connection, "job": job}, timeout=_CALL_TIMEOUT)
         return [{**bridge, "since": rfc3339(bridge["since"])} for bridge in answer["bridges"]]

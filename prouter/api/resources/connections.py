@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import falcon
-from gevent.lock import Semaphore
 
 from prouter.api.body import discard_body
 from prouter.api.context import ApiRequest, send_json
+from prouter.api.joined import Joined
 from prouter.api.ranges import etag_in
 from prouter.errors import NotFound
 
@@ -19,47 +18,34 @@ if TYPE_CHECKING:
 
 __all__ = ["Connections"]
 
-FRESH = 0.25
-"""Seconds an answer is good for; agents that come and go, and calls that change one, end it at once."""
 _CALL_TIMEOUT = 30.0
 
 
 class Connections:
-    """``/connections`` and ``/connections/UID``; dashboards poll them, so the broker is asked only now and then."""
+    """``/connections`` and ``/connections/UID``
+
+    Dashboards poll them. So requests that come at once share a question to the broker, which answers with an ETag alone
+    when nothing has changed. What was answered before is no answer to a later request: it may be older than what
+    another worker has shown meanwhile.
+    """
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
-        self._lock = Semaphore()
-        self._good_until = 0.0
-        self._generation = 0
+        self._fresh = Joined(self._ask)
         self._etag = ""
         self._answer = b""
         self._entries: dict[str, dict[str, Any]] | None = None
         """By uid; None until somebody asks for a single one."""
-        router.subscribe(self._on_event)
 
-    def _on_event(self, name: str, _body: dict[str, Any]) -> None:
-        if name == "agent":
-            self._outdate()
-
-    def _outdate(self) -> None:
-        self._generation += 1
-        self._good_until = 0.0
+    def _ask(self) -> None:
+        answer = self._router.call("connections", {"etag": self._etag}, timeout=_CALL_TIMEOUT)
+        if "connections" in answer:
+            self._answer, self._etag = answer["connections"], answer["etag"]
+            self._entries = None
 
     def _refresh(self) -> None:
-        """Have an answer that is good; of many requests at once only one asks the broker."""
-        if time.monotonic() < self._good_until:
-            return
-        with self._lock:
-            if time.monotonic() < self._good_until:
-                return
-            generation = self._generation
-            answer = self._router.call("connections", {"etag": self._etag}, timeout=_CALL_TIMEOUT)
-            if "connections" in answer:
-                self._answer, self._etag = answer["connections"], answer["etag"]
-                self._entries = None
-            if self._generation == generation:
-                self._good_until = time.monotonic() + FRESH
+        """Have an answer that is not older than this call."""
+        self._fresh.get(_CALL_TIMEOUT)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """All of them; 304 when nothing has changed since the ETag the client knows."""
@@ -100,6 +86,5 @@ class Connections:
     def _set_drain(self, req: ApiRequest, resp: falcon.Response, connection: str, *, on: bool) -> None:
         discard_body(req)
         self._router.call("agents.drain", {"connection": connection, "on": on}, timeout=_CALL_TIMEOUT)
-        self._outdate()
         self._refresh()
         send_json(resp, {**self._entry(connection), "draining": on})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "Metrics"]
 
+_READY_TIMEOUT = 2.0
+"""Seconds the broker may take to answer while the router counts as ready."""
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _GROWS = re.compile(r"_total(_|$)|_cpu_seconds$|_messages_|_loop_turns$|_store_(failures|written)$|_events_last$")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,6 +42,11 @@ class Health:
 
     def on_get_ready(self, _req: ApiRequest, resp: falcon.Response) -> None:
         """New requests are welcome here: the broker is linked and the router does not drain."""
+        if self._router.ready and not self._router.router_draining:
+            try:
+                self._router.catch_up(_READY_TIMEOUT)
+            except PRouterError as error:
+                raise Overloaded(f"the broker is away: {error.detail}", code="broker_away", retry_after=1) from error
         if self._router.router_draining:
             raise Overloaded("the router drains", code="draining", retry_after=5)
         if not self._router.ready:
