@@ -67,6 +67,7 @@ class JobRecord:
         endpoint: where its server answers on the agent's host: ``{"port": int}`` (on 127.0.0.1, or on ``"host"`` if
             that is there too, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or None without one.
         path_mode: ``strip`` (the job sees paths without the public prefix) or ``keep``.
+        host_mode: ``public`` (the job sees the Host that the client asked for) or ``local`` (that of its own address).
         ports: every port it reported or was given.
         pid: of its first process, while it runs.
     """
@@ -81,6 +82,7 @@ class JobRecord:
     ports: list[int] = field(default_factory=list)
     endpoint: dict[str, Any] | None = None
     path_mode: str = "strip"
+    host_mode: str = "public"
     exit_code: int | None = None
     signal: str | None = None
     reason: Reason | None = None

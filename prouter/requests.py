@@ -150,6 +150,11 @@ class Expose(_Body):
         description="Whether the job sees paths without ('strip', default) or with ('keep') its public prefix; "
         "'auto' asks the job once it answers.",
     )
+    host: Literal["public", "local"] | None = Field(
+        default=None,
+        description="Which host the job sees itself asked for: 'public' (default): the one in the client's request; "
+        "'local': its own address on its machine, in Host, Origin and Referer, for servers that accept no other.",
+    )
     ready: Readiness | None = Field(
         default=None,
         description="When the job counts as started: 'tcp': it accepts a connection (default, but with 'notify' its "

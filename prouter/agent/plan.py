@@ -21,6 +21,7 @@ class Plan:
     Attributes:
         port: ``none`` (no server), ``notify``, ``assign``, ``detect`` or ``unix``.
         path: ``strip``, ``keep`` or ``auto``.
+        host: ``public`` or ``local``.
         ready: ``tcp``, ``http``, a path, or None when a reported port is enough.
         timeout: seconds.
         expected: how many ports the job has to report.
@@ -29,6 +30,7 @@ class Plan:
 
     port: str
     path: str = "strip"
+    host: str = "public"
     ready: str | None = None
     timeout: float = START_TIMEOUT
     expected: int = 0
@@ -61,6 +63,7 @@ def resolve(request: StartRequest) -> Plan:
     return Plan(
         port=port,
         path=option.path or (preset.path if preset else "strip"),
+        host=option.host or (preset.host if preset else "public"),
         ready=ready,
         timeout=option.timeout or (preset.timeout if preset else START_TIMEOUT),
         expected=expected if port == "notify" else 0,

@@ -28,7 +28,7 @@ class Preset:
     """The defaults of one kind of server.
 
     Attributes:
-        port, path, ready, timeout: defaults of the same keys of ``expose``.
+        port, path, host, ready, timeout: defaults of the same keys of ``expose``.
         variables: for the environment.
         options: for the command line, put at its end.
         config: writes configuration files into a directory, given all tokens, and returns variables.
@@ -36,6 +36,7 @@ class Preset:
 
     path: str
     port: str = "assign"
+    host: str = "public"
     ready: str = "http"
     timeout: float = 60.0
     variables: Settings = field(default_factory=dict)

@@ -175,6 +175,7 @@ class Starter:
             endpoint=exposed.address.endpoint(),
             ports=exposed.ports,
             path_mode=exposed.path_mode,
+            host_mode=exposure.plan.host,
         )
         _log.info("event=job_ready job=%s at=%r path=%s", job.uid, str(exposed.address), exposed.path_mode)
         self._keep(job)

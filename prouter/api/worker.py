@@ -74,6 +74,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         # Imported here: the gevent worker patches the standard library after the fork.
         from prouter.api import client as router_client
         from prouter.api.proxy.admin import AdminService
+        from prouter.api.proxy.hops import pseudonym
         from prouter.api.proxy.server import ProxyServer
         from prouter.descriptors import raise_descriptor_limit
         from prouter.directories import broker_endpoint, load_from_environment
@@ -81,7 +82,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         config = load_from_environment()
         descriptors = raise_descriptor_limit()
         client = router_client.start(config, broker_endpoint(config))
-        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start)
+        mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
+        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
         self._drain_timeout = config.control.drain_timeout

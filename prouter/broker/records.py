@@ -89,6 +89,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "ports": _ports,
     "endpoint": _or_none(_endpoint),
     "path_mode": lambda value: value in ("strip", "keep"),
+    "host_mode": lambda value: value in ("public", "local"),
     "exit_code": _or_none(lambda value: _whole(value, -_LARGEST)),
     "signal": _or_none(_text),
     "error": _or_none(_text),

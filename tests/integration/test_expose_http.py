@@ -259,7 +259,7 @@ def test_what_a_trusted_proxy_says_counts(hosted: tuple[Router, str]) -> None:
     assert found["x-forwarded-host"] == "public.example.org"
     assert found["x-forwarded-port"] == "443"
     assert found["x-forwarded-prefix"] == f"/cluster{path}/http"
-    assert found["forwarded"].startswith('for=203.0.113.7;host="public.example.org";proto=https, for=127.0.0.1;')
+    assert found["forwarded"].startswith("for=203.0.113.7;host=public.example.org;proto=https, for=127.0.0.1;")
     for sent, arrives in {
         "/login": f"/cluster{path}/http/login",
         "http://public.example.org/a": f"https://public.example.org/cluster{path}/http/a",

@@ -4,8 +4,8 @@ Run it as ``prefix_server.py [--prefix PATH] [--port N] [--delay SECONDS] [--unr
 after a delay, on ``$PORT`` or any free port unless told, and is not ready (503) for a while then. Outside its prefix
 everything is 404.
 
-Below it: ``/redirect?to=URL`` is a 302 there, ``/cookie?set=VALUE`` sets that cookie, anything else answers with
-``{"path", "headers", "env", "length"}`` of the request, the process and the body.
+Below it: ``/redirect?to=URL`` is a 302 there, ``/cookie?set=VALUE`` sets that cookie, ``/header?NAME=VALUE`` has those
+headers, anything else answers with ``{"path", "headers", "env", "length"}`` of the request, the process and the body.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in parse_qs(target.query).items()}
         if path == "/redirect":
             self._answer(302, b"", ("Location", query["to"]))
+        elif path == "/header":
+            self._answer(200, b"told", *query.items())
         elif path == "/cookie":
             self._answer(200, b"set", ("Set-Cookie", query["set"]))
         else:

@@ -38,7 +38,7 @@ PLATFORM = dict.fromkeys(("system", "node", "release", "version", "machine", "pr
 def job_info(**changed: Any) -> dict[str, Any]:
     """A job's public info, as the broker gives it."""
     record = JobRecord(JOB, CONNECTION, "a job").to_wire()
-    for internal in ("connection", "revision", "endpoint", "path_mode"):
+    for internal in ("connection", "revision", "endpoint", "path_mode", "host_mode"):
         del record[internal]
     return {
         **record,

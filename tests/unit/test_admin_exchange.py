@@ -32,7 +32,8 @@ def connected(app: Any) -> Iterator[tuple[ClientConnection, socket.socket]]:
         idle_timeout=0.05,
         max_head=65536,
         draining=False,
-        dispatch=service.start,
+        mark=b"5f0e",
+        dispatch=lambda connection, head, _looped: service.start(connection, head),
         forget=lambda connection: None,
     )
     ours, theirs = socket.socketpair()

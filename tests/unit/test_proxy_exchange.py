@@ -52,6 +52,7 @@ class Stage:
             head_timeout=30.0,
             idle_timeout=75.0,
             max_head=65536,
+            mark=b"5f0e",
             dispatch=self._dispatch,
             forget=lambda connection: None,
             explain=lambda exchange, detail, patience, reached: self.explained.append((detail, reached)),
@@ -61,7 +62,7 @@ class Stage:
         self.client.setblocking(False)
         self.connection = ClientConnection(cast(Any, self.server), ours, Origin("unix", 0, False))
 
-    def _dispatch(self, connection: ClientConnection, head: RequestHead) -> None:
+    def _dispatch(self, connection: ClientConnection, head: RequestHead, _looped: bool) -> None:
         exchange = ProxyExchange(cast(Any, self.server), connection, head, head.target, own_host=True)
         connection.exchange = exchange
         self.server.exchanges.add(exchange)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import pytest
 
 from prouter.api.proxy.forwarded import Origin, Public, as_seen_by_the_client
 from prouter.api.proxy.heads import parse_request, parse_response
+from prouter.api.proxy.hops import came_through, pseudonym
+from prouter.api.proxy.mapping import Site, local_host
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
 
 PREFIX = b"/jobs/c/j/http"
@@ -15,23 +19,30 @@ DIRECT = Origin("203.0.113.9", 8080, trusted=False)
 NGINX = Origin("127.0.0.1", 8080, trusted=True)
 
 
-def to_job(lines: bytes, origin: Origin = DIRECT, prefix: bytes = PREFIX) -> list[bytes]:
+def nowhere() -> Site:
+    raise AssertionError("no address in this head")
+
+
+def to_job(lines: bytes, origin: Origin = DIRECT, prefix: bytes = PREFIX, **site: Any) -> list[bytes]:
     head = parse_request(b"GET /x HTTP/1.1\r\nHost: h:1\r\n" + lines + b"\r\n")
-    return request_to_job(head, b"/x", prefix, origin).split(b"\r\n")
+    place = Site(**{"prefix": prefix, "public": Public(b"http", b"h:1"), "hidden": prefix, **site})
+    return request_to_job(head, b"/x", prefix, origin, site=lambda: place, local=bool(place.local)).split(b"\r\n")
 
 
-def to_client(lines: bytes, **changes: object) -> list[bytes]:
-    settings: dict[str, object] = {
-        "chunked": False,
-        "keep_alive": True,
-        "client_version": "1.1",
-        "prefix": PREFIX,
-        "public": Public(b"http", b"h:1"),
-        "job_origins": (b"127.0.0.1:5000",),
-        **changes,
-    }
-    head = parse_response(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
-    return response_to_client(head, **settings).split(b"\r\n")  # type: ignore[arg-type]
+def to_client(lines: bytes, status: bytes = b"200 OK", **changes: Any) -> list[bytes]:
+    framing = {"chunked": False, "keep_alive": True, "client_version": "1.1", "own_host": False}
+    framing.update((name, changes.pop(name)) for name in framing.keys() & changes.keys())
+    site = Site(
+        **{
+            "prefix": PREFIX,
+            "public": Public(b"http", b"h:1"),
+            "names": (b"127.0.0.1:5000",),
+            "own_host": bool(framing["own_host"]),
+            **changes,
+        }
+    )
+    head = parse_response(b"HTTP/1.1 " + status + b"\r\n" + lines + b"\r\n")
+    return response_to_client(head, lambda: site, **framing).split(b"\r\n")  # type: ignore[arg-type]
 
 
 def test_hop_by_hop_fields_and_those_named_in_connection_are_dropped() -> None:
@@ -50,7 +61,7 @@ def test_no_connection_option_takes_host_or_framing_away() -> None:
     request = parse_request(
         b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Content-Length, host\r\nContent-Length: 5\r\n\r\n"
     )
-    lines = request_to_job(request, b"/", PREFIX, DIRECT).split(b"\r\n")
+    lines = request_to_job(request, b"/", PREFIX, DIRECT, site=nowhere).split(b"\r\n")
     assert b"Host: h" in lines
     assert b"Content-Length: 5" in lines
     assert b"Content-Length: 5" in to_client(b"Connection: content-length\r\nContent-Length: 5\r\n")
@@ -62,7 +73,7 @@ def test_a_job_cannot_pass_its_answers_off_as_our_errors() -> None:
 
 def test_an_old_client_does_not_wait_for_100_continue() -> None:
     old = parse_request(b"POST / HTTP/1.0\r\nexpect: 100-Continue\r\nContent-Length: 1\r\n\r\n")
-    assert b"expect" not in request_to_job(old, b"/", PREFIX, DIRECT).lower()
+    assert b"expect" not in request_to_job(old, b"/", PREFIX, DIRECT, site=nowhere).lower()
 
 
 def test_an_upgrade_passes_with_its_protocol() -> None:
@@ -82,7 +93,7 @@ def test_forwarded_headers_of_strangers_are_replaced() -> None:
     assert b"X-Forwarded-Host: h:1" in lines
     assert b"X-Forwarded-Port: 8080" in lines
     assert b"X-Forwarded-Prefix: " + PREFIX in lines
-    assert b'Forwarded: for=203.0.113.9;host="h:1";proto=http' in lines
+    assert b"Forwarded: for=203.0.113.9;proto=http" in lines
     assert not any(line.startswith(b"X-Real-IP") or b"1.2.3.4" in line or b"https" in line for line in lines)
 
 
@@ -96,7 +107,7 @@ def test_forwarded_headers_of_trusted_proxies_are_extended() -> None:
     assert b"X-Forwarded-Host: pub" in lines
     assert b"X-Forwarded-Port: 443" in lines
     assert b"X-Forwarded-Prefix: /p" + PREFIX in lines
-    assert b'Forwarded: for=1.2.3.4;host="pub";proto=https, for=127.0.0.1;host="h:1";proto=http' in lines
+    assert b"Forwarded: for=1.2.3.4;host=pub;proto=https, for=127.0.0.1;proto=http" in lines
 
 
 def test_a_trusted_proxy_may_say_it_the_standard_way() -> None:
@@ -106,7 +117,8 @@ def test_a_trusted_proxy_may_say_it_the_standard_way() -> None:
     assert b"X-Forwarded-Proto: https" in lines
     assert b'X-Forwarded-Host: a"b,c' in lines
     assert b"X-Forwarded-Port: 443" in lines
-    assert b"Forwarded: " + told + b', for=127.0.0.1;host="h:1";proto=http' in lines
+    told = b'for="[2001:db8::1]:4711";proto=HTTPS;by=x, for=10.0.0.2'
+    assert b"Forwarded: " + told + b", for=127.0.0.1;proto=http" in lines
 
 
 def test_addresses_are_written_as_each_field_has_them() -> None:
@@ -229,10 +241,7 @@ def test_another_port_is_another_server() -> None:
     ],
 )
 def test_a_demand_to_upgrade_says_to_what(changes: dict[str, object], connection: bytes) -> None:
-    head = parse_response(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
-    settings: dict[str, Any] = {"chunked": False, "keep_alive": True, "client_version": "1.1", **changes}
-    public = Public(b"http", b"h:1")
-    lines = response_to_client(head, prefix=PREFIX, public=public, job_origins=(), **settings).split(b"\r\n")
+    lines = to_client(b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b"426 Upgrade Required", **changes)
     assert b"Upgrade: websocket" in lines
     assert [line for line in lines if line.startswith(b"Connection")] == [connection]
 
@@ -263,3 +272,211 @@ def test_an_answer_has_exactly_one_framing_header() -> None:
 def test_caching_and_encoding_fields_and_repetitions_pass_untouched() -> None:
     lines = b'ETag: "x"\r\nCache-Control: no-cache\r\nContent-Encoding: br\r\nVary: a\r\nVary: b\r\nAge: 1\r\n'
     assert to_client(lines)[1:7] == lines.split(b"\r\n")[:6]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (b"Content-Location", b"/a", PREFIX + b"/a"),
+        (b"Content-Location", b"a", b"a"),
+        (b"SourceMap", b"/a.map", PREFIX + b"/a.map"),
+        (b"Refresh", b"5", b"5"),
+        (b"Refresh", b"5; url=/a?b=c;d", b"5; url=" + PREFIX + b"/a?b=c;d"),
+        (b"Refresh", b"0;URL = '/a'; x", b"0;URL = '" + PREFIX + b"/a'; x"),
+        (b"Refresh", b'0.5, url="http://h:1/a"', b'0.5, url="http://h:1' + PREFIX + b'/a"'),
+        (b"Refresh", b"3 /a", b"3 " + PREFIX + b"/a"),
+        (b"Refresh", b"3; url=a", b"3; url=a"),
+        (b"Refresh", b"3; url=https://other/a", b"3; url=https://other/a"),
+        (b"Refresh", b"3; url=" + PREFIX + b"/a", b"3; url=" + PREFIX + b"/a"),
+        (b"Link", b"</a>; rel=next", b"<" + PREFIX + b"/a>; rel=next"),
+        (b"Link", b"</a>;rel=x,</b>,<c>", b"<" + PREFIX + b"/a>;rel=x,<" + PREFIX + b"/b>,<c>"),
+        (b"Link", b'<//o/a>; title="</b>, \\"</c>"; as=x', b'<//o/a>; title="</b>, \\"</c>"; as=x'),
+        (b"Link", b'<a,b>; ANCHOR="/c"; x', b'<a,b>; ANCHOR="' + PREFIX + b'/c"; x'),
+        (b"Link", b'<a>; title="; anchor="; x="</b>"', b'<a>; title="; anchor="; x="</b>"'),
+        (b"Link", b"<http://127.0.0.1:5000/a>; rel=x", b"<" + PREFIX + b"/a>; rel=x"),
+        (b"Link", b"<" + PREFIX + b"/a>", b"<" + PREFIX + b"/a>"),
+        (b"Link", b'</a>; title="open', b"<" + PREFIX + b'/a>; title="open'),
+        (b"Link", b"</a", b"<" + PREFIX + b"/a"),
+    ],
+)
+def test_every_field_with_addresses_goes_under_the_prefix(name: bytes, value: bytes, expected: bytes) -> None:
+    assert name + b": " + expected in to_client(name + b": " + value + b"\r\n")
+    assert name + b": " + value in to_client(name + b": " + value + b"\r\n", prefix=b"")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b'"' + b'\\"' * 100_000, b"<" * 200_000, b';anchor="' * 20_000, b"<a" + b" " * 200_000, b"0" + b" " * 200_000],
+)
+@pytest.mark.parametrize("name", [b"Link", b"Refresh"])
+def test_long_values_take_no_long_time(name: bytes, value: bytes) -> None:
+    site = Site(PREFIX, Public(b"http", b"h:1"))
+    before = time.process_time()
+    site.answer(name, value)
+    assert time.process_time() - before < 2, "more than linear"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"http://h:1" + PREFIX + b"/a%20b?c", b"http://h:1/a%20b?c"),
+        (b"HTTPS://H:1" + PREFIX, b"HTTPS://H:1/"),
+        (PREFIX + b"/a", b"/a"),
+        (PREFIX + b"x/a", PREFIX + b"x/a"),
+        (b"/a", b"/a"),
+        (b"http://h:1/jobs/c/other/http/a", b"http://h:1/jobs/c/other/http/a"),
+        (b"http://elsewhere" + PREFIX + b"/a", b"http://elsewhere" + PREFIX + b"/a"),
+        (b"a", b"a"),
+    ],
+)
+def test_a_destination_loses_the_prefix_as_the_target_does(value: bytes, expected: bytes) -> None:
+    assert b"Destination: " + expected in to_job(b"Destination: " + value + b"\r\n")
+    assert b"Destination: " + value in to_job(b"Destination: " + value + b"\r\n", hidden=b"")
+    condition = b'If: <%s> (<urn:uuid:1> ["e"]) (Not <DAV:no-lock>)'
+    assert condition % expected in to_job(condition % value + b"\r\n")
+
+
+def test_a_destination_behind_another_proxy_loses_its_prefix_too() -> None:
+    public = Public(b"https", b"pub", b"/outer")
+    for value in (b"https://pub/outer" + PREFIX + b"/a", b"https://pub" + PREFIX + b"/a"):
+        lines = to_job(b"Destination: " + value + b"\r\n", prefix=b"/outer" + PREFIX, hidden=PREFIX, public=public)
+        assert b"Destination: https://pub/a" in lines
+
+
+LOCAL = b"127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"Origin: http://h:1", b"Origin: http://127.0.0.1:5000"),
+        (b"Origin: https://H:1", b"Origin: http://127.0.0.1:5000"),
+        (b"Origin: http://evil", b"Origin: http://evil"),
+        (b"Origin: null", b"Origin: null"),
+        (b"Origin: http://h:11", b"Origin: http://h:11"),
+        (b"Referer: http://h:1" + PREFIX + b"/a?b", b"Referer: http://127.0.0.1:5000/a?b"),
+        (b"Referer: http://h:1/", b"Referer: http://127.0.0.1:5000/"),
+        (b"Referer: http://evil/a", b"Referer: http://evil/a"),
+        (b"Destination: http://h:1" + PREFIX + b"/a", b"Destination: http://127.0.0.1:5000/a"),
+    ],
+)
+def test_a_job_may_be_spoken_to_under_its_local_address(line: bytes, expected: bytes) -> None:
+    lines = to_job(line + b"\r\n", local=LOCAL)
+    assert expected in lines
+    assert b"Host: 127.0.0.1:5000" in lines
+    assert b"X-Forwarded-Host: h:1" in lines
+    if not line.startswith(b"Destination"):
+        assert {line, b"Host: h:1"} <= set(to_job(line + b"\r\n"))
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, b""])
+def test_local_addresses_in_answers_become_public_again(prefix: bytes) -> None:
+    lines = to_client(
+        b"Location: http://127.0.0.1:5000/a\r\nAccess-Control-Allow-Origin: http://127.0.0.1:5000\r\n"
+        b"Set-Cookie: a=1; Domain=127.0.0.1\r\n",
+        local=LOCAL,
+        prefix=prefix,
+    )
+    assert b"Location: " + prefix + b"/a" in lines
+    assert b"Access-Control-Allow-Origin: http://h:1" in lines
+    assert b"Set-Cookie: a=1" in lines
+
+
+def test_the_local_address_is_where_the_job_listens() -> None:
+    assert local_host({"port": 5}) == b"127.0.0.1:5"
+    assert local_host({"port": 5, "host": "::1"}) == b"[::1]:5"
+    assert local_host({"socket": "/s"}) == b"localhost"
+
+
+ORIGIN_WIDE = [
+    b"Service-Worker-Allowed",
+    b"Clear-Site-Data",
+    b"Alt-Svc",
+    b"Strict-Transport-Security",
+    b"NEL",
+    b"Report-To",
+]
+
+
+@pytest.mark.parametrize("name", ORIGIN_WIDE)
+def test_what_counts_for_a_whole_origin_needs_one_of_its_own(name: bytes) -> None:
+    assert not [line for line in to_client(name.lower() + b": /\r\n") if line.lower().startswith(name.lower())]
+    assert name + b": /" in to_client(name + b": /\r\n", own_host=True)
+
+
+CLAIMS = [
+    b"X-Forwarded-Ssl: on",
+    b"X-Forwarded-Scheme: https",
+    b"X-Forwarded-Server: s",
+    b"X-Forwarded-User: root",
+    b"X-Scheme: https",
+    b"Front-End-Https: on",
+    b"X-Original-URL: /admin",
+    b"X-Original-Host: evil",
+    b"X-Rewrite-URL: /admin",
+    b"True-Client-IP: 6.6.6.6",
+    b"CF-Connecting-IP: 6.6.6.6",
+    b"X-Client-IP: 6.6.6.6",
+    b"X-Cluster-Client-IP: 6.6.6.6",
+]
+
+
+@pytest.mark.parametrize("line", CLAIMS)
+def test_claims_reach_a_job_from_trusted_proxies_only(line: bytes) -> None:
+    name, value = line.split(b": ")
+    for form in (line, name.upper() + b": " + value, name.replace(b"-", b"_") + b": " + value):
+        assert form not in to_job(form + b"\r\n")
+        assert form in to_job(form + b"\r\n", origin=NGINX)
+
+
+def test_fields_for_proxies_go_both_ways() -> None:
+    for name in (b"Proxy-Authorization", b"Proxy-Authenticate", b"Proxy-Connection", b"proxy-anything"):
+        assert name + b": x" not in to_job(name + b": x\r\n", origin=NGINX)
+        assert name + b": x" not in to_client(name + b": x\r\n")
+    assert b"Proxy: http://evil" not in to_job(b"Proxy: http://evil\r\n")
+    assert b"Proxy-Status: cache; hit" in to_client(b"Proxy-Status: cache; hit\r\n")
+
+
+def test_a_request_tells_the_routers_it_came_through() -> None:
+    for lines, hops in ((b"", b"me"), (b"x-prouter-VIA: a, b\r\nX_PRouter_Via: c\r\n", b"a, b, me")):
+        head = parse_request(b"GET /x HTTP/1.1\r\nHost: h\r\nVia: 1.1 cdn\r\n" + lines + b"\r\n")
+        sent = request_to_job(head, b"/x", PREFIX, DIRECT, site=nowhere, mark=b"me").split(b"\r\n")
+        assert [line for line in sent if b"router" in line.lower() and b"via" in line.lower()] == [
+            b"X-PRouter-Via: " + hops
+        ]
+        assert b"Via: 1.1 cdn" in sent
+
+
+def test_only_a_whole_pseudonym_among_the_hops_is_a_loop() -> None:
+    assert came_through([(b"x-prouter-via", b"a,me , b")], b"me")
+    assert not came_through([(b"x-prouter-via", b"mee, a"), (b"Other", b"me")], b"me")
+
+
+def test_pseudonyms_differ_and_tell_nothing() -> None:
+    assert pseudonym("/run/a") == pseudonym("/run/a")
+    assert len({pseudonym("/run/a"), pseudonym("/run/b"), pseudonym(), pseudonym()}) == 4
+    assert re.fullmatch(rb"[0-9a-f]{20}", pseudonym("/run/a"))
+
+
+def as_code_server_reads_it(lines: list[bytes]) -> bytes:
+    """The host that code-server 4 compares with Origin: Forwarded's, quotes and all, else X-Forwarded-Host's."""
+    fields = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
+    for part in re.split(rb"[;,]", fields[b"Forwarded"]):
+        key, _, value = part.partition(b"=")
+        if key.strip().lower() == b"host" and value:
+            return value.strip().lower()
+    return fields[b"X-Forwarded-Host"].split(b",")[0].strip().lower()
+
+
+@pytest.mark.parametrize("host", [b"h", b"h.example.org", b"127.0.0.1", b"h:8888", b"[::1]:8888", b"[::1]"])
+def test_a_server_that_does_not_unquote_finds_the_host(host: bytes) -> None:
+    head = parse_request(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    assert as_code_server_reads_it(request_to_job(head, b"/", b"", DIRECT, site=nowhere).split(b"\r\n")) == host
+    for told in (
+        b"X-Forwarded-Host: " + host,
+        b"X-Forwarded-Host: " + host + b"\r\nX-Forwarded-For: 1.2.3.4",
+        b'Forwarded: for=1.2.3.4;host="' + host + b'"',
+        b'Forwarded: for=1.2.3.4;host="' + host + b'";by="a,b";proto=https',
+    ):
+        head = parse_request(b"GET / HTTP/1.1\r\nHost: inner\r\n" + told + b"\r\n\r\n")
+        assert as_code_server_reads_it(request_to_job(head, b"/", b"", NGINX, site=nowhere).split(b"\r\n")) == host

@@ -22,6 +22,7 @@ from gevent import monkey
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.half_closed import HalfClosed
 from prouter.api.proxy.heads import RequestHead, may_become_request, parse_request
+from prouter.api.proxy.hops import came_through
 from prouter.api.proxy.pages import error_response, request_id
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
@@ -230,13 +231,15 @@ class ClientConnection:
                     self.fail(InvalidRequest("Invalid request: not the head of an HTTP/1 request"))
                 return
             self.buffer = buffer[end + 4 :]
+            raw = buffer[: end + 4]
             try:
-                head = parse_request(buffer[: end + 4])
+                head = parse_request(raw)
             except InvalidRequest as error:
                 self.fail(error)
                 return
             self.deadline = 0.0
-            self.server.dispatch(self, head)
+            mark = self.server.mark
+            self.server.dispatch(self, head, mark in raw and came_through(head.headers, mark))
 
     # -- writing ------------------------------------------------------------------------------------------------
 

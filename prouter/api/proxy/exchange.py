@@ -27,6 +27,8 @@ from prouter.api.proxy.chunked import ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
+from prouter.api.proxy.mapping import Site, below, local_host, self_names
+from prouter.api.proxy.pages import redirect
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import Upstream
@@ -67,6 +69,7 @@ class ProxyExchange:
         client: the client's connection.
         head: the request.
         target: the request target for the job, raw, prefix stripped.
+        own_host: whether it was asked for by the job's own host name, where targets have no prefix.
     """
 
     half_close = False
@@ -87,7 +90,7 @@ class ProxyExchange:
         "awaiting_since",
         "client",
         "head",
-        "prefix_owned",
+        "own_host",
         "route",
         "server",
         "target",
@@ -101,7 +104,7 @@ class ProxyExchange:
         self.client = client
         self.head = head
         self.target = target
-        self.prefix_owned = own_host
+        self.own_host = own_host
         self.route: JobRoute | None = None
         self.upstream: Upstream | None = None
         self.awaiting_since = 0.0
@@ -125,13 +128,44 @@ class ProxyExchange:
         """Send the request to the job."""
         self.route = route
         head = self.head
-        prefix = b"" if self.prefix_owned else route.prefix
-        keep = route.record.path_mode == "keep" and not self.prefix_owned
-        target = prefix + self.target if keep else self.target
-        if target[:1] != b"/" and target != b"*":
-            target = b"/" + target
-        self._request = request_to_job(head, target, prefix, self.client.origin)
+        if self._base_missing(route):
+            self._redirect(route.prefix + b"/" + self.target.lstrip(b"/"))
+            return
+        self._request = request_to_job(
+            head,
+            self._target(route),
+            b"" if self.own_host else route.prefix,
+            self.client.origin,
+            site=self._site,
+            local=route.record.host_mode == "local",
+            mark=self.server.mark,
+        )
         self._connect(self._request, fresh=bool(head.upgrade))
+
+    def _target(self, route: JobRoute) -> bytes:
+        """The target as the job knows it.
+
+        On a host name of its own a job has its root at ``/``. One that keeps its prefix serves below that there, too;
+        one that does not may name it in its links all the same.
+        """
+        target, prefix = self.target, route.prefix
+        keep = route.record.path_mode == "keep"
+        if self.own_host:
+            if keep and _is_root(target):
+                target = prefix + target
+            elif not keep and below(target, prefix):
+                target = target[len(prefix) :]
+        elif keep:
+            target = prefix + target
+        return target if target[:1] == b"/" or target == b"*" else b"/" + target
+
+    def _base_missing(self, route: JobRoute) -> bool:
+        """Whether a page would be asked for beside the job's root, so that its relative links would lead astray."""
+        if self.head.method not in (b"GET", b"HEAD") or self.head.upgrade:
+            return False
+        if self.own_host:
+            return route.record.path_mode == "keep" and _is_root(self.target)
+        return route.record.path_mode != "keep" and self.target[:1] in (b"", b"?")
 
     @property
     def waiting(self) -> bool:
@@ -288,20 +322,30 @@ class ProxyExchange:
         self._relay(rest, size, self._render(head, chunked=body.chunked))
 
     def _render(self, head: ResponseHead, *, chunked: bool) -> bytes:
-        route = self.route
-        assert route is not None
-        strip = route.record.path_mode != "keep" and not self.prefix_owned
-        port = (route.record.endpoint or {}).get("port")
-        public = as_seen_by_the_client(self.head, self.client.origin)
         return response_to_client(
             head,
+            self._site,
             chunked=chunked,
             keep_alive=self._keep_alive,
             client_version=self.head.version,
-            prefix=public.prefix + route.prefix if strip else public.prefix,
+            own_host=self.own_host,
+        )
+
+    def _site(self) -> Site:
+        """Where the job is, for this request."""
+        route = self.route
+        assert route is not None
+        record, endpoint = route.record, route.record.endpoint or {}
+        hidden = route.prefix if record.path_mode != "keep" else b""
+        port = endpoint.get("port")
+        public = as_seen_by_the_client(self.head, self.client.origin)
+        return Site(
+            prefix=public.prefix if self.own_host else public.prefix + hidden,
             public=public,
-            job_origins=(b"127.0.0.1:%d" % port, b"localhost:%d" % port, b"[::1]:%d" % port) if port else (),
-            own_host=self.prefix_owned,
+            names=self_names(port) if port else (),
+            local=local_host(endpoint) if record.host_mode == "local" else b"",
+            hidden=hidden,
+            own_host=self.own_host,
         )
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:
@@ -451,6 +495,16 @@ class ProxyExchange:
         if self.client.exchange is self:
             self.client.fail(error, self.head, keep_alive=keep_alive and not self.server.draining)
 
+    def _redirect(self, path: bytes) -> None:
+        """Answer with the path to ask for instead."""
+        client, public = self.client, as_seen_by_the_client(self.head, self.client.origin)
+        keep_alive = self._upload.over and self.head.keep_alive and self.head.version == "1.1"
+        keep_alive = keep_alive and not self.server.draining
+        self._close_upstream("redirected", "")
+        client.write(redirect(public.prefix + path, close=not keep_alive))
+        if client.exchange is self:
+            client.exchange_done(keep_alive)
+
     def on_client_gone(self) -> None:
         """The client's connection is closed."""
         self._close_upstream("client_gone", "the client is gone")
@@ -485,6 +539,10 @@ class ProxyExchange:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.discard(code, text)
+
+
+def _is_root(target: bytes) -> bool:
+    return target[:2] in (b"/", b"/?")
 
 
 def ended_error(route: JobRoute) -> JobEnded:

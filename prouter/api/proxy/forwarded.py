@@ -2,6 +2,10 @@
 
 What a client claims of itself is replaced by what its connection shows. What a trusted proxy says (``X-Forwarded-*``,
 or RFC 7239's ``Forwarded``) is believed and extended by the proxy itself, so that a job sees the whole chain.
+
+``Forwarded`` names a host only as a token, which a host with a port cannot be (RFC 7239 section 4). Servers that read
+it without a parser for quoted strings (code-server) would take the quotes for a part of the name, and they prefer it to
+``X-Forwarded-Host``, which always tells the host.
 """
 
 from __future__ import annotations
@@ -25,12 +29,13 @@ FORWARDED = frozenset(
         b"x-real-ip",
     }
 )
-"""Fields that are never passed on as they came."""
+"""Fields that are never passed on as they came; `prouter.api.proxy.fields` has those of untrusted clients."""
 
 _BLOCK = (
     b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\n"
     b"Forwarded: %s\r\n"
 )
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SCHEMES = (b"http", b"https")
 _PREFIX = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 _PAIR = re.compile(rb'[;\s]*([A-Za-z0-9-]+)=("(?:[^"\\]|\\.)*"|[^;,\s"]+)')
@@ -98,9 +103,9 @@ def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
         prefix: the job's public prefix, empty when the job owns its host name.
     """
     peer = b"unknown" if origin.address == "unix" else origin.address.encode("ascii")
-    element = _element(b'"[%s]"' % peer if b":" in peer else peer, head.host, b"http")
+    node = b'"[%s]"' % peer if b":" in peer else peer
     if not origin.trusted:
-        block = _BLOCK % (peer, head.host, b"http", prefix, element)
+        block = _BLOCK % (peer, head.host, b"http", prefix, _element(node, head.host, b"http"))
         return block + b"X-Forwarded-Port: %d\r\n" % origin.port if origin.port else block
     public = as_seen_by_the_client(head, origin)
     fields = _fields(head)
@@ -110,6 +115,11 @@ def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
         hops = b", ".join(_element(_node(entry), public.host, public.proto) for entry in clients)
     elif not clients:
         clients = [_address(_pairs(hop).get(b"for", b"unknown")) for hop in _elements(hops)]
+    if b'host="' in hops.lower():
+        hops = b", ".join(map(_with_plain_host, _elements(hops)))
+    # The first host that is named counts: ours must not be it when the client used another one.
+    named = public.host == head.host or b"host=" in hops.lower()
+    element = _element(node, head.host if named else b"", b"http")
     if origin.address != "unix":
         clients.append(peer)
     block = _BLOCK % (
@@ -158,8 +168,21 @@ def _elements(field: bytes) -> list[bytes]:
 
 
 def _element(node: bytes, host: bytes, proto: bytes) -> bytes:
-    """One element of ``Forwarded``: `node` asked for `host`."""
-    return b'for=%s;host="%s";proto=%s' % (node, host.replace(b"\\", b"").replace(b'"', b""), proto)
+    """One element of ``Forwarded``: `node` asked for `host`, which is named if a token can."""
+    return b"for=%s;%sproto=%s" % (node, b"host=%s;" % host if _TOKEN.fullmatch(host) else b"", proto)
+
+
+def _with_plain_host(element: bytes) -> bytes:
+    """An element of ``Forwarded`` with its host as a token, or without."""
+    pairs = _pairs(element)
+    if _TOKEN.fullmatch(pairs.get(b"host", b"")) is None:
+        pairs.pop(b"host", None)
+    return b";".join(name + b"=" + _value(value) for name, value in pairs.items())
+
+
+def _value(text: bytes) -> bytes:
+    """A parameter's value: a token if it can be one, else a quoted string (RFC 7239 section 4)."""
+    return text if _TOKEN.fullmatch(text) else b'"%s"' % re.sub(rb'(["\\])', rb"\\\1", text)
 
 
 def _address(node: bytes) -> bytes:

@@ -13,7 +13,7 @@ from html import escape
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
-__all__ = ["REASONS", "USABLE_ID", "error_response", "page", "prefers_html", "request_id"]
+__all__ = ["REASONS", "USABLE_ID", "error_response", "page", "prefers_html", "redirect", "request_id"]
 
 REASONS = {
     400: "Bad Request",
@@ -37,6 +37,7 @@ REASONS = {
     503: "Service Unavailable",
     504: "Gateway Timeout",
     507: "Insufficient Storage",
+    508: "Loop Detected",
 }
 
 USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -78,6 +79,7 @@ _TITLES = {
     "bad_response": "This job's answer makes no sense",
     "no_endpoint": "This job has no server",
     "job_timeout": "This job does not answer",
+    "loop_detected": "This job leads back to the router",
     "not_found": "There is nothing here",
     "outside_prefix": "There is nothing here",
     "unknown_host": "This is not a name of this router",
@@ -118,6 +120,16 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
         lines.append("Connection: close")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
     return head if head_only else head + body
+
+
+def redirect(location: bytes, *, close: bool) -> bytes:
+    """A whole response that tells where to ask instead, with the same method (RFC 9110 section 15.4.9)."""
+    connection = b"Connection: close\r\n" if close else b""
+    return b"HTTP/1.1 308 Permanent Redirect\r\nLocation: %b\r\nContent-Length: 0\r\n%b%b\r\n" % (
+        location,
+        b"Cache-Control: no-store, must-revalidate\r\n",
+        connection,
+    )
 
 
 def prefers_html(accept: bytes) -> bool:

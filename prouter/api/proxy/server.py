@@ -21,6 +21,7 @@ from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.exchange import ProxyExchange, ended_error
 from prouter.api.proxy.forwarded import Origin, as_seen_by_the_client
 from prouter.api.proxy.heads import RequestHead
+from prouter.api.proxy.hops import pseudonym
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import UpstreamPool
 from prouter.config import RouterConfig
@@ -49,6 +50,11 @@ _ROOM = 64
 _UNSENT = 256 * 1024
 """Bytes the kernel keeps for a client that does not take them; without a bound it would be megabytes."""
 
+_LOOP = (
+    "this request has come through this router before: a job's server is the router itself, or passes requests on to "
+    "it; a job that asks anew must leave out the field X-PRouter-Via of the request it serves"
+)
+
 AdminHandler = Callable[[ClientConnection, RequestHead], None]
 
 
@@ -60,6 +66,14 @@ class NoTunnels(PRouterError):
     level = logging.INFO
 
 
+class LoopDetected(PRouterError):
+    """A request has come through this router before (RFC 5842 section 7.2)."""
+
+    code = "loop_detected"
+    status = 508
+    level = logging.WARNING
+
+
 class ProxyServer:
     """See the module's docstring.
 
@@ -67,9 +81,10 @@ class ProxyServer:
         client: the worker's connection to the broker.
         config: the router's configuration.
         admin: starts an exchange for a request that is not for a job.
+        mark: this router's pseudonym among the hops of a request, the same for all its workers.
     """
 
-    def __init__(self, client: RouterClient, config: RouterConfig, admin: AdminHandler) -> None:
+    def __init__(self, client: RouterClient, config: RouterConfig, admin: AdminHandler, *, mark: bytes = b"") -> None:
         self.client = client
         self.loop: Any = get_hub().loop
         self.pool = UpstreamPool(client)
@@ -77,6 +92,7 @@ class ProxyServer:
         self.exchanges: set[ProxyExchange | Tunnel] = set()
         self.draining = False
         self.requests = 0
+        self.mark = mark or pseudonym()
         self.max_head = config.control.max_head
         self.head_timeout = _HEAD_TIMEOUT
         self.idle_timeout = _IDLE_TIMEOUT
@@ -170,9 +186,16 @@ class ProxyServer:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def dispatch(self, connection: ClientConnection, head: RequestHead) -> None:
-        """Start the exchange for a request; the connection's `exchange` is set on return unless it is over already."""
+    def dispatch(self, connection: ClientConnection, head: RequestHead, looped: bool) -> None:
+        """Start the exchange for a request; the connection's `exchange` is set on return unless it is over already.
+
+        Args:
+            looped: whether the request has come through this router before.
+        """
         self.requests += 1
+        if looped:
+            connection.fail(LoopDetected(_LOOP), head)
+            return
         if head.method == b"CONNECT":
             connection.fail(NoTunnels("CONNECT is not supported: jobs are reached under their paths"), head)
             return
