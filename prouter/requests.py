@@ -191,6 +191,10 @@ class StartRequest(_Body):
     forward_stdout: bool = Field(
         default=False, description="Output goes to the agent's own stdout and stderr instead of files in the sandbox."
     )
+    home: Literal["agent", "sandbox"] | None = Field(
+        default=None,
+        description="HOME of the job: the agent's, or the sandbox. By default what the agent's jobs.home says.",
+    )
     expose: Expose | None = Field(default=None, description="For servers that know nothing of this system.")
     limits: Limits | None = Field(default=None, description="Limits of this job, within the agent's ceilings.")
 

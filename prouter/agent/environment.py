@@ -13,7 +13,7 @@ from typing import Any
 
 from prouter.jobs import JobRecord
 
-__all__ = ["ENDPOINT_VARIABLE", "base_environment", "completed", "fill", "fill_all", "place"]
+__all__ = ["ENDPOINT_VARIABLE", "at_home", "base_environment", "completed", "fill", "fill_all", "place"]
 
 ENDPOINT_VARIABLE = "DA__PAGENT__JOB_ENDPOINT"
 """URL at which a job reports its port; the original's name."""
@@ -27,6 +27,7 @@ _OWN = frozenset({"NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", ENDPOINT_VARIABLE, R
 _TOKEN = re.compile(r"\{(?:port|socket|base_url|base_path|sandbox)\}")
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
 _NO_PROXY = ("no_proxy", "NO_PROXY")
+_BELOW_HOME = frozenset({"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"})
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -62,6 +63,12 @@ def completed(environment: Mapping[str, str], requested: Mapping[str, str]) -> d
         for name in _NO_PROXY:
             result[name] = _around_proxy(given[name] or next(filter(None, given.values()), ""))
     return result
+
+
+def at_home(environment: Mapping[str, str], directory: str) -> dict[str, str]:
+    """The environment with another home, and without what leads to the old one (XDG Base Directory Specification)."""
+    kept = {name: value for name, value in environment.items() if name not in _BELOW_HOME}
+    return {**kept, "HOME": directory}
 
 
 def _around_proxy(hosts: str) -> str:

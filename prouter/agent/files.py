@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat as st
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from prouter.agent import trees
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
+from prouter.agent.scratch import SCRATCH_NAME
 from prouter.errors import Conflict, Forbidden
 
 __all__ = ["Entry", "FileHandle", "delete", "etag_of", "list_directory", "mkdir", "open_read", "stat"]
@@ -187,7 +188,8 @@ def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
 
 
 def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
-    """What is in a directory, sorted by the bytes of the names. What vanishes meanwhile is left out.
+    """What is in a directory, sorted by the bytes of the names. What vanishes meanwhile is left out, and the sandbox's
+    own directory for temporary files.
 
     The directory is opened, and its errors are raised, at the call; entries are looked at as they are taken. Close the
     iterator when it is not taken to its end.
@@ -203,18 +205,20 @@ def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
             if stat(sandbox, path, follow=True).type != "dir":
                 raise Conflict(f"'{shown(path)}' is not a directory") from error
             raise
-    entries = _entries(fd, path)
+    entries = _entries(fd, path, () if parts else (SCRATCH_NAME,))
     next(entries)
     return (entry for entry in entries if entry is not None)
 
 
-def _entries(fd: int, path: bytes) -> Iterator[Entry | None]:
+def _entries(fd: int, path: bytes, hidden: Sequence[bytes]) -> Iterator[Entry | None]:
     """None once the descriptor is in good hands, then the entries."""
     try:
         yield None
         with translated(path):
             names = sorted(map(os.fsencode, os.listdir(fd)))
         for name in names:
+            if name in hidden:
+                continue
             with translated(path), contextlib.suppress(FileNotFoundError):
                 yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
     finally:

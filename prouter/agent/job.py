@@ -13,6 +13,7 @@ A job that is removed while it runs is FINISHED first, with the reason ``removed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from prouter.agent.expose import Exposure
 from prouter.agent.logs import JobLog
 from prouter.agent.runner import Exit
 from prouter.agent.sandbox import Sandbox
+from prouter.agent.scratch import SCRATCH_NAME, Scratch
 from prouter.errors import StartFailed
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import Limits, StartRequest, validated
@@ -60,6 +62,7 @@ class Job:
         ended: set once the job is FINISHED.
         failure: why its start failed, if it did.
         removed: the answer of its removal, once that is under way.
+        scratch: its directory for temporary files, once it was started.
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
     """
 
@@ -71,6 +74,7 @@ class Job:
         self.start_id: str | None = None
         self.started: AsyncResult[JobRecord] = AsyncResult()
         self.exposure: Exposure | None = None
+        self.scratch: Scratch | None = None
         self.exit: Exit | None = None
         self.ending: tuple[Reason, str | None] | None = None
         self.failure: str | None = None
@@ -134,9 +138,11 @@ class Job:
         return found
 
     def release(self) -> None:
-        """Give back what a live job holds: its port, socket, timer and open logs."""
+        """Give back what a live job holds: its port, socket, short link, timer and open logs."""
         if self.exposure is not None:
             self.exposure.release()
+        if self.scratch is not None:
+            self.scratch.release()
         self.detach()
 
     def detach(self) -> None:
@@ -161,6 +167,7 @@ class Job:
             "start_id": self.start_id,
             "port": port.number if port is not None else None,
             "socket": str(socket) if socket is not None else None,
+            "tmp_link": str(self.scratch.link) if self.scratch is not None and self.scratch.link is not None else None,
             "reported": list(exposure.reported) if exposure is not None else [],
             "ending": [self.ending[0].value, self.ending[1]] if self.ending is not None else None,
             "failure": self.failure,
@@ -180,6 +187,8 @@ class Job:
         job.limits = validated(Limits, kept["limits"])
         job.start_id = kept["start_id"]
         job.failure = kept["failure"]
+        if kept.get("tmp_link") is not None:  # An agent that knew nothing of it had none.
+            job.scratch = Scratch(sandbox.root / os.fsdecode(SCRATCH_NAME), Path(kept["tmp_link"]))
         if kept["ending"] is not None:
             job.ending = (Reason(kept["ending"][0]), kept["ending"][1])
         if job.failure is not None:

@@ -53,6 +53,7 @@ class JobManager:
         ceilings: the most that any job may use.
         log_limit: bytes kept of each log of a job; None for all.
         runner: its ``on_exit`` must be this manager's `job_exited`.
+        home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         environ: the agent's own environment; by default that of this process.
         on_change: called with every new record of a job.
         on_removed: called with the last record, in state CLOSED, of a job that was removed.
@@ -67,6 +68,7 @@ class JobManager:
         max_jobs: int | None = None,
         ceilings: Limits | None = None,
         log_limit: int | None = None,
+        home: str = "agent",
         environ: Mapping[str, str] | None = None,
         on_change: Callable[[JobRecord], None],
         on_removed: Callable[[JobRecord], None],
@@ -93,6 +95,7 @@ class JobManager:
             self._ender,
             environment=base_environment(os.environ if environ is None else environ, properties),
             ceilings=self._ceilings,
+            home=home,
             report_url=lambda: self._endpoint.url,
             kept=self._kept,
             keep=self._keep,
@@ -122,7 +125,9 @@ class JobManager:
         for item in kept:
             self._reclaim(item)
         self._root.sweep(self._jobs.keys())
-        self._sockets.sweep({job.exposure.socket for job in self._alive() if job.exposure and job.exposure.socket})
+        alive = self._alive()
+        sockets = {job.exposure.socket for job in alive if job.exposure and job.exposure.socket}
+        self._sockets.sweep(sockets | {job.scratch.link for job in alive if job.scratch and job.scratch.link})
 
     @property
     def incarnation(self) -> str:

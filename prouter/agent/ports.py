@@ -103,7 +103,8 @@ def _free(number: int) -> bool:
 
 
 class SocketPlaces:
-    """Short paths for unix sockets: in the job's sandbox where that is short enough, else in a private directory.
+    """Short paths for unix sockets: in the job's sandbox where that is short enough, else in a private directory, which
+    also holds short links to directories for sockets.
 
     Args:
         root: the agent's jobs root; agents with different roots get different private directories.
@@ -126,6 +127,18 @@ class SocketPlaces:
         self._make_private(sandbox.name)
         return self._private / sandbox.name[:16]
 
+    def link(self, directory: Path, uid: str) -> Path:
+        """A short link to a job's directory.
+
+        Raises:
+            StartFailed, OSError: it cannot be made.
+        """
+        self._make_private(uid)
+        link = self._private / f"t{uid[:15]}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(directory)
+        return link
+
     def _make_private(self, uid: str) -> None:
         try:
             self._private.mkdir(mode=0o700, exist_ok=True)
@@ -137,7 +150,7 @@ class SocketPlaces:
             raise StartFailed(f"'{self._private}' is not a private directory of the agent's user", job=uid)
 
     def sweep(self, kept: set[Path]) -> None:
-        """Remove the sockets of jobs that are gone, and the private directory if nothing is left in it."""
+        """Remove the sockets and links of jobs that are gone, and the private directory if nothing is left in it."""
         if not self._private.is_dir() or self._private.is_symlink() or self._private.stat().st_uid != os.geteuid():
             return
         for entry in self._private.iterdir():

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prouter.agent.scratch import SOCKET_NAME
+
 __all__ = ["PRESETS", "Preset", "applying"]
 
 Settings = Mapping[str, Mapping[str, str]]
@@ -31,6 +33,7 @@ class Preset:
         port, path, host, ready, timeout: defaults of the same keys of ``expose``.
         variables: for the environment.
         options: for the command line, put at its end.
+        socket_name: bytes that sockets below TMPDIR need for their names.
         config: writes configuration files into a directory, given all tokens, and returns variables.
     """
 
@@ -39,6 +42,7 @@ class Preset:
     host: str = "public"
     ready: str = "http"
     timeout: float = 60.0
+    socket_name: int = SOCKET_NAME
     variables: Settings = field(default_factory=dict)
     options: Settings = field(default_factory=dict)
     config: Callable[[Path, Mapping[str, str]], dict[str, str]] | None = None

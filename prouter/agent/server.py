@@ -86,6 +86,7 @@ class _Agent:
             max_jobs=config.jobs.max,
             ceilings=Limits(**config.jobs.limits.model_dump()),
             log_limit=config.jobs.log_limit,
+            home=config.jobs.home,
             on_change=self._changed,
             on_removed=self._removed,
         )

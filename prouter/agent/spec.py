@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prouter.agent.environment import MARK_VARIABLE, completed, fill, place
+from prouter.agent.environment import MARK_VARIABLE, at_home, completed, fill, place
 from prouter.agent.expose import Exposure
 from prouter.agent.job import Job
 from prouter.agent.runner import Limits as TreeLimits
@@ -58,6 +58,7 @@ def spawn_spec(
     exposure: Exposure,
     base: Mapping[str, str],
     *,
+    home: str,
     report_url: str,
     cwd: Path,
     record: dict[str, Any],
@@ -66,11 +67,14 @@ def spawn_spec(
 
     Args:
         base: the environment all jobs of the agent have.
+        home: its HOME if the request does not say, ``agent`` or ``sandbox``.
         report_url: where jobs report their ports.
         record: what the runner is to keep for a later agent.
     """
     sandbox = str(job.sandbox.root)
     report_to = report_url if exposure.plan.expected else None
+    if (request.home or home) == "sandbox":
+        base = at_home(base, sandbox)
     env = {**base, **place(job.record, sandbox, report_to=report_to), **exposure.variables(job.config)}
     tokens = exposure.tokens if exposure.plan.templates else {}
     requested = {name: fill(value, tokens) for name, value in request.env.items()}

@@ -21,6 +21,7 @@ from prouter.agent.listeners import Sockets, survey
 from prouter.agent.outcome import failure_text
 from prouter.agent.ports import SocketPlaces, again, reserve
 from prouter.agent.runner import Kept, Runner, Spawned
+from prouter.agent.scratch import SOCKET_NAME, Scratch, make_scratch
 from prouter.agent.spec import effective_limits, spawn_spec, working_directory
 from prouter.errors import PRouterError, StartFailed
 from prouter.jobs import JobRecord, State
@@ -40,6 +41,7 @@ class Starter:
     Args:
         sockets: where unix sockets of jobs may be.
         environment: the variables all jobs have.
+        home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         report_url: where jobs report their ports.
         kept: all that is to be known of a job after a restart of the agent.
         keep: hands that to the runner.
@@ -54,6 +56,7 @@ class Starter:
         *,
         environment: Mapping[str, str],
         ceilings: Limits,
+        home: str,
         report_url: Callable[[], str],
         kept: Callable[[Job], dict[str, Any]],
         keep: Callable[[Job], None],
@@ -64,6 +67,7 @@ class Starter:
         self._ender = ender
         self._environment = environment
         self._ceilings = ceilings
+        self._home = home
         self._report_url = report_url
         self._kept = kept
         self._keep = keep
@@ -118,11 +122,13 @@ class Starter:
     def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path) -> JobRecord:
         try:
             exposure = job.exposure = self._exposure(job, plan)
+            scratch = job.scratch = self._scratch(job, plan)
             spec = spawn_spec(
                 job,
                 request,
                 exposure,
-                self._environment,
+                {**self._environment, **scratch.variables()},
+                home=self._home,
                 report_url=self._report_url(),
                 cwd=cwd,
                 record=self._kept(job),
@@ -143,6 +149,10 @@ class Starter:
         port = reserve() if plan.port == "assign" else None
         socket = self._sockets.path(job.sandbox.root) if plan.port == "unix" else None
         return Exposure(plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket)
+
+    def _scratch(self, job: Job, plan: Plan) -> Scratch:
+        socket_name = plan.preset.socket_name if plan.preset is not None else SOCKET_NAME
+        return make_scratch(job.sandbox, self._sockets, socket_name)
 
     def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
         port = again(kept["port"]) if kept["port"] is not None else None

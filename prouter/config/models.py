@@ -221,6 +221,9 @@ class AgentJobs(Section):
         description="Control groups (cgroup v2) for jobs: auto uses what is delegated to the agent, off none; or the "
         "directory of a group that is the agent's to use.",
     )
+    home: Literal["agent", "sandbox"] = Field(
+        "agent", description="HOME of jobs: the agent's own, or each job's sandbox. A start may say otherwise."
+    )
     limits: AgentLimits = AgentLimits()
 
     @field_validator("cgroup", mode="before")

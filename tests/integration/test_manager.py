@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,9 @@ import gevent
 import pytest
 
 from prouter.agent import process_tree
+from prouter.agent.archives.packer import pack
+from prouter.agent.files import list_directory
+from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason, State
 from prouter.requests import Limits
@@ -138,6 +143,7 @@ def test_a_job_sees_its_place_the_agents_properties_and_the_requests_variables(m
         "PROUTER_BASE_PATH": f"{path}/http",
         "PROUTER_SANDBOX": sandbox,
         "PYTHONUNBUFFERED": "1",
+        **dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TMUX_TMPDIR"), seen["TMPDIR"]),
     }
     assert (cwd, arguments) == (sandbox, ["{port}"])
 
@@ -166,7 +172,7 @@ def test_output_goes_to_the_sandbox(jobs: Observed) -> None:
 def test_forwarded_output_does_not(jobs: Observed) -> None:
     uid = jobs.run("true", forward_stdout=True)
     jobs.ended(uid)
-    assert list(jobs.manager.sandbox(uid).root.iterdir()) == []
+    assert list(list_directory(jobs.manager.sandbox(uid))) == []
 
 
 def test_the_working_directory_is_inside_the_sandbox(jobs: Observed) -> None:
@@ -637,3 +643,80 @@ def test_a_lost_keeper_ends_its_jobs_with_a_reason_and_the_agent_goes_on(jobs: O
     assert (record.reason, record.exit_code, record.signal) == (Reason.AGENT_LOST, None, None)
     assert gone(pid)
     assert jobs.ended(jobs.run("true")).exit_code == 0
+
+
+# Temporary files and HOME.
+
+
+TEMPORARY = """
+import json, os, stat, sys, tempfile
+from multiprocessing.connection import Listener
+with tempfile.NamedTemporaryFile(delete=False) as file:
+    file.write(b"x" * 100000)
+with Listener(family="AF_UNIX") as listener:
+    socket = listener.address
+seen = {name: os.environ[name] for name in ("TMPDIR", "TMP", "TEMP", "TMUX_TMPDIR")}
+print(json.dumps([os.path.realpath(file.name), socket, seen, stat.S_IMODE(os.stat(os.environ["TMPDIR"]).st_mode)]))
+"""
+
+
+def packed(sandbox: Sandbox, path: bytes = b"") -> list[str]:
+    """The names in an archive."""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pack(sandbox, path)))) as archive:
+        return archive.getnames()
+
+
+@pytest.mark.parametrize("deep", [0, 60])
+def test_temporary_files_are_in_the_sandbox_and_sockets_fit_however_long_its_path_is(tmp_path: Path, deep: int) -> None:
+    managers = Managers(tmp_path / ("d" * deep))
+    (tmp_path / ("d" * deep)).mkdir(exist_ok=True)
+    try:
+        jobs = managers.open()
+        uid = jobs.run(sys.executable, "-I", "-c", TEMPORARY)
+        file, socket, seen, mode = jobs.output(uid)
+        root = jobs.manager.sandbox(uid).root
+        assert Path(file).parent == root / ".pagent.tmp"
+        assert len(set(seen.values())) == 1
+        assert socket.startswith(seen["TMPDIR"])
+        assert mode == 0o700
+        assert jobs.manager.sandbox(uid).size_bytes() >= 100000
+        assert not os.path.islink(seen["TMPDIR"])  # A short link ends with the job.
+        assert [entry.name for entry in list_directory(jobs.manager.sandbox(uid))] == [
+            ".pagent.stderr",
+            ".pagent.stdout",
+        ]
+        assert [entry.name for entry in list_directory(jobs.manager.sandbox(uid), b".pagent.tmp")] == [Path(file).name]
+        assert packed(jobs.manager.sandbox(uid)) == [".pagent.stderr", ".pagent.stdout"]
+        assert packed(jobs.manager.sandbox(uid), b".pagent.tmp") == [Path(file).name]
+        jobs.manager.remove(uid)
+        assert not os.path.exists(file)
+    finally:
+        managers.close()
+
+
+def test_a_file_in_the_way_of_temporary_files_fails_the_start(jobs: Observed) -> None:
+    uid = jobs.create()
+    (jobs.manager.sandbox(uid).root / ".pagent.tmp").write_text("mine")
+    with pytest.raises(StartFailed, match=r"'\.pagent\.tmp': File exists"):
+        jobs.start(uid, "true")
+
+
+def test_the_request_may_put_temporary_files_elsewhere(jobs: Observed) -> None:
+    uid = jobs.run(*python(PRINT_ENVIRONMENT), env={"TMPDIR": "/var/tmp"})
+    assert jobs.output(uid)[0]["TMPDIR"] == "/var/tmp"
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "inside"),
+    [("agent", None, False), ("sandbox", None, True), ("agent", "sandbox", True), ("sandbox", "agent", False)],
+)
+def test_home_is_the_agents_or_the_sandbox(
+    managers: Managers, configured: str, asked: str | None, inside: bool
+) -> None:
+    environ = {"HOME": "/home/agent", "XDG_CACHE_HOME": "/home/agent/cache", "XDG_RUNTIME_DIR": "/run/user/1"}
+    jobs = managers.open(environ=environ, home=configured)
+    uid = jobs.run(*python(PRINT_ENVIRONMENT), home=asked)
+    seen = jobs.output(uid)[0]
+    assert seen["HOME"] == (str(jobs.manager.sandbox(uid).root) if inside else "/home/agent")
+    assert ("XDG_CACHE_HOME" in seen) is not inside
+    assert seen["XDG_RUNTIME_DIR"] == "/run/user/1"

@@ -20,6 +20,7 @@ from prouter.agent.files import FileHandle
 from prouter.agent.log_gaps import LOG_FILES
 from prouter.agent.paths import shown, text, translated
 from prouter.agent.sandbox import Sandbox
+from prouter.agent.scratch import SCRATCH_NAME
 
 __all__ = ["Masks", "Member", "Tree"]
 
@@ -134,9 +135,13 @@ class Tree:
             self.note(path, os.strerror(error.errno or 0))
 
         with translated(b"/".join(self.base)):
-            for found in trees.walk(self.sandbox, self.base, enter=self.masks.enter, unreadable=unreadable):
-                if self.masks.take(found.path):
+            for found in trees.walk(self.sandbox, self.base, enter=self._enter, unreadable=unreadable):
+                if self._enter(found.path) and self.masks.take(found.path):
                     yield found
+
+    def _enter(self, path: bytes) -> bool:
+        """Whether this is looked at: the sandbox's directory for temporary files only if that is what is packed."""
+        return (bool(self.base) or path != SCRATCH_NAME) and self.masks.enter(path)
 
     def _member(self, found: trees.Found) -> Member | None:
         info = found.info

@@ -57,7 +57,7 @@ class _Calls:
         return created
 
     def _start(self, connection: str, job: str, request: StartRequest, key: str) -> JobInfo:
-        args = {"connection": connection, "job": job, "request": request.model_dump(), "key": key}
+        args = {"connection": connection, "job": job, "request": request.model_dump(exclude_none=True), "key": key}
         started: JobInfo = self._call("jobs.start", args, timeout=None)["job"]
         return started
 
