@@ -43,17 +43,17 @@ bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
 
 apps: $(APPS)
-	@tools/need chromium:chromium npm:npm make:make g++:g++
+	@tools/need apps
 	$(CLEAN_ENV) $(BIN)/python -m tests.apps $(ARGS)
 
 soak: tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)
 
 tools:
-	@tools/need ip:iproute2 nft:nftables ps:procps nginx:nginx-light tar:tar xz:xz-utils zstd:zstd unzip:unzip
+	@tools/need test
 
 bench-tools: tools
-	@tools/need wrk:wrk npm:npm gcc:gcc
+	@tools/need bench
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=…")'

@@ -23,6 +23,7 @@ import zstandard
 from tests.support.job_files import Sandbox
 from tests.support.peak_memory import PeakMemory, descendants
 from tests.support.processes import Agent, Router, start_agent, wait_until
+from tests.support.programs import needed
 
 MIB = 1 << 20
 NAMES = (
@@ -113,6 +114,7 @@ def test_a_random_tree_comes_back_the_same(sandbox: Sandbox, other: Sandbox, for
     assert tree(other.root, grain) == tree(sandbox.root, grain)
 
 
+@needed("tar", "xz", "zstd")
 @pytest.mark.parametrize("compression", ["-c", "-cz", "-cJ", "-c --zstd"])
 def test_archives_of_the_system_s_tar_come_back_the_same(sandbox: Sandbox, tmp_path: Path, compression: str) -> None:
     source, back = tmp_path / "source", tmp_path / "back"

@@ -22,6 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from websockets.utils import accept_key
 
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.programs import needed
 from tests.support.websocket_frames import CLOSE, frame
 
 
@@ -270,6 +271,7 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+@needed("openssl")
 def test_a_wss_url_needs_a_trusted_certificate(
     router: Router, job: str, launch: Callable[..., Any], jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.programs import needed
 from tests.support.raw_http import Raw
 
 HOLD = 2.0
@@ -194,6 +195,7 @@ def descriptors(router: Router) -> int:
     return len(os.listdir(f"/proc/{worker}/fd"))
 
 
+@needed("pgrep")
 def test_clients_that_leave_while_they_are_held_leave_nothing_behind(place: tuple[Router, Agent]) -> None:
     router, agent = place
     path = router.create(agent.uid)

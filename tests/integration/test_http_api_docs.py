@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.processes import Agent, Router
+from tests.support.programs import needed
 
 PAGE = Path(__file__).parents[2] / "docs" / "http-api.md"
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needed("curl")
 def test_every_example_runs(router: Router, agent: Agent, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 8

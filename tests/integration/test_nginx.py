@@ -24,10 +24,9 @@ from tests.bench.client import Answer, Connection
 from tests.bench.nginx import Nginx, render
 from tests.support.ports import free_port
 from tests.support.processes import Process, start_agent, start_router
+from tests.support.programs import needed
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("nginx") is None, reason="nginx is not installed (Debian package nginx-light)"
-)
+pytestmark = needed("nginx")
 
 JOBS = Path(__file__).parents[1] / "jobs"
 CLIENT = "127.0.0.5"
@@ -253,7 +252,7 @@ def closed(
 
 
 WITH_PASSWORD = {"Authorization": "Basic " + base64.b64encode(b"alice:s3cret").decode()}
-OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+OPENSSL = needed("openssl")
 
 
 @OPENSSL
@@ -376,7 +375,7 @@ def test_large_heads_pass(corner: Site) -> None:
         assert http.request("GET", "/record/x", headers={"X-Big": "b" * 60000}).body == b"recorded"
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@needed("openssl")
 def test_tls_as_the_configuration_says(cleanup: contextlib.ExitStack, place: Path) -> None:
     upstream, port, prefix = start_job(cleanup, place, "fast_server", "0"), free_port(), place / "tls"
     key, certificate = place / "key.pem", place / "fullchain.pem"

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import Router
+from tests.support.programs import needed
 
 README = Path(__file__).parents[2] / "README.md"
 
 
+@needed("curl")
 @pytest.mark.usefixtures("agent")
 def test_first_job(router: Router) -> None:
     [commands] = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)

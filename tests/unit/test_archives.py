@@ -7,7 +7,6 @@ import gzip
 import io
 import lzma
 import os
-import shutil
 import socket
 import stat
 import struct
@@ -33,6 +32,7 @@ from prouter.agent.archives.zip_writer import ZipWriter
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.uploads import Upload
 from prouter.errors import Conflict, Forbidden, InvalidRequest, NoSpace, NotFound, PRouterError, TooLarge
+from tests.support.programs import needed
 
 Node = tuple[str, int, bytes | int]  # kind, mode, contents or link target
 
@@ -202,7 +202,7 @@ def test_python_s_zipfile_reads_ours(sample: Sandbox) -> None:
         assert archive.getinfo("link").external_attr >> 28 == 0o12
 
 
-@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+@needed("unzip")
 def test_unzip_reads_ours(sample: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "it.zip").write_bytes(packed(sample, "zip"))
     subprocess.run(["unzip", "-q", tmp_path / "it.zip", "-d", tmp_path / "out"], check=True)

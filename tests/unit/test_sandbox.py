@@ -24,6 +24,7 @@ from prouter.agent.paths import shown, split
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.uploads import Upload
 from prouter.errors import Conflict, Forbidden, InvalidRequest, NotFound, PRouterError
+from tests.support.programs import needed
 
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda n: n not in (b".", b"..") and not set(n) & {0, 0x2F})
 IMPLEMENTATIONS = [
@@ -192,6 +193,7 @@ def test_a_mount_point_is_reported_and_what_is_mounted_is_untouched(sandbox: San
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a file immutable")
+@needed("chattr")
 def test_an_immutable_file_is_reported_by_name(sandbox: Sandbox) -> None:
     (sandbox.root / "other").touch()
     (sandbox.root / "stays").touch()
