@@ -20,6 +20,7 @@ __all__ = [
     "JobStarting",
     "JobTimeout",
     "JobUnreachable",
+    "KeyReused",
     "LimitReached",
     "NoSpace",
     "NotFound",
@@ -137,6 +138,16 @@ class RangeNotSatisfiable(PRouterError):
 
     code = "range_not_satisfiable"
     status = 416
+    level = logging.INFO
+
+
+class KeyReused(PRouterError):
+    """An Idempotency-Key was used before, for a request with another body (draft-ietf-httpapi-idempotency-key-header,
+    section 2.7).
+    """
+
+    code = "idempotency_key_reused"
+    status = 422
     level = logging.INFO
 
 

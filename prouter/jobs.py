@@ -6,12 +6,28 @@ Standard library only; used by agent, broker and API alike. Times are seconds si
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["ENDED", "JobRecord", "Reason", "State", "rfc3339"]
+__all__ = ["ENDED", "MAX_NAME", "MAX_RECORD", "JobRecord", "Reason", "State", "bounded", "rfc3339", "shortened"]
+
+MAX_NAME = 512
+"""Characters of a job's name."""
+MAX_RECORD = 16 * 1024
+"""Bytes of a packed record that `bounded` has been over, at most."""
+_ARGS = 256
+"""Arguments that a record shows."""
+_ARGS_BYTES = 4096
+"""Bytes (UTF-8) of arguments that a record shows."""
+_ARG_COST = 8
+"""Bytes that count for each argument beside its own."""
+_ERROR_BYTES = 4096
+_PORTS = 1000
+"""Ports that a record shows."""
+_CUT = "…"
+"""Ends a text that was longer."""
 
 
 class State(str, Enum):
@@ -68,7 +84,9 @@ class JobRecord:
             that is there too, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or None without one.
         path_mode: ``strip`` (the job sees paths without the public prefix) or ``keep``.
         host_mode: ``public`` (the job sees the Host that the client asked for) or ``local`` (that of its own address).
-        ports: every port it reported or was given.
+        args: as started, templates filled in; only their beginning where they are long.
+        args_shortened: whether there was more of them.
+        ports: the ports it reported or was given, a thousand at most.
         pid: of its first process, while it runs.
     """
 
@@ -92,6 +110,7 @@ class JobRecord:
     finished_at: float | None = None
     cpu_seconds: float | None = None
     rss_bytes: int | None = None
+    args_shortened: bool = False
 
     @property
     def path(self) -> str:
@@ -145,6 +164,47 @@ class JobRecord:
 
 
 _FIELDS = tuple(f.name for f in fields(JobRecord))
+
+
+def bounded(record: JobRecord) -> JobRecord:
+    """The record with its beginnings where something in it is long, so that it packs into `MAX_RECORD` bytes.
+
+    A record is sent, stored and listed many times over; who needs all of the arguments has sent them.
+    """
+    changes: dict[str, Any] = {}
+    if len(record.name) > MAX_NAME:
+        changes["name"] = record.name[: MAX_NAME - 1] + _CUT
+    if len(record.ports) > _PORTS:
+        changes["ports"] = record.ports[:_PORTS]
+    if record.error is not None and len(record.error) * 4 > _ERROR_BYTES:
+        changes["error"] = shortened(record.error, _ERROR_BYTES)
+    args = _beginning(record.args)
+    if args is not None:
+        changes["args"], changes["args_shortened"] = args, True
+    return replace(record, **changes) if changes else record
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and an ellipsis if it has more than `most` bytes (UTF-8)."""
+    data = text[:most].encode("utf-8", "surrogatepass")
+    if len(data) <= most and len(text) <= most:
+        return text
+    return data[: most - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT
+
+
+def _beginning(args: list[str]) -> list[str] | None:
+    """As much of the arguments as a record shows; None if that is all of them."""
+    left = _ARGS_BYTES
+    shown: list[str] = []
+    for arg in args:
+        size = (len(arg) if arg.isascii() else len(arg.encode("utf-8", "surrogatepass"))) + _ARG_COST
+        if size > left or len(shown) == _ARGS:
+            if left > 2 * _ARG_COST:
+                shown.append(shortened(arg, left - _ARG_COST))
+            return shown
+        shown.append(arg)
+        left -= size
+    return None
 
 
 def rfc3339(seconds: float) -> str:

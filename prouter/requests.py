@@ -6,16 +6,22 @@ model's `model_dump()` is the plain map that crosses the fabric; the agent valid
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import signal
+import unicodedata
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prouter.addresses import split_address
 from prouter.errors import InvalidRequest
+from prouter.jobs import MAX_NAME
 
 __all__ = [
+    "MAX_STRING",
     "AgentByAddress",
     "AgentByProperties",
     "AgentBySelect",
@@ -28,6 +34,7 @@ __all__ = [
     "SignalRequest",
     "StartRequest",
     "StopRequest",
+    "digest",
     "explain",
     "validated",
 ]
@@ -39,6 +46,27 @@ START_TIMEOUT = 30.0
 """Seconds a start may take unless the request says otherwise; the original's figure."""
 MAX_GRACE = 3600.0
 """Longest grace of a stop, in seconds."""
+MAX_STRING = 128 * 1024 - 1
+"""Bytes of one argument or variable: the kernel's MAX_ARG_STRLEN without the NUL (execve(2))."""
+MAX_DURATION = 1e9
+"""Longest limit of time, in seconds; thirty years."""
+
+_MAX_ARGS = 131_072
+_MAX_VARIABLES = 16_384
+_MAX_UIDS = 10_000
+_MAX_UID = 1024
+"""Characters of an agent's uid."""
+_MAX_TOKEN = 4096
+_MAX_ADDRESS = 512
+_MAX_PATH = 4096
+"""Bytes of a path: the system's PATH_MAX."""
+_MAX_PROPERTIES = 16 * 1024
+"""Bytes of the properties an agent is to have, as JSON."""
+_MAX_URL = 8192
+_EXPLAINED = 10
+"""Wrong keys that an error names."""
+_EXPLANATION = 300
+"""Characters of what it says of each."""
 
 
 def _no_nul(text: str) -> str:
@@ -47,10 +75,50 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def _argument(text: str) -> str:
+    if len(text) * 4 > MAX_STRING and len(text.encode()) > MAX_STRING:
+        raise ValueError(f"must have at most {MAX_STRING} bytes; the system takes no longer ones")
+    return _no_nul(text)
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+def _path(text: str) -> str:
+    if len(text.encode()) > _MAX_PATH:
+        raise ValueError(f"must have at most {_MAX_PATH} bytes")
+    return _no_nul(text)
+
+
+def _few_properties(properties: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(json.dumps(properties))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"must be JSON: {error}") from None
+    if size > _MAX_PROPERTIES:
+        raise ValueError(f"must have at most {_MAX_PROPERTIES} bytes as JSON")
+    return properties
+
+
 def _variable(name: str) -> str:
     if not name or "=" in name:
         raise ValueError("the name of an environment variable must not be empty or hold '='")
-    return _no_nul(name)
+    return _argument(name)
+
+
+def _variables(env: dict[str, str]) -> dict[str, str]:
+    for name, text in env.items():
+        if (len(name) + len(text)) * 4 > MAX_STRING and len(name.encode()) + len(text.encode()) >= MAX_STRING:
+            raise ValueError(f"{name[:64]}: name and value must have less than {MAX_STRING} bytes together")
+    return env
+
+
+def _or(default: Callable[[], Any]) -> Callable[[Any], Any]:
+    """What stands for an explicit null, as clients send it that write out empty fields."""
+    return lambda value: default() if value is None else value
 
 
 def _finite(number: float) -> float:
@@ -80,12 +148,21 @@ def _signal_name(text: str) -> str:
     return name
 
 
+JobName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_name)]
+Uid = Annotated[str, Field(max_length=_MAX_UID)]
 Text = Annotated[str, AfterValidator(_no_nul)]
+Argument = Annotated[str, AfterValidator(_argument)]
+Path = Annotated[str, AfterValidator(_path)]
 Variable = Annotated[str, AfterValidator(_variable)]
 Seconds = Annotated[float, AfterValidator(_finite)]
-Address = Annotated[str, AfterValidator(_address)]
-Readiness = Annotated[str, AfterValidator(_readiness)]
+Duration = Annotated[float, Field(gt=0, le=MAX_DURATION), AfterValidator(_finite)]
+Address = Annotated[str, Field(max_length=_MAX_ADDRESS), AfterValidator(_address)]
+Readiness = Annotated[str, Field(max_length=_MAX_PATH), AfterValidator(_readiness)]
 SignalName = Annotated[str, AfterValidator(_signal_name)]
+_Variables = Annotated[dict[Variable, Argument], Field(max_length=_MAX_VARIABLES), AfterValidator(_variables)]
+Variables = Annotated[_Variables, BeforeValidator(_or(dict), json_schema_input_type=_Variables | None)]
+_Properties = Annotated[dict[str, Any], AfterValidator(_few_properties)]
+Properties = Annotated[_Properties, BeforeValidator(_or(dict), json_schema_input_type=_Properties | None)]
 
 
 class _Body(BaseModel):
@@ -96,7 +173,7 @@ class AgentByUid(_Body):
     """The connected agent with this uid."""
 
     type: Literal["uid"]
-    uid: str = Field(description="Uid of a connected agent.")
+    uid: Uid = Field(description="Uid of a connected agent.")
 
 
 class AgentByAddress(_Body):
@@ -104,21 +181,21 @@ class AgentByAddress(_Body):
 
     type: Literal["address"]
     address: Address = Field(description="Where the agent listens, 'host:port'.", examples=["10.0.0.7:5000"])
-    token: str = Field(description="Token the agent accepts.")
+    token: str = Field(max_length=_MAX_TOKEN, description="Token the agent accepts.")
 
 
 class AgentBySelect(_Body):
     """The least loaded of the agents with these uids that has a free slot."""
 
     type: Literal["select"]
-    uids: list[str] = Field(min_length=1, description="Uids to choose from.")
+    uids: list[Uid] = Field(min_length=1, max_length=_MAX_UIDS, description="Uids to choose from.")
 
 
 class AgentByProperties(_Body):
     """The least loaded agent that has these properties and a free slot."""
 
     type: Literal["any"]
-    properties: dict[str, Any] = Field(
+    properties: Properties = Field(
         default_factory=dict, description="Every one of these must equal the agent's property of that name."
     )
 
@@ -129,7 +206,7 @@ AgentChoice = Annotated[AgentByUid | AgentByAddress | AgentBySelect | AgentByPro
 class CreateRequest(_Body):
     """Body of POST /jobs/create."""
 
-    name: str = Field(description="Name for people; need not be unique.")
+    name: JobName = Field(description="Name for people; need not be unique.")
     agent: AgentChoice = Field(description="Which agent gets the job.")
 
 
@@ -161,8 +238,8 @@ class Expose(_Body):
         "report is enough); 'http': any HTTP answer (default with 'detect'); '/path': 2xx, 3xx, 401 or 403 for this "
         "path below the job's root.",
     )
-    timeout: Seconds | None = Field(
-        default=None, gt=0, description=f"Seconds the start may take; {START_TIMEOUT:.0f} by default."
+    timeout: Duration | None = Field(
+        default=None, description=f"Seconds the start may take; {START_TIMEOUT:.0f} by default."
     )
     preset: PresetName | None = Field(default=None, description="Sets the usual variables of this kind of server.")
 
@@ -170,9 +247,9 @@ class Expose(_Body):
 class Limits(_Body):
     """What a job may use; what is not given is limited by the agent's ceilings alone."""
 
-    timeout: Seconds | None = Field(default=None, gt=0, description="Seconds from its start until the job is ended.")
+    timeout: Duration | None = Field(default=None, description="Seconds from its start until the job is ended.")
     memory: int | None = Field(default=None, gt=0, description="Bytes of resident memory of all its processes.")
-    cpu_seconds: Seconds | None = Field(default=None, gt=0, description="Seconds of CPU time of all its processes.")
+    cpu_seconds: Duration | None = Field(default=None, description="Seconds of CPU time of all its processes.")
     open_files: int | None = Field(default=None, gt=0, description="Open files of each process.")
     processes: int | None = Field(default=None, gt=0, description="Processes at the same time.")
     sandbox_size: int | None = Field(default=None, gt=0, description="Bytes of disk space of the sandbox.")
@@ -181,14 +258,16 @@ class Limits(_Body):
 class StartRequest(_Body):
     """Body of POST JOB_PATH/start."""
 
-    args: list[Text] = Field(min_length=1, description="Program and arguments.", examples=[["python3", "server.py"]])
-    env: dict[Variable, Text] = Field(description="Environment variables; they override all others.")
-    name: str | None = Field(default=None, description="Accepted for compatibility; a job is named when it is created.")
-    cwd: Text | None = Field(default=None, description="Working directory, relative to the sandbox and inside it.")
-    port_expected_count: int = Field(
+    args: list[Argument] = Field(
+        min_length=1, max_length=_MAX_ARGS, description="Program and arguments.", examples=[["python3", "server.py"]]
+    )
+    env: Variables = Field(description="Environment variables; they override all others.")
+    name: JobName | None = Field(default=None, description="Accepted for compatibility; `create` names a job.")
+    cwd: Path | None = Field(default=None, description="Working directory, relative to the sandbox and inside it.")
+    port_expected_count: Annotated[int, BeforeValidator(_or(lambda: 1), json_schema_input_type=int | None)] = Field(
         default=1, ge=0, le=65535, description="How many ports the job reports; unused unless expose.port is 'notify'."
     )
-    forward_stdout: bool = Field(
+    forward_stdout: Annotated[bool, BeforeValidator(_or(lambda: False), json_schema_input_type=bool | None)] = Field(
         default=False, description="Output goes to the agent's own stdout and stderr instead of files in the sandbox."
     )
     home: Literal["agent", "sandbox"] | None = Field(
@@ -199,14 +278,18 @@ class StartRequest(_Body):
     limits: Limits | None = Field(default=None, description="Limits of this job, within the agent's ceilings.")
 
 
+def _any_agent() -> AgentByProperties:
+    return AgentByProperties(type="any")
+
+
 class RunRequest(StartRequest):
     """Body of POST /jobs/run: create and start in one call."""
 
-    name: str = Field(description="Name for people; need not be unique.")
-    agent: AgentChoice = Field(default=AgentByProperties(type="any"), description="Which agent gets the job.")
-    env: dict[Variable, Text] = Field(
-        default_factory=dict, description="Environment variables; they override all others."
+    name: JobName = Field(description="Name for people; need not be unique.")
+    agent: Annotated[AgentChoice, BeforeValidator(_or(_any_agent), json_schema_input_type=AgentChoice | None)] = Field(
+        default=AgentByProperties(type="any"), description="Which agent gets the job."
     )
+    env: Variables = Field(default_factory=dict, description="Environment variables; they override all others.")
 
     def create(self) -> CreateRequest:
         """The part that creates the job."""
@@ -227,14 +310,17 @@ class BridgeRequest(_Body):
     """Body of POST JOB_PATH/wsconnect/PATH."""
 
     url: Text = Field(
-        pattern=r"^wss?://", description="WebSocket to bridge the job's with.", examples=["ws://host:1/x"]
+        max_length=_MAX_URL,
+        pattern=r"^wss?://",
+        description="WebSocket to bridge the job's with.",
+        examples=["ws://host:1/x"],
     )
 
 
 class StopRequest(_Body):
     """Body of POST JOB_PATH/stop."""
 
-    grace: Seconds = Field(
+    grace: Annotated[Seconds, BeforeValidator(_or(lambda: 10.0), json_schema_input_type=Seconds | None)] = Field(
         default=10.0, ge=0, le=MAX_GRACE, description="Seconds between SIGTERM and SIGKILL to the whole process tree."
     )
 
@@ -255,9 +341,28 @@ def validated(model: type[Model], body: object) -> Model:
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a body, in one line: ``Invalid request: env.PORT: Input should be a valid string``."""
+    """What is wrong with a body, in one line: ``Invalid request: env.PORT: Input should be a valid string``.
+
+    Of many things only the first ones are named: the body may have brought a thousand.
+    """
+    items = error.errors(include_url=False, include_context=False, include_input=False)
     parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    for item in items[:_EXPLAINED]:
         where = ".".join(str(step) if str(step).isprintable() else repr(step) for step in item["loc"])
-        parts.append(f"{where}: {item['msg']}" if where else item["msg"])
+        parts.append(_cut(f"{_cut(where)}: {item['msg']}" if where else item["msg"]))
+    if len(items) > _EXPLAINED:
+        parts.append(f"and {len(items) - _EXPLAINED} more")
     return "Invalid request: " + "; ".join(parts)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _EXPLANATION else text[: _EXPLANATION - 1] + "…"
+
+
+def digest(request: BaseModel) -> str:
+    """What tells a request from another: the same for bodies that say the same, however they write it.
+
+    Fields that a later version adds do not change it.
+    """
+    said = json.dumps(request.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(said.encode()).hexdigest()[:32]

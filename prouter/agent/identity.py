@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prouter import __version__
-from prouter.config import AgentConfig
+from prouter.config import AgentConfig, ConfigError
+from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 
 __all__ = ["Identity", "host_load", "platform_facts", "token_accepted"]
 
@@ -42,7 +43,17 @@ class Identity:
 
     @classmethod
     def of(cls, config: AgentConfig, state_dir: Path, incarnation: str) -> Identity:
-        """The identity of the agent with this configuration."""
+        """The identity of the agent with this configuration.
+
+        Raises:
+            ConfigError: the properties are more than a router takes.
+        """
+        properties = json.dumps(config.properties, default=str)
+        if len(properties) > MAX_PROPERTIES:
+            raise ConfigError(
+                f"properties: {len(properties)} bytes as JSON, routers take {MAX_PROPERTIES}; put what is long into"
+                " a file and its path here"
+            )
         facts = platform_facts()
         return cls(
             uid=config.identity.uid or _stored_uid(state_dir / _UID_FILE),
@@ -50,7 +61,7 @@ class Identity:
             incarnation=incarnation,
             process=uuid.uuid4().hex,
             platform=facts,
-            properties=json.loads(json.dumps(config.properties, default=str)),
+            properties=json.loads(properties),
         )
 
     @property
@@ -73,7 +84,7 @@ class Identity:
 def platform_facts() -> dict[str, str]:
     """The machine, as Python's ``platform`` names it."""
     facts = platform.uname()
-    return {
+    told = {
         "system": facts.system,
         "node": facts.node,
         "release": facts.release,
@@ -81,6 +92,7 @@ def platform_facts() -> dict[str, str]:
         "machine": facts.machine,
         "processor": facts.processor,
     }
+    return {name: text[: MAX_PLATFORM // 64] for name, text in told.items()}
 
 
 def host_load() -> float:

@@ -28,7 +28,7 @@ from prouter.agent.runner import Exit
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.scratch import SCRATCH_NAME, Scratch
 from prouter.errors import StartFailed
-from prouter.jobs import JobRecord, Reason, State
+from prouter.jobs import JobRecord, Reason, State, bounded
 from prouter.requests import Limits, StartRequest, validated
 
 __all__ = ["NEXT", "Job"]
@@ -54,7 +54,9 @@ class Job:
         announce: called with every new record.
 
     Attributes:
-        request, limits, start_id: of the start, once there was one.
+        request, limits, start_id: of the start, once there was one; after a restart of the agent the request is as
+            `kept` has it.
+        request_digest: of the whole request (`prouter.requests.digest`); empty where an earlier version kept none.
         started: the start's answer, a record or a `StartFailed`, once there is one.
         exit: how the process ended, once it has.
         ending: why the agent ends the job, and a text for people, once it does.
@@ -67,11 +69,12 @@ class Job:
     """
 
     def __init__(self, record: JobRecord, sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> None:
-        self.record = record
+        self.record = bounded(record)
         self.sandbox = sandbox
         self.request: StartRequest | None = None
         self.limits = Limits()
         self.start_id: str | None = None
+        self.request_digest = ""
         self.started: AsyncResult[JobRecord] = AsyncResult()
         self.exposure: Exposure | None = None
         self.scratch: Scratch | None = None
@@ -112,7 +115,8 @@ class Job:
             state = now
         elif state is not now and state not in NEXT[now]:
             raise RuntimeError(f"job {self.uid} cannot go from {now.value} to {state.value}")
-        self.record = replace(self.record, state=state, revision=self.record.revision + 1, **fields)
+        # What is said of a job must never be more than a router takes: it would be said again for ever.
+        self.record = bounded(replace(self.record, state=state, revision=self.record.revision + 1, **fields))
         if self.record.ended:
             self.ended.set()
         self._announce(self.record)
@@ -162,7 +166,8 @@ class Job:
         socket = exposure.socket if exposure is not None else None
         return {
             "record": self.record.to_wire(),
-            "request": self.request.model_dump() if self.request is not None else None,
+            "request": _kept_request(self.request) if self.request is not None else None,
+            "request_digest": self.request_digest,
             "limits": self.limits.model_dump(exclude_none=True),
             "start_id": self.start_id,
             "port": port.number if port is not None else None,
@@ -183,7 +188,9 @@ class Job:
         record = JobRecord.from_wire(kept["record"])
         job = cls(replace(record, revision=record.revision + RECLAIM_STEP), sandbox, announce)
         if kept["request"] is not None:
-            job.request = validated(StartRequest, kept["request"])
+            # Earlier versions kept all of it, and took what is refused today: the job runs all the same.
+            job.request = validated(StartRequest, {**kept["request"], **_beginnings(kept["request"]["args"])})
+        job.request_digest = str(kept.get("request_digest") or "")
         job.limits = validated(Limits, kept["limits"])
         job.start_id = kept["start_id"]
         job.failure = kept["failure"]
@@ -194,3 +201,15 @@ class Job:
         if job.failure is not None:
             job.started.set_exception(StartFailed(job.failure, job=job.uid, state=State.FINISHED.value))
         return job
+
+
+def _kept_request(request: StartRequest) -> dict[str, Any]:
+    """What is needed of a request once its process has been started: neither long arguments nor the environment.
+
+    The keeper tells all jobs at once to the next agent, in one message of bounded size.
+    """
+    return {**request.model_dump(exclude={"args", "env"}), **_beginnings(request.args)}
+
+
+def _beginnings(args: list[str]) -> dict[str, Any]:
+    return {"args": bounded(JobRecord("", "", "", args=args)).args, "env": {}}

@@ -31,9 +31,9 @@ from prouter.agent.runner import Exit, Kept, Runner
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.starting import Starter
 from prouter.agent.watch import Watch
-from prouter.errors import Conflict, InvalidRequest, LimitReached, NotFound, PRouterError
+from prouter.errors import Conflict, InvalidRequest, KeyReused, LimitReached, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.requests import Limits, SignalRequest, StartRequest, validated
+from prouter.requests import Limits, SignalRequest, StartRequest, digest, validated
 
 __all__ = ["JobManager"]
 
@@ -220,13 +220,16 @@ class JobManager:
         Raises:
             InvalidRequest: the request is wrong; the job is NEW as before.
             Conflict: the job was started by another request.
+            KeyReused: the same `request_id` came with another request.
             StartFailed: it did not start; the detail says why, with the end of its stderr.
             NotFound: there is no such job.
         """
         job = self._job(uid)
         if job.start_id is None:
             self._starter.begin(job, validated(StartRequest, request), request_id)
-        elif job.start_id != request_id:
+        elif job.start_id == request_id:
+            _same_request(job, request)
+        else:
             state = job.record.state.value
             raise Conflict(f"job '{uid}' was started already, it is {state}", job=uid, state=state)
         return _answer(job.started)
@@ -382,6 +385,12 @@ def _answer(result: AsyncResult[JobRecord]) -> JobRecord:
     record = result.get()
     assert record is not None
     return record
+
+
+def _same_request(job: Job, request: Mapping[str, Any]) -> None:
+    """Refuse a repeat that asks for something else. An earlier version may have kept nothing to compare with."""
+    if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
+        raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
 
 
 def _not_found(uid: str) -> NotFound:

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from prouter.errors import LimitReached, StartFailed
 
-__all__ = ["Port", "SocketPlaces", "again", "reserve", "take"]
+__all__ = ["LONGEST_SOCKET", "Port", "SocketPlaces", "again", "reserve", "take"]
 
 _RANGE_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 _LOWEST = 10240
 _SPAN = 16384
 _TRIES = 2048
-_LONGEST_SOCKET_PATH = 100
+LONGEST_SOCKET = 100
 """Bytes; the kernel takes 107, some programs append to the name while they bind."""
 
 
@@ -161,4 +161,4 @@ class SocketPlaces:
 
 
 def _fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH
+    return len(os.fsencode(path)) <= LONGEST_SOCKET

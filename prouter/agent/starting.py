@@ -19,13 +19,14 @@ from prouter.agent.expose import Exposure, NotReady, Plan, resolve
 from prouter.agent.job import Job
 from prouter.agent.listeners import Sockets, survey
 from prouter.agent.outcome import failure_text
-from prouter.agent.ports import SocketPlaces, again, reserve
+from prouter.agent.ports import LONGEST_SOCKET, SocketPlaces, again, reserve
 from prouter.agent.runner import Kept, Runner, Spawned
 from prouter.agent.scratch import SOCKET_NAME, Scratch, make_scratch
+from prouter.agent.sizes import check_sizes
 from prouter.agent.spec import effective_limits, spawn_spec, working_directory
 from prouter.errors import PRouterError, StartFailed
 from prouter.jobs import JobRecord, State
-from prouter.requests import Limits, StartRequest
+from prouter.requests import Limits, StartRequest, digest
 
 __all__ = ["Starter"]
 
@@ -77,12 +78,15 @@ class Starter:
         """Start a NEW job; the answer comes in `Job.started`. Nothing has happened if this raises.
 
         Raises:
-            InvalidRequest: a limit over the agent's ceiling, no such working directory, an impossible ``expose``.
+            InvalidRequest: a limit over the agent's ceiling, no such working directory, an impossible ``expose``,
+                arguments that no program can be started with.
         """
         plan = resolve(request)
         limits = effective_limits(request.limits, self._ceilings)
         cwd = working_directory(job.sandbox, request.cwd)
+        check_sizes(request, plan, self._tokens(job, plan))
         job.request, job.limits, job.start_id = request, limits, request_id
+        job.request_digest = digest(request)
         job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
 
     def resume(self, job: Job, kept: Kept) -> None:
@@ -144,6 +148,13 @@ class Starter:
         if job.exit is not None:
             self._ender.finish(job)
         return record
+
+    def _tokens(self, job: Job, plan: Plan) -> dict[str, str]:
+        """What templates will be filled with, as long as it may get where that is not known yet."""
+        socket = Path("x" * LONGEST_SOCKET) if plan.port == "unix" else None
+        base_url = f"{job.record.path}/http/"
+        tokens = Exposure(plan, base_url=base_url, sandbox=job.sandbox.root, socket=socket).tokens
+        return {**tokens, "{port}": "65535"} if plan.port == "assign" else tokens
 
     def _exposure(self, job: Job, plan: Plan) -> Exposure:
         port = reserve() if plan.port == "assign" else None

@@ -73,7 +73,7 @@ _FILE_ERRORS = (400, 403, 404, 409, 503)
 _KEY = Parameter(
     "Idempotency-Key",
     {"type": "string", "minLength": 1, "maxLength": 255},
-    "A repeat with the same key is done once.",
+    "A repeat with the same key and body is done once.",
     "header",
 )
 _LAST_ID = Parameter("Last-Event-ID", _TEXT, "Go on after the event with this id.", "header")
@@ -160,7 +160,7 @@ def _about_jobs() -> list[Operation]:
             _INFO,
             (_KEY,),
             CreateRequest,
-            errors=(400, 404, 429, 503),
+            errors=(400, 404, 422, 429, 503),
         ),
         Operation(
             "post",
@@ -170,7 +170,7 @@ def _about_jobs() -> list[Operation]:
             _WAITED,
             (_KEY, wait),
             RunRequest,
-            errors=(400, 404, 429, 502, 503),
+            errors=(400, 404, 422, 429, 502, 503),
         ),
     ]
 
@@ -192,7 +192,7 @@ def _about_a_job() -> list[Operation]:
             _INFO,
             (_KEY,),
             StartRequest,
-            errors=(*changing, 502),
+            errors=(*changing, 422, 502),
         ),
         Operation("post", f"{_JOB}/wait", "wait", "Wait for its end.", _WAITED, (timeout,), errors=_JOB_ERRORS),
         Operation("post", f"{_JOB}/remove", "remove", "End it and delete its sandbox.", _INFO, errors=_JOB_ERRORS),

@@ -100,9 +100,10 @@ class JobInfo(_Answer):
     base_url: str | None = Field(description="Path of its server as seen through the router; null without one.")
     agent: JobAgent
     confirmed: bool = Field(description="False between a restart of the router and the return of the agent.")
-    args: list[str] = Field(description="As started, templates filled in.")
+    args: list[str] = Field(description="As started, templates filled in; the beginning of them where they are long.")
+    args_shortened: bool = Field(description="Whether there was more of them.")
     pid: int | None = Field(description="Of its first process, while it runs.")
-    ports: list[int] = Field(description="Ports it reported or was given.")
+    ports: list[int] = Field(description="Ports it reported or was given, a thousand at most.")
     exit_code: int | None
     signal: str | None = Field(description="The signal that ended it, for example SIGTERM.")
     reason: (

@@ -13,16 +13,34 @@ from prouter.broker.env import Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link
-from prouter.broker.records import read_record
+from prouter.broker.records import read_record, record_uid
 from prouter.errors import ProtocolError, PRouterError
-from prouter.jobs import JobRecord, State
+from prouter.fabric.bounds import MAX_JOB_EVENT
+from prouter.fabric.calls import event_name, read_event
+from prouter.fabric.frames import Frame
+from prouter.jobs import State
 
-__all__ = ["Announcements"]
+__all__ = ["Announcements", "read_announcement"]
 
 log = logging.getLogger("prouter.broker")
 
 _PART = 200
 """Most jobs in one part of an agent's list: each takes as long as a small frame."""
+
+
+_LARGE_EVENTS = frozenset({"jobs", "usage"})
+"""Events about many jobs."""
+
+
+def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
+    """Name and body of an agent's event; one that is too large for what it tells is not even unpacked.
+
+    Raises:
+        ProtocolError: it is malformed or too large.
+    """
+    if len(frame.payload) > MAX_JOB_EVENT and event_name(frame) not in _LARGE_EVENTS:
+        raise ProtocolError(f"an event about one job has {len(frame.payload)} bytes, more than {MAX_JOB_EVENT}")
+    return read_event(frame)
 
 
 class Announcements:
@@ -75,9 +93,13 @@ class Announcements:
             raise ProtocolError(f"a part of the list of jobs has more than {_PART}")
         self._env.budget -= len(wires)
         for wire in wires:
-            record = self._job(link, wire, now)
-            if link.announced is not None:
-                link.announced.add(record.uid)
+            try:
+                self._job(link, wire, now)
+            except ProtocolError as error:
+                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
+            uid = record_uid(wire)
+            if link.announced is not None and uid is not None and self._ledger.table.get(uid) is not None:
+                link.announced.add(uid)
         if body.get("complete") is not True or link.announced is None:
             return
         announced, link.announced = link.announced, None
@@ -99,11 +121,11 @@ class Announcements:
             if entry is not None and entry.removal and not entry.lost:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
-    def _job(self, link: Link, wire: object, now: float) -> JobRecord:
+    def _job(self, link: Link, wire: object, now: float) -> None:
         record = read_record(wire, link.connection)
         if self._creations.unwanted(record.uid):
             self._discard(link, record.uid, now)
-            return record
+            return
         entry = self._ledger.table.get(record.uid)
         if entry is not None and entry.connection != link.connection:
             raise ProtocolError(f"job '{record.uid}' belongs to another agent")
@@ -111,7 +133,6 @@ class Announcements:
             self._discard(link, record.uid, now)
         else:
             self._ledger.apply(record, link.info.uid)
-        return record
 
     def _usage(self, link: Link, usages: object) -> None:
         """What some of its running jobs use now: shown in their info, no event."""

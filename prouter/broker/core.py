@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from prouter.broker.admission import Admission
-from prouter.broker.announcements import Announcements
+from prouter.broker.announcements import Announcements, read_announcement
 from prouter.broker.bridges import Bridges
 from prouter.broker.bulk import BulkCounts
 from prouter.broker.creation import Creations
@@ -63,7 +63,8 @@ class Broker:
         self.draining = False
         self.extra_stats: Callable[[], dict[str, float]] = dict
         self.on_shutdown: Callable[[], None] = self._stop
-        self._started = env.now = now
+        self._started = now
+        env.begin(now, saved.last_seen)
         self.inbox = Inbox(env, self._receive, self.malformed)
         self.heartbeats = Heartbeats(env)
         self.waits = Waits(env)
@@ -133,16 +134,8 @@ class Broker:
         self.workers.stranger(carrier, rid, frames, now)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
-        """A message that is none: counted, logged once per peer, and once for all that are not accepted."""
-        self.env.counts["malformed"] += 1
-        if path is None:
-            self.env.counts["malformed_strangers"] += 1
-            if self.env.counts["malformed_strangers"] == 1:
-                log.warning("event=malformed_message error=%r", error.detail)
-            return
-        path.malformed += 1
-        if path.malformed == 1:
-            log.warning("event=malformed_message peer=%.64r error=%r", path.source, error.detail)
+        """A message that is none; see `Env.malformed`."""
+        self.env.malformed(path, error)
 
     def disconnected(self, path: Path, now: float) -> None:
         """The connection under a path was closed."""
@@ -250,7 +243,7 @@ class Broker:
         if frame.type == REPLY:
             self.forwarder.reply(link, frame, now)
         elif frame.type == EVENT:
-            self.announcements.receive(link, *read_event(frame), now)
+            self.announcements.receive(link, *read_announcement(frame), now)
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
 
@@ -329,14 +322,14 @@ class Broker:
             self.service.failed(worker, request, PRouterError(f"{request.op} failed"), now)
 
     def _allowed(self, path: Path, frames: list[Frame], now: float) -> bool:
-        """Whether an agent keeps to its rate and size of control frames; one that does not has to link again."""
+        """Whether an agent keeps to its rate of control frames; one that does not has to link again."""
         if path.routes is self.env.switch.agents:
             return True
         bounds = self.env.settings.bounds
         path.allowance = min(4.0 * bounds.frames, path.allowance + (now - path.refilled) * bounds.frames)
         path.refilled = now
         path.allowance -= max(1, len(frames))
-        if path.allowance >= 0 and all(len(frame.payload) <= bounds.body for frame in frames):
+        if path.allowance >= 0:
             return True
         self.env.counts["floods"] += 1
         if path.owner is not None:

@@ -19,7 +19,15 @@ from prouter.broker.links import Link, Links
 from prouter.broker.placement import choose, matching
 from prouter.broker.records import read_record
 from prouter.broker.timers import Timer
-from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
+from prouter.errors import (
+    AgentUnavailable,
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    PRouterError,
+)
 from prouter.jobs import JobRecord
 
 __all__ = ["Creations"]
@@ -33,10 +41,11 @@ _KEYS = 100_000
 class _Creation:
     """One job being created."""
 
-    def __init__(self, name: str, selector: dict[str, Any], key: str, done: Done) -> None:
+    def __init__(self, name: str, selector: dict[str, Any], key: str, digest: str, done: Done) -> None:
         self.name = name
         self.selector = selector
         self.key = key
+        self.digest = digest
         self.waiting = [done]
         self.uid = ""
         self.link: Link | None = None
@@ -56,6 +65,8 @@ class Creations:
         self._placing: dict[_Creation, None] = {}
         self._reserved: Counter[str] = Counter()
         self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._digests: dict[str, str] = {}
+        """Of keys, what tells their requests from others; earlier versions wrote none down."""
         self._unwanted: OrderedDict[str, None] = OrderedDict()
 
     @property
@@ -63,9 +74,11 @@ class Creations:
         """Jobs being created."""
         return len(self._by_key)
 
-    def restore(self, key: str, connection: str, uid: str) -> None:
+    def restore(self, key: str, connection: str, uid: str, digest: str = "") -> None:
         """A key a broker before had written down."""
         self._keys[key] = (connection, uid)
+        if digest:
+            self._digests[key] = digest
 
     def restore_unwanted(self, uid: str) -> None:
         """A job whose creation a broker before had given up."""
@@ -83,6 +96,7 @@ class Creations:
                     job,
                     float(place),
                 )
+                self._write_digest(key)
                 yield
         for place, job in enumerate(list(self._unwanted)):
             store.submit("INSERT OR REPLACE INTO unwanted (job, at) VALUES (?, ?)", job, float(place))
@@ -102,18 +116,21 @@ class Creations:
         Raises:
             PRouterError: it is refused at once.
         """
-        name, selector, key = args.get("name"), args.get("agent"), args.get("key")
+        name, selector, key, digest = (args.get(field) for field in ("name", "agent", "key", "digest"))
+        digest = digest if isinstance(digest, str) else ""
         if not isinstance(name, str) or not isinstance(selector, dict) or not isinstance(key, str) or not key:
             raise InvalidRequest("Invalid request: name, agent and key are needed")
         running = self._by_key.get(key)
         if running is not None:
+            _check_digest(running.digest, digest)
             running.waiting.append(done)
             return
         if len(self._by_key) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
-        creation = _Creation(name, selector, key, done)
+        creation = _Creation(name, selector, key, digest, done)
         known = self._keys.get(key)
         if known is not None:
+            _check_digest(self._digests.get(key, ""), digest)
             self._repeat(creation, *known, now)
             return
         if selector.get("type") == "address":
@@ -186,6 +203,10 @@ class Creations:
         if len(self._keys) > _KEYS:
             oldest, _ = self._keys.popitem(last=False)
             self._env.store.submit("DELETE FROM keys WHERE key = ?", oldest)
+            self._forget_digest(oldest)
+        if creation.digest:
+            self._digests[creation.key] = creation.digest
+            self._write_digest(creation.key)
         self._env.store.submit(
             "INSERT OR REPLACE INTO keys (key, connection, job, at) VALUES (?, ?, ?, ?)",
             creation.key,
@@ -221,11 +242,12 @@ class Creations:
             record = read_record(value.get("record"), link.connection)
             if record.uid != creation.uid:
                 raise ProtocolError("it is of another job")
+            self._ledger.apply(record, link.info.uid)
         except ProtocolError as problem:
+            self._env.malformed(link.path, problem)
             text = f"agent '{link.info.uid}' answered with a malformed record: {problem.detail}"
             self._finish(creation, {}, ProtocolError(text), now)
             return
-        self._ledger.apply(record, link.info.uid)
         self._ledger.when_written(partial(self._created_written, creation))
 
     def _created_written(self, creation: _Creation, now: float) -> None:
@@ -262,15 +284,31 @@ class Creations:
         store = self._env.store
         self._keys.pop(creation.key, None)
         store.submit("DELETE FROM keys WHERE key = ?", creation.key)
+        self._forget_digest(creation.key)
         self._unwanted[creation.uid] = None
         store.submit("INSERT OR REPLACE INTO unwanted (job, at) VALUES (?, ?)", creation.uid, self._env.wall())
         if len(self._unwanted) > _KEYS:
             oldest, _ = self._unwanted.popitem(last=False)
             store.submit("DELETE FROM unwanted WHERE job = ?", oldest)
 
+    def _write_digest(self, key: str) -> None:
+        digest = self._digests.get(key)
+        if digest is not None:
+            self._env.store.submit("INSERT OR REPLACE INTO digests (key, digest) VALUES (?, ?)", key, digest)
+
+    def _forget_digest(self, key: str) -> None:
+        if self._digests.pop(key, None) is not None:
+            self._env.store.submit("DELETE FROM digests WHERE key = ?", key)
+
     def _used(self, link: Link) -> int:
         own = len(self._ledger.table.live(link.connection)) + self._reserved[link.connection]
         return max(own, link.running)
+
+
+def _check_digest(known: str, digest: str) -> None:
+    """Refuse a key that was used for another request, as far as both are known."""
+    if known and digest and known != digest:
+        raise KeyReused("this Idempotency-Key was used before, for a request with another body; use a new key")
 
 
 def _answer(waiting: list[Done], value: dict[str, Any], error: PRouterError | None, now: float) -> None:

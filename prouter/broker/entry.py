@@ -9,7 +9,10 @@ from typing import Any
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import ENDED, JobRecord, Reason, State
 
-__all__ = ["Entry"]
+__all__ = ["Entry", "packed_size"]
+
+_REST = 200
+"""Bytes of a packed record beside its name, arguments, ports and error, about."""
 
 
 class Entry:
@@ -23,6 +26,7 @@ class Entry:
         confirmed: whether its agent spoke of it since this broker started (or it has ended).
         lost: whether it was given up because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
+        size: about how many bytes its record has, packed.
         usage: CPU seconds and resident bytes as its agent last told, while it runs; None when they are not known.
     """
 
@@ -38,6 +42,7 @@ class Entry:
         "name",
         "removal",
         "revision",
+        "size",
         "state",
         "uid",
         "usage",
@@ -71,6 +76,7 @@ class Entry:
         self.confirmed = self.ended
         self._record: JobRecord | None = None
         self._packed = packed
+        self.size = len(packed)
 
     @classmethod
     def heard(cls, record: JobRecord, agent: str) -> Entry:
@@ -108,6 +114,7 @@ class Entry:
         self.revision = record.revision
         self.lost = record.reason is Reason.AGENT_LOST
         self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
+        self.size = len(self._packed) if record.ended else packed_size(record)
         if record.ended:
             self.usage = None
 
@@ -116,6 +123,7 @@ class Entry:
         if before.revision >= self.revision:
             self.set(before)
         self._packed = self.packed
+        self.size = len(self._packed)
         self._record = None
         self.state = State.CLOSED
         self.removal = removal or self.removal
@@ -148,10 +156,18 @@ class Entry:
         return self._packed if self._record is None else _pack(self._record)
 
 
+def packed_size(record: JobRecord) -> int:
+    """About how many bytes a record has once it is packed."""
+    texts = len(record.name) + len(record.error or "") + sum(map(len, record.args)) + 2 * len(record.args)
+    return _REST + texts + 3 * len(record.ports)
+
+
 _EMPTY = JobRecord("", "", "").to_wire()
 
 
 def _pack(record: JobRecord) -> bytes:
     """The record without its empty fields: there may be a hundred thousand of them."""
     wire: dict[str, Any] = record.to_wire()
-    return pack_body({name: value for name, value in wire.items() if value is not None and value != []})
+    return pack_body(
+        {name: value for name, value in wire.items() if value is not None and value is not False and value != []}
+    )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prouter.broker.settings import Settings
+from prouter.broker.steady import SteadyClock
 from prouter.broker.switch import Outbox, Path, Switch
 from prouter.broker.timers import Timers
-from prouter.errors import PRouterError
+from prouter.errors import ProtocolError, PRouterError
 
 __all__ = ["Done", "Env", "Persistence", "Shell"]
+
+log = logging.getLogger("prouter.broker")
 
 Done = Callable[[dict[str, Any], PRouterError | None, float], None]
 """How something asked for ends: the value, or the error, and the time now."""
@@ -51,6 +55,7 @@ class Env:
         incarnation: of this broker process.
         now: the time of the message or timer being handled, monotonic.
         counts: metrics that only grow.
+        steady: the time by which the history ages.
         budget: frames that this turn of the loop may still handle; what takes long is counted for several.
     """
 
@@ -66,3 +71,21 @@ class Env:
     outbox: Outbox = field(default_factory=Outbox)
     switch: Switch = field(default_factory=Switch)
     counts: Counter[str] = field(default_factory=Counter)
+    steady: SteadyClock = field(init=False)
+
+    def begin(self, now: float, last_seen: float | None) -> None:
+        """The broker starts; the one before is known to have run at `last_seen`, seconds since the epoch."""
+        self.now = now
+        self.steady = SteadyClock(self.wall, now, last_seen)
+
+    def malformed(self, path: Path | None, error: ProtocolError) -> None:
+        """Count something that is not as it should be: logged once per peer, and once for all that are not accepted."""
+        self.counts["malformed"] += 1
+        if path is None:
+            self.counts["malformed_strangers"] += 1
+            if self.counts["malformed_strangers"] == 1:
+                log.warning("event=malformed_message error=%r", error.detail)
+            return
+        path.malformed += 1
+        if path.malformed == 1:
+            log.warning("event=malformed_message peer=%.64r error=%r", path.source, error.detail)

@@ -9,6 +9,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
+from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.frames import pack_body, unpack_body
 
 __all__ = ["EventLog"]
@@ -66,10 +67,20 @@ class EventLog:
         while len(self._events) > self._size or (self._bytes > self._most_bytes and len(self._events) > 1):
             self._bytes -= len(self._events.popleft()[1])
 
-    def after(self, last_seen: int | None, limit: int) -> list[dict[str, Any]]:
-        """Events newer than `last_seen`, oldest first; with None the newest `limit`."""
+    def after(self, last_seen: int | None, limit: int, most: int = MAX_PAGE) -> list[dict[str, Any]]:
+        """Events newer than `last_seen`, oldest first; with None the newest `limit`.
+
+        Args:
+            most: bytes of them together, beyond which there is but one.
+        """
         if last_seen is None:
             skip = max(0, len(self._events) - limit)
         else:
             skip = bisect_right(self._events, last_seen, key=itemgetter(0))
-        return [unpack_body(packed) for _, packed in islice(self._events, skip, skip + limit)]
+        found: list[dict[str, Any]] = []
+        for _, packed in islice(self._events, skip, skip + limit):
+            most -= len(packed)
+            if found and most < 0:
+                break
+            found.append(unpack_body(packed))
+        return found

@@ -9,7 +9,7 @@ from typing import Any
 from prouter.broker.env import Done, Env
 from prouter.broker.links import Link
 from prouter.broker.timers import Timer
-from prouter.errors import AgentUnavailable, Overloaded
+from prouter.errors import AgentUnavailable, Overloaded, ProtocolError, TooLarge
 from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import Frame
 
@@ -46,7 +46,11 @@ class Forwarder:
         if len(calls) >= self._env.settings.bounds.link_calls:
             done({}, Overloaded(f"too many calls wait for agent '{link.info.uid}'", retry_after=1), now)
             return
-        call_id, frame = link.caller.call(op, args)
+        try:
+            call_id, frame = link.caller.call(op, args)
+        except TooLarge as error:
+            done({}, error, now)
+            return
         pending = calls[call_id] = _Pending(done)
         if link.path is not None:
             self._env.outbox.say(link.path, frame)
@@ -69,6 +73,8 @@ class Forwarder:
         result = link.caller.receive(frame)
         if result is None:
             return
+        if isinstance(result.error, ProtocolError) and result.error.code == "answer_too_large":
+            self._env.malformed(link.path, result.error)
         pending = self._pending.get(link, {}).pop(result.call_id, None)
         if pending is not None:
             if pending.timer is not None:

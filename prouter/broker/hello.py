@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from prouter.errors import ProtocolError
+from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 from prouter.fabric.frames import VERSION
 
 __all__ = ["CLIENT", "SERVER", "AgentInfo", "check_protocol", "connection_uid", "token_accepted"]
@@ -67,8 +68,8 @@ class AgentInfo:
             uid=uid,
             name=_text(body, "name", ""),
             incarnation=incarnation,
-            platform=_mapping(body, "platform"),
-            properties=_mapping(body, "properties"),
+            platform=_mapping(body, "platform", MAX_PLATFORM),
+            properties=_mapping(body, "properties", MAX_PROPERTIES),
             version=_text(body, "version", ""),
             process=_text(body, "process", ""),
             slots=slots,
@@ -121,16 +122,18 @@ def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
     return value
 
 
-def _mapping(body: dict[str, Any], key: str) -> dict[str, Any]:
+def _mapping(body: dict[str, Any], key: str, most: int = 1024) -> dict[str, Any]:
     value = body.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"{key} must be a map with texts as keys")
     try:
-        json.dumps(value, allow_nan=False)
+        size = len(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"{key} must hold what JSON can say: {error}") from error
+    if size > most:
+        raise ProtocolError(f"{key} must have at most {most} bytes as JSON, not {size}")
     return value
 
 

@@ -110,10 +110,14 @@ class JobIndex:
             ):
                 continue
             if len(found) == limit:
-                return found, f"{last[0]}-{last[1]}" if last is not None else None
+                return found, _cursor(last) if last is not None else None
             found.append(job.uid)
             last = key
         return found, None
+
+    def cursor(self, uid: str) -> str:
+        """The cursor of a page that begins after this job."""
+        return _cursor(self._jobs[uid].key)
 
     def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[list[Key]]:
         """The shortest lists that together hold every job that matches, each of them once."""
@@ -160,6 +164,10 @@ def _newest_first(lists: list[list[Key]], before: Key | None) -> Iterator[Key]:
 def _backwards(keys: list[Key], before: Key | None) -> Iterator[Key]:
     end = len(keys) if before is None else bisect_left(keys, before)
     return (keys[position] for position in range(end - 1, -1, -1))
+
+
+def _cursor(last: Key) -> str:
+    return f"{last[0]}-{last[1]}"
 
 
 def _read_cursor(cursor: str) -> Key:

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from prouter.broker.entry import Entry
+from prouter.broker.entry import Entry, packed_size
 from prouter.broker.env import Env
 from prouter.broker.events import EventLog
 from prouter.broker.hello import SERVER, AgentInfo
 from prouter.broker.info import job_facts, job_place
 from prouter.broker.links import Link
 from prouter.broker.table import JobTable
-from prouter.errors import NotFound
+from prouter.errors import NotFound, ProtocolError
 from prouter.fabric.frames import pack_body
 from prouter.jobs import JobRecord
 
@@ -108,18 +108,27 @@ class Ledger:
         wire = record.to_wire() if record is not None else entry.wire
         return {**job_facts(wire), **self._place(entry), "confirmed": entry.confirmed}
 
-    def listed(self, entries: Iterable[Entry]) -> bytes:
-        """Jobs as clients see them: JSON objects, commas between them."""
+    def listed(self, entries: Iterable[Entry], most: int) -> tuple[bytes, int]:
+        """Jobs as clients see them: JSON objects, commas between them; and how many of them there are.
+
+        Args:
+            most: bytes after which no other job is begun; the first one always is there.
+        """
+        size = 0
+        parts: list[str] = []
         places: dict[tuple[str, str], str] = {}
-        parts = []
         for entry in entries:
             where = (entry.connection, entry.agent)
             place = places.get(where)
             if place is None:
                 place = places[where] = _json(self._place(entry))[1:]
             facts = {**job_facts(entry.wire), "confirmed": entry.confirmed}
-            parts.append(f"{_json(facts)[:-1]},{place}")
-        return ",".join(parts).encode("ascii")
+            part = f"{_json(facts)[:-1]},{place}"
+            size += len(part) + 1
+            if parts and size > most:
+                break
+            parts.append(part)
+        return ",".join(parts).encode("ascii"), len(parts)
 
     def _place(self, entry: Entry) -> dict[str, Any]:
         peer = self.peers.get(entry.connection)
@@ -155,18 +164,34 @@ class Ledger:
         self._forget_connection(link.connection)
 
     def apply(self, record: JobRecord, agent: str) -> Entry | None:
-        """What an agent says of a job; the job if anything changed."""
-        entry = self.table.apply(record, agent, self._env.wall())
+        """What an agent says of a job; the job if anything changed.
+
+        Raises:
+            ProtocolError: its connection has no room for a job, or for so long a record.
+        """
+        self._check_room(record)
+        entry = self.table.apply(record, agent, self._stamp())
         if entry is not None:
             self._changed(entry, "job")
         return entry
+
+    def _check_room(self, record: JobRecord) -> None:
+        if record.ended:
+            return
+        bounds, table, known = self._env.settings.bounds, self.table, self.table.get(record.uid)
+        live = known is not None and not known.ended
+        if not live and len(table.live(record.connection)) >= bounds.connection_jobs:
+            raise ProtocolError(f"connection '{record.connection}' has {bounds.connection_jobs} jobs already")
+        more = packed_size(record) - (known.size if live and known is not None else 0)
+        if more > 0 and table.live_bytes(record.connection) + more > bounds.connection_bytes:
+            raise ProtocolError(f"the jobs of connection '{record.connection}' have {bounds.connection_bytes} bytes")
 
     def lose(self, connection: str, uids: set[str], reason: str) -> None:
         """The agent of these jobs is gone, and they with it."""
         for uid in sorted(uids):
             entry = self.table.get(uid)
             if entry is not None and not entry.ended:
-                self.table.lose(entry, reason, self._env.wall())
+                self.table.lose(entry, reason, self._stamp())
                 log.warning("event=job_lost job=%s link=%s reason=%r", uid, connection, reason)
                 self._changed(entry, "job")
 
@@ -213,7 +238,7 @@ class Ledger:
 
     def close(self, entry: Entry, before: JobRecord, removal: str) -> None:
         """The job was removed by the call `removal`, or by its agent; `before` is what it was until then."""
-        self.table.close(entry, before, removal, self._env.wall())
+        self.table.close(entry, before, removal, self._stamp())
         self._changed(entry, "job.removed")
         if not self.table.kept(before.connection):
             self._unneeded(before.connection)
@@ -236,6 +261,9 @@ class Ledger:
             self._gone.discard(connection)
             self.peers.pop(connection, None)
             self._env.store.submit("DELETE FROM connections WHERE uid = ?", connection)
+
+    def _stamp(self) -> float:
+        return self._env.steady.stamp(self._env.now)
 
     def _changed(self, entry: Entry, name: str) -> None:
         self.changes += 1

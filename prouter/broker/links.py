@@ -21,6 +21,7 @@ from prouter.broker.heartbeats import Heartbeats
 from prouter.broker.hello import AgentInfo, connection_uid
 from prouter.broker.switch import Path
 from prouter.broker.timers import Timer
+from prouter.fabric.bounds import MAX_AGENT_REPLY
 from prouter.fabric.calls import Caller
 from prouter.fabric.frames import Frame
 
@@ -58,7 +59,7 @@ class Link:
         self.info = info
         self.since = since
         self.path: Path | None = None
-        self.caller = Caller()
+        self.caller = Caller(MAX_AGENT_REPLY)
         self.load = 0.0
         self.running = 0
         self.placed = 0

@@ -8,35 +8,50 @@ from math import inf
 from typing import Any
 
 from prouter.errors import ProtocolError
-from prouter.jobs import JobRecord
+from prouter.fabric.bounds import MAX_JOB_EVENT
+from prouter.jobs import JobRecord, bounded
 
-__all__ = ["read_record"]
+__all__ = ["read_record", "record_uid"]
 
 _UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
 """One segment of a path, sent as it is."""
 _YEAR_10000 = 253_402_300_800.0
 _LARGEST = 2**63 - 1
 """What SQLite can hold."""
+_SHORT = 256
+"""Characters of a text that nobody has reason to make long: a signal, a host, the path of a unix socket."""
 
 
 def read_record(wire: object, connection: str) -> JobRecord:
     """The record of a job that was created through `connection`.
 
+    Agents of earlier versions do not shorten what is long in a record: that is done here, within reason.
+
     Raises:
-        ProtocolError: something is missing, of the wrong kind or out of range, or it is another connection's.
+        ProtocolError: something is missing, of the wrong kind, out of range or far too large, or it is another
+            connection's.
     """
     try:
         if not isinstance(wire, dict):
             raise TypeError("no map")
         record = JobRecord.from_wire(wire)
     except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"malformed job record: {error}") from error
+        raise ProtocolError(f"malformed job record: {error}"[:_SHORT]) from error
     for name, fits in _CHECKS.items():
         if not fits(getattr(record, name)):
             raise ProtocolError(f"malformed job record: its {name} makes no sense")
     if record.connection != connection:
         raise ProtocolError(f"malformed job record: it belongs to connection '{record.connection:.64}'")
-    return record
+    size = len(record.name) + len(record.error or "") + sum(map(len, record.args)) + len(record.args)
+    if size > MAX_JOB_EVENT:
+        raise ProtocolError(f"malformed job record: {size} characters are too many")
+    return bounded(record)
+
+
+def record_uid(wire: object) -> str | None:
+    """Whose record that is which `read_record` refused, if it says so."""
+    uid = wire.get("uid") if isinstance(wire, dict) else None
+    return uid if isinstance(uid, str) else None
 
 
 def _whole(value: Any, low: int = 0, high: int = _LARGEST) -> bool:
@@ -59,6 +74,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _SHORT
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
 
@@ -71,8 +90,8 @@ def _endpoint(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) - {"port", "host", "socket"}:
         return False
     if "socket" in value:
-        return len(value) == 1 and _text(value["socket"])
-    return _port(value.get("port")) and _text(value.get("host", ""))
+        return len(value) == 1 and _short(value["socket"])
+    return _port(value.get("port")) and _short(value.get("host", ""))
 
 
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -85,13 +104,14 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "name": _text,
     "revision": _whole,
     "args": _texts,
+    "args_shortened": lambda value: isinstance(value, bool),
     "pid": _or_none(_whole),
     "ports": _ports,
     "endpoint": _or_none(_endpoint),
     "path_mode": lambda value: value in ("strip", "keep"),
     "host_mode": lambda value: value in ("public", "local"),
     "exit_code": _or_none(lambda value: _whole(value, -_LARGEST)),
-    "signal": _or_none(_text),
+    "signal": _or_none(_short),
     "error": _or_none(_text),
     "created_at": _time,
     "started_at": _or_none(_time),

@@ -37,9 +37,13 @@ class Saved:
     connections: list[SavedConnection] = field(default_factory=list)
     jobs: list[Entry] = field(default_factory=list)
     keys: list[tuple[str, str, str]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    """By key, what tells the request from another (`prouter.requests.digest`)."""
     unwanted: list[str] = field(default_factory=list)
     events: list[tuple[int, bytes]] = field(default_factory=list)
     last_event: int = 0
+    last_seen: float | None = None
+    """Time of the last event, seconds since the epoch."""
 
 
 def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations: Creations, now: float) -> None:
@@ -53,6 +57,6 @@ def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations:
         if connection.mode == CLIENT and connection.address is not None:
             dials.restore(*connection.address, link, now)
     for key, uid, job in saved.keys:
-        creations.restore(key, uid, job)
+        creations.restore(key, uid, job, saved.digests.get(key, ""))
     for job in saved.unwanted:
         creations.restore_unwanted(job)

@@ -20,6 +20,7 @@ from prouter.broker.records import read_record
 from prouter.broker.waits import Waits
 from prouter.broker.workers import Worker
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
+from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.calls import Request
 from prouter.jobs import JobRecord, Reason, State
 
@@ -167,7 +168,7 @@ class Service:
             raise InvalidRequest("Invalid request: after must be an event id")
         self._env.budget -= _LIST
         events = self._ledger.events
-        found = events.after(after, _limit(args))
+        found = events.after(after, _limit(args), MAX_PAGE)
         done({"events": found, "first": events.first, "last": events.last}, None, now)
 
     def _drain(self, args: dict[str, Any], done: Done, now: float) -> None:
@@ -215,11 +216,11 @@ class Service:
         """The agent's answer, its record taken as news."""
         if error is None and "record" in value:
             try:
-                record = _record(value, entry)
+                self._ledger.apply(_record(value, entry), entry.agent)
             except ProtocolError as problem:
+                self._malformed(entry, problem)
                 done({}, problem, now)
                 return
-            self._ledger.apply(record, entry.agent)
         done({"job": self._ledger.info(entry)} if error is None else {}, error, now)
 
     def _remove(self, request: Request, done: Done, now: float) -> None:
@@ -250,7 +251,7 @@ class Service:
         error: PRouterError | None,
         now: float,
     ) -> None:
-        if error is not None and not isinstance(error, NotFound) and error.code != "agent_lost":
+        if error is not None and not isinstance(error, NotFound) and error.code not in _REMOVED_ALL_THE_SAME:
             done({}, error, now)
             return
         before = entry.last_record
@@ -258,11 +259,15 @@ class Service:
             try:
                 before = _record(value, entry)
             except ProtocolError as problem:
-                done({}, problem, now)
-                return
+                self._malformed(entry, problem)  # The job is removed all the same.
         if not entry.removed:
             self._ledger.close(entry, before, call_id)
         self._removed_for_good(entry, before, done)
+
+    def _malformed(self, entry: Entry, problem: ProtocolError) -> None:
+        """Count an answer that holds no sensible record."""
+        link = self._links.get(entry.connection)
+        self._env.malformed(link.path if link is not None else None, problem)
 
     def _removed_for_good(self, entry: Entry, before: JobRecord, done: Done) -> None:
         """Answer a remove once it is written down: a broker that comes after a crash must not show the job again."""
@@ -298,7 +303,7 @@ class Service:
                 try:
                     record = _record(value, entry)
                 except ProtocolError as problem:
-                    log.warning("event=usage_failed job=%s error=%r", entry.uid, problem.detail)
+                    self._malformed(entry, problem)
             done({"job": self._ledger.info(entry, record)}, None, now)
 
         self._forwarder.call(link, "job.usage", {"uid": entry.uid}, used, now, limit=_USAGE_LIMIT)
@@ -319,7 +324,11 @@ class Service:
             cursor=args.get("cursor"),
         )
         entries = [entry for entry in map(self._ledger.table.get, uids) if entry is not None]
-        done({"jobs": self._ledger.listed(entries), "count": len(entries), "next": cursor}, None, now)
+        most = args.get("bytes")
+        jobs, count = self._ledger.listed(entries, min(most, MAX_PAGE) if isinstance(most, int) else MAX_PAGE)
+        if count < len(entries):
+            cursor = self._ledger.table.index.cursor(entries[count - 1].uid)
+        done({"jobs": jobs, "count": count, "next": cursor}, None, now)
 
     def _list_bridges(self, args: dict[str, Any], done: Done, now: float) -> None:
         self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
@@ -329,6 +338,10 @@ class Service:
         """A job that exists, and the link to its agent, None when that is gone for good."""
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
         return entry, self._links.get(entry.connection)
+
+
+_REMOVED_ALL_THE_SAME = frozenset({"agent_lost", "answer_too_large"})
+"""Codes of errors after which a job that was to be removed is gone."""
 
 
 def _limit(args: dict[str, Any]) -> int:

@@ -19,7 +19,10 @@ class Bounds:
         dials: agents being dialled.
         hellos: introductions looked at per second.
         frames: control frames per second from one agent, four seconds of them at once.
-        body: bytes of a control frame of an agent.
+        control_bytes: bytes of control frames per second from one agent; who sends more is read more slowly.
+        connection_jobs: jobs of one connection that have not ended.
+        connection_bytes: bytes of their records.
+        history_bytes: bytes of the records of ended jobs.
         turn: control frames handled in one turn of the loop, and answers given, callbacks and timers run at once.
         hello_bytes: size of an introduction.
     """
@@ -30,7 +33,10 @@ class Bounds:
     dials: int = 256
     hellos: int = 4_000
     frames: int = 10_000
-    body: int = 2 * 1024 * 1024
+    control_bytes: int = 16 * 1024 * 1024
+    connection_jobs: int = 50_000
+    connection_bytes: int = 64 * 1024 * 1024
+    history_bytes: int = 128 * 1024 * 1024
     turn: int = 100
     hello_bytes: int = 64 * 1024
 

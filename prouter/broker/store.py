@@ -20,12 +20,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prouter.broker.entry import Entry
-from prouter.broker.hello import AgentInfo
-from prouter.broker.ledger import EVENTS
-from prouter.broker.restore import Saved, SavedConnection
+from prouter.broker.restore import Saved
+from prouter.broker.stored import read_tables
 from prouter.errors import ProtocolError
-from prouter.fabric.frames import unpack_body
 
 __all__ = ["SCHEMA", "Store", "open_store", "read_store"]
 
@@ -51,7 +48,6 @@ _MIGRATIONS: dict[int, str] = {
 }
 """Statements that lead from each version to the next."""
 
-_COLUMNS = "uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event"
 _PASSING = (
     "disk is full",
     "disk i/o error",
@@ -77,6 +73,10 @@ _RENEW = 60.0
 _BACKLOG = 200_000
 """Statements kept while the database cannot be written; beyond, the oldest are lost."""
 
+_JOURNAL_BYTES = 16 << 20
+"""Bytes that the journal may have after a time of many changes."""
+_EMPTY_BYTES = 64 << 20
+"""Bytes that may be empty in the database after large rows were shortened."""
 
 _EMPTY = "the router starts with an empty job table and history; running jobs come back with their agents"
 
@@ -331,7 +331,7 @@ def _as_it_is(path: Path, error: Exception) -> Saved:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5.0)) as database:
             if database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-                saved, found = read_store(database), "all of it"
+                (saved, _), found = read_tables(database), "all of it"
     except _DAMAGE as problem:
         log.error("event=database_not_read path=%s error=%r", path, str(problem))
     log.critical(
@@ -345,37 +345,22 @@ def _as_it_is(path: Path, error: Exception) -> Saved:
 
 
 def read_store(database: sqlite3.Connection) -> Saved:
-    """Make or migrate the tables of an open database and read them."""
+    """Make or migrate the tables of an open database, read them, and correct what is too large in them."""
     _migrate(database)
-    saved = Saved()
-    for uid, gone, body in database.execute("SELECT uid, gone, body FROM connections"):
-        known = unpack_body(body)
-        address = known.get("address")
-        saved.connections.append(
-            SavedConnection(
-                uid=uid,
-                mode=known["mode"],
-                info=AgentInfo.from_wire(known["info"]),
-                since=known["since"],
-                gone=bool(gone),
-                address=(address[0], address[1]) if address else None,
-            )
-        )
-    for row in database.execute(f"SELECT {_COLUMNS} FROM jobs"):  # noqa: S608 - a constant
-        uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, packed, event = row
-        entry = Entry(uid, connection, agent, name, created_at, state, revision, bool(lost), removal, ended_at, packed)
-        if not entry.ended:
-            entry.set(entry.last_record)
-            entry.confirmed = False
-        saved.jobs.append(entry)
-        saved.last_event = max(saved.last_event, event)
-    saved.unwanted = [job for (job,) in database.execute("SELECT job FROM unwanted ORDER BY at")]
-    saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
-    saved.events = database.execute("SELECT id, body FROM events ORDER BY id DESC LIMIT ?", (EVENTS,)).fetchall()[::-1]
-    for number, body in saved.events:
-        unpack_body(body)
-        saved.last_event = max(saved.last_event, number)
+    saved, repairs = read_tables(database)
+    if repairs:
+        with database:
+            for statement, parameters in repairs:
+                database.execute(statement, parameters)
+        _give_back(database)
     return saved
+
+
+def _give_back(database: sqlite3.Connection) -> None:
+    """Give the file system what large rows have left empty."""
+    free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
+    if free * size > _EMPTY_BYTES:
+        database.execute("VACUUM")
 
 
 def _migrate(database: sqlite3.Connection) -> None:
@@ -387,6 +372,8 @@ def _migrate(database: sqlite3.Connection) -> None:
     while version < SCHEMA:
         database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
         version += 1
+    # Without a version of its own: an earlier router that finds it leaves it alone, and goes on with all the rest.
+    database.execute("CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID")
 
 
 def _connect(path: Path, patience: float = 5.0) -> sqlite3.Connection:
@@ -394,6 +381,7 @@ def _connect(path: Path, patience: float = 5.0) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         _migrate(database)
     except BaseException:
         database.close()

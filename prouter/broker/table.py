@@ -16,6 +16,9 @@ from prouter.jobs import JobRecord, Reason, State
 
 __all__ = ["JobTable"]
 
+_KEEPING = 600
+"""Bytes that keeping a job costs beside its record."""
+
 
 class JobTable:
     """See the module's docstring."""
@@ -27,6 +30,9 @@ class JobTable:
         self._kept: dict[str, set[str]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._remembered: Counter[str] = Counter()
+        self._sizes: dict[str, tuple[str, int]] = {}
+        """Of each job, the connection if it has not ended, and what it counts there or for the history."""
+        self._bytes: Counter[str] = Counter()
         self.index = JobIndex()
 
     def __len__(self) -> int:
@@ -39,6 +45,15 @@ class JobTable:
     def ended_count(self) -> int:
         """How many jobs the history holds."""
         return len(self._ended)
+
+    @property
+    def ended_bytes(self) -> int:
+        """Bytes of the records that the history holds, with what keeping a job costs."""
+        return self._bytes[""]
+
+    def live_bytes(self, connection: str) -> int:
+        """Bytes of the records of the jobs of a connection that have not ended."""
+        return self._bytes[connection]
 
     def get(self, uid: str) -> Entry | None:
         """The job with this uid."""
@@ -76,12 +91,15 @@ class JobTable:
         self.index.load(listed)
 
     def apply(self, record: JobRecord, agent: str, wall: float) -> Entry | None:
-        """Take what an agent says of a job; the job if that changed anything anybody can see, else None."""
+        """Take what an agent says of a job; the job if that changed anything anybody can see, else None.
+
+        An ended job's age counts from `wall`: the agent's clock may be wrong.
+        """
         entry = self._entries.get(record.uid)
         if entry is None:
             entry = self._entries[record.uid] = Entry.heard(record, agent)
             self._remembered[record.connection] += 1
-            self._settle(entry, record.finished_at or wall)
+            self._settle(entry, wall)
             return entry
         if entry.removed or record.revision < entry.revision:
             return None
@@ -91,7 +109,7 @@ class JobTable:
             return None
         entry.set(record)
         entry.confirmed = True
-        self._settle(entry, record.finished_at or wall)
+        self._settle(entry, wall)
         return entry
 
     def lose(self, entry: Entry, reason: str, wall: float) -> None:
@@ -119,6 +137,7 @@ class JobTable:
     def forget(self, entry: Entry) -> None:
         """Drop the job altogether."""
         del self._entries[entry.uid]
+        self._weigh(entry.uid, "", 0)
         self._ended.pop(entry.uid, None)
         self.index.remove(entry.uid)
         _discard(self._live, entry.connection, entry.uid)
@@ -128,15 +147,20 @@ class JobTable:
         if not self._remembered[entry.connection]:
             del self._remembered[entry.connection]
 
-    def overdue(self, keep: int, ended_before: float) -> list[Entry]:
-        """Jobs the history has no room for: the longest ended beyond `keep`, and those ended before that time."""
+    def overdue(self, keep: int, keep_bytes: int, ended_before: float, most: int) -> list[Entry]:
+        """Jobs the history has no room for: the longest ended beyond `keep` and `keep_bytes`, and those ended before
+        that time; at most so many of them.
+        """
         found: list[Entry] = []
-        surplus = len(self._ended) - keep
+        surplus, surplus_bytes = len(self._ended) - keep, self.ended_bytes - keep_bytes
         for uid in self._ended:
             entry = self._entries[uid]
-            if len(found) >= surplus and (entry.ended_at or 0.0) >= ended_before:
+            if len(found) == most or (
+                len(found) >= surplus and surplus_bytes <= 0 and (entry.ended_at or 0.0) >= ended_before
+            ):
                 break
             found.append(entry)
+            surplus_bytes -= entry.size + _KEEPING
         return found
 
     def _settle(self, entry: Entry, ended_at: float) -> None:
@@ -150,7 +174,19 @@ class JobTable:
         self._count(entry)
         self.index.put(_listed(entry))
 
+    def _weigh(self, uid: str, account: str, size: int) -> None:
+        """A job counts so many bytes there now: under its connection, or under nothing for the history; 0 for none."""
+        before = self._sizes.pop(uid, None)
+        if before is not None:
+            self._bytes[before[0]] -= before[1]
+            if not self._bytes[before[0]]:
+                del self._bytes[before[0]]
+        if size:
+            self._sizes[uid] = (account, size)
+            self._bytes[account] += size
+
     def _count(self, entry: Entry) -> None:
+        self._weigh(entry.uid, "" if entry.ended else entry.connection, entry.size + _KEEPING)
         if entry.ended:
             _discard(self._live, entry.connection, entry.uid)
         else:

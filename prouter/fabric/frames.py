@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from prouter.errors import ProtocolError
+from prouter.fabric.bounds import MAX_FRAMES, MAX_PART, MAX_PAYLOAD
 
 __all__ = [
     "ACK",
@@ -97,10 +98,6 @@ ASK = 4
 
 BULK_MIN = 4096
 """Payloads of this many bytes or more get a message part of their own, uncopied."""
-MAX_PAYLOAD = 8 * 1024 * 1024
-"""Largest payload of one frame, bytes."""
-MAX_FRAMES = 32768
-"""Most frames in one message."""
 
 _MESSAGE_FRAMES = 4096
 _MESSAGE_BYTES = 256 * 1024
@@ -146,19 +143,32 @@ def batches(frames: list[Frame]) -> Iterator[list[Frame]]:
 
 
 def encode(frames: Iterable[Frame]) -> list[bytes]:
-    """The parts of one message that carries `frames` in order."""
+    """The parts of one message that carries `frames` in order.
+
+    Raises:
+        ProtocolError: a payload is larger than `MAX_PAYLOAD`, or there are more than `MAX_FRAMES`, or too many bytes
+            of them for one part.
+    """
+    if not isinstance(frames, (list, tuple)):
+        frames = list(frames)
+    if len(frames) > MAX_FRAMES:
+        raise ProtocolError(f"{len(frames)} frames are more than one message may have ({MAX_FRAMES})")
     block: list[bytes] = []
     parts: list[bytes] = [b""]
     for kind, flags, sid, offset, ack, payload in frames:
         length = len(payload)
         if length >= BULK_MIN:
+            if length > MAX_PAYLOAD:
+                raise ProtocolError(f"a payload of {length} bytes is larger than {MAX_PAYLOAD}")
             block.append(_pack(kind, flags | BULK, 0, length, sid, offset, ack))
             parts.append(payload)
         else:
             block.append(_pack(kind, flags, 0, length, sid, offset, ack))
             if length:
                 block.append(payload)
-    parts[0] = b"".join(block)
+    parts[0] = joined = b"".join(block)
+    if len(joined) > MAX_PART:
+        raise ProtocolError(f"{len(joined)} bytes of small frames are more than one message may have ({MAX_PART})")
     return parts
 
 
@@ -189,8 +199,8 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
             frames.append(Frame(kind, flags & ~BULK, sid, offset, ack, parts[bulk]))
             continue
         end = position + length
-        if end > size:
-            raise ProtocolError("truncated payload")
+        if end > size or length > MAX_PAYLOAD:
+            raise ProtocolError("truncated payload, or one that is too large")
         frames.append(Frame(kind, flags, sid, offset, ack, block[position:end]))
         position = end
     if bulk != len(parts) - 1:

@@ -12,17 +12,12 @@ import struct
 from collections.abc import Sequence
 
 from prouter.errors import ProtocolError
+from prouter.fabric.bounds import MAX_MESSAGE, MAX_PART, PART_OVERHEAD
 
 __all__ = ["BULKY", "MAX_MESSAGE", "MAX_PART", "Zmtp", "encode_message", "opening"]
 
-MAX_PART = 16 * 1024 * 1024
-"""Largest part of a message that is taken, bytes."""
-MAX_MESSAGE = 64 * 1024 * 1024
-"""Largest message that is taken, bytes."""
 BULKY = 64 * 1024
 """Bytes from which a part is received into memory of its own and handed on as a view; copying less costs less."""
-_OVERHEAD = 64
-"""Bytes that count for each part beside its own: what keeping it costs."""
 _PORTION = 1024
 """Frames taken out of what has arrived at once: small ones take more memory so, and others wait meanwhile."""
 _STRANGERS_PORTION = 64
@@ -51,20 +46,30 @@ def opening(kind: bytes, identity: bytes = b"") -> bytes:
 
 
 def encode_message(parts: Sequence[bytes]) -> list[bytes]:
-    """The bytes of one message, as buffers to be sent one after the other; large parts are not copied."""
+    """The bytes of one message, as buffers to be sent one after the other; large parts are not copied.
+
+    Raises:
+        ProtocolError: the other end would not take it: a part or the whole is too large.
+    """
     buffers: list[bytes] = []
     joined: list[bytes] = []
     left = len(parts)
+    size = left * PART_OVERHEAD
     for part in parts:
         left -= 1
         length = len(part)
+        size += length
         more = left > 0
         joined.append(_SHORT_HEADS[more][length] if length <= _SHORT else _LONG_HEAD.pack(_LONG | more, length))
         if length < _JOINED:
             joined.append(part)
         else:
+            if length > MAX_PART:
+                raise ProtocolError(f"a part of {length} bytes is larger than {MAX_PART}")
             buffers += (b"".join(joined), part)
             joined.clear()
+    if size > MAX_MESSAGE:
+        raise ProtocolError(f"a message of {size} bytes is larger than {MAX_MESSAGE}")
     if joined:
         buffers.append(b"".join(joined))
     return buffers
@@ -186,7 +191,7 @@ class Zmtp:
             position = end
             if flags & _COMMAND:
                 continue  # ZMTP 3.1's heartbeats; sessions have their own.
-            self._size += length + _OVERHEAD
+            self._size += length + PART_OVERHEAD
             part = data[start:end]
             parts.append(memoryview(part) if length >= BULKY else part)  # type: ignore[arg-type]
             if not flags & _MORE:
@@ -197,7 +202,7 @@ class Zmtp:
 
     def _make_room(self, flags: int, length: int, data: bytes, start: int) -> None:
         """Have the rest of a large part received where it stays; its flags are kept in front of it."""
-        self._size += length + _OVERHEAD
+        self._size += length + PART_OVERHEAD
         self._whole = whole = memoryview(bytearray(1 + length))
         whole[0] = flags
         have = len(data) - start

@@ -243,6 +243,7 @@ class Peer:
         Raises:
             PRouterError: what the peer answered.
             AgentUnavailable: no answer within `timeout` seconds.
+            TooLarge: the peer would not take so much.
         """
         result: AsyncResult[Result] = AsyncResult()
         call_id = self.ask(op, args, result.set, call_id=call_id)
@@ -271,9 +272,14 @@ class Peer:
         self._caller.forget(call_id)
 
     def notify(self, name: str, body: dict[str, Any]) -> None:
-        """Send an event; lost when there is no path."""
+        """Send an event; lost when there is no path, or when no peer would take it."""
         if self.ready:
-            self._say(event_frame(name, body))
+            try:
+                frame = event_frame(name, body)
+            except ProtocolError as error:
+                log.error("event=event_not_sent name=%s error=%r", name, error.detail)
+            else:
+                self._say(frame)
 
     def ping(self) -> None:
         """Ask for a sign of life now; where the connection is known to be closed, sending tells."""

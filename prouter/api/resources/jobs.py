@@ -13,16 +13,19 @@ from prouter.api import query
 from prouter.api.body import discard_body, read_model
 from prouter.api.context import ApiRequest, send_json
 from prouter.errors import InvalidRequest
+from prouter.fabric.bounds import MAX_PAGE
 from prouter.jobs import State
-from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest
+from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
 
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
 
 __all__ = ["Job", "Jobs"]
 
-MAX_PAGE = 1000
+_MOST_JOBS = 1000
 """Most jobs in one page of a list."""
+_ENOUGH = 128 * 1024
+"""Bytes that a page of a list may have left without being filled: one job may need them."""
 _PAGE = 100
 _MAX_KEY = 255
 _CALL_TIMEOUT = 60.0
@@ -30,6 +33,11 @@ _CALL_TIMEOUT = 60.0
 _GOING_ON = frozenset({State.PENDING.value, State.RUNNING.value})
 
 JobInfo = dict[str, Any]
+
+
+def _given(req: ApiRequest) -> bool:
+    """Whether the client says itself which requests are repeats."""
+    return req.get_header("Idempotency-Key") is not None
 
 
 def _key(req: ApiRequest, scope: str) -> str:
@@ -52,8 +60,14 @@ class _Calls:
         answer: dict[str, Any] = self._router.call(op, args, timeout=timeout)
         return answer
 
-    def _create(self, request: CreateRequest, key: str) -> JobInfo:
-        created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key})["job"]
+    def _create(self, request: CreateRequest, key: str, told: str) -> JobInfo:
+        """A new job, or that of the first request with this key; `told` is the digest of a body with a key, or empty.
+
+        Raises:
+            KeyReused: the first request had another body.
+        """
+        about = {"digest": told} if told else {}
+        created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
         return created
 
     def _start(self, connection: str, job: str, request: StartRequest, key: str) -> JobInfo:
@@ -74,7 +88,7 @@ class Jobs(_Calls):
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """A page of jobs, newest first; the broker gives it in portions, so that nobody waits for a long one."""
-        limit = query.integer(req, "limit", low=1, high=MAX_PAGE) or _PAGE
+        limit = query.integer(req, "limit", low=1, high=_MOST_JOBS) or _PAGE
         args = {
             "states": query.choices(req, "state", tuple(state.value for state in State)),
             "agent": query.text(req, "agent"),
@@ -82,12 +96,15 @@ class Jobs(_Calls):
         }
         cursor = query.text(req, "cursor")
         parts: list[bytes] = []
+        room = MAX_PAGE
         while True:
-            page = self._call("jobs.list", {**args, "limit": limit, "cursor": cursor})
+            left = {"bytes": room} if parts else {}
+            page = self._call("jobs.list", {**args, "limit": limit, "cursor": cursor, **left})
             cursor, limit = page["next"], limit - page["count"]
             if page["jobs"]:
                 parts.append(page["jobs"])
-            if cursor is None or limit <= 0:
+                room -= len(page["jobs"])
+            if cursor is None or limit <= 0 or room < _ENOUGH:
                 break
         resp.content_type = falcon.MEDIA_JSON
         resp.data = b'{"jobs":[%b],"next":%b}' % (b",".join(parts), json.dumps(cursor).encode("ascii"))
@@ -97,14 +114,14 @@ class Jobs(_Calls):
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
         """A new, empty job."""
         request = read_model(CreateRequest, req)
-        send_json(resp, self._create(request, _key(req, "create")))
+        send_json(resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create and start; with ``wait=SECONDS`` also wait for the end."""
         request = read_model(RunRequest, req)
         patience = query.seconds(req, "wait")
         key = _key(req, "run")
-        info = self._create(request.create(), f"{key} create")
+        info = self._create(request.create(), f"{key} create", digest(request) if _given(req) else "")
         connection, job = info["path"].split("/")[2:4]
         resp.set_header("Location", info["path"] + "/info")
         info = self._start(connection, job, request.start(), f"{key} start")
