@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from prouter.agent import trees
+from prouter.agent.log_files import LogFiles
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
@@ -129,6 +130,8 @@ class FileHandle:
     def remove(self) -> bool:
         """Delete the name this file was opened by, unless another file has it by now; whether it was deleted."""
         with translated(self._path, writing=True):
+            if self._is_log and self._sandbox.logs.unlist(self._parts[0]):
+                return True
             try:
                 if self._identity != _identity(self._sandbox, self._parts):
                     return False
@@ -179,12 +182,21 @@ def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
     """
     parts = split(path, root_allowed=True)
     with translated(path):
-        fd = sandbox.open_file(parts, os.O_RDONLY)
+        log = _log(sandbox, parts)
+        fd = sandbox.open_file(parts, os.O_RDONLY) if log is None else log
         try:
             return FileHandle(fd, sandbox, parts)
         except BaseException:
             os.close(fd)
             raise
+
+
+def _log(sandbox: Sandbox, parts: tuple[bytes, ...]) -> int | None:
+    """The log that this path stands for, open for reading; None for any other path."""
+    if len(parts) != 1 or parts[0] not in LOG_FILES:
+        return None
+    with sandbox.opened():  # There is none of a sandbox that is gone.
+        return sandbox.logs.open_listed(parts[0])
 
 
 def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
@@ -205,22 +217,27 @@ def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
             if stat(sandbox, path, follow=True).type != "dir":
                 raise Conflict(f"'{shown(path)}' is not a directory") from error
             raise
-    entries = _entries(fd, path, () if parts else (SCRATCH_NAME,))
+    logs, hidden = (None, ()) if parts else (sandbox.logs, (SCRATCH_NAME,))
+    entries = _entries(fd, path, logs, hidden)
     next(entries)
     return (entry for entry in entries if entry is not None)
 
 
-def _entries(fd: int, path: bytes, hidden: Sequence[bytes]) -> Iterator[Entry | None]:
-    """None once the descriptor is in good hands, then the entries."""
+def _entries(fd: int, path: bytes, logs: LogFiles | None, hidden: Sequence[bytes]) -> Iterator[Entry | None]:
+    """None once the descriptor is in good hands, then the entries; `logs` in place of what has their names."""
     try:
         yield None
+        listed = set(filter(logs.listed, LOG_FILES)) if logs is not None else set()
         with translated(path):
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            names = sorted(listed.union(map(os.fsencode, os.listdir(fd))))
         for name in names:
             if name in hidden:
                 continue
             with translated(path), contextlib.suppress(FileNotFoundError):
-                yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+                if logs is not None and name in listed:
+                    yield _entry(name, os.lstat(logs.path(LOG_FILES[name])))
+                else:
+                    yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
     finally:
         os.close(fd)
 
@@ -236,7 +253,8 @@ def stat(sandbox: Sandbox, path: bytes, *, follow: bool = False) -> Entry:
     """
     parts = split(path, root_allowed=True)
     with translated(path):
-        fd = sandbox.open(parts, _PATH_ONLY if follow else _PATH_ONLY | os.O_NOFOLLOW)
+        log = _log(sandbox, parts)
+        fd = log if log is not None else sandbox.open(parts, _PATH_ONLY if follow else _PATH_ONLY | os.O_NOFOLLOW)
         try:
             return _entry(parts[-1] if parts else b"", os.fstat(fd))
         finally:
@@ -276,6 +294,8 @@ def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
     """
     parts = split(path, root_allowed=True)
     with translated(path), sandbox.parent(parts) as parent:
+        if len(parts) == 1 and sandbox.logs.unlist(parts[0]):
+            return
         info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
         if not st.S_ISDIR(info.st_mode):
             os.unlink(parts[-1], dir_fd=parent)

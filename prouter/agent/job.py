@@ -23,6 +23,7 @@ from gevent import Greenlet
 from gevent.event import AsyncResult, Event
 
 from prouter.agent.expose import Exposure
+from prouter.agent.log_gaps import LOG_FILES
 from prouter.agent.logs import JobLog
 from prouter.agent.runner import Exit
 from prouter.agent.sandbox import Sandbox
@@ -141,23 +142,38 @@ class Job:
             found = self._logs[name] = JobLog(self.sandbox, name)
         return found
 
+    def make_logs(self) -> None:
+        """Make the job's logs, and keep them open while it lives: it may find and delete them.
+
+        Raises:
+            PRouterError: the disk is full, no descriptor is left.
+        """
+        self.sandbox.logs.create()
+        for name in LOG_FILES.values():
+            self.log(name).fileno()
+
     def release(self) -> None:
-        """Give back what a live job holds: its port, socket, short link, timer and open logs."""
+        """Give back what a live job holds: port, socket, short link, timer, and its open logs that have names."""
         if self.exposure is not None:
             self.exposure.release()
         if self.scratch is not None:
             self.scratch.release()
-        self.detach()
+        self._detach()
+        for log in self._logs.values():
+            log.rest()
 
     def detach(self) -> None:
         """Let go of the job without touching it: reservation, timer and open logs are this agent's own."""
+        self._detach()
+        for log in self._logs.values():
+            log.close()
+
+    def _detach(self) -> None:
         if self.exposure is not None:
             self.exposure.detach()
         if self.expiry is not None:
             self.expiry.kill(block=False)
             self.expiry = None
-        for log in self._logs.values():
-            log.close()
 
     def kept(self) -> dict[str, Any]:
         """All that is needed to go on with this job after a restart of the agent, JSON-ready."""
@@ -176,6 +192,7 @@ class Job:
             "reported": list(exposure.reported) if exposure is not None else [],
             "ending": [self.ending[0].value, self.ending[1]] if self.ending is not None else None,
             "failure": self.failure,
+            "inodes": self.sandbox.kept(),
         }
 
     @classmethod
@@ -196,6 +213,7 @@ class Job:
         job.failure = kept["failure"]
         if kept.get("tmp_link") is not None:  # An agent that knew nothing of it had none.
             job.scratch = Scratch(sandbox.root / os.fsdecode(SCRATCH_NAME), Path(kept["tmp_link"]))
+        sandbox.adopt(kept.get("inodes", {}))
         if kept["ending"] is not None:
             job.ending = (Reason(kept["ending"][0]), kept["ending"][1])
         if job.failure is not None:

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
+from prouter.agent.log_gaps import LOGS_DIRECTORY, remove_logs
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, PRouterError
 
@@ -21,6 +22,7 @@ __all__ = ["JobsRoot", "is_small"]
 _UID = re.compile(r"[0-9a-f]{32}")
 _LOCK_NAME = ".agent.lock"
 _FEW = 16
+_SMALL_LOGS = 16 << 20
 
 _log = logging.getLogger("prouter.agent")
 
@@ -73,6 +75,7 @@ class JobsRoot:
 
     def sweep(self, kept: Collection[str]) -> None:
         """Remove the sandboxes of jobs that are gone; what is not named like one is left alone."""
+        self._sweep_logs(kept)
         for entry in self.path.iterdir():
             if entry.name in kept or not _UID.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
                 continue
@@ -83,9 +86,24 @@ class JobsRoot:
             else:
                 _log.info("event=leftover_removed job=%s", entry.name)
 
+    def _sweep_logs(self, kept: Collection[str]) -> None:
+        directory = self.path / LOGS_DIRECTORY
+        if directory.is_symlink() or not directory.is_dir():
+            return
+        for uid in {name.partition(".")[0] for name in os.listdir(directory)}:
+            if uid not in kept and _UID.fullmatch(uid):
+                try:
+                    remove_logs(self.path, uid)
+                except OSError as error:
+                    _log.warning("event=leftover_not_removed job=%s error=%r", uid, str(error))
+
 
 def is_small(sandbox: Sandbox) -> bool:
-    """Whether removing it takes no noticeable time: few files and no directories. A large one may block for long."""
+    """Whether removing it takes no noticeable time: few files and no directories, and small logs. A large one may
+    block for long.
+    """
+    if sandbox.logs.size_bytes() > _SMALL_LOGS:
+        return False
     try:
         with os.scandir(sandbox.root) as entries:
             for count, entry in enumerate(entries):

@@ -1,17 +1,50 @@
-"""The cut part of a job's log: where the kept part begins, and the line that stands for what was dropped.
+"""Names of a job's logs; where the kept part of one begins, and the line that stands for what was dropped of it.
 
-The agent bounds a log by giving its oldest blocks back to the file system (prouter.agent.logs); the file keeps its
-length, so positions in it never change, and what was dropped is a hole at its start.
+Standard library only: used by the keeper. The agent bounds a log by giving its oldest blocks back to the file system
+(prouter.agent.logs); the file keeps its length, so positions in it never change, and what was dropped is a hole at its
+start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
-__all__ = ["LOG_FILES", "first_data", "gap_marker"]
+__all__ = ["COPIED", "LOGS_DIRECTORY", "LOG_FILES", "UNLISTED", "first_data", "gap_marker", "log_names", "remove_logs"]
 
 LOG_FILES = {b".pagent.stdout": "stdout", b".pagent.stderr": "stderr"}
+"""What a log is called in the sandbox."""
+
+LOGS_DIRECTORY = ".job-logs"
+"""Directory of all logs in ``jobs.root``."""
+
+COPIED = 256 << 10
+"""Bytes of a log's beginning that are copied into the sandbox."""
+
+UNLISTED = ".unlisted"
+"""Ending of the mark beside a log that is no longer to be seen in the sandbox."""
+
+
+def log_names(uid: str) -> list[str]:
+    """All names that files of a job's logs may have in `LOGS_DIRECTORY`."""
+    return [
+        f"{uid}.{stream}{ending}" for stream in LOG_FILES.values() for ending in ("", ".kept", ".kept.new", UNLISTED)
+    ]
+
+
+def remove_logs(root: str | os.PathLike[str], uid: str) -> None:
+    """Delete all files of a job's logs in ``jobs.root``, and their directory with the last of them; none is fine.
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    directory = os.path.join(root, LOGS_DIRECTORY)
+    for name in log_names(uid):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(os.path.join(directory, name))
+    with contextlib.suppress(OSError):  # Other jobs have logs.
+        os.rmdir(directory)
 
 
 def first_data(fd: int, offset: int = 0) -> int:

@@ -1,8 +1,9 @@
-"""A job's stdout and stderr files: read by position, found from the end, bounded in size while the job writes on.
+"""A job's stdout and stderr: read by position, found from the end, bounded in size while the job writes on.
 
-The job writes straight into the file (O_APPEND), no process stands between. *Position 0 is the first byte the job ever
-wrote*, for ever. When the log is over its limit, `JobLog.enforce_limit` gives its oldest blocks back to the file system
-(a hole: the length stays, the disk space goes) and readers get one line that says how many bytes were dropped.
+The keeper's log writer appends what the job writes to the log's file (`prouter.agent.log_files` says where that is).
+*Position 0 is the first byte the job ever wrote*, for ever. When the log is over its limit, `JobLog.enforce_limit`
+gives its oldest blocks back to the file system (a hole: the length stays, the disk space goes) and readers get one line
+that says how many bytes were dropped.
 
 Where the file system has no holes, the newest part is copied to a file beside, the log is emptied, and positions are
 counted on from the first line of that file. Bytes the job writes between the last look and the emptying, microseconds,
@@ -22,7 +23,7 @@ from prouter.agent import syscalls
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import translated
 from prouter.agent.sandbox import Sandbox
-from prouter.errors import InvalidRequest
+from prouter.errors import Forbidden, InvalidRequest
 
 __all__ = ["JobLog", "LogChunk"]
 
@@ -52,7 +53,8 @@ class LogChunk:
 class JobLog:
     """One of a job's two logs. Share one object among all its followers: they read each block from disk once.
 
-    Safe to use from several threads. It holds a descriptor from the first use until `close`.
+    Safe to use from several threads. It holds a descriptor from the first use until `close`, or until `rest` when the
+    log can be opened again.
 
     Args:
         sandbox: the job's.
@@ -64,13 +66,13 @@ class JobLog:
     """
 
     def __init__(self, sandbox: Sandbox, name: str, *, holes: bool = True) -> None:
-        files = {stream: file for file, stream in LOG_FILES.items()}
-        if name not in files:
-            raise InvalidRequest(f"Invalid request: there is no log '{name}', only {' and '.join(sorted(files))}")
+        names = sorted(LOG_FILES.values())
+        if name not in names:
+            raise InvalidRequest(f"Invalid request: there is no log '{name}', only {' and '.join(names)}")
         self.name = name
-        self._file = files[name]
-        self._kept_file = self._file + b".kept"
-        self._sandbox = sandbox
+        self._file = f".pagent.{name}".encode()
+        self._files = sandbox.logs
+        self._kept_file = f"{self._files.path(name).name}.kept"
         self._holes = holes
         self._lock = threading.RLock()
         self._fd = self._kept_fd = -1
@@ -92,15 +94,22 @@ class JobLog:
             self._fd = self._kept_fd = -1
             self._last = LogChunk(0, 0, b"")
 
+    def rest(self) -> None:
+        """As `close`, but keep a log open that has lost its name: nobody could open it again."""
+        with self._lock:
+            if self._fd < 0 or self._files.leads_to(self.name, self._fd):
+                self.close()
+
     def fileno(self) -> int:
         """The log's descriptor, for `prouter.agent.log_watch.LogWatcher.watch`.
 
         Raises:
-            NotFound: the job has not written any log (yet).
+            NotFound: the job has no log (yet).
+            Forbidden: a log that an older version left in the sandbox is none any more.
         """
         with self._lock, translated(self._file):
             if self._fd < 0:
-                self._fd = self._open(self._file, os.O_RDONLY)
+                self._fd = self._files.open(self.name)
                 self._open_kept()
             return self._fd
 
@@ -198,7 +207,7 @@ class JobLog:
 
     def _punch(self, target: int) -> bool:
         """Drop whole blocks before `target`; False when the file system has no holes."""
-        fd = self._open(self._file, os.O_WRONLY)
+        fd = self._reopened()
         try:
             block = max(_PAGE, os.fstatvfs(fd).f_bsize)
             if target >= block:
@@ -214,11 +223,11 @@ class JobLog:
 
     def _copy_and_empty(self, target: int) -> None:
         """Put what is kept into the file beside, then empty the log."""
-        log = self._open(self._file, os.O_WRONLY)
+        log = self._reopened()
         header = b"%d\n" % target
-        fresh = self._kept_file + b".new"
+        fresh = f"{self._kept_file}.new"
         try:
-            with self._sandbox.parent((fresh,)) as parent:
+            with self._files.directory(make=True) as parent:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(fresh, dir_fd=parent)
                 kept = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600, dir_fd=parent)
@@ -247,13 +256,18 @@ class JobLog:
             position += len(data)
         return position
 
-    def _open(self, name: bytes, flags: int) -> int:
-        return self._sandbox.open_file((name,), flags | os.O_NOFOLLOW)
+    def _reopened(self) -> int:
+        """The very file that is read, for writing: never another one that has its name by now."""
+        fd = self.fileno()
+        if not self._files.made_here(self.name) and os.fstat(fd).st_nlink > 1:
+            raise Forbidden(f"the job's {self.name} has several names: it is not cut")
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
 
     def _open_kept(self) -> None:
         """Take up what an earlier `_copy_and_empty` left, after a restart of the agent."""
         try:
-            fd = self._open(self._kept_file, os.O_RDONLY)
+            with self._files.directory() as parent:
+                fd = os.open(self._kept_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except FileNotFoundError:
             return
         header = os.pread(fd, 32, 0).split(b"\n", 1)[0]

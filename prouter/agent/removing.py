@@ -76,6 +76,7 @@ class Remover:
             job.sandbox.remove()
         else:
             gevent.get_hub().threadpool.apply(job.sandbox.remove)
+        job.detach()
         self._tombstones[job.uid] = before
         if len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)

@@ -11,11 +11,13 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prouter.agent import syscalls, trees
 from prouter.agent.beneath import open_beneath
+from prouter.agent.log_files import LogFiles
 from prouter.agent.paths import refusal, shown, split, translated
 from prouter.agent.room import Room
 from prouter.errors import Conflict, Forbidden, IsDirectory, NotFound, PRouterError
@@ -34,6 +36,7 @@ class Sandbox:
 
     Attributes:
         room: the account of what transfers put into it.
+        logs: of the job, beside the directory.
     """
 
     def __init__(self, root: Path | str, *, openat2: bool | None = None) -> None:
@@ -43,6 +46,7 @@ class Sandbox:
         self._openat2 = syscalls.have_openat2() if openat2 is None else openat2
         self._identity: tuple[int, int] | None = None
         self.room = Room(self.size_bytes)
+        self.logs = LogFiles(self)
         self._removing = False
 
     def __repr__(self) -> str:
@@ -63,8 +67,9 @@ class Sandbox:
             pass
 
     def remove(self) -> None:
-        """Remove the directory and all that is in it, never following a link; nothing there is fine.
+        """Remove the directory and all that is in it, and the logs, never following a link; nothing there is fine.
 
+        A job may have renamed its directory: then it is looked for everywhere in the directory of all sandboxes.
         From the first moment on nothing more is put into it through us, or it might never be empty.
 
         Raises:
@@ -79,16 +84,51 @@ class Sandbox:
             raise refusal(error, self._path, writing=True) from error
         self._removing = True
         try:
+            there = _inode(parent, self.root.name)
             trees.remove(parent, os.fsencode(self.root.name))
+            if self._identity is not None and self._identity != there:
+                self._remove_moved(self._identity)
+            with translated(self._path, writing=True):
+                self.logs.remove()
         except trees.NotRemoved as error:
             self._removing = False
             raise PRouterError(f"sandbox '{shown(self._path)}' is not removed: {error}", code="not_removed") from error
         finally:
             os.close(parent)
 
+    def _remove_moved(self, identity: tuple[int, int]) -> None:
+        """Remove the directory wherever its job has moved it."""
+        found = trees.find_directory(self.root.parent, identity)
+        if found is None:
+            return
+        parent = os.open(found.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if _inode(parent, found.name) == identity:
+                trees.remove(parent, os.fsencode(found.name))
+        finally:
+            os.close(parent)
+
     def size_bytes(self) -> int:
-        """Disk space of what is in it, in bytes: allocated blocks, so holes count nothing, hard links once."""
-        return trees.disk_usage(self)
+        """Disk space of what is in it and of its logs, in bytes: allocated blocks, so holes count nothing, hard links
+        once.
+        """
+        return trees.disk_usage(self) + self.logs.size_bytes()
+
+    def kept(self) -> dict[str, list[int]]:
+        """The inodes of the directory and of the logs, JSON-ready, for `adopt` after a restart of the agent."""
+        own = {} if self._identity is None else {"sandbox": list(self._identity)}
+        return own | self.logs.kept()
+
+    def adopt(self, kept: Mapping[str, Any]) -> None:
+        """Take up what `kept` gave an earlier agent.
+
+        Raises:
+            TypeError, ValueError: it is something else.
+        """
+        if "sandbox" in kept:
+            device, inode = kept["sandbox"]
+            self._identity = (int(device), int(inode))
+        self.logs.adopt(kept)
 
     def directory(self, path: bytes) -> Path:
         """The absolute path of a directory inside, links resolved, for example a job's working directory.
@@ -214,3 +254,12 @@ class Sandbox:
             yield fd
         finally:
             os.close(fd)
+
+
+def _inode(parent: int, name: str) -> tuple[int, int] | None:
+    """Device and inode number of what has this name in a directory; None for nothing."""
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino

@@ -127,6 +127,8 @@ class Starter:
         try:
             exposure = job.exposure = self._exposure(job, plan)
             scratch = job.scratch = self._scratch(job, plan)
+            if not request.forward_stdout:
+                job.make_logs()
             spec = spawn_spec(
                 job,
                 request,

@@ -11,23 +11,27 @@ import errno
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prouter.agent import syscalls
+from prouter.agent.log_gaps import COPIED, LOG_FILES
 from prouter.agent.paths import shown
 
 if TYPE_CHECKING:
     from prouter.agent.sandbox import Sandbox
 
-__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "walk"]
+__all__ = ["Found", "NotRemoved", "disk_usage", "find_directory", "remove", "walk"]
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_LEVELS = 64  # directories a walk keeps open
 _HOIST_DEPTH = 32  # below that a removal flattens the tree instead of going deeper
 _RECURSION_MAX = 200
 _REMOVE_SECONDS = 10.0
+_FIND_SECONDS = 10.0
 _Unreadable = Callable[[bytes, OSError], None]
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -67,6 +71,7 @@ def walk(
     *,
     enter: Callable[[bytes], bool] | None = None,
     unreadable: _Unreadable | None = None,
+    logs: bool = False,
 ) -> Iterator[Found]:
     """Everything below `start`, sorted by name, directories before what is in them, links not followed.
 
@@ -75,6 +80,8 @@ def walk(
     Args:
         enter: told the path of each directory; False leaves its inside out.
         unreadable: told of what cannot be looked at, and why; it is left out.
+        logs: whether the job's logs stand in place of what has their names in the sandbox; these are then found where
+            they are, beside it.
 
     Raises:
         OSError: `start` itself cannot be opened.
@@ -83,12 +90,18 @@ def walk(
     levels = [_Level(b"", [], first)]
     try:
         levels[0].names = _names(first)
+        listed = set(filter(sandbox.logs.listed, LOG_FILES)) if logs and not start else set()
+        levels[0].names = sorted(listed.union(levels[0].names), reverse=True)
         while levels:
             level = levels[-1]
             if not level.names or not _ensure_open(sandbox, start, level):
                 _leave(levels)
                 continue
-            found = _look(level, level.names.pop(), unreadable)
+            name = level.names.pop()
+            if name in listed and len(levels) == 1:
+                yield from _log(sandbox, name)
+                continue
+            found = _look(level, name, unreadable)
             if found is None:
                 continue
             yield found
@@ -97,6 +110,12 @@ def walk(
     finally:
         for level in levels:
             _close(level)
+
+
+def _log(sandbox: Sandbox, name: bytes) -> Iterator[Found]:
+    with contextlib.suppress(FileNotFoundError), sandbox.logs.directory() as parent:
+        own = os.fsencode(sandbox.logs.path(LOG_FILES[name]).name)
+        yield Found(name, own, parent, os.stat(own, dir_fd=parent, follow_symlinks=False))
 
 
 def _look(level: _Level, name: bytes, unreadable: _Unreadable | None) -> Found | None:
@@ -165,7 +184,10 @@ def _close(level: _Level) -> None:
 
 
 def disk_usage(sandbox: Sandbox) -> int:
-    """Allocated bytes of all files and directories below the sandbox; hard links once, what vanishes not at all."""
+    """Allocated bytes of all files and directories below the sandbox; hard links once, what vanishes not at all.
+
+    The agent's own copies of the beginnings of logs are the agent's to pay for.
+    """
     total = 0
     linked: set[tuple[int, int]] = set()
     for found in walk(sandbox):
@@ -175,8 +197,27 @@ def disk_usage(sandbox: Sandbox) -> int:
             if identity in linked:
                 continue
             linked.add(identity)
+        if found.path in LOG_FILES and info.st_size <= COPIED:
+            continue
         total += info.st_blocks * 512
     return total
+
+
+def find_directory(root: Path, identity: tuple[int, int]) -> Path | None:
+    """Where the directory with this device and inode number is below `root`; None when it is not found in 10 s."""
+    deadline = time.monotonic() + _FIND_SECONDS
+    queue = deque([root])
+    while queue and time.monotonic() < deadline:
+        here = queue.popleft()
+        with contextlib.suppress(OSError), os.scandir(here) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    continue
+                path = here / entry.name
+                if entry.inode() == identity[1] and entry.stat(follow_symlinks=False).st_dev == identity[0]:
+                    return path
+                queue.append(path)
+    return None
 
 
 class NotRemoved(Exception):

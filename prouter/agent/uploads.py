@@ -89,6 +89,8 @@ class Upload:
         self._claim: Claim | None = None
         try:
             with translated(path, writing=True):
+                if len(parts) == 1 and sandbox.logs.listed(parts[0]):
+                    raise Conflict(f"'{shown(path)}' is the job's log; choose another name")
                 self._parent = sandbox.make_directory(parts[:-1])
                 self._refuse_target()
                 self._refuse_lack_of_space()

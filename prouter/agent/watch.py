@@ -7,7 +7,6 @@ pool, and a sandbox that took long to walk is walked seldom.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 
@@ -25,7 +24,6 @@ INTERVAL = 1.0
 """Seconds between looks."""
 _PACE = 20
 """A sandbox is left alone for this many times as long as its last walk took."""
-_BLOCK_BYTES = 512  # st_blocks is in units of 512 bytes (stat(2)).
 
 _log = logging.getLogger("prouter.agent")
 
@@ -88,11 +86,7 @@ class Watch:
         if self._log_limit is None or job.request is None or job.request.forward_stdout:
             return
         for name in ("stdout", "stderr"):
-            try:
-                found = os.lstat(job.sandbox.root / f".pagent.{name}")
-            except OSError:
-                continue  # The job removed it.
-            if found.st_blocks * _BLOCK_BYTES > self._log_limit:
+            if job.sandbox.logs.allocated(name) > self._log_limit:
                 gevent.spawn(self._cut, job, name, self._log_limit)
 
     def _cut(self, job: Job, name: str, limit: int) -> None:

@@ -409,7 +409,7 @@ def test_the_runners_limits_are_told_as_the_reason(
 def test_a_log_is_bounded_while_the_job_writes(managers: Managers) -> None:
     jobs = managers.open(log_limit=1_000_000)
     uid = jobs.run("sh", "-c", "head -c 5000000 /dev/zero; echo done; sleep 1000")
-    log = jobs.manager.sandbox(uid).root / ".pagent.stdout"
+    log = jobs.manager.sandbox(uid).logs.path("stdout")
     until(lambda: log.exists() and log.stat().st_size >= 5_000_005)
     until(lambda: log.stat().st_blocks * 512 <= 1_000_000)
     assert jobs.manager.log(uid, "stdout").read(0).data.startswith(b"[prouter: ")
@@ -419,7 +419,8 @@ def test_a_log_is_bounded_when_the_job_has_ended(managers: Managers) -> None:
     jobs = managers.open(log_limit=1_000_000)
     uid = jobs.run("head", "-c", "5000000", "/dev/zero")
     jobs.ended(uid)
-    log = jobs.manager.sandbox(uid).root / ".pagent.stdout"
+    log = jobs.manager.sandbox(uid).logs.path("stdout")
+    assert log.stat().st_size == 5_000_000
     until(lambda: log.stat().st_blocks * 512 <= 1_000_000)
 
 

@@ -126,7 +126,15 @@ class Observed:
     def output(self, uid: str) -> Any:
         """What a job that has ended printed on stdout, as JSON."""
         self.ended(uid)
-        return json.loads((self.manager.sandbox(uid).root / ".pagent.stdout").read_text())
+        return json.loads(self.log(uid))
+
+    def log(self, uid: str, name: str = "stdout") -> bytes:
+        """All that is in a job's log now."""
+        log, pieces, position = self.manager.log(uid, name), [], 0
+        while (chunk := log.read(position)).data:
+            pieces.append(chunk.data)
+            position = chunk.end
+        return b"".join(pieces)
 
 
 class Managers:

@@ -25,14 +25,25 @@ from tests.support.processes import wait_until
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:
+    """A sandbox as one of a job that an older version of the agent started: its logs are in it."""
     made = Sandbox(tmp_path / "one")
     made.create()
     return made
 
 
+@pytest.fixture
+def started(tmp_path: Path) -> Sandbox:
+    """The sandbox of a job that was started: its logs are beside it."""
+    made = Sandbox(tmp_path / "jobs" / "two")
+    made.create()
+    made.logs.create()
+    return made
+
+
 def append(sandbox: Sandbox, data: bytes, name: str = "stdout") -> None:
-    """Write as a job does."""
-    with (sandbox.root / f".pagent.{name}").open("ab") as log:
+    """Write as the log writer does, or a job that an older version of the agent started."""
+    beside = sandbox.logs.path(name)
+    with (beside if beside.exists() else sandbox.root / f".pagent.{name}").open("ab") as log:
         log.write(data)
 
 
@@ -43,6 +54,65 @@ def read_all(log: JobLog, offset: int = 0, n: int = 65_536) -> bytes:
         pieces.append(chunk.data)
         offset = chunk.end
     return b"".join(pieces)
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_a_log_beside_its_sandbox_is_cut_and_found_again(started: Sandbox, holes: bool) -> None:
+    data = numbered(0, 20_000)
+    (started.root / ".pagent.stdout").write_bytes(b"the job's own")
+    with JobLog(started, "stdout", holes=holes) as log:
+        append(started, data)
+        assert log.enforce_limit(100_000) > 100_000
+        append(started, b"after\n")
+        assert read_all(log, log.tail_offset(2)) == b"line 00019999\nafter\n"
+        again = Sandbox(started.root)
+        again.adopt(started.kept())
+        with JobLog(again, "stdout") as found:
+            assert read_all(found) == read_all(log)
+    assert started.size_bytes() >= 100_000 * 3 // 4
+    started.remove()
+    assert os.listdir(started.root.parent) == []
+
+
+def test_only_the_inode_made_at_the_start_is_a_log(started: Sandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 100_000)
+    append(started, b"mine\n")
+    kept = started.kept()
+    path = started.logs.path("stdout")
+    with JobLog(started, "stdout") as log:
+        assert log.end() == 5
+        path.unlink()
+        os.link(secret, path)
+        log.rest()
+        assert log.read(0).data == b"mine\n", "it is still open"
+        assert log.enforce_limit(1) == 0
+    again = Sandbox(started.root)
+    again.adopt(kept)
+    for place in (started, again):
+        with JobLog(place, "stdout") as log, pytest.raises(NotFound):
+            log.enforce_limit(1)
+        with pytest.raises(NotFound):
+            files.open_read(place, b".pagent.stdout")
+    assert secret.read_bytes() == b"s" * 100_000
+
+
+def test_a_log_in_the_sandbox_that_is_a_hard_link_is_neither_read_nor_cut(sandbox: Sandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 1_000_000)
+    os.link(secret, sandbox.root / ".pagent.stdout")
+    with JobLog(sandbox, "stdout") as log:
+        with pytest.raises(Forbidden):
+            log.read(0)
+        with pytest.raises(Forbidden):
+            log.enforce_limit(1000)
+        (sandbox.root / ".pagent.stdout").unlink()
+        append(sandbox, b"x" * 100_000)
+        assert log.end() == 100_000
+        os.link(sandbox.root / ".pagent.stdout", tmp_path / "second")
+        with pytest.raises(Forbidden, match="several names"):
+            log.enforce_limit(1000)
+    assert secret.read_bytes() == b"s" * 1_000_000
 
 
 @pytest.fixture(params=[True, False], ids=["holes", "no holes"])

@@ -120,6 +120,9 @@ class Tree:
     def open(self, member: Member) -> FileHandle | None:
         """The contents of a file listed before; None when it is gone."""
         parts = (*self.base, *member.path.split(b"/"))
+        log = self.sandbox.logs.open_listed(parts[0]) if len(parts) == 1 else None
+        if log is not None:
+            return FileHandle(log, self.sandbox, parts)
         try:
             parent = self.sandbox.open(parts[:-1], os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
@@ -135,7 +138,7 @@ class Tree:
             self.note(path, os.strerror(error.errno or 0))
 
         with translated(b"/".join(self.base)):
-            for found in trees.walk(self.sandbox, self.base, enter=self._enter, unreadable=unreadable):
+            for found in trees.walk(self.sandbox, self.base, enter=self._enter, unreadable=unreadable, logs=True):
                 if self._enter(found.path) and self.masks.take(found.path):
                     yield found
 

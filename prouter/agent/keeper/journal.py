@@ -15,6 +15,8 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from prouter.agent.log_gaps import remove_logs
+
 __all__ = ["Entry", "Journal", "remove_sandbox"]
 
 
@@ -73,7 +75,9 @@ class Journal:
 
 
 def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
-    """Delete a directory tree; links are removed, never followed. What cannot be removed is logged and left."""
+    """Delete a sandbox and the logs beside it; links are removed, never followed. What cannot be removed is logged and
+    left.
+    """
     import shutil  # Late: it is large, and only needed when the agent is lost.
 
     def repair(_: Callable[..., object], name: str, failure: tuple[object, BaseException, object]) -> None:
@@ -94,6 +98,10 @@ def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
             log("error", f"event=sandbox_not_removed path={name!r} error={str(error)!r}")
 
     shutil.rmtree(path, onerror=repair)
+    try:
+        remove_logs(os.path.dirname(path), os.path.basename(path))
+    except OSError as error:
+        log("error", f"event=logs_not_removed path={path!r} error={str(error)!r}")
 
 
 def _unlock(directory: str) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prouter.agent.keeper.agent_link import AgentLink
 from prouter.agent.keeper.cgroups import Group, Hierarchy
 from prouter.agent.keeper.journal import Journal, remove_sandbox
+from prouter.agent.keeper.log_pipes import LogPipes, Output
 from prouter.agent.keeper.spawning import Command, SpawnError, read_outcome, start
 from prouter.agent.keeper.trees import Job, Trees
 from prouter.agent.keeper.wire import PROTOCOL
@@ -71,6 +72,7 @@ class Operations:
 
     Args:
         groups: where jobs get control groups; None for nowhere.
+        pipes: what the jobs write.
         watch, unwatch: have the loop call `outcome` with a descriptor once it is readable, and no more.
     """
 
@@ -79,11 +81,12 @@ class Operations:
         link: AgentLink,
         journal: Journal,
         groups: Hierarchy | None,
+        pipes: LogPipes,
         *,
         watch: Callable[[int], None],
         unwatch: Callable[[int], None],
     ) -> None:
-        self.trees = Trees(self._tree_gone, link.log)
+        self.trees = Trees(self._tree_gone, link.log, helper=lambda: pipes.writer, on_helper_gone=pipes.writer_ended)
         self.keep_for = 0.0
         self.ending = False
         self.obituary: tuple[list[str], list[bytes]] = ([], [])
@@ -91,6 +94,7 @@ class Operations:
         self._link = link
         self._journal = journal
         self._groups = groups
+        self._logs = pipes
         self._watch = watch
         self._unwatch = unwatch
         self._jobs: dict[str, Job] = {}
@@ -213,6 +217,8 @@ class Operations:
         sandbox: str | None,
         limits: dict[str, Any],
         env: dict[str, str],
+        stdout: str | None,
+        stderr: str | None,
         **command: Any,
     ) -> None:
         """Start a job, new or held; answered once its command runs or could not be run."""
@@ -230,7 +236,11 @@ class Operations:
         env[MARK_VARIABLE] = job
         group = started.group.procs if started.group is not None else None
         try:
-            pid, pipe = start(Command(job=job, env=env, limits=started.limits, group=group, **command))
+            with self._outputs(started, stdout, stderr) as (out, err):
+                pid, pipe = start(
+                    Command(job=job, env=env, limits=started.limits, group=group, stdout=out, stderr=err, **command)
+                )
+            self._logs.watch(job)
         except SpawnError as error:
             if started.group is not None:
                 started.group.remove()
@@ -241,6 +251,30 @@ class Operations:
         self.trees.add(started, pid)
         self._starts[job] = self._pipes[pipe] = Start(started, request, held=held is not None, pipe=pipe)
         self._watch(pipe)
+
+    @contextlib.contextmanager
+    def _outputs(self, job: Job, *paths: str | None) -> Iterator[list[int | None]]:
+        """A pipe to write to for each log; None for the agent's own output.
+
+        Raises:
+            SpawnError: a log cannot be written, or the block raised it; no pipe is left.
+        """
+        outputs = [Output(path, _copy(path, job.sandbox)) for path in paths if path is not None]
+        try:
+            ends = self._logs.open(job.uid, outputs)
+        except OSError as error:
+            what = f"log {error.filename!r}" if error.filename is not None else "output"
+            hint = " (raise the agent's limit of open files)" if error.errno == errno.EMFILE else ""
+            raise SpawnError(f"its {what} cannot be opened: {error.strerror}{hint}") from None
+        left = iter(ends)
+        try:
+            yield [next(left) if path is not None else None for path in paths]
+        except SpawnError:
+            self._logs.finish(job.uid, lambda: None)
+            raise
+        finally:
+            for end in ends:
+                os.close(end)
 
     def _make_group(self, job: str, limits: Limits) -> Group | None:
         """A control group for the job; without one it is looked after by other means."""
@@ -307,6 +341,10 @@ class Operations:
         starting = self._starts.get(job.uid)
         if starting is not None and starting.failure is None:
             self.outcome(starting.pipe)  # Its first process ended before the pipe was looked at.
+        self._logs.finish(job.uid, lambda: self._tell_end(job, starting))
+
+    def _tell_end(self, job: Job, starting: Start | None) -> None:
+        """A job's processes are gone, and what they wrote is in its logs."""
         if starting is not None and starting.failure is not None:
             self._not_started(starting, starting.failure)
         else:
@@ -331,6 +369,13 @@ class Operations:
         del self._jobs[job.uid]
         self.trees.forget(job)
         self._journal.drop(job.uid)
+
+
+def _copy(path: str, sandbox: str | None) -> str | None:
+    """Where the copy of a log's beginning goes: into the sandbox, unless the log itself is there."""
+    if sandbox is None or os.path.dirname(path) == sandbox:
+        return None
+    return f"{sandbox}/.pagent.{path.rpartition('.')[2]}"
 
 
 def _spawned(job: Job) -> dict[str, Any]:

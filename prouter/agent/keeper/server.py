@@ -23,8 +23,10 @@ from prouter.agent.halting import end_marked
 from prouter.agent.keeper import cgroups
 from prouter.agent.keeper.agent_link import AgentLink
 from prouter.agent.keeper.journal import Journal, remove_sandbox
+from prouter.agent.keeper.log_pipes import LogPipes
 from prouter.agent.keeper.obituary import Delivery
 from prouter.agent.keeper.operations import Operations
+from prouter.agent.keeper.spawning import use_all_descriptors
 
 __all__ = ["Keeper", "main"]
 
@@ -50,10 +52,12 @@ class Keeper:
         self._link = AgentLink(os.path.join(state_dir, "keeper.sock"), self._poller, agent)
         self._journal = Journal(state_dir)
         self._groups = cgroups.find(cgroup, move=move, log=self._link.log)
+        self._pipes = LogPipes(self._poller, self._link.log)
         self._operations = Operations(
             self._link,
             self._journal,
             self._groups,
+            self._pipes,
             watch=lambda fd: self._poller.register(fd, select.EPOLLIN),
             unwatch=self._poller.unregister,
         )
@@ -83,13 +87,15 @@ class Keeper:
                 if fd == wakeup:
                     os.read(fd, 4096)
                     trees.reap()
-                elif not self._operations.outcome(fd):
+                elif not self._operations.outcome(fd) and not self._pipes.ready(fd, ready):
                     self._talk(fd, ready)
             trees.tick()
+            self._pipes.tick()
             self._check_end()
         if not trees.empty:
             self._link.log("error", "event=processes_left_behind reason='they do not die'")
         routers, message = self._operations.obituary if self._lost_at is not None else ([], [])
+        self._pipes.close()
         told = Delivery(routers, message, lambda text: self._link.log("info", text))
         self._operations.clean_up()
         told.finish()
@@ -110,7 +116,7 @@ class Keeper:
         self._terminated = not self._link.connected
 
     def _timeout(self) -> float | None:
-        due = [self._operations.trees.due(), self._give_up_at]
+        due = [self._operations.trees.due(), self._pipes.due(), self._give_up_at]
         if self._lost_at is not None and self._give_up_at is None:
             due.append(self._lost_at + self._operations.keep_for)
         known = [at for at in due if at is not None]
@@ -170,6 +176,7 @@ def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, 
     fcntl.flock(lock, fcntl.LOCK_EX)
     _become_subreaper()
     _go_first()
+    use_all_descriptors()
     keeper = Keeper(state_dir, agent, cgroup=cgroup, move=move)
     keeper.end_leftovers(remove_sandboxes=remove_leftovers)
     gc.freeze()  # What exists now is never garbage; collecting it would copy pages shared with forked children.

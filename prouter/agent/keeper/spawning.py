@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 from typing import NamedTuple, NoReturn
 
 from prouter.agent import limits as job_limits
 from prouter.agent.limits import Limits
 
-__all__ = ["Command", "SpawnError", "read_outcome", "start"]
+__all__ = ["Command", "SpawnError", "read_outcome", "start", "use_all_descriptors"]
 
 _IGNORED = {
     signum
@@ -24,6 +25,16 @@ _IGNORED = {
 }
 _HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
 """Signals with a handler in the keeper."""
+
+
+_files_of_jobs = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Limit of open files (soft, hard) that a job starts with."""
+
+
+def use_all_descriptors() -> None:
+    """Let the keeper have as many descriptors as the system permits; jobs start with the usual limit."""
+    hard = _files_of_jobs[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class SpawnError(Exception):
@@ -38,15 +49,15 @@ class Command(NamedTuple):
         env: the whole environment; its PATH is searched for the command.
         cwd: the directory to start in; a command with a slash is relative to it.
         group: the file by which the process enters its control group; None for none.
-        stdout: file to append to, made with mode 0600; None for the agent's own stdout. Likewise `stderr`.
+        stdout: descriptor to write to; None for the agent's own stdout. Likewise `stderr`.
     """
 
     job: str
     argv: list[str]
     env: dict[str, str]
     cwd: str
-    stdout: str | None
-    stderr: str | None
+    stdout: int | None
+    stderr: int | None
     limits: Limits
     group: str | None = None
 
@@ -115,10 +126,11 @@ def _prepare(command: Command) -> None:
     except OSError as error:
         raise SpawnError(f"its directory {command.cwd!r} cannot be entered: {error.strerror}") from None
     os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
-    for fd, path in ((1, command.stdout), (2, command.stderr)):
-        if path is not None:
-            os.dup2(_open_log(path), fd)
+    for fd, output in ((1, command.stdout), (2, command.stderr)):
+        if output is not None:
+            os.dup2(output, fd)
     try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, _files_of_jobs)
         job_limits.apply(command.limits, command.job)
     except (OSError, ValueError) as error:
         raise SpawnError(f"its limits cannot be set: {error}") from None
@@ -131,14 +143,6 @@ def _enter(group: str) -> None:
     except OSError as error:
         raise SpawnError(f"its control group cannot be entered: {error.strerror}") from None
     os.close(fd)
-
-
-def _open_log(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        raise SpawnError(f"its log {path!r} cannot be opened: {error.strerror}") from None
 
 
 def _execute(command: Command) -> NoReturn:

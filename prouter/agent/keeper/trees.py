@@ -96,11 +96,22 @@ class Trees:
     Args:
         on_gone: called when a job's first process and all of its tree are gone; `Job.exit` is filled in then.
         log: takes a level's name and an event line.
+        helper: pid of the child of the keeper that is no job's, None while there is none.
+        on_helper_gone: called when that has ended and was reaped.
     """
 
-    def __init__(self, on_gone: Callable[[Job], None], log: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        on_gone: Callable[[Job], None],
+        log: Callable[[str, str], None],
+        *,
+        helper: Callable[[], int | None],
+        on_helper_gone: Callable[[], None],
+    ) -> None:
         self._on_gone = on_gone
         self._log = log
+        self._helper = helper
+        self._on_helper_gone = on_helper_gone
         self._pid = os.getpid()
         self._firsts: dict[int, Job] = {}
         self._exited: set[int] = set()
@@ -111,7 +122,12 @@ class Trees:
     @property
     def empty(self) -> bool:
         """Whether no process of any job is left, nor any whose job is not known."""
-        return not self._firsts and not children(self._pid)
+        return not self._firsts and not self._children()
+
+    def _children(self) -> list[int]:
+        """The keeper's children, but for its helper."""
+        helper = self._helper()
+        return [pid for pid in children(self._pid) if pid != helper]
 
     def add(self, job: Job, pid: int) -> None:
         """Take in a job whose first process was just forked."""
@@ -195,6 +211,10 @@ class Trees:
         """Take note of every child that ended; to be called after SIGCHLD."""
         touched: set[Job] = set()
         for pid, outcome in self._exits():
+            if pid == self._helper():
+                os.waitpid(pid, 0)
+                self._on_helper_gone()
+                continue
             first = self._firsts.get(pid)
             if first is None:
                 owner = self._reap_orphan(pid)
@@ -318,7 +338,7 @@ class Trees:
                 return
             yield info.si_pid, _outcome(info)
         # While an ended first process waits for its tree, waitid would give it again and again.
-        for pid in children(self._pid):
+        for pid in children(self._pid):  # The helper too: its end is to be noticed.
             if pid not in self._exited:
                 info = os.waitid(os.P_PID, pid, peek)
                 if info is not None:
@@ -339,7 +359,7 @@ class Trees:
 
     def _survey(self) -> None:
         """Find out whose the keeper's new children are."""
-        for pid in children(self._pid):
+        for pid in self._children():
             if pid in self._firsts or self._orphans.get(pid) is not None:
                 continue
             process = read_process(pid)
@@ -366,7 +386,7 @@ class Trees:
     def _sweep(self) -> None:
         """With no job running, kill whatever is left: it belonged to one, and hid too well to tell which."""
         halt = Halt()
-        while halt.run(children(self._pid)):
+        while halt.run(self._children()):
             pass
         left = [process for process in halt.found.values() if process.alive]
         if left:

@@ -1,0 +1,263 @@
+"""What jobs write reaches their logs, whole and in order, whatever they do to their outputs and to files they find."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prouter.agent import files, process_tree
+from prouter.agent.archives import Unpacker, pack
+from prouter.agent.sandbox import Sandbox
+from prouter.agent.uploads import Upload
+from prouter.errors import Conflict, NotFound
+from prouter.jobs import Reason
+from tests.support.job_manager import Managers, Observed
+from tests.support.keeper import alive, until
+
+
+@pytest.fixture
+def managers(tmp_path: Path) -> Iterator[Managers]:
+    """The managers of one test."""
+    managers = Managers(tmp_path)
+    yield managers
+    managers.close()
+
+
+@pytest.fixture
+def jobs(managers: Managers) -> Observed:
+    """A manager with a keeper of its own."""
+    return managers.open()
+
+
+def shell(jobs: Observed, script: str) -> tuple[str, bytes, bytes]:
+    """Run a shell script as a job to its end: its uid and both logs, read at the moment the end is known."""
+    uid = jobs.run("sh", "-c", script)
+    jobs.ended(uid, 20)
+    return uid, jobs.log(uid), jobs.log(uid, "stderr")
+
+
+PYTHON = sys.executable
+
+
+@pytest.mark.parametrize(
+    ("script", "out", "err"),
+    [
+        ("echo one; echo two >/dev/stdout; echo three", b"one\ntwo\nthree\n", b""),
+        ("echo one; echo two >>/dev/stdout; echo three", b"one\ntwo\nthree\n", b""),
+        ("echo one >&2; echo two >/dev/stderr; echo three >&2", b"", b"one\ntwo\nthree\n"),
+        ("echo one; echo two >/proc/self/fd/1; echo three >/dev/fd/1", b"one\ntwo\nthree\n", b""),
+        ("echo one >/dev/stderr; echo two; echo three >&2", b"two\n", b"one\nthree\n"),
+        ("exec 2>&1; echo one; echo two >/dev/stderr; echo three >/dev/stdout", b"one\ntwo\nthree\n", b""),
+        ("exec 3>/dev/stdout; echo one >&3; echo two; exec 3>&-; echo three", b"one\ntwo\nthree\n", b""),
+        ("echo one | tee /dev/stderr; echo two | tee -a /dev/stdout", b"one\ntwo\ntwo\n", b"one\n"),
+        ("echo one; sh -c 'echo two >/proc/'$$'/fd/1'; echo three", b"one\ntwo\nthree\n", b""),
+        ("nohup sh -c 'echo one; echo two >/dev/stdout'; echo three", b"one\ntwo\nthree\n", None),
+        ("echo one; setsid -w sh -c 'echo two >/dev/stdout'; echo three", b"one\ntwo\nthree\n", b""),
+        ("echo one; dd if=/dev/null of=/dev/stdout 2>/dev/null; echo two", b"one\ntwo\n", b""),
+        ("echo one; truncate -s 0 /dev/stdout 2>/dev/null; echo two", b"one\ntwo\n", b""),
+        ("echo one; exec >&-; echo two >&2", b"one\n", b"two\n"),
+    ],
+)
+def test_an_output_that_is_opened_anew_loses_nothing(
+    jobs: Observed, script: str, out: bytes, err: bytes | None
+) -> None:
+    _, got_out, got_err = shell(jobs, script)
+    assert got_out == out
+    assert err is None or got_err == err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('/dev/stdout', 'w').write('two\\n')",
+        "open('/dev/stdout', 'ab').write(b'two\\n')",
+        "os.write(os.open('/proc/self/fd/1', os.O_WRONLY | os.O_TRUNC), b'two\\n')",
+        "os.ftruncate(1, 0) if stat.S_ISREG(os.fstat(1).st_mode) else None; os.write(1, b'two\\n')",
+        "os.lseek(1, 0, 0) if not stat.S_ISFIFO(os.fstat(1).st_mode) else None; os.write(1, b'two\\n')",
+        "subprocess.run(['sh', '-c', 'echo two >/dev/stdout'])",
+        "os.set_blocking(1, False); os.write(1, b'two\\n')",
+    ],
+)
+def test_a_program_that_opens_truncates_or_seeks_its_output_loses_nothing(jobs: Observed, line: str) -> None:
+    code = f"import os, stat, subprocess\nprint('one', flush=True)\n{line}\nprint('three', flush=True)"
+    uid = jobs.run(PYTHON, "-I", "-S", "-c", code)
+    jobs.ended(uid)
+    assert jobs.log(uid) == b"one\ntwo\nthree\n", jobs.log(uid, "stderr").decode()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "rm .pagent.stdout",
+        ": >.pagent.stdout",
+        "echo mine >>.pagent.stdout",
+        "truncate -s 0 .pagent.stdout",
+        "mv .pagent.stdout elsewhere; echo mine >.pagent.stdout",
+        "ln .pagent.stdout second; echo mine >second",
+        "ln -sf /etc/passwd .pagent.stdout",
+        "rm .pagent.stdout; ln ../secret .pagent.stdout",
+        "rm .pagent.stdout; mkfifo .pagent.stdout",
+        "rm .pagent.stdout; mkdir .pagent.stdout",
+        "rm ../.job-logs/*; : >../.job-logs/$PROUTER_JOB_ID.stdout",
+        "rm ../.job-logs/*; ln ../secret ../.job-logs/$PROUTER_JOB_ID.stdout",
+        "mv ../.job-logs ../other",
+    ],
+)
+def test_whatever_a_job_does_to_the_files_it_finds_its_log_is_whole(jobs: Observed, act: str) -> None:
+    secret = jobs.root / "secret"
+    secret.write_text("secret")
+    uid, out, err = shell(jobs, f"echo one; {act}; echo two; echo three >/dev/stdout")
+    assert out == b"one\ntwo\nthree\n", err.decode()
+    assert secret.read_text() == "secret"
+    if ".job-logs" not in act:
+        sandbox = jobs.manager.sandbox(uid)
+        with files.open_read(sandbox, b".pagent.stdout") as handle:
+            assert b"".join(handle.chunks()) == out
+        entries = {entry.name: entry for entry in files.list_directory(sandbox)}
+        assert (entries[".pagent.stdout"].type, entries[".pagent.stdout"].size) == ("file", len(out))
+        assert files.stat(sandbox, b".pagent.stdout").size == len(out)
+    jobs.manager.remove(uid)
+    assert secret.read_text() == "secret"
+
+
+def test_a_log_whose_name_a_job_gave_to_another_file_is_cut_and_that_file_is_not(managers: Managers) -> None:
+    jobs = managers.open(log_limit=200_000)
+    secret = jobs.root / "secret"
+    secret.write_bytes(b"s" * 1_000_000)
+    before = secret.stat().st_blocks
+    places = ".pagent.stdout ../.job-logs/$PROUTER_JOB_ID.stdout"
+    script = f"head -c 1000000 /dev/zero; for f in {places}; do rm $f; ln ../secret $f; done; echo linked; sleep 1000"
+    uid = jobs.run("sh", "-c", script)
+    until(lambda: jobs.manager.log(uid, "stdout").first() > 0)
+    assert jobs.log(uid).endswith(b"linked\n")
+    assert (secret.stat().st_blocks, secret.read_bytes()) == (before, b"s" * 1_000_000)
+
+
+def test_a_job_can_read_the_beginning_of_its_own_log(jobs: Observed) -> None:
+    script = "echo one; until grep -q one .pagent.stdout; do :; done; cat .pagent.stdout >copy"
+    uid, _, _ = shell(jobs, script)
+    assert jobs.file(uid, "copy") == "one\n"
+
+
+def test_many_processes_that_write_at_once_lose_no_line(jobs: Observed) -> None:
+    writer = "i=0; while [ $i -lt 200 ]; do echo $0 $i >/dev/stdout; i=$((i+1)); done"
+    _, out, _ = shell(jobs, f"for p in 1 2 3 4 5 6 7 8; do sh -c '{writer}' $p & done; wait")
+    lines = out.decode().splitlines()
+    for process in range(1, 9):
+        assert [line for line in lines if line.startswith(f"{process} ")] == [f"{process} {i}" for i in range(200)]
+    assert len(lines) == 1600
+
+
+def test_everything_a_job_wrote_is_there_once_its_end_is_known(jobs: Observed) -> None:
+    for size in (1, 4096, 65_536, 3_000_001):
+        uid = jobs.run("sh", "-c", f"head -c {size} /dev/zero; echo end")
+        jobs.ended(uid, 20)
+        assert jobs.manager.log(uid, "stdout").end() == size + 4
+
+
+def test_a_process_that_keeps_the_output_open_does_not_delay_the_end(jobs: Observed) -> None:
+    uid, out, _ = shell(jobs, "echo one; (sleep 1000 &) ; echo two; exit 3")
+    assert (out, jobs.manager.record(uid).exit_code) == (b"one\ntwo\n", 3)
+
+
+def test_outputs_cannot_be_read_by_an_ordinary_user(jobs: Observed) -> None:
+    uid = jobs.run(PYTHON, "-I", "-S", "-c", "import os; print(oct(os.fstat(1).st_mode), oct(os.fstat(2).st_mode))")
+    jobs.ended(uid)
+    assert jobs.log(uid) == b"0o10200 0o10200\n"
+
+
+def test_archives_and_removal_treat_the_log_as_a_file_of_the_sandbox(jobs: Observed, tmp_path: Path) -> None:
+    uid, _, _ = shell(jobs, "echo one; rm .pagent.stdout; echo other >.pagent.stderr; echo x >a")
+    sandbox = jobs.manager.sandbox(uid)
+    for form in ("tar", "zip", "tar.gz"):
+        copy = Sandbox(tmp_path / f"copy.{form}")
+        copy.create()
+        with Unpacker(copy) as unpacker:
+            for chunk in pack(sandbox, archive_format=form):
+                unpacker.feed(chunk)
+            unpacker.finish()
+        assert sorted(os.listdir(copy.root)) == [".pagent.stderr", ".pagent.stdout", "a"]
+        assert (copy.root / ".pagent.stdout").read_bytes() == b"one\n"
+        assert (copy.root / ".pagent.stderr").read_bytes() == b""
+    with pytest.raises(Conflict, match="is the job's log"):
+        Upload(sandbox, b".pagent.stdout")
+    with files.open_read(sandbox, b".pagent.stdout") as handle:
+        assert handle.remove()
+    files.delete(sandbox, b".pagent.stderr")
+    assert [entry.name for entry in files.list_directory(sandbox)] == ["a"]
+    with pytest.raises(NotFound):
+        files.open_read(sandbox, b".pagent.stdout")
+    assert jobs.log(uid) == b"one\n", "the log itself is the job's for as long as that is there"
+
+
+def test_logs_of_jobs_that_outlive_the_agent_are_found_again(managers: Managers) -> None:
+    first = managers.open(keep_for=30)
+    uid = first.run("sh", "-c", "echo one; until [ -e go ]; do sleep 0.01; done; echo two >/dev/stdout; sleep 1000")
+    until(lambda: first.log(uid) == b"one\n")
+    first.manager.close(end_jobs=False)
+    second = managers.open(keep_for=30)
+    (second.manager.sandbox(uid).root / "go").touch()
+    until(lambda: second.log(uid) == b"one\ntwo\n")
+
+
+def writer_of(jobs: Observed) -> int:
+    """Pid of the keeper's log writer, once there is one."""
+    keeper = jobs.runner.keeper_pid
+    assert keeper is not None
+
+    def find() -> int | None:
+        jobs_of_it = {record.pid for record in jobs.manager.records()}
+        return next((pid for pid in process_tree.children(keeper) if pid not in jobs_of_it), None)
+
+    found = until(find)
+    assert found is not None
+    return found
+
+
+def test_a_killed_log_writer_is_replaced_and_nothing_is_lost(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", "echo one; for i in 1 2 3; do until [ -e go$i ]; do sleep 0.01; done; echo $i; done")
+    until(lambda: jobs.log(uid) == b"one\n")
+    for turn in (b"1", b"2", b"3"):
+        writer = writer_of(jobs)
+        os.kill(writer, signal.SIGKILL)
+        (jobs.manager.sandbox(uid).root / f"go{turn.decode()}").touch()
+        until(lambda writer=writer: not alive(writer))  # type: ignore[misc]
+    assert jobs.ended(uid).reason is Reason.EXITED
+    assert jobs.log(uid) == b"one\n1\n2\n3\n"
+
+
+def test_a_stopped_log_writer_delays_the_end_of_a_job_for_some_seconds_only(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", "echo one; until [ -e go ]; do sleep 0.01; done; echo two")
+    until(lambda: jobs.log(uid) == b"one\n")
+    writer = writer_of(jobs)
+    os.kill(writer, signal.SIGSTOP)
+    (jobs.manager.sandbox(uid).root / "go").touch()
+    assert jobs.ended(uid, 20).exit_code == 0
+    os.kill(writer, signal.SIGCONT)
+    until(lambda: jobs.log(uid) == b"one\ntwo\n")
+
+
+def test_a_killed_keeper_costs_no_output_and_leaves_no_log_writer(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); done")
+    until(lambda: jobs.log(uid).count(b"\n") > 1000)
+    writer, keeper = writer_of(jobs), jobs.runner.keeper_pid
+    assert keeper is not None
+    os.kill(keeper, signal.SIGKILL)
+    assert jobs.ended(uid).reason is Reason.AGENT_LOST
+    until(lambda: not alive(writer))
+    lines = jobs.log(uid).split(b"\n")
+    assert lines[:-1] == [b"%d" % number for number in range(len(lines) - 1)]
+
+
+def test_a_sandbox_its_job_renamed_goes_with_the_job(jobs: Observed) -> None:
+    for target in ("../$PROUTER_JOB_ID.moved", "../other/deep/er"):
+        (jobs.root / "other" / "deep").mkdir(parents=True, exist_ok=True)
+        uid, _, _ = shell(jobs, f'd="$PWD"; echo x >file; mv "$d" {target}; mkdir "$d"; echo y >"$d/new"')
+        jobs.manager.remove(uid)
+        left = [entry.name for entry in (*jobs.root.iterdir(), *(jobs.root / "other" / "deep").iterdir())]
+        assert sorted(left) == [".agent.lock", "other"]
