@@ -98,6 +98,10 @@ class JobInfo(_Answer):
     sender: Sender
     path: str = Field(description="JOB_PATH: prefix of all requests for this job.")
     base_url: str | None = Field(description="Path of its server as seen through the router; null without one.")
+    url: str | None = Field(
+        description="Address at which a person opens its server: its own host name with control.job_domain, else "
+        "base_url under the host name this request was sent to; null without a server."
+    )
     agent: JobAgent
     confirmed: bool = Field(description="False between a restart of the router and the return of the agent.")
     args: list[str] = Field(description="As started, templates filled in; the beginning of them where they are long.")

@@ -142,6 +142,22 @@ def test_without_it_the_public_host_stays(start: Start, router: Router) -> None:
     assert (f"http://{found['host']}", found["origin"]) == (router.url, router.url)
 
 
+def test_info_tells_the_address_that_a_person_opens(start: Start, router: Router, site: tuple[Router, Agent]) -> None:
+    path = start("--prefix", "{base_url}", path="keep")
+    port = router.url.rpartition(":")[2]
+    name = own_name(path)["Host"]
+    for headers in ({}, {"Host": f"localhost:{port}"}):
+        info = router.get(f"{path}/info", headers=headers).json()
+        assert info["url"] == f"http://{name}:{port}/"
+        assert info["base_url"] == f"{path}/http/"
+    listed = next(job for job in router.get("/jobs").json()["jobs"] if job["path"] == path)
+    assert listed["url"] == info["url"]
+    page = router.get("/", headers={"Host": f"{name}:{port}"})
+    assert page.json()["path"] == info["base_url"], "the page that is found there"
+    without = router.create(site[1].uid)
+    assert router.get(f"{without}/info").json()["url"] is None
+
+
 def test_webdav_names_both_files_alike(start: Start, router: Router) -> None:
     path = start(script="corner_server")
     with Raw(router.url) as raw:

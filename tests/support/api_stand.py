@@ -45,8 +45,8 @@ def job_info(**changed: Any) -> dict[str, Any]:
         "created_at": "2026-01-02T03:04:05.678Z",
         "sender": {"direction": "CLIENT", "uid": "r", "name": ""},
         "path": PATH,
-        "agent": {"uid": "a", "name": "", "platform": PLATFORM, "properties": {"gpu": 1}},
         "base_url": None,
+        "agent": {"uid": "a", "name": "", "platform": PLATFORM, "properties": {"gpu": 1}},
         "confirmed": True,
         **changed,
     }

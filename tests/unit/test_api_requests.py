@@ -286,7 +286,7 @@ def test_remove_signal_and_stop(client: Client, router: StandInRouter) -> None:
 
 
 def test_the_list_of_jobs_is_filtered_and_paged(client: Client, router: StandInRouter) -> None:
-    job = json.dumps(job_info()).encode()
+    job = json.dumps(job_info(), separators=(",", ":")).encode()
     router.answers["jobs.list"] = {"jobs": job, "count": 1, "next": None}
     result = client.simulate_get("/jobs?state=RUNNING&agent=a&name=n&limit=5&cursor=c1")
     responses.JobList.model_validate(result.json)

@@ -246,14 +246,16 @@ class AdminExchange:
 
     def _respond(self, answer: AnswerWriter) -> None:
         origin = self._client.origin
+        public = as_seen_by_the_client(self._head, origin)
         environ = environment(
             self._head,
             _Body(self),
-            scheme=as_seen_by_the_client(self._head, origin).proto.decode("ascii"),
+            scheme=public.proto.decode("ascii"),
             client="" if origin.address == "unix" else origin.address,
             port=origin.port,
         )
         environ["prouter.hosts"] = hosts_used(self._head, origin)
+        environ["prouter.public"] = public
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.write_ahead"] = self.limit_write_ahead
         result = self._app(environ, answer.start_response)

@@ -12,6 +12,7 @@ import falcon
 from prouter.api import query
 from prouter.api.body import discard_body, read_model
 from prouter.api.context import ApiRequest, send_json
+from prouter.api.job_urls import JobUrls
 from prouter.errors import InvalidRequest
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.jobs import State
@@ -75,12 +76,19 @@ class _Calls:
         started: JobInfo = self._call("jobs.start", args, timeout=None)["job"]
         return started
 
-    def _wait(self, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
+    def _urls(self, req: ApiRequest) -> JobUrls:
+        return JobUrls(req.env, self._router.config.control.job_domain)
+
+    def _send(self, req: ApiRequest, resp: falcon.Response, info: JobInfo, status: int = 200) -> None:
+        """Answer with a job's info."""
+        send_json(resp, self._urls(req).add_to(info), status)
+
+    def _wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
         """Answer with the job's info, 200 once it does not go on, 202 when time was up."""
         until = None if timeout is None else time.monotonic() + timeout
         args = {"connection": connection, "job": job, "until": until}
         info = self._call("jobs.wait", args, timeout=None)["job"]
-        send_json(resp, info, 202 if info["state"] in _GOING_ON else 200)
+        self._send(req, resp, info, 202 if info["state"] in _GOING_ON else 200)
 
 
 class Jobs(_Calls):
@@ -107,14 +115,17 @@ class Jobs(_Calls):
             if cursor is None or limit <= 0 or room < _ENOUGH:
                 break
         resp.content_type = falcon.MEDIA_JSON
-        resp.data = b'{"jobs":[%b],"next":%b}' % (b",".join(parts), json.dumps(cursor).encode("ascii"))
+        resp.data = b'{"jobs":[%b],"next":%b}' % (
+            self._urls(req).add_to_list(b",".join(parts)),
+            json.dumps(cursor).encode("ascii"),
+        )
 
     on_head = on_get
 
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
         """A new, empty job."""
         request = read_model(CreateRequest, req)
-        send_json(resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
+        self._send(req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create and start; with ``wait=SECONDS`` also wait for the end."""
@@ -126,9 +137,9 @@ class Jobs(_Calls):
         resp.set_header("Location", info["path"] + "/info")
         info = self._start(connection, job, request.start(), f"{key} start")
         if patience is None:
-            send_json(resp, info)
+            self._send(req, resp, info)
         else:
-            self._wait(resp, connection, job, patience)
+            self._wait(req, resp, connection, job, patience)
 
 
 class Job(_Calls):
@@ -137,7 +148,7 @@ class Job(_Calls):
     def on_get_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """The job's info; with ``usage=1`` the agent is asked for fresh CPU time and memory."""
         args = {"connection": connection, "job": job, "usage": query.flag(req, "usage")}
-        send_json(resp, self._call("jobs.info", args)["job"])
+        self._send(req, resp, self._call("jobs.info", args)["job"])
 
     on_head_info = on_get_info
 
@@ -149,27 +160,27 @@ class Job(_Calls):
     def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Start it; answered once it runs and its ports are known."""
         request = read_model(StartRequest, req)
-        send_json(resp, self._start(connection, job, request, _key(req, f"start {job}")))
+        self._send(req, resp, self._start(connection, job, request, _key(req, f"start {job}")))
 
     def on_post_wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Answered when it has ended, or is not running, or after ``timeout`` seconds."""
         timeout = query.seconds(req, "timeout")
         discard_body(req)
-        self._wait(resp, connection, job, timeout)
+        self._wait(req, resp, connection, job, timeout)
 
     def on_post_remove(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """End its processes, delete its sandbox, forget it; its info as it was before."""
         discard_body(req)
-        send_json(resp, self._call("jobs.remove", {"connection": connection, "job": job})["job"])
+        self._send(req, resp, self._call("jobs.remove", {"connection": connection, "job": job})["job"])
 
     def on_post_signal(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Send a signal to its processes."""
         request = read_model(SignalRequest, req)
         args = {"connection": connection, "job": job, "signal": request.signal}
-        send_json(resp, self._call("jobs.signal", args)["job"])
+        self._send(req, resp, self._call("jobs.signal", args)["job"])
 
     def on_post_stop(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """SIGTERM to the whole tree, and SIGKILL after the grace; answered once it has ended."""
         request = read_model(StopRequest, req, optional=True)
         args = {"connection": connection, "job": job, "grace": request.grace}
-        send_json(resp, self._call("jobs.stop", args, timeout=request.grace + _CALL_TIMEOUT)["job"])
+        self._send(req, resp, self._call("jobs.stop", args, timeout=request.grace + _CALL_TIMEOUT)["job"])
