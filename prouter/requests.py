@@ -39,7 +39,10 @@ __all__ = [
     "validated",
 ]
 
-PresetName = Literal["jupyterlab", "streamlit", "dash", "gradio", "bokeh", "uvicorn"]
+PresetName = Literal[
+    "jupyterlab", "notebook", "voila", "streamlit", "dash", "bokeh", "panel", "gradio", "uvicorn", "marimo", "mlflow",
+    "vite", "code-server", "datasette", "tensorboard",
+]  # fmt: skip
 """Kinds of servers whose usual variables the agent knows (see docs/jobs.md)."""
 
 START_TIMEOUT = 30.0
@@ -241,7 +244,11 @@ class Expose(_Body):
     timeout: Duration | None = Field(
         default=None, description=f"Seconds the start may take; {START_TIMEOUT:.0f} by default."
     )
-    preset: PresetName | None = Field(default=None, description="Sets the usual variables of this kind of server.")
+    preset: PresetName | None = Field(
+        default=None,
+        description="Sets what this kind of server needs to run under a job's path: variables, arguments or a "
+        "configuration file. What cannot work with it is refused.",
+    )
 
 
 class Limits(_Body):

@@ -23,7 +23,7 @@ from prouter.agent.listeners import Listener, Sockets
 from prouter.agent.ownership import addresses, all_addresses, loopback, refusal
 from prouter.agent.plan import Plan, resolve
 from prouter.agent.ports import Port
-from prouter.agent.presets import applying
+from prouter.agent.presets import applying, with_options
 from prouter.agent.probe import Address
 from prouter.errors import InvalidRequest
 
@@ -109,11 +109,8 @@ class Exposure:
         """The job's arguments: tokens filled in, options of the preset added that are not there yet."""
         if not self.plan.templates:
             return list(args)
-        result = list(args)
-        if self.plan.preset is not None:
-            for option, value in applying(self.plan.preset.options, self.plan.port, self.plan.path).items():
-                if not any(word == option or word.startswith(f"{option}=") for word in args):
-                    result += [option, value]
+        preset = self.plan.preset
+        result = args if preset is None else with_options(args, preset, self.plan.port, self.plan.path)
         return fill_all(result, self.tokens)
 
     def variables(self, config: Path) -> dict[str, str]:

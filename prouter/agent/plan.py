@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prouter.agent.presets import PRESETS, Preset
 from prouter.errors import InvalidRequest
-from prouter.requests import START_TIMEOUT, StartRequest
+from prouter.requests import START_TIMEOUT, Expose, StartRequest
 
 __all__ = ["Plan", "resolve"]
 
@@ -47,7 +47,7 @@ def resolve(request: StartRequest) -> Plan:
     """The plan of a start: what the request says, else what its preset says, else the defaults.
 
     Raises:
-        InvalidRequest: the preset's kind of server cannot listen on a unix socket.
+        InvalidRequest: the preset's kind of server cannot work that way.
     """
     option = request.expose
     expected = request.port_expected_count
@@ -56,8 +56,8 @@ def resolve(request: StartRequest) -> Plan:
     preset = PRESETS[option.preset] if option.preset else None
     port = option.port or (preset.port if preset else "notify")
     ready = option.ready or (preset.ready if preset else _READY[port])
-    if port == "unix" and preset is not None and not preset.takes_sockets:
-        raise InvalidRequest(f"Invalid request: expose: {option.preset} cannot listen on a unix socket")
+    if preset is not None:
+        _refuse(option, preset, port)
     if port == "notify" and not expected:
         port = "none"
     return Plan(
@@ -70,3 +70,17 @@ def resolve(request: StartRequest) -> Plan:
         preset=preset,
         templates=True,
     )
+
+
+def _refuse(option: Expose, preset: Preset, port: str) -> None:
+    """Refuse what is known not to work, rather than have it start and serve nothing."""
+    name = f"Invalid request: expose: the preset '{option.preset}'"
+    why = preset.refused.get(option.path or preset.path)
+    if why is not None:
+        raise InvalidRequest(
+            f"{name} does not work with path '{option.path}': {why}. Leave out path, which is then '{preset.path}'"
+        )
+    if port == "unix" and not preset.takes_sockets:
+        raise InvalidRequest(f"{name} cannot listen on a unix socket: leave out port, which is then '{preset.port}'")
+    if port == "notify" and not preset.reports:
+        raise InvalidRequest(f"{name} does not report its port: leave out port, which is then '{preset.port}'")

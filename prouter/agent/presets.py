@@ -6,23 +6,26 @@ already, or writes a configuration file into the sandbox.
 
 Sources: jupyter_server's ``ServerApp`` options and JUPYTER_CONFIG_PATH; ``streamlit config show``; the ``Dash`` class
 and its ``run``; gradio's guide to environment variables; ``bokeh serve --help`` and ``bokeh.settings``; uvicorn's
-settings page.
+settings page; ``--help`` of panel, voila, marimo, mlflow, vite, code-server, datasette and tensorboard.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prouter.agent.scratch import SOCKET_NAME
 
-__all__ = ["PRESETS", "Preset", "applying"]
+__all__ = ["PRESETS", "Preset", "applying", "with_options"]
 
 Settings = Mapping[str, Mapping[str, str]]
 """Names and values, by when they apply: always (``""``), or with one port mode (``assign``, ``unix``) or path mode
 (``strip``, ``keep``; ``auto`` counts as ``keep``)."""
+
+_ABSOLUTE = "its pages name their parts by absolute paths, so it must see its prefix"
+_ROOT = "it serves below no prefix"
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,12 @@ class Preset:
 
     Attributes:
         port, path, host, ready, timeout: defaults of the same keys of ``expose``.
+        refused: path modes in which it cannot work, and why.
+        reports: whether such a server may be somebody's own program, which can report its port.
         variables: for the environment.
-        options: for the command line, put at its end.
+        options: for the command line: ``--name`` with its value as the next word, ``--name=`` with it in the same word,
+            ``--name`` alone where the value is empty.
+        ends: words that end the options of its command line, so that what the preset adds goes before them.
         socket_name: bytes that sockets below TMPDIR need for their names.
         config: writes configuration files into a directory, given all tokens, and returns variables.
     """
@@ -42,6 +49,9 @@ class Preset:
     host: str = "public"
     ready: str = "http"
     timeout: float = 60.0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    reports: bool = False
+    ends: frozenset[str] = frozenset({"--"})
     socket_name: int = SOCKET_NAME
     variables: Settings = field(default_factory=dict)
     options: Settings = field(default_factory=dict)
@@ -59,6 +69,26 @@ def applying(settings: Settings, port: str, path: str) -> dict[str, str]:
     return {name: value for mode in modes for name, value in settings.get(mode, {}).items()}
 
 
+def with_options(args: Sequence[str], preset: Preset, port: str, path: str) -> list[str]:
+    """The arguments with those options of the preset that they have not got yet."""
+    end = next((at for at, word in enumerate(args) if word in preset.ends), len(args))
+    added: list[str] = []
+    for option, value in applying(preset.options, port, path).items():
+        words = option.removesuffix("=").split()
+        if not _has(args[:end], words):
+            added += [option + value] if option.endswith("=") else [*words, value] if value else words
+    return [*args[:end], *added, *args[end:]]
+
+
+def _has(args: Sequence[str], words: list[str]) -> bool:
+    """Whether these words stand there one after another, the last perhaps joined to its value."""
+    for at in range(len(args) - len(words) + 1):
+        *first, last = args[at : at + len(words)]
+        if first == words[:-1] and (last == words[-1] or last.startswith(f"{words[-1]}=")):
+            return True
+    return False
+
+
 def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str]:
     """A configuration file, as Jupyter has no variables for most of this.
 
@@ -69,7 +99,6 @@ def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str
     server: dict[str, object] = {
         "base_url": tokens["{base_url}"],
         "ip": "127.0.0.1",
-        "port_retries": 0,
         "open_browser": False,
         "allow_remote_access": True,
         "allow_root": True,
@@ -77,7 +106,7 @@ def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str
     }
     settings: dict[str, object] = {"ServerApp": server, "ExtensionApp": {"open_browser": False}}
     if "{port}" in tokens:
-        server["port"] = int(tokens["{port}"])
+        server |= {"port": int(tokens["{port}"]), "port_retries": 0}
     if "{socket}" in tokens:
         server["sock"] = tokens["{socket}"]
         settings["IdentityProvider"] = {"token": ""}
@@ -86,10 +115,25 @@ def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str
     return {"JUPYTER_CONFIG_PATH": str(directory)}
 
 
+_JUPYTER = Preset(path="keep", port="unix", refused={"strip": _ABSOLUTE}, config=_jupyter_config)
+
+_BOKEH = Preset(
+    path="keep",
+    reports=True,
+    variables={
+        "": {"BOKEH_DEFAULT_SERVER_HOST": "127.0.0.1", "BOKEH_ALLOW_WS_ORIGIN": "*"},
+        "assign": {"BOKEH_DEFAULT_SERVER_PORT": "{port}"},
+    },
+    options={"unix": {"--unix-socket": "{socket}"}, "keep": {"--prefix": "{base_url}"}},
+    ends=frozenset({"--args"}),
+)
+
 PRESETS: Mapping[str, Preset] = {
-    "jupyterlab": Preset(path="keep", port="unix", config=_jupyter_config),
+    "jupyterlab": _JUPYTER,
+    "notebook": _JUPYTER,
     "streamlit": Preset(
         path="keep",
+        reports=True,
         variables={
             "": {
                 "STREAMLIT_SERVER_ADDRESS": "127.0.0.1",
@@ -102,6 +146,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "dash": Preset(
         path="keep",  # HOST and PORT, which its app.run reads, every job with an assigned port gets.
+        reports=True,
         variables={
             "strip": {"DASH_REQUESTS_PATHNAME_PREFIX": "{base_url}", "DASH_ROUTES_PATHNAME_PREFIX": "/"},
             "keep": {"DASH_URL_BASE_PATHNAME": "{base_url}"},
@@ -109,6 +154,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "gradio": Preset(
         path="strip",
+        reports=True,
         variables={
             "": {
                 "GRADIO_SERVER_NAME": "127.0.0.1",
@@ -118,21 +164,81 @@ PRESETS: Mapping[str, Preset] = {
             "assign": {"GRADIO_SERVER_PORT": "{port}"},
         },
     ),
-    "bokeh": Preset(
-        path="keep",
-        variables={
-            "": {"BOKEH_DEFAULT_SERVER_HOST": "127.0.0.1", "BOKEH_ALLOW_WS_ORIGIN": "*"},
-            "assign": {"BOKEH_DEFAULT_SERVER_PORT": "{port}"},
-        },
-        options={"unix": {"--unix-socket": "{socket}"}, "keep": {"--prefix": "{base_url}"}},
-    ),
+    "bokeh": replace(_BOKEH, refused={"strip": _ABSOLUTE}),
+    "panel": _BOKEH,
     "uvicorn": Preset(
         path="strip",
+        reports=True,
         variables={
             "strip": {"UVICORN_ROOT_PATH": "{base_path}"},
             "assign": {"UVICORN_HOST": "127.0.0.1", "UVICORN_PORT": "{port}"},
             # Peers on a unix socket have no address; only the agent can reach it, so its forwarded headers are taken.
             "unix": {"UVICORN_UDS": "{socket}", "FORWARDED_ALLOW_IPS": "*"},
+        },
+    ),
+    "voila": Preset(
+        path="keep",
+        refused={"strip": _ABSOLUTE},
+        options={
+            "": {"--Voila.ip=": "127.0.0.1", "--Voila.base_url=": "{base_url}", "--no-browser": ""},
+            "assign": {"--port=": "{port}"},
+        },
+    ),
+    "marimo": Preset(
+        path="strip",
+        options={
+            "": {"--headless": "", "--host": "127.0.0.1"},
+            "assign": {"--port": "{port}"},
+            "keep": {"--base-url": "{base_path}"},
+        },
+    ),
+    "mlflow": Preset(
+        path="strip",
+        host="local",  # It answers to no other host than those it is told of.
+        timeout=120.0,
+        options={
+            "": {"--host": "127.0.0.1"},
+            "assign": {"--port": "{port}"},
+            "keep": {"--static-prefix": "{base_path}"},
+        },
+    ),
+    "vite": Preset(
+        path="keep",
+        host="local",  # As MLflow.
+        refused={"strip": _ABSOLUTE},
+        options={
+            "": {"--host": "127.0.0.1", "--base": "{base_url}"},
+            "assign": {"--port": "{port}", "--strictPort": ""},
+        },
+        ends=frozenset(),  # What follows `npm run dev --` is vite's own.
+    ),
+    "code-server": Preset(
+        path="strip",
+        port="unix",
+        refused={"keep": _ROOT},
+        socket_name=54,  # vscode-ipc-UUID.sock
+        options={
+            "": {"--disable-telemetry": "", "--disable-update-check": ""},
+            "assign": {"--bind-addr": "127.0.0.1:{port}"},
+            # As with Jupyter: nobody but the agent gets at the socket, so it asks for no password of its own.
+            "unix": {"--socket": "{socket}", "--auth": "none"},
+            "strip": {"--abs-proxy-base-path": "{base_path}"},
+        },
+    ),
+    "datasette": Preset(
+        path="keep",
+        options={
+            "": {"--setting base_url": "{base_url}"},
+            "assign": {"--host": "127.0.0.1", "--port": "{port}"},
+            "unix": {"--uds": "{socket}"},
+        },
+    ),
+    "tensorboard": Preset(
+        path="strip",
+        options={
+            "": {"--host": "127.0.0.1"},
+            "assign": {"--port": "{port}"},
+            "keep": {"--path_prefix": "{base_path}"},
         },
     ),
 }

@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gevent
 import pytest
@@ -25,7 +25,7 @@ from prouter.agent.presets import PRESETS
 from prouter.agent.probe import Address
 from prouter.errors import InvalidRequest, LimitReached, NotFound, StartFailed
 from prouter.jobs import JobRecord
-from prouter.requests import PresetName, StartRequest, validated
+from prouter.requests import StartRequest, validated
 
 BASE = "/jobs/c/j/http/"
 NOBODY = Sockets([], [], [])
@@ -178,16 +178,6 @@ def test_plans_fill_in_what_is_left_open(
     assert (found.port, found.ready, found.path, found.timeout) == (port, ready, path, timeout)
 
 
-def test_every_preset_that_can_be_asked_for_is_there() -> None:
-    assert set(get_args(PresetName)) == set(PRESETS)
-
-
-@pytest.mark.parametrize("name", ["streamlit", "dash", "gradio"])
-def test_a_server_that_knows_no_unix_sockets_is_not_given_one(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=name):
-        plan(expose={"preset": name, "port": "unix"})
-
-
 # Arguments and variables.
 
 
@@ -255,13 +245,6 @@ def test_a_preset_sets_no_port_that_is_not_assigned(exposure: Callable[..., Expo
         variables = exposure(expose={"preset": name, "port": "detect"}).variables(tmp_path / "config")
         assert not any("{" in value for value in variables.values())
         assert "PORT" not in variables
-
-
-def test_an_option_of_the_preset_is_added_unless_it_is_there(exposure: Callable[..., Exposure]) -> None:
-    one = exposure(expose={"preset": "bokeh"})
-    assert one.arguments(["bokeh", "serve", "a.py"]) == ["bokeh", "serve", "a.py", "--prefix", BASE]
-    assert one.arguments(["bokeh", "--prefix", "/x"]) == ["bokeh", "--prefix", "/x"]
-    assert one.arguments(["bokeh", "--prefix={base_url}"]) == ["bokeh", f"--prefix={BASE}"]
 
 
 @pytest.mark.parametrize("port", ["unix", "assign"])
