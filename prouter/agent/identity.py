@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import platform
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from prouter import __version__
 from prouter.config import AgentConfig, ConfigError
 from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 
-__all__ = ["Identity", "host_load", "platform_facts", "token_accepted"]
+__all__ = ["Identity", "host_load", "platform_facts"]
 
 _UID_FILE = "uid"
 _STORED_UID = re.compile(r"[0-9a-f]{32}")
@@ -98,15 +96,6 @@ def platform_facts() -> dict[str, str]:
 def host_load() -> float:
     """Runnable processes per core, averaged over a minute."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
-
-
-def token_accepted(tokens: Sequence[str], presented: object) -> bool:
-    """Whether `presented` is one of `tokens`, in the same time whichever it is; no tokens accept anything."""
-    candidate = presented.encode() if isinstance(presented, str) else b""
-    accepted = not tokens
-    for token in tokens:
-        accepted |= hmac.compare_digest(token.encode(), candidate)
-    return accepted
 
 
 def _stored_uid(path: Path) -> str:

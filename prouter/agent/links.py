@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prouter.agent.listener import Listener
@@ -240,7 +240,7 @@ class Links:
         Raises:
             ValueError: `address` is none.
         """
-        link = self._new(SERVER, address, self._incarnation())
+        link = self._new(SERVER, address, "")  # The router tells: the incarnation itself stays between the two.
         link.dialler = Dialler(
             link.peer,
             f"tcp://{address}",
@@ -253,14 +253,15 @@ class Links:
         self._links.append(link)
         link.dialler.start()
 
-    def listen(self, interface: str, port: int, tokens: Sequence[str]) -> str:
+    def listen(self, interface: str, port: int, tokens: Sequence[str] | Mapping[str, str]) -> str:
         """Let routers link to this agent; the endpoint bound, ``tcp://HOST:PORT``.
 
         Raises:
             zmq.ZMQError: it cannot be bound.
         """
-        connection = hashlib.sha256(f"{self._incarnation()}:client".encode()).hexdigest()[:32]
-        self._listener = Listener(lambda: self._new(CLIENT, "", connection), tokens, self._heartbeat)
+        incarnation = self._incarnation()
+        connection = hashlib.sha256(f"{incarnation}:client".encode()).hexdigest()[:32]
+        self._listener = Listener(lambda: self._new(CLIENT, "", connection), tokens, self._heartbeat, incarnation)
         return self._listener.bind(interface, port)
 
     def _incarnation(self) -> str:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import zmq
 
-from prouter.agent.identity import token_accepted
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
+from prouter.tokens import Tokens
 from prouter.transport.router import RouterSocket
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _ROUTERS = 64
 """Routers that may be linked; one that is away without open streams makes room for another."""
 _HELLOS = 50.0
 """Introductions of strangers looked at per second."""
+_UID = 128
+"""Characters of a router's uid."""
 _HELLO_SIZE = 64 * 1024
 """Bytes of an introduction at most."""
 _MESSAGE_SIZE = 16 * 1024 * 1024
@@ -43,14 +45,22 @@ class Listener:
 
     Args:
         new_link: makes the link for a router that was not linked before.
-        tokens: that routers may present; none accept any.
+        tokens: that routers may present, or of each uid its own; none accept any.
         heartbeat: seconds.
+        incarnation: this agent's own.
     """
 
-    def __init__(self, new_link: Callable[[], RouterLink], tokens: Sequence[str], heartbeat: float) -> None:
+    def __init__(
+        self,
+        new_link: Callable[[], RouterLink],
+        tokens: Sequence[str] | Mapping[str, str],
+        heartbeat: float,
+        incarnation: str,
+    ) -> None:
         self._new_link = new_link
         self._by_router: dict[str, RouterLink] = {}
-        self._tokens = tokens
+        self._tokens = Tokens(tokens)
+        self._own_incarnation = incarnation
         self._heartbeat = heartbeat
         self._paths: dict[bytes, RouterLink] = {}
         self._allowance = _HELLOS
@@ -113,11 +123,18 @@ class Listener:
                 "bad_version",
                 f"this agent speaks version {VERSION} of the protocol, not {body.get('protocol')!r:.16}",
             )
-        if not token_accepted(self._tokens, body.get("token")):
-            return "bad_token", "the token is not accepted here"
         uid = body.get("uid")
-        if body.get("kind") != "router" or not isinstance(uid, str) or not 0 < len(uid) <= 1024:
+        if self._tokens.mark(uid, body.get("token")) is None:
+            return "bad_token", "the token is not accepted here"
+        if (
+            body.get("kind") != "router"
+            or not isinstance(uid, str)
+            or not 0 < len(uid) <= _UID
+            or not uid.isprintable()
+        ):
             return "bad_hello", "this agent is for routers, which tell their uid"
+        if body.get("incarnation") == self._own_incarnation:
+            return "bad_hello", "this is the agent itself"
         if uid not in self._by_router and not self._make_room():
             return "overloaded", f"{_ROUTERS} routers are linked already"
         return None

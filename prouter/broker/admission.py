@@ -1,7 +1,8 @@
 """The door for agents and workers: who says HELLO is checked, then accepted, refused once, or made to wait.
 
-Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid of a linked
-agent has to wait until that one failed to prove that it is alive.
+Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid or the
+incarnation of a linked agent has to wait until that one failed to prove that it is alive: a HELLO may be an old one
+that somebody else repeats.
 """
 
 from __future__ import annotations
@@ -11,28 +12,47 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.env import Env
-from prouter.broker.hello import CLIENT, SERVER, AgentInfo, check_protocol, connection_uid, token_accepted
+from prouter.broker.hello import CLIENT, SERVER, AgentInfo, check_protocol
 from prouter.broker.links import Link, Links
 from prouter.broker.switch import Path
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
+from prouter.tokens import Tokens
 
 __all__ = ["Admission"]
 
 log = logging.getLogger("prouter.broker")
 
+_LATE = 0.25
+"""Seconds after the end of a challenge beyond which its timer ran too late to judge by it."""
 _LOGGED = 10
 """Refusals logged in a second; all are counted."""
 
 
 class _Challenger:
-    """An agent that waits for the fate of the one whose uid it claims."""
+    """An agent that waits for the fate of the one whose uid or incarnation it claims.
 
-    def __init__(self, path: Path, info: AgentInfo, ping: int) -> None:
+    Attributes:
+        path: its own.
+        rival: path of the other one, which was asked for a sign of life.
+        ping: number of the question.
+        asked: when it was asked.
+        due: when it must have answered.
+    """
+
+    def __init__(self, path: Path, info: AgentInfo, rival: Path, ping: int, asked: float, due: float) -> None:
         self.path = path
         self.info = info
+        self.rival = rival
         self.ping = ping
+        self.asked = asked
+        self.due = due
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the other one has answered, or goes on talking: an answer may have to queue on a slow way."""
+        return self.rival.session.answered >= self.ping or self.rival.heard > (self.asked + self.due) / 2
 
     def receive(self, path: Path, frame: Frame, now: float) -> None:
         """Nothing counts before it is accepted."""
@@ -50,7 +70,9 @@ class Admission:
     def __init__(self, env: Env, links: Links) -> None:
         self._env = env
         self._links = links
+        self._tokens = Tokens(env.settings.tokens)
         self._challengers: dict[str, _Challenger] = {}
+        """By the link that is claimed."""
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
@@ -79,34 +101,44 @@ class Admission:
         if problem is not None:
             self._refuse(path, "bad_version", problem)
             return
-        if not token_accepted(self._env.settings.tokens, body.get("token")):
+        mark = self._tokens.mark(body.get("uid"), body.get("token"))
+        if mark is None:
             self._refuse(path, "bad_token", "the token is not accepted here", body.get("uid"))
             return
         if body.get("kind") == "obituary":
             self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
             return
         try:
-            info = AgentInfo.from_hello(body)
+            info = self._read(body, mark)
         except ProtocolError as error:
             self._refuse(path, "bad_hello", error.detail, body.get("uid"))
             return
-        same = self._links.get(connection_uid(info.incarnation, SERVER))
-        if same is not None and same.info.uid != info.uid:
+        same = self._links.find(info.incarnation, SERVER)
+        if same is not None and same.up and same.info.uid != info.uid:
             self._refuse(path, "bad_hello", "the incarnation belongs to an agent with another uid", info.uid)
             return
-        if same is not None:
+        rivals = [*([same] if same is not None else ()), *self._links.of_agent(info.uid, SERVER)]
+        there = next((rival for rival in rivals if rival.up), None)
+        if there is not None:
+            self._challenge(path, info, there, now)
+        else:
             self._welcome(path, info, now)
-            return
-        for rival in self._links.of_agent(info.uid, SERVER):
-            if rival.up:
-                self._challenge(path, info, rival, now)
-                return
-        self._welcome(path, info, now)
+
+    def _read(self, body: dict[str, Any], mark: str) -> AgentInfo:
+        """Who introduces itself.
+
+        Raises:
+            ProtocolError: it is no agent, or none that can be understood.
+        """
+        kind = body.get("kind")
+        if kind != "agent" or body.get("incarnation") == self._env.incarnation:
+            raise ProtocolError(f"this port of a router is for agents, not for a peer of kind {kind!r:.32}")
+        return AgentInfo.from_hello(body, mark)
 
     def _mourn(self, uid: str, incarnation: str, now: float) -> None:
         """The agent's keeper says that the agent has died and its jobs have ended."""
         for mode in (SERVER, CLIENT):
-            link = self._links.get(connection_uid(incarnation, mode))
+            link = self._links.find(incarnation, mode)
             if link is not None and link.info.uid == uid:
                 self._bury(link, now)
 
@@ -124,6 +156,12 @@ class Admission:
             self._links.drop(link, "its process ended", now)
 
     def _welcome(self, path: Path, info: AgentInfo, now: float) -> None:
+        if self._links.find(info.incarnation, SERVER) is None and not self._links.make_room(info, now):
+            most = self._env.settings.max_agents
+            self._refuse(
+                path, "too_many_agents", f"{most} agents are linked with this token (server.max_agents)", info.uid
+            )
+            return
         for rival in self._links.of_agent(info.uid, SERVER):
             if rival.info.incarnation != info.incarnation:
                 self._links.drop(rival, "a new incarnation of the agent took over", now)
@@ -140,23 +178,41 @@ class Admission:
         self._links.opened(link, now)
 
     def _challenge(self, path: Path, info: AgentInfo, rival: Link, now: float) -> None:
-        known = self._challengers.get(info.uid)
-        if known is not None or rival.path is None:
+        known = self._challengers.get(rival.connection)
+        if rival.path is None or (known is not None and info.incarnation != rival.info.incarnation):
             self._env.counts["strangers_ignored"] += 1
+            return
+        if known is not None:
+            # The agent itself, perhaps: it gave up an attempt that took long and makes another.
+            self._env.shell.forget(known.path)
+            known.path, known.info, path.owner = path, info, known
             return
         ping = rival.path.session.ping(now)
         self._env.outbox.say(rival.path, ping)
-        path.owner = challenger = _Challenger(path, info, ping.offset)
-        self._challengers[info.uid] = challenger
+        due = now + self._env.settings.takeover_patience
+        path.owner = challenger = _Challenger(path, info, rival.path, ping.offset, now, due)
+        self._challengers[rival.connection] = challenger
         log.info("event=link_challenged link=%s agent=%s", rival.connection, info.uid)
-        self._env.timers.at(now + self._env.settings.takeover_patience, partial(self._decide, rival))
+        self._env.timers.at(due, partial(self._decide, rival, challenger))
 
-    def _decide(self, rival: Link, now: float) -> None:
-        challenger = self._challengers.pop(rival.info.uid, None)
-        if challenger is None:
+    def rival_lost(self, link: Link, now: float) -> None:
+        """A link's path is gone: whoever claims it need not wait any longer."""
+        challenger = self._challengers.get(link.connection)
+        if challenger is not None:
+            self._env.timers.at(now, partial(self._decide, link, challenger))
+
+    def _decide(self, rival: Link, challenger: _Challenger, now: float) -> None:
+        if self._challengers.get(rival.connection) is not challenger:
             return
-        if rival.path is not None and rival.path.session.answered >= challenger.ping:
-            uid = rival.info.uid
+        waits = rival.path is challenger.rival and not challenger.beaten
+        if waits and now > challenger.due + _LATE:
+            # This process stood still: the answer may have arrived and not been read.
+            challenger.due = now + self._env.settings.takeover_patience
+            self._env.timers.at(challenger.due, partial(self._decide, rival, challenger))
+            return
+        del self._challengers[rival.connection]
+        if rival.up and not waits:
+            uid = challenger.info.uid
             self._refuse(challenger.path, "uid_in_use", f"an agent with uid '{uid}' is already linked and alive", uid)
         else:
             self._welcome(challenger.path, challenger.info, now)

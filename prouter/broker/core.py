@@ -82,6 +82,7 @@ class Broker:
         self.directory = Directory(env, self.links, self.ledger)
         self.admission = Admission(env, self.links)
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
+        self.links.jobs_of = self._jobs_of
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
         self.announcements = Announcements(
             env, self.ledger, self.directory, self.creations, self.forwarder, self.waits.job_ended
@@ -217,6 +218,7 @@ class Broker:
         self.forwarder.link_down(link, now)
         if link.mode == CLIENT:
             self.dials.link_down(link, now)
+        self.admission.rival_lost(link, now)
 
     def link_gone(self, link: Link, reason: str, now: float) -> None:
         """The agent will not come back: nor will its jobs and streams."""
@@ -225,6 +227,7 @@ class Broker:
         self.ledger.agent_changed(link, "gone")
         self.forwarder.link_gone(link, reason, now)
         self.dials.link_gone(link)
+        self.admission.rival_lost(link, now)
 
     def _lose_jobs(self, link: Link, reason: str, now: float) -> None:
         """Its jobs are lost with it: some now, the others in the next turns of the loop, unless it is back by then."""

@@ -173,6 +173,16 @@ class Dials:
             return
         if path is None:
             return
+        if info.incarnation == self._env.incarnation:
+            self._fail(dial, AgentUnavailable(f"what answers at {dial.address} is this router, no agent"), now)
+            return
+        if body.get("kind") not in (None, "agent"):
+            self._fail(dial, AgentUnavailable(f"what answers at {dial.address} is no agent"), now)
+            return
+        if self._links.find(info.incarnation, CLIENT) is None and not self._links.make_room(info, now):
+            text = f"{self._env.settings.max_agents} agents are linked already (server.max_agents)"
+            self._fail(dial, Overloaded(text, retry_after=5), now)
+            return
         connection = connection_uid(info.incarnation, CLIENT)
         for rival in self._links.of_agent(info.uid, CLIENT):
             if rival.connection != connection:

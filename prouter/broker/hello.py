@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -13,14 +11,15 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 from prouter.fabric.frames import VERSION
 
-__all__ = ["CLIENT", "SERVER", "AgentInfo", "check_protocol", "connection_uid", "token_accepted"]
+__all__ = ["CLIENT", "NAME_LIMIT", "SERVER", "AgentInfo", "check_protocol", "connection_uid"]
 
 SERVER = "SERVER"
 """Mode of a link: the agent dialled in."""
 CLIENT = "CLIENT"
 """Mode of a link: the router dialled out."""
 
-_TEXT_LIMIT = 1024
+NAME_LIMIT = 128
+"""Characters of the texts by which an agent is known."""
 _DAY = 86400.0
 
 
@@ -34,6 +33,7 @@ class AgentInfo:
         slots: how many jobs it takes at once, None for any number.
         keep_for: seconds its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
+        admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
     """
 
     uid: str
@@ -47,9 +47,10 @@ class AgentInfo:
     draining: bool = False
     keep_for: float = 0.0
     orphan_timeout: float = 600.0
+    admitted_by: str = ""
 
     @classmethod
-    def from_hello(cls, body: dict[str, Any]) -> AgentInfo:
+    def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
         """Read a HELLO or WELCOME body.
 
         Raises:
@@ -76,6 +77,7 @@ class AgentInfo:
             draining=body.get("draining") is True,
             keep_for=_seconds(body, "keep_for", 0.0),
             orphan_timeout=_seconds(body, "orphan_timeout", 600.0),
+            admitted_by=admitted_by,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -89,10 +91,11 @@ class AgentInfo:
 
 
 def connection_uid(incarnation: str, mode: str) -> str:
-    """The connection uid of an agent linked in `mode`: the same for as long as the agent lives."""
-    if mode == SERVER:
-        return incarnation
-    return hashlib.sha256(f"{incarnation}:client".encode()).hexdigest()[:32]
+    """The connection uid of an agent linked in `mode`: the same for as long as the agent lives.
+
+    It is part of every job's path, and so no secret; the incarnation, which it does not tell, is one.
+    """
+    return hashlib.sha256(f"{incarnation}:{mode.lower()}".encode()).hexdigest()[:32]
 
 
 def check_protocol(body: dict[str, Any]) -> str | None:
@@ -103,22 +106,16 @@ def check_protocol(body: dict[str, Any]) -> str | None:
     return f"protocol version {theirs!r:.64} is not supported, this router speaks {VERSION}"
 
 
-def token_accepted(tokens: Iterable[str], presented: Any) -> bool:
-    """Whether `presented` is one of `tokens`, found out in the same time whichever it is. No tokens: anything goes."""
-    candidate = presented.encode() if isinstance(presented, str) else b""
-    known = [token.encode() for token in tokens]
-    found = not known
-    for token in known:
-        found |= hmac.compare_digest(token, candidate)
-    return found
-
-
 def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
     value = body.get(key, default)
     if value is None and default is not None:
         return default
-    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
-        raise ProtocolError(f"{key} must be a text of at most {_TEXT_LIMIT} characters")
+    if not isinstance(value, str):
+        raise ProtocolError(f"{key} must be a text of at most {NAME_LIMIT} characters")
+    if len(value) > NAME_LIMIT:
+        raise ProtocolError(f"{key} has {len(value)} characters, at most {NAME_LIMIT} are taken")
+    if not value.isprintable():
+        raise ProtocolError(f"{key} has characters that cannot be printed")
     return value
 
 

@@ -12,8 +12,10 @@ An agent whose connection was *closed* is back soon or dead (its keeper says so,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from prouter.broker.env import Env
@@ -31,6 +33,10 @@ log = logging.getLogger("prouter.broker")
 
 _ORPHAN_MARGIN = 30.0
 """Seconds an agent that fell silent is waited for beyond its own orphan timeout."""
+_AWAY = 1024
+"""Agents without a job that may be away, for each token; when one more comes, the longest away are forgotten."""
+_LOOKED_AT = 4
+"""Of those that are away, how many are looked at for each agent that comes."""
 _NEAR, _FAR = 0.025, 0.05
 """Seconds of a round trip below which an agent counts as near, and above which as far; between, as it did before."""
 
@@ -144,15 +150,21 @@ class Links:
 
     Attributes:
         version: changes with every change of what `/connections` shows but load and latency.
+        jobs_of: how many jobs there are, or are to be, on a connection.
     """
 
     def __init__(self, env: Env, heartbeats: Heartbeats, listener: LinkListener) -> None:
         self.listener = listener
         self.version = 0
+        self.jobs_of: Callable[[str], int] = _none
         self._env = env
         self._heartbeats = heartbeats
         self._links: dict[str, Link] = {}
         self._by_agent: dict[str, dict[str, Link]] = {}
+        self._by_token: Counter[str] = Counter()
+        """How many were let in by each token."""
+        self._away: dict[str, OrderedDict[str, Link]] = {}
+        """Those that are away, by token, the longest first."""
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._links.values())
@@ -164,6 +176,18 @@ class Links:
         """The link with this connection uid."""
         return self._links.get(connection)
 
+    def find(self, incarnation: str, mode: str) -> Link | None:
+        """The link of the agent with this incarnation.
+
+        Routers before this version used the incarnation itself as the connection uid in mode SERVER. A link that was
+        restored with one keeps it, since the paths of its jobs hold it.
+        """
+        link = self._links.get(connection_uid(incarnation, mode))
+        if link is None:
+            before = self._links.get(incarnation)
+            link = before if before is not None and before.mode == mode else None
+        return link
+
     def of_agent(self, uid: str, mode: str | None = None) -> list[Link]:
         """Links of the agent `uid`, those that are up first."""
         found = [link for link in self._by_agent.get(uid, {}).values() if mode is None or link.mode == mode]
@@ -172,24 +196,37 @@ class Links:
     def restore(self, connection: str, mode: str, info: AgentInfo, since: float, now: float) -> Link:
         """A link of the broker before: away until its agent is back."""
         link = self._add(connection, mode, info, since)
-        self._expect(link, info.orphan_timeout + _ORPHAN_MARGIN, "not back since the router's restart", now)
+        self._expect(link, info.orphan_timeout, _ORPHAN_MARGIN, "not back since the router's restart", now)
         return link
+
+    def make_room(self, info: AgentInfo, now: float) -> bool:
+        """Whether one more agent may be linked with its token; of many that are away without a job some are dropped."""
+        away = self._away.get(info.admitted_by)
+        if away is not None and len(away) > _AWAY:
+            for connection in list(islice(away, _LOOKED_AT)):
+                link = away[connection]
+                if self.jobs_of(connection):
+                    away.move_to_end(connection)
+                else:
+                    self.drop(link, "too many agents are away", now)
+        return self._by_token[info.admitted_by] < self._env.settings.max_agents
 
     def adopt(self, info: AgentInfo, mode: str, path: Path, now: float) -> Link:
         """`path` leads to this agent, which was accepted: a new link, or a new path of a known one.
 
         The caller says WELCOME on the path before, and `opened` after.
         """
-        connection = connection_uid(info.incarnation, mode)
-        link = self._links.get(connection)
+        link = self.find(info.incarnation, mode)
         if link is None:
-            link = self._add(connection, mode, info, self._env.wall())
-        elif link.path is not None:
-            self._detach(link)
-        if link.away is not None:
-            link.away.cancel()
-            link.away = None
-        link.info = info
+            link = self._add(connection_uid(info.incarnation, mode), mode, info, self._env.wall())
+        else:
+            if link.path is not None:
+                self._detach(link)
+            self._leave_index(link)
+            link.info = info
+            self._enter_index(link)
+        connection = link.connection
+        self._returned(link)
         link.draining = info.draining
         link.announced = set()
         link.path = path
@@ -216,10 +253,12 @@ class Links:
         self._env.counts["links_lost"] += 1
         log.warning("event=link_down link=%s agent=%s reason=%r", link.connection, link.info.uid, reason)
         if closed:
-            patience = self._env.settings.return_patience + link.info.keep_for
+            patience = link.info.keep_for
+            margin = self._env.settings.return_patience
         else:
-            patience = link.info.orphan_timeout + _ORPHAN_MARGIN
-        self._expect(link, patience, reason, now)
+            patience = link.info.orphan_timeout
+            margin = _ORPHAN_MARGIN
+        self._expect(link, patience, margin, reason, now)
         self.listener.link_down(link, reason, now)
 
     def drop(self, link: Link, reason: str, now: float) -> None:
@@ -228,14 +267,9 @@ class Links:
             return
         if link.path is not None:
             self._detach(link)
-        if link.away is not None:
-            link.away.cancel()
-            link.away = None
+        self._returned(link)
         del self._links[link.connection]
-        of_agent = self._by_agent[link.info.uid]
-        del of_agent[link.connection]
-        if not of_agent:
-            del self._by_agent[link.info.uid]
+        self._leave_index(link)
         self.version += 1
         log.warning("event=link_gone link=%s agent=%s reason=%r", link.connection, link.info.uid, reason)
         self.listener.link_gone(link, reason, now)
@@ -243,8 +277,21 @@ class Links:
     def _add(self, connection: str, mode: str, info: AgentInfo, since: float) -> Link:
         link = Link(self, connection, mode, info, since)
         self._links[connection] = link
-        self._by_agent.setdefault(info.uid, {})[connection] = link
+        self._enter_index(link)
         return link
+
+    def _enter_index(self, link: Link) -> None:
+        self._by_agent.setdefault(link.info.uid, {})[link.connection] = link
+        self._by_token[link.info.admitted_by] += 1
+
+    def _leave_index(self, link: Link) -> None:
+        of_agent = self._by_agent[link.info.uid]
+        del of_agent[link.connection]
+        if not of_agent:
+            del self._by_agent[link.info.uid]
+        self._by_token[link.info.admitted_by] -= 1
+        if not self._by_token[link.info.admitted_by]:
+            del self._by_token[link.info.admitted_by]
 
     def _detach(self, link: Link) -> None:
         path, link.path = link.path, None
@@ -253,11 +300,32 @@ class Links:
             self._heartbeats.drop(path)
             self._env.shell.forget(path)
 
-    def _expect(self, link: Link, patience: float, reason: str, now: float) -> None:
+    def _expect(self, link: Link, patience: float, margin: float, reason: str, now: float) -> None:
+        """Wait for an agent for as long as it said, within this router's bound."""
         if link.away is not None:
             link.away.cancel()
-        link.away = self._env.timers.at(now + patience, partial(self._not_back, link, reason))
+        most = self._env.settings.max_absence
+        if patience > most:
+            log.info("event=absence_bounded agent=%s asked=%g waits=%g", link.info.uid, patience, most)
+        link.away = self._env.timers.at(now + min(patience, most) + margin, partial(self._not_back, link, reason))
+        self._away.setdefault(link.info.admitted_by, OrderedDict())[link.connection] = link
+
+    def _returned(self, link: Link) -> None:
+        """It is not waited for any more."""
+        if link.away is not None:
+            link.away.cancel()
+            link.away = None
+        for mark, away in self._away.items():
+            if away.pop(link.connection, None) is not None:
+                if not away:
+                    del self._away[mark]
+                return
 
     def _not_back(self, link: Link, reason: str, now: float) -> None:
-        link.away = None
+        self._returned(link)
         self.drop(link, f"{reason}, and not back in time", now)
+
+
+def _none(_connection: str) -> int:
+    """Nobody has told yet who knows about jobs."""
+    return 0

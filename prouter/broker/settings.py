@@ -47,7 +47,9 @@ class Settings:
 
     Attributes:
         platform: this host, as `/info` shows it.
-        tokens: what agents may present; with none, anything goes.
+        tokens: what agents may present, or of each uid its own; with none, anything goes.
+        max_agents: agents that may be linked or waited for with one token.
+        max_absence: how long an agent that is away is waited for, whatever it says.
         heartbeat: of agent links.
         worker_heartbeat: of workers.
         hold: how long a call waits for an agent that is away.
@@ -65,7 +67,9 @@ class Settings:
     uid: str
     name: str
     platform: dict[str, Any] = field(default_factory=dict)
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[str, ...] | dict[str, str] = ()
+    max_agents: int = 32_768
+    max_absence: float = 7 * 86_400.0
     heartbeat: float = 2.0
     worker_heartbeat: float = 1.0
     hold: float = 10.0

@@ -27,6 +27,8 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
             "processor": host.processor,
         },
         tokens=config.server.accept_tokens,
+        max_agents=config.server.max_agents,
+        max_absence=config.server.max_absence,
         heartbeat=config.server.heartbeat,
         hold=config.control.hold,
         resume_timeout=config.fabric.resume_timeout,

@@ -53,6 +53,8 @@ def _render(config: RouterConfig | AgentConfig) -> Iterator[str]:
 def _masked(key: str, value: Any) -> Any:
     if key not in SECRET_KEYS or not value:
         return value
+    if isinstance(value, dict):
+        return dict.fromkeys(value, "***")
     return ["***"] * len(value) if isinstance(value, list) else "***"
 
 

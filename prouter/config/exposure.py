@@ -6,6 +6,7 @@ import ipaddress
 
 from prouter.config.errors import ConfigError
 from prouter.config.models import AgentConfig, RouterConfig
+from prouter.tokens import SHORTEST
 
 __all__ = ["check_exposure", "is_loopback"]
 
@@ -42,4 +43,11 @@ def check_exposure(config: RouterConfig | AgentConfig) -> None:
         raise ConfigError(
             f"server.interface: {server.interface} can be reached from other machines "
             "and server.accept_tokens is empty; set the tokens to accept, or listen on 127.0.0.1"
+        )
+    tokens = server.accept_tokens
+    shortest = min(map(len, tokens.values() if isinstance(tokens, dict) else tokens), default=SHORTEST)
+    if server.enabled and not is_loopback(server.interface) and shortest < SHORTEST:
+        raise ConfigError(
+            f"server.accept_tokens: {server.interface} can be reached from other machines and one of the tokens has "
+            f"{shortest} characters; make it {SHORTEST} or more, random ones, for example with 'openssl rand -hex 16'"
         )

@@ -132,7 +132,11 @@ class _Loader(Generic[Config]):
 
 def _free_keys(known: Mapping[str, FieldInfo]) -> frozenset[str]:
     """Keys whose value is a mapping of the user's own."""
-    return frozenset(key for key, field in known.items() if get_origin(field.annotation) is dict)
+    return frozenset(key for key, field in known.items() if _takes_mapping(field.annotation))
+
+
+def _takes_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(get_origin(part) is dict for part in get_args(annotation))
 
 
 def _inside(key: str, free: frozenset[str]) -> bool:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from prouter.addresses import split_address
 from prouter.host_names import check_pattern
+from prouter.tokens import problem_of
 
 __all__ = ["SECRET_KEYS", "AgentConfig", "Log", "RouterConfig", "Section", "keys", "sections"]
 
 MIB = 1024 * 1024
 SECRET_KEYS = frozenset({"server.accept_tokens", "client.token", "control.tokens"})
 """Keys whose values are never shown."""
+Tokens = tuple[str, ...] | dict[str, str]
+"""Those accepted of anybody, or the one of each uid."""
 
 
 class Section(BaseModel):
@@ -121,10 +125,29 @@ class RouterControl(Section):
 class Identity(Section):
     """Who this process is."""
 
-    name: str | None = Field(None, description="Human-friendly name (optional).")
+    name: str | None = Field(None, max_length=128, description="Human-friendly name (optional), up to 128 characters.")
     uid: str | None = Field(
-        None, min_length=1, max_length=200, description="Unique identifier. Arbitrary non-empty string."
+        None,
+        min_length=1,
+        max_length=128,
+        description="Unique identifier. Arbitrary non-empty string of at most 128 printable characters.",
     )
+
+    @field_validator("name", "uid")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("printable characters are expected")
+        return value
+
+
+def _usable_tokens(value: Tokens) -> Tokens:
+    """Refuse tokens that protect nothing, without repeating them."""
+    for token in value.values() if isinstance(value, dict) else value:
+        problem = problem_of(token)
+        if problem is not None:
+            raise ValueError(f"tokens that nobody can guess are expected; {problem}")
+    return value
 
 
 class RouterServer(Section):
@@ -133,8 +156,20 @@ class RouterServer(Section):
     enabled: bool = Field(True, description="Enable router server (passive) mode so agents can connect as clients.")
     interface: str = Field("127.0.0.1", description="Interface (ip address) to listen on.")
     port: int = Field(8889, ge=0, le=65535, description="Port number to use. Can be set to 0 to use any free port.")
-    accept_tokens: tuple[str, ...] = Field(
-        (), description="List of valid client tokens. Empty accepts any, which is allowed on loopback only."
+    accept_tokens: Annotated[Tokens, AfterValidator(_usable_tokens)] = Field(
+        (),
+        description="List of valid client tokens, or a mapping of each agent's uid to its own token, so that no agent "
+        "can pass for another. At least 8 characters each beyond loopback. Empty accepts any, which is allowed on "
+        "loopback only.",
+    )
+    max_agents: int = Field(
+        32768, ge=1, description="Agents that may be linked or waited for with one token; further ones are refused."
+    )
+    max_absence: float = Field(
+        7 * 86400.0,
+        gt=0,
+        description="Seconds an agent that is away is waited for at most, whatever its jobs.keep_for and "
+        "jobs.orphan_timeout say.",
     )
     heartbeat: float = Field(2.0, gt=0, description="Seconds between signs of life of a quiet agent.")
 
@@ -178,6 +213,22 @@ class AgentClient(Section):
         "127.0.0.1:8889", description="Router address 'host:port', or a list of them."
     )
     token: str = Field("", description="Token to present to routers.")
+
+    @field_validator("address")
+    @classmethod
+    def _addresses(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in [value] if isinstance(value, str) else value:
+            split_address(address)
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _filled_in(cls, value: str) -> str:
+        problem = problem_of(value) if value else None
+        if problem is not None:
+            raise ValueError(f"a token is expected; this {problem.removeprefix('one ')}")
+        return value
+
     exit_on_fail: bool = Field(False, description="Exit when a router refuses the connection or cannot be reached.")
     reconnect_delay: float = Field(1.0, gt=0, description="Delay (in seconds) before connecting again.")
 
@@ -246,8 +297,10 @@ class AgentServer(Section):
     enabled: bool = Field(False, description="Enable agent server mode so routers can connect.")
     interface: str = Field("127.0.0.1", description="Interface (ip address) to listen on.")
     port: int = Field(8890, ge=0, le=65535, description="Port number to use. Can be set to 0 to use any free port.")
-    accept_tokens: tuple[str, ...] = Field(
-        (), description="List of valid router tokens. Empty accepts any on loopback."
+    accept_tokens: Annotated[Tokens, AfterValidator(_usable_tokens)] = Field(
+        (),
+        description="List of valid router tokens, or a mapping of each router's uid to its own. At least 8 characters "
+        "each beyond loopback. Empty accepts any, on loopback only.",
     )
 
 
