@@ -105,6 +105,9 @@ class RouterClient:
         self._routes: OrderedDict[tuple[str, str], JobRoute] = OrderedDict()
         self._links: dict[str, bool] = {}
         """Connections of agents, and whether they are up."""
+        self._arriving: list[dict[str, Any]] = []
+        """Links told since the last welcome, until all are."""
+        self._informed = False
         self._processes: dict[str, str] = {}
         """The agents' processes that were there last."""
         self._far: set[str] = set()
@@ -136,8 +139,8 @@ class RouterClient:
 
     @property
     def ready(self) -> bool:
-        """Whether the broker is linked now."""
-        return self._peer.ready
+        """Whether the broker is linked now, and has told which agents are."""
+        return self._peer.ready and self._informed
 
     @property
     def draining(self) -> bool:
@@ -315,31 +318,41 @@ class RouterClient:
     # -- what the broker says (PeerDelegate) --------------------------------------------------------------------
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
-        """Welcomed: links as they are now; cached routes may be old news."""
+        """Welcomed; the links as they are now follow."""
         self.router = body.get("router", {})
         self.router_draining = bool(body.get("draining"))
         self._dialler.succeeded()
-        stale, self._routes = self._routes, OrderedDict()
-        self._links = {link["connection"]: bool(link["up"]) for link in body.get("links", [])}
-        for link in body.get("links", []):
-            self._meet(link)
-        for connection, up in self._links.items():
-            if up:
-                peer.route_up(connection.encode("ascii"), self._processes[connection])
-        if body.get("complete"):
-            self._others_are_gone(self._links)
-        for route in stale.values():
-            if route.waiters:
-                gevent.spawn(self._refresh, route)
+        self._arriving.clear()
         peer.notify("waits", {"ids": list(self._waits)})
         self.bridges_changed()
         peer.bulk.elsewhere = 0
         self._bulk_changed(len(peer.bulk))
+
+    def _links_told(self, body: dict[str, Any]) -> None:
+        """A part of the links as they are; after the last of them cached routes may be old news."""
+        self._arriving += body["links"]
+        if not body["last"]:
+            return
+        links, self._arriving = self._arriving, []
+        stale, self._routes = self._routes, OrderedDict()
+        self._links = {link["connection"]: bool(link["up"]) for link in links}
+        for link in links:
+            self._meet(link)
+        for connection, up in self._links.items():
+            if up:
+                self._peer.route_up(connection.encode("ascii"), self._processes[connection])
+        if body["complete"]:
+            self._others_are_gone(self._links)
+        self._informed = True
+        for route in stale.values():
+            if route.waiters:
+                gevent.spawn(self._refresh, route)
         self.on_linked()
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
     def on_lost(self, peer: Peer, reason: str) -> None:
         """The broker is away; streams and calls wait for it."""
+        self._informed = False
         log.warning("event=broker_lost worker=%s reason=%r", self.uid, reason)
         self._dialler.lost()
 
@@ -367,7 +380,9 @@ class RouterClient:
         elif name == "link.distance":
             self._distance(body["connection"], far=bool(body["far"]))
         elif name == "links":
-            self._others_are_gone({link["connection"] for link in body["links"]})
+            self._links_told(body)
+        elif name == "links.complete":
+            self._others_are_gone(self._links)
         elif name == "link.down":
             self._link_changed(body["connection"], up=False, gone=bool(body.get("gone")))
         elif name in ("job", "job.removed"):
@@ -426,7 +441,7 @@ class RouterClient:
             self._news[record.uid] = record
         for key in ((record.connection, record.uid), ("", record.uid)):
             route = self._routes.get(key)
-            if route is not None and record.revision >= route.record.revision:
+            if route is not None:  # The broker tells every change in order, also one to a lower revision.
                 route.record = record
                 route.changed()
 

@@ -131,8 +131,10 @@ class Admission:
             ProtocolError: it is no agent, or none that can be understood.
         """
         kind = body.get("kind")
-        if kind != "agent" or body.get("incarnation") == self._env.incarnation:
+        if kind != "agent":
             raise ProtocolError(f"this port of a router is for agents, not for a peer of kind {kind!r:.32}")
+        if body.get("incarnation") == self._env.incarnation:
+            raise ProtocolError("the incarnation is this router's own")
         return AgentInfo.from_hello(body, mark)
 
     def _mourn(self, uid: str, incarnation: str, now: float) -> None:

@@ -94,7 +94,7 @@ class Announcements:
         self._env.budget -= len(wires)
         for wire in wires:
             try:
-                self._job(link, wire, now)
+                self._job(link, wire, now, announced=link.announced is not None)
             except ProtocolError as error:
                 self._env.malformed(link.path, error)  # It costs the other jobs nothing.
             uid = record_uid(wire)
@@ -121,7 +121,7 @@ class Announcements:
             if entry is not None and entry.removal and not entry.lost:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
-    def _job(self, link: Link, wire: object, now: float) -> None:
+    def _job(self, link: Link, wire: object, now: float, *, announced: bool = False) -> None:
         record = read_record(wire, link.connection)
         if self._creations.unwanted(record.uid):
             self._discard(link, record.uid, now)
@@ -132,7 +132,7 @@ class Announcements:
         if entry is not None and entry.removed:
             self._discard(link, record.uid, now)
         else:
-            self._ledger.apply(record, link.info.uid)
+            self._ledger.apply(record, link.info.uid, announced=announced)
 
     def _usage(self, link: Link, usages: object) -> None:
         """What some of its running jobs use now: shown in their info, no event."""

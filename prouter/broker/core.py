@@ -42,6 +42,8 @@ __all__ = ["Broker"]
 
 log = logging.getLogger("prouter.broker")
 
+_LINKS = 200
+"""Links in one message to a worker."""
 _STANDSTILL = 1.0
 """Seconds a timer may be late before this process counts as having stood still, so that nobody's silence counts."""
 
@@ -259,12 +261,19 @@ class Broker:
             "router": {**settings.auth, "platform": settings.platform},
             "incarnation": self.env.incarnation,
             "draining": self.draining,
-            "links": [link.describe() for link in self.links],
-            "complete": self.env.now - self._started >= settings.resume_timeout,
         }
 
     def worker_up(self, worker: Worker, now: float) -> None:
-        """Agents resume their streams with it."""
+        """It hears of all links, in parts as there may be many, and agents resume their streams with it."""
+        if worker.path is not None:
+            links = iter([link.describe() for link in self.links])
+            complete = self.env.now - self._started >= self.env.settings.resume_timeout
+            left = len(self.links)
+            while left >= 0:
+                part = list(islice(links, _LINKS))
+                left -= _LINKS
+                body = {"links": part, "last": left < 0, "complete": complete}
+                self.env.outbox.say(worker.path, event_frame("links", body))
         self._tell_agents("worker.up", {"worker": worker.uid})
         self.bulk.tell()
 
@@ -357,7 +366,7 @@ class Broker:
 
     def _links_complete(self, now: float) -> None:
         """Agents had time to link again, those that this broker did not know too: there are no others."""
-        self._tell_workers("links", {"links": [link.describe() for link in self.links]})
+        self._tell_workers("links.complete", {})
 
     def _job_ended(self, entry: Entry) -> None:
         self.waits.job_ended(entry.uid)

@@ -163,14 +163,14 @@ class Ledger:
         self._env.store.submit("UPDATE connections SET gone = 1 WHERE uid = ?", link.connection)
         self._forget_connection(link.connection)
 
-    def apply(self, record: JobRecord, agent: str) -> Entry | None:
-        """What an agent says of a job; the job if anything changed.
+    def apply(self, record: JobRecord, agent: str, *, announced: bool = False) -> Entry | None:
+        """What an agent says of a job; the job if anything changed. `announced`: see `JobTable.apply`.
 
         Raises:
             ProtocolError: its connection has no room for a job, or for so long a record.
         """
         self._check_room(record)
-        entry = self.table.apply(record, agent, self._stamp())
+        entry = self.table.apply(record, agent, self._stamp(), announced=announced)
         if entry is not None:
             self._changed(entry, "job")
         return entry

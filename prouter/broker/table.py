@@ -1,7 +1,9 @@
 """The job table: what the agents last said of their jobs, and the history of those that ended.
 
 Agents are the authority: news with a lower revision is stale, and a job given up for lost comes back to life when its
-agent does. Ended jobs are kept packed (they are many and seldom read) until the history is full.
+agent does. What an agent says of its jobs when it links counts whatever its revision: what was heard over an earlier
+path may have come from somebody else, or from a process that knew more than the next one found. Ended jobs are kept
+packed (they are many and seldom read) until the history is full.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from sys import intern
 
 from prouter.broker.entry import Entry
 from prouter.broker.index import JobIndex, Listed
@@ -90,10 +93,13 @@ class JobTable:
         self._ended.update(dict.fromkeys(entry.uid for entry in ended))
         self.index.load(listed)
 
-    def apply(self, record: JobRecord, agent: str, wall: float) -> Entry | None:
+    def apply(self, record: JobRecord, agent: str, wall: float, *, announced: bool = False) -> Entry | None:
         """Take what an agent says of a job; the job if that changed anything anybody can see, else None.
 
         An ended job's age counts from `wall`: the agent's clock may be wrong.
+
+        Args:
+            announced: whether this is what the agent has now that it is linked, rather than news, which may be late.
         """
         entry = self._entries.get(record.uid)
         if entry is None:
@@ -101,12 +107,15 @@ class JobTable:
             self._remembered[record.connection] += 1
             self._settle(entry, wall)
             return entry
-        if entry.removed or record.revision < entry.revision:
+        if entry.removed or (record.revision < entry.revision and not announced):
             return None
         returns = entry.lost and record.reason is not Reason.AGENT_LOST
-        if record.revision == entry.revision and not returns:
+        renamed = entry.agent != agent
+        differs = record.revision != entry.revision or (announced and record != entry.last_record)
+        if not (differs or returns or renamed):
             entry.confirmed = True
             return None
+        entry.agent = intern(agent)
         entry.set(record)
         entry.confirmed = True
         self._settle(entry, wall)

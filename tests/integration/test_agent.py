@@ -285,7 +285,7 @@ def test_an_idle_agent_uses_no_cpu_and_leaks_nothing(stage: Stage) -> None:
     until(lambda: descriptors() <= before)
     broker.kill()
     broker.start()
-    until(lambda: worker.peer.ready and worker.welcomes[-1]["links"] and worker.welcomes[-1]["links"][0]["up"])
+    until(lambda: worker.peer.ready and worker.links and worker.links[0]["up"])
     until(lambda: descriptors() <= before)
     used = _cpu(agent.pid)
     gevent.sleep(2)
@@ -420,7 +420,7 @@ def test_an_unreachable_router_ends_an_agent_that_is_to_exit_on_failure(stage: S
     ("sets", "text"),
     [
         ({"client__enabled": False}, "no router could ever use the agent"),
-        ({"client__address": "nowhere"}, "no host:port"),
+        ({"client__address": "nowhere"}, "must be 'host:port'"),
     ],
 )
 def test_an_agent_that_could_never_be_linked_does_not_start(stage: Stage, sets: dict[str, Any], text: str) -> None:

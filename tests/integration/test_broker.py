@@ -103,7 +103,7 @@ def test_a_job_is_created_started_waited_for_and_removed(stage: Stage) -> None:
     assert job["state"] == "NEW"
     assert job["agent"]["uid"] == "agent-1"
     assert job["sender"] == {"direction": "CLIENT", "uid": "router-1", "name": "test router"}
-    assert job["path"] == f"/jobs/{agent.incarnation}/{job['uid']}"
+    assert job["path"] == f"/jobs/{agent.connection}/{job['uid']}"
     wait = spawn_wait(worker, job)
     until(lambda: stat(worker, "waits") == 1)
     agent.end(job["uid"])
@@ -194,8 +194,8 @@ def test_a_new_incarnation_takes_over_when_the_old_one_is_dead(stage: Stage) -> 
     assert answer["job"]["reason"] == "agent_lost"
     until(lambda: len(worker.of("link.up")) == 2)
     assert worker.of("link.down")[-1]["gone"]
-    assert worker.of("link.down")[-1]["connection"] == agent.incarnation
-    assert worker.create(BY_UID)["connection"] == rival.incarnation
+    assert worker.of("link.down")[-1]["connection"] == agent.connection
+    assert worker.create(BY_UID)["connection"] == rival.connection
 
 
 def test_an_agent_that_is_frozen_loses_its_uid_within_seconds(stage: Stage) -> None:

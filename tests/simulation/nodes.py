@@ -148,15 +148,21 @@ class WorkerNode(Dialling):
         self.peer.notify("wait.cancel", {"id": call_id})
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
-        self.links = {link["connection"]: bool(link["up"]) for link in body["links"]}
-        for link in body["links"]:
+        self.arriving: list[dict[str, Any]] = []
+        peer.notify("waits", {"ids": sorted(self.waits)})
+
+    def _links_told(self, body: dict[str, Any]) -> None:
+        self.arriving += body["links"]
+        if not body["last"]:
+            return
+        self.links = {link["connection"]: bool(link["up"]) for link in self.arriving}
+        for link in self.arriving:
             self._meet(link)
         for connection, up in self.links.items():
             if up:
-                peer.route_up(connection.encode(), self.processes[connection])
+                self.peer.route_up(connection.encode(), self.processes[connection])
         if body["complete"]:
             self._only(self.links)
-        peer.notify("waits", {"ids": sorted(self.waits)})
 
     def _meet(self, link: dict[str, Any]) -> None:
         connection, process = link["connection"], link["process"]
@@ -175,7 +181,9 @@ class WorkerNode(Dialling):
             self.links[body["connection"]] = True
             peer.route_up(route, body["process"])
         elif name == "links":
-            self._only({link["connection"] for link in body["links"]})
+            self._links_told(body)
+        elif name == "links.complete":
+            self._only(self.links)
         elif name == "link.down" and body["gone"]:
             self.links.pop(body["connection"], None)
             peer.route_gone(route, "agent_gone", "the agent is gone")

@@ -11,6 +11,7 @@ from typing import Any
 
 from prouter.broker.core import Broker
 from prouter.broker.env import Env
+from prouter.broker.hello import connection_uid
 from prouter.broker.restore import Saved
 from prouter.broker.settings import Bounds, Settings
 from prouter.broker.switch import Path
@@ -159,7 +160,7 @@ class Agent(Peer):
         super().__init__(world, f"{uid}-{incarnation[:4]}:{path}".encode(), introduction)
         self.uid = uid
         self.incarnation = incarnation
-        self.connection = incarnation
+        self.connection = connection_uid(incarnation, "SERVER")
         self.jobs: dict[str, JobRecord] = {}
         self.asked_for: list[tuple[str, dict[str, Any]]] = []
         self.silent = False
@@ -168,8 +169,8 @@ class Agent(Peer):
     def again(self, path: int) -> Agent:
         """The same agent over another path."""
         new = Agent(self.world, self.uid, self.incarnation, path)
-        new.hello, new.jobs, new.responder = self.hello, self.jobs, self.responder
-        new.session = Session(self.world.now, 2.0, self.hello)
+        new.hello, new.jobs, new.responder = dict(self.hello), self.jobs, self.responder
+        new.session = Session(self.world.now, 2.0, new.hello)
         return new
 
     def welcomed(self) -> None:

@@ -361,6 +361,7 @@ class FakeWorker:
         self.uid = uuid.uuid4().hex
         self.pid = pid if pid is not None else os.getpid()
         self.welcomes: list[dict[str, Any]] = []
+        self.links: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.losses: list[str] = []
         self.peer = Peer(self)
@@ -410,9 +411,7 @@ class FakeWorker:
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
         self.welcomes.append(body)
         self.dialler.succeeded()
-        for link in body["links"]:
-            if link["up"]:
-                peer.route_up(link["connection"].encode())
+        self.links = []
 
     def on_refused(self, peer: Peer, code: str, text: str) -> None:
         self.dialler.lost()
@@ -424,7 +423,12 @@ class FakeWorker:
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
         self.events.append((name, body))
         route = body.get("connection", "").encode()
-        if name == "link.up":
+        if name == "links":
+            self.links += body["links"]
+            for link in body["links"]:
+                if link["up"]:
+                    peer.route_up(link["connection"].encode())
+        elif name == "link.up":
             peer.route_up(route)
         elif name == "link.down" and body["gone"]:
             peer.route_gone(route, "agent_gone", body["reason"])

@@ -13,7 +13,7 @@ from prouter.errors import NotFound, Overloaded, PRouterError
 from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import Frame
 from prouter.jobs import JobRecord, Reason, State
-from tests.support.broker_world import BY_UID, World, job_on, listed
+from tests.support.broker_world import BY_UID, Agent, World, job_on, listed
 
 
 def test_stale_news_of_a_job_is_ignored() -> None:
@@ -35,7 +35,7 @@ def test_an_agent_cannot_speak_of_the_jobs_of_others() -> None:
     job = job_on(worker)
     rogue.notify("job", record=JobRecord(job["uid"], "a" * 32, "mine", State.FINISHED, 99).to_wire())
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
-    rogue.notify("job", record=JobRecord(job["uid"], "d" * 32, "mine", State.FINISHED, 99).to_wire())
+    rogue.notify("job", record=JobRecord(job["uid"], rogue.connection, "mine", State.FINISHED, 99).to_wire())
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
     assert world.env.counts["malformed"] == 2
 
@@ -316,3 +316,35 @@ def test_long_lists_of_jobs_are_spread_over_turns() -> None:
     assert len(world.broker.ledger.table.kept(agent.connection)) == 800
     agent.notify("jobs", jobs=[*parts[0], parts[1][0]], complete=False)
     assert world.env.counts["malformed"] == 1
+
+
+def test_what_an_agent_says_when_it_links_undoes_what_somebody_else_said_for_it() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    running, ended = job_on(worker), job_on(worker, key="key-2")
+    for job in (running, ended):
+        agent.change(job["uid"], state=State.RUNNING)
+    wait = worker.call("jobs.wait", **ended["at"], until=None)
+    world.vanish(agent)
+    thief = agent.again(2)
+    thief.jobs = {uid: replace(record, revision=10**6, pid=7) for uid, record in agent.jobs.items()}
+    world.join(thief)
+    assert worker.ask("jobs.info", **running["at"])["job"]["pid"] == 7
+    world.vanish(thief)
+    agent.change(ended["uid"], state=State.FINISHED, exit_code=0)
+    world.join(agent.again(3))
+    assert worker.ask("jobs.info", **running["at"])["job"]["pid"] is None
+    assert worker.results[wait]["job"]["state"] == "FINISHED"
+    agent = next(peer for peer in world.peers.values() if isinstance(peer, Agent))
+    agent.change(running["uid"], state=State.FINISHED, exit_code=0)
+    assert worker.ask("jobs.info", **running["at"])["job"]["state"] == "FINISHED"
+
+
+def test_late_news_over_the_same_path_are_stale() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    agent.notify("job", record=replace(agent.jobs[job["uid"]], revision=0, state=State.NEW).to_wire())
+    agent.notify("jobs", jobs=[replace(agent.jobs[job["uid"]], revision=0, pid=7).to_wire()], complete=False)
+    assert worker.ask("jobs.info", **job["at"])["job"]["pid"] is None

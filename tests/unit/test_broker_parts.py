@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.broker.events import EventLog
-from prouter.broker.hello import AgentInfo, connection_uid, token_accepted
+from prouter.broker.hello import AgentInfo, connection_uid
 from prouter.broker.index import JobIndex, Listed
 from prouter.broker.lag import Lag
 from prouter.broker.timers import Timers
 from prouter.errors import InvalidRequest, ProtocolError
 from prouter.jobs import rfc3339
+from prouter.tokens import Tokens
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans())))
@@ -186,20 +187,31 @@ def test_an_empty_event_log_begins_with_the_next_event() -> None:
     assert log.append("job", {}, 0.0)[0]["id"] == log.last == log.first
 
 
-@given(st.lists(st.text()), st.one_of(st.none(), st.integers(), st.text()))
+@given(st.lists(st.text(min_size=1)), st.one_of(st.none(), st.integers(), st.text()))
 def test_a_token_is_accepted_when_it_is_one_of_them(tokens: list[str], presented: object) -> None:
-    usable = [token for token in tokens if token.isprintable()]
-    candidate = presented if not isinstance(presented, str) or presented.isprintable() else "x"
-    empty_for_nothing = not isinstance(candidate, str) and "" in usable
-    assert token_accepted(usable, candidate) == (not usable or candidate in usable or empty_for_nothing)
+    assert (Tokens(tokens).mark("agent-1", presented) is not None) == (not tokens or presented in tokens)
 
 
-def test_the_two_ways_to_an_agent_have_names_of_their_own() -> None:
+@given(st.dictionaries(st.sampled_from("abc"), st.text(min_size=1), min_size=1), st.sampled_from("abcd"), st.text())
+def test_a_token_of_ones_own_is_of_no_use_to_others(tokens: dict[str, str], uid: str, presented: str) -> None:
+    assert (Tokens(tokens).mark(uid, presented) is not None) == (tokens.get(uid) == presented)
+
+
+def test_the_mark_of_a_token_does_not_tell_it() -> None:
+    marks = [Tokens(["first-token", "other-token"]).mark("a", token) for token in ("first-token", "other-token")]
+    assert len(set(marks)) == 2
+    assert all(mark is not None and len(mark) == 8 for mark in marks)
+    assert Tokens().mark("a", "anything") == ""
+
+
+@pytest.mark.parametrize("mode", ["SERVER", "CLIENT"])
+def test_the_name_of_a_connection_does_not_tell_its_agents_incarnation(mode: str) -> None:
     incarnation = "0123456789abcdef" * 2
-    assert connection_uid(incarnation, "SERVER") == incarnation
-    other = connection_uid(incarnation, "CLIENT")
-    assert len(other) == 32
-    assert other not in (incarnation, connection_uid("f" * 32, "CLIENT"))
+    name = connection_uid(incarnation, mode)
+    assert len(name) == 32
+    others = {connection_uid("f" * 32, mode), connection_uid(incarnation, "SERVER" if mode == "CLIENT" else "CLIENT")}
+    assert name not in {incarnation, *others}
+    assert connection_uid(name, mode) not in {name, *others}
 
 
 @pytest.mark.parametrize("value", [b"bytes", {"deep": [b"bytes"]}, {b"key": 1}, float("nan"), [[float("inf")]]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -180,22 +181,31 @@ def test_workers_are_told_all_links_once_agents_had_time_to_come_back() -> None:
     world = World(resume_timeout=5.0)
     worker, agent = world.worker(), world.agent()
     world.run(4.9)
-    assert not worker.of("links")
-    assert not world.broker.worker_greeting()["complete"]
+    assert not worker.of("links.complete")
+    assert not world.worker("worker-2").of("links")[0]["complete"]
     world.run(0.3)
-    assert [link["connection"] for link in worker.of("links")[0]["links"]] == [agent.connection]
-    assert world.broker.worker_greeting()["complete"]
+    assert worker.of("links.complete")
+    (told,) = world.worker("worker-3").of("links")
+    assert [link["connection"] for link in told["links"]] == [agent.connection]
+    assert told["last"]
+    assert told["complete"]
 
 
 def test_a_worker_forgets_agents_that_went_while_it_could_not_be_told() -> None:
     client = RouterClient(RouterConfig(), "ipc:///nowhere")
     peer = client._peer
     link = {"connection": "there", "up": True}
-    client.on_ready(peer, {"links": [link, {"connection": "gone", "up": True}]})
+
+    def tell(*parts: list[dict[str, Any]], complete: bool) -> None:
+        client.on_ready(peer, {})
+        for number, part in enumerate(parts, 1):
+            client.on_event(peer, "links", {"links": part, "last": number == len(parts), "complete": complete})
+
+    tell([link], [{"connection": "gone", "up": True}], complete=False)
     client.open_stream("gone", {"kind": "echo"})
-    client.on_ready(peer, {"links": [link], "complete": False})
+    tell([link], complete=False)
     assert set(peer.muxes) == {b"there", b"gone"}
-    client.on_event(peer, "links", {"links": [link]})
+    client.on_event(peer, "links.complete", {})
     assert set(peer.muxes) == {b"there"}
-    client.on_ready(peer, {"links": [], "complete": True})
+    tell([], complete=True)
     assert not peer.muxes

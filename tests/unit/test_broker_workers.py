@@ -111,8 +111,6 @@ def test_workers_hear_which_agents_are_far() -> None:
     assert round_trip(0.01) == []
     assert round_trip(0.04) == [], "not far enough"
     assert round_trip(0.1) == [True]
-    welcome = world.worker("worker-2").welcome
-    assert welcome is not None
-    assert welcome["links"] == [link | {"far": True}]
+    assert world.worker("worker-2").of("links")[0]["links"] == [link | {"far": True}]
     assert round_trip(0.04) == [True], "not near enough"
     assert round_trip(0.01) == [True, False]

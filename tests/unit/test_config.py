@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -303,3 +305,61 @@ def test_help_lists_every_key(command: str, model: type[RouterConfig | AgentConf
     text = CliRunner().invoke(main, [command, "--help"]).output
     for key, field in keys(model):
         assert f"{key} - {field.description}" in text
+
+
+# -- tokens and addresses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_router, load_agent])
+@pytest.mark.parametrize("tokens", ["['']", "['good-token', '  ']", "['$TOKEN']", "['${TOKEN}']", "{'a': ''}"])
+def test_a_token_that_protects_nothing_is_refused(load: Callable[..., Any], tokens: str) -> None:
+    with pytest.raises(ConfigError, match=r"server\.accept_tokens: tokens that nobody can guess are expected; one is"):
+        load(None, (f"server.accept_tokens={tokens}",), {})
+
+
+@pytest.mark.parametrize("load", [load_router, load_agent])
+@pytest.mark.parametrize("tokens", ["['short']", "{'agent': 'short', 'other': 'long-enough'}"])
+def test_other_machines_need_tokens_that_take_a_while_to_guess(load: Callable[..., Any], tokens: str) -> None:
+    enabled = "server.enabled=True"
+    check_exposure(load(None, (f"server.accept_tokens={tokens}", enabled), {}))
+    with pytest.raises(ConfigError, match="has 5 characters; make it 8 or more") as caught:
+        check_exposure(load(None, (f"server.accept_tokens={tokens}", enabled, "server.interface=0.0.0.0"), {}))
+    assert "short" not in str(caught.value)
+
+
+def test_each_agent_may_have_a_token_of_its_own(write) -> None:  # type: ignore[no-untyped-def]
+    file = write("server:\n  accept_tokens:\n    gpu-1: token-of-gpu-1\n    gpu.2: token-of-gpu-2\n")
+    assert load_router(file, (), {}).server.accept_tokens == {"gpu-1": "token-of-gpu-1", "gpu.2": "token-of-gpu-2"}
+    shown = CliRunner().invoke(main, ["config", "--config", file]).output
+    assert yaml.safe_load(shown)["server"]["accept_tokens"] == {"gpu-1": "***", "gpu.2": "***"}
+    assert "token-of" not in shown
+
+
+def test_an_agents_own_token_that_was_not_filled_in_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"client\.token: .* name of a variable"):
+        load_agent(None, ("client.token=$TOKEN",), {})
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://host:8889", "must be 'host:port', not a URL; write 'host:8889' without 'http://'"),
+        ("tcp://10.0.0.1:8889/", "write '10.0.0.1:8889' without 'tcp://'"),
+        ("http://host", "write 'host' without"),
+        ("host", "must be 'host:port'"),
+        ("host/path:8889", "nothing else before the port"),
+        ("user@host:8889", "nothing else before the port"),
+        ("ho st:8889", "nothing else before the port"),
+        (["host:1", "https://x:2"], "write 'x:2' without 'https://'"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_what_to_write(address: object, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_agent(None, (f"client.address={address!r}",), {})
+    assert "client.address: " in str(caught.value)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["host:1", "[::1]:8889", "::1:8889", "10.0.0.1:65535", "a-b.example.org:1"])
+def test_addresses_of_machines_are_taken(address: str) -> None:
+    assert load_agent(None, (f"client.address={address!r}",), {}).client.address == address

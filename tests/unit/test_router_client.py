@@ -85,7 +85,7 @@ def test_streams_with_an_agent_end_when_another_process_of_it_is_there() -> None
         """The broker links the client and tells of the agent; whether the stream is still there."""
         link = {"connection": "c", "process": process, "up": up}
         client.on_event(client._peer, "link.up", link)
-        client.on_ready(client._peer, {"links": [link]})
+        client.on_event(client._peer, "links", {"links": [link], "last": True, "complete": False})
         return not stream.closed
 
     client.on_event(client._peer, "link.up", {"connection": "c", "process": "one", "up": True})

@@ -63,9 +63,9 @@ def test_a_restarted_broker_has_its_jobs_links_and_keys(path: Path) -> None:
 
     again = World(open_store(path))
     worker = again.worker()
-    assert worker.welcome is not None
-    assert worker.welcome["links"][0]["connection"] == agent.connection
-    assert not worker.welcome["links"][0]["up"]
+    (told,) = worker.of("links")[0]["links"]
+    assert told["connection"] == agent.connection
+    assert not told["up"]
     for uid in (ended, removed):
         assert again.broker.ledger.info(again.broker.ledger.find("", uid)) == before[uid]
     assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == {
