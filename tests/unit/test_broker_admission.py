@@ -149,12 +149,6 @@ def test_long_names_that_fit_are_welcome() -> None:
     assert World().agent("ü" * 128, process="p" * 128, name="n" * 128).ready
 
 
-def test_properties_are_bounded() -> None:
-    agent = World().agent(properties={"list": ["x" * 1000] * 20})
-    assert agent.refusal is not None
-    assert "at most 16384" in agent.refusal[1]
-
-
 def test_agents_are_bounded_for_each_token() -> None:
     world = World(tokens=("first-token", "other-token"), max_agents=2)
     agents = [world.agent(f"a{n}", f"{n:032x}", token="first-token") for n in range(3)]
