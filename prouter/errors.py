@@ -26,11 +26,13 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PRouterError",
+    "PreconditionFailed",
     "ProtocolError",
     "RangeNotSatisfiable",
     "StartFailed",
     "TooLarge",
     "Unauthorized",
+    "Unsupported",
     "from_wire",
 ]
 
@@ -123,6 +125,22 @@ class IsDirectory(Conflict):
     """The path names a directory where a file is needed: a reader may list it instead."""
 
     code = "is_directory"
+
+
+class PreconditionFailed(PRouterError):
+    """A condition of the request does not hold, such as If-Match: the file is another one by now."""
+
+    code = "precondition_failed"
+    status = 412
+    level = logging.INFO
+
+
+class Unsupported(PRouterError):
+    """A body in a coding or format that is not understood here."""
+
+    code = "unsupported"
+    status = 415
+    level = logging.INFO
 
 
 class TooLarge(PRouterError):

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from prouter.agent import trees
+from prouter.agent.conditional import check_directory, check_file, etag_of
 from prouter.agent.log_files import LogFiles
 from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
 from prouter.agent.scratch import SCRATCH_NAME
-from prouter.errors import Conflict, Forbidden
+from prouter.conditions import Conditions
+from prouter.errors import Conflict, Forbidden, PreconditionFailed
 
 __all__ = ["Entry", "FileHandle", "delete", "etag_of", "list_directory", "mkdir", "open_read", "stat"]
 
@@ -55,11 +57,6 @@ def _entry(name: bytes, info: os.stat_result) -> Entry:
     kinds = {st.S_IFREG: "file", st.S_IFDIR: "dir", st.S_IFLNK: "link"}
     kind = kinds.get(st.S_IFMT(info.st_mode), "other")
     return Entry(text(name), href(name), kind, info.st_size, info.st_mtime_ns / 1e9, st.S_IMODE(info.st_mode))
-
-
-def etag_of(info: os.stat_result) -> str:
-    """A strong entity tag, quotes included (RFC 9110, 8.8.3): it changes with every write the clock can tell apart."""
-    return f'"{info.st_dev:x}-{info.st_ino:x}-{info.st_mtime_ns:x}-{info.st_size:x}"'
 
 
 @final
@@ -129,7 +126,7 @@ class FileHandle:
 
     def remove(self) -> bool:
         """Delete the name this file was opened by, unless another file has it by now; whether it was deleted."""
-        with translated(self._path, writing=True):
+        with translated(self._path, writing=True), self._sandbox.naming:
             if self._is_log and self._sandbox.logs.unlist(self._parts[0]):
                 return True
             try:
@@ -261,14 +258,21 @@ def stat(sandbox: Sandbox, path: bytes, *, follow: bool = False) -> Entry:
             os.close(fd)
 
 
-def mkdir(sandbox: Sandbox, path: bytes) -> bool:
+def mkdir(sandbox: Sandbox, path: bytes, conditions: Conditions | None = None) -> bool:
     """Make a directory and those above it; whether it was missing.
 
+    Args:
+        conditions: what must hold.
+
     Raises:
+        PreconditionFailed: a condition does not hold.
         Conflict: something else is there.
         NoSpace, Forbidden, InvalidRequest: as their names say.
     """
     parts = split(path, root_allowed=True)
+    if conditions is not None:
+        with translated(path, writing=True):
+            check_directory(sandbox, parts, conditions)
     if not parts:
         return False
     with translated(path, writing=True), sandbox.parent(parts, make=True) as parent:
@@ -276,17 +280,21 @@ def mkdir(sandbox: Sandbox, path: bytes) -> bool:
             os.mkdir(parts[-1], 0o755, dir_fd=parent)
         except FileExistsError:
             os.close(sandbox.open(parts, OPEN_DIRECTORY & ~os.O_NOFOLLOW))
+            if conditions is not None and conditions.forbids_existing:
+                raise PreconditionFailed("If-None-Match does not hold: it exists already") from None
             return False
         return True
 
 
-def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
+def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False, conditions: Conditions | None = None) -> None:
     """Delete a file, a link (not what it leads to) or a directory.
 
     Args:
         recursive: whether a directory goes with all that is in it; otherwise it must be empty.
+        conditions: what must hold.
 
     Raises:
+        PreconditionFailed: a condition does not hold.
         NotFound: nothing is there.
         Conflict: a directory that is not empty, or the sandbox itself.
         Conflict, Forbidden: code ``not_removed``: part of a tree resisted (a mount point, files that keep coming), or
@@ -294,14 +302,21 @@ def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False) -> None:
     """
     parts = split(path, root_allowed=True)
     with translated(path), sandbox.parent(parts) as parent:
-        if len(parts) == 1 and sandbox.logs.unlist(parts[0]):
-            return
-        info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
-        if not st.S_ISDIR(info.st_mode):
-            os.unlink(parts[-1], dir_fd=parent)
-        elif not recursive:
-            os.rmdir(parts[-1], dir_fd=parent)
-        else:
+        with sandbox.naming:
+            if len(parts) == 1 and sandbox.logs.listed(parts[0]):
+                if conditions is not None:
+                    check_file(sandbox, parts, conditions)
+                if sandbox.logs.unlist(parts[0]):
+                    return
+            info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+            directory = st.S_ISDIR(info.st_mode)
+            if conditions is not None:
+                (check_directory if directory else check_file)(sandbox, parts, conditions)
+            if not directory:
+                os.unlink(parts[-1], dir_fd=parent)
+            elif not recursive:
+                os.rmdir(parts[-1], dir_fd=parent)
+        if directory and recursive:
             try:
                 trees.remove(parent, parts[-1])
             except trees.NotRemoved as error:

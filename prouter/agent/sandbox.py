@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Sandbox:
     Attributes:
         room: the account of what transfers put into it.
         logs: of the job, beside the directory.
+        naming: held for the moment in which a file gets or loses its name, so that what was found out about the name
+            just before still holds (but the job itself may do what it likes).
     """
 
     def __init__(self, root: Path | str, *, openat2: bool | None = None) -> None:
@@ -47,6 +50,7 @@ class Sandbox:
         self._identity: tuple[int, int] | None = None
         self.room = Room(self.size_bytes)
         self.logs = LogFiles(self)
+        self.naming = threading.RLock()
         self._removing = False
 
     def __repr__(self) -> str:

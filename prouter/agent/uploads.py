@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import final
 
 from prouter.agent import syscalls
-from prouter.agent.files import etag_of
+from prouter.agent.conditional import check_file, etag_of
 from prouter.agent.paths import hidden_name, shown, split, translated
 from prouter.agent.room import Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
-from prouter.errors import Conflict, InvalidRequest, NoSpace
+from prouter.conditions import Conditions
+from prouter.errors import Conflict, InvalidRequest, NoSpace, PreconditionFailed
 
 __all__ = ["Upload", "Uploaded"]
 
@@ -53,12 +54,14 @@ class Upload:
             at `commit`.
         limit: bytes the sandbox may hold, this file and all others; None for any number.
         exclusive: refuse to replace anything.
+        conditions: what must hold, now and at the moment the file gets its name.
         sync: bring the data to disk before the name changes, and the name before `commit` returns, on whatever file
             system.
 
     Raises:
         InvalidRequest, Forbidden: the path or the mode is none, or leaves the sandbox.
         Conflict: a directory has that name; or, with `exclusive`, anything has.
+        PreconditionFailed: one of `conditions` does not hold.
         NoSpace: `size` puts the sandbox over `limit`, or is more than the disk has free.
     """
 
@@ -72,6 +75,7 @@ class Upload:
         size: int | None = None,
         limit: int | None = None,
         exclusive: bool = False,
+        conditions: Conditions | None = None,
         sync: bool = False,
     ) -> None:
         if mode is not None and mode & ~0o777:
@@ -79,7 +83,8 @@ class Upload:
         if path.endswith(b"/"):
             raise InvalidRequest(f"Invalid request: '{shown(path)}' names a directory, not a file")
         parts = split(path)
-        self._path, self._name = path, parts[-1]
+        self._path, self._parts, self._name = path, parts, parts[-1]
+        self._sandbox, self._conditions = sandbox, conditions
         self._mode = (0o644 if mode is None else mode) | (0o111 if executable else 0)
         self._size, self._exclusive, self._sync = size, exclusive, sync
         self._written = self._flushed = 0
@@ -91,6 +96,8 @@ class Upload:
             with translated(path, writing=True):
                 if len(parts) == 1 and sandbox.logs.listed(parts[0]):
                     raise Conflict(f"'{shown(path)}' is the job's log; choose another name")
+                if conditions is not None:
+                    check_file(sandbox, parts, conditions)
                 self._parent = sandbox.make_directory(parts[:-1])
                 self._refuse_target()
                 self._refuse_lack_of_space()
@@ -144,6 +151,7 @@ class Upload:
             InvalidRequest: fewer bytes came than `size` said; nothing changes.
             Conflict: the name was taken by a directory (or, with `exclusive`, by anything) meanwhile, or its directory
                 removed.
+            PreconditionFailed: a condition does not hold any more.
             NoSpace: the disk or quota is used up.
         """
         try:
@@ -158,7 +166,8 @@ class Upload:
                 if self.waits_for_disk:
                     os.fdatasync(self._fd)
                 freed = 0 if self._claim is None else freed_by_replacing(self._name, self._parent)
-                created = self._give_name()
+                with self._sandbox.naming:
+                    created = self._give_name()
                 if self._sync:
                     self._bring_name_to_disk()
                 if self._claim is not None:
@@ -219,11 +228,17 @@ class Upload:
 
     def _give_name(self) -> bool:
         """Give the file its name, replacing what has it; whether nothing had it."""
-        if self._exclusive or not (self._replaces or self._hidden):
+        conditions = self._conditions
+        if conditions is not None:
+            check_file(self._sandbox, self._parts, conditions)
+        alone = conditions is not None and conditions.forbids_existing
+        if self._exclusive or alone or not (self._replaces or self._hidden):
             try:
                 self._link(self._name)
                 return True
             except FileExistsError:
+                if alone:
+                    raise PreconditionFailed("If-None-Match does not hold: it exists already") from None
                 if self._exclusive:
                     raise
         if self._hidden is None:

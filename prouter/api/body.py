@@ -9,6 +9,7 @@ import falcon
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from prouter.api.upload_fields import refuse_coded
 from prouter.errors import InvalidRequest, TooLarge
 from prouter.requests import Model, validated
 
@@ -51,8 +52,10 @@ def read_json(req: falcon.Request) -> Any:
 
     Raises:
         InvalidRequest: it is no JSON.
+        Unsupported: it is coded.
         TooLarge: it is longer than `MAX_JSON`.
     """
+    refuse_coded(req)
     data = _read(req)
     if not data.strip():
         return None

@@ -11,7 +11,7 @@ import falcon
 
 from prouter.api.context import ApiRequest
 from prouter.api.proxy.pages import page, prefers_html
-from prouter.errors import PRouterError
+from prouter.errors import PreconditionFailed, PRouterError, Unsupported
 
 __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
 
@@ -21,14 +21,6 @@ _RETRY_STATUSES = (429, 503)
 _FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
 """Codes of errors that people meet in a browser, who get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
-
-
-class PreconditionFailed(PRouterError):
-    """If-Match or If-Unmodified-Since does not hold."""
-
-    code = "precondition_failed"
-    status = 412
-    level = logging.INFO
 
 
 class MethodNotAllowed(PRouterError):
@@ -113,5 +105,7 @@ def _answer(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None
         resp.data = json.dumps(problem(error, req.id)).encode("ascii")
         resp.content_type = "application/problem+json"
     resp.set_header("X-PRouter-Error", error.code)
+    if isinstance(error, Unsupported):
+        resp.set_header("Accept-Encoding", "identity")  # RFC 9110 section 12.5.3
     if error.status in _RETRY_STATUSES:
         resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))

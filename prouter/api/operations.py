@@ -81,6 +81,9 @@ _CONDITIONS = tuple(
     Parameter(name, _TEXT, f"RFC 9110: {name}.", "header")
     for name in ("Range", "If-Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since")
 )
+_WRITE_CONDITIONS = tuple(
+    one for one in _CONDITIONS if one.name in ("If-Match", "If-None-Match", "If-Unmodified-Since")
+)
 _INFO = {200: responses.JobInfo}
 _WAITED: dict[int, Any] = {200: responses.JobInfo, 202: responses.JobInfo}
 
@@ -232,8 +235,9 @@ def _about_sandboxes() -> list[Operation]:
         Parameter("executable", _FLAG, "Set the execute bits."),
         Parameter("mode", {"type": "string", "pattern": "^(0o)?0?[0-7]{1,3}$"}, "Permission bits, octal."),
         Parameter("directory", _FLAG, "Make a directory instead; the body is ignored."),
+        *_WRITE_CONDITIONS,
     )
-    uploading = (*_FILE_ERRORS, 413, 507)
+    uploading = (*_FILE_ERRORS, 412, 413, 415, 507)
     operations = [
         Operation("get", f"{_JOB}/file", "list_sandbox", "The listing of the sandbox.", {200: responses.Listing}),
         Operation(
@@ -260,8 +264,8 @@ def _about_sandboxes() -> list[Operation]:
             "delete",
             "Delete a file or a directory.",
             {204: None},
-            (Parameter("recursive", _FLAG, "A directory with all that is in it."),),
-            errors=_FILE_ERRORS,
+            (Parameter("recursive", _FLAG, "A directory with all that is in it."), *_WRITE_CONDITIONS),
+            errors=(*_FILE_ERRORS, 412),
         ),
     ]
     for method in ("post", "put"):
@@ -289,7 +293,7 @@ def _about_archives() -> list[Operation]:
     )
     packed = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
     packing = _FILE_ERRORS
-    unpacking = (*_FILE_ERRORS, 413, 507)
+    unpacking, conditions = (*_FILE_ERRORS, 412, 413, 415, 507), _WRITE_CONDITIONS
     told = "Unpack tar, tar.gz, tar.xz, tar.zst or zip into it."
     operations = []
     for what, path in (("sandbox", f"{_JOB}/archive"), ("directory", f"{_JOB}/archive/{{rest}}")):
@@ -297,8 +301,8 @@ def _about_archives() -> list[Operation]:
         operations += [
             Operation("get", path, f"pack_{what}", text, packed, parameters, errors=packing),
             Operation("head", path, f"pack_{what}_head", "Its headers.", {200: None}, parameters, errors=packing),
-            Operation("post", path, f"unpack_{what}", told, {200: None}, (), (BYTES,), errors=unpacking),
-            Operation("put", path, f"unpack_{what}_put", told, {200: None}, (), (BYTES,), errors=unpacking),
+            Operation("post", path, f"unpack_{what}", told, {200: None}, conditions, (BYTES,), errors=unpacking),
+            Operation("put", path, f"unpack_{what}_put", told, {200: None}, conditions, (BYTES,), errors=unpacking),
         ]
     return operations
 

@@ -6,10 +6,10 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 
-from prouter.api.errors import PreconditionFailed
-from prouter.errors import RangeNotSatisfiable
+from prouter.conditions import entity_tags, http_date, matches
+from prouter.errors import PreconditionFailed, RangeNotSatisfiable
 
 __all__ = ["Validators", "byte_ranges", "etag_in"]
 
@@ -17,29 +17,16 @@ MAX_RANGES = 32
 """More ranges than this in one request are answered with the whole file (RFC 9110 section 17.15)."""
 
 _SPEC = re.compile(r"([0-9]{0,40})-([0-9]{0,40})")
-_TAG = re.compile(r'\s*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 
 
 def etag_in(header: str, etag: str, *, weak: bool) -> bool:
-    """Whether a list of entity tags, or ``*``, covers `etag`.
+    """Whether a list of entity tags, or ``*``, covers `etag`; a malformed one covers none.
 
     Args:
         weak: compare weakly (If-None-Match) or strongly (If-Match).
     """
-    if header.strip() == "*":
-        return True
-    tags = _TAG.findall(header)
-    if weak:
-        return etag.removeprefix("W/") in {tag.removeprefix("W/") for tag in tags}
-    return not etag.startswith("W/") and etag in tags
-
-
-def _seconds(date: str) -> float | None:
-    """An HTTP date as seconds since the epoch, None when it is none."""
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
+    tags = entity_tags(header)
+    return tags is not None and matches(tags, etag, weak=weak)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +59,12 @@ class Validators:
         if match is not None:
             if not etag_in(match, self.etag, weak=False):
                 raise PreconditionFailed("the file's entity tag is another one by now")
-        elif (since := _seconds(headers.get("IF-UNMODIFIED-SINCE", ""))) is not None and self._mtime > since:
+        elif (since := http_date(headers.get("IF-UNMODIFIED-SINCE", ""))) is not None and self._mtime > since:
             raise PreconditionFailed("the file was modified since")
         none_match = headers.get("IF-NONE-MATCH")
         if none_match is not None:
             return etag_in(none_match, self.etag, weak=True)
-        modified_since = _seconds(headers.get("IF-MODIFIED-SINCE", ""))
+        modified_since = http_date(headers.get("IF-MODIFIED-SINCE", ""))
         return modified_since is not None and self._mtime <= modified_since
 
     def range_applies(self, if_range: str | None) -> bool:
@@ -86,7 +73,7 @@ class Validators:
             return True
         if if_range.lstrip().startswith(('"', "W/")):
             return if_range.strip() == self.etag
-        return _seconds(if_range) == self._mtime
+        return http_date(if_range) == self._mtime
 
     @property
     def _mtime(self) -> float:
@@ -123,6 +110,8 @@ def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
                 return None
         if start < stop:
             found.append((start, stop))
+    if not found and not size and any(spec.startswith("-") and spec.strip("-0") for spec in asked):
+        return None  # a suffix of nothing can be had, but no Content-Range could tell of it
     if not found:
         raise RangeNotSatisfiable(f"the file has {size} bytes; none of the ranges asked for lies within")
     return _joined(found)

@@ -84,7 +84,9 @@ class StandInAgent:
         gevent.spawn(self._serve, StreamIO(stream), target)
 
     def _serve(self, io: StreamIO, target: dict[str, Any]) -> None:
-        serve: Callable[[StreamIO, dict[str, Any]], None] = getattr(self, "_" + target["kind"].replace(".", "_"))
+        serve: Callable[[StreamIO, dict[str, Any]], None] = getattr(
+            self, "_" + target["kind"].removesuffix(".if").replace(".", "_")
+        )
         try:
             serve(io, target)
         except StreamReset as reset:

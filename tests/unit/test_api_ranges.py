@@ -55,9 +55,13 @@ def test_ranges_outside_are_not_satisfiable(header: str) -> None:
 
 
 def test_an_empty_file_has_no_range() -> None:
-    for header in ("bytes=0-", "bytes=-5"):
+    for header in ("bytes=0-", "bytes=-0", "bytes=0-0,-0"):
         with pytest.raises(RangeNotSatisfiable):
             byte_ranges(header, 0)
+
+
+def test_a_suffix_of_an_empty_file_is_all_of_it() -> None:
+    assert byte_ranges("bytes=-5", 0) is None
 
 
 @given(

@@ -89,6 +89,7 @@ def _upload(transfer: Transfer, size: int | None) -> Upload:
         executable=executable,
         size=size,
         limit=transfer.limit,
+        conditions=transfer.conditions(),
         sync=transfer.sync,
     )
 
@@ -157,14 +158,15 @@ def stat(transfer: Transfer) -> None:
 
 def delete(transfer: Transfer) -> None:
     """``file.delete``"""
-    transfer.run(files.delete, transfer.sandbox, transfer.path(), recursive=transfer.flag("recursive"))
+    recursive, conditions = transfer.flag("recursive"), transfer.conditions()
+    transfer.run(files.delete, transfer.sandbox, transfer.path(), recursive=recursive, conditions=conditions)
     transfer.say()
     transfer.io.close()
 
 
 def mkdir(transfer: Transfer) -> None:
     """``file.mkdir``"""
-    created = files.mkdir(transfer.sandbox, transfer.path())
+    created = transfer.run(files.mkdir, transfer.sandbox, transfer.path(), transfer.conditions())
     transfer.say(created=created)
     transfer.io.close()
 
@@ -176,5 +178,8 @@ FILE_KINDS = {
     "file.stat": stat,
     "file.delete": delete,
     "file.mkdir": mkdir,
+    "file.write.if": write_file,
+    "file.delete.if": delete,
+    "file.mkdir.if": mkdir,
 }
-"""What carries out each kind of stream."""
+"""What carries out each kind of stream. Those with conditions have names that agents without them do not know."""

@@ -18,6 +18,7 @@ from gevent.threadpool import ThreadPool
 
 from prouter.agent.logs import JobLog
 from prouter.agent.sandbox import Sandbox
+from prouter.conditions import Conditions
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
@@ -188,6 +189,11 @@ class Transfer:
         if not all(isinstance(value, str) for value in values):
             raise InvalidRequest(f"Invalid request: {key} must be a list of texts")
         return values
+
+    def conditions(self) -> Conditions | None:
+        """What must hold for the change that is asked for, None for nothing."""
+        wire = self._get("conditions", dict, {})
+        return Conditions.from_wire(wire) if wire else None
 
     def _get(self, key: str, kind: type[T], default: T) -> T:
         value = self._target.get(key)

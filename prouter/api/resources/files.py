@@ -14,6 +14,8 @@ from prouter.api.file_paths import path_below
 from prouter.api.listing import ListingBody
 from prouter.api.same_origin import refuse_foreign
 from prouter.api.streams import StreamBody, open_io, sandbox_route, send_body
+from prouter.api.upload_fields import conditional, refuse_unfit
+from prouter.conditions import Conditions, entity_tags
 from prouter.errors import IsDirectory
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ class Files:
     on_head = on_get
 
     def _list(self, req: ApiRequest, resp: falcon.Response, route: JobRoute, path: bytes) -> None:
+        if (match := req.headers.get("IF-MATCH")) is not None:
+            Conditions(match=entity_tags(match) or ()).check(exists=True)
+        if req.headers.get("IF-NONE-MATCH", "").strip() == "*":
+            resp.status = 304
+            return
         io, _preface = open_io(self._router, route, {"kind": "file.list", "path": path})
         body = ListingBody(io, path)
         resp.content_type = falcon.MEDIA_JSON
@@ -56,6 +63,7 @@ class Files:
     def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """Upload the request's body, or make a directory."""
         path = path_below(req.raw_path)
+        refuse_unfit(req, "file")
         if query.flag(req, "directory"):
             self._make_directory(req, resp, connection, job, path)
             return
@@ -66,6 +74,7 @@ class Files:
             "executable": query.flag(req, "executable"),
             "size": body_size(req),
         }
+        target = conditional(target, req)
         route = sandbox_route(self._router, connection, job)
         result = send_body(self._router, route, target, req.env["wsgi.input"].read, patient="HTTP_EXPECT" in req.env)
         resp.set_header("ETag", result["etag"])
@@ -75,7 +84,7 @@ class Files:
 
     def _make_directory(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, path: bytes) -> None:
         discard_body(req)
-        made = self._ask(connection, job, {"kind": "file.mkdir", "path": path})
+        made = self._ask(connection, job, conditional({"kind": "file.mkdir", "path": path}, req))
         resp.status = 201 if made["created"] else 200
         resp.data = b""
 
@@ -84,7 +93,8 @@ class Files:
         path = path_below(req.raw_path)
         recursive = query.flag(req, "recursive")
         discard_body(req)
-        self._ask(connection, job, {"kind": "file.delete", "path": path, "recursive": recursive})
+        target = {"kind": "file.delete", "path": path, "recursive": recursive}
+        self._ask(connection, job, conditional(target, req))
         resp.status = 204
 
     def _ask(self, connection: str, job: str, target: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Header fields of uploads that change what a body means, or whether it is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from prouter.conditions import Conditions
+from prouter.errors import InvalidRequest, Unsupported
+
+__all__ = ["conditional", "refuse_coded", "refuse_unfit"]
+
+
+def refuse_coded(req: falcon.Request) -> None:
+    """Refuse a body that is coded: nothing here decodes it (RFC 9110 section 8.4).
+
+    Raises:
+        Unsupported: Content-Encoding names a coding.
+    """
+    codings = [coding.strip().lower() for coding in req.env.get("HTTP_CONTENT_ENCODING", "").split(",")]
+    if any(coding not in ("", "identity") for coding in codings):
+        raise Unsupported(
+            f"the body has Content-Encoding {req.env['HTTP_CONTENT_ENCODING'][:100]!a}; send it uncoded, without "
+            "that header (compressed files and archives are sent as the bytes they are)"
+        )
+
+
+def refuse_unfit(req: falcon.Request, what: str) -> None:
+    """Refuse an upload whose body is not, or not all of, the thing itself.
+
+    Args:
+        what: is uploaded, for the error text.
+
+    Raises:
+        InvalidRequest: it is a part (Content-Range): nothing is appended or patched here (RFC 9110 section 14.5).
+        Unsupported: it is coded, or a form.
+    """
+    if "HTTP_CONTENT_RANGE" in req.env:
+        raise InvalidRequest(
+            f"Invalid request: Content-Range is not supported on an upload: send the whole {what} without it"
+        )
+    refuse_coded(req)
+    kind = req.env.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        raise Unsupported(
+            f"the body is a form (multipart/form-data), which would be stored with its boundaries; send the bytes of "
+            f"the {what} as the body: curl --data-binary @FILE, or curl -T FILE"
+        )
+
+
+def conditional(target: dict[str, Any], req: falcon.Request) -> dict[str, Any]:
+    """`target`, what the agent is asked to change, with the conditions of the request; see `Conditions.of`."""
+    conditions = Conditions.of(req.headers)
+    if conditions is None:
+        return target
+    return {**target, "kind": target["kind"] + ".if", "conditions": conditions.to_wire()}
