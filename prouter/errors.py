@@ -24,6 +24,7 @@ __all__ = [
     "LimitReached",
     "NoSpace",
     "NotFound",
+    "NotSupported",
     "Overloaded",
     "PRouterError",
     "PreconditionFailed",
@@ -167,6 +168,14 @@ class KeyReused(PRouterError):
     code = "idempotency_key_reused"
     status = 422
     level = logging.INFO
+
+
+class NotSupported(PRouterError):
+    """What is asked for takes something that is not installed where it would be done."""
+
+    code = "not_supported"
+    status = 501
+    level = logging.WARNING
 
 
 class JobEnded(PRouterError):

@@ -17,7 +17,7 @@ from prouter.agent.control import Control
 from prouter.agent.identity import Identity, host_load
 from prouter.agent.links import Links, RouterLink
 from prouter.agent.manager import JobManager
-from prouter.agent.relays.archives import ARCHIVE_KINDS
+from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
 from prouter.agent.relays.files import FILE_KINDS
 from prouter.agent.relays.logs import LogNews, LogStreams
@@ -102,6 +102,7 @@ class _Agent:
         try:
             self._open()
             gevent.spawn(self.usage_reports.run)
+            gevent.spawn(warn_of_missing_library)
             while not self._stop.wait(_LOAD_INTERVAL):
                 self._tell_load()
         finally:

@@ -293,8 +293,8 @@ def _about_archives() -> list[Operation]:
     )
     packed = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
     packing = _FILE_ERRORS
-    unpacking, conditions = (*_FILE_ERRORS, 412, 413, 415, 507), _WRITE_CONDITIONS
-    told = "Unpack tar, tar.gz, tar.xz, tar.zst or zip into it."
+    unpacking, conditions = (*_FILE_ERRORS, 412, 413, 415, 501, 507), _WRITE_CONDITIONS
+    told = "Unpack a tar, compressed or not, a zip, or what else libarchive reads into it."
     operations = []
     for what, path in (("sandbox", f"{_JOB}/archive"), ("directory", f"{_JOB}/archive/{{rest}}")):
         text = f"The {what} as an archive."

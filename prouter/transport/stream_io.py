@@ -135,6 +135,11 @@ class StreamIO:
             raise ProtocolError("a preface needs ok or error")
         return body
 
+    def refuse_reset(self) -> None:
+        """Raise `StreamReset` if the stream ended early, for whoever works long between reads and writes."""
+        if self._reset is not None:
+            raise self._error()
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     def write_all(self, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -244,10 +245,7 @@ def test_several_compressed_members_are_one_archive(sandbox: Sandbox, archive_fo
     compress = compressions[archive_format]
     archive = make_tar(("a", os.urandom(100_000)))
     parts = [compress(archive[start : start + 30_000]) for start in range(0, len(archive), 30_000)]
-    with Unpacker(sandbox) as unpacker:
-        unpacker.feed(b"".join(parts))
-        assert unpacker.format == archive_format
-        assert unpacker.finish().bytes == 100_000
+    assert unpack(sandbox, b"".join(parts)).bytes == 100_000
 
 
 # Zips of others
@@ -332,13 +330,19 @@ def test_a_zip_of_more_members_than_its_old_end_record_can_count(sandbox: Sandbo
         unpack(sandbox, archive, limits=ArchiveLimits(members=1000))
 
 
-def test_encrypted_and_exotic_zips_are_refused_by_name(sandbox: Sandbox) -> None:
-    plain = make_zip(("secret", b"x" * 100))
-    encrypted = plain[:6] + struct.pack("<H", 1) + plain[8:]
-    with pytest.raises(InvalidRequest, match=r"secret.*encrypted"):
-        unpack(sandbox, encrypted)
-    with pytest.raises(InvalidRequest, match=r"file.*LZMA"):
-        unpack(sandbox, make_zip(("file", b"x" * 100), method=zipfile.ZIP_LZMA))
+def test_encrypted_zips_are_refused_by_name(sandbox: Sandbox) -> None:
+    plain = bytearray(make_zip(("secret", b"x" * 100)))
+    plain[6] |= 1
+    plain[plain.rindex(b"PK\1\2") + 8] |= 1
+    with pytest.raises(InvalidRequest, match=r"secret.*ncrypt"):
+        unpack(sandbox, bytes(plain))
+    assert list(sandbox.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_of_other_methods_are_unpacked(sandbox: Sandbox, method: int) -> None:
+    unpack(sandbox, make_zip(("file", b"x" * 100_000), method=method))
+    assert (sandbox.root / "file").read_bytes() == b"x" * 100_000
 
 
 def zip_with_mode(name: str, data: bytes, mode: int) -> bytes:
@@ -360,13 +364,13 @@ def test_links_in_zips_are_made_or_refused(sandbox: Sandbox) -> None:
         unpack(sandbox, zip_with_mode("device", b"", 0o020666))
 
 
-def test_a_central_directory_that_lists_something_else_is_refused(sandbox: Sandbox) -> None:
+def test_a_central_directory_that_lists_something_else_changes_nothing_else(sandbox: Sandbox) -> None:
     (sandbox.root / "mine").write_text("x")
     archive = zip_with_mode("fake", b"", 0o100777)
     at = archive.rindex(b"fake")
-    with pytest.raises(InvalidRequest, match="mine"):
-        unpack(sandbox, archive[:at] + b"mine" + archive[at + 4 :])
+    unpack(sandbox, archive[:at] + b"mine" + archive[at + 4 :])
     assert stat.S_IMODE((sandbox.root / "mine").stat().st_mode) == 0o644
+    assert (sandbox.root / "fake").exists()
 
 
 # What is refused
@@ -391,7 +395,7 @@ def test_a_central_directory_that_lists_something_else_is_refused(sandbox: Sandb
         (special("evil", tarfile.BLKTYPE), InvalidRequest),
         (special("evil", tarfile.FIFOTYPE), InvalidRequest),
         (special("evil", tarfile.CONTTYPE + b""), None),
-        (special("evil", b"Z"), InvalidRequest),
+        (special("evil", b"Z"), None),  # POSIX: a kind that is not known is a file
         (special("evil", tarfile.GNUTYPE_SPARSE), None),
         (special("evil/x", tarfile.SYMTYPE, "x" * 5000), InvalidRequest),
     ],
@@ -411,13 +415,6 @@ def test_members_that_lead_outside_or_are_no_files_are_refused_by_name(
     assert not (sandbox.root / "evil").exists()
     assert sorted(os.listdir(tmp_path)) == ["outside", sandbox.root.name]
     assert (tmp_path / "outside").read_text() == "untouched"
-
-
-def test_sparse_files_in_pax_headers_are_refused_by_name(sandbox: Sandbox) -> None:
-    info = special("GNUSparseFile.0/x", tarfile.REGTYPE)
-    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "evil"}
-    with pytest.raises(InvalidRequest, match=r"evil.*sparse"):
-        unpack(sandbox, make_tar(info))
 
 
 def test_members_below_a_link_that_leaves_are_refused(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -560,7 +557,8 @@ def test_a_cut_archive_is_refused_wherever_it_is_cut(places: Callable[[], Sandbo
         archive = lzma.compress(archive)
     end = len(archive) - 513 if archive_format == "tar" else len(archive) - 1  # of tar's end mark, one block is enough
     copy = places()
-    for cut in sorted({0, 1, 100, 511, 512, 513, end, *range(0, end, 97)}):
+    step = 499 if archive_format in ("tar.xz", "zip") else 97  # a process for each
+    for cut in sorted({0, 1, 100, 511, 512, 513, end, *range(0, end, step)}):
         with pytest.raises(InvalidRequest):
             unpack(copy, archive[:cut])
         for path in copy.root.rglob("*"):
@@ -601,7 +599,7 @@ def test_what_is_no_archive_is_refused(sandbox: Sandbox, archive: bytes) -> None
 def test_archives_that_need_too_much_memory_are_refused(sandbox: Sandbox) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 << 20}]
     archive = lzma.compress(make_tar(("a", b"x")), filters=filters)
-    with pytest.raises(InvalidRequest, match="64 MiB"):
+    with pytest.raises(InvalidRequest, match="256 MiB"):
         unpack(sandbox, archive)
 
 
@@ -760,7 +758,7 @@ def test_an_archive_unpacked_again_needs_no_more_room(sandbox: Sandbox) -> None:
         unpack(sandbox, archive, limits=ArchiveLimits(sandbox_size=10 * 4096))
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress])
 def test_what_follows_a_compressed_archive_is_ignored(sandbox: Sandbox, compress: Callable[[bytes], bytes]) -> None:
     archive = compress(make_tar(("a", b"1"), ("b", b"2")))
     assert unpack(sandbox, archive + b"what is this?" * 100).files == 2

@@ -20,11 +20,13 @@ from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Forbidden, InvalidRequest, NoSpace, PRouterError, TooLarge
 
-__all__ = ["ArchiveLimits", "Extraction", "Unpacked", "refused"]
+__all__ = ["PATH_MAX", "ArchiveLimits", "Extraction", "Unpacked", "refused"]
 
 _OPEN_DIRECTORIES = 32
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
 _PEEK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+PATH_MAX = 1 << 16
+"""Bytes of a member's name, in both directions; each of its directories costs work."""
 _TARGET_MAX = 4096  # bytes of a link's target; PATH_MAX
 
 
@@ -287,34 +289,6 @@ class Extraction:
                 os.close(found)
         self.links += 1
 
-    def set_mode(self, member: bytes, mode: int) -> None:
-        """Set the mode of a file or directory made before its mode was known."""
-        if member.endswith(b"/"):
-            self._modes.append((member, mode))
-        else:
-            self._set_attributes(member, mode, None)
-
-    def turn_into_symlink(self, member: bytes) -> None:
-        """Make a file that holds a link's target that link (zip says what a member is only after all of them).
-
-        Raises:
-            Forbidden: the link would leave; the file is removed.
-        """
-        parts = self._named_parts(member)
-        with translated(member, writing=True):
-            parent = self._directory(parts[:-1])
-            fd = self._sandbox.open_file((*self._base, *parts), os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                target, mtime_ns = os.read(fd, _TARGET_MAX), os.fstat(fd).st_mtime_ns
-            finally:
-                os.close(fd)
-            self.files -= 1
-            try:
-                self.symlink(member, target, mtime_ns)
-            except PRouterError:
-                os.unlink(parts[-1], dir_fd=parent)
-                raise
-
     def _set_attributes(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
         """Of a file or directory; a link, or what is gone by now, is left alone."""
         parts = self._parts(member)
@@ -327,6 +301,8 @@ class Extraction:
                 os.close(found)
 
     def _parts(self, member: bytes) -> tuple[bytes, ...]:
+        if len(member) > PATH_MAX:
+            raise refused(member, f"its name is too long, over {PATH_MAX} bytes")
         try:
             return split(member, root_allowed=True)
         except PRouterError as error:

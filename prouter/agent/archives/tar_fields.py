@@ -1,14 +1,16 @@
-"""What the fields of tar headers hold: numbers of two kinds, lengths in blocks."""
+"""What tar headers hold: numbers of two kinds, names, checksums, pax records.
+
+Sources: POSIX.1-2017 pax ("ustar Interchange Format", "pax Header Block"), the GNU tar manual ("Basic Tar Format").
+"""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from decimal import Decimal, InvalidOperation
 
-from prouter.errors import InvalidRequest
-
-__all__ = ["BLOCK", "damaged", "decimal", "field", "number", "padded", "size_of"]
+__all__ = ["BLOCK", "is_header", "name_of", "number", "padded", "records", "seconds_as_ns"]
 
 BLOCK = 512
+_DIGITS_MAX = 18
 
 
 def number(data: bytes) -> int:
@@ -24,30 +26,59 @@ def number(data: bytes) -> int:
     return int(digits, 8) if digits else 0
 
 
-def field(data: bytes) -> int:
-    """As `number`; raises `InvalidRequest`."""
-    try:
-        return number(data)
-    except ValueError:
-        damaged()
-
-
-def size_of(data: bytes) -> int:
-    """A size that a file can have; raises `InvalidRequest`."""
-    size = field(data)
-    return size if 0 <= size < 1 << 63 else damaged()
-
-
-def decimal(data: bytes) -> int:
-    """A size in a pax record; raises `InvalidRequest`."""
-    return int(data) if data.isdigit() and len(data) <= 18 else damaged()
-
-
-def damaged() -> NoReturn:
-    """Say that a number is none."""
-    raise InvalidRequest("Invalid request: the archive is damaged: a number in a tar header is malformed")
-
-
 def padded(size: int) -> int:
     """Bytes of the blocks that hold `size` bytes."""
     return -(-size // BLOCK) * BLOCK
+
+
+def is_header(block: bytes) -> bool:
+    """Whether the 512 bytes are a tar header: its checksum is right."""
+    try:
+        return len(block) == BLOCK and _checksum_fits(block, number(block[148:156]))
+    except ValueError:
+        return False
+
+
+def _checksum_fits(header: bytes, checksum: int) -> bool:
+    """The sum of all bytes, the field itself taken as spaces; some old programs summed signed bytes."""
+    field = header[148:156]
+    unsigned = sum(header) - sum(field) + 8 * 0x20
+    if unsigned == checksum:
+        return True
+    high = sum(byte >= 0x80 for byte in header) - sum(byte >= 0x80 for byte in field)
+    return unsigned - 256 * high == checksum
+
+
+def name_of(header: bytes) -> bytes:
+    """The name in a header itself, with ustar's prefix."""
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0]
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def records(data: bytes) -> dict[bytes, bytes]:
+    """The ``<length> <key>=<value>\\n`` records of a pax header; values stay bytes, whatever hdrcharset says.
+
+    Raises:
+        ValueError: malformed.
+    """
+    found = {}
+    while data:
+        digits, _, _ = data[: _DIGITS_MAX + 1].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        if not len(digits) + 1 < length <= len(data) or data[length - 1] != 0x0A:
+            raise ValueError("a pax record is malformed")
+        key, _, value = data[len(digits) + 1 : length - 1].partition(b"=")
+        found[key] = value
+        data = data[length:]
+    return found
+
+
+def seconds_as_ns(value: bytes | int) -> int | None:
+    """Nanoseconds of a time in seconds; None for a time that is no number, or none a file can have."""
+    try:
+        seconds = Decimal(value if isinstance(value, int) else value.decode("ascii"))
+        ns = int(seconds * 1_000_000_000)
+    except (InvalidOperation, UnicodeDecodeError, ValueError, OverflowError):
+        return None
+    return ns if -(1 << 63) <= ns < 1 << 63 else None

@@ -1,23 +1,26 @@
 """Unpacks an archive into a sandbox while it is being uploaded: what kind it is, its contents tell.
 
-tar, tar.gz, tar.xz, tar.zst and zip. Nothing is kept of what came: a chunk is decompressed in pieces, the pieces are
-parsed, and file contents are written at once, so memory stays bounded whatever the archive's size.
+Ordinary tars, plain or in gzip or zstd, are read in the agent: a chunk is decompressed in pieces, the pieces are
+parsed, and file contents are written at once, so memory stays bounded whatever the archive's size. All else is for
+libarchive, in a process of its own (`reader`); docs/decisions/archives.md says why.
 """
 
 from __future__ import annotations
 
-import lzma
+import contextlib
 import zlib
-from collections.abc import Callable
-from typing import IO, Protocol, cast, final
+from collections.abc import Callable, Iterator
+from typing import IO, cast, final
 
 import zstandard
 
 from prouter.agent.archives.extraction import ArchiveLimits, Extraction, Unpacked
 from prouter.agent.archives.inbox import Inbox, Parser
-from prouter.agent.archives.tar_reader import BLOCK, is_header, read_tar
-from prouter.agent.archives.zip_reader import ZipReader
-from prouter.agent.paths import split
+from prouter.agent.archives.reader import Reader
+from prouter.agent.archives.spool import Spool
+from prouter.agent.archives.tar_fields import BLOCK, is_header
+from prouter.agent.archives.tar_reader import TarReader
+from prouter.agent.paths import refusal, split
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import InvalidRequest
 
@@ -25,26 +28,11 @@ __all__ = ["Unpacker"]
 
 _INPUT = 1 << 16  # compressed bytes given to a decompressor at once
 _OUTPUT = 1 << 18  # bytes taken from it at once
-_DICTIONARY_MAX = 64 << 20  # bytes: what xz -9 and zstd --ultra -21 need; each upload in progress may take that much
-_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\0"
+_WINDOW_MAX = 64 << 20  # bytes: what zstd --ultra -21 needs; each upload in progress may take that much
+_GZIP = b"\x1f\x8b"
+_ZEROS = bytes(BLOCK)  # an empty tar, or the beginning of an ISO image (ECMA-119, 6.2.1 and 8.1)
+_ISO_MARK, _ISO_MARK_END = b"CD001", 32774
 _Sink = Callable[[bytes], None]
-
-
-class _Stage(Protocol):
-    """Takes the archive as it comes and gives a sink what is inside."""
-
-    def feed(self, data: bytes) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-@final
-class _Plain:
-    def __init__(self, sink: _Sink) -> None:
-        self.feed = sink
-
-    def finish(self) -> None:
-        """Nothing is held back."""
 
 
 @final
@@ -90,61 +78,28 @@ class _Gzip:
 
 
 @final
-class _Xz:
-    """One or more xz streams, zeros between or after them allowed."""
-
-    def __init__(self, sink: _Sink) -> None:
-        self._sink = sink
-        self._decompressor: lzma.LZMADecompressor | None = None
-        self._ended = False
-
-    def feed(self, data: bytes) -> None:
-        for start in range(0, len(data), _INPUT):
-            self._feed(data[start : start + _INPUT])
-
-    def _feed(self, data: bytes) -> None:
-        while data:
-            if self._decompressor is None:
-                data = data.lstrip(b"\0")
-                if not data or (self._ended and not data.startswith(_XZ)):
-                    return
-                memory = _DICTIONARY_MAX + (2 << 20)
-                self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
-            data = self._decompress(self._decompressor, data)
-
-    def _decompress(self, decompressor: lzma.LZMADecompressor, data: bytes) -> bytes:
-        while True:
-            try:
-                piece = decompressor.decompress(data, _OUTPUT)
-            except lzma.LZMAError as error:
-                raise _damaged("xz", error) from error
-            self._sink(piece)
-            if decompressor.eof:
-                self._decompressor = None
-                self._ended = True
-                return decompressor.unused_data
-            if decompressor.needs_input:
-                return b""
-            data = b""
-
-    def finish(self) -> None:
-        if self._decompressor is not None:
-            raise InvalidRequest("Invalid request: the archive is cut short: its xz data has no end")
-
-
-@final
 class _Zstd:
-    """One or more zstd frames. A cut frame shows by the tar in it having no end."""
+    """One or more zstd frames. Whether the last one is whole is not told; see `Unpacker.complete`."""
 
     def __init__(self, sink: _Sink) -> None:
         self.write = sink  # the writer's end: it is handed pieces of the library's own size, 128 KiB
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_DICTIONARY_MAX)
+        self._ended = False
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
         self._decompressor = decompressor.stream_writer(cast("IO[bytes]", self))
 
     def feed(self, data: bytes) -> None:
+        if self._ended:
+            return
         try:
             self._decompressor.write(data)
         except zstandard.ZstdError as error:
+            if "descriptor" in str(error):  # the last frame is over; what follows it is ignored, as with gzip
+                self._ended = True
+                return
+            if "emory" in str(error):
+                raise InvalidRequest(
+                    "Invalid request: the archive's zstd data needs more than 64 MiB to unpack; use a lower level"
+                ) from error
             raise _damaged("zstd", error) from error
 
     def finish(self) -> None:
@@ -152,21 +107,17 @@ class _Zstd:
 
 
 def _damaged(how: str, error: Exception) -> InvalidRequest:
-    text = str(error)
-    if "emory" in text:
-        return InvalidRequest(
-            f"Invalid request: the archive's {how} data needs more than 64 MiB to unpack; use a lower level"
-        )
-    return InvalidRequest(f"Invalid request: the archive is damaged: its {how} data does not unpack ({text})")
+    return InvalidRequest(f"Invalid request: the archive is damaged: its {how} data does not unpack ({error})")
 
 
-_COMPRESSIONS: dict[bytes, tuple[str, Callable[[_Sink], _Stage]]] = {
-    _GZIP: ("tar.gz", _Gzip),
-    _XZ: ("tar.xz", _Xz),
-    b"\x28\xb5\x2f\xfd": ("tar.zst", _Zstd),
-    **{bytes((low, 0x2A, 0x4D, 0x18)): ("tar.zst", _Zstd) for low in range(0x50, 0x60)},  # skippable frames come first
+_COMPRESSIONS: dict[bytes, Callable[[_Sink], _Gzip | _Zstd]] = {
+    _GZIP: _Gzip,
+    b"\x28\xb5\x2f\xfd": _Zstd,
+    **{bytes((low, 0x2A, 0x4D, 0x18)): _Zstd for low in range(0x50, 0x60)},  # skippable frames come first
 }
-_ZIP = (b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\7\x08PK\3\4")
+"""What is decompressed here, because the agent packs with it."""
+_STREAMED = (b"\xfd7zXZ\0", b"BZh", b"\x04\x22\x4d\x18", b"LZIP", b"\x1f\x9d")
+"""How what libarchive reads as it comes begins: xz, bzip2, lz4, lzip, compress. All else is stored first."""
 
 
 @final
@@ -174,27 +125,46 @@ class Unpacker:
     """One archive on its way into a sandbox: `feed` it as it comes, then `finish`; `abort` at any time.
 
     What was unpacked before an error stays in the sandbox, but no half-written file. Any error ends the unpacker.
+    Ordinary tars, plain or in gzip or zstd, are read here; everything else by libarchive in a process of its own.
 
     Args:
         sandbox: where.
         path: the directory inside that takes the archive's names (default: the sandbox itself); made when missing.
         limits: where to stop.
+        may_start_reader: whether a process may be started at once; else `work` does nothing before `start_reader`.
 
     Attributes:
-        format: ``tar``, ``tar.gz``, ``tar.xz``, ``tar.zst`` or ``zip`` once that is known.
+        waits_for_reader: whether there is nothing to do before `start_reader`.
 
     Raises:
         InvalidRequest, Forbidden, Conflict: `path` is none, leaves the sandbox, or is in the way.
     """
 
-    def __init__(self, sandbox: Sandbox, *, path: bytes = b"", limits: ArchiveLimits | None = None) -> None:
-        self._out = Extraction(sandbox, split(path, root_allowed=True), limits or ArchiveLimits())
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        path: bytes = b"",
+        limits: ArchiveLimits | None = None,
+        may_start_reader: bool = True,
+    ) -> None:
+        self._sandbox = sandbox
+        self._limits = limits or ArchiveLimits()
+        self._out = Extraction(sandbox, split(path, root_allowed=True), self._limits)
         self._inbox = Inbox()
+        self._tar: TarReader | None = None
         self._parser: Parser | None = None
-        self._stage: _Stage | None = None
-        self._head = b""
+        self._stage: _Gzip | _Zstd | None = None
+        self._head: bytes | None = b""
+        self._first = b""
+        self._sink: _Sink | None = None
         self._unpacked = 0
-        self.format: str | None = None
+        self._complete = False
+        self._spool: Spool | None = None
+        self._unread: list[bytes] = []
+        self._reader: Reader | None = None
+        self._reader_wanted = False
+        self._may_start = may_start_reader
 
     def __enter__(self) -> Unpacker:
         return self
@@ -202,8 +172,22 @@ class Unpacker:
     def __exit__(self, *_: object) -> None:
         self.abort()
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
+    @property
+    def waits_for_reader(self) -> bool:
+        return self._reader_wanted and self._reader is None and not self._may_start
+
+    def start_reader(self) -> None:
+        """Let `work` start the process that reads archives."""
+        self._may_start = True
+
+    def feed(self, chunk: bytes | bytearray | memoryview, seconds: float | None = None) -> bool:
         """Unpack the next chunk, of any size.
+
+        Args:
+            seconds: how long to work at most; None: until all is done.
+
+        Returns:
+            Whether `work` has to be called until it has nothing more to do.
 
         Raises:
             InvalidRequest: no archive of a known kind, damaged, or with a member that is refused.
@@ -211,69 +195,141 @@ class Unpacker:
             TooLarge: over a limit; the text says which.
             Conflict: a file or directory is in the way of a member.
             NoSpace: the disk is full.
+            NotSupported: it takes libarchive, which is not installed.
         """
         self._out.received += len(chunk)
-        try:
+        with self._aborting():
             self._take(bytes(chunk))
-        except BaseException:
-            self.abort()
-            raise
+        return self.work(seconds)
 
-    def finish(self, *, sync: bool = False) -> Unpacked:
-        """The archive has come whole: set what is left to set. What it held.
+    def work(self, seconds: float | None = None) -> bool:
+        """Go on with what was fed; see `feed`."""
+        if not self._reader_wanted or self.waits_for_reader:
+            return self._reader_wanted
+        with self._aborting():
+            if self._reader is None:
+                self._start_reader()
+            assert self._reader is not None
+            return self._reader.work(seconds)
 
-        Args:
-            sync: bring everything to disk.
+    def complete(self, seconds: float | None = None) -> bool:
+        """The archive has come whole: read what is left of it. Called once, then `work` while there is more to do.
 
         Raises:
             InvalidRequest: it is cut short.
             PRouterError: as `feed`.
         """
-        try:
-            if self._stage is None:
+        with self._aborting():
+            self._complete = True
+            if self._head is not None:
                 self._start(self._head)
-            assert self._stage is not None
-            self._stage.finish()
+            if self._stage is not None:
+                self._stage.finish()
+            if self._sink is None:
+                self._choose()
             self._inbox.close()
             self._advance()
+            self._refuse_cut_zstd()
+            if self._spool is not None:
+                self._reader_wanted = True
+            if self._reader is not None:
+                self._reader.complete()
+        return self.work(seconds)
+
+    def _refuse_cut_zstd(self) -> None:
+        """The library does not say whether its data came to an end; what a tar without an end mark is in, must say."""
+        tar = self._tar
+        whole = self._unpacked >= BLOCK if tar is None or tar.unread is not None else tar.ended
+        if isinstance(self._stage, _Zstd) and not whole:
+            raise InvalidRequest(
+                "Invalid request: the archive is cut short: neither its zstd data nor its tar has an end"
+            )
+
+    def finish(self, *, sync: bool = False) -> Unpacked:
+        """Complete it, if that was not done, and set what is left to set. What it held.
+
+        Args:
+            sync: bring everything to disk.
+
+        Raises:
+            PRouterError: as `complete`.
+        """
+        try:
+            if not self._complete:
+                self.complete()
             return self._out.finish(sync=sync)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Stop: drop the file that is being written and give all descriptors back. Aborting twice is fine."""
+        """Stop: drop the file that is being written and give everything back. Aborting twice is fine."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._spool is not None:
+            self._spool.close()
+        self._unread.clear()
         self._out.close()
 
+    @contextlib.contextmanager
+    def _aborting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+    # -- what kind it is ----------------------------------------------------------------------------------------
+
     def _take(self, data: bytes) -> None:
-        if self._stage is not None:
+        if self._head is not None:
+            self._head += data
+            if len(self._head) >= BLOCK:
+                self._start(self._head)
+        elif self._stage is not None:
             self._stage.feed(data)
-            return
-        self._head += data
-        if len(self._head) >= BLOCK:
-            self._start(self._head)
+        else:
+            self._route(data)
 
     def _start(self, head: bytes) -> None:
-        """Tell the kind from the first bytes and set the stages up."""
-        for magic, (name, stage) in _COMPRESSIONS.items():
+        """Tell from the first bytes whether it is decompressed here."""
+        if not head:
+            raise InvalidRequest("Invalid request: the archive is empty")
+        self._head = None
+        for magic, stage in _COMPRESSIONS.items():
             if head.startswith(magic):
-                self.format, self._stage = name, stage(self._parse)
-                self._parser = read_tar(self._inbox, self._out)
-                break
-        else:
-            self._stage = _Plain(self._parse)
-            if head.startswith(_ZIP):
-                self.format, self._parser = "zip", ZipReader(self._inbox, self._out).read()
-            elif is_header(head[:BLOCK]) or head[:BLOCK] == bytes(BLOCK):
-                self.format, self._parser = "tar", read_tar(self._inbox, self._out)
-            else:
-                what = "neither a tar (plain, gzip, xz or zstd) nor a zip" if head else "empty"
-                raise InvalidRequest(f"Invalid request: the archive is {what}")
-        self._head = b""
-        self._stage.feed(head)
+                self._stage = stage(self._route)
+                self._stage.feed(head)
+                return
+        self._route(head)
 
-    def _parse(self, data: bytes) -> None:
+    def _route(self, data: bytes) -> None:
+        """Give the bytes, decompressed, to whatever reads this archive."""
         self._unpacked += len(data)
         self._out.check_ratio(self._unpacked)
+        if self._sink is not None:
+            self._sink(data)
+            return
+        self._first += data
+        if len(self._first) >= (_ISO_MARK_END if self._first.startswith(_ZEROS) else BLOCK):
+            self._choose()
+
+    def _choose(self) -> None:
+        """Choose who reads what begins like this."""
+        first, self._first = self._first, b""
+        if is_header(first[:BLOCK]) or (first.startswith(_ZEROS) and not first.endswith(_ISO_MARK, 0, _ISO_MARK_END)):
+            self._tar = TarReader(self._inbox, self._out)
+            self._parser = self._tar.read()
+            self._sink = self._parse
+        elif self._stage is not None or first.startswith(_STREAMED):
+            self._sink = self._stream
+        else:
+            self._spool = Spool(self._sandbox, self._limits.sandbox_size)
+            self._sink = self._spool.write
+        self._sink(first)
+
+    # -- who reads it -------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes) -> None:
         if self._parser is not None and data:
             self._inbox.put(data)
             self._advance()
@@ -285,3 +341,25 @@ class Unpacker:
             next(self._parser)
         except StopIteration:
             self._parser = None
+            assert self._tar is not None
+            if self._tar.unread is not None:
+                self._sink = self._stream
+                self._stream(self._tar.unread + self._inbox.take(self._inbox.available))
+
+    def _stream(self, data: bytes) -> None:
+        self._reader_wanted = True
+        if self._reader is None:
+            self._unread.append(data)
+        else:
+            self._reader.put(data)
+
+    def _start_reader(self) -> None:
+        try:
+            self._reader = Reader(self._out, None if self._spool is None else self._spool.rewind())
+        except OSError as error:
+            raise refusal(error, b"the archive", writing=True) from error
+        for data in self._unread:
+            self._reader.put(data)
+        self._unread.clear()
+        if self._complete:
+            self._reader.complete()

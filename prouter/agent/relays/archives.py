@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import gevent
+from gevent.lock import BoundedSemaphore
+
 from prouter.agent import files
 from prouter.agent.archives import ArchiveLimits, Packer, Unpacker
+from prouter.agent.archives.reader import NO_LIBRARY_ADVICE, library_missing
 from prouter.agent.conditional import check_directory
 from prouter.agent.paths import split, translated
 from prouter.agent.relays.transfers import Transfer
 from prouter.agent.sandbox import Sandbox
 from prouter.conditions import Conditions
-from prouter.errors import InvalidRequest
+from prouter.errors import InvalidRequest, Overloaded
 
-__all__ = ["ARCHIVE_KINDS"]
+__all__ = ["ARCHIVE_KINDS", "warn_of_missing_library"]
+
+log = logging.getLogger("prouter.agent.relays")
+
+_SLICE = 0.25
+"""Seconds a thread works on one archive before others have their turn."""
+_READERS_MOST = 16
+"""Processes that read archives at once; each may take some 300 MiB."""
+_READER_WAIT = 30.0
+"""Seconds an upload waits for one of them."""
+_READERS = BoundedSemaphore(_READERS_MOST)
 
 
 def read_archive(transfer: Transfer) -> None:
@@ -39,6 +55,17 @@ def _next(chunks: Iterator[bytes]) -> bytes:
     return next(filter(None, chunks), b"")
 
 
+def warn_of_missing_library() -> None:
+    """Log at the agent's start if only ordinary tars can be unpacked; waits for a short process."""
+    try:
+        missing = gevent.get_hub().threadpool.apply(library_missing)
+    except OSError as error:
+        log.warning("event=archives_unchecked error=%r", str(error))
+        return
+    if missing:
+        log.warning("event=archives_limited kinds=tar,tar.gz,tar.zst advice=%r", NO_LIBRARY_ADVICE)
+
+
 def write_archive(transfer: Transfer) -> None:
     """``archive.write``: unpacks while it comes; what was unpacked before an error stays."""
     size = transfer.number("size")
@@ -46,18 +73,18 @@ def write_archive(transfer: Transfer) -> None:
     if conditions is not None:
         transfer.run(_prepare, transfer.sandbox, transfer.path(), conditions)
     limits = ArchiveLimits(sandbox_size=transfer.limit)
-    unpacker = transfer.run(Unpacker, transfer.sandbox, path=transfer.path(), limits=limits)
-    try:
+    unpacker = transfer.run(Unpacker, transfer.sandbox, path=transfer.path(), limits=limits, may_start_reader=False)
+    with contextlib.ExitStack() as held:
+        held.callback(transfer.run, unpacker.abort)
         transfer.say()
         taken = 0
         while pieces := transfer.io.read_buffered():
-            transfer.run(_feed_all, unpacker, pieces)
+            _work(transfer, unpacker, held, transfer.run(_feed_all, unpacker, pieces))
             taken += sum(map(len, pieces))
         if size is not None and taken < size:
             raise InvalidRequest(f"Invalid request: the body ended after {taken} of {size} bytes", code="truncated")
+        _work(transfer, unpacker, held, transfer.run(unpacker.complete, _SLICE))
         done = transfer.run(unpacker.finish, sync=transfer.sync)
-    finally:
-        transfer.run(unpacker.abort)
     transfer.say(**asdict(done))
     transfer.io.close()
 
@@ -75,9 +102,27 @@ def _prepare(sandbox: Sandbox, path: bytes, conditions: Conditions) -> None:
             check_directory(sandbox, split(path, root_allowed=True), conditions)
 
 
-def _feed_all(unpacker: Unpacker, pieces: list[bytes]) -> None:
+def _feed_all(unpacker: Unpacker, pieces: list[bytes]) -> bool:
+    more = False
     for piece in pieces:
-        unpacker.feed(piece)
+        more = unpacker.feed(piece, 0)
+    return more and unpacker.work(_SLICE)
+
+
+def _work(transfer: Transfer, unpacker: Unpacker, held: contextlib.ExitStack, more: bool) -> None:
+    """Let the unpacker work in slices, so that a long one keeps no thread from others and ends when its client goes."""
+    while more:
+        if unpacker.waits_for_reader:
+            _take_place(held)
+            unpacker.start_reader()
+        transfer.io.refuse_reset()
+        more = transfer.run(unpacker.work, _SLICE)
+
+
+def _take_place(held: contextlib.ExitStack) -> None:
+    if not _READERS.acquire(timeout=_READER_WAIT):
+        raise Overloaded(f"the agent reads {_READERS_MOST} archives already; try again", retry_after=_READER_WAIT)
+    held.callback(_READERS.release)
 
 
 ARCHIVE_KINDS = {"archive.read": read_archive, "archive.write": write_archive, "archive.write.if": write_archive}

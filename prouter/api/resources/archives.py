@@ -61,7 +61,7 @@ class Archives:
     on_head = on_get
 
     def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """Unpack the body: tar, tar.gz, tar.xz, tar.zst or zip, by its content."""
+        """Unpack the body: tar, zip or what else the agent reads, by its content."""
         refuse_unfit(req, "archive")
         target = {"kind": "archive.write", "path": path_below(req.raw_path), "size": body_size(req)}
         target = conditional(target, req)
