@@ -23,7 +23,6 @@ from gevent import Greenlet
 from gevent.event import AsyncResult, Event
 
 from prouter.agent.expose import Exposure
-from prouter.agent.log_gaps import LOG_FILES
 from prouter.agent.logs import JobLog
 from prouter.agent.runner import Exit
 from prouter.agent.sandbox import Sandbox
@@ -148,9 +147,8 @@ class Job:
         Raises:
             PRouterError: the disk is full, no descriptor is left.
         """
-        self.sandbox.logs.create()
-        for name in LOG_FILES.values():
-            self.log(name).fileno()
+        for name, fd in self.sandbox.logs.create().items():
+            self.log(name).begin(fd)
 
     def release(self) -> None:
         """Give back what a live job holds: port, socket, short link, timer, and its open logs that have names."""

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from prouter.agent.log_gaps import LOGS_DIRECTORY, remove_logs
+from prouter.agent.log_gaps import LOG_FILES, LOGS_DIRECTORY, log_names, remove_logs
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, PRouterError
 
@@ -93,7 +93,7 @@ class JobsRoot:
         for uid in {name.partition(".")[0] for name in os.listdir(directory)}:
             if uid not in kept and _UID.fullmatch(uid):
                 try:
-                    remove_logs(self.path, uid)
+                    remove_logs(self.path, log_names(uid))
                 except OSError as error:
                     _log.warning("event=leftover_not_removed job=%s error=%r", uid, str(error))
 
@@ -102,7 +102,7 @@ def is_small(sandbox: Sandbox) -> bool:
     """Whether removing it takes no noticeable time: few files and no directories, and small logs. A large one may
     block for long.
     """
-    if sandbox.logs.size_bytes() > _SMALL_LOGS:
+    if sum(map(sandbox.logs.allocated, LOG_FILES.values())) > _SMALL_LOGS:
         return False
     try:
         with os.scandir(sandbox.root) as entries:

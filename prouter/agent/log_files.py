@@ -49,35 +49,45 @@ class LogFiles:
         self._sandbox = sandbox
         self._directory = sandbox.root.parent / LOGS_DIRECTORY
         self._uid = sandbox.root.name
+        self._names = {stream: f"{self._uid}.{stream}" for stream in _IN_SANDBOX}
+        self._paths = {stream: f"{self._directory}/{name}" for stream, name in self._names.items()}
         self._identities: dict[str, Identity] = {}
+        self._plain = False
 
     def path(self, stream: str) -> Path:
         """Where the log of this stream (``stdout`` or ``stderr``) is."""
-        return self._directory / f"{self._uid}.{stream}"
+        return Path(self._paths[stream])
 
-    def create(self) -> None:
+    def create(self) -> dict[str, int]:
         """Make both logs, empty; what has their names goes.
+
+        Returns:
+            Descriptors for the caller to close, open for reading.
 
         Raises:
             NoSpace, Forbidden: the disk is full, the place is not ours to write.
         """
-        for stream in _IN_SANDBOX:
-            path = self.path(stream)
-            with translated(os.fsencode(path), writing=True):
-                fd = self._create(path)
-            try:
-                self._identities[stream] = _identity(os.fstat(fd))
-            finally:
+        made: dict[str, int] = {}
+        try:
+            for stream, path in self._paths.items():
+                with translated(os.fsencode(path), writing=True):
+                    made[stream] = self._create(path)
+        except BaseException:
+            for fd in made.values():
                 os.close(fd)
+            raise
+        self._identities = {stream: _identity(os.fstat(fd)) for stream, fd in made.items()}
+        self._plain = True
+        return made
 
-    def _create(self, path: Path) -> int:
+    def _create(self, path: str) -> int:
         for _ in range(_TRIES):
             try:
-                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 self._directory.mkdir(mode=0o700, exist_ok=True)  # It goes with the last log of another job.
             except FileExistsError:
-                path.unlink(missing_ok=True)
+                os.unlink(path)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
 
     def open(self, stream: str) -> int:
@@ -95,7 +105,7 @@ class LogFiles:
         return self._open_inside(stream)
 
     def _open_beside(self, stream: str) -> int:
-        path = self.path(stream)
+        path = self._paths[stream]
         info = os.lstat(path)
         if not stat.S_ISREG(info.st_mode) or self._identities.get(stream, _identity(info)) != _identity(info):
             raise FileNotFoundError(errno.ENOENT, f"another file has the name of the job's {stream}")
@@ -119,16 +129,19 @@ class LogFiles:
     def leads_to(self, stream: str, fd: int) -> bool:
         """Whether the log's name still leads to this open file."""
         with contextlib.suppress(OSError):
-            return _identity(os.lstat(self.path(stream))) == _identity(os.fstat(fd))
+            return _identity(os.lstat(self._paths[stream])) == _identity(os.fstat(fd))
         return False
 
     def allocated(self, stream: str) -> int:
         """Bytes of disk space that a log takes; 0 when there is none."""
-        for path in (self.path(stream), self._sandbox.root / os.fsdecode(_IN_SANDBOX[stream])):
-            with contextlib.suppress(OSError):
-                info = os.lstat(path)
-                return info.st_blocks * _BLOCK_BYTES if stat.S_ISREG(info.st_mode) else 0
-        return 0
+        try:
+            info = os.lstat(self._paths[stream])
+        except OSError:
+            try:
+                info = os.lstat(self._sandbox.root / os.fsdecode(_IN_SANDBOX[stream]))
+            except OSError:
+                return 0
+        return info.st_blocks * _BLOCK_BYTES if stat.S_ISREG(info.st_mode) else 0
 
     def size_bytes(self) -> int:
         """Bytes of disk space of all files here, the sandbox's own not among them."""
@@ -146,6 +159,7 @@ class LogFiles:
             make: for a log that an older version left in the sandbox: there may be no directory yet.
         """
         if make:
+            self._plain = False
             self._directory.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -158,9 +172,9 @@ class LogFiles:
     def listed(self, name: bytes) -> bool:
         """Whether this name in the sandbox's own directory stands for a log."""
         stream = LOG_FILES.get(name)
-        if stream is None or not os.path.lexists(self.path(stream)):
+        if stream is None or not os.path.lexists(self._paths[stream]):
             return False
-        return not os.path.lexists(f"{self.path(stream)}{UNLISTED}")
+        return not os.path.lexists(self._paths[stream] + UNLISTED)
 
     def open_listed(self, name: bytes) -> int | None:
         """The log that this name in the sandbox's own directory stands for; None when it stands for none."""
@@ -177,7 +191,8 @@ class LogFiles:
         """
         if not self.listed(name):
             return False
-        os.close(os.open(f"{self.path(LOG_FILES[name])}{UNLISTED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._plain = False
+        os.close(os.open(self._paths[LOG_FILES[name]] + UNLISTED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         with contextlib.suppress(FileNotFoundError, IsADirectoryError), self._sandbox.parent((name,)) as parent:
             os.unlink(name, dir_fd=parent)
         return True
@@ -190,7 +205,8 @@ class LogFiles:
         Raises:
             OSError: one cannot be deleted.
         """
-        remove_logs(self._directory.parent, self._uid)
+        # Most have nothing beside them, and most jobs are short.
+        remove_logs(self._directory.parent, self._names.values() if self._plain else log_names(self._uid))
 
     def kept(self) -> dict[str, list[int]]:
         """The logs' inodes, JSON-ready, for `adopt` after a restart of the agent."""

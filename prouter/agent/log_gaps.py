@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterable
 
 __all__ = ["COPIED", "LOGS_DIRECTORY", "LOG_FILES", "UNLISTED", "first_data", "gap_marker", "log_names", "remove_logs"]
 
@@ -33,16 +34,16 @@ def log_names(uid: str) -> list[str]:
     ]
 
 
-def remove_logs(root: str | os.PathLike[str], uid: str) -> None:
-    """Delete all files of a job's logs in ``jobs.root``, and their directory with the last of them; none is fine.
+def remove_logs(root: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Delete these files of logs in ``jobs.root``, and their directory with the last of all; none is fine.
 
     Raises:
         OSError: one cannot be deleted.
     """
     directory = os.path.join(root, LOGS_DIRECTORY)
-    for name in log_names(uid):
+    for name in names:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(os.path.join(directory, name))
+            os.unlink(f"{directory}/{name}")
     with contextlib.suppress(OSError):  # Other jobs have logs.
         os.rmdir(directory)
 

@@ -85,6 +85,11 @@ class JobLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def begin(self, fd: int) -> None:
+        """Read by this descriptor of a log that was just made; it is given back by `close` and `rest`."""
+        with self._lock:
+            self._fd = fd
+
     def close(self) -> None:
         """Give the descriptors back; using the log again opens them again."""
         with self._lock:

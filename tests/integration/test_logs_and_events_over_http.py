@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import selectors
 import signal
 import socket
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +186,47 @@ def test_a_log_over_its_limit_says_what_is_missing(router: Router, launch: Calla
     assert as_file is not None
     assert as_file[2] == whole[int(as_file[1]) :]
     router.post(path + "/remove")
+
+
+def test_outputs_that_are_opened_anew_and_files_that_are_replaced_cost_readers_nothing(
+    router: Router, path: str
+) -> None:
+    script = (
+        "step() { until [ -e $1 ]; do sleep 0.01; done; }; "
+        "echo one; step a; echo two >/dev/stdout; rm .pagent.stdout; echo mine >.pagent.stdout; "
+        "step b; : >.pagent.stdout; ln -f /etc/passwd .pagent.stderr || ln -sf /etc/passwd .pagent.stderr; echo three"
+    )
+    router.start(path, ["sh", "-c", script], **NO_PORT)
+
+    def listed() -> dict[str, int]:
+        return {entry["name"]: entry["size"] for entry in router.get(path + "/file/").json()["entries"]}
+
+    with ThreadPoolExecutor(2) as pool:
+        text = pool.submit(lambda: router.get(path + "/logs/stdout?follow=1").content)
+        events = pool.submit(
+            lambda: list(read_events(router.get(path + "/logs/stdout?follow=1", headers=EVENTS, stream=True)))
+        )
+        for step, so_far in (("a", b"one\n"), ("b", b"one\ntwo\n"), ("", b"one\ntwo\nthree\n")):
+            wait_until(lambda: router.get(path + "/file/.pagent.stdout").content == so_far)  # noqa: B023
+            assert listed()[".pagent.stdout"] == len(so_far)
+            if step:
+                assert requests.put(f"{router.url}{path}/file/{step}", data=b"", timeout=30).status_code in (200, 201)
+        assert text.result(30) == b"one\ntwo\nthree\n"
+        *told, end = events.result(30)
+        assert b"".join(map(log_bytes, told)) == b"one\ntwo\nthree\n"
+        assert (end["event"], end["data"]["offset"]) == ("end", 14)
+    assert router.get(path + "/file/.pagent.stderr").content == router.get(path + "/logs/stderr").content == b""
+    with tarfile.open(fileobj=io.BytesIO(router.get(path + "/archive").content)) as tar:
+        members = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        found = members[".pagent.stdout"]
+        assert found is not None
+        assert found.read() == b"one\ntwo\nthree\n"
+    refused = requests.put(f"{router.url}{path}/file/.pagent.stdout", data=b"x", timeout=30)
+    assert (refused.status_code, "is the job's log" in refused.text) == (409, True)
+    assert router.get(path + "/file/.pagent.stdout?remove=1").content == b"one\ntwo\nthree\n"
+    wait_until(lambda: router.get(path + "/file/.pagent.stdout").status_code == 404)
+    assert ".pagent.stdout" not in listed()
+    assert router.get(path + "/logs/stdout").content == b"one\ntwo\nthree\n"
 
 
 # -- events -----------------------------------------------------------------------------------------------------

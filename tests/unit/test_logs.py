@@ -36,7 +36,8 @@ def started(tmp_path: Path) -> Sandbox:
     """The sandbox of a job that was started: its logs are beside it."""
     made = Sandbox(tmp_path / "jobs" / "two")
     made.create()
-    made.logs.create()
+    for fd in made.logs.create().values():
+        os.close(fd)
     return made
 
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prouter.agent.log_gaps import remove_logs
+from prouter.agent.log_gaps import log_names, remove_logs
 
 __all__ = ["Entry", "Journal", "remove_sandbox"]
 
@@ -99,7 +99,7 @@ def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
 
     shutil.rmtree(path, onerror=repair)
     try:
-        remove_logs(os.path.dirname(path), os.path.basename(path))
+        remove_logs(os.path.dirname(path), log_names(os.path.basename(path)))
     except OSError as error:
         log("error", f"event=logs_not_removed path={path!r} error={str(error)!r}")
 

@@ -161,10 +161,9 @@ class LogPipes:
         pipe = self._watched.get(fd)
         if pipe is None:
             return False
-        now = _events(fd)  # What was ready may have been another pipe with this number, a moment ago.
-        if now & select.POLLIN:
+        if events & select.EPOLLIN:
             self._hand_over(pipe)
-        elif now & select.POLLHUP:
+        elif _events(fd) == select.POLLHUP:  # Now: before, another pipe may have had this number.
             self._unwatch(pipe)
             pipe.over = True
         return True
@@ -356,8 +355,12 @@ def _open_log(path: str) -> int:
 def _open_copy(path: str) -> int | None:
     """A new file for the copy; None where there can be none, as the job can do without."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(OSError):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    try:
         return os.open(path, flags, 0o600)
+    except FileExistsError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # Uploaded before the start; the name is the agent's.
+            return os.open(path, flags, 0o600)
+    except OSError:
+        pass
     return None
