@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from prouter.agent.archives import Unpacker, pack
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.uploads import Upload
 from prouter.errors import Conflict, NotFound
-from prouter.jobs import Reason
+from prouter.jobs import Reason, State
 from tests.support.job_manager import Managers, Observed
 from tests.support.keeper import alive, until
 
@@ -261,3 +262,39 @@ def test_a_sandbox_its_job_renamed_goes_with_the_job(jobs: Observed) -> None:
         jobs.manager.remove(uid)
         left = [entry.name for entry in (*jobs.root.iterdir(), *(jobs.root / "other" / "deep").iterdir())]
         assert sorted(left) == [".agent.lock", "other"]
+
+
+def bound_files(pid: int, size: int) -> None:
+    """Let a process write no file longer than `size`: its writes fail, as on a full disk."""
+    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_job_waits_while_its_log_cannot_be_written_and_loses_nothing(
+    jobs: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert jobs.runner.keeper_pid is not None
+    bound_files(jobs.runner.keeper_pid, 100_000)
+    uid = jobs.run("sh", "-c", "seq 100000; echo done >finished; echo end")
+    until(lambda: jobs.manager.log(uid, "stdout").end() == 100_000)
+    until(lambda: "event=log_not_written" in caplog.text)
+    other = jobs.run("echo", "other")
+    assert jobs.ended(other).exit_code == 0
+    assert jobs.log(other) == b"other\n", "other jobs' logs go on"
+    assert not (jobs.manager.sandbox(uid).root / "finished").exists()
+    assert jobs.manager.record(uid).state is State.RUNNING
+    bound_files(writer_of(jobs), resource.RLIM_INFINITY)
+    assert jobs.ended(uid).exit_code == 0
+    assert jobs.log(uid) == b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end\n"
+    assert caplog.text.count("event=log_not_written") == 1
+
+
+def test_a_log_that_cannot_be_written_does_not_keep_its_job_from_ending(
+    jobs: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert jobs.runner.keeper_pid is not None
+    bound_files(jobs.runner.keeper_pid, 10_000)
+    uid = jobs.run("sh", "-c", "head -c 30000 /dev/zero; exit 3")
+    assert jobs.ended(uid, 20).exit_code == 3
+    assert jobs.manager.log(uid, "stdout").end() == 10_000
+    assert f"event=log_bytes_lost job={uid} bytes=20000" in caplog.text
