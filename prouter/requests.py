@@ -45,6 +45,8 @@ PresetName = Literal[
 ]  # fmt: skip
 """Kinds of servers whose usual variables the agent knows (see docs/jobs.md)."""
 
+UNNAMED = "<unnamed job>"
+"""The name of a job whose request leaves it empty; the original's."""
 START_TIMEOUT = 30.0
 """Seconds a start may take unless the request says otherwise; the original's figure."""
 MAX_GRACE = 3600.0
@@ -106,6 +108,10 @@ def _few_properties(properties: dict[str, Any]) -> dict[str, Any]:
     return properties
 
 
+def _named(name: str) -> str:
+    return name or UNNAMED
+
+
 def _variable(name: str) -> str:
     if not name or "=" in name:
         raise ValueError("the name of an environment variable must not be empty or hold '='")
@@ -151,7 +157,7 @@ def _signal_name(text: str) -> str:
     return name
 
 
-JobName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_name)]
+JobName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_name), AfterValidator(_named)]
 Uid = Annotated[str, Field(max_length=_MAX_UID)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Argument = Annotated[str, AfterValidator(_argument)]

@@ -1,4 +1,4 @@
-"""The agent's own small HTTP API (``control.*``), as the original has it: info, connections, shutdown."""
+"""The agent's own small HTTP API (``control.*``), as the original has it: info, connections, jobs, shutdown."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Control:
     Args:
         info: answers ``GET /info``.
         connections: answers ``GET /connections``.
+        jobs: answers ``GET /jobs``.
         shutdown: carries out ``POST /shutdown``.
     """
 
@@ -35,12 +36,14 @@ class Control:
         *,
         info: Callable[[], dict[str, Any]],
         connections: Callable[[], dict[str, Any]],
+        jobs: Callable[[], dict[str, Any]],
         shutdown: Callable[[], None],
     ) -> None:
         self._shutdown = shutdown
         self._routes: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
             "/info": ("GET", info),
             "/connections": ("GET", connections),
+            "/jobs": ("GET", jobs),
             "/shutdown": ("POST", self._shut_down),
         }
         self._server: WSGIServer | None = None
@@ -64,7 +67,11 @@ class Control:
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         route = self._routes.get(environ["PATH_INFO"].rstrip("/"))
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store, must-revalidate")]
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Cache-Control", "no-store, must-revalidate"),
+            ("Expires", "0"),
+        ]
         if not self._names.accept(environ.get("HTTP_HOST", "localhost")):
             status, body = "421 Misdirected Request", {"detail": "use the IP address, localhost or the machine's name"}
         elif route is None:

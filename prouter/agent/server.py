@@ -72,7 +72,7 @@ class _Agent:
         fabric = config.fabric
         self.usage_reports = UsageReports(self.manager, lambda *news: self.links.tell_usage(*news))
         self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
-        self.control = Control(info=self._info, connections=self._connections, shutdown=self._stop.set)
+        self.control = Control(info=self._info, connections=self._connections, jobs=self._jobs, shutdown=self._stop.set)
 
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
@@ -263,6 +263,24 @@ class _Agent:
 
     def _connections(self) -> dict[str, Any]:
         return {"connections": [link.describe() for link in self.links]}
+
+    def _jobs(self) -> dict[str, Any]:
+        senders = {link.connection: link.describe() for link in self.links}
+        return {"jobs": [self._job(record, senders.get(record.connection)) for record in self.manager.records()]}
+
+    def _job(self, record: JobRecord, sender: dict[str, Any] | None) -> dict[str, Any]:
+        """A job as the original's agent lists it, but without the sender's token."""
+        auth = sender["peer"]["auth"] if sender is not None else {"uid": None, "name": None}
+        direction = sender["mode"] if sender is not None else None
+        endpoint = record.endpoint or {}
+        return {
+            "uid": record.uid,
+            "name": record.name,
+            "sandbox": str(self.manager.sandbox(record.uid).root),
+            "sender": {"direction": direction, "connection": record.connection, **auth},
+            "port": endpoint.get("port"),
+            "state": record.state.value,
+        }
 
 
 def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:

@@ -55,6 +55,7 @@ class ApiResponse(falcon.Response):
     def __init__(self, options: Any = None) -> None:
         super().__init__(options=options)
         self.set_header("Cache-Control", "no-store, must-revalidate")
+        self.set_header("Expires", "0")  # As the original says it to caches of HTTP/1.0.
 
 
 def send_json(resp: falcon.Response, body: Any, status: int = 200) -> None:

@@ -13,7 +13,11 @@ __all__ = ["command"]
 
 @click.command("agent", epilog=key_help(AgentConfig))
 @configuration_options
-def command(file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool) -> None:
+@click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="Set a property of this agent to a "
+              "text. May appear multiple times.")  # fmt: skip
+def command(
+    file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool, properties: tuple[str, ...]
+) -> None:
     """Run jobs on this machine for one or more routers.
 
     Prints "ready agent=UID" once it is linked to a router.
@@ -21,7 +25,7 @@ def command(file: str | None, sets: tuple[str, ...], log_level: str | None, conn
     from prouter.agent.server import run
 
     try:
-        config = agent_config(file, sets, log_level)
+        config = agent_config(file, sets, log_level, properties)
         check_exposure(config)
         configure_logging(config.log, connection_debug=connection_debug)
         status = run(config, ready=lambda uid: click.echo(f"ready agent={uid}"))

@@ -19,8 +19,12 @@ LEVELS = ("warning", "debug", "error", "info", "fatal")
 
 
 def configuration_options(function: Function) -> Function:
-    """``--config``, ``--log-level``, ``--connection-debug`` and ``--set``, as the original has them."""
+    """``--config``, ``--log-level``, ``--connection-debug`` and ``--set``, as the original has them.
+
+    Its ``--log-format`` is taken as well, and said to have no effect.
+    """
     for option in (
+        click.option("--log-format", hidden=True, expose_value=False, callback=_no_log_format),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a configuration key; values are "
                      "Python literals, anything else is taken as text. May appear multiple times."),
         click.option("--connection-debug", is_flag=True, help="Log every event of fabric connections."),
@@ -29,6 +33,11 @@ def configuration_options(function: Function) -> Function:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def _no_log_format(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        click.echo("prouter: --log-format has no effect; log.format chooses between text and json", err=True)
 
 
 def key_help(model: type[BaseModel]) -> str:
@@ -45,9 +54,25 @@ def router_config(file: str | None, sets: Sequence[str], log_level: str | None, 
     return load_router(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, more), os.environ)
 
 
-def agent_config(file: str | None, sets: Sequence[str], log_level: str | None) -> AgentConfig:
-    """The agent's configuration from the command line. Raises `ConfigError`."""
-    return load_agent(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, ()), os.environ)
+def agent_config(
+    file: str | None, sets: Sequence[str], log_level: str | None, properties: Sequence[str] = ()
+) -> AgentConfig:
+    """The agent's configuration from the command line.
+
+    Args:
+        properties: of ``--property``, each ``NAME=VALUE``; always texts, whatever they look like.
+
+    Raises:
+        ConfigError: something is wrong.
+    """
+    config = load_agent(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, ()), os.environ)
+    given = dict(config.properties)
+    for item in properties:
+        name, equals, value = item.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--property: {item!r} is not NAME=VALUE")
+        given[name] = value
+    return config.model_copy(update={"properties": given})
 
 
 def refuse(error: ConfigError) -> NoReturn:
