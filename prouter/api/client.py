@@ -125,6 +125,7 @@ class RouterClient:
         self._sync = Joined(lambda: self.call("sync", {}, timeout=self._patience))
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
         self._peer.bulk.on_change = self._bulk_changed
+        self._peer.on_strays = self._strays
         self._dialler = Dialler(
             self._peer,
             endpoint,
@@ -300,6 +301,10 @@ class RouterClient:
         """
         self.bridges_changed()
         self.catch_up()
+
+    def _strays(self, route: bytes, frames: int) -> None:
+        """An agent keeps this worker busy with frames of no use: the broker is to give up its path."""
+        self._peer.notify("strays", {"connection": route.decode("ascii"), "frames": frames})
 
     def _bulk_changed(self, count: int) -> None:
         """Tell the broker how many fast streams this worker has, for the others."""

@@ -42,6 +42,10 @@ __all__ = ["Broker"]
 
 log = logging.getLogger("prouter.broker")
 
+_OVERFLOW_PAUSE = 0.02
+"""Seconds for which an agent is not read after a message of it had to be dropped."""
+_MESSAGE_COST = 256
+"""Bytes that a dropped message counts for beside its own: reading it took time."""
 _LINKS = 200
 """Links in one message to a worker."""
 _STANDSTILL = 1.0
@@ -148,6 +152,33 @@ class Broker:
     def _closed(self, path: Path, now: float) -> None:
         if path.owner is not None:
             path.owner.lost(path, "the connection was closed", now, closed=True)
+
+    def overflowed(self, source: Path, size: int, now: float) -> None:
+        """A message of `source` was dropped, since too much of it waits for a peer that takes less.
+
+        Honest peers stop when their streams' windows are full. An agent is read more slowly; one that goes on is none.
+        """
+        self.env.now = now
+        self.env.counts["overflowed"] += 1
+        self.env.counts["overflowed_bytes"] += size
+        if not isinstance(source.owner, Link):
+            return
+        source.overflow += size + _MESSAGE_COST
+        if source.overflow > self.env.settings.bounds.overflow:
+            self.env.counts["floods"] += 1
+            source.owner.lost(source, "it sends too much for workers that do not take it", now, closed=True)
+        else:
+            self.env.shell.pause(source, _OVERFLOW_PAUSE)
+
+    def relieved(self, target: Path, sources: list[Path], now: float) -> None:
+        """There is room for what `sources` send to `target`: streams between them resume, as over a new path."""
+        for source in sources:
+            source.overflow = 0
+            pair = (source.owner, target.owner)
+            worker = next((owner for owner in pair if isinstance(owner, Worker)), None)
+            link = next((owner for owner in pair if isinstance(owner, Link)), None)
+            if worker is not None and worker.path is not None and link is not None and link.path is not None:
+                self.env.outbox.say(worker.path, event_frame("link.up", link.describe()))
 
     def worker_died(self, uid: str, now: float) -> None:
         """A watched process has ended."""
@@ -301,8 +332,17 @@ class Broker:
                 self.bridges.told(worker, body)
             elif name == "bulk":
                 self.bulk.told(worker, body)
+            elif name == "strays":
+                self._flooded(str(body.get("connection")), now)
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from a worker")
+
+    def _flooded(self, connection: str, now: float) -> None:
+        """A worker is kept busy by what an agent sends it for no stream."""
+        link = self.links.get(connection)
+        if link is not None and link.path is not None:
+            self.env.counts["floods"] += 1
+            link.lost(link.path, "it floods workers with frames that lead to no stream", now, closed=True)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ class Shell(Protocol):
     def forget(self, path: Path) -> None:
         """The path is not used any more: its connection is closed once what is pending was sent."""
 
+    def pause(self, path: Path, seconds: float) -> None:
+        """Read nothing more of the path for a while; meanwhile its silence counts for nothing."""
+
     def watch(self, pid: int, worker: str) -> None:
         """Tell when the process ends."""
 

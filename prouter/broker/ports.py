@@ -1,7 +1,7 @@
 """Connections of the broker, each the carrier of one peer's path: they speak ZMTP on the broker's own loop.
 
-Nothing is limited in sending: the streams' windows bound what is in flight, and a send never blocks. What is read is
-bounded by turns: who sends faster than the broker reads has to wait.
+A send never blocks. What waits to be sent is bounded (`prouter.broker.backlog`), what is read is bounded by turns: who
+sends faster than the broker reads has to wait.
 """
 
 from __future__ import annotations
@@ -9,21 +9,40 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from prouter.broker.backlog import SMALL, Backlog
 from prouter.broker.switch import Path, Switch
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import batches, encode
-from prouter.transport.wire import Wire
+from prouter.transport.wire import BUFFER_COST, Wire
 
-__all__ = ["Control", "Port"]
+__all__ = ["Control", "Port", "Routing"]
 
 log = logging.getLogger("prouter.broker")
 
 _MOST_CONTROL = 64 * 1024 * 1024
 """Bytes of control frames that may wait for a peer; what streams have under way is bounded by their windows."""
 
+_BLOCK = 16
+"""Bytes that each byte of a block counts for beside its own."""
+_EARLY = 1024
+"""Messages that may wait for a connection."""
+_PATIENCE = 1.0
+"""Seconds after which those of whom something was dropped are told, although the queue is not empty."""
+
 Control = Callable[["Port", Sequence[bytes], float], None]
 """Gets the parts of a message for the broker itself."""
+
+
+class Routing(Protocol):
+    """What becomes of messages that cannot be passed on."""
+
+    def unreachable(self, target: Path, now: float) -> None:
+        """The connection of `target` is closed."""
+
+    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
+        """A message of `source` was dropped: too much of it waits for `target` already."""
 
 
 class Port:
@@ -37,15 +56,19 @@ class Port:
         closed: whether it is.
         leaving: whether it is to be closed: what is queued is sent, and nothing heard any more.
         watched_for_writing: whether it is watched until it is writable, too.
+        paused: whether it is not to be read for now.
 
     Args:
         dirty: where this port puts itself when there is something to be flushed.
     """
 
     __slots__ = (
+        "_backlog",
         "_control_bytes",
         "_dirty",
         "_early",
+        "_lossy",
+        "_lossy_since",
         "_marked",
         "_wire",
         "closed",
@@ -53,6 +76,7 @@ class Port:
         "leaving",
         "local",
         "path",
+        "paused",
         "watched_for_writing",
     )
 
@@ -63,6 +87,11 @@ class Port:
         self.closed = False
         self.leaving = False
         self.watched_for_writing = False
+        self.paused = False
+        self._backlog = Backlog()
+        self._lossy: dict[Path, None] = {}
+        """Paths of which messages for this peer were dropped."""
+        self._lossy_since = 0.0
         self._wire: Wire | None = None
         self._early: list[Sequence[bytes]] = []
         self._dirty = dirty
@@ -105,7 +134,7 @@ class Port:
         """Whether `pump` has more to do, whatever arrives."""
         return self._wire is not None and self._wire.more
 
-    def pump(self, switch: Switch, now: float, control: Control, unreachable: Callable[[Path, float], None]) -> None:
+    def pump(self, switch: Switch, now: float, control: Control, routing: Routing) -> None:
         """Move what has arrived, or part of it: routed messages to where they go, others to `control`.
 
         Raises:
@@ -135,13 +164,41 @@ class Port:
                 continue
             path.heard = now
             port: Port = target.carrier
-            if port.queue([path.source, *parts]):
+            if not port.has_room(path, parts, now):
+                switch.dropped += 1
+                routing.overflowed(path, target, sum(map(len, parts)), now)
+            elif port.queue([path.source, *parts]):
                 switch.routed += 1
             else:
                 switch.dropped += 1
-                unreachable(target, now)
+                routing.unreachable(target, now)
         if wire.more and self.path is None:
             raise ProtocolError("a stranger says more than an introduction")
+
+    def has_room(self, source: Path, parts: Sequence[bytes], now: float) -> bool:
+        """Whether a message of `source` may be queued; if not, `relieved` tells of it later."""
+        wire = self._wire
+        if wire is None or not wire.ready:
+            admitted = len(self._early) < _EARLY
+        elif wire.taken - wire.sent <= SMALL:
+            return True
+        else:
+            # Each 32 bytes of a block may be a frame, which takes the receiver as long as much of a bulk part.
+            size = _BLOCK * len(parts[0]) + sum(map(len, parts)) + len(parts) * BUFFER_COST
+            admitted = self._backlog.admit(source.source, size, wire.taken, wire.sent)
+        if not admitted:
+            if not self._lossy:
+                self._lossy_since = now
+            self._lossy[source] = None
+        return admitted
+
+    def relieved(self, now: float) -> list[Path]:
+        """Paths of which messages were dropped and for which there is room again."""
+        wire = self._wire
+        if not self._lossy or wire is None or (wire.taken - wire.sent > SMALL and now < self._lossy_since + _PATIENCE):
+            return []
+        lossy, self._lossy = self._lossy, {}
+        return list(lossy)
 
     def queue(self, parts: Sequence[bytes]) -> bool:
         """Have a message sent with the next `flush`; False when the connection is closed."""

@@ -295,7 +295,7 @@ class _Server:
     def _pump(self, port: Port, now: float) -> None:
         """Something arrived, or waits to be moved, or can be sent."""
         try:
-            port.pump(self._env.switch, now, self._control, self._unreachable)
+            port.pump(self._env.switch, now, self._control, self)
         except (OSError, ProtocolError) as error:
             log.debug("event=peer_disconnected fd=%d error=%r", port.fd, str(error))
             path = port.path
@@ -306,7 +306,7 @@ class _Server:
                 self._broker.disconnected(path, now)
             self._flush(now)
             return
-        if port.unfinished:
+        if port.unfinished and not port.paused:
             self._unfinished[port] = None
         elif self._unfinished:
             self._unfinished.pop(port, None)
@@ -338,8 +338,14 @@ class _Server:
             self._env.counts["failures"] += 1
         self._flush(now)
 
-    def _unreachable(self, path: Path, now: float) -> None:
-        self._broker.disconnected(path, now)
+    def unreachable(self, target: Path, now: float) -> None:
+        """See `Routing`."""
+        self._broker.disconnected(target, now)
+        self._flush(now)
+
+    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
+        """See `Routing`."""
+        self._broker.overflowed(source, size, now)
         self._flush(now)
 
     def _woken(self, now: float) -> None:
@@ -375,12 +381,17 @@ class _Server:
 
     def _flush_ports(self, now: float) -> None:
         """Send what this turn has for each peer, in one piece; then close what is not used any more."""
-        written, self._written[:] = self._written[:], ()
-        for port in written:
-            port.flush()
-            if port.blocked != port.watched_for_writing and not port.closed:
-                port.watched_for_writing = port.blocked
-                self._watched[port.fd].modify(port.fd, _events(port))
+        while self._written:
+            written, self._written[:] = self._written[:], ()
+            for port in written:
+                port.flush()
+                if port.blocked != port.watched_for_writing and not port.closed:
+                    port.watched_for_writing = port.blocked
+                    self._watched[port.fd].modify(port.fd, _events(port))
+                relieved = port.relieved(now)
+                if relieved and port.path is not None:
+                    self._broker.relieved(port.path, relieved, now)
+            self._flush(now)
         closing, self._closing = self._closing, []
         for port in closing:
             self._shut(port)
@@ -417,6 +428,24 @@ class _Server:
         port: Port = path.carrier
         port.leaving = True
         self._closing.append(port)
+
+    def pause(self, path: Path, seconds: float) -> None:
+        """Read nothing more of a peer for a while."""
+        port: Port = path.carrier
+        if not port.paused and not port.closed:
+            port.paused = True
+            self._unfinished.pop(port, None)
+            self._watched[port.fd].modify(port.fd, _events(port))
+            self._env.timers.at(self._env.now + seconds, partial(self._go_on_reading, port))
+
+    def _go_on_reading(self, port: Port, now: float) -> None:
+        port.paused = False
+        if port.closed:
+            return
+        self._watched[port.fd].modify(port.fd, _events(port))
+        if port.path is not None:
+            port.path.heard = max(port.path.heard, now)
+        self._pump(port, now)
 
     def watch(self, pid: int, worker: str) -> None:
         """Notice at once when a worker's process ends. Where that is not possible its silence has to do."""
@@ -480,4 +509,5 @@ class _Server:
 
 
 def _events(port: Port) -> int:
-    return select.EPOLLIN | select.EPOLLOUT if port.watched_for_writing else select.EPOLLIN
+    reading = 0 if port.paused else select.EPOLLIN
+    return reading | select.EPOLLOUT if port.watched_for_writing else reading

@@ -23,6 +23,8 @@ class Bounds:
         connection_jobs: jobs of one connection that have not ended.
         connection_bytes: bytes of their records.
         history_bytes: bytes of the records of ended jobs.
+        overflow: bytes of routed messages of an agent that are dropped before its path is given up, since workers take
+            less than it sends.
         turn: control frames handled in one turn of the loop, and answers given, callbacks and timers run at once.
         hello_bytes: size of an introduction.
     """
@@ -37,6 +39,7 @@ class Bounds:
     connection_jobs: int = 50_000
     connection_bytes: int = 64 * 1024 * 1024
     history_bytes: int = 128 * 1024 * 1024
+    overflow: int = 1024 * 1024 * 1024
     turn: int = 100
     hello_bytes: int = 64 * 1024
 

@@ -44,6 +44,7 @@ class Path:
         malformed: messages of it that were no messages.
         allowance: control messages it may still send now; grows with time.
         refilled: when it last grew.
+        overflow: bytes routed from here that were dropped because the receiver takes less.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Path:
         "heard",
         "malformed",
         "measured",
+        "overflow",
         "owner",
         "pending",
         "refilled",
@@ -74,6 +76,7 @@ class Path:
         self.malformed = 0
         self.allowance = 0.0
         self.refilled = float("-inf")
+        self.overflow = 0
 
 
 class Outbox:

@@ -129,6 +129,9 @@ class Mux:
             that was here before.
         floor: streams up to this id were opened here before, and given up: they are not opened again.
         bulk: the fast streams of this process; its owner calls its `tick`.
+
+    Attributes:
+        strays: frames that led to no stream, or asked for repetition; the owner counts from 0 again when it likes.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Mux:
         self.up = False
         self.tag: Any = None
         self.malformed = 0
+        self.strays = 0
         self.ticks = 0
         """How often `tick` was called."""
         self.highest = floor
@@ -248,6 +252,7 @@ class Mux:
             stream = streams.get(frame.sid)
             kind = frame.type
             if stream is None:
+                self.strays += 1
                 try:
                     self._receive_unknown(frame, events)
                 except ProtocolError:
@@ -264,6 +269,7 @@ class Mux:
                 if stream._on_ack(frame.ack):
                     events.append(Writable(stream))
             elif kind == RESUME:
+                self.strays += 1
                 self._receive_resume(stream, frame, events)
             elif kind == OPEN:
                 self._receive_open_again(stream)

@@ -46,6 +46,10 @@ _MAX_FLOORS = 4096
 """Peers that were given up and are remembered in case they come back all the same."""
 
 
+_STRAYS = 20_000
+"""Frames per second that may lead to no stream, or only ask for repetition, from one peer: ended streams have some."""
+_STRAYS_TIME = 0.25
+"""Seconds for which so many are allowed at once; and some for each stream, which all resume when a path is back."""
 _LATE = 0.003
 """Seconds the acknowledgement of a stream's end waits for company. Alone it would cost three processes a wake-up."""
 
@@ -173,6 +177,9 @@ class Peer:
         self._floors: OrderedDict[bytes, int] = OrderedDict()
         """Of peers that were given up: the highest ids of their streams."""
         self.bulk = Bulk()
+        self.on_strays: Callable[[bytes, int], None] = _ignore
+        """Called with the route of a peer that floods this end with frames of no use, and how many came."""
+        self._ticked = 0.0
         self._watching = False
         """Whether `bulk` is looked at again."""
         self._caller = Caller()
@@ -358,8 +365,12 @@ class Peer:
 
     def tick(self, now: float) -> None:
         """To be called several times per heartbeat interval."""
+        passed, self._ticked = now - self._ticked, now
         for route, mux in list(self.muxes.items()):
             self._dispatch(route, mux.tick(now))
+            strays, mux.strays = mux.strays, 0
+            if strays > _STRAYS * max(passed, _STRAYS_TIME) + 4 * len(mux.streams):
+                self.on_strays(route, strays)
         if self.session is not None:
             frames, event = self.session.tick(now)
             self._say(*frames)
@@ -508,3 +519,7 @@ class Peer:
     def _flush_later(self) -> None:
         self._flush_scheduled = False
         self.flush()
+
+
+def _ignore(_route: bytes, _strays: int) -> None:
+    """Nobody wants to know."""

@@ -15,12 +15,14 @@ from prouter.errors import ProtocolError
 from prouter.fabric.zmtp import Zmtp, encode_message, opening
 from prouter.transport.memory import LOCAL_BUFFER
 
-__all__ = ["Wire"]
+__all__ = ["BUFFER_COST", "Wire"]
 
 _READ = 64 * 1024
 """Bytes asked for at once while no large part is on its way."""
 _READS = 8
 """Reads before other events of the loop get their turn."""
+BUFFER_COST = 96
+"""What a buffer that waits to be sent costs beside its bytes."""
 _BUFFERS = 64
 """Buffers in one system call; the kernel takes 1,024."""
 
@@ -33,6 +35,8 @@ class Wire:
         identity: the routing id it asks for.
         more: whether `receive` has more, whatever arrives.
         blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
+        taken: bytes that were queued so far, and what keeping them costs.
+        sent: of those, what has left.
 
     Args:
         sock: connected; it is the wire's from now on.
@@ -42,7 +46,7 @@ class Wire:
         limit: for a stranger: size of a message that is taken before `trust`, bytes.
     """
 
-    __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd")
+    __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd", "sent", "taken")
 
     def __init__(
         self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int | None = None
@@ -56,6 +60,7 @@ class Wire:
         self._sock = sock
         self.fd = sock.fileno()
         self.blocked = False
+        self.taken = self.sent = 0
         self._protocol = Zmtp(peer, limit=limit)
         self._out: deque[bytes] = deque()
         # It fits into the empty buffer of a new connection.
@@ -118,7 +123,10 @@ class Wire:
 
     def queue(self, parts: Sequence[bytes]) -> None:
         """Have a message sent by the next `flush`."""
-        self._out += encode_message(parts)
+        buffers = encode_message(parts)
+        self._out += buffers
+        for buffer in buffers:
+            self.taken += len(buffer) + BUFFER_COST
 
     def flush(self) -> None:
         """Send what is queued, as far as the kernel takes it.
@@ -136,12 +144,14 @@ class Wire:
             except BlockingIOError:
                 self.blocked = True
                 return
+            self.sent += sent
             while sent:
                 length = len(out[0])
                 if sent < length:
                     out[0] = memoryview(out[0])[sent:]  # type: ignore[assignment]
                     break
                 sent -= length
+                self.sent += BUFFER_COST
                 out.popleft()
 
     def finish(self, seconds: float) -> None:

@@ -221,13 +221,19 @@ class Mirror:
             self.ports[-1].connected(sock, b"ROUTER", b"DEALER", self.limit)
         for port in list(self.ports):
             try:
-                port.pump(self.switch, 0.0, self._back, lambda path, now: None)
+                port.pump(self.switch, 0.0, self._back, self)
             except (OSError, ProtocolError):
                 self.ports.remove(port)
                 port.close()
         for port in self.ports:
             port.flush()
         self.dirty.clear()
+
+    def unreachable(self, target: SwitchPath, now: float) -> None:
+        """See `Routing`; nothing is routed."""
+
+    def overflowed(self, source: SwitchPath, target: SwitchPath, size: int, now: float) -> None:
+        """See `Routing`."""
 
     def _back(self, port: Port, parts: Sequence[bytes], now: float) -> None:
         assert port.queue([b"", *parts])

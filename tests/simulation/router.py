@@ -211,6 +211,9 @@ class BrokerNode:
     def dial(self, path: Path, address: str) -> None:
         raise AssertionError("no agent listens in the simulation")
 
+    def pause(self, path: Path, seconds: float) -> None:
+        raise AssertionError("nobody sends too much in the simulation")
+
     def watch(self, pid: int, worker: str) -> None:
         self._watched[pid] = worker
 

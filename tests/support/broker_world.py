@@ -256,6 +256,7 @@ class World:
         """Connections that the broker has closed."""
         self.watched: dict[int, str] = {}
         self.dials: list[str] = []
+        self.paused: list[tuple[Path, float]] = []
         self._uids = 0
         self._busy = False
         self._queue: deque[tuple[Peer, list[Frame]]] = deque()
@@ -390,6 +391,9 @@ class World:
     def forget(self, path: Path) -> None:
         self.paths.pop((path.carrier, path.rid), None)
         self.closed.add((path.carrier, path.rid))
+
+    def pause(self, path: Path, seconds: float) -> None:
+        self.paused.append((path, seconds))
 
     def watch(self, pid: int, worker: str) -> None:
         self.watched[pid] = worker

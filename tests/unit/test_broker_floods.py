@@ -1,0 +1,151 @@
+"""Peers that send more than others take: what waits is bounded, and who is honest loses nothing for good."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from prouter.broker.backlog import MOST, MOST_OF_ONE, SHARE, SMALL, Backlog
+from prouter.broker.ports import Port
+from prouter.broker.settings import Bounds
+from prouter.broker.switch import Path, Switch
+from prouter.fabric.frames import DATA, RESUME, Frame, encode
+from prouter.fabric.mux import Mux
+from prouter.fabric.session import Session
+from prouter.fabric.zmtp import encode_message, opening
+from tests.support.broker_world import World
+
+MIB = 1024 * 1024
+
+
+def filled(backlog: Backlog, source: bytes, taken: int, sent: int = 0, size: int = MIB) -> int:
+    """How many bytes of `source` are admitted."""
+    admitted = 0
+    while backlog.admit(source, size, taken + admitted, sent):
+        admitted += size
+    return admitted
+
+
+def test_one_sender_cannot_fill_the_queue_of_all() -> None:
+    backlog = Backlog()
+    first = filled(backlog, b"a", SMALL)
+    assert MOST_OF_ONE <= first <= MOST_OF_ONE + MIB
+    second = filled(backlog, b"b", SMALL + first)
+    assert first + second <= MOST + MIB
+    assert filled(backlog, b"c", SMALL + first + second) == SHARE, "everybody has a share, however full it is"
+
+
+def test_who_was_refused_is_admitted_again_once_what_waited_has_left() -> None:
+    backlog = Backlog()
+    taken = filled(backlog, b"a", 0)
+    assert not backlog.admit(b"a", MIB, taken, 0)
+    assert filled(backlog, b"a", taken, taken) >= MOST_OF_ONE
+
+
+def test_a_sender_of_whom_much_has_passed_is_not_taken_for_one_that_fills_the_queue() -> None:
+    backlog, taken = Backlog(), 2 * MIB
+    for _ in range(2000):
+        assert backlog.admit(b"a", MIB, taken, taken - 2 * MIB)
+        taken += MIB
+
+
+class _Routing:
+    """What a port reports."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+
+    def unreachable(self, target: Path, now: float) -> None:
+        raise AssertionError("everybody is there")
+
+    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
+        self.dropped += size
+
+
+@contextmanager
+def connected() -> Iterator[tuple[Port, socket.socket]]:
+    """A port of an accepted peer, and the peer's end."""
+    ours, theirs = socket.socketpair()
+    port = Port([])
+    with closing(theirs):
+        port.connected(ours, b"ROUTER", b"DEALER", MIB)
+        port.accept(Path(port, b"", Session(0.0, 2.0), 0.0))
+        theirs.sendall(opening(b"DEALER"))
+        yield port, theirs
+        port.close()
+
+
+def test_what_waits_for_a_peer_that_stands_still_is_bounded_and_told_when_it_goes_on() -> None:
+    switch, routing = Switch(), _Routing()
+    with connected() as (agent, agents_end), connected() as (worker, workers_end):
+        assert agent.path is not None
+        assert worker.path is not None
+        switch.add_agent(agent.path, "a" * 32)
+        switch.add_worker(worker.path, "worker")
+        for port in (agent, worker):
+            port.pump(switch, 0.0, lambda port, parts, now: None, routing)
+        data = b"".join(encode_message([b"worker", *encode([Frame(DATA, sid=1, payload=bytes(MIB))])]))
+        agents_end.setblocking(False)
+        left, sent = data, 0
+        while routing.dropped < 3 * MIB:
+            count = agents_end.send(left)
+            sent += count
+            left = left[count:] or data
+            agent.pump(switch, 0.0, lambda port, parts, now: None, routing)
+        worker.flush()
+        blocked = worker.blocked
+        assert blocked
+        assert sent < MOST_OF_ONE + 8 * MIB
+        assert not worker.relieved(0.5)
+        workers_end.setblocking(False)
+        while worker.blocked:
+            workers_end.recv(MIB)
+            worker.flush()
+        assert worker.relieved(0.5) == [agent.path]
+        assert worker.relieved(0.5) == []
+
+
+def test_streams_resume_when_there_is_room_again() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agents_path, workers_path = world.path_of(agent), world.path_of(worker)
+    assert agents_path is not None
+    assert workers_path is not None
+    for source, target in ((agents_path, workers_path), (workers_path, agents_path)):
+        told = len(worker.of("link.up"))
+        world.broker.overflowed(source, MIB, world.now)
+        world.broker.relieved(target, [source], world.now)
+        world.settle()
+        assert worker.of("link.up")[told:] == [world.broker.links.get(agent.connection).describe()]  # type: ignore[union-attr]
+    assert [path for path, _ in world.paused] == [agents_path], "a worker serves others, too"
+
+
+def test_an_agent_that_goes_on_sending_what_nobody_takes_loses_its_link() -> None:
+    world = World(bounds=Bounds(overflow=10 * MIB))
+    worker, agent = world.worker(), world.agent()
+    path = world.path_of(agent)
+    assert path is not None
+    for _ in range(11):
+        world.broker.overflowed(path, MIB, world.now)
+    world.settle()
+    assert worker.of("link.down")
+    assert world.env.counts["floods"]
+
+
+def test_an_agent_that_floods_a_worker_with_frames_of_no_use_loses_its_link() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    worker.notify("strays", connection="nobody", frames=10**6)
+    assert not worker.of("link.down")
+    worker.notify("strays", connection=agent.connection, frames=10**6)
+    assert "frames that lead to no stream" in worker.of("link.down")[0]["reason"]
+
+
+def test_frames_that_lead_to_no_stream_and_those_that_ask_for_repetition_are_counted() -> None:
+    mux = Mux(lambda mux: None)
+    mux.path_up()
+    stream = mux.open({"kind": "http"})
+    mux.receive([Frame(DATA, sid=77, payload=b"x"), Frame(RESUME, sid=stream.sid), Frame(RESUME, sid=78)])
+    mux.receive([Frame(DATA, sid=stream.sid, payload=b"x")])
+    assert mux.strays == 3
