@@ -6,7 +6,6 @@ A decision is remembered per name, so that a usual head costs a look-up per fiel
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from functools import lru_cache
 
 from prouter.api.proxy.forwarded import FORWARDED
@@ -58,7 +57,7 @@ _LONGEST = 64
 _REMEMBERED = 2048
 
 
-class Ask(IntEnum):
+class Ask:
     """What becomes of a request's field; PASS is false."""
 
     PASS = 0
@@ -74,7 +73,7 @@ class Ask(IntEnum):
     """Its value names the public host, unless the job wants to be spoken to under its local address."""
 
 
-class Answer(IntEnum):
+class Answer:
     """What becomes of an answer's field; PASS is false."""
 
     PASS = 0
