@@ -14,12 +14,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 from tests.support.raw_http import Raw, exchange
 
-REPORT = """
-import os, sys, time, urllib.request
-url = os.environ["DA__PAGENT__JOB_ENDPOINT"] + "?job_id=" + os.environ["DA__PAGENT__JOB_ID"] + "&port=" + sys.argv[1]
-urllib.request.urlopen(url).read()
-time.sleep(600)
-"""
+RELAY = Path(__file__).parent.parent / "jobs" / "tcp_relay.py"
 NGINX = """
 daemon off; pid {place}/pid; error_log {place}/log; events {{}}
 http {{
@@ -30,9 +25,9 @@ http {{
 
 
 def lead_to(router: Router, agent: Agent, port: int, path: str) -> str:
-    """A job whose server is whatever listens on a port; its path."""
+    """A job that leads to whatever listens on a port; its path."""
     job = router.create(agent.uid, "leads elsewhere")
-    router.start(job, [sys.executable, "-c", REPORT, str(port)], expose={"port": "notify", "path": path})
+    router.start(job, [sys.executable, str(RELAY), str(port)], expose={"port": "assign", "path": path})
     return job
 
 
@@ -56,7 +51,7 @@ def nginx(router: Router, work_dir: Path) -> Iterator[int]:
 
 @pytest.mark.parametrize("path", ["keep", "strip"])
 @pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
-def test_a_job_that_is_the_router_is_a_loop(router: Router, agent: Agent, path: str, method: str) -> None:
+def test_a_job_that_leads_to_its_router_is_a_loop(router: Router, agent: Agent, path: str, method: str) -> None:
     job = lead_to(router, agent, port_of(router), path)
     below = f"{job}/http{job}/http/x" if path == "strip" else f"{job}/http/x"
     answer, cut = exchange(router.url, method, below, "Content-Length: 2\r\n", b"ok")
