@@ -11,6 +11,7 @@ from typing import Any
 
 import falcon
 
+from prouter.api.body_memory import BodyMemory
 from prouter.api.client import RouterClient, current
 from prouter.api.context import ApiRequest, ApiResponse
 from prouter.api.errors import add_error_handlers
@@ -51,7 +52,14 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
         request_type=ApiRequest,
         response_type=ApiResponse,
         router=Router(),
-        middleware=[requests, HeadRequests(), KnownHosts(config), SameOrigin(), *guards],
+        middleware=[
+            requests,
+            HeadRequests(),
+            KnownHosts(config),
+            SameOrigin(),
+            BodyMemory(config.control.body_memory),
+            *guards,
+        ],
     )
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)

@@ -9,6 +9,7 @@ import falcon
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from prouter.api.body_memory import BodyMemory
 from prouter.api.upload_fields import refuse_coded
 from prouter.errors import InvalidRequest, TooLarge
 from prouter.requests import Model, validated
@@ -22,11 +23,12 @@ _PIECE = 65536
 _MANY_DIGITS = re.compile(rb"\d{19}")
 
 
-def _read(req: falcon.Request) -> bytes:
+def _read(req: falcon.Request) -> bytes | bytearray:
     """The whole body.
 
     Raises:
         TooLarge: it is longer than `MAX_JSON`.
+        Overloaded: the worker holds too much of bodies that are not complete.
     """
     length = req.content_length
     if length is not None and length > MAX_JSON:
@@ -35,16 +37,17 @@ def _read(req: falcon.Request) -> bytes:
         return b""
     read = req.env["wsgi.input"].read
     left = MAX_JSON + 1 if length is None else length
-    parts = []
-    while left:
-        data = read(min(left, _PIECE))
-        if not data:
-            break
-        parts.append(data)
-        left -= len(data)
-    if length is None and not left:
-        raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    data: bytes = read(min(left, _PIECE))
+    if len(data) == length:
+        return data  # all at once, as nearly always
+    with BodyMemory.of(req).body() as body:
+        while data:
+            body.add(data)
+            left -= len(data)
+            data = read(min(left, _PIECE)) if left else b""
+        if length is None and not left:
+            raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
+        return body.data
 
 
 def read_json(req: falcon.Request) -> Any:

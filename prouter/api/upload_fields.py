@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import falcon
@@ -9,7 +10,7 @@ import falcon
 from prouter.conditions import Conditions
 from prouter.errors import InvalidRequest, Unsupported
 
-__all__ = ["conditional", "refuse_coded", "refuse_unfit"]
+__all__ = ["body_of", "conditional", "refuse_coded", "refuse_unfit"]
 
 
 def refuse_coded(req: falcon.Request) -> None:
@@ -47,6 +48,15 @@ def refuse_unfit(req: falcon.Request, what: str) -> None:
             f"the body is a form (multipart/form-data), which would be stored with its boundaries; send the bytes of "
             f"the {what} as the body: curl --data-binary @FILE, or curl -T FILE"
         )
+
+
+def body_of(req: falcon.Request) -> Callable[[int], bytes]:
+    """The reader of an upload's body, which may take long, but must not pause for long (``control.upload_timeout``)."""
+    expect_upload = req.env.get("prouter.upload")
+    if expect_upload is not None:
+        expect_upload()
+    read: Callable[[int], bytes] = req.env["wsgi.input"].read
+    return read
 
 
 def conditional(target: dict[str, Any], req: falcon.Request) -> dict[str, Any]:

@@ -98,13 +98,25 @@ class RouterControl(Section):
     )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests in progress have when workers stop.")
     max_connections: int = Field(
-        10000, ge=1, description="Client connections per worker; beyond it idle ones make room, then 503."
+        10000,
+        ge=1,
+        description="Client connections per worker; beyond it idle ones make room, then those whose client lets its "
+        "request or answer wait; then 503.",
     )
     max_requests: int = Field(
         0, ge=0, description="Requests, give or take a tenth, after which a worker is replaced; 0 for never."
     )
     response_timeout: float = Field(
         3600.0, ge=0, description="Seconds a job may take to begin its answer; 0 for no limit."
+    )
+    body_timeout: float = Field(30.0, ge=0, description="Seconds a client has for all of a JSON body; 0 for no limit.")
+    upload_timeout: float = Field(
+        75.0, ge=0, description="Seconds for which nothing may come of an upload or archive; 0 for no limit."
+    )
+    body_memory: int = Field(
+        64 * MIB,
+        ge=2 * MIB,
+        description="Bytes of JSON bodies that a worker holds while they arrive; beyond it the largest are refused.",
     )
     max_head: int = Field(65536, ge=1024, description="Largest request head, in bytes.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ import gevent
 from gevent.event import Event
 
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
-from prouter.api.proxy.connection import LITTLE, ClientConnection
+from prouter.api.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
 from prouter.api.proxy.forwarded import as_seen_by_the_client, hosts_used
 from prouter.api.proxy.heads import BodyKind, RequestHead
 from prouter.api.proxy.wsgi import AnswerWriter, environment
@@ -80,10 +81,20 @@ class AdminExchange:
         self._splintered = False
         """Whether the body's chunks are so small that they take long to decode."""
         self._wake = Event()
+        self._deadline = time.monotonic() + client.server.body_timeout if client.server.body_timeout else 0.0
+        """Monotonic time at which all of the body has to be here, 0 for none."""
+        self._pause = 0.0
+        """Seconds in which something has to come of the body, 0 for no limit."""
+        self._asking = False
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
         self._answer: AnswerWriter | None = None
         self.greenlet: gevent.Greenlet[..., None] | None = None
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether the app waits for more of the request's body."""
+        return self._asking
 
     # -- the connection's side ----------------------------------------------------------------------------------
 
@@ -130,7 +141,8 @@ class AdminExchange:
 
         Raises:
             ClientGone: the client went away before the end.
-            InvalidRequest: the chunked framing is broken, or nothing more came for long.
+            InvalidRequest: the chunked framing is broken.
+            ClientTooSlow: it did not come in time.
         """
         client = self._client
         client.receive_size = LITTLE if self._splintered else min(max(size, client.receive_size), MAX_PIECE)
@@ -147,12 +159,24 @@ class AdminExchange:
                 break
             if not client.alive or client.half_closed:
                 raise ClientGone("the client went away in the middle of the request body")
-            self._wake.clear()
-            client.resume()
-            self._wake.wait(client.server.idle_timeout)
-            if not self._wake.is_set():
-                raise InvalidRequest("Invalid request: the request body took too long", code="body_timeout")
+            self._wait_for_client()
         return b""
+
+    def expect_upload(self) -> None:
+        """``prouter.upload``: the body may take as long as it likes, but not pause for long."""
+        self._deadline, self._pause = 0.0, self._client.server.upload_timeout
+
+    def _wait_for_client(self) -> None:
+        patience = max(0.0, self._deadline - time.monotonic()) if self._deadline else self._pause or None
+        self._wake.clear()
+        self._client.resume()
+        self._asking = True
+        try:
+            self._wake.wait(patience)
+        finally:
+            self._asking = False
+        if not self._wake.is_set():
+            raise ClientTooSlow("the request body took too long")
 
     def _take(self, size: int) -> bytes:
         client = self._client
@@ -257,6 +281,7 @@ class AdminExchange:
         environ["prouter.hosts"] = hosts_used(self._head, origin)
         environ["prouter.public"] = public
         environ["prouter.delivered"] = self.wait_delivered
+        environ["prouter.upload"] = self.expect_upload
         environ["prouter.write_ahead"] = self.limit_write_ahead
         result = self._app(environ, answer.start_response)
         try:

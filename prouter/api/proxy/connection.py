@@ -30,7 +30,7 @@ from prouter.fabric.stream import Stream
 if TYPE_CHECKING:
     from prouter.api.proxy.server import ProxyServer
 
-__all__ = ["LITTLE", "ClientConnection", "ClientExchange"]
+__all__ = ["LITTLE", "ClientConnection", "ClientExchange", "ClientTooSlow"]
 
 log = logging.getLogger("prouter.proxy")
 
@@ -47,6 +47,8 @@ _LINGER_SECONDS = 2.0
 """Seconds a client that is to be closed may send nothing before it is."""
 _LINGER_LIMIT = 30.0
 """Seconds it may go on sending. Who sends all of a body before looking for the answer then finds one."""
+_STEP = 1024
+"""Bytes that count as progress."""
 _poll = monkey.get_original("select", "poll")
 _RESET_LINGER = struct.pack("ii", 1, 0)
 
@@ -59,8 +61,20 @@ class HeadTooLarge(PRouterError):
     level = logging.INFO
 
 
+class ClientTooSlow(PRouterError):
+    """A request that did not come to its end in time (RFC 9110 section 15.5.9)."""
+
+    code = "body_timeout"
+    status = 408
+    level = logging.INFO
+
+
 class ClientExchange(Protocol):
     """One request and its answer, from the connection's point of view."""
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether it can go on only when the client sends more of the request, of whose answer nothing was sent."""
 
     @property
     def half_close(self) -> bool:
@@ -89,6 +103,7 @@ class ClientConnection:
         buffer: bytes received and not used yet.
         exchange: the request being answered, None between requests.
         alive: whether bytes can still be written.
+        moved_at: monotonic time at which the request began, or the last KiB of it or its answer had passed.
         idle_since: monotonic time at which it was made, or its last request ended.
         deadline: monotonic time at which it is closed unless something happens, 0 for none.
     """
@@ -98,6 +113,7 @@ class ClientConnection:
         "_fd",
         "_half_closed",
         "_linger_until",
+        "_moved",
         "_out",
         "_paused",
         "_reader",
@@ -109,6 +125,7 @@ class ClientConnection:
         "deadline",
         "exchange",
         "idle_since",
+        "moved_at",
         "origin",
         "out_size",
         "receive_size",
@@ -121,8 +138,9 @@ class ClientConnection:
         self.buffer = b""
         self.exchange: ClientExchange | None = None
         self.alive = True
-        self.idle_since = now = time.monotonic()
+        self.idle_since = self.moved_at = now = time.monotonic()
         self.deadline = now + server.head_timeout
+        self._moved = 0
         self.out_size = 0
         self.receive_size = _RECV
         self._socket = sock
@@ -147,6 +165,27 @@ class ClientConnection:
     def closing(self) -> bool:
         """Whether it closes by itself: once all is sent and the client has closed too, or has had time to."""
         return self._shut
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a request is in progress and its client is to do something: send more of it, or take the answer."""
+        return self.exchange is not None and (self.out_size > 0 or self.exchange.awaits_client)
+
+    def give_up(self) -> None:
+        """End a connection that is stuck, at once: its place is needed."""
+        if not self.out_size:
+            error = ClientTooSlow("too many clients are connected, and this request waits for its client")
+            name = request_id([])
+            self.write(error_response(error, accept=b"", head_only=False, request_id=name, close=True))
+        log.info("event=client_given_up client=%s waiting=%.1f", self.origin.address, time.monotonic() - self.moved_at)
+        self.gone()
+
+    def _progress(self, size: int) -> None:
+        """So many bytes of a request or its answer have passed."""
+        self._moved += size
+        if self._moved >= _STEP:
+            self._moved = 0
+            self.moved_at = time.monotonic()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -186,6 +225,7 @@ class ClientConnection:
         if self.exchange is None:
             self._next_request()
         else:
+            self._progress(len(data))
             self.exchange.on_client_data()
 
     def _on_end(self) -> None:
@@ -238,6 +278,7 @@ class ClientConnection:
                 self.fail(error)
                 return
             self.deadline = 0.0
+            self.moved_at = time.monotonic()
             mark = self.server.mark
             self.server.dispatch(self, head, mark in raw and came_through(head.headers, mark))
 
@@ -266,6 +307,7 @@ class ClientConnection:
             return
         self._out.append((memoryview(data)[sent:], stream, size))
         self.out_size = len(data) - sent
+        self._progress(_STEP)
         if self._writer is None:
             self._writer = self.server.loop.io(self._fd, 2)
         self._writer.start(self._on_writable)
@@ -282,6 +324,7 @@ class ClientConnection:
                 self.gone()
                 return
             self.out_size -= sent
+            self._progress(sent)
             if self.exchange is None:
                 self.deadline = time.monotonic() + self.server.idle_timeout  # it is slow, not idle
             if sent < len(data):

@@ -122,6 +122,11 @@ class ProxyExchange:
         self._retried = False
         self._done = False
 
+    @property
+    def awaits_client(self) -> bool:
+        """Whether it can go on only when the client sends more of the request, of whose answer nothing was sent."""
+        return self.upstream is not None and self._answer is None and not self._upload.over and not self._pending
+
     # -- starting -----------------------------------------------------------------------------------------------
 
     def forward(self, route: JobRoute) -> None:

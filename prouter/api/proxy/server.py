@@ -7,9 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from heapq import nsmallest
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from operator import attrgetter
 from typing import Any
 
 import gevent
@@ -18,6 +16,7 @@ from gevent.event import Event
 
 from prouter.api.client import JobRoute, RouterClient
 from prouter.api.proxy.connection import ClientConnection
+from prouter.api.proxy.eviction import make_room
 from prouter.api.proxy.exchange import ProxyExchange, ended_error
 from prouter.api.proxy.forwarded import Origin, as_seen_by_the_client
 from prouter.api.proxy.heads import RequestHead
@@ -42,11 +41,6 @@ _HEAD_TIMEOUT = 30.0
 """Seconds a client has for its first request head."""
 _IDLE_TIMEOUT = 75.0
 """Seconds a client's connection may stay idle between requests."""
-
-_SAFE_IDLE = 0.5
-"""Seconds a connection may be idle in peace, however many there are."""
-_ROOM = 64
-"""Connections closed at once when there are too many."""
 _UNSENT = 256 * 1024
 """Bytes the kernel keeps for a client that does not take them; without a bound it would be megabytes."""
 
@@ -96,6 +90,8 @@ class ProxyServer:
         self.max_head = config.control.max_head
         self.head_timeout = _HEAD_TIMEOUT
         self.idle_timeout = _IDLE_TIMEOUT
+        self.body_timeout = config.control.body_timeout
+        self.upload_timeout = config.control.upload_timeout
         self._admin = admin
         self._hold = config.control.hold
         self._response_timeout = config.control.response_timeout
@@ -120,18 +116,11 @@ class ProxyServer:
             host = str(address[0]).removeprefix("::ffff:")
             origin = Origin(host, sock.getsockname()[1], self._is_trusted(host))
         if len(self.connections) >= self.max_connections:
-            self._make_room()
+            make_room(self.connections)
         connection = ClientConnection(self, sock, origin)
         self.connections.add(connection)
         if len(self.connections) > self.max_connections:
             connection.fail(Overloaded("this worker has no free connection", retry_after=1))
-
-    def _make_room(self) -> None:
-        """Close some of the connections that have been idle, or slow with a request's head, for longest."""
-        latest = time.monotonic() - _SAFE_IDLE
-        idle = (one for one in self.connections if one.exchange is None and one.idle_since < latest)
-        for connection in nsmallest(_ROOM, idle, key=attrgetter("idle_since")):
-            connection.close()
 
     def forget(self, connection: ClientConnection) -> None:
         """A connection is closed."""

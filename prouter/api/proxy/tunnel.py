@@ -34,6 +34,7 @@ class Tunnel:
     __slots__ = ("_client", "_pending", "_server", "_upstream")
 
     half_close = True
+    awaits_client = False
     """Each side may end on its own."""
 
     def __init__(self, server: ProxyServer, client: ClientConnection, upstream: Upstream, pending: bytes) -> None:

@@ -11,7 +11,7 @@ from prouter.api.context import ApiRequest
 from prouter.api.file_paths import path_below
 from prouter.api.resources.files import body_size
 from prouter.api.streams import StreamBody, open_io, sandbox_route, send_body
-from prouter.api.upload_fields import conditional, refuse_unfit
+from prouter.api.upload_fields import body_of, conditional, refuse_unfit
 
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
@@ -66,7 +66,7 @@ class Archives:
         target = {"kind": "archive.write", "path": path_below(req.raw_path), "size": body_size(req)}
         target = conditional(target, req)
         route = sandbox_route(self._router, connection, job)
-        send_body(self._router, route, target, req.env["wsgi.input"].read, patient="HTTP_EXPECT" in req.env)
+        send_body(self._router, route, target, body_of(req), patient="HTTP_EXPECT" in req.env)
         resp.data = b""
 
     on_put = on_post

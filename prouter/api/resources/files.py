@@ -14,7 +14,7 @@ from prouter.api.file_paths import path_below
 from prouter.api.listing import ListingBody
 from prouter.api.same_origin import refuse_foreign
 from prouter.api.streams import StreamBody, open_io, sandbox_route, send_body
-from prouter.api.upload_fields import conditional, refuse_unfit
+from prouter.api.upload_fields import body_of, conditional, refuse_unfit
 from prouter.conditions import Conditions, entity_tags
 from prouter.errors import IsDirectory
 
@@ -76,7 +76,7 @@ class Files:
         }
         target = conditional(target, req)
         route = sandbox_route(self._router, connection, job)
-        result = send_body(self._router, route, target, req.env["wsgi.input"].read, patient="HTTP_EXPECT" in req.env)
+        result = send_body(self._router, route, target, body_of(req), patient="HTTP_EXPECT" in req.env)
         resp.set_header("ETag", result["etag"])
         resp.data = b""
 
