@@ -34,6 +34,8 @@ CLIENT = "CLIENT"
 
 _FIRST_DELAY = 0.1
 """Seconds to the first attempt after a loss; `client.reconnect_delay` is where the growth ends."""
+_TROUBLES = 16
+"""Reasons of failure that are logged before the next link."""
 _ANNOUNCED = 200
 _ANNOUNCED_BYTES = 256 * 1024
 """Job records in one announcement message."""
@@ -89,6 +91,8 @@ class RouterLink:
         self.dialler: Dialler | None = None
         self._host = host
         self._failure = ""
+        self._troubles: dict[str, None] = {}
+        """Why there was no connection since the last link, the newest reason last."""
 
     def describe(self) -> dict[str, Any]:
         """The link as the control API lists it."""
@@ -147,6 +151,7 @@ class RouterLink:
     def _established(self) -> None:
         self.up = True
         self._failure = ""
+        self._troubles.clear()
         self.since = self.since or time.time()
         records = [record.to_wire() for record in self._host.records() if record.connection == self.connection]
         part: list[dict[str, Any]] = []
@@ -170,13 +175,24 @@ class RouterLink:
     def on_lost(self, peer: Peer, reason: str) -> None:
         """The path is gone, or none came about."""
         if not self.up:
-            self._failed(reason, refused=False)
+            self._failed(next(reversed(self._troubles), reason), refused=False)
             return
         self.up = False
         log.warning("event=link_down link=%s router=%s reason=%r", self.connection, self.shown, reason)
         self._host.link_down(self, reason)
         if self.dialler is not None:
             self.dialler.lost()
+
+    def troubled(self, reason: str) -> None:
+        """There is no connection to the router that is dialled; each reason is logged once until it is linked."""
+        if self.up:
+            return
+        known = reason in self._troubles
+        self._troubles.pop(reason, None)
+        self._troubles[reason] = None
+        if not known and len(self._troubles) <= _TROUBLES:
+            log.warning("event=link_failed router=%s reason=%r", self.address, reason)
+        self._failure = reason
 
     def _failed(self, reason: str, *, refused: bool) -> None:
         if self.dialler is not None:
@@ -249,6 +265,7 @@ class Links:
             heartbeat=self._heartbeat,
             delay=min(_FIRST_DELAY, reconnect_delay),
             max_delay=reconnect_delay,
+            on_trouble=link.troubled,
         )
         self._links.append(link)
         link.dialler.start()

@@ -44,6 +44,8 @@ class _Dial:
         self.path: Path | None = None
         self.link: Link | None = None
         self.failures = 0
+        self.trouble = ""
+        """Why the last attempt came to nothing, if that is known."""
         self.redial: Timer | None = None
         self.deadline: Timer | None = None
 
@@ -110,6 +112,11 @@ class Dials:
         dial.link = link
         self._dials.append(dial)
         self._dial(dial, now)
+
+    def troubled(self, path: Path, text: str) -> None:
+        """Why there is no agent at the end of a dialled path, as far as is known."""
+        if isinstance(path.owner, _Dial):
+            path.owner.trouble = text
 
     def address_of(self, link: Link) -> tuple[str, str] | None:
         """Address and token a link was dialled with."""
@@ -232,7 +239,8 @@ class Dials:
 
     def _too_late(self, dial: _Dial, now: float) -> None:
         dial.deadline = None
-        self._settle(dial, None, AgentUnavailable(f"no agent answers at {dial.address}", retry_after=5), now)
+        text = f"no agent answers at {dial.address}" + (f": {dial.trouble}" if dial.trouble else "")
+        self._settle(dial, None, AgentUnavailable(text, retry_after=5), now)
         if dial.link is None:
             self._end(dial)
 

@@ -10,6 +10,8 @@ from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFo
 
 __all__ = ["choose", "matching"]
 
+_NAMED = 10
+"""Agents named in an error."""
 _JOB_LOAD = 0.25
 """Load per core that a job just placed is taken for until the agent has reported its load again."""
 
@@ -23,6 +25,7 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
         NotFound: there is none.
         InvalidRequest: the selector is malformed.
     """
+    links = list(links)
     kind = selector.get("type")
     if kind in ("uid", "select"):
         uids = [selector.get("uid")] if kind == "uid" else selector.get("uids")
@@ -31,15 +34,28 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
         wanted = set(map(str, uids))
         found = [link for link in links if link.info.uid in wanted]
         if not found:
-            raise NotFound(f"no connected agent with uid {', '.join(repr(str(uid)) for uid in uids)}")
+            asked = ", ".join(repr(str(uid)) for uid in uids)
+            raise NotFound(f"no connected agent with uid {asked}; {_who_is_there(links)}")
         return found
     if kind == "any":
         properties = selector.get("properties") or {}
         found = [link for link in links if _has(link, properties)]
         if not found:
-            raise NotFound(f"no connected agent has the properties {properties!r}")
+            if not links:
+                raise NotFound(_who_is_there(links))
+            raise NotFound(f"no connected agent has the properties {properties!r}; {_who_is_there(links)}")
         return found
     raise InvalidRequest(f"Invalid request: unknown agent type {kind!r}")
+
+
+def _who_is_there(links: list[Link]) -> str:
+    """What somebody who asks for an agent that is not there should know."""
+    if not links:
+        return "no agent is connected: start one with 'prouter agent', which logs why if it cannot reach this router"
+    there = [link for link in links if link.up]
+    uids = sorted({link.info.uid for link in there or links})
+    more = f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else ""
+    return f"{'connected agents' if there else 'agents that are away'}: {', '.join(uids[:_NAMED])}{more}"
 
 
 def choose(candidates: Iterable[Link], used: Used) -> Link | None:

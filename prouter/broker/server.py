@@ -138,7 +138,9 @@ class _Server:
             new_uid=lambda: uuid.uuid4().hex,
             incarnation=uuid.uuid4().hex,
         )
-        self._dialling = Dialling(self._env.timers, self._wake, self._register_write, self._unregister, self._dialled)
+        self._dialling = Dialling(
+            self._env.timers, self._wake, self._register_write, self._unregister, self._dialled, self._troubled
+        )
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.extra_stats = self._stats
         self._store.on_renewed = self._broker.rewriting.begin
@@ -263,6 +265,10 @@ class _Server:
         if not self._connected(port, sock, b"DEALER", b"ROUTER") and port.path is not None:
             self._broker.disconnected(port.path, now)
 
+    def _troubled(self, port: Port, text: str) -> None:
+        if port.path is not None:
+            self._broker.dials.troubled(port.path, text)
+
     def _connected(self, port: Port, sock: socket.socket, kind: bytes, peer: bytes) -> bool:
         """Give a port its socket; whether the peer is still there."""
         try:
@@ -302,6 +308,7 @@ class _Server:
             self._shut(port)
             if isinstance(error, ProtocolError):
                 self._broker.malformed(path, error)
+                self._troubled(port, f"no agent listens there: {error.detail}")
             if path is not None:
                 self._broker.disconnected(path, now)
             self._flush(now)

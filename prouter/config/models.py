@@ -228,9 +228,10 @@ class AgentClient(Section):
 
     @field_validator("address")
     @classmethod
-    def _addresses(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for address in [value] if isinstance(value, str) else value:
-            split_address(address)
+    def _addresses(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        if info.data.get("enabled", True):
+            for address in [value] if isinstance(value, str) else value:
+                split_address(address)
         return value
 
     @field_validator("token")

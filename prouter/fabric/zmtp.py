@@ -218,7 +218,7 @@ class Zmtp:
         if not _GREETING.startswith(data[:1]) or (
             len(data) > _VERSION and (data[_SIGNATURE_END] != _GREETING[_SIGNATURE_END] or data[_VERSION] < 3)
         ):
-            raise ProtocolError("the other end does not speak ZMTP 3")
+            raise ProtocolError(f"the other end does not speak ZMTP 3, it begins with {bytes(data[:24])!r}")
         at = len(_GREETING)
         if len(data) < at + 2:
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from errno import EINPROGRESS
@@ -25,6 +26,9 @@ log = logging.getLogger("prouter.transport")
 _CONNECT_TIMEOUT = 2.0
 """Seconds an attempt to connect may take before the next: TCP's own repeats come further and further apart, and would
 find a network that is back late."""
+_PATIENCE = 0.9
+"""Seconds after which a connection that is not there yet is worth a word."""
+_PORTS = "agents connect to the router's server.port (8889), not to control.port (8888)"
 _PAUSE = {"ipc": 0.02, "tcp": 0.1}
 """Seconds between attempts to connect."""
 
@@ -47,6 +51,7 @@ class DealerSocket:
         on_disconnect: called when an established connection ends; unless the socket is closed then, it connects again.
         identity: routing id the peer sees, at most 255 bytes.
         first: of several addresses of the host, which to try first.
+        on_trouble: told in words why there is no connection yet, whenever an attempt fails or takes long.
 
     Raises:
         ValueError: `endpoint` is none.
@@ -59,6 +64,7 @@ class DealerSocket:
         on_disconnect: Callable[[], None],
         identity: bytes = b"",
         first: int = 0,
+        on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         keep_freed_memory()
         self._scheme, _, self._place = endpoint.partition("://")
@@ -77,7 +83,10 @@ class DealerSocket:
         self._waiting: list[Sequence[bytes]] = []
         """Messages for the first connection."""
         self._closed = False
+        self._on_trouble = on_trouble
+        self._told = False
         self._connecting: Any = gevent.spawn(self._connect)
+        self._patience: Any = gevent.spawn_later(_PATIENCE, self._takes_long) if on_trouble is not None else None
 
     def send(self, parts: Sequence[bytes]) -> bool:
         """Send or queue one message; False when the socket is closed. Nothing blocks: the streams' windows bound it."""
@@ -100,6 +109,8 @@ class DealerSocket:
         self._waiting.clear()
         if self._connecting is not None and self._connecting is not gevent.getcurrent():
             self._connecting.kill(block=False)
+        if self._patience is not None:
+            self._patience.kill(block=False)
         wire = self._wire
         if wire is not None and wire.blocked and linger:
             self._readable.stop()
@@ -125,6 +136,22 @@ class DealerSocket:
                     return
             gevent.sleep(_PAUSE[self._scheme])
 
+    def _takes_long(self) -> None:
+        """Whoever waits wants to know what for."""
+        self._patience = None
+        wire = self._wire
+        if self._told:
+            return
+        if wire is None:
+            self._trouble("no answer")
+        elif not wire.ready:
+            self._trouble(f"what listens there says nothing; {_PORTS}")
+
+    def _trouble(self, text: str) -> None:
+        self._told = True
+        if self._on_trouble is not None and not self._closed:
+            self._on_trouble(f"{self._place}: {text}")
+
     def _addresses(self) -> list[Address]:
         if self._scheme == "ipc":
             return [(socket.AF_UNIX, self._place)]
@@ -133,6 +160,7 @@ class DealerSocket:
             found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
+            self._trouble(f"the name cannot be looked up: {error.strerror or error}")
             return []
         first = self._first % len(found)
         return [(entry[0], entry[4]) for entry in found[first:] + found[:first]]
@@ -149,8 +177,12 @@ class DealerSocket:
                 wait_write(sock.fileno(), timeout=_CONNECT_TIMEOUT)
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             connected = not error
+            if error:
+                self._trouble(os.strerror(error).lower())
         except OSError as failure:
             log.debug("event=connecting_failed endpoint=%s error=%r", self._place, str(failure))
+            timed_out = isinstance(failure, TimeoutError)
+            self._trouble("no answer" if timed_out else str(failure.strerror or failure).lower())
         finally:
             if sock is not None and not connected:
                 sock.close()
@@ -218,6 +250,10 @@ class DealerSocket:
             return
         if was_ready:
             self._on_disconnect()
+        elif isinstance(error, ProtocolError):
+            self._trouble(f"this is no port for agents: {error.detail}; {_PORTS}")
+        else:
+            self._trouble(f"the other end closes the connection without a word; {_PORTS}")
         if not self._closed:
             self._connecting = gevent.spawn_later(_PAUSE[self._scheme], self._connect)
 

@@ -32,6 +32,7 @@ class Dialler:
         hello: makes the introduction for each attempt.
         heartbeat: seconds, see `Session`.
         delay: seconds between attempts, grown to at most `max_delay`, jittered by half.
+        on_trouble: told in words why there is no connection, several times a second.
 
     Raises:
         ValueError: from `start`: `endpoint` is none.
@@ -47,6 +48,7 @@ class Dialler:
         heartbeat: float,
         delay: float = 0.1,
         max_delay: float = 2.0,
+        on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         self.peer = peer
         self.endpoint = endpoint
@@ -56,6 +58,7 @@ class Dialler:
         self._heartbeat = heartbeat
         self._delay = delay
         self._max_delay = max(max_delay, delay)
+        self._on_trouble = on_trouble
         self._failures = 0
         self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
@@ -101,7 +104,14 @@ class Dialler:
             return
         self.attempts += 1
         identity = f"{self._identity}:{self.attempts}".encode()
-        socket = DealerSocket(self.endpoint, self.peer.receive, self._disconnected, identity, first=self.attempts - 1)
+        socket = DealerSocket(
+            self.endpoint,
+            self.peer.receive,
+            self._disconnected,
+            identity,
+            first=self.attempts - 1,
+            on_trouble=self._on_trouble,
+        )
         self._socket = socket
         self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
 
