@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,3 +299,34 @@ def test_a_log_that_cannot_be_written_does_not_keep_its_job_from_ending(
     assert jobs.ended(uid, 20).exit_code == 3
     assert jobs.manager.log(uid, "stdout").end() == 10_000
     assert f"event=log_bytes_lost job={uid} bytes=20000" in caplog.text
+
+
+FORWARDING = """
+import json, os, sys
+from pathlib import Path
+from tests.support.job_manager import Managers
+managers = Managers(Path(sys.argv[1]))
+jobs = managers.open()
+uid = jobs.run("sh", "-c", sys.argv[2], forward_stdout=True)
+jobs.ended(uid)
+managers.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+def test_forwarded_output_does_not_truncate_the_file_that_the_agent_writes_to(tmp_path: Path, mode: str) -> None:
+    output = tmp_path / "agent.log"
+    output.write_bytes(b"before\n")
+    script = "echo one; echo two >&2; echo three >/dev/stdout; echo four >/dev/stderr; echo five"
+    with output.open(mode) as file:
+        subprocess.run(
+            [PYTHON, "-c", FORWARDING, str(tmp_path / "agent"), script],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[2],
+            check=True,
+            timeout=60,
+        )
+    whole = output.read_bytes()
+    assert b"one\ntwo\nthree\nfour\nfive\n" in whole
+    assert whole.startswith(b"before\n") == (mode == "ab")

@@ -36,11 +36,11 @@ class Output(NamedTuple):
     """One output of a job.
 
     Attributes:
-        path: of its log.
+        path: of its log; or a descriptor, to whose end it is appended.
         copy: where a copy of the log's beginning goes, or None.
     """
 
-    path: str
+    path: str | int
     copy: str | None
 
 
@@ -131,7 +131,7 @@ class LogPipes:
         return writing
 
     def _open(self, job: str, output: Output) -> tuple[_Pipe, int]:
-        log = _open_log(output.path)
+        log = _open_log(output.path) if isinstance(output.path, str) else os.dup(output.path)
         try:
             reading, writing = os.pipe2(os.O_CLOEXEC)
         except OSError:

@@ -65,7 +65,7 @@ class _Stream:
         self.left: int | None = None
         """Bytes to move before the stream is over, once the job has ended."""
         self.give_up_at = 0.0
-        self.retry_at: float | None = None
+        self.retry_at = 0.0
         self._splices = True
         self._unwritten = b""
 
@@ -139,6 +139,7 @@ class _Writer:
         self._pause.register(control.fileno(), select.POLLIN)
         self._streams: dict[int, _Stream] = {}
         self._pipes: dict[int, _Stream] = {}
+        self._stuck: set[_Stream] = set()
         self._keeper_lives = True
 
     def run(self) -> None:
@@ -155,8 +156,9 @@ class _Writer:
                 self._pause.poll(_PAUSE_MS)
 
     def _timeout(self) -> float | None:
-        due = [stream.retry_at for stream in self._streams.values() if stream.retry_at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        if not self._stuck:
+            return None
+        return max(0.0, min(stream.retry_at for stream in self._stuck) - time.monotonic())
 
     def _receive(self) -> None:
         while True:
@@ -214,26 +216,29 @@ class _Writer:
         except BlockingIOError:
             return 0  # The job itself has read from its pipe.
         except OSError as error:
-            if stream.retry_at is None:
+            if stream not in self._stuck:
+                self._stuck.add(stream)
                 self._poller.unregister(stream.pipe)
                 self._say(TROUBLE, stream.number, error.errno or 0)
             stream.retry_at = time.monotonic() + _RETRY
             return 0
-        if stream.retry_at is not None:
-            stream.retry_at = None
+        if stream in self._stuck:
+            self._stuck.discard(stream)
             self._poller.register(stream.pipe, select.EPOLLIN)
         return moved
 
     def _retry(self) -> None:
         now = time.monotonic()
-        for stream in list(self._streams.values()):
-            if stream.retry_at is not None and stream.retry_at <= now:
+        for stream in list(self._stuck):
+            if stream.retry_at <= now:
                 self._serve(stream, select.EPOLLIN)
 
     def _end(self, stream: _Stream, lost: int) -> None:
         del self._streams[stream.number]
         del self._pipes[stream.pipe]
-        if stream.retry_at is None:
+        if stream in self._stuck:
+            self._stuck.discard(stream)
+        else:
             self._poller.unregister(stream.pipe)
         stream.close()
         self._say(DONE, stream.number, lost)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -254,26 +255,38 @@ class Operations:
 
     @contextlib.contextmanager
     def _outputs(self, job: Job, *paths: str | None) -> Iterator[list[int | None]]:
-        """A pipe to write to for each log; None for the agent's own output.
+        """What stdout and stderr are to be: pipes for logs; None for the agent's own output.
+
+        That is a pipe as well where it is a file, and one pipe for both if both are the same file: else the job would
+        truncate it by opening ``/dev/stdout``.
 
         Raises:
             SpawnError: a log cannot be written, or the block raised it; no pipe is left.
         """
-        outputs = [Output(path, _copy(path, job.sandbox)) for path in paths if path is not None]
+        outputs: dict[object, Output] = {}
+        wanted: list[object] = []
+        for fd, path in enumerate(paths, 1):
+            if path is not None:
+                wanted.append(path)
+                outputs[path] = Output(path, _copy(path, job.sandbox))
+            else:
+                file = _regular_file(fd)
+                wanted.append(file)
+                if file is not None:
+                    outputs[file] = Output(fd, None)
         try:
-            ends = self._logs.open(job.uid, outputs)
+            ends = dict(zip(outputs, self._logs.open(job.uid, list(outputs.values())), strict=True))
         except OSError as error:
             what = f"log {error.filename!r}" if error.filename is not None else "output"
             hint = " (raise the agent's limit of open files)" if error.errno == errno.EMFILE else ""
             raise SpawnError(f"its {what} cannot be opened: {error.strerror}{hint}") from None
-        left = iter(ends)
         try:
-            yield [next(left) if path is not None else None for path in paths]
+            yield [ends.get(one) for one in wanted]
         except SpawnError:
             self._logs.finish(job.uid, lambda: None)
             raise
         finally:
-            for end in ends:
+            for end in ends.values():
                 os.close(end)
 
     def _make_group(self, job: str, limits: Limits) -> Group | None:
@@ -369,6 +382,15 @@ class Operations:
         del self._jobs[job.uid]
         self.trees.forget(job)
         self._journal.drop(job.uid)
+
+
+def _regular_file(fd: int) -> tuple[int, int] | None:
+    """Device and inode number of an open regular file; None for anything else."""
+    try:
+        info = os.fstat(fd)
+    except OSError:
+        return None  # The agent was started without it.
+    return (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else None
 
 
 def _copy(path: str, sandbox: str | None) -> str | None:
