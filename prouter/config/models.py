@@ -111,7 +111,10 @@ class RouterControl(Section):
     )
     body_timeout: float = Field(30.0, ge=0, description="Seconds a client has for all of a JSON body; 0 for no limit.")
     upload_timeout: float = Field(
-        75.0, ge=0, description="Seconds for which nothing may come of an upload or archive; 0 for no limit."
+        75.0,
+        ge=0,
+        description="Seconds for which nothing may come of an upload, an archive, or the body of a request that its "
+        "job has not begun to answer; 0 for no limit.",
     )
     body_memory: int = Field(
         64 * MIB,

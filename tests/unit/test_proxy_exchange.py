@@ -338,15 +338,41 @@ def test_a_client_that_ends_its_side_within_a_body_counts_as_gone_at_once(stage:
     assert not stage.connection.alive
 
 
-@pytest.mark.parametrize(("lines", "status"), [(b"", b" 400 "), (b"Expect: 100-continue\r\n", b" 504 ")])
-def test_a_request_that_nobody_goes_on_with_is_given_up(stage: Stage, lines: bytes, status: bytes) -> None:
+@pytest.mark.parametrize(
+    ("lines", "interim", "status"),
+    [
+        (b"", b"", b" 408 "),
+        (b"Expect: 100-continue\r\n", b"", b" 504 "),
+        (b"Expect: 100-continue\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b" 408 "),
+    ],
+)
+def test_a_request_that_nobody_goes_on_with_is_given_up(
+    stage: Stage, lines: bytes, interim: bytes, status: bytes
+) -> None:
     stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\n" + lines + b"Content-Length: 3\r\n\r\n")
+    stage.to_agent()
+    if interim:
+        assert stage.answer(stage.opened[-1], interim) == interim
     (exchange,) = stage.server.exchanges
-    exchange.check_timeout(exchange.awaiting_since + 9, 10.0)
+    limits = (10.0, 1e9) if status == b" 504 " else (1e9, 10.0)
+    exchange.check_timeout(exchange.awaiting_since + 9, *limits)
+    exchange.check_timeout(exchange.awaiting_since + 1e9, 0, 0)
     assert stage.server.exchanges
-    exchange.check_timeout(exchange.awaiting_since + 11, 10.0)
+    exchange.check_timeout(exchange.awaiting_since + 11, *limits)
     assert status in stage.read()
     assert not stage.server.exchanges
+
+
+def test_a_job_that_does_not_read_is_not_its_clients_fault(stage: Stage) -> None:
+    stage.hungry = False
+    stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n")
+    gevent.spawn(stage.send_all, bytes(3_000_000))
+    until(lambda: stage.connection._paused)
+    (exchange,) = stage.server.exchanges
+    exchange.check_timeout(exchange.awaiting_since + 50, 100.0, 10.0)
+    assert stage.server.exchanges
+    exchange.check_timeout(exchange.awaiting_since + 101, 100.0, 10.0)
+    assert b" 504 " in stage.read()
 
 
 def test_what_waits_for_room_goes_through_the_tunnel_first(stage: Stage) -> None:

@@ -26,13 +26,17 @@ _MANY_FIELDS = 16384
 
 
 class AnswerHeads:
-    """Takes a job's bytes, gives the heads in them: any interim ones, and the answer's own."""
+    """Takes a job's bytes, gives the heads in them: any interim ones, and the answer's own.
 
-    __slots__ = ("_buffer", "_interim", "_searched")
+    Attributes:
+        interim: how many interim answers there were.
+    """
+
+    __slots__ = ("_buffer", "_searched", "interim")
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._interim = 0
+        self.interim = 0
         self._searched = 0
         """Bytes of the buffer in which no head ends."""
 
@@ -65,8 +69,8 @@ class AnswerHeads:
                 return None
             head = parse(data[:end])
             if head.status < 200 and head.status != 101:
-                self._interim += 1
-                if self._interim > MAX_INTERIM:
+                self.interim += 1
+                if self.interim > MAX_INTERIM:
                     raise _refused(f"more than {MAX_INTERIM} interim answers (1xx) came before it")
         except JobUnreachable:
             self._buffer = b""

@@ -24,7 +24,7 @@ from prouter.api.client import JobRoute
 from prouter.api.proxy.answer_heads import AnswerHeads
 from prouter.api.proxy.bodies import AnswerBody, RequestBody
 from prouter.api.proxy.chunked import ChunkError
-from prouter.api.proxy.connection import LITTLE, ClientConnection
+from prouter.api.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 from prouter.api.proxy.mapping import Site, below, local_host, self_names
@@ -519,14 +519,22 @@ class ProxyExchange:
     def on_client_drained(self) -> None:
         """Nothing to do: consumption is told as bytes reach the kernel."""
 
-    def check_timeout(self, now: float, limit: float) -> None:
-        """Give up on a request whose answer has not begun when nobody has moved for `limit` seconds."""
-        if not self.awaiting_since or now - self.awaiting_since <= limit:
+    def check_timeout(self, now: float, answer: float, body: float) -> None:
+        """Give up on a request whose answer has not begun when nobody has moved for long.
+
+        Args:
+            now: monotonic time.
+            answer: seconds the job may take; 0 for no limit.
+            body: seconds for which the client may send nothing of its body; 0 for no limit.
+        """
+        if not self.awaiting_since:
             return
-        if self._upload.over or self._pending or self.head.expect:
-            self.fail(JobTimeout(f"the job gave no answer within {limit:g} s"))
-        else:
-            self.fail(InvalidRequest("Invalid request: the request body took too long", code="body_timeout"))
+        told_to_wait = self.head.expect and not self._heads.interim  # it is the job that has to move
+        if self.awaits_client and not told_to_wait:
+            if body and now - self.awaiting_since > body:
+                self.fail(ClientTooSlow("the request body took too long"))
+        elif answer and now - self.awaiting_since > answer:
+            self.fail(JobTimeout(f"the job gave no answer within {answer:g} s"))
 
     def end(self, reason: str) -> None:
         """End now (the worker stops): a request whose answer has not begun gets an error, other answers are cut."""

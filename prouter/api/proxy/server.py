@@ -139,9 +139,8 @@ class ProxyServer:
         for connection in list(self.connections):
             if connection.deadline and now > connection.deadline:
                 connection.expire()
-        if self._response_timeout:
-            for exchange in list(self.exchanges):
-                exchange.check_timeout(now, self._response_timeout)
+        for exchange in list(self.exchanges):
+            exchange.check_timeout(now, self._response_timeout, self.upload_timeout)
 
     def drop_vanished(self) -> None:
         """Notice clients that went away while nothing was read from them."""

@@ -144,7 +144,7 @@ class Tunnel:
     def on_client_drained(self) -> None:
         """Nothing to do: consumption is told as bytes reach the kernel."""
 
-    def check_timeout(self, now: float, limit: float) -> None:
+    def check_timeout(self, now: float, answer: float, body: float) -> None:
         """A tunnel may be silent for as long as it likes."""
 
     def end(self, reason: str) -> None:
