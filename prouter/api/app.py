@@ -64,7 +64,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
-    _add_router_routes(app, router, requests)
+    _add_router_routes(app, router)
     _add_job_routes(app, router)
     return app
 
@@ -75,7 +75,7 @@ def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
     resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
-def _add_router_routes(app: App, router: RouterClient, requests: RequestLog) -> None:
+def _add_router_routes(app: App, router: RouterClient) -> None:
     connections, health = Connections(router), Health(router)
     app.add_route("/", Dashboard())
     app.add_route("/info", Info(router))
@@ -87,7 +87,7 @@ def _add_router_routes(app: App, router: RouterClient, requests: RequestLog) -> 
     app.add_route("/events", Events(EventFeed(router)))
     app.add_route("/healthz", health, suffix="live")
     app.add_route("/readyz", health, suffix="ready")
-    app.add_route("/metrics", Metrics(router, requests))
+    app.add_route("/metrics", Metrics(router))
     app.add_route("/openapi.json", OpenApi())
 
 

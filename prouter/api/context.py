@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 import uuid
 from typing import Any
 
@@ -26,12 +27,14 @@ class ApiRequest(falcon.Request):
     Attributes:
         id: goes into the answer and into log lines about the request; the client's ``X-Request-ID`` if it sent one.
         raw_path: path of the request target as sent.
+        began: when it came, of the monotonic clock.
     """
 
-    __slots__ = ("id", "raw_path")
+    __slots__ = ("began", "id", "raw_path")
 
     def __init__(self, env: dict[str, Any], options: Any = None) -> None:
         super().__init__(env, options=options)
+        self.began = time.monotonic()
         target: str = env.get("RAW_URI") or env["PATH_INFO"]
         path = target.partition("?")[0]
         if not path.startswith("/"):

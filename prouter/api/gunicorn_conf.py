@@ -14,6 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from prouter.api import figures
 from prouter.api.balance import enter
 from prouter.api.roster import Roster
 from prouter.config import ConfigError, RouterConfig, check_exposure
@@ -84,6 +85,7 @@ def on_starting(server: Any) -> None:
     _forget()
     if _inherited:
         server.systemd = True
+    figures.setup(Path(_config.state.run_dir or ".") / "figures")
     server.roster = Roster(server)
     server.roster.install()
 
@@ -98,6 +100,12 @@ def on_reload(server: Any) -> None:
 def pre_fork(_server: Any, worker: Any) -> None:
     """Numbers are used again after a while."""
     enter(worker.age)
+    figures.enter(worker.age)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """What the worker counted stays, what it had is gone."""
+    figures.leave(worker.age)
 
 
 def post_fork(server: Any, worker: Any) -> None:

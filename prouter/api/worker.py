@@ -22,7 +22,9 @@ import gevent
 from gevent import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
+from prouter.api import figures
 from prouter.api.balance import Balance, Standing, standing
+from prouter.api.vitals import tell
 
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
@@ -81,7 +83,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
 
         config = load_from_environment()
         descriptors = raise_descriptor_limit()
-        client = router_client.start(config, broker_endpoint(config))
+        client = self._client = router_client.start(config, broker_endpoint(config))
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
@@ -112,6 +114,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._stop_listening(listeners)
         client.leaving = True
         self._drain(client)
+        self._tell()
         client.stop()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -191,10 +194,14 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         now = time.monotonic()
         self._proxy.sweep(now)
         self._balance.beat(now, len(self._proxy.connections))
+        self._tell()
         if self.max_requests and self._proxy.requests >= self.max_requests and standing(self.age) is Standing.STAYS:
             log.info("event=worker_worn requests=%d", self._proxy.requests)
             self._balance.wear_out()
             self._wake_parent()
+
+    def _tell(self) -> None:
+        tell(figures.current(), self._client, len(self._proxy.connections))
 
     def _drain(self, client: RouterClient) -> None:
         """Finish what is in progress, bridges included, for at most ``control.drain_timeout`` seconds.
@@ -207,6 +214,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         started = time.monotonic()
         while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self._drain_timeout:
             self.notify()
+            self._tell()
             if self._orphan and client.router_draining:
                 break  # nobody else would end it
             if time.monotonic() - started > _LAST_CHANCE and (self._hurried or client.router_draining):

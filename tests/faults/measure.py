@@ -12,9 +12,6 @@ from tests.support.processes import processes_with
 
 __all__ = ["Sample", "sample"]
 
-_LOOKS = 6
-"""Questions for metrics per sample."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -57,17 +54,10 @@ def sample(it: Stand) -> Sample:
 
 def _figures(it: Stand) -> dict[str, float]:
     wanted = "waits|creations|agent_calls|dials|store_backlog|links_up"
-    of_workers: dict[tuple[str, str], float] = {}
-    text = ""
-    for _ in range(_LOOKS):  # each is answered by any of the workers, with its own figures
-        text = it.router.get("/metrics").text
-        found = re.findall(r'^prouter_worker_(streams|greenlets)\{worker="(\w+)"\} (\S+)$', text, re.MULTILINE)
-        of_workers.update({(name, worker): float(value) for name, worker, value in found})
-    figures = dict.fromkeys(("streams", "greenlets"), 0.0)
-    for (name, _worker), value in of_workers.items():
-        figures[name] += value
+    text = it.router.get("/metrics").text
+    workers = re.findall(r"^prouter_worker_(streams|greenlets) (\S+)$", text, re.MULTILINE)
     brokers = re.findall(rf"^prouter_broker_({wanted}) (\S+)$", text, re.MULTILINE)
-    return {**figures, **{name: float(value) for name, value in brokers}}
+    return {name: float(value) for name, value in workers + brokers}
 
 
 def _command(pid: int) -> str:

@@ -8,54 +8,22 @@ they have either answered or asked. Their caches are warm: each was asked about 
 from __future__ import annotations
 
 import json
-import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from websockets.sync.server import serve
 
 from tests.support.broker_relay import BrokerRelay
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.worker_clients import clients_of_workers
 
 WORKERS = 4
 SERVER = Path(__file__).parents[1] / "jobs" / "websocket_server.py"
-
-
-class Client:
-    """A connection that one of the workers has accepted."""
-
-    def __init__(self, url: str) -> None:
-        host, _, port = url.removeprefix("http://").rpartition(":")
-        self.http = HTTPConnection(host, int(port), timeout=20)
-        self.http.connect()
-        self.http.auto_open = 0  # another connection could be another worker's
-        self.port = self.http.sock.getsockname()[1]
-
-    def send(self, method: str, path: str, body: Any = None) -> None:
-        self.http.request(method, path, None if body is None else json.dumps(body))
-
-    def answer(self) -> tuple[int, Any]:
-        """Status and body, decoded where it is JSON."""
-        response: HTTPResponse = self.http.getresponse()
-        body = response.read()
-        is_json = body and "json" in (response.getheader("Content-Type") or "")
-        return response.status, json.loads(body) if is_json else body.decode()
-
-    @property
-    def answered(self) -> bool:
-        """Whether some of an answer has come."""
-        return bool(select.select([self.http.sock], [], [], 0)[0])
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        self.send(method, path, body)
-        return self.answer()
 
 
 class Stand:
@@ -69,20 +37,7 @@ class Stand:
         self.router, self.agent = router, agent
         self.relay = BrokerRelay(router, WORKERS)
         pids = self.relay.pids
-        clients: dict[int, Client] = {}
-        spare: list[Client] = []
-
-        def found_all() -> bool:
-            client = Client(router.url)
-            client.ask("GET", "/healthz")
-            pid = next(pid for pid in pids if _serves(pid, client.port))
-            if clients.setdefault(pid, client) is not client:
-                spare.append(client)  # kept: the next one goes to a worker that has fewer
-            return len(clients) == WORKERS
-
-        wait_until(found_all)
-        for client in spare:
-            client.http.close()
+        clients = clients_of_workers(router, pids)
         (first, self.first), *others = clients.items()
         self.pids = [pid for pid in clients if pid != first]
         self.others = [client for _, client in others]
@@ -121,12 +76,6 @@ class Stand:
         for client in (self.first, *self.others):
             client.http.close()
         self.relay.close()
-
-
-def _serves(pid: int, client_port: int) -> bool:
-    return any(
-        found.raddr and found.raddr[1] == client_port for found in psutil.Process(pid).net_connections(kind="tcp")
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import falcon.testing
 import gevent
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
 
 from prouter.api import responses
 from prouter.api.app import create_app
@@ -137,20 +138,49 @@ def test_readiness_follows_the_broker_and_draining(client: Client, router: Stand
 
 
 def test_metrics_hold_the_brokers_and_the_workers_figures(client: Client, router: StandInRouter) -> None:
-    router.answers["stats"] = {"metrics": {"links": 3, "jobs.running": 2}}
-    client.simulate_get("/healthz")
-    lines = client.simulate_get("/metrics").text.splitlines()
-    assert "prouter_broker_links 3" in lines
-    assert "prouter_broker_jobs_running 2" in lines
-    assert f'prouter_worker_streams{{worker="{router.uid}"}} 0' in lines
-    assert f'prouter_worker_requests_total{{worker="{router.uid}",method="GET",status="2xx"}} 1' in lines
+    router.answers["stats"] = {"metrics": {"links.up": 3, "jobs.RUNNING": 2, "cpu_seconds": 1.5, "total.new": 7}}
+    before = samples(client.simulate_get("/metrics").text)
+    client.simulate_get("/nowhere")
+    result = client.simulate_get("/metrics")
+    assert result.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found = samples(result.text)
+    assert found["prouter_broker_up"] == 1
+    assert found["prouter_broker_links_up"] == 3
+    assert found["prouter_broker_jobs_RUNNING"] == 2
+    assert found["prouter_broker_cpu_seconds_total"] == 1.5
+    assert found["prouter_broker_new_total"] == 7, "a figure that this worker does not know"
+    assert found["prouter_broker_floods_total"] == 0, "a counter is there before it counts"
+    assert found["prouter_worker_streams"] == 0
+    for status, more in ("2xx", 1), ("4xx", 1):
+        name = f'prouter_worker_requests_total{{method="GET",status="{status}",to="api"}}'
+        assert found[name] == before.get(name, 0) + more
+    count = 'prouter_worker_response_seconds_count{to="api"}'
+    assert found[count] == before[count] + 2
+    assert found[count] == found['prouter_worker_response_seconds_bucket{le="+Inf",to="api"}']
     router.answers["stats"] = AgentUnavailable("away")
-    assert "# TYPE prouter_broker_links gauge" in lines
-    assert "# TYPE prouter_worker_requests_total counter" in lines
-    names = [line.split()[2] for line in lines if line.startswith("#")]
-    assert len(names) == len(set(names)), "samples of a metric stand together"
-    assert {re.split("[{ ]", line)[0] for line in lines if not line.startswith("#")} == set(names)
-    assert "prouter_broker_up 0" in client.simulate_get("/metrics").text.splitlines()
+    assert samples(client.simulate_get("/metrics").text)["prouter_broker_up"] == 0
+
+
+def samples(text: str) -> dict[str, float]:
+    """By name and labels; read by Prometheus's own rules."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation, family.name
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_metrics_come_in_openmetrics_for_who_prefers_that(client: Client, router: StandInRouter) -> None:
+    router.answers["stats"] = {"metrics": {"links.up": 3, "total.links_up": 4}}
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    result = client.simulate_get("/metrics", headers=accept)
+    assert result.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name: family.type for family in openmetrics.text_string_to_metric_families(result.text)}  # type: ignore[no-untyped-call]
+    assert families["prouter_worker_requests"] == "counter"
+    assert families["prouter_worker_response_seconds"] == "histogram"
+    assert families["prouter_broker_links_up"] == "gauge"
 
 
 def test_the_dashboard_is_a_page_of_its_own(client: Client) -> None:

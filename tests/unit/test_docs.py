@@ -41,7 +41,8 @@ def test_the_index_lists_every_page() -> None:
     assert {page for page in PAGES if page.is_relative_to(index.parent) and page != index} <= listed
 
 
-def test_every_configuration_key_is_documented() -> None:
-    tool = ROOT / "tools" / "document_configuration.py"
+@pytest.mark.parametrize("tool", ["document_configuration.py", "document_metrics.py"])
+def test_tables_that_are_made_from_code_are_up_to_date(tool: str) -> None:
+    tool = str(ROOT / "tools" / tool)
     result = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from prouter.api.figures import API
 from prouter.api.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
 from prouter.api.proxy.forwarded import as_seen_by_the_client, hosts_used
@@ -68,6 +69,7 @@ class _Body(io.RawIOBase):
 class AdminExchange:
     """One request to the WSGI app; see the module's docstring."""
 
+    recipient = API
     half_close = False
     """A client that has ended its side may be gone; the connection finds out."""
 

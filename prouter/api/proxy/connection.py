@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import monkey
 
+from prouter.api import figures
+from prouter.api.figures import API
 from prouter.api.proxy.forwarded import Origin
 from prouter.api.proxy.half_closed import HalfClosed
 from prouter.api.proxy.heads import RequestHead, may_become_request, parse_request
@@ -77,6 +79,10 @@ class ClientExchange(Protocol):
         """Whether it can go on only when the client sends more of the request, of whose answer nothing was sent."""
 
     @property
+    def recipient(self) -> int:
+        """`prouter.api.figures.API` or ``JOB``: as whose its answer counts."""
+
+    @property
     def half_close(self) -> bool:
         """Whether a client that has ended its sending side counts as there, whatever the connection thinks."""
 
@@ -101,6 +107,7 @@ class ClientConnection:
 
     Attributes:
         buffer: bytes received and not used yet.
+        began: when the request being answered came, or the connection.
         exchange: the request being answered, None between requests.
         alive: whether bytes can still be written.
         moved_at: monotonic time at which the request began, or the last KiB of it or its answer had passed.
@@ -121,6 +128,7 @@ class ClientConnection:
         "_socket",
         "_writer",
         "alive",
+        "began",
         "buffer",
         "deadline",
         "exchange",
@@ -137,6 +145,7 @@ class ClientConnection:
         self.origin = origin
         self.buffer = b""
         self.exchange: ClientExchange | None = None
+        self.began = time.monotonic()
         self.alive = True
         self.idle_since = self.moved_at = now = time.monotonic()
         self.deadline = now + server.head_timeout
@@ -380,6 +389,9 @@ class ClientConnection:
             error.detail,
         )
         head_only = head is not None and head.method == b"HEAD"
+        recipient = API if self.exchange is None else self.exchange.recipient
+        method, seconds = (head.method, time.monotonic() - self.began) if head is not None else (b"", 0.0)
+        figures.current().answered(recipient, method, error.status, seconds)
         self.write(
             error_response(error, accept=accept, head_only=head_only, request_id=name_of_request, close=not keep_alive)
         )

@@ -20,7 +20,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from prouter.api import figures
 from prouter.api.client import JobRoute
+from prouter.api.figures import JOB
 from prouter.api.proxy.answer_heads import AnswerHeads
 from prouter.api.proxy.bodies import AnswerBody, RequestBody
 from prouter.api.proxy.chunked import ChunkError
@@ -72,6 +74,7 @@ class ProxyExchange:
         own_host: whether it was asked for by the job's own host name, where targets have no prefix.
     """
 
+    recipient = JOB
     half_close = False
     """A client that has ended its side may be gone; the connection finds out."""
 
@@ -320,11 +323,16 @@ class ProxyExchange:
         if head.status == 101:
             self._start_tunnel(head, rest, size)
             return
+        self._count(head)
         self._body = body = AnswerBody(self.head, head)
         # Who is answered before all of the request has come is told to send the next elsewhere (RFC 9112 section 9.6).
         lasting = self.head.keep_alive and self._upload.over and not body.until_close
         self._keep_alive = lasting and not self.server.draining
         self._relay(rest, size, self._render(head, chunked=body.chunked))
+
+    def _count(self, head: ResponseHead) -> None:
+        began = self.client.began
+        figures.current().answered(JOB, self.head.method, head.status, time.monotonic() - began)
 
     def _render(self, head: ResponseHead, *, chunked: bool) -> bytes:
         return response_to_client(
@@ -374,6 +382,7 @@ class ProxyExchange:
             self._answer = None
             self.fail(JobUnreachable("the job switched protocols unasked", code="bad_response"))
             return
+        self._count(head)
         upstream = self.upstream
         assert upstream is not None
         self.client.write(self._render(head, chunked=False) + rest, upstream.stream, size)

@@ -181,6 +181,7 @@ class ProxyServer:
             looped: whether the request has come through this router before.
         """
         self.requests += 1
+        connection.began = time.monotonic()
         if looped:
             connection.fail(LoopDetected(_LOOP), head)
             return

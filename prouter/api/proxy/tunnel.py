@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from prouter.api.figures import JOB
 from prouter.api.proxy.connection import ClientConnection
 from prouter.api.proxy.upstream import Upstream
 from prouter.fabric.stream import Direction
@@ -33,6 +34,7 @@ class Tunnel:
 
     __slots__ = ("_client", "_pending", "_server", "_upstream")
 
+    recipient = JOB
     half_close = True
     awaits_client = False
     """Each side may end on its own."""

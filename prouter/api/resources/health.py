@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import re
-import resource
-import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import falcon
-from greenlet import greenlet
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
-from prouter import __version__
+from prouter.api import figures
 from prouter.api.context import ApiRequest, send_json
-from prouter.api.middleware import RequestLog
+from prouter.api.metrics import families
+from prouter.api.vitals import tell
 from prouter.errors import Overloaded, PRouterError
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ __all__ = ["Health", "Metrics"]
 
 _READY_TIMEOUT = 2.0
 """Seconds the broker may take to answer while the router counts as ready."""
-_NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
-_GROWS = re.compile(r"_total(_|$)|_cpu_seconds$|_messages_|_loop_turns$|_store_(failures|written)$|_events_last$")
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Health:
@@ -57,65 +53,32 @@ class Health:
 
 
 class Metrics:
-    """``/metrics``: the broker's figures, and those of the worker that answers, in Prometheus's text format."""
+    """``/metrics``: the broker's figures and those of all workers, in the format that the client prefers."""
 
-    def __init__(self, router: RouterClient, requests: RequestLog) -> None:
+    def __init__(self, router: RouterClient) -> None:
         self._router = router
-        self._requests = requests
-        self._started = time.time()
 
-    def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
+    def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """All figures; without the broker's when it is away."""
-        text = _Exposition()
-        text.add("prouter_info", 1, version=__version__)
+        board = figures.current()
+        board.ask()
+        tell(board, self._router)
         try:
             broker = self._router.call("stats", {}, timeout=2)["metrics"]
-            text.add("prouter_broker_up", 1)
-            for name, value in sorted(broker.items()):
-                text.add(f"prouter_broker_{_name(name)}", value)
         except PRouterError:
-            text.add("prouter_broker_up", 0)
-        worker = self._router.uid
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        figures = {
-            **self._router.stats(),
-            "greenlets": _greenlets(),
-            "start_time_seconds": self._started,
-            "cpu_seconds_total": usage.ru_utime + usage.ru_stime,
-            "max_resident_memory_bytes": usage.ru_maxrss * 1024,
-        }
-        for name, value in sorted(figures.items()):
-            text.add(f"prouter_worker_{_name(name)}", value, worker=worker)
-        for (method, status), count in sorted(self._requests.answered.items()):
-            text.add("prouter_worker_requests_total", count, worker=worker, method=method, status=status)
-        resp.content_type = _METRICS_TYPE
-        resp.data = text.encode()
+            broker = None
+        totals = board.totals()
+        encode, resp.content_type = choose_encoder(req.get_header("Accept") or "")
+        resp.data = encode(_Registry(families(totals, broker)))
+
+    on_head = on_get
 
 
-class _Exposition:
-    """Prometheus's text format; samples of one metric are added one after the other."""
+class _Registry:
+    """What prometheus_client takes metrics from."""
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._last = ""
+    def __init__(self, found: Iterable[Metric]) -> None:
+        self._found = found
 
-    def add(self, name: str, value: float, **labels: str) -> None:
-        """A sample; figures that only grow are known by their names."""
-        if name != self._last:
-            self._last = name
-            self._lines.append(f"# TYPE {name} {'counter' if _GROWS.search(name) else 'gauge'}")
-        shown = ",".join(f'{label}="{text}"' for label, text in labels.items())
-        self._lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
-
-    def encode(self) -> bytes:
-        """The whole page."""
-        return ("\n".join(self._lines) + "\n").encode("utf-8")
-
-
-def _greenlets() -> int:
-    """Greenlets that live in this process; what existed when it began to serve (`gc.freeze`) is not looked at."""
-    return sum(issubclass(type(thing), greenlet) and not thing.dead for thing in gc.get_objects())
-
-
-def _name(name: str) -> str:
-    return _NOT_A_NAME.sub("_", name)
+    def collect(self) -> Iterable[Metric]:
+        return self._found
