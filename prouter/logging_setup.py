@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
+from typing import Any
 
 from prouter.config import Log
 
 __all__ = ["configure_logging"]
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What ends a line or steers a terminal."""
 _LEVELS = {"fatal": logging.CRITICAL}
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + _CONTROL.sub(_escaped, line) for line in text.split("\n"))
 
 
 class _TextFormatter(logging.Formatter):
@@ -21,6 +33,18 @@ class _TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The event on one line, whatever the texts in it hold: nobody writes events of their own."""
+        return _CONTROL.sub(_escaped, super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, each line indented: an error's text may hold anything, but no line that looks like an event."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        """The same for stacks."""
+        return _indented(super().formatStack(stack_info))
 
 
 class _JsonFormatter(logging.Formatter):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import signal
 import unicodedata
 from collections.abc import Callable
@@ -36,6 +37,7 @@ __all__ = [
     "StopRequest",
     "digest",
     "explain",
+    "signal_number",
     "validated",
 ]
 
@@ -72,6 +74,11 @@ _EXPLAINED = 10
 """Wrong keys that an error names."""
 _EXPLANATION = 300
 """Characters of what it says of each."""
+
+
+_REAL_TIME = re.compile(r"SIG(?:RTMIN\+(\d{1,2})|RTMAX-(\d{1,2}))", re.ASCII)
+_SHOWN_SIGNAL = 40
+"""Characters of an unknown signal that the error repeats."""
 
 
 def _no_nul(text: str) -> str:
@@ -149,11 +156,26 @@ def _readiness(text: str) -> str:
     raise ValueError("must be 'tcp', 'http' or a path that starts with '/'")
 
 
+def signal_number(name: str) -> int:
+    """The number of a signal: ``SIGTERM``, or a real-time one as ``SIGRTMIN+n`` or ``SIGRTMAX-n``.
+
+    Raises:
+        ValueError: there is no such signal.
+    """
+    known = signal.Signals.__members__.get(name)
+    if known is not None:
+        return known
+    match = _REAL_TIME.fullmatch(name)
+    number = (signal.SIGRTMIN + int(match[1]) if match[1] else signal.SIGRTMAX - int(match[2])) if match else -1
+    if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+        raise ValueError(f"unknown signal {name[:_SHOWN_SIGNAL]!a}")
+    return number
+
+
 def _signal_name(text: str) -> str:
     name = text.upper()
     name = name if name.startswith("SIG") else f"SIG{name}"
-    if name not in signal.Signals.__members__:
-        raise ValueError(f"unknown signal '{text}'")
+    signal_number(name)
     return name
 
 
@@ -316,7 +338,9 @@ class RunRequest(StartRequest):
 class SignalRequest(_Body):
     """Body of POST JOB_PATH/signal."""
 
-    signal: SignalName = Field(description="Name of the signal, with or without SIG.", examples=["TERM", "SIGUSR1"])
+    signal: SignalName = Field(
+        description="Name of the signal, with or without SIG.", examples=["TERM", "SIGUSR1", "SIGRTMIN+3"]
+    )
 
 
 class BridgeRequest(_Body):
@@ -324,8 +348,7 @@ class BridgeRequest(_Body):
 
     url: Text = Field(
         max_length=_MAX_URL,
-        pattern=r"^wss?://",
-        description="WebSocket to bridge the job's with.",
+        description="WebSocket to bridge the job's with: a ws, wss, http or https URL.",
         examples=["ws://host:1/x"],
     )
 

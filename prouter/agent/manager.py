@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal as signals
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,7 +32,7 @@ from prouter.agent.starting import Starter
 from prouter.agent.watch import Watch
 from prouter.errors import Conflict, InvalidRequest, KeyReused, LimitReached, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.requests import Limits, SignalRequest, StartRequest, digest, validated
+from prouter.requests import Limits, SignalRequest, StartRequest, digest, signal_number, validated
 
 __all__ = ["JobManager"]
 
@@ -262,7 +261,7 @@ class JobManager:
             InvalidRequest: there is no such signal.
             Conflict: the job does not run.
         """
-        number = signals.Signals[validated(SignalRequest, {"signal": name}).signal]
+        number = signal_number(validated(SignalRequest, {"signal": name}).signal)
         job = self._job(uid)
         if not job.alive:
             raise _not_running(job)

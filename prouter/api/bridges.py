@@ -25,13 +25,12 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 from websockets.sync.client import ClientConnection, connect
-from websockets.uri import parse_uri
 
+from prouter.api.bridge_urls import masked, websocket_url
 from prouter.api.client import JobRoute, RouterClient
 from prouter.errors import (
     AgentUnavailable,
     Conflict,
-    InvalidRequest,
     JobStarting,
     JobUnreachable,
     NotFound,
@@ -77,6 +76,7 @@ class Bridge:
         uid: names it in the API.
         job: uid of the job.
         url: where its other end is connected to.
+        shown: the same for people, without secrets.
         since: epoch seconds of its beginning.
     """
 
@@ -85,7 +85,8 @@ class Bridge:
         self.connection = route.connection
         self.job = route.record.uid
         self.path = path
-        self.url = url
+        self.url = websocket_url(url)
+        self.shown = masked(url)
         self.since = time.time()
         self._stream: StreamIO | None = None
         self._ours: socket.socket | None = None
@@ -101,7 +102,7 @@ class Bridge:
             "connection": self.connection,
             "job": self.job,
             "path": self.path,
-            "url": self.url,
+            "url": self.shown,
             "since": self.since,
         }
 
@@ -131,7 +132,7 @@ class Bridge:
         try:
             self._other_side = self._connect(self.url, None, _KEEPALIVE)
         except (OSError, ValueError, WebSocketException) as error:
-            raise JobUnreachable(f"{self.url} cannot be opened: {error}", code="url_unreachable") from error
+            raise JobUnreachable(f"{self.shown} cannot be opened: {error}", code="url_unreachable") from error
 
     def run(self) -> None:
         """Pass messages both ways until one side closes, then close the other alike."""
@@ -255,10 +256,10 @@ class Bridges:
         """Connect to the job, then, in the background, to `url`, and bridge them. Blocks until the job is connected.
 
         Raises:
-            InvalidRequest: the url is no ws or wss URL.
+            InvalidRequest: no WebSocket server can be reached at the url.
             PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
-        _check_url(url)
+        websocket_url(url)
         route = self._client.usable_route(connection, job, _obstacle)
         bridge = Bridge(route, path, url)
         bridge.open_job_side(self._client)
@@ -277,7 +278,7 @@ class Bridges:
             gevent.spawn(bridge.close)
 
     def _run(self, bridge: Bridge) -> None:
-        log.info("event=bridge_opened bridge=%s job=%s url=%s", bridge.uid, bridge.job, bridge.url)
+        log.info("event=bridge_opened bridge=%s job=%s url=%s", bridge.uid, bridge.job, bridge.shown)
         try:
             bridge.open_other_side()
             bridge.run()
@@ -291,14 +292,6 @@ class Bridges:
             self._bridges.pop(bridge.uid, None)
             self._client.bridges_changed()
             log.info("event=bridge_ended bridge=%s job=%s", bridge.uid, bridge.job)
-
-
-def _check_url(url: str) -> None:
-    """Raise InvalidRequest for what no WebSocket server can be reached at."""
-    try:
-        parse_uri(url)
-    except (ValueError, WebSocketException) as error:
-        raise InvalidRequest(f"Invalid request: url must be a whole ws:// or wss:// URL: {error}") from error
 
 
 def _obstacle(route: JobRoute) -> PRouterError | None:

@@ -177,6 +177,19 @@ def test_signals_and_usage(router: Router, path: str) -> None:
     assert router.post(path + "/wait").json()["reason"] in ("exited", "signaled")
 
 
+def test_a_real_time_signal_goes_by_the_name_it_is_reported_by(router: Router, agent: Agent) -> None:
+    for number, (name, reported) in enumerate({"RTMIN+3": "SIGRTMIN+3", "SIGRTMAX-1": "SIGRTMIN+29"}.items()):
+        path = router.create(agent.uid, f"signalled-{number}")
+        router.start(path, ["sleep", "60"], **NO_PORT)
+        assert router.post(path + "/signal", {"signal": name}).status_code == 200
+        ended = router.post(path + "/wait").json()
+        assert (ended["reason"], ended["signal"]) == ("signaled", reported)
+        again = router.create(agent.uid, f"signalled-{number}-again")
+        router.start(again, ["sleep", "60"], **NO_PORT)
+        assert router.post(again + "/signal", {"signal": ended["signal"]}).status_code == 200
+        assert router.post(again + "/wait").json()["signal"] == reported
+
+
 def test_jobs_are_listed_in_pages(router: Router, agent: Agent) -> None:
     name = uuid.uuid4().hex
     paths = [router.create(agent.uid, name) for _ in range(5)]

@@ -204,7 +204,7 @@ def test_bridges_are_listed_and_ended(router: Router, job: str, peer: Peer) -> N
     wait_until(lambda: len(listed(router, job)) == 4)
     found = listed(router, job)
     assert {entry["uid"]: entry["path"] for entry in found} == dict(zip(uids, paths, strict=True))
-    assert {entry["url"] for entry in found} == {peer.url}
+    assert {entry["url"] for entry in found} == {peer.url.replace("?a=1", "?***")}
     assert {entry["job"] for entry in found} == {job.rpartition("/")[2]}
     assert all(entry["since"].endswith("Z") for entry in found)
     assert requests.delete(f"{router.url}{job}/wsconnect/{uids[0]}", timeout=30).status_code == 204
@@ -227,11 +227,57 @@ def test_a_url_that_does_not_answer_closes_the_jobs_side(router: Router, job: st
     wait_until(lambda: not listed(router, job))
 
 
-@pytest.mark.parametrize("url", ["http://x/", "ftp://x", "", "ws:/x", "ws://", "ws://[bad", "ws://h:99999/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x",
+        "",
+        "ws:/x",
+        "ws://",
+        "http:///x",
+        "ws://[bad",
+        "ws://h:99999/",
+        "ws://h/#f",
+        "ws://user@h/",
+        "ws://h/a b",
+        "ws://h/x\r\n2026-01-01T00:00:00.000Z CRITICAL prouter.broker[1] event=forged",
+        "ws://h/\u2028x",
+        "http://h\n/",
+        "ws://h/\x1b[2J",
+    ],
+)
 def test_other_urls_are_refused(router: Router, job: str, url: str) -> None:
     answer = router.post(f"{job}/wsconnect/echo", {"url": url})
     assert answer.status_code == 400
-    assert "Invalid request" in answer.json()["detail"]
+    assert "Invalid request: url must be a whole ws://, wss://, http:// or https:// URL" in answer.json()["detail"]
+    assert "event=forged" not in router.log.read_text()
+
+
+def test_http_urls_are_websockets_too(router: Router, job: str, peer: Peer) -> None:
+    bridge(router, job, "/echo", peer.url.replace("ws://", "HTTP://"))
+    with peer.next() as ws:
+        ws.send("hello")
+        assert ws.recv(timeout=10) == "hello"
+
+
+def test_secrets_of_a_url_are_in_no_log_list_or_error(router: Router, job: str, peer: Peer) -> None:
+    secret = peer.url.replace("ws://", "ws://user:s3cret@").replace("a=1", "token=s3cret")
+    bridge(router, job, "/echo", secret)
+    with peer.next() as ws:
+        assert ws.request.headers["Authorization"].startswith("Basic ")
+        assert ws.request.path.endswith("?token=s3cret")
+        found = listed(router, job)
+        assert [entry["url"] for entry in found] == [
+            secret.replace("user:s3cret", "***").replace("token=s3cret", "***")
+        ]
+    path = f"/silent?{uuid.uuid4().hex}"
+    bridge(router, job, path, "ws://user:s3cret@127.0.0.1:9/x?token=s3cret")
+    assert "ws://***@127.0.0.1:9/x?***" in ended(router, job, path)["reason"]
+    refused = router.post(f"{job}/wsconnect/echo", {"url": "ws://user:s3cret@h/?token=s3cret#f"})
+    assert refused.status_code == 400
+    assert "s3cret" not in refused.text
+    assert "event=bridge_failed" in router.log.read_text()
+    assert "s3cret" not in router.log.read_text()
 
 
 def test_a_job_without_a_websocket_is_told(router: Router, agent: Agent, jobs: Path, peer: Peer) -> None:

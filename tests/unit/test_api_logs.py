@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import falcon.testing
 import gevent
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prouter.api.app import create_app
 from prouter.api.log_tail import LogTail, TailPosition
 from prouter.api.resources import logs
-from prouter.api.resources.logs import EventLog
+from prouter.api.resources.logs import EventLog, utf8_runs
 from tests.support.api_stand import CONNECTION, JOB, PATH, StandInRouter, StandInServer, job_info
 from tests.support.loopback import wait_for
 
@@ -58,6 +61,59 @@ def content(found: list[dict[str, Any]]) -> bytes:
             log += data["text"].encode() if "text" in data else base64.b64decode(data["base64"])
             assert int(event["id"]) == len(log)
     return log
+
+
+@given(st.lists(st.one_of(st.text().map(str.encode), st.binary(max_size=8))).map(b"".join))
+def test_runs_are_the_bytes_in_order(data: bytes) -> None:
+    runs, rest = utf8_runs(data)
+    assert joined(runs) + rest == data
+    assert all(runs)
+    assert len(rest) < 4
+
+
+def joined(runs: list[str | bytes]) -> bytes:
+    return b"".join(run.encode() if isinstance(run, str) else run for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("data", "runs", "rest"),
+    [
+        (b"", [], b""),
+        ("grün".encode(), ["grün"], b""),
+        (b"a\xffb", ["a", b"\xff", "b"], b""),
+        (b"\xff\xfe", [b"\xff\xfe"], b""),
+        (b"a\xe2\x82", ["a"], b"\xe2\x82"),
+        (b"a\xe2\x28b", ["a", b"\xe2", "(b"], b""),
+        (b"\xed\xb2\x80", [b"\xed\xb2\x80"], b""),
+        (b"a\xc0\x80b", ["a", b"\xc0\x80", "b"], b""),
+    ],
+)
+def test_only_bad_bytes_are_no_text(data: bytes, runs: list[str | bytes], rest: bytes) -> None:
+    assert utf8_runs(data) == (runs, rest)
+
+
+def test_one_bad_byte_leaves_the_rest_of_a_large_piece_text() -> None:
+    runs, _ = utf8_runs(b"x" * 40000 + b"\xff" + b"y" * 20000)
+    assert runs == ["x" * 40000, b"\xff", "y" * 20000]
+
+
+def test_binary_data_become_few_events() -> None:
+    data = random.Random(1).randbytes(65536)
+    runs, rest = utf8_runs(data)
+    assert len(runs) < 100
+    assert joined(runs) + rest == data
+
+
+def test_every_id_of_a_log_with_bad_bytes_resumes_exactly(client: Client, router: StandInRouter) -> None:
+    router.agent.log = b"one\n\xff\xfetwo \xe2\x82\xac\n" * 3 + b"\xe2"
+    found = events(client.simulate_get(LOG, headers=SSE).text)
+    assert content(found) == router.agent.log
+    assert sum("base64" in event["data"] for event in found) == 4
+    for event in found[:-1]:
+        again = events(client.simulate_get(LOG, headers={**SSE, "Last-Event-ID": event["id"]}).text)
+        told = [one["data"] for one in again if one["event"] == "log"]
+        rest = b"".join(one["text"].encode() if "text" in one else base64.b64decode(one["base64"]) for one in told)
+        assert rest == router.agent.log[int(event["id"]) :]
 
 
 def test_a_whole_log(client: Client) -> None:

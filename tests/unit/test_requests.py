@@ -20,6 +20,7 @@ from prouter.requests import (
     SignalRequest,
     StartRequest,
     StopRequest,
+    signal_number,
     validated,
 )
 
@@ -176,10 +177,20 @@ def test_signals_go_by_name(name: str) -> None:
     assert validated(SignalRequest, {"signal": name}).signal == "SIGTERM"
 
 
-@pytest.mark.parametrize("name", ["", "SIG", "NOPE", "15", 15, None])
+@pytest.mark.parametrize(
+    "name",
+    ["", "SIG", "NOPE", "15", 15, None, "RTMIN+31", "RTMAX-31", "RTMIN-1", "RTMIN+", "RTMIN+٣", "TERM+1", "x" * 9999],
+)
 def test_unknown_signals_are_refused(name: object) -> None:
     with pytest.raises(InvalidRequest):
         validated(SignalRequest, {"signal": name})
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("RTMIN", 34), ("sigrtmin+0", 34), ("SIGRTMIN+3", 37), ("RTMAX-2", 62), ("RTMIN+30", 64)]
+)
+def test_real_time_signals_have_names(name: str, number: int) -> None:
+    assert signal_number(validated(SignalRequest, {"signal": name}).signal) == number
 
 
 def test_stop_has_a_grace() -> None:

@@ -259,7 +259,7 @@ class AdminExchange:
             return
         except Exception as error:
             level = error.level if isinstance(error, PRouterError) else logging.ERROR
-            log.log(level, "event=request_failed target=%r", head.target, exc_info=True)
+            log.log(level, "event=request_failed path=%r", head.target.partition(b"?")[0], exc_info=True)
             if answer.head_sent:
                 client.abort()
                 return

@@ -19,10 +19,16 @@ from prouter.errors import InvalidRequest, NotFound, PRouterError
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
 
-__all__ = ["EventLog", "Logs", "PlainLog"]
+__all__ = ["EventLog", "Logs", "PlainLog", "utf8_runs"]
 
 _NAMES = ("stdout", "stderr")
 _EVENT_ID = re.compile(r"(\d{1,18})(\.end)?")
+_RUN = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+"""Bytes that are no UTF-8, as Python's ``surrogateescape`` shows them, or text."""
+_BAD_RUNS = 64
+"""Runs of bad bytes in one piece of a log that are told exactly."""
+_NEAR = 256
+"""Characters between bad bytes that are no run of their own where there are more of these."""
 _PATIENCE = 5.0
 """Seconds between looks whether the router drains."""
 _ENDING = ("state", "exit_code", "signal", "reason", "error")
@@ -91,12 +97,39 @@ class PlainLog:
         self._tail.close()
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def utf8_runs(data: bytes) -> tuple[list[str | bytes], bytes]:
+    """Split bytes into texts, the bytes between them that are no UTF-8, and the beginning of a character at the end.
+
+    Where there are many bad bytes, those close to each other are one run with what is between them, so that binary data
+    become no multitude of tiny events.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text = decoder.decode(data)
+    runs = _RUN.findall(text)
+    many = len(runs) > 2 * _BAD_RUNS
+    found: list[str | bytearray] = []
+    for position, run in enumerate(runs):
+        bad = "\udc80" <= run[0] <= "\udcff"
+        between = many and position < len(runs) - 1 and len(run) < _NEAR
+        last = found[-1] if found else ""
+        if isinstance(last, bytearray) and (bad or between):
+            last += run.encode("utf-8", "surrogateescape")
+        else:
+            found.append(bytearray(run.encode("utf-8", "surrogateescape")) if bad else run)
+    return [bytes(run) if isinstance(run, bytearray) else run for run in found], decoder.getstate()[0]
+
+
 class EventLog:
     """Response body: the log as events.
 
     Each event's id is the position after its bytes. Its data has ``offset``, the position of its first byte, and
-    ``text``, or ``base64`` where the bytes are no UTF-8. The last event is ``end``, which tells how the job stands, or
-    ``error``. While the router drains it ends without one, so that the client connects again and resumes elsewhere.
+    ``text``, or ``base64`` for bytes that are no UTF-8: these alone, unless there are very many. The last event is
+    ``end``, which tells how the job stands, or ``error``. While the router drains it ends without one, so that the
+    client connects again and resumes elsewhere.
     """
 
     def __init__(self, tail: LogTail, draining: Callable[[], bool]) -> None:
@@ -146,16 +179,14 @@ class EventLog:
         data = self._rest + data
         first = start - len(self._rest)
         self._position = self._tail.offset
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            text = decoder.decode(data)
-        except UnicodeDecodeError:
-            self._rest = b""
-            return self._log_event(first, {"base64": base64.b64encode(data).decode("ascii")}, self._tail.offset)
-        self._rest = decoder.getstate()[0]
-        if not text:
-            return sse.COMMENT
-        return self._log_event(first, {"text": text}, self._tail.offset - len(self._rest))
+        runs, self._rest = utf8_runs(data)
+        events = []
+        for content in runs:
+            size = len(content) if isinstance(content, bytes) else len(content.encode())
+            shown = {"base64": _base64(content)} if isinstance(content, bytes) else {"text": content}
+            events.append(self._log_event(first, shown, first + size))
+            first += size
+        return b"".join(events) or sse.COMMENT
 
     def _log_event(self, first: int, content: dict[str, Any], after: int) -> bytes:
         return sse.event("log", {"offset": first, **content}, after)
@@ -165,7 +196,7 @@ class EventLog:
         rest, self._rest = self._rest, b""
         if not rest:
             return b""
-        content = {"base64": base64.b64encode(rest).decode("ascii")}
+        content = {"base64": _base64(rest)}
         return self._log_event(self._position - len(rest), content, self._position)
 
     def _end(self) -> bytes:

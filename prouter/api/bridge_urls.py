@@ -1,0 +1,49 @@
+"""Addresses of the servers that bridges lead to: checked, and shown without what they hold of secrets."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from websockets.exceptions import InvalidURI, WebSocketException
+from websockets.uri import parse_uri
+
+from prouter.errors import InvalidRequest
+
+__all__ = ["masked", "websocket_url"]
+
+_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+_HIDDEN = "***"
+
+
+def websocket_url(url: str) -> str:
+    """`url` as a ``ws`` or ``wss`` URL that a client can connect to; ``http`` and ``https`` stand for these.
+
+    Raises:
+        InvalidRequest: no WebSocket server can be reached at it. The text does not repeat it: it may hold a password.
+    """
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise _wrong("it holds a space, a line break or another control character")
+    scheme, separator, rest = url.partition("://")
+    known = _SCHEMES.get(scheme.lower()) if separator else None
+    if known is None:
+        raise _wrong("it does not begin with one of these")
+    found = f"{known}://{rest}"
+    try:
+        parse_uri(found)
+    except InvalidURI as error:
+        raise _wrong(error.msg) from None
+    except (ValueError, WebSocketException) as error:
+        raise _wrong(str(error)) from None
+    return found
+
+
+def _wrong(why: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid request: url must be a whole ws://, wss://, http:// or https:// URL: {why}")
+
+
+def masked(url: str) -> str:
+    """`url`, or a path, for logs, lists and error texts: user information and the query may be passwords or tokens."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    shown = parts._replace(netloc=f"{_HIDDEN}{at}{host}" if user or at else host, query="", fragment="").geturl()
+    return f"{shown}?{_HIDDEN}" if parts.query else shown
