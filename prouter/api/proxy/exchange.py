@@ -29,8 +29,9 @@ from prouter.api.proxy.chunked import ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
 from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
-from prouter.api.proxy.mapping import Site, below, local_host, self_names
+from prouter.api.proxy.mapping import Site
 from prouter.api.proxy.pages import redirect
+from prouter.api.proxy.placing import beside_its_root, site, target_of_job
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import Upstream
@@ -136,12 +137,12 @@ class ProxyExchange:
         """Send the request to the job."""
         self.route = route
         head = self.head
-        if self._base_missing(route):
+        if beside_its_root(route, head, self.target, own_host=self.own_host):
             self._redirect(route.prefix + b"/" + self.target.lstrip(b"/"))
             return
         self._request = request_to_job(
             head,
-            self._target(route),
+            target_of_job(route, self.target, own_host=self.own_host),
             b"" if self.own_host else route.prefix,
             self.client.origin,
             site=self._site,
@@ -149,31 +150,6 @@ class ProxyExchange:
             mark=self.server.mark,
         )
         self._connect(self._request, fresh=bool(head.upgrade))
-
-    def _target(self, route: JobRoute) -> bytes:
-        """The target as the job knows it.
-
-        On a host name of its own a job has its root at ``/``. One that keeps its prefix serves below that there, too;
-        one that does not may name it in its links all the same.
-        """
-        target, prefix = self.target, route.prefix
-        keep = route.record.path_mode == "keep"
-        if self.own_host:
-            if keep and _is_root(target):
-                target = prefix + target
-            elif not keep and below(target, prefix):
-                target = target[len(prefix) :]
-        elif keep:
-            target = prefix + target
-        return target if target[:1] == b"/" or target == b"*" else b"/" + target
-
-    def _base_missing(self, route: JobRoute) -> bool:
-        """Whether a page would be asked for beside the job's root, so that its relative links would lead astray."""
-        if self.head.method not in (b"GET", b"HEAD") or self.head.upgrade:
-            return False
-        if self.own_host:
-            return route.record.path_mode == "keep" and _is_root(self.target)
-        return route.record.path_mode != "keep" and self.target[:1] in (b"", b"?")
 
     @property
     def waiting(self) -> bool:
@@ -346,20 +322,8 @@ class ProxyExchange:
 
     def _site(self) -> Site:
         """Where the job is, for this request."""
-        route = self.route
-        assert route is not None
-        record, endpoint = route.record, route.record.endpoint or {}
-        hidden = route.prefix if record.path_mode != "keep" else b""
-        port = endpoint.get("port")
-        public = as_seen_by_the_client(self.head, self.client.origin)
-        return Site(
-            prefix=public.prefix if self.own_host else public.prefix + hidden,
-            public=public,
-            names=self_names(port) if port else (),
-            local=local_host(endpoint) if record.host_mode == "local" else b"",
-            hidden=hidden,
-            own_host=self.own_host,
-        )
+        assert self.route is not None
+        return site(self.route, self.head, self.client.origin, own_host=self.own_host)
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:
         """Pass body bytes on, after `before`; `size` stream bytes are consumed once the client's kernel has them."""
@@ -561,10 +525,6 @@ class ProxyExchange:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.discard(code, text)
-
-
-def _is_root(target: bytes) -> bool:
-    return target[:2] in (b"/", b"/?")
 
 
 def ended_error(route: JobRoute) -> JobEnded:
