@@ -8,6 +8,8 @@ they have either answered or asked. Their caches are warm: each was asked about 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -109,6 +111,8 @@ def created_and_started(stand: Stand) -> str:
     path = stand.create()
     start(stand, path)
     stand.warm(path)
+    for client in stand.others:
+        client.ask("GET", path + "/http/")  # leaves a connection to the job that is used again
     return path
 
 
@@ -159,6 +163,23 @@ def test_a_change_of_a_job_is_known_to_every_worker(
     assert [answer[0] for answer in answers] == [status] * len(answers), answers
     assert all(told in json.dumps(answer[1]) for answer in answers), answers
     stand.first.ask("POST", path + "/remove")
+
+
+def test_a_worker_that_stood_still_for_so_long_that_it_was_given_up_knows_what_happened(stand: Stand) -> None:
+    path, ended = stand.create(), created_and_started(stand)
+    stopped, client = stand.pids[0], stand.others[0]
+    told = stand.router.log.read_text().count("event=worker_away")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        client.send("GET", path + "/http/")
+        start(stand, path)
+        stop(stand, ended)
+        wait_until(lambda: stand.router.log.read_text().count("event=worker_away") > told)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert client.answer()[0] == 200
+    assert client.ask("GET", ended + "/http/")[0] == 424
+    assert client.ask("POST", ended + "/wsconnect/x", BRIDGE)[0] == 409
 
 
 def test_a_job_without_a_server_is_told_by_every_worker(stand: Stand) -> None:
