@@ -8,9 +8,11 @@ maps and are rebuilt on the other side by `from_wire`.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, ClassVar
 
 __all__ = [
+    "AgentTimeout",
     "AgentUnavailable",
     "Conflict",
     "Forbidden",
@@ -242,6 +244,14 @@ class JobTimeout(PRouterError):
     level = logging.WARNING
 
 
+class AgentTimeout(PRouterError):
+    """The agent is linked and gave no answer in time."""
+
+    code = "agent_timeout"
+    status = 504
+    level = logging.WARNING
+
+
 class NoSpace(PRouterError):
     """The disk is full, or the sandbox is over its size limit."""
 
@@ -258,6 +268,9 @@ class ProtocolError(PRouterError):
     level = logging.WARNING
 
 
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
 def _classes(base: type[PRouterError]) -> dict[str, type[PRouterError]]:
     found = {base.__name__: base}
     for child in base.__subclasses__():
@@ -266,12 +279,17 @@ def _classes(base: type[PRouterError]) -> dict[str, type[PRouterError]]:
 
 
 def from_wire(wire: dict[str, Any]) -> PRouterError:
-    """Rebuild an error that crossed the fabric; an unknown type becomes a plain `PRouterError`."""
+    """Rebuild an error that crossed the fabric; an unknown type becomes a plain `PRouterError`.
+
+    Codes become header fields and all of it is shown and logged: what is no such thing is left out.
+    """
     cls = _classes(PRouterError).get(str(wire.get("type")), PRouterError)
+    code, job, state, retry_after = (wire.get(name) for name in ("code", "job", "state", "retry_after"))
+    whole = isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool) and 0 <= retry_after < 1e6
     return cls(
         str(wire.get("detail", "unknown error")),
-        job=wire.get("job"),
-        state=wire.get("state"),
-        retry_after=wire.get("retry_after"),
-        code=wire.get("code"),
+        job=job if isinstance(job, str) else None,
+        state=state if isinstance(state, str) else None,
+        retry_after=retry_after if whole else None,
+        code=code if isinstance(code, str) and _CODE.fullmatch(code) else None,
     )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from prouter.api.prefaces import checked_preface, checked_result, patience_for, within
 from prouter.errors import AgentUnavailable, NotFound, ProtocolError, PRouterError
 from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
@@ -19,6 +20,8 @@ __all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", 
 
 log = logging.getLogger("prouter.api")
 
+_SLOW = frozenset({"file.delete"})
+"""Kinds of streams whose preface comes when everything is done, which may be much."""
 SMALL = 64 * 1024
 """Bytes of a request body that are gathered before anything is sent; the agent writes as much without ado."""
 
@@ -51,11 +54,13 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
 class UploadIO(StreamIO):
     """A stream that is written until the agent has its final say, which may come early when it is an error."""
 
-    __slots__ = ("_accepted",)
+    __slots__ = ("_accepted", "_job", "_patience")
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, job: str, patience: float | None) -> None:
         super().__init__(stream)
         self._accepted = False
+        self._job = job
+        self._patience = patience
 
     def on_data(self, data: bytes) -> None:
         """See `StreamHandler`; a writer that waits for room is to look what the agent has to say."""
@@ -72,9 +77,11 @@ class UploadIO(StreamIO):
 
         Raises:
             PRouterError: it refuses.
+            AgentTimeout: it says nothing for too long.
         """
         if not self._accepted:
-            self.read_preface()
+            with within(self._patience, self._job):
+                self.read_preface()
             self._accepted = True
 
     def offer(self, data: bytes) -> bool:
@@ -95,7 +102,8 @@ class UploadIO(StreamIO):
             taken = self.stream.write(view if len(view) <= most else view[:most])
             view = view[taken:]
             if view and not taken and not self._answered():
-                self._wait_writable()
+                with within(self._patience, self._job):
+                    self._wait_writable()
         return True
 
     def _answered(self) -> bool:
@@ -108,15 +116,17 @@ class UploadIO(StreamIO):
             raise self._error()
         return bool(self._chunks) or self._finished
 
-    def result(self) -> dict[str, Any]:
-        """End the writing and wait for what came of it.
+    def result(self, patience: float | None) -> dict[str, Any]:
+        """End the writing and wait for what came of it, for so long.
 
         Raises:
             PRouterError: it failed.
+            AgentTimeout: the agent says nothing for too long.
         """
         self.close()
         self.accept()
-        return self.read_preface()
+        with within(patience, self._job):
+            return self.read_preface()
 
 
 def send_body(
@@ -137,14 +147,16 @@ def send_body(
     size = target["size"]
     small = size is not None and size <= SMALL and not patient
     body = _read_all(read, size) if small else b""
-    io = UploadIO(router.open_stream(route.connection, {"job": route.record.uid, **target}))
+    job, control = route.record.uid, router.config.control
+    io = UploadIO(router.open_stream(route.connection, {"job": job, **target}), job, patience_for(router.config))
     finished = False
     try:
         if small:
             io.offer(body)
         else:
             _send_as_it_comes(io, read, patient)
-        result = io.result()
+        # What was sent may have to be unpacked, or brought to disk.
+        result = checked_result(target, io.result(control.response_timeout or None))
         finished = True
         return result
     except StreamReset as error:
@@ -184,13 +196,18 @@ def open_io(
 
     Raises:
         PRouterError: the agent's error, or no way to it.
+        ProtocolError: the agent's answer makes no sense.
+        AgentTimeout: there is none.
     """
     io = StreamIO(router.open_stream(route.connection, {"job": route.record.uid, **target}, window=window))
     finished = False
     try:
         if close:
             io.close()
-        preface = io.read_preface()
+        slow = target["kind"].removesuffix(".if") in _SLOW
+        patience = router.config.control.response_timeout or None if slow else patience_for(router.config)
+        with within(patience, route.record.uid):
+            preface = checked_preface(target, io.read_preface())
         finished = True
         return io, preface
     except StreamReset as error:
