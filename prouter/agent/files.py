@@ -15,7 +15,7 @@ from typing import Any, final
 from prouter.agent import trees
 from prouter.agent.conditional import check_directory, check_file, etag_of
 from prouter.agent.log_files import LogFiles
-from prouter.agent.log_gaps import LOG_FILES, first_data, gap_marker
+from prouter.agent.log_gaps import COPIED, COPY_END, LOG_FILES, first_data, gap_marker
 from prouter.agent.paths import hidden_name, href, shown, split, text, translated
 from prouter.agent.sandbox import OPEN_DIRECTORY, Sandbox
 from prouter.agent.scratch import SCRATCH_NAME
@@ -24,6 +24,7 @@ from prouter.errors import Conflict, Forbidden, PreconditionFailed
 
 __all__ = ["Entry", "FileHandle", "delete", "etag_of", "list_directory", "mkdir", "open_read", "stat"]
 
+_COPY_MODE = 0o600
 _PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -72,7 +73,7 @@ class FileHandle:
         mode: permission bits.
     """
 
-    def __init__(self, fd: int, sandbox: Sandbox, parts: tuple[bytes, ...]) -> None:
+    def __init__(self, fd: int, sandbox: Sandbox, parts: tuple[bytes, ...], *, log: bool = False) -> None:
         info = os.fstat(fd)
         self.fd = fd
         self.mtime_ns = info.st_mtime_ns
@@ -81,7 +82,7 @@ class FileHandle:
         self._sandbox = sandbox
         self._parts = parts
         self._identity = (info.st_dev, info.st_ino)
-        self._is_log = len(parts) == 1 and parts[0] in LOG_FILES
+        self._is_log = log or (len(parts) == 1 and parts[0] in LOG_FILES)
         self._skip = first_data(fd) if self._is_log else 0
         self._prefix = gap_marker(self._skip) if self._skip else b""
         self.size = len(self._prefix) + max(0, info.st_size - self._skip)
@@ -182,7 +183,10 @@ def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
         log = _log(sandbox, parts)
         fd = sandbox.open_file(parts, os.O_RDONLY) if log is None else log
         try:
-            return FileHandle(fd, sandbox, parts)
+            if log is None and (log := _copied_log(sandbox, fd)) is not None:
+                os.close(fd)
+                fd = log
+            return FileHandle(fd, sandbox, parts, log=log is not None)
         except BaseException:
             os.close(fd)
             raise
@@ -194,6 +198,18 @@ def _log(sandbox: Sandbox, parts: tuple[bytes, ...]) -> int | None:
         return None
     with sandbox.opened():  # There is none of a sandbox that is gone.
         return sandbox.logs.open_listed(parts[0])
+
+
+def _copied_log(sandbox: Sandbox, fd: int) -> int | None:
+    """The log of whose beginning an open file, reached by a link, is the job's copy; None for any other file."""
+    info = os.fstat(fd)
+    if st.S_IMODE(info.st_mode) != _COPY_MODE or info.st_size > COPIED + len(COPY_END):
+        return None
+    for name in filter(sandbox.logs.listed, LOG_FILES):
+        with contextlib.suppress(OSError):
+            if _identity(sandbox, (name,)) == (info.st_dev, info.st_ino):
+                return sandbox.logs.open_listed(name)
+    return None
 
 
 def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:

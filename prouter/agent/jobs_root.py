@@ -10,9 +10,10 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from prouter.agent import trees
 from prouter.agent.log_gaps import LOG_FILES, LOGS_DIRECTORY, log_names, remove_logs
 from prouter.agent.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, PRouterError
@@ -85,6 +86,15 @@ class JobsRoot:
                 _log.warning("event=leftover_not_removed job=%s error=%r", entry.name, error.detail)
             else:
                 _log.info("event=leftover_removed job=%s", entry.name)
+
+    def sweep_moved(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Remove sandboxes that were renamed by their jobs, after all others were removed."""
+        if {entry.name for entry in self.path.iterdir()} <= {_LOCK_NAME}:
+            return
+        try:
+            trees.remove_moved(self.path, [box.identity for box in sandboxes if box.identity is not None])
+        except trees.NotRemoved as error:
+            _log.warning("event=leftover_not_removed error=%r", str(error))
 
     def _sweep_logs(self, kept: Collection[str]) -> None:
         directory = self.path / LOGS_DIRECTORY

@@ -12,7 +12,17 @@ import errno
 import os
 from collections.abc import Iterable
 
-__all__ = ["COPIED", "LOGS_DIRECTORY", "LOG_FILES", "UNLISTED", "first_data", "gap_marker", "log_names", "remove_logs"]
+__all__ = [
+    "COPIED",
+    "COPY_END",
+    "LOGS_DIRECTORY",
+    "LOG_FILES",
+    "UNLISTED",
+    "first_data",
+    "gap_marker",
+    "log_names",
+    "remove_logs",
+]
 
 LOG_FILES = {b".pagent.stdout": "stdout", b".pagent.stderr": "stderr"}
 """What a log is called in the sandbox."""
@@ -22,6 +32,9 @@ LOGS_DIRECTORY = ".job-logs"
 
 COPIED = 256 << 10
 """Bytes of a log's beginning that are copied into the sandbox."""
+
+COPY_END = b"\n[prouter: the rest is in the job's log only]\n"
+"""End of a copy that is not the whole log."""
 
 UNLISTED = ".unlisted"
 """Ending of the mark beside a log that is no longer to be seen in the sandbox."""

@@ -167,6 +167,7 @@ class JobManager:
             for job in lost:
                 job.ended.wait(_CLOSE_TIMEOUT)
             self._root.sweep(())
+            self._root.sweep_moved(job.sandbox for job in jobs)
             self._sockets.sweep(set())
         self._root.close()
 

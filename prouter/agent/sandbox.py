@@ -53,6 +53,11 @@ class Sandbox:
         self.naming = threading.RLock()
         self._removing = False
 
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode number of the directory, once known."""
+        return self._identity
+
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"
 
@@ -91,24 +96,12 @@ class Sandbox:
             there = _inode(parent, self.root.name)
             trees.remove(parent, os.fsencode(self.root.name))
             if self._identity is not None and self._identity != there:
-                self._remove_moved(self._identity)
+                trees.remove_moved(self.root.parent, [self._identity])
             with translated(self._path, writing=True):
                 self.logs.remove()
         except trees.NotRemoved as error:
             self._removing = False
             raise PRouterError(f"sandbox '{shown(self._path)}' is not removed: {error}", code="not_removed") from error
-        finally:
-            os.close(parent)
-
-    def _remove_moved(self, identity: tuple[int, int]) -> None:
-        """Remove the directory wherever its job has moved it."""
-        found = trees.find_directory(self.root.parent, identity)
-        if found is None:
-            return
-        parent = os.open(found.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            if _inode(parent, found.name) == identity:
-                trees.remove(parent, os.fsencode(found.name))
         finally:
             os.close(parent)
 

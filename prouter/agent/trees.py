@@ -12,19 +12,19 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prouter.agent import syscalls
-from prouter.agent.log_gaps import COPIED, LOG_FILES
+from prouter.agent.log_gaps import COPIED, COPY_END, LOG_FILES
 from prouter.agent.paths import shown
 
 if TYPE_CHECKING:
     from prouter.agent.sandbox import Sandbox
 
-__all__ = ["Found", "NotRemoved", "disk_usage", "find_directory", "remove", "walk"]
+__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "remove_moved", "walk"]
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_LEVELS = 64  # directories a walk keeps open
@@ -197,14 +197,36 @@ def disk_usage(sandbox: Sandbox) -> int:
             if identity in linked:
                 continue
             linked.add(identity)
-        if found.path in LOG_FILES and info.st_size <= COPIED:
+        if found.path in LOG_FILES and info.st_size <= COPIED + len(COPY_END):
             continue
         total += info.st_blocks * 512
     return total
 
 
-def find_directory(root: Path, identity: tuple[int, int]) -> Path | None:
-    """Where the directory with this device and inode number is below `root`; None when it is not found in 10 s."""
+def remove_moved(root: Path, identities: Collection[tuple[int, int]]) -> None:
+    """Remove the directories with these device and inode numbers wherever they are below `root`.
+
+    Looking for them ends after 10 s.
+
+    Raises:
+        NotRemoved: something of one stayed.
+    """
+    wanted = set(identities)
+    while wanted and (found := _find_directory(root, wanted)) is not None:
+        path, identity = found
+        wanted.discard(identity)
+        with contextlib.suppress(FileNotFoundError):
+            parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                info = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+                if (info.st_dev, info.st_ino) == identity:
+                    remove(parent, os.fsencode(path.name))
+            finally:
+                os.close(parent)
+
+
+def _find_directory(root: Path, identities: set[tuple[int, int]]) -> tuple[Path, tuple[int, int]] | None:
+    inodes = {inode for _, inode in identities}
     deadline = time.monotonic() + _FIND_SECONDS
     queue = deque([root])
     while queue and time.monotonic() < deadline:
@@ -214,8 +236,9 @@ def find_directory(root: Path, identity: tuple[int, int]) -> Path | None:
                 if not entry.is_dir(follow_symlinks=False):
                     continue
                 path = here / entry.name
-                if entry.inode() == identity[1] and entry.stat(follow_symlinks=False).st_dev == identity[0]:
-                    return path
+                identity = (entry.stat(follow_symlinks=False).st_dev if entry.inode() in inodes else -1, entry.inode())
+                if identity in identities:
+                    return path, identity
                 queue.append(path)
     return None
 

@@ -14,6 +14,7 @@ import pytest
 
 from prouter.agent import files, process_tree
 from prouter.agent.archives import Unpacker, pack
+from prouter.agent.log_gaps import COPIED, COPY_END
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.uploads import Upload
 from prouter.errors import Conflict, NotFound
@@ -256,13 +257,19 @@ def test_a_killed_keeper_costs_no_output_and_leaves_no_log_writer(jobs: Observed
     assert lines[:-1] == [b"%d" % number for number in range(len(lines) - 1)]
 
 
-def test_a_sandbox_its_job_renamed_goes_with_the_job(jobs: Observed) -> None:
+@pytest.mark.parametrize("how", ["removed", "closed"])
+def test_a_sandbox_its_job_renamed_goes_with_the_job(managers: Managers, how: str) -> None:
     for target in ("../$PROUTER_JOB_ID.moved", "../other/deep/er"):
+        jobs = managers.open()
         (jobs.root / "other" / "deep").mkdir(parents=True, exist_ok=True)
         uid, _, _ = shell(jobs, f'd="$PWD"; echo x >file; mv "$d" {target}; mkdir "$d"; echo y >"$d/new"')
-        jobs.manager.remove(uid)
+        if how == "removed":
+            jobs.manager.remove(uid)
+        else:
+            jobs.manager.close(end_jobs=True)
         left = [entry.name for entry in (*jobs.root.iterdir(), *(jobs.root / "other" / "deep").iterdir())]
         assert sorted(left) == [".agent.lock", "other"]
+        jobs.manager.close(end_jobs=True)
 
 
 def bound_files(pid: int, size: int) -> None:
@@ -330,3 +337,16 @@ def test_forwarded_output_does_not_truncate_the_file_that_the_agent_writes_to(tm
     whole = output.read_bytes()
     assert b"one\ntwo\nthree\nfour\nfive\n" in whole
     assert whole.startswith(b"before\n") == (mode == "ab")
+
+
+def test_a_link_to_the_log_leads_to_all_of_it_and_the_jobs_own_copy_says_where_it_ends(jobs: Observed) -> None:
+    uid, out, _ = shell(jobs, "ln -s .pagent.stdout link; ln .pagent.stdout second; seq 100000; cp link copied")
+    assert len(out) > COPIED
+    sandbox = jobs.manager.sandbox(uid)
+    for name in (b"link", b"second", b".pagent.stdout"):
+        with files.open_read(sandbox, name) as handle:
+            assert b"".join(handle.chunks()) == out
+    with files.open_read(sandbox, b"copied") as handle:
+        copied = b"".join(handle.chunks())
+    assert out.startswith(copied) or copied == out[:COPIED] + COPY_END
+    assert sandbox.size_bytes() < len(out) + len(copied) + 4 * 4096

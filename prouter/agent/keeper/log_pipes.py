@@ -10,6 +10,7 @@ and the writer says that all of it is stored. Both hold the pipe, so no end of a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ _WRITE_ONLY = 0o200
 """Mode of a pipe: who opens ``/dev/stdout`` for reading would take bytes from its log."""
 _PATIENCE = 5.0
 """Seconds that a log writer stuck in a write may delay the end of a job."""
+_LOOK = 0.01
 _RESTART = 1.0
 """Seconds between starts of a log writer, when it does not live or cannot be made."""
 
@@ -82,11 +84,13 @@ class LogPipes:
     Args:
         poller: gets the descriptors registered; the caller hands readiness to `ready`.
         log: takes a level's name and an event line.
+        lock: a file that each log writer holds a lock on, so that its keeper's successor can wait for it.
     """
 
-    def __init__(self, poller: select.epoll, log: Callable[[str, str], None]) -> None:
+    def __init__(self, poller: select.epoll, log: Callable[[str, str], None], lock: str) -> None:
         self._poller = poller
         self._log = log
+        self._lock = lock
         self._numbers = 0
         self._jobs: dict[str, list[_Pipe]] = {}
         self._by_number: dict[int, _Pipe] = {}
@@ -142,6 +146,25 @@ class LogPipes:
         copy = _open_copy(output.copy) if output.copy is not None else None
         self._numbers += 1
         return _Pipe(self._numbers, job, reading, log, copy), writing
+
+    def await_predecessor(self, patience: float) -> None:
+        """Wait, at most so many seconds, until the log writer of a killed keeper has stored all that its jobs wrote.
+
+        Its jobs must have ended.
+        """
+        deadline = time.monotonic() + patience
+        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(_LOOK)
+                else:
+                    return
+            self._log("warning", "event=log_writer_left reason='it does not end'")
+        finally:
+            os.close(fd)
 
     def watch(self, job: str) -> None:
         """Begin to look at a job's pipes, once the job holds the only ends to write to."""
@@ -270,7 +293,7 @@ class LogPipes:
                 self._log("error", f"event=log_writer_not_started error={error.strerror!r}")
                 return None
             if pid == 0:
-                become_writer(its)
+                become_writer(its, self._lock)
         ours.setblocking(False)
         self._writer, self._control = pid, ours
         self._poller.register(ours.fileno(), select.EPOLLIN)

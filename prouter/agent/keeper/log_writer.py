@@ -26,7 +26,7 @@ import termios
 import time
 from typing import NoReturn
 
-from prouter.agent.log_gaps import COPIED
+from prouter.agent.log_gaps import COPIED, COPY_END
 
 __all__ = ["ADD", "DONE", "FINISH", "HEAD", "TROUBLE", "become_writer"]
 
@@ -110,11 +110,13 @@ class _Stream:
         """Append what was moved to the copy, as long as it belongs to the log's beginning."""
         assert self.copy is not None
         try:
-            if moved and at < COPIED:
+            if at < COPIED:
                 os.write(self.copy, os.pread(self.log, min(moved, COPIED - at), at))
+            if at + moved > COPIED:
+                os.write(self.copy, COPY_END)
         except OSError:
-            at = COPIED  # The log is what counts.
-        if at + moved >= COPIED:
+            at = COPIED + 1  # The log is what counts.
+        if at + moved > COPIED:
             os.close(self.copy)
             self.copy = None
 
@@ -253,8 +255,8 @@ class _Writer:
         self._control.setblocking(False)
 
 
-def become_writer(control: socket.socket) -> NoReturn:
-    """In a process that the keeper has just forked: be its log writer, to the end."""
+def become_writer(control: socket.socket, lock: str) -> NoReturn:
+    """In a process that the keeper has just forked: be its log writer, to the end, and hold this lock."""
     try:
         signal.set_wakeup_fd(-1)
         # It ends after all jobs have: a service manager that tells everybody to stop means the jobs.
@@ -270,6 +272,7 @@ def become_writer(control: socket.socket) -> NoReturn:
             if int(name) > 2 and int(name) != kept:
                 with contextlib.suppress(OSError):  # The descriptor of this list itself.
                     os.close(int(name))
+        fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_SH)
         control.setblocking(False)
         _Writer(control).run()
     finally:

@@ -34,6 +34,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _AMPLE_RTTIME = 1 << 40
 """Microseconds of real-time work without a pause that a keeper never comes near."""
 
+_LOG_PATIENCE = 5.0
+"""Seconds to wait for a killed keeper's log writer."""
 _PATIENCE = 30.0
 """Seconds to wait at the end for processes that do not die (in uninterruptible sleep) before leaving them behind."""
 
@@ -52,7 +54,7 @@ class Keeper:
         self._link = AgentLink(os.path.join(state_dir, "keeper.sock"), self._poller, agent)
         self._journal = Journal(state_dir)
         self._groups = cgroups.find(cgroup, move=move, log=self._link.log)
-        self._pipes = LogPipes(self._poller, self._link.log)
+        self._pipes = LogPipes(self._poller, self._link.log, os.path.join(state_dir, "log-writer.lock"))
         self._operations = Operations(
             self._link,
             self._journal,
@@ -72,6 +74,7 @@ class Keeper:
             return
         cgroups.end_left([entry.group for entry in entries.values() if entry.group is not None], patience=_PATIENCE)
         left = end_marked(entries, patience=_PATIENCE)
+        self._pipes.await_predecessor(_LOG_PATIENCE)
         self._link.log("warning", f"event=leftovers_ended jobs={len(entries)} still_there={len(left)}")
         for job, entry in entries.items():
             if remove_sandboxes and entry.sandbox is not None:
