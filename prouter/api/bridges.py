@@ -309,7 +309,9 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
     if record.state is State.PENDING:
         return JobStarting(f"job '{job}' is starting", job=job, state=state, retry_after=2)
     if not record.endpoint:
-        return JobUnreachable(f"job '{job}' has no HTTP server", job=job, state=state, code="no_endpoint")
+        return JobUnreachable(
+            f"job '{job}' has no HTTP server: start it with expose", job=job, state=state, code="no_endpoint"
+        )
     return None
 
 

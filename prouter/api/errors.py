@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from typing import Any
 
 import falcon
@@ -18,6 +19,7 @@ __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "prob
 log = logging.getLogger("prouter.api")
 
 _RETRY_STATUSES = (429, 503)
+_JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
 """Codes of errors that people meet in a browser, who get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
@@ -66,14 +68,31 @@ def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPE
     headers = error.headers
     if headers is not None:
         resp.set_headers(headers)
-    if status == 404:
+    code = _CODES.get(status, "http_error")
+    if status in (404, 405) and (job := _asking_job(req)) is not None:
+        detail, code = _outside(path, job), "outside_prefix"
+    elif status == 404:
         detail = f"there is nothing at '{path}'"
     elif status == 405:
         detail = f"'{path}' does not take {req.method}"
     elif status == 400:
         detail = f"Invalid request: {detail}"
     known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
-    _answer(req, resp, known(detail, code=_CODES.get(status, "http_error")))
+    _answer(req, resp, known(detail, code=code))
+
+
+def _asking_job(req: ApiRequest) -> str | None:
+    """The path of the job whose page asked, by Referer; None if no job's page did."""
+    match = _JOB_PAGE.search(req.get_header("Referer", default="").partition("?")[0])
+    return match[0].rstrip("/") if match is not None else None
+
+
+def _outside(path: str, job: str) -> str:
+    return (
+        f"there is nothing at '{path}', which a page below {job}/ asked for: this application asks outside its prefix. "
+        "Start its job with a preset (expose.preset), or with expose.path 'keep' if it can be told its prefix, "
+        "{base_url}; or give jobs host names of their own with control.job_domain in the router's configuration"
+    )
 
 
 def _on_unforeseen(req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:

@@ -56,6 +56,39 @@ def last(router: StandInRouter, op: str) -> dict[str, Any]:
     return router.calls[-1][1]
 
 
+# -- what a job's page asks for outside its prefix -----------------------------------------------------------------
+
+PAGE = f"http://localhost:8888{PATH}/http/index.html?token=s3cret"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("path", ["/static/x.js", "/login", f"{PATH}/static/x.js"])
+def test_an_application_that_asks_outside_its_prefix_is_told(client: Client, method: str, path: str) -> None:
+    for referer in (PAGE, f"https://example.org/proxied{PATH}/http", f"http://localhost{PATH}/http/"):
+        result = client.simulate_request(method, path, headers={"Referer": referer})
+        assert result.status_code == 404
+        assert result.headers["x-prouter-error"] == "outside_prefix"
+        if method != "HEAD":
+            detail = problem(result, 404, "outside_prefix")["detail"]
+            for word in ("outside its prefix", "preset", "expose.path", "'keep'", "control.job_domain", PATH):
+                assert word in detail
+            assert "s3cret" not in detail
+
+
+def test_a_browser_that_went_outside_gets_a_page(client: Client) -> None:
+    headers = {"Referer": PAGE, "Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    result = client.simulate_get("/hub/<b>", headers=headers)
+    assert (result.status_code, result.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "control.job_domain" in result.text
+    assert "<b>" not in result.text
+
+
+@pytest.mark.parametrize("referer", ["", "http://localhost/", f"http://localhost{PATH}/httpx/", "/jobs//http/", "\xff"])
+def test_who_asks_from_elsewhere_is_told_nothing_of_jobs(client: Client, referer: str) -> None:
+    headers = {"Referer": referer} if referer else {}
+    problem(client.simulate_get("/static/x.js", headers=headers), 404, "not_found")
+
+
 # -- the router -------------------------------------------------------------------------------------------------
 
 

@@ -258,7 +258,8 @@ class ProxyServer:
             return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
         if not record.endpoint:
             return JobUnreachable(
-                f"job '{record.uid}' has no port: start it with port_expected_count or expose",
+                f"job '{record.uid}' has no HTTP server: it was started with port_expected_count 0 and without expose; "
+                'a job with one needs expose, as {"port": "assign"}, or port_expected_count 1 if it reports its port',
                 job=record.uid,
                 state=state,
                 code="no_endpoint",
