@@ -195,7 +195,7 @@ PRESETS: Mapping[str, Preset] = {
     "mlflow": Preset(
         path="strip",
         host="local",  # It answers to no other host than those it is told of.
-        timeout=120.0,
+        timeout=180.0,
         options={
             "": {"--host": "127.0.0.1"},
             "assign": {"--port": "{port}"},

@@ -243,6 +243,19 @@ def test_processes_of_other_users_are_hidden_from_an_ordinary_agent(tmp_path: Pa
     os.close(writing)
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_a_port_is_reported_round_a_proxy(tmp_path: Path, name: str) -> None:
+    managers = Managers(tmp_path)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as proxy:  # Takes connections and never answers.
+            environ = {**os.environ, name: f"http://127.0.0.1:{proxy.getsockname()[1]}", "no_proxy": "corp.example"}
+            jobs = managers.open(environ=environ)
+            _, endpoint = started(jobs, "server = listen()\ntell(server.getsockname()[1])\nserve(server)")
+            assert get(endpoint, "/") == (200, "mine")
+    finally:
+        managers.close()
+
+
 def test_a_job_without_a_server_is_told_how_to_be_started(jobs: Observed) -> None:
     uid = jobs.create()
     with pytest.raises(StartFailed) as failed:
