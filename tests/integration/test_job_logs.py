@@ -339,6 +339,29 @@ def test_forwarded_output_does_not_truncate_the_file_that_the_agent_writes_to(tm
     assert whole.startswith(b"before\n") == (mode == "ab")
 
 
+def test_logs_count_for_the_size_of_the_sandbox_and_their_copies_do_not(jobs: Observed) -> None:
+    uid = jobs.run("sh", "-c", "head -c 3000000 /dev/zero; sleep 1000", limits={"sandbox_size": 2_000_000})
+    assert jobs.ended(uid, 20).reason is Reason.SANDBOX
+    uid = jobs.run("head", "-c", "300000", "/dev/zero")
+    jobs.ended(uid)
+    assert 300_000 <= jobs.manager.sandbox(uid).size_bytes() <= 300_000 + 4 * 4096
+
+
+@pytest.mark.parametrize("order", ["upload first", "start first"])
+def test_a_file_with_the_name_of_a_log_gives_way_to_the_log(jobs: Observed, order: str) -> None:
+    uid = jobs.create()
+    sandbox = jobs.manager.sandbox(uid)
+    if order == "upload first":
+        with Upload(sandbox, b".pagent.stdout") as upload:
+            upload.write(b"uploaded")
+            upload.commit()
+    jobs.start(uid, "sh", "-c", "echo one; until grep -q one .pagent.stdout; do :; done; echo two")
+    jobs.ended(uid)
+    assert jobs.log(uid) == b"one\ntwo\n"
+    with files.open_read(sandbox, b".pagent.stdout") as handle:
+        assert b"".join(handle.chunks()) == b"one\ntwo\n"
+
+
 def test_a_link_to_the_log_leads_to_all_of_it_and_the_jobs_own_copy_says_where_it_ends(jobs: Observed) -> None:
     uid, out, _ = shell(jobs, "ln -s .pagent.stdout link; ln .pagent.stdout second; seq 100000; cp link copied")
     assert len(out) > COPIED

@@ -207,9 +207,12 @@ class _Writer:
         """Go on with a stream whose job has ended."""
         assert stream.left is not None
         stream.left = min(stream.left, stream.waiting())
-        while stream.left and (moved := self._move(stream, min(stream.left, _PIECE))):
-            stream.left -= moved
-        if not stream.left or time.monotonic() > stream.give_up_at:
+        while stream.left > 0:
+            moved = self._move(stream, min(stream.left, _PIECE))
+            if stream in self._stuck:
+                break
+            stream.left -= moved or stream.left  # Nothing: the job, or somebody it gave its output to, has read it.
+        if stream.left <= 0 or time.monotonic() > stream.give_up_at:
             self._end(stream, stream.left)
 
     def _move(self, stream: _Stream, most: int) -> int:
