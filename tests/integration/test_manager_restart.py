@@ -192,3 +192,21 @@ def test_a_killed_agent_that_does_not_come_back_in_time_leaves_nothing(tmp_path:
     after = managers.open()
     assert after.manager.records() == []
     assert after.manager.incarnation != told["incarnation"]
+
+
+def test_the_short_link_to_temporary_files_outlives_the_agent_and_ends_with_the_job(tmp_path: Path) -> None:
+    managers = Managers(tmp_path / ("d" * 60))
+    (tmp_path / ("d" * 60)).mkdir()
+    try:
+        before = managers.open(keep_for=60)
+        code = "import os, time; open('tmpdir', 'w').write(os.environ['TMPDIR'])\n"
+        uid = before.run(*python(code + "while not os.path.exists('go'): time.sleep(0.01)"))
+        link = Path(before.file(uid, "tmpdir"))
+        after = restarted(managers)
+        assert link.is_symlink()
+        assert link.resolve() == after.root / uid / ".pagent.tmp"
+        (after.root / uid / "go").touch()
+        after.ended(uid)
+        assert not link.is_symlink()
+    finally:
+        managers.close()

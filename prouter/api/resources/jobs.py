@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from prouter.api import query
 from prouter.api.body import discard_body, read_model
 from prouter.api.context import ApiRequest, send_json
 from prouter.api.job_urls import JobUrls
-from prouter.errors import InvalidRequest
+from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.jobs import State
 from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
@@ -49,6 +50,9 @@ def _key(req: ApiRequest, scope: str) -> str:
     if not given or len(given) > _MAX_KEY:
         raise InvalidRequest(f"Invalid request: Idempotency-Key must have 1 to {_MAX_KEY} characters")
     return f"{scope} {given}"
+
+
+_log = logging.getLogger("prouter.api")
 
 
 class _Calls:
@@ -135,11 +139,22 @@ class Jobs(_Calls):
         info = self._create(request.create(), f"{key} create", digest(request) if _given(req) else "")
         connection, job = info["path"].split("/")[2:4]
         resp.set_header("Location", info["path"] + "/info")
-        info = self._start(connection, job, request.start(), f"{key} start")
+        try:
+            info = self._start(connection, job, request.start(), f"{key} start")
+        except InvalidRequest:
+            self._withdraw(connection, job)
+            raise
         if patience is None:
             self._send(req, resp, info)
         else:
             self._wait(req, resp, connection, job, patience)
+
+    def _withdraw(self, connection: str, job: str) -> None:
+        """Remove a job that nobody was told of and that was not started: it would keep a slot of its agent for ever."""
+        try:
+            self._call("jobs.remove", {"connection": connection, "job": job})
+        except PRouterError as error:
+            _log.warning("event=job_not_withdrawn job=%s error=%r", job, error.detail)
 
 
 class Job(_Calls):
