@@ -76,11 +76,12 @@ class EventFeed:
         Raises:
             PRouterError: the broker does not answer.
         """
-        began = self.last is None
-        if began:
+        if self.last is None:
             self._begin()
+        elif after is None and self._router.ready:
+            self._router.catch_up()
         last = self.last or 0
-        if (not began and self._router.ready) if after is None else after > last:
+        if after is not None and after > last:
             last = int(self._router.call("events", {"after": after, "limit": 1}, timeout=_CALL_TIMEOUT)["last"])
         follower = Follower(self, last if after is None else min(after, last))
         self._followers.add(follower)

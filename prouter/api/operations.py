@@ -309,7 +309,7 @@ def _about_archives() -> list[Operation]:
 
 def _about_bridges() -> list[Operation]:
     path = f"{_JOB}/wsconnect"
-    errors = (400, 404, 502, 503)
+    errors = (400, 404, 409, 502, 503)
     text = "Bridge the job's WebSocket at a path of the job with the one at `url`."
     return [
         Operation(
@@ -318,7 +318,12 @@ def _about_bridges() -> list[Operation]:
         Operation("post", path, "bridge_root", text, {200: None}, (), BridgeRequest, errors=errors),
         Operation("post", f"{path}/{{rest}}", "bridge", text, {200: None}, (), BridgeRequest, errors=errors),
         Operation(
-            "delete", f"{path}/{{rest}}", "unbridge", "End the bridge with this uid.", {204: None}, errors=errors
+            "delete",
+            f"{path}/{{rest}}",
+            "unbridge",
+            "End the bridge with this uid.",
+            {204: None},
+            errors=(404, 503, 504),
         ),
     ]
 

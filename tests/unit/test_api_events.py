@@ -84,6 +84,23 @@ def test_a_follower_gets_what_happens_from_now_on(feed: EventFeed, broker: Broke
     assert ids(follower, 2) == new
 
 
+def test_now_is_when_the_broker_says_for_a_worker_that_is_behind(
+    feed: EventFeed, broker: Broker, router: StandInRouter
+) -> None:
+    feed.follow(None)
+    old = broker.emit(State.RUNNING, cut=True)
+
+    def sync(args: dict[str, Any]) -> dict[str, Any]:
+        router.emit(broker.log[-1]["name"], broker.log[-1]["body"])
+        return {}
+
+    router.answers["sync"] = sync
+    follower = feed.follow(None)
+    assert follower.position == old, "its client may have heard of this from another worker"
+    new = broker.emit(State.FINISHED)
+    assert ids(follower, 1) == [new]
+
+
 def test_an_event_tells_what_job_info_tells(feed: EventFeed, broker: Broker) -> None:
     follower = feed.follow(None)
     next(follower)
