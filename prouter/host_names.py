@@ -55,10 +55,9 @@ def _is_address(text: str) -> bool:
 
 
 @lru_cache(1)
-def _machine() -> frozenset[str]:
-    """The machine's host name, and its full name as the resolver knows it."""
-    name = socket.gethostname()
-    return frozenset(host_of(known) for known in (name, socket.getfqdn(name)))
+def _full_name() -> str:
+    """The machine's full name as the resolver knows it."""
+    return host_of(socket.getfqdn())
 
 
 class HostNames:
@@ -68,16 +67,18 @@ class HostNames:
 
     Args:
         patterns: further names, as `check_pattern` takes them.
+        resolve: whether the resolver may be asked for the machine's full name, which may block for seconds, once.
     """
 
-    def __init__(self, patterns: Iterable[str] = ()) -> None:
+    def __init__(self, patterns: Iterable[str] = (), *, resolve: bool = True) -> None:
         checked = [check_pattern(pattern) for pattern in patterns]
         self._any = _ANY in checked
+        self._resolve = resolve
         self._names = frozenset(checked)
         self._below = tuple(pattern[1:] for pattern in checked if pattern.startswith("*."))
 
     def accept(self, authority: str) -> bool:
-        """Whether a request may have this value of Host. May ask the resolver once for the machine's full name.
+        """Whether a request may have this value of Host.
 
         Args:
             authority: host and, after a colon, port; any port will do.
@@ -87,4 +88,6 @@ class HostNames:
         host = host_of(authority)
         if host == "localhost" or host.endswith(".localhost") or host in self._names:
             return True
-        return bool(host) and (host.endswith(self._below) or _is_address(host) or host in _machine())
+        if not host or host.endswith(self._below) or _is_address(host):
+            return bool(host)
+        return host == host_of(socket.gethostname()) or (self._resolve and host == _full_name())

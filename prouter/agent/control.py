@@ -47,7 +47,7 @@ class Control:
             "/shutdown": ("POST", self._shut_down),
         }
         self._server: WSGIServer | None = None
-        self._names = HostNames()
+        self._names = HostNames(resolve=False)  # the agent's loop must not wait for it
 
     def open(self, interface: str, port: int) -> str:
         """Begin to serve; the base URL.

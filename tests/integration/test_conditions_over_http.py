@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -168,6 +169,67 @@ def test_links_and_directories_count_as_there(sandbox: Sandbox) -> None:
     assert sandbox.file("d", headers={"If-Match": ANY}).status_code == 200
     assert sandbox.file("d", "DELETE", headers={"If-Match": ANY}).status_code == 409
     assert sandbox.file("d?recursive=1", "DELETE", headers={"If-Match": ANY}).status_code == 204
+
+
+MTIME = 784111777
+LAST = "Sun, 06 Nov 1994 08:49:37 GMT"
+READS = [
+    ("GET", {}, 200, None),
+    ("GET", {"Range": "bytes=2-4"}, 206, "bytes 2-4/10"),
+    ("GET", {"Range": "bytes=-3"}, 206, "bytes 7-9/10"),
+    ("GET", {"Range": "bytes=8-"}, 206, "bytes 8-9/10"),
+    ("GET", {"Range": "bytes=10-"}, 416, "bytes */10"),
+    ("GET", {"Range": "bytes=-0"}, 416, "bytes */10"),
+    ("GET", {"Range": "bytes=4-2"}, 200, None),
+    ("GET", {"Range": "lines=1-2"}, 200, None),
+    ("HEAD", {"Range": "bytes=2-4"}, 200, None),
+    ("HEAD", {"Range": "bytes=99-"}, 200, None),
+    ("GET", {"Range": "bytes=2-4", "If-Range": "TAG"}, 206, "bytes 2-4/10"),
+    ("GET", {"Range": "bytes=2-4", "If-Range": "W/TAG"}, 200, None),
+    ("GET", {"Range": "bytes=2-4", "If-Range": OTHER}, 200, None),
+    ("GET", {"Range": "bytes=2-4", "If-Range": LAST}, 206, "bytes 2-4/10"),
+    ("GET", {"Range": "bytes=2-4", "If-Range": "Sunday, 06-Nov-94 08:49:37 GMT"}, 206, "bytes 2-4/10"),
+    ("GET", {"Range": "bytes=2-4", "If-Range": "Sun Nov  6 08:49:37 1994"}, 206, "bytes 2-4/10"),
+    ("GET", {"Range": "bytes=2-4", "If-Range": AHEAD}, 200, None),
+    ("GET", {"Range": "bytes=99-", "If-Range": OTHER}, 200, None),
+    ("GET", {"Range": "bytes=2-4", "If-None-Match": "TAG"}, 304, None),
+    ("GET", {"Range": "bytes=2-4", "If-Match": OTHER}, 412, None),
+    ("GET", {"Range": "bytes=2-4", "If-Match": "TAG"}, 206, "bytes 2-4/10"),
+    ("HEAD", {"If-None-Match": f"{OTHER}, W/TAG"}, 304, None),
+    ("GET", {"If-None-Match": ANY}, 304, None),
+    ("GET", {"If-None-Match": "nonsense"}, 200, None),
+    ("GET", {"If-None-Match": OTHER, "If-Modified-Since": LAST}, 200, None),
+    ("GET", {"If-Modified-Since": LAST}, 304, None),
+    ("HEAD", {"If-Modified-Since": "Sunday, 06-Nov-94 08:49:37 GMT"}, 304, None),
+    ("GET", {"If-Modified-Since": "Sun Nov  6 08:49:36 1994"}, 200, None),
+    ("GET", {"If-Modified-Since": "nonsense"}, 200, None),
+    ("HEAD", {"If-Match": OTHER}, 412, None),
+    ("GET", {"If-Match": "W/TAG"}, 412, None),
+    ("GET", {"If-Unmodified-Since": "Sun, 06 Nov 1994 08:49:36 GMT"}, 412, None),
+    ("GET", {"If-Unmodified-Since": LAST}, 200, None),
+    ("GET", {"If-Match": "TAG", "If-Unmodified-Since": "Sun, 06 Nov 1994 08:49:36 GMT"}, 200, None),
+]
+
+
+def test_reads_as_in_the_table(sandbox: Sandbox) -> None:
+    sandbox.file("f", "PUT", data=b"0123456789")
+    os.utime(sandbox.root / "f", (MTIME, MTIME))
+    tag = sandbox.file("f", "HEAD").headers["ETag"]
+    for method, headers, status, part in READS:
+        sent = {name: value.replace("TAG", tag) for name, value in headers.items()}
+        answer = sandbox.file("f", method, headers=sent)
+        assert (answer.status_code, answer.headers.get("Content-Range")) == (status, part), (method, headers)
+        if status in (200, 206, 304):
+            assert (answer.headers["ETag"], answer.headers["Last-Modified"]) == (tag, LAST)
+        if method == "HEAD" or status == 304:
+            assert answer.content == b""
+        elif status == 200:
+            assert answer.content == b"0123456789"
+        elif status == 206 and part is not None:
+            first, last = map(int, part.split()[1].partition("/")[0].split("-"))
+            assert answer.content == b"0123456789"[first : last + 1]
+    assert sandbox.file("gone", headers={"If-Match": ANY}).status_code == 404
+    assert sandbox.file("gone", headers={"If-None-Match": ANY}).status_code == 404
 
 
 def test_a_malformed_if_none_match_overwrites_nothing(sandbox: Sandbox) -> None:

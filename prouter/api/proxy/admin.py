@@ -30,7 +30,7 @@ log = logging.getLogger("prouter.api")
 
 _READ_AHEAD = 64 * 1024
 """Request body bytes buffered before reading waits for the app: few, lest what comes be joined and cut."""
-_WRITE_AHEAD = 1024 * 1024
+_WRITE_AHEAD = 256 * 1024
 """Response bytes buffered before the app waits for the client."""
 _ACKNOWLEDGED_AFTER = 0.0005
 """Seconds until it is looked again whether a client has acknowledged all; doubles up to `_ASKED_EVERY`."""
