@@ -142,7 +142,8 @@ class Jobs(_Calls):
         try:
             info = self._start(connection, job, request.start(), f"{key} start")
         except InvalidRequest:
-            self._withdraw(connection, job)
+            if not _given(req):  # A repeat of the same key has to find the job, to get the same answer.
+                self._withdraw(connection, job)
             raise
         if patience is None:
             self._send(req, resp, info)
