@@ -88,6 +88,7 @@ def test_now_is_when_the_broker_says_for_a_worker_that_is_behind(
     feed: EventFeed, broker: Broker, router: StandInRouter
 ) -> None:
     feed.follow(None)
+    wait_for(lambda: not feed._catching_up)
     old = broker.emit(State.RUNNING, cut=True)
 
     def sync(args: dict[str, Any]) -> dict[str, Any]:
