@@ -18,6 +18,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
 from prouter.tokens import Tokens
+from prouter.transport.dialler import Punctual
 from prouter.transport.router import RouterSocket
 
 if TYPE_CHECKING:
@@ -193,10 +194,13 @@ class Listener:
             link.peer.ping()
 
     def _tick(self) -> None:
+        punctual = Punctual(min(self._heartbeat / LOST_AFTER, 1.0))
         while True:
-            gevent.sleep(min(self._heartbeat / LOST_AFTER, 1.0))
+            late = punctual.sleep()
             now = time.monotonic()
             for link in list(self._by_router.values()):
+                if late:
+                    link.peer.excuse(late, now)
                 link.peer.tick(now)
                 if link.peer.session is None:
                     self._forget_path(link)

@@ -31,7 +31,7 @@ __all__ = ["JobRoute", "RouterClient", "current", "start"]
 
 log = logging.getLogger("prouter.api")
 
-_HEARTBEAT = 1.0
+_HEARTBEAT = 2.0
 """Seconds between signs of life on the ipc path to the broker."""
 _MAX_ROUTES = 65536
 """Job routes cached per worker."""

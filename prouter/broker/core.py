@@ -185,6 +185,10 @@ class Broker:
         self.env.now = now
         self.workers.gone(uid, "its process ended", now)
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """The loop was kept from listening for so long: by its own work, or by others that had the processor."""
+        self.heartbeats.excuse(seconds, now)
+
     def turn(self, now: float) -> None:
         """Once per turn of the loop, after everything that had arrived was received."""
         self.env.now = now

@@ -6,7 +6,7 @@ from functools import partial
 
 from prouter.broker.env import Env
 from prouter.broker.switch import Path
-from prouter.fabric.session import Lost, SessionState
+from prouter.fabric.session import LOST_AFTER, Lost, SessionState
 
 __all__ = ["Heartbeats"]
 
@@ -18,9 +18,14 @@ _NEVER = float("inf")
 
 
 class Heartbeats:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        behind: whether others than those just heard may have said something that nobody has read yet.
+    """
 
     def __init__(self, env: Env) -> None:
+        self.behind = False
         self._env = env
         self._watched: set[Path] = set()
 
@@ -43,11 +48,19 @@ class Heartbeats:
         for path in self._watched:
             path.heard = now
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
+        for path in self._watched:
+            path.heard = min(now, path.heard + seconds)
+
     def _beat(self, path: Path, now: float) -> None:
         if path not in self._watched:
             return
         session = path.session
         session.heard(path.heard)
+        if self.behind and now - path.heard >= session.heartbeat * LOST_AFTER:
+            self._env.timers.at(now + _GRID, partial(self._beat, path))
+            return
         frames, event = session.tick(now)
         if frames:
             path.measured = now

@@ -30,6 +30,7 @@ from prouter.descriptors import raise_descriptor_limit
 from prouter.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
+from prouter.fabric.session import LATE
 from prouter.transport.memory import keep_freed_memory
 
 __all__ = ["run"]
@@ -174,8 +175,12 @@ class _Server:
                 timeout = 0
             elif timeout != 0 and len(events) < _AT_ONCE and self._quiet(now):
                 self._urgent.poll(_GATHER)
+            before = time.monotonic()
             events = self._epoll.poll(timeout, _AT_ONCE)
             now = time.monotonic()
+            if timeout >= 0 and now - before - timeout > LATE:
+                broker.excuse(now - before - timeout, now)
+            broker.heartbeats.behind = len(events) == _AT_ONCE
             for fd, _events in (*self._urgent.poll(0), *events):
                 handle = self._handles.get(fd)
                 if handle is not None:
@@ -185,7 +190,9 @@ class _Server:
             self._guard(broker.turn, now)
             self._guard(self._flush, now)
             self._guard(self._flush_ports, now)
-            self._lag.turned(now, time.monotonic())
+            ended = self._lag.turned(now, time.monotonic())
+            if ended - now > LATE:
+                broker.excuse(ended - now, ended)
 
     def _quiet(self, now: float) -> bool:
         """Whether only signs of life pass, and those of many agents: some may gather (and seem later than they are)."""

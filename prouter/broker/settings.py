@@ -74,7 +74,7 @@ class Settings:
     max_agents: int = 32_768
     max_absence: float = 7 * 86_400.0
     heartbeat: float = 2.0
-    worker_heartbeat: float = 1.0
+    worker_heartbeat: float = 2.0
     hold: float = 10.0
     resume_timeout: float = 30.0
     polling_delay: float = 10.0

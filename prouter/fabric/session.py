@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body, unpack_body
 
 __all__ = [
+    "LATE",
     "LISTENER_PATIENCE",
     "LOST_AFTER",
     "Greeted",
@@ -33,6 +34,9 @@ __all__ = [
 LOST_AFTER = 3
 """Heartbeat intervals of silence after which a peer is lost."""
 
+
+LATE = 0.05
+"""Seconds by which a process may be late before it counts as not having listened."""
 
 LISTENER_PATIENCE = 1.5
 """Heartbeat intervals of silence after which a listener asks; a dialler asks after one, so that mostly it does."""
@@ -124,6 +128,10 @@ class Session:
     def heard(self, now: float) -> None:
         """Anything at all arrived from the peer."""
         self._heard = now
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """This end did not listen for so long up to now: the peer's silence meanwhile counts for nothing."""
+        self._heard = min(now, self._heard + seconds)
 
     def receive(self, frame: Frame, now: float) -> tuple[list[Frame], SessionEvent | None]:
         """Process one session frame; frames to answer with, and what happened.

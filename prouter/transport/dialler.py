@@ -13,13 +13,34 @@ from typing import Any
 
 import gevent
 
-from prouter.fabric.session import LOST_AFTER, Session
+from prouter.fabric.session import LATE, LOST_AFTER, Session
 from prouter.transport.dealer import DealerSocket
 from prouter.transport.peer import Peer
 
-__all__ = ["Dialler"]
+__all__ = ["Dialler", "Punctual"]
 
 log = logging.getLogger("prouter.transport")
+
+
+class Punctual:
+    """Sleeps for an interval again and again, and tells how much longer it took.
+
+    A process that is stopped, or gets no processor, hears nothing: that is not its peers' silence.
+
+    Args:
+        interval: seconds.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._due = time.monotonic()
+
+    def sleep(self) -> float:
+        """Sleep for an interval; seconds from when it should have been over, 0.0 if they are few."""
+        self._due = time.monotonic() + self._interval
+        gevent.sleep(self._interval)
+        late = time.monotonic() - self._due
+        return late if late > LATE else 0.0
 
 
 class Dialler:
@@ -120,7 +141,10 @@ class Dialler:
             self.peer.lose("connection closed")
 
     def _tick(self) -> None:
-        interval = min(self._heartbeat / LOST_AFTER, 1.0)
+        punctual = Punctual(min(self._heartbeat / LOST_AFTER, 1.0))
         while True:
-            gevent.sleep(interval)
-            self.peer.tick(time.monotonic())
+            late = punctual.sleep()
+            now = time.monotonic()
+            if late:
+                self.peer.excuse(late, now)
+            self.peer.tick(now)

@@ -377,6 +377,11 @@ class Peer:
             if event is not None:
                 self._session_event(event)
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
+        if self.session is not None:
+            self.session.excuse(seconds, now)
+
     def _receive_control(self, frame: Frame) -> None:
         session = self.session
         if session is None:

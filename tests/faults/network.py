@@ -144,6 +144,7 @@ class Wire:
         jitter: seconds more, at random.
         rate: bytes per second of each connection and direction, 0 for any number.
         holes: swallow everything: connections stay open, nothing arrives.
+        late: seconds by which a byte came late at worst, since this process had no processor.
     """
 
     def __init__(self, target: str, *, delay: float = 0.0, jitter: float = 0.0, rate: float = 0.0) -> None:
@@ -151,6 +152,7 @@ class Wire:
         self._target = (host, int(port))
         self.delay, self.jitter, self.rate = delay, jitter, rate
         self.holes = False
+        self.late = 0.0
         self._closed = False
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -222,7 +224,8 @@ class Wire:
                     time.sleep(0.05)
                     continue
                 if waiting and waiting[0][0] <= now:
-                    data = waiting.popleft()[1]
+                    at, data = waiting.popleft()
+                    self.late = max(self.late, now - at)
                     size -= len(data)
                     sink.sendall(data)
                     continue

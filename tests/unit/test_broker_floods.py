@@ -149,3 +149,29 @@ def test_frames_that_lead_to_no_stream_and_those_that_ask_for_repetition_are_cou
     mux.receive([Frame(DATA, sid=77, payload=b"x"), Frame(RESUME, sid=stream.sid), Frame(RESUME, sid=78)])
     mux.receive([Frame(DATA, sid=stream.sid, payload=b"x")])
     assert mux.strays == 3
+
+
+def test_what_the_broker_slept_is_nobodys_silence() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    world.run(1.0)
+    for _ in range(20):
+        world.now += 0.9
+        world.broker.excuse(0.9, world.now)
+        world.broker.turn(world.now)
+    assert not worker.of("link.down")
+    agent.frozen = True
+    world.run(7.0)
+    assert worker.of("link.down")
+
+
+def test_nobody_is_lost_by_silence_while_others_wait_to_be_heard() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.frozen = True
+    world.broker.heartbeats.behind = True
+    world.run(8.0)
+    assert not worker.of("link.down")
+    world.broker.heartbeats.behind = False
+    world.run(0.3)
+    assert worker.of("link.down")

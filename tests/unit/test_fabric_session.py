@@ -143,3 +143,20 @@ def test_malformed_answers_are_protocol_errors(kind: int) -> None:
 def test_a_malformed_hello_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         Session(0.0, 1.0).receive(Frame(HELLO, payload=b"\xc1"), 0.0)
+
+
+def test_silence_counts_only_while_this_end_listened() -> None:
+    session = Session(0.0, 1.0, {"kind": "agent"})
+    session.receive(Frame(WELCOME, payload=pack_body({})), 0.0)
+    session.excuse(10.0, 10.5)
+    assert session.tick(10.5) == ([], None), "half a second of silence"
+    frames, lost = session.tick(13.0)
+    assert isinstance(lost, Lost)
+    assert not frames
+
+
+def test_an_excuse_does_not_reach_into_the_future() -> None:
+    session = Session(0.0, 1.0, {"kind": "agent"})
+    session.receive(Frame(WELCOME, payload=pack_body({})), 0.0)
+    session.excuse(100.0, 1.0)
+    assert isinstance(session.tick(4.0)[1], Lost)
