@@ -185,7 +185,8 @@ class Links:
         link = self._links.get(connection_uid(incarnation, mode))
         if link is None:
             before = self._links.get(incarnation)
-            link = before if before is not None and before.mode == mode else None
+            known = before is not None and before.mode == mode and before.info.incarnation == incarnation
+            link = before if known else None
         return link
 
     def of_agent(self, uid: str, mode: str | None = None) -> list[Link]:

@@ -214,3 +214,22 @@ def test_a_database_full_of_links_keeps_nobody_waiting() -> None:
     assert len(parts) > 3
     assert [part["last"] for part in parts] == [False] * (len(parts) - 1) + [True]
     assert "links" not in worker.welcome
+
+
+def test_the_name_of_a_connection_is_nobodys_incarnation() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.change(job["uid"], state=State.RUNNING)
+    world.vanish(agent)
+    thief = Agent(world, "thief", agent.connection)
+    world.join(thief)
+    assert thief.welcome is not None
+    assert thief.welcome["connection"] != agent.connection
+    world.join(agent.again(2))
+    assert worker.ask("jobs.info", **job["at"])["job"]["agent"]["uid"] == agent.uid
+    obituary = Agent(world, agent.uid, agent.connection, 9)
+    obituary.hello["kind"] = "obituary"
+    world.join(obituary)
+    world.run(2)
+    assert world.broker.links.get(agent.connection) is not None

@@ -20,7 +20,7 @@ def test_a_silent_worker_is_waited_for_and_a_dead_one_is_not() -> None:
     world.broker.worker_died("worker-2", world.now)
     world.settle()
     assert agent.of("worker.down") == [{"worker": other.uid}]
-    world.run(25)
+    world.run(28)
     assert agent.of("worker.down") == [{"worker": "worker-2"}, {"worker": "worker-1"}]
 
 
