@@ -462,3 +462,23 @@ def test_unknown_jobs_and_connections_are_404(router: Router, agent: Agent, fast
     assert f"job '{'0' * 32}' is not found" in json.loads(body_of(unknown_job))["detail"]
     unknown, _ = exchange(router.url, "GET", "/jobs/nobody/x/http/")
     assert "connection 'nobody' is not found" in json.loads(body_of(unknown))["detail"]
+
+
+def test_clients_that_trickle_or_do_not_read_hold_up_nobody(router: Router, corner: str, fast: str) -> None:
+    slow = [Raw(router.url) for _ in range(60)]
+    try:
+        for number, raw in enumerate(slow):
+            if number % 3 == 0:
+                raw.request("GET", corner + "/flood")
+            else:
+                framing = "Content-Length: 100000" if number % 3 == 1 else "Transfer-Encoding: chunked"
+                raw.request("POST", corner + "/silent", framing + "\r\n")
+        for _ in range(20):
+            for number, raw in enumerate(slow):
+                if number % 3:
+                    raw.send(b"x" if number % 3 == 1 else b"1\r\nx\r\n")
+            assert body_of(exchange(router.url, "GET", fast + "/bytes/10")[0])
+            assert exchange(router.url, "POST", fast + "/sink", "Content-Length: 3\r\n", b"abc")[0].endswith(b"3")
+    finally:
+        for raw in slow:
+            raw.__exit__(None, None, None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from prouter.api.proxy.heads import ResponseHead, parse_response
 from prouter.errors import JobUnreachable
 
-__all__ = ["MAX_HEAD", "MAX_INTERIM", "AnswerHeads", "head_end", "tidied"]
+__all__ = ["MAX_HEAD", "MAX_INTERIM", "AnswerHeads", "head_end", "parse", "tidied"]
 
 MAX_HEAD = 262144
 """Bytes of one head."""

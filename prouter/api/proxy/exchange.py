@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from prouter.api import figures
 from prouter.api.client import JobRoute
 from prouter.api.figures import JOB
-from prouter.api.proxy.answer_heads import AnswerHeads
+from prouter.api.proxy.answer_heads import MAX_HEAD, AnswerHeads, head_end, parse
 from prouter.api.proxy.bodies import AnswerBody, RequestBody
 from prouter.api.proxy.chunked import ChunkError
 from prouter.api.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
@@ -116,7 +116,8 @@ class ProxyExchange:
         self._pending = b""
         self._upload = RequestBody(head)
         self._answer: ResponseHead | None = None
-        self._heads = AnswerHeads()
+        self._heads: AnswerHeads | None = None
+        """Made for an answer whose head does not come whole and alone, as it nearly always does."""
         self._body: AnswerBody | None = None
         self._begun = 0
         """Position of the request's first byte in the upstream's stream."""
@@ -137,16 +138,21 @@ class ProxyExchange:
         """Send the request to the job."""
         self.route = route
         head = self.head
-        if beside_its_root(route, head, self.target, own_host=self.own_host):
-            self._redirect(route.prefix + b"/" + self.target.lstrip(b"/"))
+        target, record = self.target, route.record
+        if target[:1] == b"/" and not self.own_host:  # nearly always
+            target = route.prefix + target if record.path_mode == "keep" else target
+        elif beside_its_root(route, head, target, own_host=self.own_host):
+            self._redirect(route.prefix + b"/" + target.lstrip(b"/"))
             return
+        else:
+            target = target_of_job(route, target, own_host=self.own_host)
         self._request = request_to_job(
             head,
-            target_of_job(route, self.target, own_host=self.own_host),
+            target,
             b"" if self.own_host else route.prefix,
             self.client.origin,
             site=self._site,
-            local=route.record.host_mode == "local",
+            local=record.host_mode == "local",
             mark=self.server.mark,
         )
         self._connect(self._request, fresh=bool(head.upgrade))
@@ -261,8 +267,17 @@ class ProxyExchange:
         if self._stale() and self._try_again():
             return
         heads = self._heads
-        heads.add(data)
         try:
+            if heads is None:
+                data = bytes(data)
+                end = head_end(data)
+                if 0 < end <= MAX_HEAD:
+                    whole = parse(data[:end])
+                    if whole.status >= 200:
+                        self._start_answer(whole, data[end:], size)
+                        return
+                heads = self._heads = AnswerHeads()
+            heads.add(data)
             while (head := heads.next()) is not None:
                 if head.status >= 200 or head.status == 101:
                     self._start_answer(head, heads.rest(), size)
@@ -418,7 +433,7 @@ class ProxyExchange:
         """Send the request over a fresh stream, once; False when it is too late for that."""
         upstream = self.upstream
         assert upstream is not None
-        if not upstream.reused or self._retried or self._heads.pending:
+        if not upstream.reused or self._retried or (self._heads is not None and self._heads.pending):
             return False
         self._reached = not self._stale()
         self._retried = True
@@ -502,7 +517,7 @@ class ProxyExchange:
         """
         if not self.awaiting_since:
             return
-        told_to_wait = self.head.expect and not self._heads.interim  # it is the job that has to move
+        told_to_wait = self.head.expect and not (self._heads and self._heads.interim)  # the job has to move
         if self.awaits_client and not told_to_wait:
             if body and now - self.awaiting_since > body:
                 self.fail(ClientTooSlow("the request body took too long"))

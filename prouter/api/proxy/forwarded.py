@@ -11,6 +11,7 @@ it without a parser for quoted strings (code-server) would take the quotes for a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -102,11 +103,9 @@ def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
     Args:
         prefix: the job's public prefix, empty when the job owns its host name.
     """
-    peer = b"unknown" if origin.address == "unix" else origin.address.encode("ascii")
-    node = b'"[%s]"' % peer if b":" in peer else peer
     if not origin.trusted:
-        block = _BLOCK % (peer, head.host, b"http", prefix, _element(node, head.host, b"http"))
-        return block + b"X-Forwarded-Port: %d\r\n" % origin.port if origin.port else block
+        return _of_connection(origin.address, origin.port, head.host, prefix)
+    peer, node = _peer(origin.address)
     public = as_seen_by_the_client(head, origin)
     fields = _fields(head)
     clients = [entry.strip() for entry in _join(fields, b"x-forwarded-for").split(b",") if entry.strip()]
@@ -130,6 +129,20 @@ def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
         hops + b", " + element if hops else element,
     )
     return block + b"X-Forwarded-Port: %s\r\n" % (_first(fields, b"x-forwarded-port") or _port(public))
+
+
+@lru_cache(512)
+def _of_connection(address: str, port: int, host: bytes, prefix: bytes) -> bytes:
+    """What a connection shows of its client: the same for most of its requests."""
+    peer, node = _peer(address)
+    block = _BLOCK % (peer, host, b"http", prefix, _element(node, host, b"http"))
+    return block + b"X-Forwarded-Port: %d\r\n" % port if port else block
+
+
+def _peer(address: str) -> tuple[bytes, bytes]:
+    """The client's address as X-Forwarded-For has it, and as ``Forwarded`` does."""
+    peer = b"unknown" if address == "unix" else address.encode("ascii")
+    return peer, b'"[%s]"' % peer if b":" in peer else peer
 
 
 def _fields(head: RequestHead) -> list[tuple[bytes, bytes]]:
