@@ -13,6 +13,7 @@ A job that is removed while it runs is FINISHED first, with the reason ``removed
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +24,12 @@ from gevent import Greenlet
 from gevent.event import AsyncResult, Event
 
 from prouter.agent.expose import Exposure
+from prouter.agent.log_gaps import LOG_FILES
 from prouter.agent.logs import JobLog
 from prouter.agent.runner import Exit
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.scratch import SCRATCH_NAME, Scratch
-from prouter.errors import StartFailed
+from prouter.errors import PRouterError, StartFailed
 from prouter.jobs import JobRecord, Reason, State, bounded
 from prouter.requests import Limits, StartRequest, validated
 
@@ -150,6 +152,14 @@ class Job:
         for name, fd in self.sandbox.logs.create().items():
             self.log(name).begin(fd)
 
+    def hold(self) -> None:
+        """Keep open what a job that an earlier agent started may move or delete, as far as it is still there."""
+        with contextlib.suppress(PRouterError):
+            self.sandbox.hold()
+        for name in LOG_FILES.values():
+            with contextlib.suppress(PRouterError):
+                self.log(name).fileno()
+
     def release(self) -> None:
         """Give back what a live job holds: port, socket, short link, timer, and its open logs that have names."""
         if self.exposure is not None:
@@ -159,12 +169,14 @@ class Job:
         self._detach()
         for log in self._logs.values():
             log.rest()
+        self.sandbox.rest()
 
     def detach(self) -> None:
         """Let go of the job without touching it: reservation, timer and open logs are this agent's own."""
         self._detach()
         for log in self._logs.values():
             log.close()
+        self.sandbox.let_go()
 
     def _detach(self) -> None:
         if self.exposure is not None:

@@ -88,13 +88,12 @@ class JobsRoot:
                 _log.info("event=leftover_removed job=%s", entry.name)
 
     def sweep_moved(self, sandboxes: Iterable[Sandbox]) -> None:
-        """Remove sandboxes that were renamed by their jobs, after all others were removed."""
-        if {entry.name for entry in self.path.iterdir()} <= {_LOCK_NAME}:
-            return
-        try:
-            trees.remove_moved(self.path, [box.identity for box in sandboxes if box.identity is not None])
-        except trees.NotRemoved as error:
-            _log.warning("event=leftover_not_removed error=%r", str(error))
+        """Remove those sandboxes that were moved by their jobs, after all others were removed."""
+        for sandbox in sandboxes:
+            try:
+                sandbox.remove_moved()
+            except trees.NotRemoved as error:
+                _log.warning("event=leftover_not_removed job=%s error=%r", sandbox.root.name, str(error))
 
     def _sweep_logs(self, kept: Collection[str]) -> None:
         directory = self.path / LOGS_DIRECTORY

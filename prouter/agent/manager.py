@@ -377,6 +377,8 @@ class JobManager:
         self._jobs[job.uid] = job
         if not job.record.ended:
             self._slots.add(job.uid)
+        if kept.spawned is not None and kept.exit is None:
+            job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)
 

@@ -52,11 +52,7 @@ class Sandbox:
         self.logs = LogFiles(self)
         self.naming = threading.RLock()
         self._removing = False
-
-    @property
-    def identity(self) -> tuple[int, int] | None:
-        """Device and inode number of the directory, once known."""
-        return self._identity
+        self._held: int | None = None
 
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"
@@ -78,7 +74,7 @@ class Sandbox:
     def remove(self) -> None:
         """Remove the directory and all that is in it, and the logs, never following a link; nothing there is fine.
 
-        A job may have renamed its directory: then it is looked for everywhere in the directory of all sandboxes.
+        If the job has moved its directory, that is removed as well, as long as it is in the directory of all sandboxes.
         From the first moment on nothing more is put into it through us, or it might never be empty.
 
         Raises:
@@ -93,10 +89,8 @@ class Sandbox:
             raise refusal(error, self._path, writing=True) from error
         self._removing = True
         try:
-            there = _inode(parent, self.root.name)
             trees.remove(parent, os.fsencode(self.root.name))
-            if self._identity is not None and self._identity != there:
-                trees.remove_moved(self.root.parent, [self._identity])
+            self.remove_moved()
             with translated(self._path, writing=True):
                 self.logs.remove()
         except trees.NotRemoved as error:
@@ -104,6 +98,47 @@ class Sandbox:
             raise PRouterError(f"sandbox '{shown(self._path)}' is not removed: {error}", code="not_removed") from error
         finally:
             os.close(parent)
+
+    def hold(self) -> None:
+        """Keep the directory open while its job lives, so that it can be found wherever the job moves it.
+
+        Raises:
+            NotFound: it is gone, or another is in its place.
+        """
+        with self.opened() as fd:
+            self.let_go()
+            self._held = os.dup(fd)
+
+    def rest(self) -> None:
+        """The job has ended: let go of the directory, unless it was moved and could not be found again."""
+        if self._held is not None and _identity(os.fstat(self._held)) == _identity_at(self.root):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the directory; closing twice is fine."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def remove_moved(self) -> None:
+        """Remove the directory where its job has moved it to, if that is in the directory of all sandboxes.
+
+        Raises:
+            NotRemoved: something of it stayed.
+        """
+        if self._held is None:
+            return
+        here = Path(os.readlink(f"/proc/self/fd/{self._held}"))
+        if here != self.root and here.is_relative_to(self.root.parent):
+            with contextlib.suppress(FileNotFoundError):  # It is gone already.
+                parent = os.open(here.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    info = os.stat(here.name, dir_fd=parent, follow_symlinks=False)
+                    if _identity(info) == _identity(os.fstat(self._held)):
+                        trees.remove(parent, os.fsencode(here.name))
+                finally:
+                    os.close(parent)
+        self.let_go()
 
     def size_bytes(self) -> int:
         """Disk space of what is in it and of its logs, in bytes: allocated blocks, so holes count nothing, hard links
@@ -253,10 +288,13 @@ class Sandbox:
             os.close(fd)
 
 
-def _inode(parent: int, name: str) -> tuple[int, int] | None:
-    """Device and inode number of what has this name in a directory; None for nothing."""
-    try:
-        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
+def _identity(info: os.stat_result) -> tuple[int, int]:
     return info.st_dev, info.st_ino
+
+
+def _identity_at(path: Path) -> tuple[int, int] | None:
+    """Device and inode number of what is at a path; None for nothing."""
+    try:
+        return _identity(os.lstat(path))
+    except OSError:
+        return None

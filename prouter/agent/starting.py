@@ -127,6 +127,7 @@ class Starter:
         try:
             exposure = job.exposure = self._exposure(job, plan)
             scratch = job.scratch = self._scratch(job, plan)
+            job.sandbox.hold()
             if not request.forward_stdout:
                 job.make_logs()
             spec = spawn_spec(

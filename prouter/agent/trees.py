@@ -11,10 +11,8 @@ import errno
 import os
 import stat
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prouter.agent import syscalls
@@ -24,14 +22,13 @@ from prouter.agent.paths import shown
 if TYPE_CHECKING:
     from prouter.agent.sandbox import Sandbox
 
-__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "remove_moved", "walk"]
+__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "walk"]
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_LEVELS = 64  # directories a walk keeps open
 _HOIST_DEPTH = 32  # below that a removal flattens the tree instead of going deeper
 _RECURSION_MAX = 200
 _REMOVE_SECONDS = 10.0
-_FIND_SECONDS = 10.0
 _Unreadable = Callable[[bytes, OSError], None]
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -201,46 +198,6 @@ def disk_usage(sandbox: Sandbox) -> int:
             continue
         total += info.st_blocks * 512
     return total
-
-
-def remove_moved(root: Path, identities: Collection[tuple[int, int]]) -> None:
-    """Remove the directories with these device and inode numbers wherever they are below `root`.
-
-    Looking for them ends after 10 s.
-
-    Raises:
-        NotRemoved: something of one stayed.
-    """
-    wanted = set(identities)
-    while wanted and (found := _find_directory(root, wanted)) is not None:
-        path, identity = found
-        wanted.discard(identity)
-        with contextlib.suppress(FileNotFoundError):
-            parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                info = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-                if (info.st_dev, info.st_ino) == identity:
-                    remove(parent, os.fsencode(path.name))
-            finally:
-                os.close(parent)
-
-
-def _find_directory(root: Path, identities: set[tuple[int, int]]) -> tuple[Path, tuple[int, int]] | None:
-    inodes = {inode for _, inode in identities}
-    deadline = time.monotonic() + _FIND_SECONDS
-    queue = deque([root])
-    while queue and time.monotonic() < deadline:
-        here = queue.popleft()
-        with contextlib.suppress(OSError), os.scandir(here) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    continue
-                path = here / entry.name
-                identity = (entry.stat(follow_symlinks=False).st_dev if entry.inode() in inodes else -1, entry.inode())
-                if identity in identities:
-                    return path, identity
-                queue.append(path)
-    return None
 
 
 class NotRemoved(Exception):

@@ -257,19 +257,61 @@ def test_a_killed_keeper_costs_no_output_and_leaves_no_log_writer(jobs: Observed
     assert lines[:-1] == [b"%d" % number for number in range(len(lines) - 1)]
 
 
-@pytest.mark.parametrize("how", ["removed", "closed"])
-def test_a_sandbox_its_job_renamed_goes_with_the_job(managers: Managers, how: str) -> None:
-    for target in ("../$PROUTER_JOB_ID.moved", "../other/deep/er"):
-        jobs = managers.open()
-        (jobs.root / "other" / "deep").mkdir(parents=True, exist_ok=True)
-        uid, _, _ = shell(jobs, f'd="$PWD"; echo x >file; mv "$d" {target}; mkdir "$d"; echo y >"$d/new"')
-        if how == "removed":
-            jobs.manager.remove(uid)
-        else:
-            jobs.manager.close(end_jobs=True)
-        left = [entry.name for entry in (*jobs.root.iterdir(), *(jobs.root / "other" / "deep").iterdir())]
-        assert sorted(left) == [".agent.lock", "other"]
+@pytest.mark.parametrize("how", ["removed", "removed by the next agent", "closed", "removed while it runs"])
+@pytest.mark.parametrize("target", ["../$PROUTER_JOB_ID.moved", "../other/deep/er"])
+def test_a_sandbox_its_job_moved_goes_with_the_job(managers: Managers, how: str, target: str) -> None:
+    jobs = managers.open(keep_for=30)
+    deep = jobs.root / "other" / "deep"
+    deep.mkdir(parents=True)
+    script = (
+        f'd="$PWD"; echo x >file; until [ -e go ]; do sleep 0.01; done; mv "$d" {target}; mkdir "$d"; echo y >"$d/new"'
+    )
+    uid = jobs.run("sh", "-c", script if how != "removed while it runs" else f"{script}; sleep 1000")
+    place = jobs.manager.sandbox(uid).root
+    if how == "removed by the next agent":
+        jobs.manager.close(end_jobs=False)
+        jobs = managers.open(keep_for=30)
+    (place / "go").touch()
+    if how == "removed while it runs":
+        until(lambda: (place / "new").exists())
+    else:
+        jobs.ended(uid)
+    if how == "closed":
         jobs.manager.close(end_jobs=True)
+    else:
+        jobs.manager.remove(uid)
+    assert sorted(entry.name for entry in (*jobs.root.iterdir(), *deep.parent.iterdir(), *deep.iterdir())) == [
+        ".agent.lock",
+        "deep",
+        "other",
+    ]
+
+
+def test_a_deleted_sandbox_takes_no_other_jobs_files_with_it(jobs: Observed) -> None:
+    """The next directory may get the deleted one's inode number."""
+    first = jobs.run("sh", "-c", 'rm -rf "$PWD"')
+    jobs.ended(first)
+    others = [jobs.create() for _ in range(20)]
+    for other in others:
+        (jobs.manager.sandbox(other).root / "directory").mkdir()
+    jobs.manager.remove(first)
+    for other in others:
+        assert os.listdir(jobs.manager.sandbox(other).root) == ["directory"]
+
+
+def test_no_descriptor_is_left_of_jobs_that_have_ended(jobs: Observed) -> None:
+    def descriptors() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{jobs.runner.keeper_pid}/fd"))
+
+    jobs.ended(jobs.run("echo", "first"))
+    before = descriptors()
+    uids = [jobs.run("sh", "-c", "echo out; echo err >&2; rm .pagent.stdout") for _ in range(10)]
+    for uid in uids:
+        jobs.ended(uid)
+    assert descriptors() == before
+    for uid in uids:
+        jobs.manager.remove(uid)
+    assert descriptors() == before
 
 
 def bound_files(pid: int, size: int) -> None:
