@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from prouter.agent.listener import Listener
 from prouter.agent.usage_reports import Usage
 from prouter.fabric.calls import Request
-from prouter.fabric.frames import pack_body
+from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
 from prouter.transport.dialler import Dialler
@@ -36,9 +36,6 @@ _FIRST_DELAY = 0.1
 """Seconds to the first attempt after a loss; `client.reconnect_delay` is where the growth ends."""
 _TROUBLES = 16
 """Reasons of failure that are logged before the next link."""
-_ANNOUNCED = 200
-_ANNOUNCED_BYTES = 256 * 1024
-"""Job records in one announcement message."""
 
 
 class Host(Protocol):
@@ -154,15 +151,8 @@ class RouterLink:
         self._troubles.clear()
         self.since = self.since or time.time()
         records = [record.to_wire() for record in self._host.records() if record.connection == self.connection]
-        part: list[dict[str, Any]] = []
-        size = 0
-        for record in records:
-            size += len(pack_body(record))
-            if part and (size > _ANNOUNCED_BYTES or len(part) == _ANNOUNCED):
-                self.peer.notify("jobs", {"jobs": part, "complete": False})
-                part, size = [], 0
-            part.append(record)
-        self.peer.notify("jobs", {"jobs": part, "complete": True})
+        for part, last in in_parts(records):
+            self.peer.notify("jobs", {"jobs": part, "complete": last})
         log.info(
             "event=link_up link=%s router=%s mode=%s jobs=%d", self.connection, self.shown, self.mode, len(records)
         )

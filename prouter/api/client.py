@@ -22,6 +22,7 @@ from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Overloaded, PRouterError
 from prouter.fabric.calls import Request
 from prouter.fabric.mux import MAX_WINDOW
+from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
 from prouter.transport.dialler import Dialler
@@ -291,7 +292,10 @@ class RouterClient:
 
     def bridges_changed(self) -> None:
         """Tell the broker which WebSocket bridges this worker has now."""
-        self._peer.notify("bridges", {"bridges": self.list_bridges()})
+        first = True
+        for part, _last in in_parts(self.list_bridges()):
+            self._peer.notify("bridges", {"bridges": part, "first": first})
+            first = False
 
     def tell_bridges(self) -> None:
         """The same, and wait until all workers list them. Blocks the greenlet.

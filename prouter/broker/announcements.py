@@ -18,14 +18,12 @@ from prouter.errors import ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.fabric.calls import event_name, read_event
 from prouter.fabric.frames import Frame
+from prouter.fabric.parts import PART_ITEMS
 from prouter.jobs import State
 
 __all__ = ["Announcements", "read_announcement"]
 
 log = logging.getLogger("prouter.broker")
-
-_PART = 200
-"""Most jobs in one part of an agent's list: each takes as long as a small frame."""
 
 
 _LARGE_EVENTS = frozenset({"jobs", "usage"})
@@ -89,8 +87,8 @@ class Announcements:
         wires = body.get("jobs")
         if not isinstance(wires, list):
             raise ProtocolError("jobs must be a list")
-        if len(wires) > _PART:
-            raise ProtocolError(f"a part of the list of jobs has more than {_PART}")
+        if len(wires) > PART_ITEMS:  # Each takes as long as a small frame.
+            raise ProtocolError(f"a part of the list of jobs has more than {PART_ITEMS}")
         self._env.budget -= len(wires)
         for wire in wires:
             try:

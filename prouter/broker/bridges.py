@@ -6,8 +6,10 @@ from typing import Any
 
 from prouter.broker.env import Done, Env
 from prouter.broker.workers import Worker, Workers
-from prouter.errors import NotFound, ProtocolError
+from prouter.errors import InvalidRequest, NotFound, ProtocolError
+from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.calls import event_frame
+from prouter.fabric.frames import pack_body
 
 __all__ = ["Bridges"]
 
@@ -20,7 +22,7 @@ class Bridges:
         self._workers = workers
 
     def told(self, worker: Worker, body: dict[str, Any]) -> None:
-        """A worker's list.
+        """A part of a worker's list: the first one takes the place of what it said before.
 
         Raises:
             ProtocolError: it is malformed.
@@ -28,12 +30,24 @@ class Bridges:
         bridges = body.get("bridges")
         if not isinstance(bridges, list) or not all(isinstance(entry, dict) and "uid" in entry for entry in bridges):
             raise ProtocolError("bridges must be a list of maps with a uid")
-        worker.bridges = bridges
+        worker.bridges = bridges if body.get("first", True) else worker.bridges + bridges
 
     def listed(self, args: dict[str, Any], done: Done, now: float) -> None:
-        """A job's bridges, oldest first."""
-        found = [entry for _, entry in self._of(args)]
-        done({"bridges": sorted(found, key=lambda entry: float(entry.get("since", 0)))}, None, now)
+        """A job's bridges, oldest first: a page of them, and the cursor of the next, None at the end."""
+        after = args.get("cursor")
+        if after is not None and not isinstance(after, list):
+            raise InvalidRequest("Invalid request: the cursor is not one that this router gave")
+        page: list[dict[str, Any]] = []
+        left = MAX_PAGE
+        for entry in sorted((entry for _, entry in self._of(args)), key=_order):
+            if after is not None and _order(entry) <= after:
+                continue
+            left -= len(pack_body(entry))
+            if page and left < 0:
+                done({"bridges": page, "next": _order(page[-1])}, None, now)
+                return
+            page.append(entry)
+        done({"bridges": page, "next": None}, None, now)
 
     def end(self, args: dict[str, Any], done: Done, now: float) -> None:
         """Tell the worker that holds the bridge to end it.
@@ -57,3 +71,7 @@ class Bridges:
             for entry in worker.bridges
             if entry.get("connection") == connection and entry.get("job") == job
         ]
+
+
+def _order(entry: dict[str, Any]) -> list[Any]:
+    return [float(entry.get("since", 0)), str(entry["uid"])]

@@ -42,6 +42,8 @@ __all__ = ["Broker"]
 
 log = logging.getLogger("prouter.broker")
 
+_LONGEST_PAUSE = 1.0
+"""Seconds for which an agent that sends too many bytes is not read at once."""
 _OVERFLOW_PAUSE = 0.02
 """Seconds for which an agent is not read after a message of it had to be dropped."""
 _MESSAGE_COST = 256
@@ -382,6 +384,10 @@ class Broker:
         if path.routes is self.env.switch.agents:
             return True
         bounds = self.env.settings.bounds
+        size = sum(len(frame.payload) for frame in frames)
+        path.debt = max(0.0, path.debt - (now - path.refilled) * bounds.control_bytes) + size
+        if path.debt > bounds.control_bytes / 4:
+            self.env.shell.pause(path, min(_LONGEST_PAUSE, path.debt / bounds.control_bytes))
         path.allowance = min(4.0 * bounds.frames, path.allowance + (now - path.refilled) * bounds.frames)
         path.refilled = now
         path.allowance -= max(1, len(frames))

@@ -14,6 +14,7 @@ from prouter.broker.hello import AgentInfo
 from prouter.broker.info import connection_figures, connection_identity
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link, Links
+from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.frames import pack_body
 
 __all__ = ["Directory"]
@@ -47,6 +48,8 @@ class Directory:
         self._figures = 0
         self._version: tuple[int, int] = (-1, -1)
         self._text = b""
+        self._versions: dict[str, bytes] = {}
+        """The last two texts, by their etags."""
         self._packed = b""
         self._unchanged = b""
         self._etag = ""
@@ -83,15 +86,20 @@ class Directory:
             self._links.version += 1
             self._ledger.agent_changed(link, "draining" if on else "resumed")
 
-    def connections(self, etag: object, now: float) -> bytes:
+    def connections(self, args: dict[str, Any], now: float) -> bytes:
         """The packed answer: ``{connections, etag}``, the former as the JSON that clients get.
 
-        To a caller who has that already: ``{unchanged: true, etag}``.
+        To a caller who has that already (`etag`): ``{unchanged: true, etag}``. A long list comes in pieces: then
+        ``next`` is there, where the next one begins; ask for it with ``{of: etag, from: next}``. The last two versions
+        are kept for that; when `of` is none of them, the answer is the beginning of the newest.
         """
+        start, text = args.get("from"), self._versions.get(str(args.get("of")))
+        if text is not None and isinstance(start, int) and 0 <= start < len(text):
+            return _piece(text, str(args["of"]), start)
         version = (self._links.version, self._figures + self._ledger.changes)
         if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
             self._make(version, now)
-        return self._unchanged if etag == self._etag else self._packed
+        return self._unchanged if args.get("etag") == self._etag else self._packed
 
     def _show(self, link: Link) -> str:
         """A link as clients see it, written again only as far as it changed."""
@@ -113,8 +121,15 @@ class Directory:
         if text == self._text:
             return
         self._text, self._etag = text, f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
-        self._packed = pack_body({"connections": text, "etag": self._etag})
+        self._versions = dict([*list(self._versions.items())[-1:], (self._etag, text)])
+        self._packed = _piece(text, self._etag, 0)
         self._unchanged = pack_body({"unchanged": True, "etag": self._etag})
+
+
+def _piece(text: bytes, etag: str, start: int) -> bytes:
+    end = start + MAX_PAGE
+    following = {"next": end} if end < len(text) else {}
+    return pack_body({"connections": text[start:end], "etag": etag, **following})
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -150,7 +150,7 @@ class Service:
     def _connections(self, worker: Worker, request: Request, now: float) -> None:
         """All links; nothing but the etag when the caller has that version already."""
         self.running -= 1
-        packed = self._directory.connections(request.args.get("etag"), now)
+        packed = self._directory.connections(request.args, now)
         frame = worker.responder.reply_packed(request.call_id, packed)
         if worker.path is not None:
             self._env.outbox.say(worker.path, frame)

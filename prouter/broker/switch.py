@@ -43,13 +43,15 @@ class Path:
         pending: frames to be sent.
         malformed: messages of it that were no messages.
         allowance: control messages it may still send now; grows with time.
-        refilled: when it last grew.
+        debt: bytes of control frames it sent lately; shrinks with time.
+        refilled: when these two last changed so.
         overflow: bytes routed from here that were dropped because the receiver takes less.
     """
 
     __slots__ = (
         "allowance",
         "carrier",
+        "debt",
         "heard",
         "malformed",
         "measured",
@@ -75,6 +77,7 @@ class Path:
         self.pending: list[Frame] = []
         self.malformed = 0
         self.allowance = 0.0
+        self.debt = 0.0
         self.refilled = float("-inf")
         self.overflow = 0
 

@@ -78,6 +78,10 @@ class Caller:
         """The frames of all unanswered calls, oldest first."""
         return list(self._pending.values())
 
+    def frames(self, call_ids: list[str]) -> list[Frame]:
+        """The frames of these calls, as far as they are unanswered."""
+        return [self._pending[call_id] for call_id in call_ids if call_id in self._pending]
+
     def forget(self, call_id: str) -> None:
         """Give a call up; a late reply is ignored."""
         self._pending.pop(call_id, None)

@@ -33,6 +33,7 @@ from prouter.fabric.mux import (
     StreamEvent,
     Writable,
 )
+from prouter.fabric.retries import Retries
 from prouter.fabric.session import Greeted, Lost, Refused, Session, SessionEvent, SessionState, Welcomed
 from prouter.fabric.stream import Stream
 
@@ -183,6 +184,7 @@ class Peer:
         self._watching = False
         """Whether `bulk` is looked at again."""
         self._caller = Caller()
+        self._retries = Retries()
         self._responder = Responder()
         self._results: dict[str, Callable[[Result], None]] = {}
         self._dirty: list[Mux] = []
@@ -218,13 +220,15 @@ class Peer:
     def lose(self, reason: str) -> None:
         """The path broke: detach and tell the delegate."""
         self.detach()
+        for call_id in self._retries.path_lost(self._runtime.now()):
+            self._fail(call_id)
         self._delegate.on_lost(self, reason)
 
     def welcome(self, body: dict[str, Any]) -> None:
         """Listening side: accept the peer that was just greeted."""
         if self.session is not None:
             self._say(self.session.welcome(body))
-            self._say(*self._caller.repeat())
+            self._ask_again()
             self.flush()
 
     def refuse(self, code: str, text: str) -> None:
@@ -269,7 +273,7 @@ class Peer:
         """Ask without waiting; the call's id. `done` gets the answer, across lost paths, unless it is forgotten."""
         call_id, frame = self._caller.call(op, args, call_id)
         self._results[call_id] = done
-        if self.ready:
+        if self._retries.add(call_id, self._runtime.now(), up=self.ready):
             self._say(frame)
         return call_id
 
@@ -277,6 +281,21 @@ class Peer:
         """Give a call up. Idempotent."""
         self._results.pop(call_id, None)
         self._caller.forget(call_id)
+        self._retries.remove(call_id)
+
+    def _ask_again(self) -> None:
+        """The path is up: send what is not answered, but for what seems to be why paths are lost."""
+        self._say(*self._caller.frames(self._retries.path_up(self._runtime.now())))
+
+    def _fail(self, call_id: str) -> None:
+        """The path breaks whenever this is asked."""
+        done = self._results.pop(call_id, None)
+        self._caller.forget(call_id)
+        self._retries.remove(call_id)
+        log.error("event=call_breaks_link call=%s", call_id)
+        if done is not None:
+            text = "the connection broke each time this was asked; the log of the other end may tell why"
+            done(Result(call_id, {}, ProtocolError(text, code="call_breaks_link")))
 
     def notify(self, name: str, body: dict[str, Any]) -> None:
         """Send an event; lost when there is no path, or when no peer would take it."""
@@ -376,6 +395,8 @@ class Peer:
             self._say(*frames)
             if event is not None:
                 self._session_event(event)
+        if self._retries.deadline is not None and self.ready:
+            self._say(*self._caller.frames(self._retries.due(now)))
 
     def excuse(self, seconds: float, now: float) -> None:
         """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
@@ -398,6 +419,8 @@ class Peer:
         session.heard(self._runtime.now())
         if kind == REPLY:
             result = self._caller.receive(frame)
+            if result is not None:
+                self._retries.remove(result.call_id)
             done = self._results.pop(result.call_id, None) if result is not None else None
             if result is not None and done is not None:
                 done(result)
@@ -428,7 +451,7 @@ class Peer:
 
     def _session_event(self, event: SessionEvent) -> None:
         if isinstance(event, Welcomed):
-            self._say(*self._caller.repeat())
+            self._ask_again()
             self._delegate.on_ready(self, event.body)
         elif isinstance(event, Greeted):
             self._delegate.on_greeted(self, event.body)

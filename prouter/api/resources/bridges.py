@@ -65,5 +65,11 @@ class BridgeResource:
             return False
 
     def _list(self, connection: str, job: str) -> list[dict[str, Any]]:
-        answer = self._router.call("bridges", {"connection": connection, "job": job}, timeout=_CALL_TIMEOUT)
-        return [{**bridge, "since": rfc3339(bridge["since"])} for bridge in answer["bridges"]]
+        args: dict[str, Any] = {"connection": connection, "job": job}
+        found: list[dict[str, Any]] = []
+        while True:
+            answer = self._router.call("bridges", args, timeout=_CALL_TIMEOUT)
+            found += ({**bridge, "since": rfc3339(bridge["since"])} for bridge in answer["bridges"])
+            if answer.get("next") is None:
+                return found
+            args["cursor"] = answer["next"]

@@ -11,7 +11,7 @@ from prouter.api.body import discard_body
 from prouter.api.context import ApiRequest, send_json
 from prouter.api.joined import Joined
 from prouter.api.ranges import etag_in
-from prouter.errors import NotFound
+from prouter.errors import NotFound, Overloaded
 
 if TYPE_CHECKING:
     from prouter.api.client import RouterClient
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Connections"]
 
 _CALL_TIMEOUT = 30.0
+_CHANGES = 5
+"""New versions of a list that may come while it is read."""
 
 
 class Connections:
@@ -38,10 +40,26 @@ class Connections:
         """By uid; None until somebody asks for a single one."""
 
     def _ask(self) -> None:
-        answer = self._router.call("connections", {"etag": self._etag}, timeout=_CALL_TIMEOUT)
-        if "connections" in answer:
-            self._answer, self._etag = answer["connections"], answer["etag"]
-            self._entries = None
+        """Ask for the list, piece by piece when it is long; anew when it has changed too much meanwhile."""
+        answer = self._call({"etag": self._etag})
+        if "connections" not in answer:
+            return
+        etag, pieces = answer["etag"], [answer["connections"]]
+        changes = 0
+        while answer.get("next") is not None:
+            answer = self._call({"of": etag, "from": answer["next"]})
+            if answer["etag"] != etag:
+                etag, pieces = answer["etag"], []
+                changes += 1
+                if changes == _CHANGES:
+                    raise Overloaded("the list of connections changes faster than it can be read", retry_after=1)
+            pieces.append(answer["connections"])
+        self._answer, self._etag = b"".join(pieces), etag
+        self._entries = None
+
+    def _call(self, args: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._router.call("connections", args, timeout=_CALL_TIMEOUT)
+        return answer
 
     def _refresh(self) -> None:
         """Have an answer that is not older than this call."""
