@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prouter.api.proxy.forwarded import Public
+from prouter.api.proxy.placing import own_origin
 
 __all__ = ["JobUrls"]
 
+_JOB = "{job}"
 _LISTED = re.compile(rb'"path":"(/jobs/[^"/]+/([^"/]+))","base_url":("[^"]*"|null)')
 """What a job's info says of its place, in the JSON that the broker makes of lists. No text in it can look like this,
 because its quotes are escaped."""
@@ -37,8 +39,7 @@ class JobUrls:
         self._root = f"{scheme}://{host}{public.prefix.decode('latin-1')}"
         self._after = ""
         if domain:
-            port = re.search(r":\d+\Z", host)
-            self._root, self._after = f"{scheme}://", f".{domain.strip('.')}{port[0] if port else ''}/"
+            self._root, _, self._after = (own_origin(public, _JOB, domain) + "/").partition(_JOB)
 
     def url(self, job: Mapping[str, Any]) -> str | None:
         """The URL of a job's server, by the job's info; None without a server."""

@@ -82,6 +82,11 @@ class RouterControl(Section):
         (), description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket."
     )
     job_domain: str | None = Field(None, description="Domain under which each job has a host name of its own.")
+    job_domain_only: bool = Field(
+        False,
+        description="Whether jobs are served under these host names alone, each an origin of its own: what is asked "
+        "for below /jobs/C/J/http/ is redirected there.",
+    )
     hosts: tuple[str, ...] = Field(
         (),
         description="Host names under which the API and the dashboard may be asked for, besides localhost, IP "

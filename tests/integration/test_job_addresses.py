@@ -158,6 +158,32 @@ def test_info_tells_the_address_that_a_person_opens(start: Start, router: Router
     assert router.get(f"{without}/info").json()["url"] is None
 
 
+def test_jobs_may_be_served_under_their_own_names_alone(launch: Callable[..., Any], jobs: Path) -> None:
+    alone: Router = launch(start_router, workers=1, control__job_domain=DOMAIN, control__job_domain_only=True)
+    agent: Agent = launch(start_agent, alone)
+    paths = {mode: alone.serve(agent.uid, jobs / "corner_server.py", path=mode) for mode in ("strip", "keep")}
+    port = alone.url.rpartition(":")[2]
+    for mode, path in paths.items():
+        name = f"http://{own_name(path)['Host']}:{port}"
+        below = "" if mode == "strip" else f"{path}/http"
+        for method in ("GET", "HEAD", "POST", "BREW"):
+            for target in ("/record/x?y=%2f", "/", "?q", ""):
+                with Raw(alone.url) as raw:
+                    raw.request(
+                        method, f"{path}/http{target}", "Content-Length: 2\r\n", b"ok", host=f"router.localhost:{port}"
+                    )
+                    head = raw.read_until(b"\r\n\r\n").decode()
+                    assert head.startswith("HTTP/1.1 308 ")
+                    there = below + target if (below + target).startswith("/") else f"/{target}"
+                    assert f"\r\nLocation: {name}{there}\r\n" in head
+    stripped = paths["strip"]
+    assert alone.post("/record/x", {}, headers=own_name(stripped)).text == "recorded"
+    with Raw(alone.url) as raw:
+        raw.request("GET", f"{stripped}/http/upgrade", UPGRADE)
+        assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    assert alone.get(f"{stripped}/info").json()["url"] == f"http://{own_name(stripped)['Host']}:{port}/"
+
+
 def test_webdav_names_both_files_alike(start: Start, router: Router) -> None:
     path = start(script="corner_server")
     with Raw(router.url) as raw:

@@ -53,6 +53,7 @@ class Stage:
             idle_timeout=75.0,
             max_head=65536,
             mark=b"5f0e",
+            own_names_only=False,
             dispatch=self._dispatch,
             forget=lambda connection: None,
             explain=lambda exchange, detail, patience, reached: self.explained.append((detail, reached)),

@@ -31,7 +31,7 @@ from prouter.api.proxy.forwarded import as_seen_by_the_client
 from prouter.api.proxy.heads import BodyKind, RequestHead, ResponseHead
 from prouter.api.proxy.mapping import Site
 from prouter.api.proxy.pages import redirect
-from prouter.api.proxy.placing import beside_its_root, site, target_of_job
+from prouter.api.proxy.placing import beside_its_root, own_origin, site, target_of_job
 from prouter.api.proxy.rewrite import request_to_job, response_to_client
 from prouter.api.proxy.tunnel import Tunnel
 from prouter.api.proxy.upstream import Upstream
@@ -139,10 +139,14 @@ class ProxyExchange:
         self.route = route
         head = self.head
         target, record = self.target, route.record
+        if self.server.own_names_only and not self.own_host and not head.upgrade:
+            self._redirect_to_own_name(route)
+            return
         if target[:1] == b"/" and not self.own_host:  # nearly always
             target = route.prefix + target if record.path_mode == "keep" else target
         elif beside_its_root(route, head, target, own_host=self.own_host):
-            self._redirect(route.prefix + b"/" + target.lstrip(b"/"))
+            outer = as_seen_by_the_client(head, self.client.origin).prefix
+            self._redirect(outer + route.prefix + b"/" + target.lstrip(b"/"))
             return
         else:
             target = target_of_job(route, target, own_host=self.own_host)
@@ -488,13 +492,20 @@ class ProxyExchange:
         if self.client.exchange is self:
             self.client.fail(error, self.head, keep_alive=keep_alive and not self.server.draining)
 
-    def _redirect(self, path: bytes) -> None:
-        """Answer with the path to ask for instead."""
-        client, public = self.client, as_seen_by_the_client(self.head, self.client.origin)
+    def _redirect_to_own_name(self, route: JobRoute) -> None:
+        """Answer with where the same is under the job's own host name."""
+        public = as_seen_by_the_client(self.head, self.client.origin)
+        origin = own_origin(public, route.record.uid, self.server.job_domain.decode("ascii"))
+        path = route.prefix + self.target if route.record.path_mode == "keep" else self.target
+        self._redirect(origin.encode("ascii") + (path if path[:1] == b"/" else b"/" + path))
+
+    def _redirect(self, location: bytes) -> None:
+        """Answer with where to ask instead."""
+        client = self.client
         keep_alive = self._upload.over and self.head.keep_alive and self.head.version == "1.1"
         keep_alive = keep_alive and not self.server.draining
         self._close_upstream("redirected", "")
-        client.write(redirect(public.prefix + path, close=not keep_alive))
+        client.write(redirect(location, close=not keep_alive))
         if client.exchange is self:
             client.exchange_done(keep_alive)
 

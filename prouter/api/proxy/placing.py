@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from prouter.api.client import JobRoute
-from prouter.api.proxy.forwarded import Origin, as_seen_by_the_client
+from prouter.api.proxy.forwarded import Origin, Public, as_seen_by_the_client
 from prouter.api.proxy.heads import RequestHead
 from prouter.api.proxy.mapping import Site, below, local_host, self_names
 
-__all__ = ["beside_its_root", "site", "target_of_job"]
+__all__ = ["beside_its_root", "own_origin", "site", "target_of_job"]
+
+_PORT = re.compile(rb":[0-9]+\Z")
 
 
 def target_of_job(route: JobRoute, target: bytes, *, own_host: bool) -> bytes:
@@ -37,6 +41,13 @@ def beside_its_root(route: JobRoute, head: RequestHead, target: bytes, *, own_ho
     if own_host:
         return route.record.path_mode == "keep" and _is_root(target)
     return route.record.path_mode != "keep" and target[:1] in (b"", b"?")
+
+
+def own_origin(public: Public, job: str, domain: str) -> str:
+    """Scheme, host and port of a job's own host name, with the scheme and the port of `public`."""
+    port = _PORT.search(public.host)
+    told = port[0].decode("ascii") if port else ""
+    return f"{public.proto.decode('ascii')}://{job}.{domain.strip('.')}{told}"
 
 
 def site(route: JobRoute, head: RequestHead, origin: Origin, *, own_host: bool) -> Site:

@@ -97,7 +97,8 @@ class ProxyServer:
         self._response_timeout = config.control.response_timeout
         self.max_connections = config.control.max_connections
         domain = config.control.job_domain
-        self._job_domain = b"." + domain.lower().strip(".").encode("ascii") if domain else b""
+        self.job_domain = b"." + domain.lower().strip(".").encode("ascii") if domain else b""
+        self.own_names_only = bool(domain) and config.control.job_domain_only
         self._trust_unix = "unix" in config.control.trusted_proxies
         self._trusted: list[IPv4Network | IPv6Network] = [
             ip_network(entry, strict=False) for entry in config.control.trusted_proxies if entry != "unix"
@@ -205,12 +206,12 @@ class ProxyServer:
     def _match(self, head: RequestHead, origin: Origin) -> tuple[str, str, bytes, bool] | None:
         """(connection uid, job uid, target without prefix, own host) of a request for a job, None for all others."""
         target = head.target
-        if self._job_domain:
+        if self.job_domain:
             # Not every proxy before us leaves Host as it was.
             for name in (head.host, as_seen_by_the_client(head, origin).host):
                 host = name.partition(b":")[0].lower().rstrip(b".")  # with its dot a name is absolute, and the same
-                if host.endswith(self._job_domain):
-                    return "", host[: -len(self._job_domain)].decode("latin-1"), target, True
+                if host.endswith(self.job_domain):
+                    return "", host[: -len(self.job_domain)].decode("latin-1"), target, True
         if not target.startswith(b"/jobs/"):
             return None
         path, mark, query = target.partition(b"?")
