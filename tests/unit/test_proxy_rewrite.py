@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prouter.api.proxy.forwarded import Origin, Public, as_seen_by_the_client
 from prouter.api.proxy.heads import parse_request, parse_response
@@ -480,3 +482,17 @@ def test_a_server_that_does_not_unquote_finds_the_host(host: bytes) -> None:
     ):
         head = parse_request(b"GET / HTTP/1.1\r\nHost: inner\r\n" + told + b"\r\n\r\n")
         assert as_code_server_reads_it(request_to_job(head, b"/", b"", NGINX, site=nowhere).split(b"\r\n")) == host
+
+
+ADDRESSES = (b"/a", PREFIX, b"/", b"//h:1", b"http://h:1", b"http://127.0.0.1:5000", b"https://o", b"?q", b"#f", b"a")
+MARKS = (b"<", b">", b'"', b"\\", b";", b",", b"=", b" ", b"'", b"url", b"rel", b"anchor", b"5", b".", b"\xe4")
+PIECES = st.sampled_from((*ADDRESSES, *MARKS))
+
+
+@given(st.lists(PIECES, max_size=12).map(b"".join), st.sampled_from([b"Location", b"Link", b"Refresh", b"Set-Cookie"]))
+def test_nothing_is_put_under_the_prefix_twice_or_gets_lost(value: bytes, name: bytes) -> None:
+    site = Site(PREFIX, Public(b"http", b"h:1"), names=(b"127.0.0.1:5000",))
+    once = site.answer(name, value)
+    assert site.answer(name, once) == once
+    if name in (b"Link", b"Refresh") and b"127.0.0.1" not in value:
+        assert len(once) >= len(value)
