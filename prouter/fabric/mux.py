@@ -60,6 +60,8 @@ DEFAULT_WINDOW = 256 * 1024
 """Bytes in flight per stream and direction, to begin with."""
 MAX_WINDOW = 64 * 1024 * 1024
 """Largest window an acceptor agrees to."""
+_LISTED = 64
+"""Bytes of a list of streams that take as long as a frame."""
 RESUME_TIMEOUT = 30.0
 """Seconds a stream survives without a path."""
 _TOMBSTONES = 16384
@@ -252,7 +254,7 @@ class Mux:
             stream = streams.get(frame.sid)
             kind = frame.type
             if stream is None:
-                self.strays += 1
+                self.strays += 1 + (len(frame.payload) // _LISTED if kind == RESUME else 0)
                 try:
                     self._receive_unknown(frame, events)
                 except ProtocolError:

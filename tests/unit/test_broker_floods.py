@@ -149,6 +149,8 @@ def test_frames_that_lead_to_no_stream_and_those_that_ask_for_repetition_are_cou
     mux.receive([Frame(DATA, sid=77, payload=b"x"), Frame(RESUME, sid=stream.sid), Frame(RESUME, sid=78)])
     mux.receive([Frame(DATA, sid=stream.sid, payload=b"x")])
     assert mux.strays == 3
+    mux.receive([Frame(RESUME, payload=bytes(6400))])
+    assert mux.strays == 104, "a long list takes long"
 
 
 def test_what_the_broker_slept_is_nobodys_silence() -> None:
