@@ -191,9 +191,13 @@ class Dials:
             self._fail(dial, Overloaded(text, retry_after=5), now)
             return
         connection = connection_uid(info.incarnation, CLIENT)
-        for rival in self._links.of_agent(info.uid, CLIENT):
-            if rival.connection != connection:
-                self._links.drop(rival, "a new incarnation of the agent took over", now)
+        rivals = [rival for rival in self._links.of_agent(info.uid, CLIENT) if rival.connection != connection]
+        if any(rival.up for rival in rivals):
+            text = f"the agent at {dial.address} says it is '{info.uid}', which is linked already, from another address"
+            self._fail(dial, AgentUnavailable(text, code="uid_in_use", retry_after=5), now)
+            return
+        for rival in rivals:
+            self._links.drop(rival, "a new incarnation of the agent took over", now)
         dial.failures = 0
         dial.link = self._links.adopt(info, CLIENT, path, now)
         for other in [other for other in self._dials if other.link is dial.link and other is not dial]:

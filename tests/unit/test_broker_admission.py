@@ -233,3 +233,16 @@ def test_the_name_of_a_connection_is_nobodys_incarnation() -> None:
     world.join(obituary)
     world.run(2)
     assert world.broker.links.get(agent.connection) is not None
+
+
+def test_an_agent_that_is_dialled_does_not_take_the_place_of_another_that_is_linked() -> None:
+    world = World()
+    worker = world.worker()
+    world.listener("host:1")
+    job = job_on(worker, {"type": "address", "address": "host:1", "token": "secret"})
+    world.listener("host:2", incarnation="d" * 32)
+    agent = {"type": "address", "address": "host:2", "token": "secret"}
+    call = worker.call("jobs.create", name="job", key="other", agent=agent)
+    assert "is linked already" in worker.results[call].detail
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
+    assert len(world.broker.links) == 1
