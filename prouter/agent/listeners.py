@@ -1,22 +1,30 @@
 """Which sockets a set of processes listens on: how the agent finds the server of a job that does not report its port.
 
-Works on the network namespace of the calling process, as only those sockets can be connected to. Source: proc(5),
-proc_net(5).
+Works on the network namespace of the calling process, as only those sockets can be connected to. Sources: sock_diag(7),
+or where that is not to be had proc_net(5); proc(5).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from prouter.agent import sock_diag
+
 __all__ = ["Listener", "Sockets", "listening", "survey"]
 
 _TCP_LISTEN = b"0A"
 _UNIX_ACCEPTS = 1 << 16
 _UNIX_STREAM = 1
+
+_has_sock_diag = True
+"""Whether the kernel has told its listening sockets by netlink so far; else /proc does, more slowly."""
+
+_log = logging.getLogger("prouter.agent")
 
 
 class Listener(NamedTuple):
@@ -92,7 +100,18 @@ def _socket_inodes(pid: int) -> Iterator[int]:
             yield int(target[8:-1])
 
 
-def _tcp(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
+def _tcp(version: socket.AddressFamily) -> list[tuple[str, int, int]]:
+    global _has_sock_diag
+    if _has_sock_diag:
+        try:
+            return list(sock_diag.listening(version))
+        except OSError as error:
+            _has_sock_diag = False
+            _log.info("event=no_sock_diag error=%r", str(error))
+    return list(_tcp_of_proc(version))
+
+
+def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
     path = "/proc/self/net/tcp" if version is socket.AF_INET else "/proc/self/net/tcp6"
     if not os.path.exists(path):
         return  # A kernel without IPv6.
