@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prouter.agent.keeper.log_writer import ADD, DONE, FINISH, HEAD, TROUBLE, become_writer
+from prouter.agent.keeper.log_writer import ADD, DONE, FAILED, FINISH, HEAD, LONGEST, TROUBLE, become_writer
 
 __all__ = ["LogPipes", "Output"]
 
@@ -223,6 +223,8 @@ class LogPipes:
 
     def writer_ended(self) -> None:
         """The writer's process has ended, and was reaped: go on with another one."""
+        if self._control is not None:
+            self._receive()  # What it has said before.
         self._log("error", f"event=log_writer_lost pid={self._writer}")
         self._drop_writer()
         for pipe in list(self._by_number.values()):
@@ -324,7 +326,7 @@ class LogPipes:
         assert self._control is not None
         while True:
             try:
-                data = self._control.recv(64)
+                data = self._control.recv(LONGEST)
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -334,6 +336,8 @@ class LogPipes:
                 self._poller.modify(self._control.fileno(), 0)
                 return
             operation, number = HEAD.unpack_from(data)
+            if operation == FAILED:
+                self._log("error", f"event=log_writer_failed traceback={data[HEAD.size :].decode()!r}")
             pipe = self._by_number.get(number)
             if pipe is not None:
                 self._told(operation, pipe, int.from_bytes(data[HEAD.size :], "little"))

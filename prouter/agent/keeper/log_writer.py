@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from prouter.agent.log_gaps import COPIED, COPY_END
 
-__all__ = ["ADD", "DONE", "FINISH", "HEAD", "TROUBLE", "become_writer"]
+__all__ = ["ADD", "DONE", "FAILED", "FINISH", "HEAD", "LONGEST", "TROUBLE", "become_writer"]
 
 HEAD = struct.Struct("<BQ")
 ADD = 1
@@ -39,6 +39,11 @@ DONE = 3
 """From the writer: the stream is over; how many bytes could not be stored (u64)."""
 TROUBLE = 4
 """From the writer: the log cannot be written; the error's number (u64). It is tried again."""
+
+FAILED = 5
+"""From the writer, which is about to end: it met an error that it does not know; a traceback."""
+LONGEST = 16 << 10
+"""Bytes a message may have."""
 
 _AMOUNT = struct.Struct("<Q")
 _COUNT = struct.Struct("i")
@@ -67,6 +72,7 @@ class _Stream:
         self.give_up_at = 0.0
         self.retry_at = 0.0
         self._splices = True
+        self._grown = False
         self._unwritten = b""
 
     def waiting(self) -> int:
@@ -83,7 +89,8 @@ class _Stream:
         # Always at the end, wherever that is: where files have no holes, the agent empties the log now and then.
         at = os.lseek(self.log, 0, os.SEEK_END)
         moved = self._splice(most) if self._splices else self._write(most)
-        if moved >= _PIPE:
+        if moved >= _PIPE and not self._grown:
+            self._grown = True
             with contextlib.suppress(OSError):  # The user may have no more pages for pipes: slower, not worse.
                 fcntl.fcntl(self.pipe, _F_SETPIPE_SZ, _LARGE_PIPE)
         if self.copy is not None:
@@ -278,5 +285,10 @@ def become_writer(control: socket.socket, lock: str) -> NoReturn:
         fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_SH)
         control.setblocking(False)
         _Writer(control).run()
+    except Exception:  # The edge of a process: whatever it is, the keeper logs it and starts another one.
+        import traceback  # Late: hardly ever needed.
+
+        text = traceback.format_exc().encode("utf-8", "backslashreplace")
+        control.send(HEAD.pack(FAILED, 0) + text[-(LONGEST - HEAD.size) :])
     finally:
         os._exit(0)
