@@ -218,7 +218,7 @@ class Exposure:
             if self._died.wait(min(delay, max(0.0, deadline - time.monotonic()))):
                 raise NotReady(f"its process ended before {what}")
             if time.monotonic() >= deadline:
-                raise NotReady(f"not within {timeout:g} s: {what}{self._elsewhere(sockets.own)}")
+                raise NotReady(f"not within {timeout:g} s: {what}{self._elsewhere(look().own)}")
             delay = min(delay * _GROWTH, _LONGEST_DELAY)
             sockets = look()
 
