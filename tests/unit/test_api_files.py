@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.parser
 import os
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import falcon.testing
@@ -14,9 +15,10 @@ from gevent.socket import socket
 
 from prouter.api import responses
 from prouter.api.app import create_app
+from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
 from tests.support.api_stand import CONNECTION, JOB, PATH, StandInRouter, StandInServer
-from tests.support.loopback import wait_for
+from tests.support.loopback import Loopback, wait_for
 
 Client = falcon.testing.TestClient
 FILE = f"{PATH}/file"
@@ -62,6 +64,22 @@ def test_an_upload_is_answered_empty(client: Client, router: StandInRouter, meth
     assert result.headers["etag"] == '"new"'
     assert router.agent.files[b"sub/a.txt"] == b"hello"
     assert router.agent.targets[-1]["size"] == 5
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_an_agent_without_conditions_is_not_asked_to_ignore_them(
+    client: Client, router: StandInRouter, method: str
+) -> None:
+    def older(stream: Stream, target: dict[str, Any]) -> None:
+        router.agent.targets.append(target)
+        stream.reset("unknown_kind", f"this agent knows no streams of kind {target['kind']!r}")
+
+    router.loopback = Loopback(older)
+    router.agent.files[b"f"] = b"old"
+    result = client.simulate_request(method, f"{FILE}/f", body=b"new", headers={"If-Match": '"abc"'})
+    assert (result.status_code, result.json["code"]) == (503, "unknown_kind")
+    assert router.agent.targets[-1]["conditions"]["match"] == ['"abc"']
+    assert router.agent.files[b"f"] == b"old"
 
 
 NAMES = [b"a b+c%20&?#", "жаба".encode(), b"new\nline", b"\xff\xfe", b".hidden", b"x" * 255, b"a;b:c=d@e", b"\x01\x7f"]
