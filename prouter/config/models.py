@@ -211,8 +211,12 @@ class RouterState(Section):
 class RouterJobs(Section):
     """The job table."""
 
-    history: int = Field(100000, ge=0, description="Finished jobs to remember.")
-    history_age: float = Field(30 * 86400.0, gt=0, description="Seconds to remember finished jobs.")
+    history: int = Field(100000, ge=0, description="Finished jobs to remember, and at most 128 MiB of them.")
+    history_age: float = Field(
+        30 * 86400.0,
+        gt=0,
+        description="Seconds to remember finished jobs; none goes before the router has run for an hour.",
+    )
 
 
 class RouterConfig(Section):
