@@ -82,9 +82,11 @@ class BrokerProcess:
                 [sys.executable, "-c", _BROKER, str(self.port), *arguments], stdout=subprocess.PIPE, stderr=log
             )
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], 10)
+        readable, _, _ = select.select([self.process.stdout], [], [], 30)
         line = self.process.stdout.readline().decode().strip() if readable else ""
         if not line:
+            self.process.kill()
+            self.process.wait(10)
             raise RuntimeError(f"the broker did not start:\n{self.log.read_text()}")
         self.endpoint = line
         self.port = int(line.rpartition(":")[2])
