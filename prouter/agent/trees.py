@@ -22,9 +22,11 @@ from prouter.agent.paths import shown
 if TYPE_CHECKING:
     from prouter.agent.sandbox import Sandbox
 
-__all__ = ["Found", "NotRemoved", "disk_usage", "remove", "walk"]
+__all__ = ["PATH_MAX", "Found", "NotRemoved", "disk_usage", "remove", "walk"]
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+PATH_MAX = (1 << 16) - 2
+"""Bytes of a path that can be in an archive; a zip has 16 bits for it, and a directory's ends in a slash."""
 _OPEN_LEVELS = 64  # directories a walk keeps open
 _HOIST_DEPTH = 32  # below that a removal flattens the tree instead of going deeper
 _RECURSION_MAX = 200
@@ -38,7 +40,7 @@ class Found:
     """One thing of a tree. `parent` is a descriptor of its directory, open until the walk goes on.
 
     Attributes:
-        path: relative to the walk's start, ``/`` between names.
+        path: relative to the walk's start, ``/`` between names; empty below the first level where the walk gives none.
         info: of the thing itself (lstat).
     """
 
@@ -50,9 +52,14 @@ class Found:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory being walked: names still to visit, the next one last."""
+    """A directory being walked: names still to visit, the next one last.
 
-    path: bytes
+    Attributes:
+        start: where its own name begins in the path of the walk, which all levels share: a path for each would take
+            memory with the square of the depth.
+    """
+
+    start: int
     names: list[bytes]
     fd: int | None
     identity: tuple[int, int] = (0, 0)
@@ -69,44 +76,129 @@ def walk(
     enter: Callable[[bytes], bool] | None = None,
     unreadable: _Unreadable | None = None,
     logs: bool = False,
+    paths: bool = True,
 ) -> Iterator[Found]:
     """Everything below `start`, sorted by name, directories before what is in them, links not followed.
 
-    What vanishes or changes its kind meanwhile is left out.
+    What vanishes or changes its kind meanwhile is left out. Memory grows with the depth and with the directories'
+    sizes, not with their product.
 
     Args:
         enter: told the path of each directory; False leaves its inside out.
-        unreadable: told of what cannot be looked at, and why; it is left out.
+        unreadable: told of what cannot be looked at, and why; it is left out. ENAMETOOLONG: its path is longer than
+            `PATH_MAX`.
         logs: whether the job's logs stand in place of what has their names in the sandbox; these are then found where
             they are, beside it.
+        paths: False for whoever needs no paths: then they may be of any length, and cost nothing.
 
     Raises:
         OSError: `start` itself cannot be opened.
     """
-    first = sandbox.open(start, os.O_RDONLY | os.O_DIRECTORY)
-    levels = [_Level(b"", [], first)]
-    try:
-        levels[0].names = _names(first)
-        listed = set(filter(sandbox.logs.listed, LOG_FILES)) if logs and not start else set()
-        levels[0].names = sorted(listed.union(levels[0].names), reverse=True)
-        while levels:
-            level = levels[-1]
-            if not level.names or not _ensure_open(sandbox, start, level):
-                _leave(levels)
-                continue
-            name = level.names.pop()
-            if name in listed and len(levels) == 1:
-                yield from _log(sandbox, name)
-                continue
-            found = _look(level, name, unreadable)
-            if found is None:
-                continue
-            yield found
-            if stat.S_ISDIR(found.info.st_mode) and (enter is None or enter(found.path)):
-                _descend(levels, found, unreadable)
-    finally:
-        for level in levels:
-            _close(level)
+    yield from _Walk(sandbox, start, enter, unreadable, paths).run(logs)
+
+
+@dataclass(slots=True)
+class _Walk:
+    """One walk.
+
+    Attributes:
+        path: of the directory the walk is in, with a slash at its end.
+        levels: the directories from the start to there.
+    """
+
+    sandbox: Sandbox
+    start: Sequence[bytes]
+    enter: Callable[[bytes], bool] | None
+    unreadable: _Unreadable | None
+    paths: bool
+    path: bytearray = field(default_factory=bytearray)
+    levels: list[_Level] = field(default_factory=list)
+
+    def run(self, logs: bool) -> Iterator[Found]:
+        first, levels = self.sandbox.open(self.start, os.O_RDONLY | os.O_DIRECTORY), self.levels
+        levels.append(_Level(0, [], first))
+        try:
+            listed = set(filter(self.sandbox.logs.listed, LOG_FILES)) if logs and not self.start else set()
+            levels[0].names = sorted(listed.union(_names(first)), reverse=True)
+            while levels:
+                level = levels[-1]
+                if not level.names or not self._ensure_open(level):
+                    self._leave()
+                    continue
+                name = level.names.pop()
+                if name in listed and len(levels) == 1:
+                    yield from _log(self.sandbox, name)
+                    continue
+                found = self._look(level, name)
+                if found is None:
+                    continue
+                yield found
+                if stat.S_ISDIR(found.info.st_mode) and (self.enter is None or self.enter(found.path)):
+                    self._descend(found)
+        finally:
+            for level in levels:
+                _close(level)
+
+    def _refuse(self, path: bytes, error: OSError) -> None:
+        if error.errno not in _GONE and self.unreadable is not None:
+            self.unreadable(path, error)
+
+    def _look(self, level: _Level, name: bytes) -> Found | None:
+        assert level.fd is not None
+        path = name if len(self.levels) == 1 else b""
+        if self.paths:
+            if len(self.path) + len(name) > PATH_MAX:
+                self._refuse(bytes(self.path[:PATH_MAX]), OSError(errno.ENAMETOOLONG, "a path is too long"))
+                return None
+            path = bytes(self.path) + name
+        try:
+            info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
+        except OSError as error:
+            self._refuse(path, error)
+            return None
+        return Found(path, name, level.fd, info)
+
+    def _descend(self, found: Found) -> None:
+        try:
+            fd = os.open(found.name, _LISTING, dir_fd=found.parent)
+        except OSError as error:
+            self._refuse(found.path, error)
+            return
+        levels = self.levels
+        levels.append(_Level(len(self.path), [], fd))
+        self.path += found.name + b"/"
+        levels[-1].names = _names(fd)
+        if len(levels) > _OPEN_LEVELS:
+            far = levels[-_OPEN_LEVELS - 1]
+            if far.fd is not None:
+                far.identity = _identity(far.fd)
+                _close(far)
+
+    def _leave(self) -> None:
+        """Drop the deepest level; one above that was closed is opened again by ``..``, if that leads to the same."""
+        levels = self.levels
+        done = levels.pop()
+        del self.path[done.start :]
+        if levels and levels[-1].fd is None and done.fd is not None:
+            with contextlib.suppress(OSError):  # then it is opened by its path, when it is needed
+                above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=done.fd)
+                if _identity(above) == levels[-1].identity:
+                    levels[-1].fd = above
+                else:
+                    os.close(above)
+        _close(done)
+
+    def _ensure_open(self, level: _Level) -> bool:
+        """Open a level again that was closed while the walk was far below it; False when it is gone."""
+        if level.fd is None:
+            parts = (*self.start, *bytes(self.path).split(b"/")[:-1])
+            try:
+                level.fd = self.sandbox.open(parts, _LISTING)
+            except OSError as error:
+                if error.errno not in (*_GONE, errno.EXDEV):
+                    raise
+                return False
+        return True
 
 
 def _log(sandbox: Sandbox, name: bytes) -> Iterator[Found]:
@@ -115,63 +207,9 @@ def _log(sandbox: Sandbox, name: bytes) -> Iterator[Found]:
         yield Found(name, own, parent, os.stat(own, dir_fd=parent, follow_symlinks=False))
 
 
-def _look(level: _Level, name: bytes, unreadable: _Unreadable | None) -> Found | None:
-    assert level.fd is not None
-    path = level.path + name
-    try:
-        info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _GONE and unreadable is not None:
-            unreadable(path, error)
-        return None
-    return Found(path, name, level.fd, info)
-
-
-def _descend(levels: list[_Level], found: Found, unreadable: _Unreadable | None) -> None:
-    try:
-        fd = os.open(found.name, _LISTING, dir_fd=found.parent)
-    except OSError as error:
-        if error.errno not in _GONE and unreadable is not None:
-            unreadable(found.path, error)
-        return
-    levels.append(_Level(found.path + b"/", [], fd))
-    levels[-1].names = _names(fd)
-    if len(levels) > _OPEN_LEVELS:
-        far = levels[-_OPEN_LEVELS - 1]
-        if far.fd is not None:
-            far.identity = _identity(far.fd)
-            _close(far)
-
-
-def _leave(levels: list[_Level]) -> None:
-    """Drop the deepest level; one above that was closed is opened again by ``..``, if that leads to the very same."""
-    done = levels.pop()
-    if levels and levels[-1].fd is None and done.fd is not None:
-        with contextlib.suppress(OSError):  # then it is opened by its path, when it is needed
-            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=done.fd)
-            if _identity(above) == levels[-1].identity:
-                levels[-1].fd = above
-            else:
-                os.close(above)
-    _close(done)
-
-
 def _identity(fd: int) -> tuple[int, int]:
     info = os.fstat(fd)
     return info.st_dev, info.st_ino
-
-
-def _ensure_open(sandbox: Sandbox, start: Sequence[bytes], level: _Level) -> bool:
-    """Open a level again that was closed while the walk was far below it; False when it is gone."""
-    if level.fd is None:
-        parts = (*start, *level.path.split(b"/")[:-1])
-        try:
-            level.fd = sandbox.open(parts, _LISTING)
-        except OSError as error:
-            if error.errno not in (*_GONE, errno.EXDEV):
-                raise
-            return False
-    return True
 
 
 def _close(level: _Level) -> None:
@@ -187,7 +225,7 @@ def disk_usage(sandbox: Sandbox) -> int:
     """
     total = 0
     linked: set[tuple[int, int]] = set()
-    for found in walk(sandbox):
+    for found in walk(sandbox, paths=False):
         info = found.info
         if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
             identity = (info.st_dev, info.st_ino)

@@ -18,15 +18,14 @@ from prouter.agent.archives.placing import leaves, place, refuse_directory, set_
 from prouter.agent.paths import hidden_name, refusal, shown, split, translated
 from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
 from prouter.agent.sandbox import Sandbox
+from prouter.agent.trees import PATH_MAX
 from prouter.errors import Forbidden, InvalidRequest, NoSpace, PRouterError, TooLarge
 
-__all__ = ["PATH_MAX", "ArchiveLimits", "Extraction", "Unpacked", "refused"]
+__all__ = ["ArchiveLimits", "Extraction", "Unpacked", "refused"]
 
 _OPEN_DIRECTORIES = 32
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
 _PEEK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-PATH_MAX = 1 << 16
-"""Bytes of a member's name, in both directions; each of its directories costs work."""
 _TARGET_MAX = 4096  # bytes of a link's target; PATH_MAX
 
 

@@ -1,12 +1,13 @@
 """What goes into an archive of a sandbox: the tree, through its masks, as members whose contents can be read.
 
 Directories, files and symbolic links (as links, wherever they lead: their target is only a text). A file with several
-names goes in once per name. Sockets, fifos and devices are left out, as is what vanishes or may not be read; `notes`
-say so.
+names goes in once per name. Sockets, fifos and devices are left out, as is what vanishes; `notes` say so. What may not
+be read, or has too long a path, is never left out silently: an archive of it is refused, or ends in an error.
 """
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
@@ -18,14 +19,16 @@ from typing import final
 from prouter.agent import trees
 from prouter.agent.files import FileHandle
 from prouter.agent.log_gaps import LOG_FILES
-from prouter.agent.paths import shown, text, translated
+from prouter.agent.paths import refusal, shown, text, translated
 from prouter.agent.sandbox import Sandbox
 from prouter.agent.scratch import SCRATCH_NAME
+from prouter.errors import Forbidden, TooLarge
 
 __all__ = ["Masks", "Member", "Tree"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOTES_MAX = 100
+_NAMED_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,21 @@ class Masks:
     """
 
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        include = list(include)
         self._include = _compiled(include)
+        self._beginnings = [re.split(r"[*?[]", mask, maxsplit=1)[0] for mask in include]
         self._exclude = _compiled(exclude)
 
     def take(self, path: bytes) -> bool:
         """Whether this one goes in."""
         return self.enter(path) and (self._include is None or self._include.match(text(path)) is not None)
+
+    def concern(self, path: bytes) -> bool:
+        """Whether this one goes in, or might have something below it that does."""
+        if not self.enter(path) or not self._beginnings:
+            return self.enter(path)
+        below = text(path) + "/"
+        return self.take(path) or any(one.startswith(below) or below.startswith(one) for one in self._beginnings)
 
     def enter(self, path: bytes) -> bool:
         """Whether what is below this directory is looked at."""
@@ -90,6 +102,38 @@ class Tree:
     base: tuple[bytes, ...]
     masks: Masks
     notes: list[str] = field(default_factory=list)
+    _missing: list[tuple[bytes, OSError]] = field(default_factory=list)
+    _missing_count: int = 0
+
+    def refuse_incomplete(self) -> None:
+        """Raise if something was met that belongs in the archive and cannot be put there.
+
+        Raises:
+            Forbidden: it may not be read; the text names the first few.
+            TooLarge: its path is too long.
+            PRouterError: the disk or the system fails.
+        """
+        if not self._missing:
+            return
+        path, error = self._missing[0]
+        if error.errno == errno.ENAMETOOLONG:
+            raise TooLarge(
+                f"the archive would have a path of more than {trees.PATH_MAX} bytes, below '{shown(path)}': pack parts"
+                " of the tree, or leave it out with exclude="
+            )
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            raise refusal(error, path)
+        names = ", ".join(f"'{shown(path)}'" for path, _ in self._missing)
+        more = self._missing_count - len(self._missing)
+        raise Forbidden(
+            f"no permission to read {names}{f' and {more} more' if more else ''}: leave them out with exclude=, or give"
+            " the agent's user permission"
+        )
+
+    def _miss(self, path: bytes, error: OSError) -> None:
+        self._missing_count += 1
+        if len(self._missing) < _NAMED_MAX:
+            self._missing.append((path, error))
 
     def note(self, path: bytes, what: str) -> None:
         """Keep, for whoever logs it, that something is not in the archive as it was; at most 100 of them."""
@@ -97,15 +141,26 @@ class Tree:
             self.notes.append(f"{shown(path)}: {what}")
 
     def members(self) -> Iterator[Member]:
-        """All members, sorted, directories before what is in them; their contents are not opened."""
+        """All members, sorted, directories before what is in them; their contents are not opened.
+
+        What cannot be put in is left to `refuse_incomplete`.
+        """
         for found in self._found():
+            if stat.S_ISREG(found.info.st_mode) and not os.access(found.name, os.R_OK, dir_fd=found.parent):
+                self._miss(found.path, OSError(errno.EACCES, "may not be read"))
+                continue
             member = self._member(found)
             if member is not None:
                 yield member
 
     def opened(self) -> Iterator[tuple[Member, FileHandle | None]]:
-        """All members, each file with its contents open; a handle is closed when the next member is asked for."""
+        """All members, each file with its contents open; a handle is closed when the next member is asked for.
+
+        Raises:
+            PRouterError: as `refuse_incomplete`.
+        """
         for found in self._found():
+            self.refuse_incomplete()
             if not stat.S_ISREG(found.info.st_mode):
                 member = self._member(found)
                 if member is not None:
@@ -116,9 +171,14 @@ class Tree:
                 with handle:
                     mode = stat.S_IFREG | handle.mode
                     yield Member(found.path, mode, handle.size, handle.mtime_ns), handle
+        self.refuse_incomplete()
 
     def open(self, member: Member) -> FileHandle | None:
-        """The contents of a file listed before; None when it is gone."""
+        """The contents of a file listed before; None when it is gone.
+
+        Raises:
+            Forbidden: it may not be read any more.
+        """
         parts = (*self.base, *member.path.split(b"/"))
         log = self.sandbox.logs.open_listed(parts[0]) if len(parts) == 1 else None
         if log is not None:
@@ -126,6 +186,8 @@ class Tree:
         try:
             parent = self.sandbox.open(parts[:-1], os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise refusal(error, member.path) from error
             self.note(member.path, os.strerror(error.errno or 0))
             return None
         try:
@@ -134,13 +196,14 @@ class Tree:
             os.close(parent)
 
     def _found(self) -> Iterator[trees.Found]:
-        def unreadable(path: bytes, error: OSError) -> None:
-            self.note(path, os.strerror(error.errno or 0))
-
         with translated(b"/".join(self.base)):
-            for found in trees.walk(self.sandbox, self.base, enter=self._enter, unreadable=unreadable, logs=True):
+            for found in trees.walk(self.sandbox, self.base, enter=self._enter, unreadable=self._unreadable, logs=True):
                 if self._enter(found.path) and self.masks.take(found.path):
                     yield found
+
+    def _unreadable(self, path: bytes, error: OSError) -> None:
+        if self._enter(path) and self.masks.concern(path):
+            self._miss(path, error)
 
     def _enter(self, path: bytes) -> bool:
         """Whether this is looked at: the sandbox's directory for temporary files only if that is what is packed."""
@@ -175,6 +238,8 @@ class Tree:
         try:
             fd = os.open(name, _READ, dir_fd=parent)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise refusal(error, path) from error
             self.note(path, os.strerror(error.errno or 0))
             return None
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -31,7 +31,8 @@ FORMATS = {
 }
 _CHUNK = 1 << 16  # bytes at least, but for the last chunk
 _PIECE = 1 << 18
-_PLANNED_MAX = 50_000  # members whose sizes are remembered to keep a promise
+_PLANNED_MAX = 50_000  # members looked at before the start, whose sizes are remembered to keep a promise
+_PLANNED_BYTES = 4 << 20  # of their names
 _GZIP_LEVEL = 1
 _ZSTD_LEVEL = 3
 
@@ -74,18 +75,29 @@ class Packer:
         self.notes = self._tree.notes
 
     def size(self) -> int | None:
-        """The archive's size in bytes, which is then kept to; None where it cannot be told (compressed, huge)."""
-        if self._format != "tar":
-            return None
-        plan: list[Member] = []
-        total = len(tar_writer.END)
-        for member in self._tree.members():
-            if len(plan) == _PLANNED_MAX:
-                return None
+        """Look through the tree; the archive's size in bytes, which is then kept to.
+
+        None where it cannot be told: compressed, more than 50,000 members (the rest is not looked at either), or names
+        of some MiB.
+
+        Raises:
+            Forbidden, TooLarge: something may not be read, or its path is too long; the text names it.
+        """
+        plan: list[Member] | None = [] if self._format == "tar" else None
+        total, room = len(tar_writer.END), _PLANNED_BYTES
+        for count, member in enumerate(self._tree.members()):
+            if count == _PLANNED_MAX:
+                plan = None
+                break
+            room -= len(member.path) + len(member.target)
+            if plan is None or room < 0:
+                plan = None
+                continue
             plan.append(member)
             total += _tar_size(member)
+        self._tree.refuse_incomplete()
         self._plan = plan
-        return total
+        return None if plan is None else total
 
     def __iter__(self) -> Iterator[bytes]:
         """The archive in chunks of at least 64 KiB, but for the last."""

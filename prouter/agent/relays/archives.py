@@ -47,6 +47,8 @@ def read_archive(transfer: Transfer) -> None:
     chunks = iter(packer)
     while data := transfer.run(_next, chunks):
         transfer.io.write_all(data)
+    if packer.notes:
+        log.info("event=archive_differs job=%s members=%d first=%r", transfer.uid, len(packer.notes), packer.notes[0])
     transfer.io.close()
 
 
