@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +242,11 @@ class Sandbox:
         finally:
             os.close(found)
 
-    def make_directory(self, parts: Sequence[bytes]) -> int:
+    def make_directory(self, parts: Sequence[bytes], made: Callable[[], None] | None = None) -> int:
         """An O_PATH descriptor, for the caller to close, of the directory at `parts`, made where it is missing.
+
+        Args:
+            made: called after each directory that was made; what it raises ends this.
 
         Raises:
             OSError: ENOTDIR when something else is in the way.
@@ -253,23 +256,26 @@ class Sandbox:
         except FileNotFoundError:
             pass
         here = self.open((), os.O_PATH | os.O_DIRECTORY)
-        for count, name in enumerate(parts, 1):
+        for count in range(1, len(parts) + 1):
             try:
-                below = self._make_one(here, parts[:count], name)
+                below = self._make_one(here, parts, count, made)
             finally:
                 os.close(here)
             here = below
         return here
 
-    def _make_one(self, parent: int, parts: Sequence[bytes], name: bytes) -> int:
+    def _make_one(self, parent: int, parts: Sequence[bytes], count: int, made: Callable[[], None] | None) -> int:
+        name = parts[count - 1]
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=parent)
+            if made is not None:
+                made()
         try:
             return os.open(name, OPEN_DIRECTORY, dir_fd=parent)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            return self.open(parts, os.O_PATH | os.O_DIRECTORY)  # a link that was there before
+            return self.open(parts[:count], os.O_PATH | os.O_DIRECTORY)  # a link that was there before
 
     @contextlib.contextmanager
     def parent(self, parts: Sequence[bytes], *, make: bool = False) -> Iterator[int]:

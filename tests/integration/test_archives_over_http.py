@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -299,3 +300,92 @@ def test_ten_thousand_small_files_come_back_the_same(sandbox: Sandbox, other: Sa
     packed = sandbox.archive("?exclude=.pagent*")
     assert other.archive("", "POST", data=packed.content).status_code == 200
     assert tree(other.root, 1) == tree(sandbox.root, 1)
+
+
+# -- kinds of archives, and trees that are too deep ---------------------------------------------------------------
+
+
+def old_directory(name: str) -> bytes:
+    """A directory as tars had it before there was a kind for it."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[156:157] = b"0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def windows_zip(**members: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.filename, info.create_system = name.replace("__", "\\"), 0
+            archive.writestr(info, data)
+    return made.getvalue()
+
+
+def test_archives_of_old_and_foreign_programs_are_unpacked(sandbox: Sandbox) -> None:
+    ends_without_a_mark = tar_of(member("whole", size=512))[:1024]
+    for data in (old_directory("v7/") + bytes(1024), windows_zip(dir__=b"", dir__f=b"x"), ends_without_a_mark):
+        answer = sandbox.archive("", "POST", data=data)
+        assert answer.status_code == 200, answer.text
+    assert (sandbox.root / "v7").is_dir()
+    assert (sandbox.root / "dir" / "f").read_bytes() == b"x"
+    assert (sandbox.root / "whole").read_bytes() == bytes(512)
+
+
+@needed("bsdtar")
+@pytest.mark.parametrize("how", ["-j", "-J", "--lz4", "--format=7zip", "--format=zip", "--format=newc"])
+def test_archives_that_libarchive_reads_come_back_the_same(sandbox: Sandbox, tmp_path: Path, how: str) -> None:
+    dice = random.Random(how)
+    contents = {f"f{number}": dice.randbytes(dice.choice((0, 1, 70_000, 900_000))) for number in range(12)}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    archive = subprocess.run(
+        ["bsdtar", "-c", how, "-f", "-", "-C", tmp_path, *contents], check=True, capture_output=True
+    ).stdout
+    pieces = iter([archive[start : start + 70_001] for start in range(0, len(archive), 70_001)])
+    answer = sandbox.archive("", "POST", data=pieces)
+    assert answer.status_code == 200, answer.text
+    assert {name: (sandbox.root / name).read_bytes() for name in contents} == contents
+    bad = archive[: len(archive) // 2] + bytes(1000) + archive[len(archive) // 2 + 1000 :]
+    assert sandbox.archive("/bad", "POST", data=bad).status_code in (200, 400)
+    assert sandbox.archive("/cut", "POST", data=archive[: len(archive) // 2]).status_code == 400
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+@needed("bsdtar")
+def test_a_client_that_leaves_ends_the_process_that_reads_its_archive(sandbox: Sandbox, agent: Agent) -> None:
+    def readers() -> list[int]:
+        return [pid for pid in descendants(agent.pid) if b"archive_reader" in command_of(pid)]
+
+    start = f"POST {sandbox.path}/archive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n".encode()
+    url = urlsplit(sandbox.router.url)
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as client:
+        client.sendall(start + bz2.compress(random.Random(1).randbytes(50_000)))
+        wait_until(lambda: len(readers()) == 1)
+    wait_until(lambda: not readers())
+
+
+def test_a_tree_too_deep_for_archives_is_refused_and_costs_no_memory(sandbox: Sandbox, agent: Agent) -> None:
+    here = os.open(sandbox.root, os.O_PATH)
+    for _ in range(700):
+        os.mkdir("d" * 255, dir_fd=here)
+        below = os.open("d" * 255, os.O_PATH, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    memory = PeakMemory(descendants(agent.pid))
+    for form in ("tar", "tar.gz", "tar.zst", "zip"):
+        answer = sandbox.archive(f"?format={form}")
+        assert answer.status_code == 413, answer.text[:300]
+        assert "exclude" in answer.json()["detail"]
+        assert sandbox.archive(f"?format={form}&exclude=d*").status_code == 200
+    assert sandbox.file("", "GET").status_code == 200
+    assert max(memory.growth().values()) < 32 * MIB

@@ -8,14 +8,18 @@ from pathlib import Path
 
 __all__ = ["PeakMemory", "descendants"]
 
+_GONE = (FileNotFoundError, ProcessLookupError)
+"""What is raised for processes that ended meanwhile."""
+
 
 def descendants(pid: int) -> list[int]:
     """A process and all that come from it."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with suppress(FileNotFoundError):  # it ended meanwhile
-                found += descendants(int(child))
+        with suppress(*_GONE):
+            for child in (task / "children").read_text().split():
+                with suppress(*_GONE):
+                    found += descendants(int(child))
     return found
 
 
@@ -23,16 +27,22 @@ class PeakMemory:
     """Measures from when it is made; `growth` is what each process had at most beyond what it had then, in bytes."""
 
     def __init__(self, pids: list[int]) -> None:
-        self._before = {}
+        self._before: dict[int, int] = {}
         for pid in pids:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-            self._before[pid] = _peak(pid)
+            with suppress(*_GONE):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+                self._before[pid] = _peak(pid)
 
     def growth(self) -> dict[int, int]:
-        return {pid: _peak(pid) - before for pid, before in self._before.items()}
+        grown = {}
+        for pid, before in self._before.items():
+            with suppress(*_GONE):
+                grown[pid] = _peak(pid) - before
+        return grown
 
 
 def _peak(pid: int) -> int:
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
+    if found is None:
+        raise ProcessLookupError(pid)  # it has ended, and its parent has not looked yet
     return int(found[1]) * 1024

@@ -104,7 +104,7 @@ class Extraction:
         self._modes: list[tuple[bytes, int]] = []
         self._times: list[tuple[bytes, int]] = []
         self._file: _OpenFile | None = None
-        self.files = self.directories = self.links = self.bytes = 0
+        self.files = self.directories = self.links = self.bytes = self._implied = 0
         self.received = 0
         with translated(b"/".join(base), writing=True):
             os.close(sandbox.make_directory(base))
@@ -323,7 +323,7 @@ class Extraction:
         if self._claim is not None:
             self._cover(b"/".join(parts), DIRECTORY * self._missing(parts))
             self._claim.settle()
-        fd = self._sandbox.make_directory((*self._base, *parts))
+        fd = self._sandbox.make_directory((*self._base, *parts), self._made)
         self._open[parts] = fd
         if len(self._open) > _OPEN_DIRECTORIES:
             os.close(self._open.popitem(last=False)[1])
@@ -333,6 +333,13 @@ class Extraction:
         limit = self._limits.members
         if limit is not None and self.files + self.directories + self.links >= limit:
             raise TooLarge(f"the archive has more than {limit} members; unpacking stopped at '{shown(member)}'")
+
+    def _made(self) -> None:
+        """Count a directory made on the way to a member, which an archive need not list."""
+        self._implied += 1
+        limit = self._limits.members
+        if limit is not None and self._implied > limit:
+            raise TooLarge(f"the archive makes more than {limit} directories; unpacking stopped")
 
     def _cover(self, member: bytes, size: int) -> None:
         """Make sure of room for `size` bytes of the member at hand."""
@@ -344,8 +351,12 @@ class Extraction:
 
     def _missing(self, parts: tuple[bytes, ...]) -> int:
         """How many of the directories down to this one are still to be made."""
-        for there in range(len(parts), 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.close(self._sandbox.open((*self._base, *parts[:there]), os.O_PATH))
-                return len(parts) - there
-        return len(parts)
+        there, most = 0, len(parts)
+        while there < most:  # by halves: a name may have thousands of directories
+            middle = (there + most + 1) // 2
+            try:
+                os.close(self._sandbox.open((*self._base, *parts[:middle]), os.O_PATH))
+                there = middle
+            except FileNotFoundError:
+                most = middle - 1
+        return len(parts) - there
