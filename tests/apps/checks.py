@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 
 from tests.apps.job import AppJob
 
+expect.set_options(timeout=30_000)
+
 _PRESSED = re.compile(r"pressed 42")
 
 
@@ -173,3 +175,11 @@ def copyparty(page: Page, url: str, job: AppJob) -> None:
 def glances(page: Page, url: str, job: AppJob) -> None:
     page.goto(url)
     expect(page.get_by_text("CPU").first).to_be_visible()
+
+
+def code_server(page: Page, url: str, job: AppJob) -> None:
+    page.goto(url)
+    page.locator(".monaco-workbench").wait_for()
+    page.keyboard.press("Control+Backquote")
+    page.locator(".terminal.xterm").click()
+    _typed(page, job)

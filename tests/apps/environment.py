@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,8 +13,12 @@ from tests.apps.page import Recipe
 
 __all__ = ["Environment"]
 
-_BUILT = ["node-pty", "esbuild"]
-"""npm packages whose install scripts have to run: they build or place a binary."""
+_BUILT = {
+    "": ["node-pty", "esbuild", "argon2"],
+    "code-server/lib/vscode": ["node-pty", "@vscode/spdlog", "native-watchdog", "@parcel/watcher"],
+    "code-server/lib/vscode/extensions": [],
+}
+"""npm packages with parts to be compiled, by the package that brings them; no other runs an install script."""
 
 
 class Environment:
@@ -63,11 +68,23 @@ class Environment:
         subprocess.run([*pip, "install", *names], check=True)
 
     def _from_npm(self, names: list[str]) -> None:
-        npm = ["npm", "--prefix", str(self._npm), "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run([*npm, "install", "--ignore-scripts", *names], check=True, stdin=subprocess.DEVNULL)
-        built = [name for name in _BUILT if (self._npm / "node_modules" / name).is_dir()]
-        if built:
-            subprocess.run([*npm, "rebuild", "--ignore-scripts=false", *built], check=True, stdin=subprocess.DEVNULL)
+        self._run_npm(self._npm, "install", "--ignore-scripts", *names)
+        modules = self._npm / "node_modules"
+        for owner, built in _BUILT.items():
+            folder = modules / owner if owner else self._npm
+            if owner and folder.is_dir():  # it brings a package.json of its own, for its installation to follow
+                self._run_npm(folder, "install", "--ignore-scripts", "--omit=dev")
+            if present := [name for name in built if (folder / "node_modules" / name).is_dir()]:
+                self._run_npm(folder, "rebuild", "--ignore-scripts=false", "--build-from-source", *present)
+
+    def _run_npm(self, folder: Path, *arguments: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        node = Path(shutil.which("node") or "node").resolve().parents[1]
+        environment = {**os.environ, "npm_config_yes": "true"}  # npx may fetch node-gyp
+        if (node / "include" / "node").is_dir():  # compiled with the headers of this machine, not with fetched ones
+            environment["npm_config_nodedir"] = str(node)
+        command = ["npm", "--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel=error", *arguments]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, cwd=folder, env=environment)
 
     def _from_debian(self, names: list[str]) -> None:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

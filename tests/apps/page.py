@@ -44,7 +44,7 @@ def recipes() -> Iterator[Recipe]:
         ValueError: a line cannot be read; the text quotes it.
     """
     for line in PAGE.read_text().splitlines():
-        if not re.match(r"\| .*`\{", line):
+        if not re.match(r'\| .*`\{"args"', line):
             continue
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != _COLUMNS:
