@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
 import os
@@ -13,14 +14,16 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.lock import BoundedSemaphore
 
 from prouter.agent.logs import JobLog
+from prouter.agent.relays import archives
 from prouter.agent.relays.archives import ARCHIVE_KINDS
 from prouter.agent.relays.files import FILE_KINDS
 from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.sandbox import Sandbox
-from prouter.errors import InvalidRequest, IsDirectory, NoSpace, NotFound, PRouterError, RangeNotSatisfiable
+from prouter.errors import InvalidRequest, IsDirectory, NoSpace, NotFound, Overloaded, PRouterError, RangeNotSatisfiable
 from prouter.fabric.mux import DEFAULT_WINDOW
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.stream_io import StreamIO, StreamReset
@@ -305,6 +308,20 @@ def test_masks_choose_what_is_packed(place: Place) -> None:
 def test_what_is_no_archive_is_refused(place: Place, body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         place.write("archive.write", body)
+
+
+def test_archives_wait_for_one_of_the_processes_that_read_them_and_then_are_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = BoundedSemaphore(1)
+    monkeypatch.setattr(archives, "_READERS", places)
+    monkeypatch.setattr(archives, "_READER_WAIT", 0.05)
+    archive = bz2.compress(os.urandom(2000))
+    with places, pytest.raises(Overloaded, match="already"):
+        place.write("archive.write", archive)
+    with pytest.raises(InvalidRequest, match="Unrecognized"):
+        place.write("archive.write", archive)
+    assert places.counter == 1
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------
