@@ -26,8 +26,10 @@ __all__ = ["Announcements", "read_announcement"]
 log = logging.getLogger("prouter.broker")
 
 
-_CHANGE = 2048
-"""Bytes that a change of a job counts for beside its record: it is written down and told to every worker."""
+_CHANGE = 1024
+"""Bytes that a change of a job counts for beside those of its record."""
+_COPIES = 3
+"""How many times more its record counts: it is written down twice and told to every worker."""
 _LARGE_EVENTS = frozenset({"jobs", "usage"})
 """Events about many jobs."""
 
@@ -132,9 +134,9 @@ class Announcements:
         if entry is not None and entry.removed:
             self._discard(link, record.uid, now)
         else:
-            changed = self._ledger.apply(record, link.info.uid, announced=announced) is not None
-            if changed and link.path is not None:
-                link.path.debt += _CHANGE
+            changed = self._ledger.apply(record, link.info.uid, announced=announced)
+            if changed is not None and link.path is not None:
+                link.path.debt += _CHANGE + _COPIES * changed.size
 
     def _usage(self, link: Link, usages: object) -> None:
         """What some of its running jobs use now: shown in their info, no event."""
