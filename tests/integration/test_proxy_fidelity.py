@@ -158,7 +158,7 @@ def test_who_does_not_read_answers_gets_no_more_requests_carried_out(router: Rou
         raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sent = send_until_stuck(raw.sock, asked)
         assert sent < len(asked)
-        raw.sock.settimeout(30)
+        raw.sock.settimeout(120)  # for all that sendall sends
         rest = threading.Thread(target=raw.sock.sendall, args=(memoryview(asked)[sent:],), daemon=True)
         rest.start()
         with raw.sock.makefile("rb") as answers:
