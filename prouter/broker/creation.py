@@ -110,6 +110,13 @@ class Creations:
         """Whether a job's creation was given up before its agent answered: nobody knows of it."""
         return uid in self._unwanted
 
+    def withdraw(self, key: str, uid: str) -> None:
+        """The job with this key is removed since its start was refused: a repeat makes another."""
+        if self._keys.get(key, ("", ""))[1] == uid:
+            del self._keys[key]
+            self._env.store.submit("DELETE FROM keys WHERE key = ?", key)
+            self._forget_digest(key)
+
     def create(self, args: dict[str, Any], done: Done, now: float) -> None:
         """Carry out ``jobs.create``; `done` gets ``{"job": info}``.
 

@@ -231,6 +231,7 @@ class Service:
                 raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
             self._removed_for_good(entry, entry.last_record, done)
             return
+        self._creations.withdraw(str(args.get("key") or ""), entry.uid)
         removed = partial(self._removed, entry, request.call_id, done)
 
         def written(now: float) -> None:

@@ -14,7 +14,7 @@ from prouter.api import query
 from prouter.api.body import discard_body, read_model
 from prouter.api.context import ApiRequest, send_json
 from prouter.api.job_urls import JobUrls
-from prouter.errors import InvalidRequest, PRouterError
+from prouter.errors import InvalidRequest, NotFound, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.jobs import State
 from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
@@ -135,25 +135,37 @@ class Jobs(_Calls):
         """Create and start; with ``wait=SECONDS`` also wait for the end."""
         request = read_model(RunRequest, req)
         patience = query.seconds(req, "wait")
-        key = _key(req, "run")
-        info = self._create(request.create(), f"{key} create", digest(request) if _given(req) else "")
+        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "")
         connection, job = info["path"].split("/")[2:4]
         resp.set_header("Location", info["path"] + "/info")
-        try:
-            info = self._start(connection, job, request.start(), f"{key} start")
-        except InvalidRequest:
-            if not _given(req):  # A repeat of the same key has to find the job, to get the same answer.
-                self._withdraw(connection, job)
-            raise
         if patience is None:
             self._send(req, resp, info)
         else:
             self._wait(req, resp, connection, job, patience)
 
-    def _withdraw(self, connection: str, job: str) -> None:
-        """Remove a job that nobody was told of and that was not started: it would keep a slot of its agent for ever."""
+    def _run(self, request: RunRequest, key: str, told: str) -> JobInfo:
+        """Create and start. A request that makes no sense to the agent leaves neither job nor key."""
+        before = ""
+        while True:
+            created = self._create(request.create(), f"{key} create", told)
+            connection, job = created["path"].split("/")[2:4]
+            try:
+                return self._start(connection, job, request.start(), f"{key} start")
+            except InvalidRequest:
+                self._withdraw(connection, job, f"{key} create")
+                raise
+            except NotFound:
+                # Perhaps the same request was sent twice at once, and the other one has withdrawn the job of both.
+                if not told or job == before:
+                    raise
+                before = job
+
+    def _withdraw(self, connection: str, job: str, key: str) -> None:
+        """Remove a job that was not started, and its key: it would keep a slot of its agent for ever."""
         try:
-            self._call("jobs.remove", {"connection": connection, "job": job})
+            self._call("jobs.remove", {"connection": connection, "job": job, "key": key})
+        except NotFound:
+            _log.debug("event=job_withdrawn_already job=%s", job)
         except PRouterError as error:
             _log.warning("event=job_not_withdrawn job=%s error=%r", job, error.detail)
 
