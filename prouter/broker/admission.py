@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.env import Env
+from prouter.broker.exclusion import Exclusion
 from prouter.broker.hello import CLIENT, SERVER, AgentInfo, check_protocol
 from prouter.broker.links import Link, Links
 from prouter.broker.switch import Path
@@ -65,12 +66,17 @@ class _Challenger:
 
 
 class Admission:
-    """See the module's docstring; this is the agents' side of it."""
+    """See the module's docstring; this is the agents' side of it.
+
+    Attributes:
+        exclusion: agents that have to wait, since they flooded somebody.
+    """
 
     def __init__(self, env: Env, links: Links) -> None:
         self._env = env
         self._links = links
         self._tokens = Tokens(env.settings.tokens)
+        self.exclusion = Exclusion()
         self._challengers: dict[str, _Challenger] = {}
         """By the link that is claimed."""
         self._dying: set[str] = set()
@@ -112,6 +118,10 @@ class Admission:
             info = self._read(body, mark)
         except ProtocolError as error:
             self._refuse(path, "bad_hello", error.detail, body.get("uid"))
+            return
+        wait = self.exclusion.left(info.uid, now)
+        if wait:
+            self._refuse(path, "flooding", f"this agent sent too much; it may link again in {wait:.0f} s", info.uid)
             return
         same = self._links.find(info.incarnation, SERVER)
         if same is not None and same.up and same.info.uid != info.uid:

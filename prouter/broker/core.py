@@ -167,8 +167,7 @@ class Broker:
             return
         source.overflow += size + _MESSAGE_COST
         if source.overflow > self.env.settings.bounds.overflow:
-            self.env.counts["floods"] += 1
-            source.owner.lost(source, "it sends too much for workers that do not take it", now, closed=True)
+            self._cut_off(source, "it sends too much for workers that do not take it", now)
         else:
             self.env.shell.pause(source, _OVERFLOW_PAUSE)
 
@@ -347,8 +346,16 @@ class Broker:
         """A worker is kept busy by what an agent sends it for no stream."""
         link = self.links.get(connection)
         if link is not None and link.path is not None:
-            self.env.counts["floods"] += 1
-            link.lost(link.path, "it floods workers with frames that lead to no stream", now, closed=True)
+            self._cut_off(link.path, "it floods workers with frames that lead to no stream", now)
+
+    def _cut_off(self, path: Path, reason: str, now: float) -> None:
+        """Give up the path of a peer that floods others; an agent has to wait before it is heard again."""
+        self.env.counts["floods"] += 1
+        if isinstance(path.owner, Link):
+            self.admission.exclusion.exclude(path.owner.info.uid, now)
+            self.dials.discourage(path.owner)
+        if path.owner is not None:
+            path.owner.lost(path, reason, now, closed=True)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -393,9 +400,7 @@ class Broker:
         path.allowance -= max(1, len(frames))
         if path.allowance >= 0:
             return True
-        self.env.counts["floods"] += 1
-        if path.owner is not None:
-            path.owner.lost(path, "it sends too much", now, closed=True)
+        self._cut_off(path, "it sends too much", now)
         return False
 
     def _tell_workers(self, name: str, body: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger("prouter.broker")
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
+_SLOWLY = 16
+"""Failures after which an address is dialled with the longest delay."""
 
 Linked = Callable[[Link | None, PRouterError | None, float], None]
 """How an attempt to link ends: the link, or why there is none, and the time now."""
@@ -132,6 +134,12 @@ class Dials:
                 dial.path = None
                 self._again(dial, now)
 
+    def discourage(self, link: Link) -> None:
+        """It floods: if it is dialled again, then slowly."""
+        for dial in self._dials:
+            if dial.link is link:
+                dial.failures = _SLOWLY
+
     def link_gone(self, link: Link) -> None:
         """Do not dial it any more."""
         for dial in [dial for dial in self._dials if dial.link is link]:
@@ -224,7 +232,7 @@ class Dials:
         if dial.link is None:
             self._end(dial)
         else:
-            dial.failures = 16
+            dial.failures = _SLOWLY
             self._again(dial, now)
 
     def _again(self, dial: _Dial, now: float) -> None:
@@ -237,7 +245,7 @@ class Dials:
                 self._links.drop(dial.link, "the connection broke and it has no job", now)
             self._end(dial)
             return
-        delay = min(_FIRST_DELAY * 2.0 ** min(dial.failures, 16), _LONGEST_DELAY)
+        delay = min(_FIRST_DELAY * 2.0 ** min(dial.failures, _SLOWLY), _LONGEST_DELAY)
         dial.failures += 1
         dial.redial = self._env.timers.at(now + delay, partial(self._dial, dial))
 

@@ -62,6 +62,14 @@ MAX_WINDOW = 64 * 1024 * 1024
 """Largest window an acceptor agrees to."""
 _LISTED = 64
 """Bytes of a list of streams that take as long as a frame."""
+_MOST_LISTED = 8 * 131_072
+"""Bytes of a list of streams: twice as many as an acceptor has by default."""
+_WASTED = 4096
+"""Bytes of no use, or that are asked for again, that cost like a frame."""
+_LATE = GROWTH * DEFAULT_WINDOW
+"""Bytes that may have been under way to a stream that has ended."""
+_STRAYS = 100_000
+"""Frames of no use after which a peer is not listened to when it asks for repetition, until `Mux.strays` is taken."""
 RESUME_TIMEOUT = 30.0
 """Seconds a stream survives without a path."""
 _TOMBSTONES = 16384
@@ -133,7 +141,8 @@ class Mux:
         bulk: the fast streams of this process; its owner calls its `tick`.
 
     Attributes:
-        strays: frames that led to no stream, or asked for repetition; the owner counts from 0 again when it likes.
+        strays: frames that led to no stream, brought nothing new or asked for repetition, large ones and those that
+            ask for much counted as several; the owner counts from 0 again when it likes.
     """
 
     def __init__(
@@ -172,6 +181,12 @@ class Mux:
         self._out: list[Frame] = []
         self._announced = False
         self._events: list[StreamEvent] | None = None
+        self._round = 0
+        """Grows whenever queued frames leave or are dropped."""
+        self._listed = False
+        """Whether the peer has told its streams since the path came up."""
+        self._late: dict[int, int] = {}
+        """Bytes that came for ended streams: what was under way when they ended is nobody's fault."""
         self._ack_due: dict[int, Stream] = {}
         self._gaps: dict[int, int] = {}
         self._tombstones: OrderedDict[int, tuple[int, str | None]] = OrderedDict()
@@ -198,6 +213,7 @@ class Mux:
         """
         self.up = True
         self._down_since = None
+        self._listed = False
         self._drop_output()
         self._gaps.clear()
         self._send(Frame(RESUME, offset=_number(process), payload=_pack_roster(self.streams)))
@@ -239,6 +255,7 @@ class Mux:
         """The frames to send now, in order."""
         out = self._out
         self._out = []
+        self._round += 1
         self._announced = False
         return out
 
@@ -254,7 +271,7 @@ class Mux:
             stream = streams.get(frame.sid)
             kind = frame.type
             if stream is None:
-                self.strays += 1 + (len(frame.payload) // _LISTED if kind == RESUME else 0)
+                self.strays += self._cost(frame)
                 try:
                     self._receive_unknown(frame, events)
                 except ProtocolError:
@@ -266,6 +283,8 @@ class Mux:
                     events.append(Writable(stream))
                 self._receive_data(stream, frame, events)
             elif kind == ACK:
+                if frame.ack <= stream._acked:
+                    self.strays += 1
                 if 0 < frame.offset <= stream.window * GROWTH:
                     stream._limit = frame.offset
                 if stream._on_ack(frame.ack):
@@ -274,11 +293,23 @@ class Mux:
                 self.strays += 1
                 self._receive_resume(stream, frame, events)
             elif kind == OPEN:
+                self.strays += 1
                 self._receive_open_again(stream)
             else:
                 self._receive_last(stream, frame, events)
         self._events = None
         return events
+
+    def _cost(self, frame: Frame) -> int:
+        """What a frame that leads to no stream counts."""
+        size = len(frame.payload)
+        if frame.type == RESUME:
+            return 1 + size // _LISTED
+        if frame.type == DATA and frame.sid in self._tombstones:
+            late = self._late[frame.sid] = self._late.get(frame.sid, 0) + size
+            if late <= _LATE:
+                return 1
+        return 1 + size // _WASTED
 
     def _meant_for_us(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Frames from the first on that tells that the peer knows which process this is."""
@@ -296,6 +327,8 @@ class Mux:
             self.malformed += 1
             self._break(stream, str(error), events)
             return
+        if not data and frame.payload:
+            self._wasted(stream, len(frame.payload))
         if data is None:
             if self._gaps.get(stream.sid) != stream._received:
                 self._gaps[stream.sid] = stream._received
@@ -309,6 +342,19 @@ class Mux:
         elif frame.flags & FIN and not was_open:
             stream._acknowledge()
 
+    def _wasted(self, stream: Stream, size: int) -> None:
+        """Bytes that had come before, or beyond a gap: as many as may be under way when the path is back do no harm."""
+        stream._wasted += size
+        if stream._wasted > 2 * GROWTH * stream.window:
+            self.strays += 1 + size // _WASTED
+
+    def _repeat(self, frames: Iterable[Frame], *, free: bool) -> None:
+        """Say something again; what it costs is counted if the peer asked for it more than once."""
+        for frame in frames:
+            if not free:
+                self.strays += 1 + len(frame.payload) // _WASTED
+            self._send(frame)
+
     def _receive_open_again(self, stream: Stream) -> None:
         """The opener has heard nothing of the stream yet, whatever was said."""
         if self._accepts:
@@ -317,29 +363,37 @@ class Mux:
             for repeated in stream._repeat_from(0):
                 self._send(repeated)
 
-    def _resume(self, stream: Stream) -> None:
+    def _resume(self, stream: Stream, *, free: bool = True) -> None:
         """Tell the peer how far a stream got, and ask how far it did; or open it again when that may have been lost."""
         stream._repeated = None
-        for frame in stream._resume_frames():
-            self._send(frame)
+        if free:
+            stream._wasted = 0
+            stream._asked = False
+        self._repeat(stream._resume_frames(), free=free)
 
     def _receive_roster(self, frame: Frame) -> None:
         """The streams the peer has: what it lacks was never opened there, or has ended unnoticed here."""
+        if self.strays > _STRAYS:
+            return
         theirs = _unpack_roster(frame.payload)
-        for stream in self.streams.values():
+        free, self._listed = not self._listed, True
+        for stream in list(self.streams.values()):
             if stream.sid not in theirs:
-                self._resume(stream)
+                self._resume(stream, free=free)
 
     def _receive_resume(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         if stream._on_ack(frame.ack):
             events.append(Writable(stream))
         if frame.flags & ASK:
+            if stream._answered == self._round or self.strays > _STRAYS:
+                return  # The answer has not left yet; or nobody who means well asks so often.
+            stream._answered = self._round
             self._send(stream._position())
         elif stream._repeated is not None and frame.offset >= stream._repeated:
             return
         stream._repeated = frame.offset
-        for repeated in stream._repeat_from(frame.offset):
-            self._send(repeated)
+        free, stream._asked = not stream._asked, True
+        self._repeat(stream._repeat_from(frame.offset), free=free)
 
     def _receive_last(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
         """A reset, or a frame that makes no sense: either way the stream is over."""
@@ -422,6 +476,7 @@ class Mux:
 
     def _drop_output(self) -> None:
         self._out.clear()
+        self._round += 1
         self._announced = False
 
     def _check_closed(self, stream: Stream) -> None:
@@ -447,7 +502,8 @@ class Mux:
         """Remember how a stream ended; an OPEN that is still on its way must not bring it back."""
         self._tombstones[sid] = (consumed, code)
         if len(self._tombstones) > _TOMBSTONES:
-            self._tombstones.popitem(last=False)
+            forgotten, _ = self._tombstones.popitem(last=False)
+            self._late.pop(forgotten, None)
 
 
 def _number(process: str) -> int:
@@ -462,8 +518,8 @@ def _pack_roster(sids: Iterable[int]) -> bytes:
 
 
 def _unpack_roster(payload: bytes) -> frozenset[int]:
-    if len(payload) % 8:
-        raise ProtocolError("a list of streams needs 8 bytes each")
+    if len(payload) % 8 or len(payload) > _MOST_LISTED:
+        raise ProtocolError(f"a list of streams needs 8 bytes each, {_MOST_LISTED} at most")
     return frozenset(struct.unpack(f"<{len(payload) // 8}Q", payload))
 
 

@@ -55,6 +55,8 @@ class Stream:
 
     __slots__ = (
         "_acked",
+        "_answered",
+        "_asked",
         "_blocked",
         "_confirmed",
         "_consumed",
@@ -69,6 +71,7 @@ class Stream:
         "_repeated",
         "_sent",
         "_told",
+        "_wasted",
         "handler",
         "most",
         "receiving",
@@ -104,6 +107,12 @@ class Stream:
         self._consumed = 0
         self._told = 0
         self._repeated: int | None = None
+        self._asked = False
+        """Whether the other end had something repeated since this end's path came up."""
+        self._answered = -1
+        """The mux's round in which a RESUME that asks was answered last."""
+        self._wasted = 0
+        """Bytes of no use that came since this end's path came up."""
 
     # -- what the application does ------------------------------------------------------------------------------
 

@@ -51,6 +51,8 @@ _STRAYS = 20_000
 """Frames per second that may lead to no stream, or only ask for repetition, from one peer: ended streams have some."""
 _STRAYS_TIME = 0.25
 """Seconds for which so many are allowed at once; and some for each stream, which all resume when a path is back."""
+_STRAYS_AT_ONCE = 10_000
+"""Such frames, beside those for each stream, after which the next look at the clock is not waited for."""
 _LATE = 0.003
 """Seconds the acknowledgement of a stream's end waits for company. Alone it would cost three processes a wake-up."""
 
@@ -372,6 +374,8 @@ class Peer:
                         self.session.heard(self._runtime.now())
                     known = mux.malformed
                     self._dispatch(route, mux.receive(frames))
+                    if mux.strays > _STRAYS_AT_ONCE:
+                        self._look_at_strays(route, mux, _STRAYS_AT_ONCE)
                     if mux.malformed != known == 0:
                         log.warning("event=malformed_stream_frame peer=%.64r", route)
                 return
@@ -387,9 +391,9 @@ class Peer:
         passed, self._ticked = now - self._ticked, now
         for route, mux in list(self.muxes.items()):
             self._dispatch(route, mux.tick(now))
-            strays, mux.strays = mux.strays, 0
-            if strays > _STRAYS * max(passed, _STRAYS_TIME) + 4 * len(mux.streams):
-                self.on_strays(route, strays)
+            if mux.strays:
+                self._look_at_strays(route, mux, _STRAYS * max(passed, _STRAYS_TIME))
+                mux.strays = 0
         if self.session is not None:
             frames, event = self.session.tick(now)
             self._say(*frames)
@@ -397,6 +401,12 @@ class Peer:
                 self._session_event(event)
         if self._retries.deadline is not None and self.ready:
             self._say(*self._caller.frames(self._retries.due(now)))
+
+    def _look_at_strays(self, route: bytes, mux: Mux, most: float) -> None:
+        """Tell of a peer that sent more frames of no use than `most`, and some for each stream."""
+        if mux.strays > most + 4 * len(mux.streams):
+            strays, mux.strays = mux.strays, 0
+            self.on_strays(route, strays)
 
     def excuse(self, seconds: float, now: float) -> None:
         """This process did not listen for so long up to now: nobody's silence meanwhile counts."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import cast
+
+import pytest
 
 from prouter.broker.backlog import MOST, MOST_OF_ONE, SHARE, SMALL, Backlog
+from prouter.broker.exclusion import Exclusion
 from prouter.broker.ports import Port
 from prouter.broker.settings import Bounds
 from prouter.broker.switch import Path, Switch
-from prouter.fabric.frames import DATA, RESUME, Frame, encode
+from prouter.fabric.frames import ACK, ASK, DATA, OPEN, RESUME, Frame, encode
 from prouter.fabric.mux import Mux
 from prouter.fabric.session import Session
+from prouter.fabric.stream import Stream
 from prouter.fabric.zmtp import encode_message, opening
+from prouter.transport.peer import Peer, PeerDelegate
 from tests.support.broker_world import World
 
 MIB = 1024 * 1024
@@ -151,6 +157,118 @@ def test_frames_that_lead_to_no_stream_and_those_that_ask_for_repetition_are_cou
     assert mux.strays == 3
     mux.receive([Frame(RESUME, payload=bytes(6400))])
     assert mux.strays == 104, "a long list takes long"
+
+
+def test_an_agent_that_floods_again_and_again_waits_longer_but_never_for_ever() -> None:
+    exclusion, now, waits = Exclusion(), 100.0, []
+    for _ in range(6):
+        exclusion.exclude("a", now)
+        waits.append(exclusion.left("a", now))
+        now += waits[-1]
+        assert not exclusion.left("a", now)
+        assert not exclusion.left("b", now)
+    assert waits == [2, 4, 8, 16, 20, 20]
+    exclusion.exclude("a", now + 3600)
+    assert exclusion.left("a", now + 3600) == 2
+
+
+def _mux_with_a_stream(kept: int = 0) -> tuple[Mux, Stream]:
+    """Of a worker that has written `kept` bytes to an agent."""
+    mux = Mux(lambda mux: None)
+    mux.path_up()
+    stream = mux.open({"kind": "http"})
+    stream.write(bytes(kept))
+    mux.receive([Frame(ACK, sid=stream.sid)])
+    mux.take()
+    mux.strays = 0
+    return mux, stream
+
+
+def _size(frames: list[Frame]) -> int:
+    return sum(len(frame.payload) for frame in frames if frame.type == DATA)
+
+
+def test_who_asks_for_repetition_many_times_at_once_gets_it_once() -> None:
+    mux, stream = _mux_with_a_stream(kept=200_000)
+    mux.receive([Frame(RESUME, ASK, stream.sid)] * 30_000)
+    assert _size(mux.take()) == 200_000
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_who_asks_for_repetition_again_and_again_is_counted_by_what_that_costs(listed: bool) -> None:
+    mux, stream = _mux_with_a_stream(kept=200_000)
+    ask = Frame(RESUME) if listed else Frame(RESUME, ASK, stream.sid)
+    sent = 0
+    for _ in range(10_000):
+        mux.receive([ask, Frame(RESUME, ASK, stream.sid)])
+        sent += _size(mux.take())
+        if mux.strays > 20_000:
+            break
+    assert mux.strays > 20_000
+    assert sent < 100 * MIB
+
+
+def test_streams_that_all_resume_once_are_no_flood() -> None:
+    mux = Mux(lambda mux: None)
+    mux.path_up()
+    streams = [mux.open({"kind": "http"}) for _ in range(1000)]
+    for stream in streams:
+        stream.write(bytes(200_000))
+    mux.receive([Frame(ACK, sid=stream.sid) for stream in streams])
+    mux.take()
+    mux.strays = 0
+    mux.path_up()
+    mux.receive([Frame(RESUME), *(Frame(RESUME, ASK, stream.sid) for stream in streams)])
+    assert mux.strays <= 4 * len(streams)
+    assert _size(mux.take()) == 1000 * 200_000
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(DATA, sid=1, payload=bytes(262_144)),
+        Frame(DATA, sid=1, offset=1 << 40, payload=bytes(262_144)),
+        Frame(DATA, sid=77, payload=bytes(262_144)),
+        Frame(ACK, sid=1, offset=7),
+        Frame(OPEN, sid=1, offset=7),
+    ],
+    ids=["repeated", "beyond a gap", "of no stream", "acknowledges nothing", "opens again"],
+)
+def test_frames_that_bring_nothing_are_counted_by_their_size(frame: Frame) -> None:
+    mux, stream = _mux_with_a_stream()
+    mux.receive([Frame(DATA, sid=stream.sid, payload=bytes(262_144))])
+    for _ in range(25_000):
+        mux.receive([frame])
+        mux.take()
+        if mux.strays > 20_000:
+            break
+    assert mux.strays > 20_000
+
+
+def test_what_was_under_way_to_a_stream_that_ended_is_no_flood() -> None:
+    mux = Mux(lambda mux: None)
+    mux.path_up()
+    for _ in range(100):
+        stream = mux.open({"kind": "http"})
+        stream.reset("client_gone", "")
+        mux.receive([Frame(DATA, sid=stream.sid, offset=at << 18, payload=bytes(1 << 18)) for at in range(16)])
+    assert mux.strays == 1600
+
+
+def test_a_list_of_more_streams_than_there_can_be_is_not_read() -> None:
+    mux, _ = _mux_with_a_stream()
+    mux.receive([Frame(RESUME, payload=bytes(2 * MIB))])
+    assert mux.malformed == 1
+
+
+def test_a_flood_is_told_before_the_next_tick() -> None:
+    told: list[tuple[bytes, int]] = []
+    peer = Peer(cast(PeerDelegate, None))
+    peer.on_strays = lambda route, frames: told.append((route, frames))
+    peer.route_up(b"agent")
+    for _ in range(25):
+        peer.receive([b"agent", *encode([Frame(DATA, sid=77, payload=b"x")] * 1000)])
+    assert [route for route, _ in told] == [b"agent", b"agent"]
 
 
 def test_what_the_broker_slept_is_nobodys_silence() -> None:
