@@ -74,10 +74,6 @@ class Caller:
         self._pending[call_id] = frame
         return call_id, frame
 
-    def repeat(self) -> list[Frame]:
-        """The frames of all unanswered calls, oldest first."""
-        return list(self._pending.values())
-
     def frames(self, call_ids: list[str]) -> list[Frame]:
         """The frames of these calls, as far as they are unanswered."""
         return [self._pending[call_id] for call_id in call_ids if call_id in self._pending]

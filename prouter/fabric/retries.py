@@ -4,13 +4,13 @@ Calls survive lost paths by being repeated. A call that is why the path is lost 
 others with it. Nobody can see which one it is; but the path broke soon after it was sent, each time:
 
 - A call that was sent less than `SOON` before its path was lost gets a mark; one that was not loses its marks.
-- While calls have fewer than two marks, all are sent again at once: networks break, too.
+- While calls have fewer than five marks, all are sent again at once: brokers are restarted and networks break, too.
 - From then on they are tried, once the path has lived for `STEP` without them (if it does not, it is not their fault):
   one alone, those with most marks first, then two, then four, and so on, each when the ones before are answered or
   `STEP` has passed. New calls wait meanwhile.
-- A call that was alone when it got its third mark, or a later one, is given up.
+- A call that was alone when it got its sixth mark, or a later one, is given up.
 
-Among a thousand innocent ones the guilty one is alone after ten paths at most.
+Among a thousand innocent ones the guilty one is alone ten paths later at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOON = 2.0
 """Seconds after a call was sent for which it may be why the path is lost."""
 STEP = 0.5
 """Seconds after which a path counts as unharmed by the calls that were tried."""
-MARKS = 3
+MARKS = 6
 """Marks with which a call is given up."""
 
 

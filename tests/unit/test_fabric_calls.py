@@ -29,7 +29,7 @@ def test_every_call_is_carried_out_once_and_answered(steps: list[str]) -> None:
             asked.append(call_id)
             there.append(frame)
         elif name == "lose":
-            there[:] = caller.repeat()
+            there[:] = caller.frames(asked)
             back.clear()
         elif name == "there" and there:
             outcome = responder.receive(there.pop(0))
@@ -87,7 +87,7 @@ def test_a_call_that_was_given_up_gets_no_answer() -> None:
     assert isinstance(request, Request)
     caller.forget(call_id)
     assert caller.receive(responder.reply(call_id)) is None
-    assert caller.repeat() == []
+    assert caller.frames([call_id]) == []
 
 
 def test_answers_that_only_read_are_not_remembered() -> None:
