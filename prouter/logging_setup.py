@@ -15,11 +15,19 @@ __all__ = ["configure_logging"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """What ends a line or steers a terminal."""
+_LONGEST = 8192
+"""Characters of an event: texts of clients are in it, and a path may have 64 KiB."""
 _LEVELS = {"fatal": logging.CRITICAL}
 
 
 def _escaped(match: re.Match[str]) -> str:
     return ascii(match[0])[1:-1]
+
+
+def _bounded(text: str) -> str:
+    """The text, or its beginning if it is far too long for a line."""
+    left_out = len(text) - _LONGEST
+    return text if left_out <= 0 else f"{text[:_LONGEST]}… ({left_out} more characters)"
 
 
 def _indented(text: str) -> str:
@@ -36,7 +44,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The event on one line, whatever the texts in it hold: nobody writes events of their own."""
-        return _CONTROL.sub(_escaped, super().formatMessage(record))
+        return _CONTROL.sub(_escaped, _bounded(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:
         """A traceback, each line indented: an error's text may hold anything, but no line that looks like an event."""
@@ -54,7 +62,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,
-            "message": record.getMessage(),
+            "message": _bounded(record.getMessage()),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

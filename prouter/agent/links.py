@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from prouter.agent.listener import Listener
 from prouter.agent.usage_reports import Usage
+from prouter.errors import ProtocolError
 from prouter.fabric.calls import Request
 from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
@@ -34,6 +35,8 @@ CLIENT = "CLIENT"
 
 _FIRST_DELAY = 0.1
 """Seconds to the first attempt after a loss; `client.reconnect_delay` is where the growth ends."""
+_LONGEST_UID = 64
+"""Characters of a worker's uid; it has 32."""
 _TROUBLES = 16
 """Reasons of failure that are logged before the next link."""
 
@@ -193,16 +196,23 @@ class RouterLink:
         self._host.link_failed(self, reason, refused=refused)
 
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:
-        """Workers come and go; a router that dialled in says when it has taken the link."""
+        """Workers come and go; a router that dialled in says when it has taken the link.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
         if name == "workers":
-            present = {str(worker).encode() for worker in body.get("workers", [])}
+            workers = body.get("workers", [])
+            if not isinstance(workers, list):
+                raise ProtocolError("workers must be a list")
+            present = {_route(worker) for worker in workers}
             peer.keep_routes(present, "worker_gone", "the worker is gone")
             for route in present:
                 peer.route_up(route)
         elif name == "worker.up":
-            peer.route_up(str(body.get("worker")).encode())
+            peer.route_up(_route(body.get("worker")))
         elif name == "worker.down":
-            peer.route_gone(str(body.get("worker")).encode(), "worker_gone", "the worker is gone")
+            peer.route_gone(_route(body.get("worker")), "worker_gone", "the worker is gone")
         elif name == "linked" and self.mode == CLIENT:
             self.connection = str(body.get("connection") or self.connection)
             self._established()
@@ -214,6 +224,17 @@ class RouterLink:
     def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None:
         """A worker opened a stream."""
         self._host.open_stream(stream, target)
+
+
+def _route(worker: object) -> bytes:
+    """The route to a worker.
+
+    Raises:
+        ProtocolError: that is no worker's uid.
+    """
+    if not isinstance(worker, str) or not 0 < len(worker) <= _LONGEST_UID:
+        raise ProtocolError(f"a worker's uid must be a text of at most {_LONGEST_UID} characters")
+    return worker.encode()
 
 
 class Links:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 from prouter.broker.creation import Creations
@@ -13,7 +12,7 @@ from prouter.broker.env import Env
 from prouter.broker.forward import Forwarder
 from prouter.broker.ledger import Ledger
 from prouter.broker.links import Link
-from prouter.broker.records import read_record, record_uid
+from prouter.broker.records import read_record, read_usage, record_uid
 from prouter.errors import ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.fabric.calls import event_name, read_event
@@ -143,14 +142,14 @@ class Announcements:
         if not isinstance(usages, list):
             raise ProtocolError("jobs must be a list")
         for usage in usages:
-            if not isinstance(usage, list) or len(usage) != 3:
-                raise ProtocolError("a job's usage must be its uid, CPU seconds and bytes")
-            uid, cpu_seconds, rss_bytes = usage
-            entry = self._ledger.table.get(uid) if isinstance(uid, str) else None
-            if entry is None or entry.connection != link.connection or entry.ended:
+            try:
+                uid, cpu_seconds, rss_bytes = read_usage(usage)
+            except ProtocolError as error:
+                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
                 continue
-            if isinstance(cpu_seconds, (int, float)) and 0 <= cpu_seconds < inf and isinstance(rss_bytes, int):
-                entry.usage = (round(cpu_seconds, 3), rss_bytes)
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.connection == link.connection and not entry.ended:
+                entry.usage = (cpu_seconds, rss_bytes)
 
     def _removed(self, link: Link, wire: object) -> None:
         record = read_record(wire, link.connection)

@@ -11,7 +11,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.jobs import JobRecord, bounded
 
-__all__ = ["read_record", "record_uid"]
+__all__ = ["read_record", "read_usage", "record_uid"]
 
 _UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
 """One segment of a path, sent as it is."""
@@ -46,6 +46,20 @@ def read_record(wire: object, connection: str) -> JobRecord:
     if size > MAX_JOB_EVENT:
         raise ProtocolError(f"malformed job record: {size} characters are too many")
     return bounded(record)
+
+
+def read_usage(wire: object) -> tuple[str, float, int]:
+    """Uid of a job, and the CPU seconds and bytes of memory that it uses.
+
+    Raises:
+        ProtocolError: something is missing, of the wrong kind or out of range.
+    """
+    if not isinstance(wire, list) or len(wire) != 3:
+        raise ProtocolError("a job's usage must be its uid, CPU seconds and bytes")
+    uid, cpu_seconds, rss_bytes = wire
+    if not isinstance(uid, str) or not _number(cpu_seconds, inf) or not _whole(rss_bytes):
+        raise ProtocolError("a job's usage makes no sense")
+    return uid, round(cpu_seconds, 3), rss_bytes
 
 
 def record_uid(wire: object) -> str | None:

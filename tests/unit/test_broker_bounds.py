@@ -345,3 +345,17 @@ def test_records_of_one_size_count_alike_alive_and_ended() -> None:
     assert entry is not None
     world.broker.ledger.forget(entry)
     assert table.ended_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "odd", [[UID, True, 1], [UID, 1.0, -5], [UID, 1.0, True], [UID, float("inf"), 1], [7, 1.0, 1], "x"]
+)
+def test_odd_usage_is_refused_alone(odd: object) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.notify("job", record=record(agent))
+    agent.notify("job", record=record(agent, "6" * 32))
+    agent.notify("usage", jobs=[odd, ["6" * 32, 2.5, 4096]])
+    used = {job["uid"]: (job["cpu_seconds"], job["rss_bytes"]) for job in listed(worker)}
+    assert used == {UID: (None, None), "6" * 32: (2.5, 4096)}
+    assert malformed(world) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,13 @@ def test_json_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("prouter.x").info("event=told name=%s", FORGED)
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == f"event=told name={FORGED}"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_is_bounded_whatever_a_client_sends(capsys: pytest.CaptureFixture[str], form: Any) -> None:
+    configure_logging(Log(level="info", format=form))
+    logging.getLogger("prouter.x").info("event=told path=%s", "x" * 60_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "event=told path=xxx" in line
+    assert "more characters)" in line
+    assert len(line) < 9000
