@@ -218,7 +218,12 @@ PRESETS: Mapping[str, Preset] = {
         refused={"keep": _ROOT},
         socket_name=54,  # vscode-ipc-UUID.sock
         options={
-            "": {"--disable-telemetry": "", "--disable-update-check": ""},
+            # In HOME it would open again what another job has opened before.
+            "": {
+                "--disable-telemetry": "",
+                "--disable-update-check": "",
+                "--user-data-dir": "{sandbox}/.code-server",
+            },
             "assign": {"--bind-addr": "127.0.0.1:{port}"},
             # As with Jupyter: nobody but the agent gets at the socket, so it asks for no password of its own.
             "unix": {"--socket": "{socket}", "--auth": "none"},

@@ -18,6 +18,7 @@ BASE = "/jobs/c/j/http/"
 PATH = "/jobs/c/j/http"
 SOCKET = "/sandbox/s"
 LOCAL = ["--host", "127.0.0.1"]
+CODE = ["--disable-telemetry", "--disable-update-check", "--user-data-dir", "/sandbox/.code-server"]
 
 
 def plan(**expose: Any) -> Plan:
@@ -63,15 +64,12 @@ CASES: list[tuple[dict[str, str], list[str], list[str]]] = [
     (
         {"preset": "code-server"},
         ["code-server"],
-        [
-            *("--disable-telemetry", "--disable-update-check", "--socket", SOCKET, "--auth", "none"),
-            *("--abs-proxy-base-path", PATH),
-        ],
+        [*CODE, "--socket", SOCKET, "--auth", "none", "--abs-proxy-base-path", PATH],
     ),
     (
         {"preset": "code-server", "port": "assign"},
         ["code-server", "--abs-proxy-base-path=/x"],
-        ["--disable-telemetry", "--disable-update-check", "--bind-addr", "127.0.0.1:8000"],
+        [*CODE, "--bind-addr", "127.0.0.1:8000"],
     ),
     ({"preset": "datasette"}, ["datasette", "x.db"], ["--setting", "base_url", BASE, *LOCAL, "--port", "8000"]),
     ({"preset": "datasette", "port": "unix"}, ["datasette", "x.db"], ["--setting", "base_url", BASE, "--uds", SOCKET]),
