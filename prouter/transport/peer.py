@@ -180,8 +180,12 @@ class Peer:
         self._floors: OrderedDict[bytes, int] = OrderedDict()
         """Of peers that were given up: the highest ids of their streams."""
         self.bulk = Bulk()
-        self.on_strays: Callable[[bytes, int], None] = _ignore
-        """Called with the route of a peer that floods this end with frames of no use, and how many came."""
+        self.on_strays: Callable[[bytes, int], None] | None = None
+        """Called with the route of a peer that floods this end with frames of no use, and how many came.
+
+        Nothing more is heard of it until `route_up`: it loses its path for that."""
+        self._floods: set[bytes] = set()
+        """Routes of such peers."""
         self._ticked = 0.0
         self._watching = False
         """Whether `bulk` is looked at again."""
@@ -337,6 +341,7 @@ class Peer:
 
     def route_up(self, route: bytes, process: str = "") -> None:
         """The peer behind `route` is reachable (again): this process of it, if it tells."""
+        self._floods.discard(route)
         self.mux(route).path_up(process)
 
     def route_down(self, route: bytes) -> None:
@@ -347,6 +352,7 @@ class Peer:
 
     def route_gone(self, route: bytes, code: str, text: str) -> None:
         """The peer behind `route` will not come back; its streams are reset."""
+        self._floods.discard(route)
         mux = self.muxes.pop(route, None)
         if mux is not None:
             if mux.highest:
@@ -366,6 +372,8 @@ class Peer:
         """Process one message: [route, block, bulk…]."""
         try:
             route = parts[0]
+            if self._floods and route in self._floods:
+                return
             frames = decode(parts[1:])
             if route:
                 mux = self.muxes.get(route)
@@ -406,7 +414,9 @@ class Peer:
         """Tell of a peer that sent more frames of no use than `most`, and some for each stream."""
         if mux.strays > most + 4 * len(mux.streams):
             strays, mux.strays = mux.strays, 0
-            self.on_strays(route, strays)
+            if self.on_strays is not None:
+                self._floods.add(route)
+                self.on_strays(route, strays)
 
     def excuse(self, seconds: float, now: float) -> None:
         """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
@@ -557,7 +567,3 @@ class Peer:
     def _flush_later(self) -> None:
         self._flush_scheduled = False
         self.flush()
-
-
-def _ignore(_route: bytes, _strays: int) -> None:
-    """Nobody wants to know."""

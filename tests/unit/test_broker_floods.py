@@ -268,7 +268,11 @@ def test_a_flood_is_told_before_the_next_tick() -> None:
     peer.route_up(b"agent")
     for _ in range(25):
         peer.receive([b"agent", *encode([Frame(DATA, sid=77, payload=b"x")] * 1000)])
-    assert [route for route, _ in told] == [b"agent", b"agent"]
+    assert [route for route, _ in told] == [b"agent"]
+    assert peer.mux(b"agent").strays == 0, "nothing more is heard of it, for it is about to lose its path"
+    peer.route_up(b"agent")
+    peer.receive([b"agent", *encode([Frame(DATA, sid=77, payload=b"x")])])
+    assert peer.mux(b"agent").strays == 1
 
 
 def test_what_the_broker_slept_is_nobodys_silence() -> None:
