@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import falcon
 
 from prouter.api.context import ApiRequest
+from prouter.api.prefaces import patience_for
 from prouter.api.ranges import Validators, byte_ranges
 from prouter.api.streams import StreamBody, open_io
 from prouter.errors import Conflict, ProtocolError, RangeNotSatisfiable
@@ -62,7 +63,7 @@ class Download:
         """Look first, then decide; again when the file changes in between."""
         for _attempt in range(_ATTEMPTS):
             io, known = self._open(0, 0)
-            StreamBody(io, 0).close()
+            self.body(io, 0).close()
             validators = Validators(known["etag"], known["mtime_ns"])
             self._describe(resp, known)
             if validators.not_modified(headers):
@@ -101,7 +102,7 @@ class Download:
             resp.status = 206
             resp.content_type = _TYPE
             resp.set_header("Content-Range", f"bytes {start}-{start + found['length'] - 1}/{found['size']}")
-            resp.set_stream(StreamBody(io, found["length"]), found["length"])
+            resp.set_stream(self.body(io, found["length"]), found["length"])
         else:
             body = MultipartBody(self, io, wanted, found)
             resp.status = 206
@@ -114,7 +115,7 @@ class Download:
         resp.content_type = _TYPE
         length = found["length"]
         delivered = req.env.get("prouter.delivered", _at_once) if self.remove else None
-        resp.set_stream(StreamBody(io, length, delivered=delivered), length)
+        resp.set_stream(self.body(io, length, delivered), length)
 
     def _describe(self, resp: falcon.Response, found: dict[str, Any]) -> None:
         resp.set_header("ETag", found["etag"])
@@ -124,6 +125,11 @@ class Download:
         remove = self.remove and length is None
         target = {"kind": "file.read", "path": self.path, "offset": offset, "length": length, "remove": remove}
         return open_io(self.router, self.route, target, close=not remove)
+
+    def body(self, io: StreamIO, length: int, delivered: Callable[[], None] | None = None) -> StreamBody:
+        """A part of the file, from a stream that was opened for it."""
+        job, patience = self.route.record.uid, patience_for(self.router.config)
+        return StreamBody(io, length, job, patience, delivered=delivered)
 
     def part(self, start: int, stop: int, etag: str) -> StreamBody:
         """A further part of the file.
@@ -135,7 +141,7 @@ class Download:
         if found["etag"] != etag:
             io.reset("changed", "the file has changed")
             raise ProtocolError("the file changed while it was sent", code="changed")
-        return StreamBody(io, stop - start)
+        return self.body(io, stop - start)
 
 
 def _at_once() -> None:
@@ -160,7 +166,7 @@ class MultipartBody:
         self._ranges = ranges
         self._next = 0
         self._end = f"\r\n--{self.boundary}--\r\n".encode("ascii")
-        self._part = StreamBody(first, ranges[0][1] - ranges[0][0])
+        self._part = download.body(first, ranges[0][1] - ranges[0][0])
         self._ended = False
         heads = sum(len(self._head(*bounds)) for bounds in ranges)
         self.length = heads + sum(stop - start for start, stop in ranges) + len(self._end)

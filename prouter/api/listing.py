@@ -16,10 +16,12 @@ class ListingBody:
     Args:
         io: the stream, its preface read.
         path: the directory, relative to the sandbox, as sent; what is not UTF-8 becomes surrogates (PEP 383).
+        job: whose it is.
+        patience: see `StreamBody`.
     """
 
-    def __init__(self, io: StreamIO, path: bytes) -> None:
-        self._lines = StreamBody(io, None)
+    def __init__(self, io: StreamIO, path: bytes, job: str, patience: float | None) -> None:
+        self._lines = StreamBody(io, None, job, patience)
         shown = json.dumps(path.decode("utf-8", "surrogateescape"))
         self._head = f'{{"path":{shown},"entries":['.encode("ascii")
         self._newline = False

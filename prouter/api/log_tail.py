@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from prouter.api.prefaces import patience_for
 from prouter.api.streams import open_io, reset_error, sandbox_route
-from prouter.errors import AgentUnavailable, NotFound, RangeNotSatisfiable
+from prouter.errors import AgentTimeout, AgentUnavailable, NotFound, RangeNotSatisfiable
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import StreamIO, StreamReset
 
@@ -63,6 +64,9 @@ class LogTail:
         self._follow = follow
         self._io: StreamIO | None = None
         self.offset = 0
+        self._patience = None if follow else patience_for(router.config)
+        self._waited = 0.0
+        """Seconds of waiting for the agent since it last sent something."""
         self._open(start)
 
     def _open(self, start: TailPosition) -> None:
@@ -82,7 +86,17 @@ class LogTail:
 
         Raises:
             PRouterError: the log cannot be read on, ever.
+            AgentTimeout: a log that is not followed has to come without long pauses.
         """
+        began = time.monotonic()
+        most = patience if self._patience is None else min(patience, self._patience)
+        data = self._next(most)
+        self._waited = 0.0 if data is not None else self._waited + time.monotonic() - began
+        if self._patience is not None and self._waited >= self._patience:
+            raise AgentTimeout(f"the job's agent sent nothing for {self._patience:g} s", job=self._job, retry_after=5)
+        return data
+
+    def _next(self, patience: float) -> bytes | None:
         io = self._io
         if io is None:
             self._reopen()

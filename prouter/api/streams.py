@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prouter.api.prefaces import checked_preface, checked_result, patience_for, within
-from prouter.errors import AgentUnavailable, NotFound, ProtocolError, PRouterError
+from prouter.errors import AgentTimeout, AgentUnavailable, NotFound, ProtocolError, PRouterError
 from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
@@ -229,12 +229,24 @@ class StreamBody:
 
     Args:
         length: bytes to come; None for as many as there are.
+        job: whose sandbox they come from.
+        patience: seconds the agent may say nothing; None for any time. `AgentTimeout` ends the body then.
         delivered: waits until the client has everything, or raises. Then our side of the stream is ended, for an agent
             that waits for that, and the body ends when the agent has done what it waited with. None: our side is ended.
     """
 
-    def __init__(self, io: StreamIO, length: int | None, *, delivered: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        io: StreamIO,
+        length: int | None,
+        job: str,
+        patience: float | None,
+        *,
+        delivered: Callable[[], None] | None = None,
+    ) -> None:
         io.takes_views = True
+        self._job = job
+        self._patience = patience
         self._io = io
         self._left = length
         self._delivered = delivered
@@ -246,7 +258,7 @@ class StreamBody:
     def __next__(self) -> bytes:
         if self._done:
             raise StopIteration
-        data = b"" if self._left == 0 else self._io.read(MAX_PIECE)
+        data = b"" if self._left == 0 else self._read()
         if data:
             if self._left is not None:
                 self._left -= len(data)
@@ -260,13 +272,20 @@ class StreamBody:
         self._done = True
         raise StopIteration
 
+    def _read(self) -> bytes:
+        io = self._io
+        if io.waits:
+            with within(self._patience, self._job):
+                return io.read(MAX_PIECE)
+        return io.read(MAX_PIECE)
+
     def _confirm(self, delivered: Callable[[], None]) -> None:
         delivered()
         self._io.close()
         try:
-            while self._io.read():
+            while self._read():
                 pass
-        except StreamReset as error:  # the client has all it asked for
+        except (StreamReset, AgentTimeout) as error:  # the client has all it asked for
             log.warning("event=delivery_not_confirmed code=%s detail=%r", error.code, error.detail)
 
     def close(self) -> None:

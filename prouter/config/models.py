@@ -115,7 +115,8 @@ class RouterControl(Section):
         3600.0,
         ge=0,
         description="Seconds a job may take to begin its answer, or an agent to delete files or to finish an upload; "
-        "for its other answers (files, archives, logs) it has 120 at most. 0 for no limit.",
+        "for its other answers (files, logs, the beginning of archives), and between two pieces, it has 120 at most. "
+        "0 for no limit.",
     )
     body_timeout: float = Field(30.0, ge=0, description="Seconds a client has for all of a JSON body; 0 for no limit.")
     upload_timeout: float = Field(

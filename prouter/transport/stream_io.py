@@ -65,6 +65,11 @@ class StreamIO:
         return sum(map(len, self._chunks))
 
     @property
+    def waits(self) -> bool:
+        """Whether `read` would wait for the other end."""
+        return not self._chunks and not self._finished
+
+    @property
     def finished(self) -> bool:
         """Whether the other end writes nothing more; buffered bytes may be left."""
         return self._finished

@@ -12,7 +12,7 @@ import pytest
 
 from prouter.api.app import create_app
 from prouter.config import RouterConfig
-from prouter.errors import PRouterError, from_wire
+from prouter.errors import AgentTimeout, PRouterError, from_wire
 from prouter.fabric.stream import Stream
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.api_stand import PATH, StandInAgent, StandInRouter
@@ -142,6 +142,47 @@ def test_an_agent_that_never_answers_is_given_up(client: Client, agent: OddAgent
     if method != "HEAD":
         assert result.json["code"] == "agent_timeout"
         assert "did not answer within 0.2 s" in result.json["detail"]
+
+
+def begun(told: dict[str, Any]) -> Serve:
+    """One that says so much of an answer, and nothing more."""
+
+    def serve(io: StreamIO) -> None:
+        io.write_preface({**READ, **told})
+        io.write_all(b"{}")
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/file/a", {}),
+        ("/file/a?remove=1", {}),
+        ("/file/d/", {}),
+        ("/archive", {"size": 1000}),
+        ("/archive", {"size": None}),
+        ("/logs/stdout", {"size": 1000}),
+    ],
+)
+def test_an_agent_that_stops_in_the_middle_is_given_up(
+    client: Client, agent: OddAgent, path: str, told: dict[str, Any]
+) -> None:
+    agent.serve = begun(told)
+    with pytest.raises(AgentTimeout):  # With which a server cuts the connection.
+        client.simulate_get(PATH + path)
+
+
+def test_a_log_that_is_followed_may_pause(client: Client, agent: OddAgent) -> None:
+    def serve(io: StreamIO) -> None:
+        io.write_preface(READ)
+        io.write_all(b"one ")
+        gevent.sleep(0.5)
+        io.write_all(b"two")
+        io.close()
+
+    agent.serve = serve
+    assert client.simulate_get(f"{PATH}/logs/stdout?follow=1").text == "one two"
 
 
 def test_an_agent_that_takes_no_more_of_an_upload_is_given_up(client: Client, agent: OddAgent) -> None:

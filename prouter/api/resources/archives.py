@@ -51,7 +51,8 @@ class Archives:
         resp.set_header("Content-Disposition", f'attachment; filename="{route.record.uid}.{form}"')
         if size is not None:
             resp.set_header("Content-Length", str(size))
-        body = StreamBody(io, size)
+        # Between two bytes a large tree of which nothing is wanted may be looked through.
+        body = StreamBody(io, size, job, self._router.config.control.response_timeout or None)
         if req.method == "HEAD":
             body.close()
             resp.stream = iter(())  # of unknown length, unless it was said above

@@ -12,6 +12,7 @@ from prouter.api.context import ApiRequest
 from prouter.api.downloads import Download
 from prouter.api.file_paths import path_below
 from prouter.api.listing import ListingBody
+from prouter.api.prefaces import patience_for
 from prouter.api.same_origin import refuse_foreign
 from prouter.api.streams import StreamBody, open_io, sandbox_route, send_body
 from prouter.api.upload_fields import body_of, conditional, refuse_unfit
@@ -51,7 +52,7 @@ class Files:
             resp.status = 304
             return
         io, _preface = open_io(self._router, route, {"kind": "file.list", "path": path})
-        body = ListingBody(io, path)
+        body = ListingBody(io, path, route.record.uid, patience_for(self._router.config))
         resp.content_type = falcon.MEDIA_JSON
         resp.delete_header("Accept-Ranges")
         if req.method == "HEAD":
@@ -101,7 +102,7 @@ class Files:
         """A stream that is nothing but its preface."""
         route = sandbox_route(self._router, connection, job)
         io, preface = open_io(self._router, route, target)
-        StreamBody(io, 0).close()
+        StreamBody(io, 0, job, None).close()
         return preface
 
 
