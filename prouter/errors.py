@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 
+_MOST_TOLD = 8192
+"""Characters of a detail that an answer repeats."""
+
+
 class PRouterError(Exception):
     """Base of all errors of this project.
 
@@ -71,6 +75,11 @@ class PRouterError(Exception):
         self.retry_after = retry_after
         if code is not None:
             self.code = code
+
+    @property
+    def told(self) -> str:
+        """The detail as clients are told it: what they sent may have made it long."""
+        return self.detail if len(self.detail) <= _MOST_TOLD else self.detail[: _MOST_TOLD - 1] + "…"
 
     def to_wire(self) -> dict[str, Any]:
         """The error as a msgpack- and JSON-ready map, empty fields left out."""

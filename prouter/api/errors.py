@@ -20,6 +20,8 @@ log = logging.getLogger("prouter.api")
 
 _RETRY_STATUSES = (429, 503)
 _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
+_SHOWN_PATH = 200
+"""Characters of a path that an error repeats."""
 _FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
 """Codes of errors that people meet in a browser, who get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
@@ -39,7 +41,7 @@ def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
         "type": "about:blank",
         "title": falcon.code_to_http_status(error.status).partition(" ")[2],
         "status": error.status,
-        "detail": error.detail,
+        "detail": error.told,
         "code": error.code,
         "request_id": request_id,
     }
@@ -63,7 +65,7 @@ def _on_error(req: ApiRequest, resp: falcon.Response, error: PRouterError, _para
 
 def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]) -> None:
     status = error.status_code
-    path = req.raw_path
+    path = req.raw_path if len(req.raw_path) <= _SHOWN_PATH else req.raw_path[: _SHOWN_PATH - 1] + "…"
     detail = error.description or error.title or "the request failed"
     headers = error.headers
     if headers is not None:

@@ -18,6 +18,7 @@ Rules that make this safe under any loss, repetition and delay:
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +73,10 @@ _STRAYS = 100_000
 """Frames of no use after which a peer is not listened to when it asks for repetition, until `Mux.strays` is taken."""
 RESUME_TIMEOUT = 30.0
 """Seconds a stream survives without a path."""
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""The code of a RESET."""
+_MOST_TEXT = 4096
+"""Characters of a RESET's text that count."""
 _TOMBSTONES = 16384
 """How many ended streams are remembered."""
 
@@ -410,8 +415,7 @@ class Mux:
         self._reset(stream, "protocol_error", text)
 
     def _receive_reset(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
-        body = unpack_body(frame.payload)
-        code, text = str(body.get("code") or "reset"), str(body.get("text") or "")
+        code, text = _told(unpack_body(frame.payload))
         stream._on_last_ack(frame.ack)
         self._forget(stream, code)
         events.append(ResetReceived(stream, code, text))
@@ -521,6 +525,13 @@ def _unpack_roster(payload: bytes) -> frozenset[int]:
     if len(payload) % 8 or len(payload) > _MOST_LISTED:
         raise ProtocolError(f"a list of streams needs 8 bytes each, {_MOST_LISTED} at most")
     return frozenset(struct.unpack(f"<{len(payload) // 8}Q", payload))
+
+
+def _told(body: dict[str, Any]) -> tuple[str, str]:
+    """Code and text of a RESET. Codes are remembered and become header fields: what is none counts as ``reset``."""
+    code, text = body.get("code"), body.get("text")
+    usable = isinstance(code, str) and _CODE.fullmatch(code) is not None
+    return str(code) if usable else "reset", text[:_MOST_TEXT] if isinstance(text, str) else ""
 
 
 def _reset_frame(sid: int, code: str, text: str, consumed: int = 0) -> Frame:

@@ -160,7 +160,7 @@ def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
         "type": "about:blank",
         "title": reason,
         "status": error.status,
-        "detail": error.detail,
+        "detail": error.told,
         "code": error.code,
         "request_id": request_id,
     }
@@ -181,7 +181,7 @@ def page(error: PRouterError, reason: str, request_id: str) -> bytes:
     title = _NOT_STARTED if error.state == State.NEW.value else _TITLES.get(error.code, reason)
     return _PAGE.format(
         title=escape(title),
-        detail=escape(error.detail[:1].upper() + error.detail[1:]),
+        detail=escape(error.told[:1].upper() + error.told[1:]),
         code=escape(error.code),
         request_id=escape(request_id),
         reload=f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">' if passing else "",
