@@ -25,7 +25,7 @@ __all__ = ["Announcements", "read_announcement"]
 log = logging.getLogger("prouter.broker")
 
 
-_CHANGE = 3072
+_CHANGE = 7 * 1024
 """Bytes that a change of a job counts for beside those of its record."""
 _COPIES = 3
 """How many times more its record counts: it is written down twice and told to every worker."""
