@@ -15,8 +15,8 @@ from prouter.config import RouterConfig
 from prouter.errors import AgentTimeout, PRouterError, from_wire
 from prouter.fabric.stream import Stream
 from prouter.transport.stream_io import StreamIO, StreamReset
-from tests.support.api_stand import PATH, StandInAgent, StandInRouter
-from tests.support.loopback import wait_for
+from tests.support.api_stand import PATH, StandInAgent, StandInRouter, StandInServer
+from tests.support.loopback import Loopback, wait_for
 
 Client = falcon.testing.TestClient
 Serve = Callable[[StreamIO], None]
@@ -212,3 +212,25 @@ def test_an_error_keeps_only_what_is_of_the_right_kind(retry_after: object) -> N
     error = from_wire({"type": "NotFound", "code": "gone", "detail": "x", "retry_after": retry_after, "job": "j"})
     assert isinstance(error, PRouterError)
     assert (error.code, error.job, error.retry_after) == ("gone", "j", None)
+
+
+def test_an_agent_that_says_too_much_is_told_of_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def serve(stream: Stream, _target: object) -> None:
+        io = StreamIO(stream)
+
+        def run() -> None:
+            io.write_preface({"ok": True, "size": 1})
+            io.write_all(b"hello" * 20_000)
+
+        gevent.spawn(run)
+
+    router = StandInRouter()
+    router.loopback = Loopback(serve)
+    with gevent.Timeout(15), StandInServer(router) as server:
+        client = server.connect(f"GET {PATH}/archive HTTP/1.1")
+        while client.recv(65536):
+            pass
+        client.close()
+    (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "the agent sent more bytes than it said" in told.getMessage()
+    assert not told.exc_info

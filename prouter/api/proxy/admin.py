@@ -258,17 +258,27 @@ class AdminExchange:
                 client.close()
             return
         except Exception as error:
-            level = error.level if isinstance(error, PRouterError) else logging.ERROR
-            log.log(level, "event=request_failed path=%r", head.target.partition(b"?")[0], exc_info=True)
+            failure = self._told(error)
             if answer.head_sent:
+                log.log(failure.level, "event=answer_cut path=%r detail=%r", self._path, failure.detail)
                 client.abort()
                 return
-            failure = error if isinstance(error, PRouterError) else PRouterError("the request failed in the router")
             if client.exchange is self:
                 client.fail(failure, head)
             return
         if client.exchange is self:
             client.exchange_done(answer.keep_alive and self._body_done)
+
+    @property
+    def _path(self) -> bytes:
+        return self._head.target.partition(b"?")[0]
+
+    def _told(self, error: Exception) -> PRouterError:
+        """What the client is told of an error: one that was foreseen says so, others are explained in the log."""
+        if isinstance(error, PRouterError):
+            return error
+        log.error("event=request_crashed path=%r", self._path, exc_info=error)
+        return PRouterError("the request failed in the router")
 
     def _respond(self, answer: AnswerWriter) -> None:
         origin = self._client.origin
