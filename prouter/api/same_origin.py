@@ -29,8 +29,11 @@ def is_foreign(environ: Mapping[str, Any]) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
-    if origin is None:
-        return False
+    return origin is not None and _is_elsewhere(environ, origin)
+
+
+def _is_elsewhere(environ: Mapping[str, Any], origin: str) -> bool:
+    """Whether an origin, or an address below it, is not of the host that was asked."""
     try:
         asked_by = urlsplit(origin).netloc.lower()
     except ValueError:
@@ -42,10 +45,14 @@ def is_foreign(environ: Mapping[str, Any]) -> bool:
 def refuse_foreign(req: falcon.Request) -> None:
     """To be called where a request changes something though its method does not tell.
 
+    Browsers send no Origin with GET, and over plain http no Sec-Fetch-Site: then Referer counts, if there is one.
+
     Raises:
         Forbidden: the request comes from another site's page.
     """
-    if is_foreign(req.env):
+    env = req.env
+    untold = "HTTP_SEC_FETCH_SITE" not in env and "HTTP_ORIGIN" not in env
+    if is_foreign(env) or (untold and "HTTP_REFERER" in env and _is_elsewhere(env, env["HTTP_REFERER"])):
         raise Forbidden("pages of other sites may not use this API", code="cross_site")
 
 

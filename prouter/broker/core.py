@@ -171,6 +171,11 @@ class Broker:
         else:
             self.env.shell.pause(source, _OVERFLOW_PAUSE)
 
+    def unfinished(self, path: Path, now: float) -> None:
+        """An agent left much of a message unfinished, while others did so, too: its connection is closed."""
+        self.env.now = now
+        self._cut_off(path, "it does not finish its messages", now)
+
     def relieved(self, target: Path, sources: list[Path], now: float) -> None:
         """There is room for what `sources` send to `target`: streams between them resume, as over a new path."""
         for source in sources:

@@ -130,6 +130,11 @@ class Port:
         return self._wire is not None and self._wire.blocked
 
     @property
+    def held(self) -> int:
+        """Bytes of a message that has not arrived whole."""
+        return self._wire.unfinished if self._wire is not None else 0
+
+    @property
     def unfinished(self) -> bool:
         """Whether `pump` has more to do, whatever arrives."""
         return self._wire is not None and self._wire.more

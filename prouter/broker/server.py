@@ -25,13 +25,14 @@ from prouter.broker.startup import settings_of
 from prouter.broker.store import Store, open_store
 from prouter.broker.strangers import Strangers
 from prouter.broker.switch import Path
+from prouter.broker.unfinished import Unfinished
 from prouter.config import ConfigError, RouterConfig
 from prouter.descriptors import raise_descriptor_limit
 from prouter.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
 from prouter.fabric.session import LATE
-from prouter.transport.memory import keep_freed_memory
+from prouter.transport.memory import give_back_memory, keep_freed_memory
 
 __all__ = ["run"]
 
@@ -121,6 +122,7 @@ class _Server:
         self._unfinished: dict[Port, None] = {}
         """Those with more to be moved, in order."""
         self._closing: list[Port] = []
+        self._held: Unfinished[Port] = Unfinished()
         self._stop = self._drain = self._closed = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -295,6 +297,9 @@ class _Server:
         self._unfinished.pop(port, None)
         self._strangers.gone(port)
         port.close()
+        if self._held.let_go(port):
+            # What failed may refer to it until it is dealt with.
+            self._env.timers.at(self._env.now + 0.1, lambda _: give_back_memory())
 
     # -- what arrives -----------------------------------------------------------------------------------------------
 
@@ -326,6 +331,19 @@ class _Server:
             self._unfinished.pop(port, None)
         if port.watched_for_writing:
             self._written.append(port)
+        if not port.local:
+            self._held.holds(port, port.held)
+            self._bound_held(now)
+
+    def _bound_held(self, now: float) -> None:
+        """Cut off who leaves too much of a message unfinished, once too much is."""
+        while (port := self._held.too_much()) is not None:
+            path = port.path
+            log.warning("event=message_unfinished bytes=%d held=%d", port.held, self._held.total)
+            self._shut(port)
+            if path is not None:
+                self._broker.unfinished(path, now)
+            self._flush(now)
 
     def _control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
         """A message to the broker itself; its answers leave before anything else is moved, so that order is kept.

@@ -118,6 +118,11 @@ class Zmtp:
         """Of the message that is on its way, so far."""
         self._whole: memoryview | None = None
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of the message that is on its way, the part that has begun counted whole."""
+        return self._size + len(self._rest)
+
     def trust(self) -> None:
         """The other end is known: it may send large messages, and many."""
         self._limit = MAX_MESSAGE

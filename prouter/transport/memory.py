@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 
-__all__ = ["LOCAL_BUFFER", "keep_freed_memory"]
+__all__ = ["LOCAL_BUFFER", "give_back_memory", "keep_freed_memory"]
 
 LOCAL_BUFFER = 1024 * 1024
 """Bytes the kernel holds in each direction of a connection between worker and broker. By default it is less than one
@@ -41,3 +41,10 @@ def keep_freed_memory() -> None:
     for parameter, value in _SETTINGS:
         if not mallopt(parameter, value):
             log.info("event=mallopt_refused parameter=%d value=%d", parameter, value)
+
+
+def give_back_memory() -> None:
+    """Give what is free to the kernel, for once: much was used that is rarely needed. Takes milliseconds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

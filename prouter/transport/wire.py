@@ -81,6 +81,11 @@ class Wire:
         self._protocol.trust()
 
     @property
+    def unfinished(self) -> int:
+        """Bytes of a message that has not arrived whole, the part that has begun counted whole."""
+        return self._protocol.unfinished
+
+    @property
     def more(self) -> bool:
         """See the class."""
         return self._protocol.more

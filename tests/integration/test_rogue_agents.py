@@ -112,6 +112,25 @@ def test_who_knows_a_jobs_path_is_not_taken_for_its_agent(pair: tuple[Router, Ag
     assert "event=link_down link=" + connection not in router.log.read_text()
 
 
+def test_messages_that_are_never_finished_do_not_fill_the_brokers_memory(pair: tuple[Router, Agent]) -> None:
+    router, agent = pair
+    broker = router.child("broker")
+    part = bytes(15 * MIB)
+    head = (3).to_bytes(1, "big") + len(part).to_bytes(8, "big")  # One of several parts, of so many bytes.
+    before, peak = resident(broker), 0
+    with ExitStack() as stack:
+        for number in range(12):
+            rogue = stack.enter_context(Rogue(router, f"unfinished-{number}"))
+            wait_until(lambda rogue=rogue: rogue.workers, 10, "it is linked")  # type: ignore[misc]
+            rogue.sock.settimeout(10)
+            rogue.sock.sendall(b"\x01\x00" + (head + part) * 3 + head + part[:-1])
+            peak = max(peak, resident(broker))
+        wait_until(lambda: router.log.read_text().count("event=message_unfinished") >= 7, 20, "some are cut off")
+        assert up(router)[agent.uid]
+    assert peak - before < 400 * MIB
+    wait_until(lambda: resident(broker) < before + 100 * MIB, 10, "the memory is given back")
+
+
 def test_a_worker_that_stands_still_costs_little_memory_whatever_an_agent_sends_it(pair: tuple[Router, Agent]) -> None:
     router, agent = pair
     broker = router.child("broker")
