@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gevent.pywsgi import WSGIServer
+import gevent
+from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from prouter.host_names import HostNames
 
@@ -15,10 +16,34 @@ __all__ = ["Control"]
 
 log = logging.getLogger("prouter.agent.control")
 
+_CONNECTIONS = 64
+"""Connections at the same time; others wait for one of these to end. Jobs need the agent's descriptors more."""
+_LONGEST = 10.0
+"""Seconds that a connection may take in all."""
 _FROM_A_PAGE = frozenset({"HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE"})
 """Browsers send these, programs do not: no page of any site stops an agent through a visitor's browser."""
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class _Handler(WSGIHandler):
+    """One connection, which costs little whatever comes over it."""
+
+    def handle(self) -> None:
+        """Serve its requests, within a bounded time."""
+        with gevent.Timeout(_LONGEST, False):  # type: ignore[arg-type]
+            super().handle()
+
+    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
+        """What is no HTTP: an event like others, where gevent prints a traceback for some of it."""
+        log.info("event=bad_request error=%.200r", str(ex) or type(ex).__name__)
+        body = b"Bad Request"
+        head = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        return "400", head + body
+
+    def log_error(self, msg: str, *args: object) -> None:
+        """What else gevent finds worth telling of a client."""
+        log.info("event=bad_request error=%.200r", msg % args if args else msg)
 
 
 class Control:
@@ -55,7 +80,9 @@ class Control:
         Raises:
             OSError: the address cannot be had.
         """
-        server = self._server = WSGIServer((interface, port), self._answer, log=None, error_log=log)
+        server = self._server = WSGIServer(
+            (interface, port), self._answer, log=None, error_log=log, spawn=_CONNECTIONS, handler_class=_Handler
+        )
         server.start()
         host = f"[{interface}]" if ":" in interface else interface
         return f"http://{host}:{server.server_port}"
