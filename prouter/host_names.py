@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 
-__all__ = ["HostNames", "check_pattern", "host_of"]
+__all__ = ["HostNames", "check_domain", "check_pattern", "host_of"]
 
 _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?")
 _BRACKETED = re.compile(r"\[([^\]]*)\](?::[0-9]*)?")
@@ -44,6 +44,23 @@ def check_pattern(text: str) -> str:
         f"'{text}' is no host name: give names without scheme, port or path, such as 'router.example.org', "
         "'*.example.org' for all names below it, or '*' for any"
     )
+
+
+def check_domain(text: str) -> str:
+    """``control.job_domain`` as it is compared: in lower case, without dots around it.
+
+    Raises:
+        ValueError: it is no domain below which there can be host names.
+    """
+    found = text.strip(".").lower()
+    if "*" in found:
+        raise ValueError(f"'{text}' has a '*'; give the domain alone, such as 'jobs.example.org': jobs are below it")
+    if _PATTERN.fullmatch(found) is None or _is_address(found):
+        raise ValueError(
+            f"'{text}' is no domain: give a name without scheme, port or path, such as 'jobs.example.org', or "
+            "'jobs.localhost' for browsers on this machine"
+        )
+    return found
 
 
 def _is_address(text: str) -> bool:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from prouter.addresses import split_address
 from prouter.errors import InvalidRequest
+from prouter.explanations import explain
 from prouter.jobs import MAX_NAME
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "StartRequest",
     "StopRequest",
     "digest",
-    "explain",
     "signal_number",
     "validated",
 ]
@@ -70,10 +70,6 @@ _MAX_PATH = 4096
 _MAX_PROPERTIES = 16 * 1024
 """Bytes of the properties an agent is to have, as JSON."""
 _MAX_URL = 8192
-_EXPLAINED = 10
-"""Wrong keys that an error names."""
-_EXPLANATION = 300
-"""Characters of what it says of each."""
 
 
 _REAL_TIME = re.compile(r"SIG(?:RTMIN\+(\d{1,2})|RTMAX-(\d{1,2}))", re.ASCII)
@@ -373,26 +369,7 @@ def validated(model: type[Model], body: object) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise InvalidRequest(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """What is wrong with a body, in one line: ``Invalid request: env.PORT: Input should be a valid string``.
-
-    Of many things only the first ones are named: the body may have brought a thousand.
-    """
-    items = error.errors(include_url=False, include_context=False, include_input=False)
-    parts = []
-    for item in items[:_EXPLAINED]:
-        where = ".".join(str(step) if str(step).isprintable() else repr(step) for step in item["loc"])
-        parts.append(_cut(f"{_cut(where)}: {item['msg']}" if where else item["msg"]))
-    if len(items) > _EXPLAINED:
-        parts.append(f"and {len(items) - _EXPLAINED} more")
-    return "Invalid request: " + "; ".join(parts)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _EXPLANATION else text[: _EXPLANATION - 1] + "…"
+        raise InvalidRequest(explain(error, model)) from None
 
 
 def digest(request: BaseModel) -> str:

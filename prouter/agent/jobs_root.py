@@ -54,7 +54,10 @@ class JobsRoot:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise Conflict(f"jobs.root '{self.path}' is in use by another agent; each needs one of its own") from None
+            raise Conflict(
+                f"jobs.root '{self.path}' is in use by another agent; give this one "
+                "a jobs.root and a state.dir of its own"
+            ) from None
         except OSError as error:
             raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error
 

@@ -163,7 +163,8 @@ class RouterLink:
 
     def on_refused(self, peer: Peer, code: str, text: str) -> None:
         """A dialled router does not want this agent (now)."""
-        self._failed(f"refused: {text or code} ({code})", refused=True)
+        advice = "; client.token must be one of the router's server.accept_tokens" if code == "bad_token" else ""
+        self._failed(f"refused: {text or code} ({code}){advice}", refused=True)
 
     def on_lost(self, peer: Peer, reason: str) -> None:
         """The path is gone, or none came about."""

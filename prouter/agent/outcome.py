@@ -63,10 +63,14 @@ def _limit_text(job: Job, reason: Reason) -> str | None:
     return template.format(**{name: value or 0 for name, value in job.limits.model_dump().items()})
 
 
-def failure_text(job: Job, why: str) -> str:
-    """Why a start failed: `why`, how the process ended, and the end of its stderr, or else of its stdout."""
+def failure_text(job: Job, why: str, *, killed: bool = False) -> str:
+    """Why a start failed: `why`, how the process ended, and the end of its stderr, or else of its stdout.
+
+    Args:
+        killed: the agent itself has ended the process because of the failure.
+    """
     text = why
-    if job.exit is not None and job.ending is None:
+    if job.exit is not None and job.ending is None and not killed:
         if job.exit.signal is not None:
             text += f" (ended by {job.exit.signal})"
         elif job.exit.exit_code is not None:

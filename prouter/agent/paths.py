@@ -48,7 +48,7 @@ def split(path: bytes, *, root_allowed: bool = False) -> tuple[bytes, ...]:
     if b".." in parts:
         raise Forbidden(f"path '{shown(path)}' may leave the sandbox: '..' is not allowed")
     if not parts and not root_allowed:
-        raise InvalidRequest("Invalid request: the path names no file")
+        raise InvalidRequest("Invalid request: the path names no file; give its name in the sandbox after /file/")
     if any(len(part) > _NAME_MAX for part in parts):
         raise InvalidRequest(f"Invalid request: path '{shown(path)}' has a name of more than {_NAME_MAX} bytes")
     return parts

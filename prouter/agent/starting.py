@@ -214,13 +214,14 @@ class Starter:
 
     def _fail(self, job: Job, why: str) -> StartFailed:
         """Make sure that nothing of a job runs, make it FINISHED, and give the error to answer with."""
-        if job.alive and job.exit is None:
+        kill = job.alive and job.exit is None
+        if kill:
             try:
                 self._ender.kill(job)
             except PRouterError as error:
                 why = f"{why}; {error.detail}"
         if job.failure is None:
-            job.failure = f"job '{job.uid}' failed to start: {failure_text(job, why)}"
+            job.failure = f"job '{job.uid}' failed to start: {failure_text(job, why, killed=kill)}"
         if not job.record.ended:
             self._ender.finish(job)
         return StartFailed(job.failure, job=job.uid, state=job.record.state.value)

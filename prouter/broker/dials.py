@@ -222,7 +222,8 @@ class Dials:
         log.warning("event=dial_refused address=%s code=%s text=%r", dial.address, refusal.code, refusal.text)
         text = f"the agent at {dial.address} refused: {refusal.text or refusal.code}"
         if refusal.code == "bad_token":
-            self._fail(dial, Forbidden(text, code="agent_refused"), now)
+            advice = "; agent.token must be one of its server.accept_tokens"
+            self._fail(dial, Forbidden(text + advice, code="agent_refused"), now)
         else:
             self._fail(dial, AgentUnavailable(text, code="agent_refused", retry_after=5), now)
 

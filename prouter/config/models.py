@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from prouter.addresses import split_address
-from prouter.host_names import check_pattern
+from prouter.host_names import check_domain, check_pattern
 from prouter.tokens import problem_of
 
 __all__ = ["SECRET_KEYS", "AgentConfig", "Log", "RouterConfig", "Section", "keys", "sections"]
@@ -136,6 +136,18 @@ class RouterControl(Section):
     @classmethod
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_pattern(entry) for entry in value)
+
+    @field_validator("job_domain")
+    @classmethod
+    def _domain(cls, value: str | None) -> str | None:
+        return check_domain(value) if value else None
+
+    @field_validator("job_domain_only")
+    @classmethod
+    def _only_with_a_domain(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("job_domain", "unknown") is None:
+            raise ValueError("needs control.job_domain, the domain under which jobs have names of their own")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -117,3 +117,24 @@ def test_the_host_of_an_absolute_target_counts() -> None:
 def test_an_old_client_without_host_is_taken_for_a_local_one() -> None:
     head = parse_request(b"GET /info HTTP/1.0\r\n\r\n")
     assert HostNames().accept(*hosts_used(head, Origin("127.0.0.1", 1, False)))
+
+
+@pytest.mark.parametrize(
+    "domain",
+    ["http://jobs.example.org", "jobs.example.org:8888", "*.localhost", "jobs.example.org/x", "127.0.0.1", "a b"],
+)
+def test_what_is_no_domain_for_jobs_is_refused_when_the_router_starts(domain: str) -> None:
+    with pytest.raises(ValidationError, match=r"such as 'jobs\.example\.org'"):
+        RouterConfig.model_validate({"control": {"job_domain": domain}})
+
+
+@pytest.mark.parametrize("domain", ["jobs.example.org", "Jobs.Example.org.", ".jobs.example.org"])
+def test_a_domain_for_jobs_is_taken_without_case_and_dots_around_it(domain: str) -> None:
+    assert RouterConfig.model_validate({"control": {"job_domain": domain}}).control.job_domain == "jobs.example.org"
+
+
+def test_jobs_under_their_own_names_alone_need_a_domain() -> None:
+    with pytest.raises(ValidationError, match=r"needs control\.job_domain"):
+        RouterConfig.model_validate({"control": {"job_domain_only": True}})
+    alone = RouterConfig.model_validate({"control": {"job_domain_only": True, "job_domain": "localhost"}})
+    assert alone.control.job_domain_only

@@ -155,6 +155,30 @@ def test_every_wrong_key_is_named() -> None:
     assert all(name in caught.value.detail for name in ("args", "env.A", "extra"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"exposed": {}}, "exposed: no such key; did you mean expose?"),
+        ({"expose": {"prot": "assign"}}, "expose.prot: no such key; did you mean port?"),
+        ({"limits": {"zzz": 1}}, "limits.zzz: no such key; known are timeout, memory, "),
+        ({"expose": True}, "expose: Input should be an object"),
+        ({"args": "python3 x.py"}, "args: Input should be a list"),
+    ],
+)
+def test_a_mistake_is_told_in_terms_of_json(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(StartRequest, {**MINIMAL, **changes})
+    assert told in caught.value.detail
+
+
+def test_an_address_that_is_a_url_is_told_what_to_write() -> None:
+    body = {"name": "n", "agent": {"type": "address", "address": "http://gpu-1:9000", "token": "t", "prot": 1}}
+    with pytest.raises(InvalidRequest) as caught:
+        validated(CreateRequest, body)
+    assert "agent.address.address: must be 'host:port', not a URL; write 'gpu-1:9000'" in caught.value.detail
+    assert "agent.address.prot: no such key" in caught.value.detail
+
+
 def test_the_refusal_does_not_repeat_the_input() -> None:
     with pytest.raises(InvalidRequest) as caught:
         validated(CreateRequest, {"name": "n", "agent": {"type": "address", "address": "nowhere", "token": "hush"}})

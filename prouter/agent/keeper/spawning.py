@@ -158,7 +158,8 @@ def _execute(command: Command) -> NoReturn:
 def _explain(name: str, error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if "/" not in name:
-            return f"command {name!r} was not found in PATH"
+            hint = "; each argument is an item of its own in args" if " " in name else ""
+            return f"command {name!r} was not found in PATH{hint}"
         if os.path.exists(name):
             return f"command {name!r} names an interpreter that does not exist"
         return f"command {name!r} was not found"
