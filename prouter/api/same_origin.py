@@ -53,7 +53,11 @@ def refuse_foreign(req: falcon.Request) -> None:
     env = req.env
     untold = "HTTP_SEC_FETCH_SITE" not in env and "HTTP_ORIGIN" not in env
     if is_foreign(env) or (untold and "HTTP_REFERER" in env and _is_elsewhere(env, env["HTTP_REFERER"])):
-        raise Forbidden("pages of other sites may not use this API", code="cross_site")
+        raise _refusal()
+
+
+def _refusal() -> Forbidden:
+    return Forbidden("pages of other sites may not use this API", code="cross_site")
 
 
 class SameOrigin:
@@ -65,5 +69,6 @@ class SameOrigin:
         Raises:
             Forbidden: the request comes from another site's page.
         """
-        if req.method not in _SAFE_METHODS:
-            refuse_foreign(req)
+        # Browsers send Origin with these methods, so Referer, which programs behind proxies may have, does not count.
+        if req.method not in _SAFE_METHODS and is_foreign(req.env):
+            raise _refusal()
