@@ -119,11 +119,14 @@ class Admission:
         except ProtocolError as error:
             self._refuse(path, "bad_hello", error.detail, body.get("uid"))
             return
-        wait = self.exclusion.left(info.uid, now)
-        if wait:
-            self._refuse(path, "flooding", f"this agent sent too much; it may link again in {wait:.0f} s", info.uid)
-            return
         same = self._links.find(info.incarnation, SERVER)
+        wait = self.exclusion.left(info.uid, now)
+        if same is None:
+            wait = max(wait, self.exclusion.left_for_new(mark, now))
+        if wait:
+            text = f"this agent, or others with its token, sent too much; it may link again in {wait:.0f} s"
+            self._refuse(path, "flooding", text, info.uid)
+            return
         if same is not None and same.up and same.info.uid != info.uid:
             self._refuse(path, "bad_hello", "the incarnation belongs to an agent with another uid", info.uid)
             return

@@ -174,7 +174,8 @@ class Broker:
     def unfinished(self, path: Path, now: float) -> None:
         """An agent left much of a message unfinished, while others did so, too: its connection is closed."""
         self.env.now = now
-        self._cut_off(path, "it does not finish its messages", now)
+        if path.owner is not None:
+            path.owner.lost(path, "it does not finish its messages", now, closed=True)
 
     def relieved(self, target: Path, sources: list[Path], now: float) -> None:
         """There is room for what `sources` send to `target`: streams between them resume, as over a new path."""
@@ -357,7 +358,8 @@ class Broker:
         """Give up the path of a peer that floods others; an agent has to wait before it is heard again."""
         self.env.counts["floods"] += 1
         if isinstance(path.owner, Link):
-            self.admission.exclusion.exclude(path.owner.info.uid, now)
+            info = path.owner.info
+            self.admission.exclusion.cut_off(info.uid, info.admitted_by, now)
             self.dials.discourage(path.owner)
         if path.owner is not None:
             path.owner.lost(path, reason, now, closed=True)

@@ -162,14 +162,28 @@ def test_frames_that_lead_to_no_stream_and_those_that_ask_for_repetition_are_cou
 def test_an_agent_that_floods_again_and_again_waits_longer_but_never_for_ever() -> None:
     exclusion, now, waits = Exclusion(), 100.0, []
     for _ in range(6):
-        exclusion.exclude("a", now)
+        exclusion.cut_off("a", "token", now)
         waits.append(exclusion.left("a", now))
         now += waits[-1]
         assert not exclusion.left("a", now)
         assert not exclusion.left("b", now)
     assert waits == [2, 4, 8, 16, 20, 20]
-    exclusion.exclude("a", now + 3600)
+    exclusion.cut_off("a", "token", now + 3600)
     assert exclusion.left("a", now + 3600) == 2
+
+
+def test_agents_that_flood_under_ever_new_names_do_not_get_in_for_a_while() -> None:
+    exclusion = Exclusion()
+    for number in range(9):
+        assert not exclusion.left_for_new("token", 100.0 + number)
+        exclusion.cut_off(f"agent-{number}", "token", 100.0 + number)
+    assert exclusion.left_for_new("token", 109.0) == 11
+    assert not exclusion.left_for_new("another", 109.0)
+    assert not exclusion.left_for_new("token", 120.0)
+    exclusion.cut_off("agent-10", "token", 120.0)
+    assert exclusion.left_for_new("token", 120.0) == 1, "one at a time gets in"
+    exclusion.cut_off("agent-11", "token", 190.0)
+    assert not exclusion.left_for_new("token", 190.0)
 
 
 def _mux_with_a_stream(kept: int = 0) -> tuple[Mux, Stream]:
