@@ -56,7 +56,7 @@ class JobsRoot:
             self.close()
             raise Conflict(
                 f"jobs.root '{self.path}' is in use by another agent; give this one "
-                "a jobs.root and a state.dir of its own"
+                "an identity.uid, or a state.dir and a jobs.root, of its own"
             ) from None
         except OSError as error:
             raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error

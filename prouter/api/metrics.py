@@ -77,16 +77,16 @@ _GAUGES = {
     "events.last": "Id of the newest event",
     "rss_bytes": "Resident memory of the broker process",
     "strangers": "Connections to the agents' port whose peer is not accepted so far",
-    "loop.lag_max_seconds": "The longest turn of the broker's loop in the last ten to twenty seconds",
-    "loop.lag_avg_seconds": "Moving average of the turns of its loop",
+    "loop.lag_max_seconds": "The longest iteration of the broker's event loop in the last ten to twenty seconds",
+    "loop.lag_avg_seconds": "Moving average of the iterations of its event loop",
     "store.backlog": "Changes that are not written to the database so far",
     **{f"jobs.{state}": f"Jobs that are {state}" for state in ("NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED")},
 }
 _COUNTERS = {
     "messages.routed": ("messages_routed", "Messages passed on between workers and agents"),
-    "messages.dropped": ("messages_dropped", "Messages that led nowhere; their streams resume"),
+    "messages.dropped": ("messages_dropped", "Messages without a receiver; their streams resume"),
     "cpu_seconds": ("cpu_seconds", "CPU time of the broker process"),
-    "loop.turns": ("loop_turns", "Turns of its loop"),
+    "loop.turns": ("loop_turns", "Iterations of its event loop"),
     "store.failures": ("store_failures", "Attempts to write to the database that failed"),
     "store.written": ("store_written", "Changes written to the database"),
     "total.strangers_cut": ("strangers_cut", "Connections ended because there were too many that are not accepted"),
@@ -100,9 +100,9 @@ _COUNTERS = {
     ),
     "total.overflowed_bytes": ("overflowed_bytes", "Bytes in those"),
     "total.floods": ("floods", "Agents cut off because they sent too much"),
-    "total.jobs_forgotten": ("jobs_forgotten", "Ended jobs that the history had no room for"),
+    "total.jobs_forgotten": ("jobs_forgotten", "Ended jobs dropped because the history was full"),
     "total.links_up": ("links_linked", "Times that an agent was linked, again or anew"),
-    "total.links_lost": ("links_lost", "Times that the way to an agent was lost"),
+    "total.links_lost": ("links_lost", "Times that the link to an agent was lost"),
     "total.failures": ("failures", "Errors in the broker itself: each is in its log"),
 }
 

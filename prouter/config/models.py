@@ -81,7 +81,11 @@ class RouterControl(Section):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket."
     )
-    job_domain: str | None = Field(None, description="Domain under which each job has a host name of its own.")
+    job_domain: str | None = Field(
+        None,
+        description="Domain below which each job has a host name of its own, such as jobs.example.org; jobs.localhost "
+        "for browsers on this machine.",
+    )
     job_domain_only: bool = Field(
         False,
         description="Whether jobs are served under these host names alone, each an origin of its own: what is asked "
