@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-__all__ = ["POISON", "SERVER", "any_answer"]
+__all__ = ["POISON", "SERVER", "any_answer", "any_fields"]
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
 """What nobody may ever be answered with."""
@@ -23,7 +23,8 @@ Proxy-Authorization Proxy-Connection Proxy-Status Range Referer Referrer-Policy 
 Retry-After Sec-WebSocket-Accept Sec-WebSocket-Extensions Sec-WebSocket-Key Sec-WebSocket-Protocol Server Server-Timing
 Service-Worker-Allowed Set-Cookie Set-Cookie2 Signature SLUG SoapAction SourceMap Status Status-URI
 Strict-Transport-Security Sunset Surrogate-Control TE Timeout Trailer Transfer-Encoding TTL Upgrade URI User-Agent Vary
-Via Want-Digest Warning WWW-Authenticate X-Accel-Redirect X-Content-Type-Options X-Forwarded-For X-Frame-Options
+Via Want-Digest Warning WWW-Authenticate X-Accel-Redirect X-Content-Type-Options X-Forwarded-For X-Forwarded-Host
+X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Proto X-Frame-Options
 X-PRouter-Error X-PRouter-Via X-Request-ID X-Sendfile X-SourceMap"""
 """Fields that HTTP's registries know, and some that proxies and applications made up."""
 
@@ -100,7 +101,7 @@ def any_answer(random: Random) -> tuple[bytes, bool]:
     """The bytes of an answer, and whether the server keeps the connection open after them."""
     body = b"ok" if random.random() < 0.8 else random.randbytes(random.choice([0, 10, 5000]))
     framing = random.choice([*["length"] * 5, *["chunked"] * 3, "close"])
-    lines = _fields(random)
+    lines = any_fields(random)
     if framing == "length":
         lines.append(b"Content-Length: %d" % len(body))
     elif framing == "chunked":
@@ -114,7 +115,8 @@ def any_answer(random: Random) -> tuple[bytes, bool]:
     return data, first.startswith(b"HTTP/1.1") and body.endswith((b"ok", b"0\r\n\r\n"))
 
 
-def _fields(random: Random) -> list[bytes]:
+def any_fields(random: Random) -> list[bytes]:
+    """Lines of a head."""
     lines: list[bytes] = []
     for _ in range(random.choice([0, 1, 1, 1, 2, 3])):
         name = random.choice(_NAMES.split()).encode()
