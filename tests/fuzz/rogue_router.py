@@ -65,6 +65,7 @@ class RogueRouter:
         self._rid = b""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(0)  # or it would drop what comes too fast
         self._port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
 
     def start_agent(self, directory: Path) -> Agent:
