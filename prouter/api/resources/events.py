@@ -22,5 +22,5 @@ class Events:
         """Every change from now on, or after the event of ``Last-Event-ID``."""
         after = req.get_header("Last-Event-ID") or req.get_param("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
-            raise InvalidRequest("Invalid request: Last-Event-ID must be the id of an event")
+            raise InvalidRequest("Invalid request: Last-Event-ID (or ?after=) must be the id of an event, a number")
         sse.start(req, resp, self._feed.follow(None if after is None else int(after)))
