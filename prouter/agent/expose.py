@@ -311,7 +311,7 @@ class Exposure:
         what = {None: "a connection", "tcp": "a connection", "http": "an HTTP answer"}.get(
             self.plan.ready, f"a good answer to GET {self.plan.ready}"
         )
-        return f"{what} on {tried[0]}" if tried else "a port its processes listen on"
+        return f"{what} on {tried[0]}" if tried else "its processes listened on any port"
 
     def _late(self, timeout: float, tried: list[Address], sockets: Sockets) -> str:
         """What was waited for in vain."""
