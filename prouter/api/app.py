@@ -17,7 +17,7 @@ from prouter.api.context import ApiRequest, ApiResponse
 from prouter.api.errors import add_error_handlers
 from prouter.api.event_feed import EventFeed
 from prouter.api.known_hosts import KnownHosts
-from prouter.api.middleware import HeadRequests, RequestLog, Router
+from prouter.api.middleware import EmptyAnswers, HeadRequests, RequestLog, Router
 from prouter.api.openapi import OpenApi
 from prouter.api.resources.archives import Archives
 from prouter.api.resources.bridges import BridgeResource
@@ -55,6 +55,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
         middleware=[
             requests,
             HeadRequests(),
+            EmptyAnswers(),
             KnownHosts(config),
             SameOrigin(),
             BodyMemory(config.control.body_memory),

@@ -1,4 +1,6 @@
-"""What happens around every request: its id goes into the answer, it is counted, and HEAD is GET without a body."""
+"""What happens around every request: its id goes into the answer, it is counted, HEAD is GET without a body,
+and no body is no JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,12 @@ from falcon.routing import CompiledRouter
 
 from prouter.api import figures
 from prouter.api.context import ApiRequest
+from prouter.api.operations import BYTES
 
-__all__ = ["HeadRequests", "RequestLog", "Router"]
+__all__ = ["EmptyAnswers", "HeadRequests", "RequestLog", "Router"]
+
+_NO_TYPE = frozenset({204, 304})
+"""Statuses whose answers have neither body nor type (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 
 class RequestLog:
@@ -44,3 +50,17 @@ class HeadRequests:
             if close is not None:
                 close()
             resp.stream = iter(())  # Its length is not known.
+
+
+class EmptyAnswers:
+    """Keeps answers without a body from being called JSON, which clients that go by the type would try to parse.
+
+    They are `application/octet-stream`, as in the original.
+    """
+
+    def process_response(self, req: ApiRequest, resp: falcon.Response, _resource: Any, _succeeded: bool) -> None:
+        """Falcon calls this after the resource, also after errors."""
+        if req.method == "HEAD" or resp.content_type is not None or resp.status_code in _NO_TYPE:
+            return
+        if not (resp.text or resp.data) and resp.media is None and resp.stream is None:
+            resp.content_type = BYTES

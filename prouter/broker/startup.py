@@ -17,7 +17,7 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
     host = platform.uname()
     return Settings(
         uid=config.identity.uid or _own_uid(state),
-        name=config.identity.name or "",
+        name=config.identity.name or "router",
         platform={
             "system": host.system,
             "node": host.node,

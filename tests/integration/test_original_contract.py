@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import platform
 import sys
 import tarfile
 from collections.abc import Callable
@@ -44,13 +45,14 @@ def test_info_and_connections_have_the_originals_shape(router: Router, agent: Ag
         assert answer.headers["Cache-Control"] == "no-store, must-revalidate"
         assert set(answer.json()["auth"]) == {"uid", "name"}
         assert set(answer.json()["platform"]) == PLATFORM
+        assert answer.json()["auth"]["name"] == "router"
     entry = next(
         entry
         for entry in send(router, "GET", "/connections/").json()["connections"]
         if entry["peer"]["auth"]["uid"] == agent.uid
     )
     assert entry["mode"] == "SERVER"
-    assert set(entry["peer"]["auth"]) == {"uid", "name"}
+    assert entry["peer"]["auth"] == {"uid": agent.uid, "name": platform.node()}
     assert set(entry["peer"]["platform"]) == PLATFORM
     assert entry["peer"]["properties"] == {}
 
@@ -110,6 +112,7 @@ def test_files_and_archives(router: Router, agent: Agent) -> None:
         assert tool.mode & 0o111
     plain = send(router, "GET", path + "/archive")
     assert plain.headers["Content-Length"] == str(len(plain.content))
+    assert [answer.headers["Content-Type"] for answer in (plain, packed)] == ["application/x-tar", "application/gzip"]
     again = create(router, agent.uid)["path"]
     unpacked = requests.post(router.url + again + "/archive", data=plain.content, timeout=30)
     assert (unpacked.status_code, unpacked.content) == (200, b"")
@@ -189,9 +192,30 @@ def test_agents_need_the_routers_token(launch: Callable[..., Any]) -> None:
     assert "secret-token" not in agent.log.read_text()
 
 
+def test_answers_without_a_body_are_not_called_json(router: Router, agent: Agent) -> None:
+    path = create(router, agent.uid)["path"]
+    for name, body in (("file/empty", ""), ("archive", _packed("member")), ("file/a/b?executable=1", "x")):
+        answer = requests.post(f"{router.url}{path}/{name}", data=body, timeout=30)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+    gone = requests.delete(f"{router.url}{path}/file/empty", timeout=30)
+    assert (gone.status_code, gone.headers.get("Content-Type")) == (204, None)
+    assert send(router, "GET", path + "/info").headers["Content-Type"] == "application/json"
+    assert send(router, "GET", path + "/file/none").headers["Content-Type"] == "application/problem+json"
+
+
+def _packed(name: str) -> bytes:
+    """A tar that holds an empty file."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return target.getvalue()
+
+
 def test_shutdown_ends_the_router(launch: Callable[..., Any]) -> None:
     router = launch(start_router)
-    assert send(router, "POST", "/shutdown").content == b""
+    ended = send(router, "POST", "/shutdown")
+    assert (ended.content, ended.headers["Content-Type"]) == (b"", "application/octet-stream")
     assert router.popen.wait(20) == 0
 
 
