@@ -254,7 +254,12 @@ class ProxyServer:
                 "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2
             )
         if record.state is State.NEW:
-            return JobStarting(f"job '{record.uid}' has not been started", job=record.uid, state=state, retry_after=2)
+            return JobStarting(
+                f"job '{record.uid}' has not been started: POST …/{record.uid}/start starts it",
+                job=record.uid,
+                state=state,
+                retry_after=2,
+            )
         if record.state is State.PENDING:
             return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
         if not record.endpoint:
