@@ -76,7 +76,8 @@ def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPE
     elif status == 404:
         detail = f"there is nothing at '{path}'"
     elif status == 405:
-        detail = f"'{path}' does not take {req.method}"
+        allowed = dict(headers or {}).get("Allow", "")
+        detail = f"'{path}' does not take {req.method}" + (f", only {allowed}" if allowed else "")
     elif status == 400:
         detail = f"Invalid request: {detail}"
     known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})

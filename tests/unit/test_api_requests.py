@@ -408,6 +408,7 @@ def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
     result = client.simulate_get("/jobs/create")
     problem(result, 405, "method_not_allowed")
     assert "POST" in result.headers["allow"]
+    assert ", only " in problem(result, 405, "method_not_allowed")["detail"]
     problem(client.simulate_request("BREW", "/info"), 400, "invalid_request")
 
 
