@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import gevent
+from websockets.datastructures import HeadersLike
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
@@ -106,8 +107,8 @@ class Bridge:
             "since": self.since,
         }
 
-    def open_job_side(self, client: RouterClient) -> None:
-        """Connect to the job. Blocks the greenlet.
+    def open_job_side(self, client: RouterClient, headers: HeadersLike) -> None:
+        """Connect to the job, with `headers` in the handshake. Blocks the greenlet.
 
         Raises:
             PRouterError: the job is not there, does not run, or is no WebSocket server.
@@ -117,7 +118,7 @@ class Bridge:
         gevent.spawn(self._pump_to_job, self._stream, self._ours)
         gevent.spawn(self._pump_from_job, self._stream, self._ours)
         try:
-            self._job_side = self._connect(f"ws://localhost{self.path}", theirs, None)
+            self._job_side = self._connect(f"ws://localhost{self.path}", theirs, None, headers)
         except (OSError, WebSocketException) as error:
             theirs.close()
             self.close()
@@ -130,7 +131,7 @@ class Bridge:
             JobUnreachable: it cannot be reached, or is no WebSocket server; the code is ``url_unreachable``.
         """
         try:
-            self._other_side = self._connect(self.url, None, _KEEPALIVE)
+            self._other_side = self._connect(self.url, None, _KEEPALIVE, ())
         except (OSError, ValueError, WebSocketException) as error:
             raise JobUnreachable(f"{self.shown} cannot be opened: {error}", code="url_unreachable") from error
 
@@ -156,11 +157,14 @@ class Bridge:
         if self._ours is not None:
             self._ours.close()
 
-    def _connect(self, url: str, sock: socket.socket | None, keepalive: float | None) -> ClientConnection:
+    def _connect(
+        self, url: str, sock: socket.socket | None, keepalive: float | None, headers: HeadersLike
+    ) -> ClientConnection:
         return self._open.enter_context(
             connect(
                 url,
                 sock=sock,
+                additional_headers=headers,
                 compression=None,
                 proxy=None,
                 open_timeout=_OPEN_TIMEOUT,
@@ -252,8 +256,11 @@ class Bridges:
     def __len__(self) -> int:
         return len(self._bridges)
 
-    def start(self, connection: str, job: str, path: str, url: str) -> Bridge:
+    def start(self, connection: str, job: str, path: str, url: str, headers: HeadersLike = ()) -> Bridge:
         """Connect to the job, then, in the background, to `url`, and bridge them. Blocks until the job is connected.
+
+        Args:
+            headers: what the job's handshake has beside what makes it one.
 
         Raises:
             InvalidRequest: no WebSocket server can be reached at the url.
@@ -262,7 +269,7 @@ class Bridges:
         websocket_url(url)
         route = self._client.usable_route(connection, job, _obstacle)
         bridge = Bridge(route, path, url)
-        bridge.open_job_side(self._client)
+        bridge.open_job_side(self._client, headers)
         self._bridges[bridge.uid] = bridge
         gevent.spawn(self._run, bridge)
         try:

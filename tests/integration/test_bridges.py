@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -123,6 +124,24 @@ def test_the_job_may_speak_first(router: Router, job: str, peer: Peer) -> None:
     bridge(router, job, "/greet", peer.url)
     ws = peer.next()
     assert [ws.recv(timeout=10) for _ in range(4)] == ["hello ✓", "", b"\x00\xff", b""]
+    ws.close()
+
+
+def test_the_requests_own_headers_reach_the_job(router: Router, job: str, peer: Peer) -> None:
+    passing = {"Authorization": "token t", "Cookie": "a=b; c=d", "X-Custom": "caf\u00e9"}
+    kept = {"X-Forwarded-For": "1.2.3.4", "X-Real-IP": "1.2.3.4", "If-Match": "*", "Connection": "X-Hop", "X-Hop": "1"}
+    answer = router.post(f"{job}/wsconnect/headers?q=1", {"url": peer.url}, headers={**passing, **kept})
+    assert answer.status_code == 200, answer.text
+    ws = peer.next()
+    assert ws.request is not None
+    assert passing["Authorization"] not in ws.request.headers.values()
+    seen = [(name.lower(), value) for name, value in json.loads(ws.recv(timeout=10))]
+    assert [pair for name, value in passing.items() if (pair := (name.lower(), value)) in seen] == [
+        (name.lower(), value) for name, value in passing.items()
+    ]
+    names = [name for name, _ in seen]
+    assert sorted(names) == sorted(set(names))
+    assert not {"x-forwarded-for", "x-real-ip", "if-match", "x-hop", "content-type", "content-length"} & set(names)
     ws.close()
 
 

@@ -3,6 +3,7 @@
 - ``/echo`` repeats messages, ``/stream`` repeats them fragment by fragment as they come.
 - ``/greet`` says a text, an empty text, two bytes and no bytes, then repeats.
 - ``/close?code=N&reason=R`` closes like that after the first message, ``/drop`` breaks the connection then.
+- ``/headers`` says the fields of the handshake as a JSON list of pairs, then repeats.
 - ``/silent`` reads and never says a thing.
 - ``GET /seen`` without an upgrade: ``{"open": N, "ended": [{"path", "code", "reason"}…]}``.
 
@@ -68,6 +69,11 @@ class Server:
     async def greet(self, connection: ServerConnection, options: dict[str, list[str]]) -> None:
         for message in ("hello ✓", "", b"\x00\xff", b""):
             await connection.send(message)
+        await self.echo(connection, options)
+
+    async def headers(self, connection: ServerConnection, options: dict[str, list[str]]) -> None:
+        assert connection.request is not None
+        await connection.send(json.dumps(list(connection.request.headers.raw_items())))
         await self.echo(connection, options)
 
     async def close(self, connection: ServerConnection, options: dict[str, list[str]]) -> None:

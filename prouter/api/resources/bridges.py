@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from prouter.api.body import discard_body, read_model
+from prouter.api.bridge_headers import handshake_headers
 from prouter.api.bridges import Bridges
 from prouter.api.context import ApiRequest, send_json
 from prouter.errors import JobTimeout, NotFound
@@ -42,7 +43,8 @@ class BridgeResource:
         path, _, query = target.partition("?")
         segments = path.split("/", 5)
         inner = "/" + (segments[5] if len(segments) == 6 else "")
-        bridge = self._bridges.start(connection, job, inner + (f"?{query}" if query else ""), request.url)
+        inner += f"?{query}" if query else ""
+        bridge = self._bridges.start(connection, job, inner, request.url, handshake_headers(req.headers))
         resp.set_header("X-PRouter-Bridge", bridge.uid)
         resp.data = b""
 
