@@ -2,8 +2,9 @@
 
 A page of ``evil.example`` may have that name point to 127.0.0.1 once it is loaded. For the browser the page and our API
 are then one origin, so neither the same-origin policy nor a comparison of Origin with Host helps. But such a request
-still has the attacker's name in Host. A name is needed for that: no page can make an IP address point elsewhere, so
-every literal address is accepted, also one that is not ours (behind a port forwarding it cannot be known).
+still has the attacker's name in Host. A server on loopback is asked for by addresses of its own machine only. One that
+listens beyond it may be reached by others (behind a port forwarding they cannot be known), and is asked for by any: no
+page can make an IP address point elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import socket
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 __all__ = ["HostNames", "check_domain", "check_pattern", "host_of"]
 
@@ -38,7 +39,7 @@ def check_pattern(text: str) -> str:
     found = text.lower()
     if found == _ANY or _PATTERN.fullmatch(found) is not None:
         return found.rstrip(".")
-    if _is_address(found.strip("[]")):
+    if _address(found.strip("[]")) is not None:
         return found.strip("[]")
     raise ValueError(
         f"'{text}' is no host name: give names without scheme, port or path, such as 'router.example.org', "
@@ -55,7 +56,7 @@ def check_domain(text: str) -> str:
     found = text.strip(".").lower()
     if "*" in found:
         raise ValueError(f"'{text}' has a '*'; give the domain alone, such as 'jobs.example.org': jobs are below it")
-    if _PATTERN.fullmatch(found) is None or _is_address(found):
+    if _PATTERN.fullmatch(found) is None or _address(found) is not None:
         raise ValueError(
             f"'{text}' is no domain: give a name without scheme, port or path, such as 'jobs.example.org', or "
             "'jobs.localhost' for browsers on this machine"
@@ -63,10 +64,21 @@ def check_domain(text: str) -> str:
     return found
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        ip_address(text)
+        return ip_address(text)
     except ValueError:
+        return None
+
+
+def _is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an interface has this address: only such can be bound."""
+    if address.is_unspecified or address.is_multicast:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
         return False
     return True
 
@@ -80,16 +92,18 @@ def _full_name() -> str:
 class HostNames:
     """Decides whether a request's host is one of ours.
 
-    Always accepted: ``localhost`` and names below it, literal IP addresses, the machine's own names.
+    Always accepted: ``localhost`` and names below it, the machine's own names and its IP addresses.
 
     Args:
         patterns: further names, as `check_pattern` takes them.
+        any_address: whether literal IP addresses of other machines are accepted as well.
         resolve: whether the resolver may be asked for the machine's full name, which may block for seconds, once.
     """
 
-    def __init__(self, patterns: Iterable[str] = (), *, resolve: bool = True) -> None:
+    def __init__(self, patterns: Iterable[str] = (), *, any_address: bool = False, resolve: bool = True) -> None:
         checked = [check_pattern(pattern) for pattern in patterns]
         self._any = _ANY in checked
+        self._any_address = any_address
         self._resolve = resolve
         self._names = frozenset(checked)
         self._below = tuple(pattern[1:] for pattern in checked if pattern.startswith("*."))
@@ -105,6 +119,9 @@ class HostNames:
         host = host_of(authority)
         if host == "localhost" or host.endswith(".localhost") or host in self._names:
             return True
-        if not host or host.endswith(self._below) or _is_address(host):
+        if not host or host.endswith(self._below):
             return bool(host)
+        address = _address(host)
+        if address is not None:
+            return self._any_address or address.is_loopback or _is_of_this_machine(address)
         return host == host_of(socket.gethostname()) or (self._resolve and host == _full_name())

@@ -7,6 +7,7 @@ import logging
 import falcon
 
 from prouter.config import RouterConfig
+from prouter.config.exposure import is_loopback
 from prouter.errors import PRouterError
 from prouter.host_names import HostNames
 
@@ -34,8 +35,11 @@ class KnownHosts:
     """
 
     def __init__(self, config: RouterConfig) -> None:
-        domain = config.control.job_domain
-        self._names = HostNames((*config.control.hosts, *([domain.strip(".")] if domain else [])))
+        control = config.control
+        domain = control.job_domain
+        self._names = HostNames(
+            (*control.hosts, *([domain.strip(".")] if domain else [])), any_address=not is_loopback(control.interface)
+        )
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
         """Falcon calls this before the resource.

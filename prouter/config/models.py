@@ -93,8 +93,8 @@ class RouterControl(Section):
     )
     hosts: tuple[str, ...] = Field(
         (),
-        description="Host names under which the API and the dashboard may be asked for, besides localhost, IP "
-        "addresses and the machine's own names; '*.example.org' for all names below it, '*' for any.",
+        description="Host names under which the API and the dashboard may be asked for, besides localhost "
+        "and the machine's own names and IP addresses; '*.example.org' for all names below it, '*' for any.",
     )
     tokens: tuple[str, ...] = Field(
         (), description="Reserved: access tokens of the HTTP API. Refused until they are checked."

@@ -70,10 +70,15 @@ def test_a_jobs_files_and_logs_are_closed_and_its_own_pages_open(fenced: tuple[R
 
 
 @pytest.mark.parametrize(
-    "host", ["router.example.org", "a.lab.example.org:443", "jobs.example.org", "10.1.2.3", "[::1]:5"]
+    "host", ["router.example.org", "a.lab.example.org:443", "jobs.example.org", "127.9.9.9", "[::1]:5"]
 )
 def test_names_of_the_router_are_served(fenced: tuple[Router, Agent], host: str) -> None:
     assert fenced[0].get("/info", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7:8888", "[2001:db8::7]", "0.0.0.0"])
+def test_a_router_on_loopback_has_no_address_of_another_machine(fenced: tuple[Router, Agent], host: str) -> None:
+    assert fenced[0].get("/info", headers={"Host": host}).status_code == 421
 
 
 def test_a_browser_gets_a_page_that_names_the_key(fenced: tuple[Router, Agent]) -> None:

@@ -28,9 +28,6 @@ CONFIGURED = HostNames(["router.example.org", "*.Lab.example.org", "10.0.0.300.e
         "127.8.9.10:8888",
         "[::1]",
         "[::1]:8888",
-        "[fe80::1%25eth0]:1",
-        "192.168.1.7:8888",
-        "[2001:db8::1]",
         MACHINE,
         MACHINE.upper() + ".:8888",
         socket.getfqdn(),
@@ -58,6 +55,11 @@ def test_names_of_ours_are_accepted(host: str) -> None:
         "127.0.0.1.evil.example",
         "127.0.0.1%.evil.example",
         "127.1",
+        "0.0.0.0",
+        "[::]:8888",
+        "192.0.2.7:8888",
+        "[2001:db8::1]",
+        "224.0.0.1",
         "0x7f000001",
         "[::1].evil.example",
         "[evil.example]",
@@ -72,6 +74,24 @@ def test_names_of_ours_are_accepted(host: str) -> None:
 )
 def test_other_names_are_not(host: str) -> None:
     assert not CONFIGURED.accept(host)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7:8888", "[2001:db8::1]", "[fe80::1%25eth0]:1", "127.0.0.1"])
+def test_beyond_loopback_any_address_may_be_ours(host: str) -> None:
+    assert HostNames(any_address=True).accept(host)
+
+
+def test_addresses_of_this_machine_are_ours() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        assert HostNames().accept(f"{probe.getsockname()[0]}:8888")
+
+
+def test_an_address_of_another_machine_may_be_listed() -> None:
+    assert HostNames(["192.0.2.7"]).accept("192.0.2.7:8888")
 
 
 def test_any_name_will_do_if_the_list_says_so() -> None:
