@@ -86,6 +86,7 @@ class DealerSocket:
         self._on_trouble = on_trouble
         self._told = False
         self._connecting: Any = gevent.spawn(self._connect)
+        get_hub().loop.update_now()  # else its time may be that before a long callback, and the timer up at once
         self._patience: Any = gevent.spawn_later(_PATIENCE, self._takes_long) if on_trouble is not None else None
 
     def send(self, parts: Sequence[bytes]) -> bool:
@@ -157,7 +158,7 @@ class DealerSocket:
             return [(socket.AF_UNIX, self._place)]
         host, port = _host_and_port(self._place)
         try:
-            found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = _looked_up(host, port)
         except OSError as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             self._trouble(f"the name cannot be looked up: {error.strerror or error}")
@@ -279,3 +280,11 @@ def _host_and_port(place: str) -> tuple[str, int]:
     except ValueError as error:
         raise ValueError(f"{place!r} is no host:port") from error
     return host, port
+
+
+def _looked_up(host: str, port: int) -> list[Any]:
+    """The addresses of a host. Only names need the resolver, which may have the caller wait for a thread."""
+    try:
+        return _socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return getaddrinfo(host, port, type=socket.SOCK_STREAM)

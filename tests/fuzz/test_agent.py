@@ -37,7 +37,7 @@ Pair = tuple[RogueRouter, Agent]
 @pytest.fixture(scope="module")
 def pair(short_dir: Path) -> Iterator[Pair]:
     router = RogueRouter()
-    agent = router.start_agent(short_dir / "agent")
+    agent = router.start_agent(short_dir / "fuzzed")
     yield router, agent
     agent.stop()
     router.close()
