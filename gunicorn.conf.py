@@ -6,4 +6,4 @@ read anew on every reload (HUP).
 
 import runpy
 
-globals().update(runpy.run_module("prouter.api.gunicorn_conf"))
+globals().update(runpy.run_module("prouter.web.gunicorn.conf"))

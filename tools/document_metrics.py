@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from prouter.api.metrics import FIGURES
+from prouter.web.metrics.exposition import FIGURES
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 OPENING, CLOSING = "<!-- figures -->", "<!-- end -->"

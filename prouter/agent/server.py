@@ -13,25 +13,25 @@ import gevent
 import zmq
 from gevent.event import Event
 
-from prouter.agent.control import Control
-from prouter.agent.identity import Identity, host_load
-from prouter.agent.links import Links, RouterLink
-from prouter.agent.manager import JobManager
+from prouter.agent.jobs.manager import JobManager
+from prouter.agent.jobs.runner import Exit, LocalRunner
+from prouter.agent.jobs.usage_reports import UsageReports
+from prouter.agent.links.control import Control
+from prouter.agent.links.identity import Identity, host_load
+from prouter.agent.links.links import Links, RouterLink
 from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
 from prouter.agent.relays.files import FILE_KINDS
 from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
-from prouter.agent.runner import Exit, LocalRunner
 from prouter.agent.service import Service
-from prouter.agent.usage_reports import UsageReports
 from prouter.config import AgentConfig, ConfigError
-from prouter.descriptors import raise_descriptor_limit
-from prouter.directories import agent_state_dir
+from prouter.config.directories import agent_state_dir
 from prouter.errors import PRouterError
 from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
+from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
 
 __all__ = ["run"]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from prouter.agent.manager import JobManager
+from prouter.agent.jobs.manager import JobManager
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, PRouterError
 from prouter.jobs import JobRecord
 

@@ -11,28 +11,28 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from prouter.broker.admission import Admission
-from prouter.broker.announcements import Announcements, read_announcement
-from prouter.broker.bridges import Bridges
-from prouter.broker.bulk import BulkCounts
-from prouter.broker.creation import Creations
-from prouter.broker.dials import Dials
-from prouter.broker.directory import Directory
-from prouter.broker.entry import Entry
-from prouter.broker.env import Env
-from prouter.broker.forward import Forwarder
-from prouter.broker.heartbeats import Heartbeats
-from prouter.broker.hello import CLIENT
-from prouter.broker.history import History
-from prouter.broker.inbox import Inbox
-from prouter.broker.ledger import Ledger
-from prouter.broker.links import Link, Links
-from prouter.broker.restore import Saved, restore
-from prouter.broker.rewriting import Rewriting
+from prouter.broker.base.env import Env
+from prouter.broker.base.inbox import Inbox
+from prouter.broker.base.switch import Path
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.history import History
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.waits import Waits
+from prouter.broker.links.admission import Admission
+from prouter.broker.links.dials import Dials
+from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.heartbeats import Heartbeats
+from prouter.broker.links.hello import CLIENT
+from prouter.broker.links.links import Link, Links
+from prouter.broker.links.workers import Worker, Workers
 from prouter.broker.service import Service
-from prouter.broker.switch import Path
-from prouter.broker.waits import Waits
-from prouter.broker.workers import Worker, Workers
+from prouter.broker.store.restore import Saved, restore
+from prouter.broker.store.rewriting import Rewriting
+from prouter.broker.views.announcements import Announcements, read_announcement
+from prouter.broker.views.bridges import Bridges
+from prouter.broker.views.bulk import BulkCounts
+from prouter.broker.views.directory import Directory
 from prouter.errors import ProtocolError, PRouterError
 from prouter.fabric.calls import Request, event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, PONG, REPLY, Frame

@@ -15,24 +15,24 @@ from functools import partial
 from pathlib import Path as FilePath
 
 from prouter.addresses import split_address
+from prouter.broker.base.env import Env
+from prouter.broker.base.lag import Lag, process_figures
+from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
-from prouter.broker.dialling import Dialling
-from prouter.broker.doors import Door, open_local_door, open_tcp_door
-from prouter.broker.env import Env
-from prouter.broker.lag import Lag, process_figures
-from prouter.broker.ports import Port
+from prouter.broker.sockets.dialling import Dialling
+from prouter.broker.sockets.listeners import Door, open_local_door, open_tcp_door
+from prouter.broker.sockets.partial_messages import Unfinished
+from prouter.broker.sockets.ports import Port
+from prouter.broker.sockets.unauthenticated import Strangers
 from prouter.broker.startup import settings_of
-from prouter.broker.store import Store, open_store
-from prouter.broker.strangers import Strangers
-from prouter.broker.switch import Path
-from prouter.broker.unfinished import Unfinished
+from prouter.broker.store.store import Store, open_store
 from prouter.config import ConfigError, RouterConfig
-from prouter.descriptors import raise_descriptor_limit
-from prouter.directories import Lock, broker_endpoint
+from prouter.config.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
 from prouter.fabric.session import LATE
-from prouter.transport.memory import give_back_memory, keep_freed_memory
+from prouter.process.descriptors import raise_descriptor_limit
+from prouter.process.memory import give_back_memory, keep_freed_memory
 
 __all__ = ["run"]
 
@@ -68,7 +68,7 @@ def run(
     """Run the broker until SIGTERM, SIGINT or a worker's ``shutdown`` call; the process's exit status. SIGUSR1 drains.
 
     Args:
-        config: with its directories filled in (`prouter.directories.locate_router`).
+        config: with its directories filled in (`prouter.config.directories.locate_router`).
         bind_port: port for agents, whatever ``server.port`` says: a restarted broker takes the one it had.
         ready: called with ``tcp://HOST:PORT`` once agents can link, with an empty text when they are not let in.
         on_shutdown: called for a ``shutdown`` call instead of ending; who runs this broker drains the router and ends

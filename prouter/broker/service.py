@@ -8,17 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from prouter.broker.bridges import Bridges
-from prouter.broker.creation import Creations
-from prouter.broker.directory import Directory
-from prouter.broker.entry import Entry
-from prouter.broker.env import Done, Env
-from prouter.broker.forward import Forwarder
-from prouter.broker.ledger import Ledger
-from prouter.broker.links import Link, Links
-from prouter.broker.records import read_record
-from prouter.broker.waits import Waits
-from prouter.broker.workers import Worker
+from prouter.broker.base.env import Done, Env
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.records import read_record
+from prouter.broker.jobs.waits import Waits
+from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.links import Link, Links
+from prouter.broker.links.workers import Worker
+from prouter.broker.views.bridges import Bridges
+from prouter.broker.views.directory import Directory
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.calls import Request
@@ -33,7 +33,7 @@ _USAGE_LIMIT = 2.0
 _PAGE = 250
 """Most jobs or events in one answer: more would hold up everybody else."""
 _LIST = 20
-"""What a page costs, as a part of the frames of one turn (`prouter.broker.settings.Bounds.turn`)."""
+"""What a page costs, as a part of the frames of one turn (`prouter.broker.base.settings.Bounds.turn`)."""
 _READS = frozenset(
     {"info", "sync", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"}
 )

@@ -6,7 +6,7 @@ import platform
 import uuid
 from pathlib import Path
 
-from prouter.broker.settings import Settings
+from prouter.broker.base.settings import Settings
 from prouter.config import RouterConfig
 
 __all__ = ["settings_of"]

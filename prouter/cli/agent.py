@@ -6,7 +6,7 @@ import click
 
 from prouter.cli.options import agent_config, configuration_options, key_help, refuse
 from prouter.config import AgentConfig, ConfigError, check_exposure
-from prouter.logging_setup import configure_logging
+from prouter.process.logging import configure_logging
 
 __all__ = ["command"]
 

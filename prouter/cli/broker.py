@@ -9,8 +9,8 @@ import click
 
 from prouter.cli.options import configuration_options, key_help, refuse, router_config
 from prouter.config import ConfigError, RouterConfig, check_exposure
-from prouter.directories import claim_broker, locate_router
-from prouter.logging_setup import configure_logging
+from prouter.config.directories import claim_broker, locate_router
+from prouter.process.logging import configure_logging
 
 __all__ = ["command"]
 

@@ -6,7 +6,7 @@ import click
 
 from prouter.cli.options import configuration_options, key_help, refuse, router_config
 from prouter.config import ConfigError, RouterConfig
-from prouter.logging_setup import configure_logging
+from prouter.process.logging import configure_logging
 from prouter.supervisor import Supervisor
 
 __all__ = ["command"]

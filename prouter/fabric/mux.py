@@ -28,19 +28,7 @@ from typing import Any, NamedTuple
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bulk import GROWTH, Bulk
-from prouter.fabric.frames import (
-    ACK,
-    ASK,
-    DATA,
-    FIN,
-    OPEN,
-    RESET,
-    RESUME,
-    STREAM_TYPES,
-    Frame,
-    pack_body,
-    unpack_body,
-)
+from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESET, RESUME, STREAM_TYPES, Frame, pack_body, unpack_body
 from prouter.fabric.stream import Direction, Stream
 
 __all__ = [

@@ -58,7 +58,7 @@ class Handover:
         environment["PROUTER_LISTEN_FDS"] = ",".join(map(str, listeners))
         if self._connection_debug:
             environment["PROUTER_CONNECTION_DEBUG"] = "1"
-        settings = Path(prouter.__file__).parent / "api" / "gunicorn_conf.py"
+        settings = Path(prouter.__file__).parent / "web" / "gunicorn" / "conf.py"
         return Command([sys.executable, "-m", "gunicorn", "-c", str(settings)], environment, listeners)
 
     def _environment(self) -> dict[str, str]:

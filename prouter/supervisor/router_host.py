@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from prouter.config import ConfigError, RouterConfig, check_exposure
-from prouter.control_sockets import ControlSockets
-from prouter.directories import claim_router
+from prouter.config.directories import claim_router
+from prouter.process.systemd import notify
 from prouter.supervisor.child import Child, Command
+from prouter.supervisor.control_sockets import ControlSockets
 from prouter.supervisor.handover import Handover
-from prouter.supervisor.systemd import notify
 
 __all__ = ["Supervisor"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 
 from prouter.fabric.session import LATE, LOST_AFTER, Session
-from prouter.transport.dealer import DealerSocket
+from prouter.transport.local.dealer import DealerSocket
 from prouter.transport.peer import Peer
 
 __all__ = ["Dialler", "Punctual"]

@@ -9,7 +9,7 @@ import falcon.testing
 import gevent
 import pytest
 
-from prouter.api.app import create_app
+from prouter.web.admin.app import create_app
 from tests.support.api_stand import PATH, StandInAgent, StandInRouter
 
 CONTENT = b"0123456789" * 10

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from prouter.api import responses
+from prouter.web.admin import responses
 from tests.support.processes import Agent, Router, wait_until
 
 NO_PORT = {"port_expected_count": 0}

@@ -20,7 +20,7 @@ import zmq
 
 from prouter.errors import AgentUnavailable, Forbidden, NotFound
 from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
-from prouter.transport.dealer import DealerSocket
+from prouter.transport.local.dealer import DealerSocket
 from tests.support.fabric_peers import BrokerProcess, FakeAgent, FakeWorker, until
 
 BY_UID = {"type": "uid", "uid": "agent-1"}

@@ -11,14 +11,14 @@ import gevent
 import pytest
 import zmq
 
-from prouter.broker.doors import open_local_door
-from prouter.broker.ports import Port
-from prouter.broker.switch import Path as SwitchPath
-from prouter.broker.switch import Switch
+from prouter.broker.base.switch import Path as SwitchPath
+from prouter.broker.base.switch import Switch
+from prouter.broker.sockets.listeners import open_local_door
+from prouter.broker.sockets.ports import Port
 from prouter.errors import ProtocolError
 from prouter.fabric.session import Session
-from prouter.fabric.zmtp import MAX_MESSAGE
-from prouter.transport.dealer import DealerSocket
+from prouter.transport.local.dealer import DealerSocket
+from prouter.transport.local.zmtp import MAX_MESSAGE
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port
 

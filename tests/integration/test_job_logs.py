@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from prouter.agent import files, process_tree
 from prouter.agent.archives import Unpacker, pack
-from prouter.agent.log_gaps import COPIED, COPY_END
-from prouter.agent.sandbox import Sandbox
-from prouter.agent.uploads import Upload
+from prouter.agent.sandbox import files
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.sandbox.uploads import Upload
 from prouter.errors import Conflict, NotFound
 from prouter.jobs import Reason, State
+from prouter.keeper.log_gaps import COPIED, COPY_END
+from prouter.processes import process_tree
 from tests.support.job_manager import Managers, Observed
 from tests.support.keeper import alive, until
 

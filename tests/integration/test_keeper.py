@@ -14,10 +14,10 @@ from pathlib import Path
 import gevent
 import pytest
 
-from prouter.agent import process_tree
-from prouter.agent.listeners import listening
-from prouter.agent.runner import Exit, Limits, LocalRunner
+from prouter.agent.expose.listening_sockets import listening
+from prouter.agent.jobs.runner import Exit, Limits, LocalRunner
 from prouter.errors import Conflict, InvalidRequest, NotFound, StartFailed
+from prouter.processes import process_tree
 from tests.support.keeper import Bench, alive, number, until
 
 

@@ -12,8 +12,8 @@ from secrets import token_hex
 
 import pytest
 
-from prouter.agent.keeper.cgroups import AUTO, Hierarchy, find
-from prouter.agent.runner import Limits
+from prouter.agent.jobs.runner import Limits
+from prouter.keeper.cgroups import AUTO, Hierarchy, find
 from tests.support.keeper import Bench, alive, number, until
 
 WIPE = "import resource; resource.setrlimit(resource.RLIMIT_RTTIME, (-1, -1))\n"

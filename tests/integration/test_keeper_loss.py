@@ -11,8 +11,8 @@ from pathlib import Path
 import gevent
 import pytest
 
-from prouter.agent import process_tree
 from prouter.errors import Conflict
+from prouter.processes import process_tree
 from tests.support.keeper import Bench, alive, number, until
 
 

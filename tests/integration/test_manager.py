@@ -15,12 +15,12 @@ from typing import Any
 import gevent
 import pytest
 
-from prouter.agent import process_tree
 from prouter.agent.archives.packer import pack
-from prouter.agent.files import list_directory
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.sandbox.files import list_directory
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason, State
+from prouter.processes import process_tree
 from prouter.requests import Limits
 from tests.support.job_manager import CONNECTION, SERVER, Managers, Observed, get, gone, new_uid, python
 from tests.support.keeper import ESCAPE, until

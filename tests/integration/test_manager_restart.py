@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 
-from prouter.agent.ports import take
+from prouter.agent.expose.ports import take
 from prouter.errors import StartFailed
 from prouter.jobs import Reason, State
 from tests.support.job_manager import SERVER, Managers, Observed, get, gone, python

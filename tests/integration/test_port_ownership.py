@@ -13,7 +13,7 @@ from typing import Any
 import gevent
 import pytest
 
-from prouter.agent.listeners import survey
+from prouter.agent.expose.listening_sockets import survey
 from prouter.errors import StartFailed
 from prouter.jobs import State
 from tests.support.job_manager import SERVER, Managers, Observed, get, python

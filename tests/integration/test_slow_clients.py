@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from prouter.api.proxy.eviction import PAUSE
+from prouter.web.proxy.eviction import PAUSE
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 
 PLACES = 50

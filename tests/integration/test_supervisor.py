@@ -330,7 +330,7 @@ def test_an_agent_port_in_use_ends_it_at_once(up: Up, lasting: Router, work_dir:
 # -- separate services ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [str(PROJECT / "gunicorn.conf.py"), "python:prouter.api.gunicorn_conf"])
+@pytest.mark.parametrize("settings", [str(PROJECT / "gunicorn.conf.py"), "python:prouter.web.gunicorn.conf"])
 def test_broker_and_gunicorn_run_as_separate_services(work_dir: Path, settings: str) -> None:
     file, port = work_dir / "router.yaml", free_port()
     text = f"control: {{port: {port}, workers: 1}}\nserver.port: 0\n"

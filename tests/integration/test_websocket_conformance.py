@@ -14,16 +14,7 @@ import pytest
 
 from tests.support.processes import Agent, Router
 from tests.support.raw_http import Raw
-from tests.support.websocket_frames import (
-    BINARY,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    RawWebSocket,
-    close,
-    frame,
-)
+from tests.support.websocket_frames import BINARY, CONTINUATION, PING, PONG, TEXT, RawWebSocket, close, frame
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from prouter.broker.base.env import Env
+from prouter.broker.base.settings import Bounds, Settings
+from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
-from prouter.broker.env import Env
-from prouter.broker.restore import Saved
-from prouter.broker.settings import Bounds, Settings
-from prouter.broker.store import read_store
-from prouter.broker.switch import Path
+from prouter.broker.store.restore import Saved
+from prouter.broker.store.store import read_store
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode, encode
 from tests.simulation.world import Message, Runtime, Wire, World

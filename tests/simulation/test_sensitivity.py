@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from prouter.broker.ledger import Ledger
-from prouter.broker.waits import Waits
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.waits import Waits
 from prouter.fabric.calls import Responder
 from prouter.fabric.frames import Frame
 from prouter.fabric.mux import Mux

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gevent
 
-from prouter.agent.runner import LocalRunner, SpawnSpec
+from prouter.agent.jobs.runner import LocalRunner, SpawnSpec
 
 
 def main() -> None:

@@ -16,15 +16,15 @@ from urllib.parse import quote_from_bytes
 import gevent
 from gevent import socket as gevent_socket
 
-from prouter.api.app import create_app
-from prouter.api.client import JobRoute
-from prouter.api.proxy.admin import AdminService
-from prouter.api.proxy.server import ProxyServer
 from prouter.config import RouterConfig
 from prouter.errors import IsDirectory, NoSpace, NotFound, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
 from prouter.transport.stream_io import StreamIO, StreamReset
+from prouter.web.admin.app import create_app
+from prouter.web.gunicorn.admin import AdminService
+from prouter.web.proxy.server import ProxyServer
+from prouter.web.router_client import JobRoute
 from tests.support.loopback import Loopback
 
 __all__ = ["CONNECTION", "JOB", "PATH", "StandInAgent", "StandInRouter", "StandInServer", "job_info"]

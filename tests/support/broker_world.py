@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from prouter.broker.base.env import Env
+from prouter.broker.base.settings import Bounds, Settings
+from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
-from prouter.broker.env import Env
-from prouter.broker.hello import connection_uid
-from prouter.broker.restore import Saved
-from prouter.broker.settings import Bounds, Settings
-from prouter.broker.switch import Path
+from prouter.broker.links.hello import connection_uid
+from prouter.broker.store.restore import Saved
 from prouter.errors import PRouterError
 from prouter.fabric.calls import Caller, Responder, event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode

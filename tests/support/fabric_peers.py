@@ -24,12 +24,12 @@ from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
-from prouter.transport.router import RouterSocket
+from prouter.transport.zeromq.router import RouterSocket
 
 _BROKER = """
 import sys
 from prouter.config import load_router
-from prouter.directories import locate_router
+from prouter.config.directories import locate_router
 from prouter.broker.server import run
 import logging
 logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(levelname)s %(message)s")

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from prouter.api import responses
+from prouter.web.admin import responses
 from tests.support.processes import Agent, Router
 
 __all__ = ["Sandbox"]

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import gevent
 
-from prouter.agent import halting, process_tree
-from prouter.agent.runner import Exit, LocalRunner, Spawned, SpawnSpec
+from prouter.agent.jobs.runner import Exit, LocalRunner, Spawned, SpawnSpec
+from prouter.processes import halting, process_tree
 
 T = TypeVar("T")
 

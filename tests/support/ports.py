@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prouter.agent.ports import Port, reserve
+from prouter.agent.expose.ports import Port, reserve
 
 __all__ = ["free_port"]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.api.ranges import Validators
 from prouter.conditions import ANY, Conditions, entity_tags, http_date, matches
 from prouter.errors import InvalidRequest, PreconditionFailed
+from prouter.web.admin.files.ranges import Validators
 
 NOON = 784111777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"

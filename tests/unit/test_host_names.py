@@ -7,10 +7,10 @@ import socket
 import pytest
 from pydantic import ValidationError
 
-from prouter.api.proxy.forwarded import Origin, hosts_used
-from prouter.api.proxy.heads import parse_request
 from prouter.config import RouterConfig
 from prouter.host_names import HostNames
+from prouter.web.proxy.forwarded import Origin, hosts_used
+from prouter.web.proxy.heads import parse_request
 
 MACHINE = socket.gethostname()
 CONFIGURED = HostNames(["router.example.org", "*.Lab.example.org", "10.0.0.300.example"])

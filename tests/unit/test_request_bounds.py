@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from prouter.agent.expose import resolve
-from prouter.agent.sizes import check_sizes
+from prouter.agent.expose.exposure import resolve
+from prouter.agent.expose.sizes import check_sizes
 from prouter.errors import InvalidRequest
 from prouter.requests import (
     MAX_STRING,

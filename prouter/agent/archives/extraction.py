@@ -13,12 +13,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
-from prouter.agent import syscalls
 from prouter.agent.archives.placing import leaves, place, refuse_directory, set_attributes
-from prouter.agent.paths import hidden_name, refusal, shown, split, translated
-from prouter.agent.room import DIRECTORY, Claim, freed_by_replacing
-from prouter.agent.sandbox import Sandbox
-from prouter.agent.trees import PATH_MAX
+from prouter.agent.sandbox import syscalls
+from prouter.agent.sandbox.paths import hidden_name, refusal, shown, split, translated
+from prouter.agent.sandbox.quota import DIRECTORY, Claim, freed_by_replacing
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.sandbox.trees import PATH_MAX
 from prouter.errors import Forbidden, InvalidRequest, NoSpace, PRouterError, TooLarge
 
 __all__ = ["ArchiveLimits", "Extraction", "Unpacked", "refused"]

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
-from prouter.agent import trees
-from prouter.agent.files import FileHandle
-from prouter.agent.log_gaps import LOG_FILES
-from prouter.agent.paths import refusal, shown, text, translated
-from prouter.agent.sandbox import Sandbox
-from prouter.agent.scratch import SCRATCH_NAME
+from prouter.agent.sandbox import trees
+from prouter.agent.sandbox.files import FileHandle
+from prouter.agent.sandbox.paths import refusal, shown, text, translated
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.sandbox.scratch import SCRATCH_NAME
 from prouter.errors import Forbidden, TooLarge
+from prouter.keeper.log_gaps import LOG_FILES
 
 __all__ = ["Masks", "Member", "Tree"]
 

@@ -16,9 +16,9 @@ import zstandard
 from prouter.agent.archives import tar_writer
 from prouter.agent.archives.members import Masks, Member, Tree
 from prouter.agent.archives.zip_writer import ZipWriter
-from prouter.agent.files import FileHandle, stat
-from prouter.agent.paths import shown, split
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.sandbox.files import FileHandle, stat
+from prouter.agent.sandbox.paths import shown, split
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import Conflict, InvalidRequest
 
 __all__ = ["FORMATS", "Packer", "pack"]

@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Callable
 
-from prouter.agent.paths import hidden_name
-from prouter.agent.sandbox import OPEN_DIRECTORY
+from prouter.agent.sandbox.paths import hidden_name
+from prouter.agent.sandbox.sandbox import OPEN_DIRECTORY
 
 __all__ = ["leaves", "place", "refuse_directory", "set_attributes"]
 

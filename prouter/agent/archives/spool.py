@@ -6,9 +6,9 @@ import errno
 import os
 from typing import final
 
-from prouter.agent.paths import hidden_name, refusal, translated
-from prouter.agent.room import Claim
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.sandbox.paths import hidden_name, refusal, translated
+from prouter.agent.sandbox.quota import Claim
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import NoSpace, TooLarge
 
 __all__ = ["Spool"]

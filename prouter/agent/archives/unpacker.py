@@ -20,8 +20,8 @@ from prouter.agent.archives.reader import Reader
 from prouter.agent.archives.spool import Spool
 from prouter.agent.archives.tar_fields import BLOCK, is_header
 from prouter.agent.archives.tar_reader import TarReader
-from prouter.agent.paths import refusal, split
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.sandbox.paths import refusal, split
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest
 
 __all__ = ["Unpacker"]

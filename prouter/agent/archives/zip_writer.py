@@ -30,7 +30,7 @@ from prouter.agent.archives.zip_records import (
     dos_time,
     time_extras,
 )
-from prouter.agent.files import FileHandle
+from prouter.agent.sandbox.files import FileHandle
 from prouter.errors import Conflict
 
 __all__ = ["ZipWriter"]

@@ -10,13 +10,13 @@ from dataclasses import asdict
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from prouter.agent import files
 from prouter.agent.archives import ArchiveLimits, Packer, Unpacker
 from prouter.agent.archives.reader import NO_LIBRARY_ADVICE, library_missing
-from prouter.agent.conditional import check_directory
-from prouter.agent.paths import split, translated
 from prouter.agent.relays.transfers import Transfer
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.sandbox import files
+from prouter.agent.sandbox.conditional import check_directory
+from prouter.agent.sandbox.paths import split, translated
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.conditions import Conditions
 from prouter.errors import InvalidRequest, Overloaded
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from gevent import get_hub
 
-from prouter.agent.process_tree import is_exiting
 from prouter.agent.relays.http import HttpRelay
 from prouter.errors import NotFound
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
+from prouter.processes.process_tree import is_exiting
 
 __all__ = ["CONNECT_TIMEOUT", "Connections"]
 

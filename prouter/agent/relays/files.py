@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 
-from prouter.agent import files
-from prouter.agent.files import Entry, FileHandle
 from prouter.agent.relays.transfers import SMALL, Transfer
-from prouter.agent.uploads import Upload, Uploaded
+from prouter.agent.sandbox import files
+from prouter.agent.sandbox.files import Entry, FileHandle
+from prouter.agent.sandbox.uploads import Upload, Uploaded
 from prouter.errors import InvalidRequest, RangeNotSatisfiable
 from prouter.fabric.stream import MAX_PIECE
 from prouter.transport.stream_io import StreamIO

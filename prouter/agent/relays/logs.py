@@ -15,8 +15,8 @@ from typing import Any
 from gevent import get_hub
 from gevent.event import Event
 
-from prouter.agent.log_watch import LogWatcher
-from prouter.agent.logs import JobLog, LogChunk
+from prouter.agent.logs.job_log import JobLog, LogChunk
+from prouter.agent.logs.log_watch import LogWatcher
 from prouter.agent.relays.transfers import Transfer
 from prouter.errors import InvalidRequest, NotFound, RangeNotSatisfiable
 from prouter.jobs import JobRecord

@@ -16,8 +16,8 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from prouter.agent.logs import JobLog
-from prouter.agent.sandbox import Sandbox
+from prouter.agent.logs.job_log import JobLog
+from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.conditions import Conditions
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream

@@ -1,0 +1,137 @@
+"""Which sockets a set of processes listens on: how the agent finds the server of a job that does not report its port.
+
+Works on the network namespace of the calling process, as only those sockets can be connected to. Sources: sock_diag(7),
+or where that is not to be had proc_net(5); proc(5).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from prouter.agent.expose import sock_diag
+
+__all__ = ["Listener", "Sockets", "listening", "survey"]
+
+_TCP_LISTEN = b"0A"
+_UNIX_ACCEPTS = 1 << 16
+_UNIX_STREAM = 1
+
+_has_sock_diag = True
+"""Whether the kernel has told its listening sockets by netlink so far; else /proc does, more slowly."""
+
+_log = logging.getLogger("prouter.agent")
+
+
+class Listener(NamedTuple):
+    """One listening stream socket.
+
+    Attributes:
+        family: ``ipv4``, ``ipv6`` or ``unix``.
+        host: the address bound, ``0.0.0.0`` and ``::`` for any; for ``unix`` the path as bound (perhaps relative to the
+            process's directory), with ``@`` in front if abstract.
+        port: 0 for ``unix``.
+        pid: a process that holds the socket.
+    """
+
+    family: str
+    host: str
+    port: int
+    pid: int
+
+
+class Sockets(NamedTuple):
+    """The listening stream sockets of a set of processes, and what else listens on this machine.
+
+    Attributes:
+        own: those of the processes, TCP before unix, each once however many processes share it.
+        foreign: TCP sockets of everybody else; their `pid` is 0.
+        hidden: processes of the set whose sockets this process may not look at: they run as another user, or run a
+            setuid program (ptrace(2), "Ptrace access mode checking").
+    """
+
+    own: list[Listener]
+    foreign: list[Listener]
+    hidden: list[int]
+
+
+def listening(pids: Iterable[int]) -> list[Listener]:
+    """The sockets these processes listen on: `Sockets.own`."""
+    return survey(pids).own
+
+
+def survey(pids: Iterable[int]) -> Sockets:
+    """Who listens where: these processes, and everybody else."""
+    owners: dict[int, int] = {}
+    hidden: list[int] = []
+    for pid in pids:
+        try:
+            for inode in _socket_inodes(pid):
+                owners.setdefault(inode, pid)
+        except PermissionError:
+            hidden.append(pid)
+    own: list[Listener] = []
+    foreign: list[Listener] = []
+    for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+        for host, port, inode in _tcp(version):
+            owner = owners.get(inode, 0)
+            (own if owner else foreign).append(Listener(family, host, port, owner))
+    if owners:
+        own += [Listener("unix", path, 0, owners[inode]) for path, inode in _unix() if inode in owners]
+    return Sockets(own, foreign, hidden)
+
+
+def _socket_inodes(pid: int) -> Iterator[int]:
+    directory = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for name in names:
+        try:
+            target = os.readlink(f"{directory}/{name}")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # Closed meanwhile, or the process has become somebody else's.
+        if target.startswith("socket:["):
+            yield int(target[8:-1])
+
+
+def _tcp(version: socket.AddressFamily) -> list[tuple[str, int, int]]:
+    global _has_sock_diag
+    if _has_sock_diag:
+        try:
+            return list(sock_diag.listening(version))
+        except OSError as error:
+            _has_sock_diag = False
+            _log.info("event=no_sock_diag error=%r", str(error))
+    return list(_tcp_of_proc(version))
+
+
+def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
+    path = "/proc/self/net/tcp" if version is socket.AF_INET else "/proc/self/net/tcp6"
+    if not os.path.exists(path):
+        return  # A kernel without IPv6.
+    with open(path, "rb") as table:
+        next(table, None)
+        for line in table:
+            fields = line.split()
+            if fields[3] != _TCP_LISTEN:
+                return  # The kernel lists all listening sockets first, then perhaps very many connections.
+            address, port = fields[1].split(b":")
+            # Each 32-bit word of the address is printed as a number in the machine's byte order.
+            words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+            host = socket.inet_ntop(version, struct.pack(f"={len(words)}I", *words))
+            yield host, int(port, 16), int(fields[9])
+
+
+def _unix() -> Iterator[tuple[str, int]]:
+    with open("/proc/self/net/unix", "rb") as table:
+        next(table, None)
+        for line in table:
+            fields = line.rstrip(b"\n").split(None, 7)
+            if len(fields) == 8 and int(fields[3], 16) & _UNIX_ACCEPTS and int(fields[4], 16) == _UNIX_STREAM:
+                yield os.fsdecode(fields[7]), int(fields[6])

@@ -1,0 +1,1 @@
+"""The life of a job on its agent: creation, start, end, removal."""

@@ -1,0 +1,115 @@
+"""How jobs end: by themselves, because they are told to, or because a limit says so; always by `Ender.finish`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+import gevent
+
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.outcome import outcome
+from prouter.agent.jobs.runner import Runner
+from prouter.errors import PRouterError
+from prouter.jobs import JobRecord, Reason, State
+
+__all__ = ["Ender"]
+
+_LIMIT_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL for a job that ran out of time."""
+_END_TIMEOUT = 30.0
+"""Seconds to wait for the end of a job that the runner has killed; a process that waits for a dead disk may take for
+ever.
+"""
+
+_log = logging.getLogger("prouter.agent")
+
+
+class Ender:
+    """Ends the jobs of one agent.
+
+    Args:
+        keep: hands what is known of a job to the runner, for a later agent.
+        finished: called with each job that has become FINISHED.
+    """
+
+    def __init__(self, runner: Runner, *, keep: Callable[[Job], None], finished: Callable[[Job], None]) -> None:
+        self._runner = runner
+        self._keep = keep
+        self._finished = finished
+
+    def finish(self, job: Job) -> JobRecord:
+        """Make a job FINISHED, of which nothing runs any more."""
+        job.release()
+        record = job.change(State.FINISHED, **outcome(job))
+        reason = record.reason.value if record.reason else None
+        _log.info(
+            "event=job_ended job=%s reason=%s exit_code=%s signal=%s", job.uid, reason, record.exit_code, record.signal
+        )
+        self._finished(job)
+        if job.ending is not None or job.failure is not None:
+            self._keep(job)  # The runner cannot know of this part.
+        return record
+
+    def kill(self, job: Job) -> None:
+        """Kill all that runs of a job, and wait until that is known to be done.
+
+        Raises:
+            PRouterError: it does not end.
+        """
+        try:
+            self._runner.kill(job.uid)
+        except PRouterError as error:
+            _log.warning("event=job_not_killed job=%s error=%r", job.uid, error.detail)
+        if not job.exited.wait(_END_TIMEOUT):
+            _log.error("event=job_does_not_end job=%s", job.uid)
+            raise PRouterError(f"job '{job.uid}' was killed but does not end", job=job.uid, code="not_ended")
+
+    def end(self, job: Job, reason: Reason, text: str | None = None, *, grace: float | None = None) -> None:
+        """End a job and wait until it is FINISHED; nothing happens to one that has ended or was never started.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL to its whole tree; without, it is SIGKILL at once.
+
+        Raises:
+            PRouterError: it does not end.
+        """
+        if job.start_id is None or job.record.ended:
+            return
+        job.end(reason, text)
+        if job.record.state is State.NEW:
+            job.started.wait()  # It is being spawned; its start sees that it is to end.
+        elif grace is None or not self._terminated(job, grace):
+            self.kill(job)
+        if not job.ended.wait(_END_TIMEOUT):
+            raise PRouterError(f"job '{job.uid}' does not end", job=job.uid, code="not_ended")
+
+    def _terminated(self, job: Job, grace: float) -> bool:
+        try:
+            self._runner.signal(job.uid, signal.SIGTERM, tree=True)
+        except PRouterError as error:
+            _log.info("event=job_not_signalled job=%s error=%r", job.uid, error.detail)
+        return bool(job.ended.wait(grace))
+
+    def arm(self, job: Job) -> None:
+        """End a job that has begun to run when its time is up."""
+        limit, began = job.limits.timeout, job.record.started_at
+        if limit is not None and began is not None:
+            job.expiry = gevent.spawn_later(max(0.0, began + limit - time.time()), self._expire, job, limit)
+
+    def _expire(self, job: Job, limit: float) -> None:
+        job.expiry = None  # `release` must not kill the greenlet that runs this.
+        self._over(job, Reason.TIMEOUT, f"it ran longer than its limit of {limit:g} seconds", _LIMIT_GRACE)
+
+    def sandbox_full(self, job: Job, size: int) -> None:
+        """End a job whose sandbox takes `size` bytes, which is over its limit."""
+        limit = job.limits.sandbox_size
+        self._over(job, Reason.SANDBOX, f"its sandbox takes {size} bytes, its limit is {limit}", None)
+
+    def _over(self, job: Job, reason: Reason, text: str, grace: float | None) -> None:
+        try:
+            self.end(job, reason, text, grace=grace)
+        except PRouterError as error:
+            _log.error("event=limit_not_enforced job=%s reason=%s error=%r", job.uid, reason.value, error.detail)

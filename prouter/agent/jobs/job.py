@@ -1,0 +1,243 @@
+"""One job of an agent: its record, which only `Job.change` replaces, and what the agent knows beside it.
+
+Which state may follow which is the table `NEXT`; that is the whole life of a job::
+
+    NEW ──► PENDING ──► RUNNING ──► FINISHED ──► CLOSED
+     │         └───────────────────────▲ ▲          ▲
+     ├──► RUNNING (no port is awaited)   │          │
+     ├──► FINISHED (could not be started)┘          │
+     └──► CLOSED (removed before it was started) ───┘
+
+A job that is removed while it runs is FINISHED first, with the reason ``removed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gevent import Greenlet
+from gevent.event import AsyncResult, Event
+
+from prouter.agent.expose.exposure import Exposure
+from prouter.agent.jobs.runner import Exit
+from prouter.agent.logs.job_log import JobLog
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.sandbox.scratch import SCRATCH_NAME, Scratch
+from prouter.errors import PRouterError, StartFailed
+from prouter.jobs import JobRecord, Reason, State, bounded
+from prouter.keeper.log_gaps import LOG_FILES
+from prouter.requests import Limits, StartRequest, validated
+
+__all__ = ["NEXT", "Job"]
+
+NEXT: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.PENDING, State.RUNNING, State.FINISHED, State.CLOSED}),
+    State.PENDING: frozenset({State.RUNNING, State.FINISHED}),
+    State.RUNNING: frozenset({State.FINISHED}),
+    State.FINISHED: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+"""The states that may follow each state."""
+
+RECLAIM_STEP = 1000
+"""Added to the revision of a reclaimed job: more changes than may have been announced since its record was last kept.
+"""
+
+
+class Job:
+    """A job and its sandbox.
+
+    Args:
+        announce: called with every new record.
+
+    Attributes:
+        request, limits, start_id: of the start, once there was one; after a restart of the agent the request is as
+            `kept` has it.
+        request_digest: of the whole request (`prouter.requests.digest`); empty where an earlier version kept none.
+        started: the start's answer, a record or a `StartFailed`, once there is one.
+        exit: how the process ended, once it has.
+        ending: why the agent ends the job, and a text for people, once it does.
+        exited: set once its process has ended and nothing of its tree is left.
+        ended: set once the job is FINISHED.
+        failure: why its start failed, if it did.
+        removed: the answer of its removal, once that is under way.
+        scratch: its directory for temporary files, once it was started.
+        starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
+    """
+
+    def __init__(self, record: JobRecord, sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> None:
+        self.record = bounded(record)
+        self.sandbox = sandbox
+        self.request: StartRequest | None = None
+        self.limits = Limits()
+        self.start_id: str | None = None
+        self.request_digest = ""
+        self.started: AsyncResult[JobRecord] = AsyncResult()
+        self.exposure: Exposure | None = None
+        self.scratch: Scratch | None = None
+        self.exit: Exit | None = None
+        self.ending: tuple[Reason, str | None] | None = None
+        self.failure: str | None = None
+        self.exited = Event()
+        self.ended = Event()
+        self.removed: AsyncResult[JobRecord] | None = None
+        self.starting: Greenlet[..., None] | None = None
+        self.expiry: Greenlet[..., None] | None = None
+        self._announce = announce
+        self._logs: dict[str, JobLog] = {}
+
+    @property
+    def uid(self) -> str:
+        """The job's uid."""
+        return self.record.uid
+
+    @property
+    def config(self) -> Path:
+        """Directory in the sandbox for configuration files that a preset writes."""
+        return self.sandbox.root / ".pagent.config"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has processes, as far as is known."""
+        return self.record.state in (State.PENDING, State.RUNNING)
+
+    def change(self, state: State | None = None, **fields: Any) -> JobRecord:
+        """Replace the record by one with these fields, and announce it.
+
+        Raises:
+            RuntimeError: `state` may not follow the present one; a programming error.
+        """
+        now = self.record.state
+        if state is None:
+            state = now
+        elif state is not now and state not in NEXT[now]:
+            raise RuntimeError(f"job {self.uid} cannot go from {now.value} to {state.value}")
+        # What is said of a job must never be more than a router takes: it would be said again for ever.
+        self.record = bounded(replace(self.record, state=state, revision=self.record.revision + 1, **fields))
+        if self.record.ended:
+            self.ended.set()
+        self._announce(self.record)
+        return self.record
+
+    def end(self, reason: Reason, text: str | None = None) -> None:
+        """Note why the agent is about to end the job; the first reason counts."""
+        if self.ending is None:
+            self.ending = (reason, text)
+
+    def process_ended(self, how: Exit) -> None:
+        """Note how the process ended, and wake a start that waits for its server."""
+        self.exit = how
+        self.exited.set()
+        if self.exposure is not None:
+            self.exposure.died()
+
+    def log(self, name: str) -> JobLog:
+        """The job's ``stdout`` or ``stderr``: one object for all who read it and for who bounds it."""
+        found = self._logs.get(name)
+        if found is None:
+            found = self._logs[name] = JobLog(self.sandbox, name)
+        return found
+
+    def make_logs(self) -> None:
+        """Make the job's logs, and keep them open while it lives: it may find and delete them.
+
+        Raises:
+            PRouterError: the disk is full, no descriptor is left.
+        """
+        for name, fd in self.sandbox.logs.create().items():
+            self.log(name).begin(fd)
+
+    def hold(self) -> None:
+        """Keep open what a job that an earlier agent started may move or delete, as far as it is still there."""
+        with contextlib.suppress(PRouterError):
+            self.sandbox.hold()
+        for name in LOG_FILES.values():
+            with contextlib.suppress(PRouterError):
+                self.log(name).fileno()
+
+    def release(self) -> None:
+        """Give back what a live job holds: port, socket, short link, timer, and its open logs that have names."""
+        if self.exposure is not None:
+            self.exposure.release()
+        if self.scratch is not None:
+            self.scratch.release()
+        self._detach()
+        for log in self._logs.values():
+            log.rest()
+        self.sandbox.rest()
+
+    def detach(self) -> None:
+        """Let go of the job without touching it: reservation, timer and open logs are this agent's own."""
+        self._detach()
+        for log in self._logs.values():
+            log.close()
+        self.sandbox.let_go()
+
+    def _detach(self) -> None:
+        if self.exposure is not None:
+            self.exposure.detach()
+        if self.expiry is not None:
+            self.expiry.kill(block=False)
+            self.expiry = None
+
+    def kept(self) -> dict[str, Any]:
+        """All that is needed to go on with this job after a restart of the agent, JSON-ready."""
+        exposure = self.exposure
+        port = exposure.port if exposure is not None else None
+        socket = exposure.socket if exposure is not None else None
+        return {
+            "record": self.record.to_wire(),
+            "request": _kept_request(self.request) if self.request is not None else None,
+            "request_digest": self.request_digest,
+            "limits": self.limits.model_dump(exclude_none=True),
+            "start_id": self.start_id,
+            "port": port.number if port is not None else None,
+            "socket": str(socket) if socket is not None else None,
+            "tmp_link": str(self.scratch.link) if self.scratch is not None and self.scratch.link is not None else None,
+            "reported": list(exposure.reported) if exposure is not None else [],
+            "ending": [self.ending[0].value, self.ending[1]] if self.ending is not None else None,
+            "failure": self.failure,
+            "inodes": self.sandbox.kept(),
+        }
+
+    @classmethod
+    def reclaim(cls, kept: dict[str, Any], sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> Job:
+        """The job of which `kept` speaks, without its exposure.
+
+        Raises:
+            KeyError, TypeError, ValueError, InvalidRequest: it was kept by a version that this one does not understand.
+        """
+        record = JobRecord.from_wire(kept["record"])
+        job = cls(replace(record, revision=record.revision + RECLAIM_STEP), sandbox, announce)
+        if kept["request"] is not None:
+            # Earlier versions kept all of it, and took what is refused today: the job runs all the same.
+            job.request = validated(StartRequest, {**kept["request"], **_beginnings(kept["request"]["args"])})
+        job.request_digest = str(kept.get("request_digest") or "")
+        job.limits = validated(Limits, kept["limits"])
+        job.start_id = kept["start_id"]
+        job.failure = kept["failure"]
+        if kept.get("tmp_link") is not None:  # An agent that knew nothing of it had none.
+            job.scratch = Scratch(sandbox.root / os.fsdecode(SCRATCH_NAME), Path(kept["tmp_link"]))
+        sandbox.adopt(kept.get("inodes", {}))
+        if kept["ending"] is not None:
+            job.ending = (Reason(kept["ending"][0]), kept["ending"][1])
+        if job.failure is not None:
+            job.started.set_exception(StartFailed(job.failure, job=job.uid, state=State.FINISHED.value))
+        return job
+
+
+def _kept_request(request: StartRequest) -> dict[str, Any]:
+    """What is needed of a request once its process has been started: neither long arguments nor the environment.
+
+    The keeper tells all jobs at once to the next agent, in one message of bounded size.
+    """
+    return {**request.model_dump(exclude={"args", "env"}), **_beginnings(request.args)}
+
+
+def _beginnings(args: list[str]) -> dict[str, Any]:
+    return {"args": bounded(JobRecord("", "", "", args=args)).args, "env": {}}

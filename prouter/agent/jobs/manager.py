@@ -1,0 +1,404 @@
+"""The job manager: the agent's jobs from creation to removal. What the agent knows of its jobs, it knows from here.
+
+It runs in the agent's gevent loop; every method blocks its own greenlet at most. Jobs run under a `Runner`; each change
+of a job is a new record, handed to `on_change`. All that is needed to go on after a restart of the agent is kept with
+the runner, so that jobs outlive the agent for as long as the runner was told to keep them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from gevent.event import AsyncResult
+
+from prouter.agent.expose.endpoint import PortEndpoint
+from prouter.agent.jobs.ending import Ender
+from prouter.agent.jobs.environment import base_environment
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.removing import Remover
+from prouter.agent.jobs.runner import Exit, Kept, Runner
+from prouter.agent.jobs.starting import Starter
+from prouter.agent.jobs.watch import Watch
+from prouter.agent.logs.job_log import JobLog
+from prouter.agent.sandbox.jobs_root import JobsRoot
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.sandbox.socket_places import SocketPlaces
+from prouter.errors import Conflict, InvalidRequest, KeyReused, LimitReached, NotFound, PRouterError
+from prouter.jobs import JobRecord, Reason, State
+from prouter.requests import Limits, SignalRequest, StartRequest, digest, signal_number, validated
+
+__all__ = ["JobManager"]
+
+_CLOSE_TIMEOUT = 5.0
+"""Seconds a closing agent waits for each job's record to be finished, once the runner has ended all."""
+
+_log = logging.getLogger("prouter.agent")
+
+
+class JobManager:
+    """All jobs of one agent.
+
+    Args:
+        root: ``jobs.root``, for this agent alone.
+        properties: the agent's properties; jobs get them as variables.
+        max_jobs: how many jobs may be there that have not ended; None for any number.
+        ceilings: the most that any job may use.
+        log_limit: bytes kept of each log of a job; None for all.
+        runner: its ``on_exit`` must be this manager's `job_exited`.
+        home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
+        environ: the agent's own environment; by default that of this process.
+        on_change: called with every new record of a job.
+        on_removed: called with the last record, in state CLOSED, of a job that was removed.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        runner: Runner,
+        properties: Mapping[str, Any],
+        max_jobs: int | None = None,
+        ceilings: Limits | None = None,
+        log_limit: int | None = None,
+        home: str = "agent",
+        environ: Mapping[str, str] | None = None,
+        on_change: Callable[[JobRecord], None],
+        on_removed: Callable[[JobRecord], None],
+    ) -> None:
+        self._runner = runner
+        self._max_jobs = max_jobs
+        self._ceilings = ceilings or Limits()
+        self._on_change = on_change
+        self._on_removed = on_removed
+        self._root = JobsRoot(root)
+        self._sockets = SocketPlaces(self._root.path)
+        self._jobs: dict[str, Job] = {}
+        self._slots: set[str] = set()
+        self._open = False
+        self._incarnation: str | None = None
+        self._endpoint_port = 0
+        self._endpoint = PortEndpoint(self._report)
+        self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
+        self._remover = Remover(runner, self._ender, removed=self._drop)
+        self._watch = Watch(runner, self._alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full)
+        self._starter = Starter(
+            runner,
+            self._sockets,
+            self._ender,
+            environment=base_environment(os.environ if environ is None else environ, properties),
+            ceilings=self._ceilings,
+            home=home,
+            report_url=lambda: self._endpoint.url,
+            kept=self._kept,
+            keep=self._keep,
+            runs=self._runs,
+        )
+
+    # The agent's own life.
+
+    def open(self) -> None:
+        """Take the root, find the jobs that outlived an earlier agent, remove what is left of those that did not.
+
+        Raises:
+            Conflict: another agent uses the root or the runner.
+            Forbidden: the root cannot be used.
+            AgentUnavailable: the runner does not work.
+        """
+        self._root.open()
+        try:
+            kept = self._runner.open()
+            found = next((item.record for item in kept if "incarnation" in item.record), {})
+            self._incarnation = found.get("incarnation") or uuid4().hex
+            self._endpoint_port = self._endpoint.open(found.get("endpoint_port"))
+        except BaseException:
+            self._root.close()
+            raise
+        self._open = True
+        for item in kept:
+            self._reclaim(item)
+        self._root.sweep(self._jobs.keys())
+        alive = self._alive()
+        sockets = {job.exposure.socket for job in alive if job.exposure and job.exposure.socket}
+        self._sockets.sweep(sockets | {job.scratch.link for job in alive if job.scratch and job.scratch.link})
+
+    @property
+    def incarnation(self) -> str:
+        """The id of this agent's life, 32 hex digits: that of the jobs found again, or a new one. Known once it is
+        open.
+
+        The connections' uids, and with them the jobs' paths, must be made from it.
+        """
+        if self._incarnation is None:
+            raise RuntimeError("the job manager is not open")
+        return self._incarnation
+
+    @property
+    def reclaimed_connection(self) -> str | None:
+        """`incarnation` if jobs of an earlier agent were found again, else None."""
+        return self._incarnation if self._jobs else None
+
+    def close(self, *, end_jobs: bool) -> None:
+        """Stop. With `end_jobs`, every process ends and every sandbox is removed; otherwise the runner keeps them."""
+        if not self._open:
+            return
+        self._open = False
+        self._watch.close()
+        self._endpoint.close()
+        jobs = list(self._jobs.values())
+        if not end_jobs:
+            for job in jobs:
+                if job.starting is not None:
+                    job.starting.kill()
+                job.detach()
+        lost = [job for job in jobs if job.alive] if end_jobs else []
+        for job in lost:
+            job.end(Reason.AGENT_LOST, "the agent was shut down")
+        self._runner.close(end_jobs=end_jobs)
+        if end_jobs:
+            for job in lost:
+                self.job_exited(Exit(job.uid, None, None, None, 0.0, 0, time.time()))
+            for job in lost:
+                job.ended.wait(_CLOSE_TIMEOUT)
+            self._root.sweep(())
+            self._root.sweep_moved(job.sandbox for job in jobs)
+            self._sockets.sweep(set())
+        self._root.close()
+
+    # What routers ask for.
+
+    def records(self) -> list[JobRecord]:
+        """The records of all jobs that were not removed."""
+        return [job.record for job in self._jobs.values()]
+
+    def record(self, uid: str) -> JobRecord:
+        """A job's record. Raises `NotFound`."""
+        return self._job(uid).record
+
+    def create(self, uid: str, connection: str, name: str) -> JobRecord:
+        """Make a job and its sandbox; a uid that is known gives the job it names.
+
+        Raises:
+            LimitReached: as many jobs as allowed are there.
+            NotFound: a job with this uid was removed.
+            InvalidRequest, NoSpace, Forbidden: the uid is none; the sandbox cannot be made.
+        """
+        sandbox = self._root.sandbox(uid)
+        if uid in self._jobs:
+            return self._job(uid).record
+        if self._remover.before(uid) is not None:
+            raise _not_found(uid)
+        if self._max_jobs is not None and len(self._slots) >= self._max_jobs:
+            raise LimitReached(
+                f"the agent has no free slot, its limit is {self._max_jobs} jobs", job=uid, retry_after=5.0
+            )
+        job = Job(JobRecord(uid, connection, name, created_at=time.time()), sandbox, self._changed)
+        sandbox.create()
+        self._jobs[uid] = job
+        self._slots.add(uid)
+        try:
+            self._runner.hold(uid, self._kept(job), str(sandbox.root))
+        except PRouterError:
+            self._drop(job)
+            sandbox.remove()
+            raise
+        _log.info("event=job_created job=%s name=%r", uid, name)
+        self._on_change(job.record)
+        return job.record
+
+    def start(self, uid: str, request: Mapping[str, Any], request_id: str) -> JobRecord:
+        """Start a job; returns its record once it is RUNNING, its server ready.
+
+        The same `request_id` gives the same answer again, also while the start is under way.
+
+        Raises:
+            InvalidRequest: the request is wrong; the job is NEW as before.
+            Conflict: the job was started by another request.
+            KeyReused: the same `request_id` came with another request.
+            StartFailed: it did not start; the detail says why, with the end of its stderr.
+            NotFound: there is no such job.
+        """
+        job = self._job(uid)
+        if job.start_id is None:
+            self._starter.begin(job, validated(StartRequest, request), request_id)
+        elif job.start_id == request_id:
+            _same_request(job, request)
+        else:
+            state = job.record.state.value
+            raise Conflict(f"job '{uid}' was started already, it is {state}", job=uid, state=state)
+        return _answer(job.started)
+
+    def remove(self, uid: str) -> JobRecord:
+        """End a job, delete its sandbox and forget it; returns its record as before. Repeated, it gives the same
+        answer.
+
+        Raises:
+            NotFound: there is no such job.
+            PRouterError: something of it resists; it may be tried again.
+        """
+        before = self._remover.before(uid)
+        if before is not None:
+            return before
+        job = self._jobs.get(uid)
+        if job is None:
+            raise _not_found(uid)
+        return _answer(self._remover.begin(job, Reason.REMOVED))
+
+    def remove_all(self, reason: Reason) -> None:
+        """End and remove every job, for this reason; for an agent whose routers do not come back."""
+        for answer in [self._remover.begin(job, reason) for job in self._jobs.values()]:
+            answer.wait()
+
+    def signal(self, uid: str, name: str) -> JobRecord:
+        """Send a signal to the job's first process.
+
+        Raises:
+            InvalidRequest: there is no such signal.
+            Conflict: the job does not run.
+        """
+        number = signal_number(validated(SignalRequest, {"signal": name}).signal)
+        job = self._job(uid)
+        if not job.alive:
+            raise _not_running(job)
+        self._runner.signal(uid, number, tree=False)
+        return job.record
+
+    def stop(self, uid: str, grace: float) -> JobRecord:
+        """End a job: SIGTERM to its whole tree, SIGKILL after `grace` seconds. Returns once it has ended, at once if it
+        had.
+
+        Raises:
+            Conflict: it was never started.
+        """
+        job = self._job(uid)
+        if job.start_id is None:
+            raise _not_running(job)
+        self._ender.end(job, Reason.STOPPED, grace=grace)
+        return job.record
+
+    def usage(self, uid: str) -> JobRecord:
+        """The record with what the job's processes use now, or used in all if it has ended; not announced."""
+        job = self._job(uid)
+        if not job.alive:
+            return job.record
+        try:
+            used = self._runner.usage(uid)
+        except (NotFound, Conflict):
+            return job.record  # It has ended meanwhile.
+        return replace(job.record, cpu_seconds=used.cpu_seconds, rss_bytes=used.rss_bytes)
+
+    def sandbox(self, uid: str) -> Sandbox:
+        """The job's sandbox. Raises `NotFound`."""
+        return self._job(uid).sandbox
+
+    def sandbox_limit(self, uid: str) -> int | None:
+        """Bytes the job's sandbox may hold, None for any number. Raises `NotFound`."""
+        job = self._job(uid)
+        return (self._ceilings if job.start_id is None else job.limits).sandbox_size
+
+    def log(self, uid: str, name: str) -> JobLog:
+        """The job's ``stdout`` or ``stderr``, the same object for all. Raises `NotFound`, `InvalidRequest`."""
+        return self._job(uid).log(name)
+
+    def endpoint(self, uid: str) -> dict[str, Any] | None:
+        """Where the job's server answers, as in `JobRecord.endpoint`. Raises `NotFound`."""
+        return self._job(uid).record.endpoint
+
+    # What the runner and the jobs tell.
+
+    def job_exited(self, how: Exit) -> None:
+        """The runner's ``on_exit``: a job's process has ended and nothing of its tree is left."""
+        job = self._jobs.get(how.job)
+        if job is None or job.exit is not None:
+            return
+        job.process_ended(how)
+        if job.record.state is State.RUNNING:
+            self._ender.finish(job)  # Otherwise its start does so.
+
+    def _report(self, uid: str, port: int) -> None:
+        job = self._jobs.get(uid)
+        if job is None:
+            raise _not_found(uid)
+        if job.exposure is None or job.record.ended:
+            raise InvalidRequest("the job is not waiting for a port")
+        job.exposure.report(port, lambda: self._starter.sockets(job))
+        self._keep(job)
+
+    # How a job's life goes on.
+
+    def _job(self, uid: str) -> Job:
+        job = self._jobs.get(uid)
+        if job is None or job.removed is not None:
+            raise _not_found(uid)
+        return job
+
+    def _alive(self) -> list[Job]:
+        return [self._jobs[uid] for uid in self._slots if self._jobs[uid].alive]
+
+    def _kept(self, job: Job) -> dict[str, Any]:
+        return {**job.kept(), "incarnation": self._incarnation, "endpoint_port": self._endpoint_port}
+
+    def _keep(self, job: Job) -> None:
+        try:
+            self._runner.update_record(job.uid, self._kept(job))
+        except PRouterError as error:
+            _log.warning("event=record_not_kept job=%s error=%r", job.uid, error.detail)
+
+    def _changed(self, record: JobRecord) -> None:
+        if record.ended:
+            self._slots.discard(record.uid)
+        if record.state is State.CLOSED:
+            self._on_removed(record)
+        else:
+            self._on_change(record)
+
+    def _runs(self, job: Job) -> None:
+        self._watch.job_runs()
+        self._ender.arm(job)
+
+    def _drop(self, job: Job) -> None:
+        self._jobs.pop(job.uid, None)
+        self._slots.discard(job.uid)
+
+    def _reclaim(self, kept: Kept) -> None:
+        try:
+            job = Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
+        except (KeyError, TypeError, ValueError, PRouterError) as error:
+            _log.warning("event=job_not_reclaimed job=%s error=%r", kept.job, str(error))
+            self._runner.kill(kept.job)
+            self._runner.forget(kept.job)
+            return
+        self._jobs[job.uid] = job
+        if not job.record.ended:
+            self._slots.add(job.uid)
+        if kept.spawned is not None and kept.exit is None:
+            job.hold()
+        _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
+        self._starter.resume(job, kept)
+
+
+def _answer(result: AsyncResult[JobRecord]) -> JobRecord:
+    record = result.get()
+    assert record is not None
+    return record
+
+
+def _same_request(job: Job, request: Mapping[str, Any]) -> None:
+    """Refuse a repeat that asks for something else. An earlier version may have kept nothing to compare with."""
+    if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
+        raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
+
+
+def _not_found(uid: str) -> NotFound:
+    return NotFound(f"job '{uid}' is not found", job=uid)
+
+
+def _not_running(job: Job) -> Conflict:
+    state = job.record.state.value
+    return Conflict(f"job '{job.uid}' does not run, it is {state}", job=job.uid, state=state)

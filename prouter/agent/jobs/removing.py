@@ -1,0 +1,92 @@
+"""How jobs are removed: ended, their sandboxes deleted, the runner told to forget them; once, however often it is
+asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+import gevent
+from gevent.event import AsyncResult
+
+from prouter.agent.jobs.ending import Ender
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.runner import Runner
+from prouter.agent.sandbox.jobs_root import is_small
+from prouter.errors import PRouterError
+from prouter.jobs import JobRecord, Reason, State
+
+__all__ = ["Remover"]
+
+_TOMBSTONES = 4096
+"""How many removed jobs are remembered, so that a repeated remove gets the same answer."""
+
+_log = logging.getLogger("prouter.agent")
+
+
+class Remover:
+    """Removes the jobs of one agent.
+
+    Args:
+        removed: called with each job that is gone, before it is announced as CLOSED.
+    """
+
+    def __init__(self, runner: Runner, ender: Ender, *, removed: Callable[[Job], None]) -> None:
+        self._runner = runner
+        self._ender = ender
+        self._removed = removed
+        self._tombstones: OrderedDict[str, JobRecord] = OrderedDict()
+
+    def before(self, uid: str) -> JobRecord | None:
+        """The record a removed job had before, if it is still remembered."""
+        return self._tombstones.get(uid)
+
+    def begin(self, job: Job, reason: Reason) -> AsyncResult[JobRecord]:
+        """Remove a job, unless that is under way; the answer is its record before, or an error after which it is as it
+        was.
+        """
+        answer = job.removed
+        if answer is None:
+            answer = job.removed = AsyncResult()
+            gevent.spawn(self._answer, job, answer, reason)
+        return answer
+
+    def _answer(self, job: Job, answer: AsyncResult[JobRecord], reason: Reason) -> None:
+        """The edge of a removal's greenlet: whatever happens, there is an answer."""
+        try:
+            before = self._remove(job, reason)
+        except PRouterError as error:
+            job.removed = None
+            answer.set_exception(error)
+        except Exception:
+            _log.exception("event=removal_broke job=%s", job.uid)
+            job.removed = None
+            answer.set_exception(PRouterError("an internal error of the agent; its log tells more", job=job.uid))
+        else:
+            answer.set(before)
+            self._forget(job)
+
+    def _remove(self, job: Job, reason: Reason) -> JobRecord:
+        before = job.record
+        self._ender.end(job, reason)
+        job.release()
+        if is_small(job.sandbox):
+            job.sandbox.remove()
+        else:
+            gevent.get_hub().threadpool.apply(job.sandbox.remove)
+        job.detach()
+        self._tombstones[job.uid] = before
+        if len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        self._removed(job)
+        job.change(State.CLOSED)
+        _log.info("event=job_removed job=%s", job.uid)
+        return before
+
+    def _forget(self, job: Job) -> None:
+        try:
+            self._runner.forget(job.uid)
+        except PRouterError as error:
+            _log.warning("event=job_not_forgotten job=%s error=%r", job.uid, error.detail)

@@ -1,0 +1,94 @@
+"""Turns a start request into what the runner is to run: working directory, limits within the ceilings, environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prouter.agent.expose.exposure import Exposure
+from prouter.agent.expose.templates import fill
+from prouter.agent.jobs.environment import MARK_VARIABLE, at_home, completed, place
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.runner import Limits as TreeLimits
+from prouter.agent.jobs.runner import SpawnSpec
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.errors import InvalidRequest, PRouterError
+from prouter.requests import Limits, StartRequest
+
+__all__ = ["effective_limits", "spawn_spec", "working_directory"]
+
+
+def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
+    """What holds for a job: its own limits, and the agent's ceilings where it has none.
+
+    Raises:
+        InvalidRequest: a limit is over the agent's ceiling.
+    """
+    if wanted is None:
+        return ceilings
+    result = {}
+    for name in Limits.model_fields:
+        value, ceiling = getattr(wanted, name), getattr(ceilings, name)
+        if value is not None and ceiling is not None and value > ceiling:
+            raise InvalidRequest(
+                f"Invalid request: limits.{name}: {value:g} is over this agent's ceiling of {ceiling:g}"
+            )
+        result[name] = ceiling if value is None else value
+    return Limits(**result)
+
+
+def working_directory(sandbox: Sandbox, cwd: str | None) -> Path:
+    """The directory a job starts in.
+
+    Raises:
+        InvalidRequest: it is not a directory inside the sandbox.
+    """
+    if cwd is None or cwd in (".", "./"):
+        return sandbox.root
+    try:
+        return sandbox.directory(os.fsencode(cwd))
+    except PRouterError as error:
+        raise InvalidRequest(f"Invalid request: cwd: {error.detail}") from error
+
+
+def spawn_spec(
+    job: Job,
+    request: StartRequest,
+    exposure: Exposure,
+    base: Mapping[str, str],
+    *,
+    home: str,
+    report_url: str,
+    cwd: Path,
+    record: dict[str, Any],
+) -> SpawnSpec:
+    """What the runner is to run for this start.
+
+    Args:
+        base: the environment all jobs of the agent have.
+        home: its HOME if the request does not say, ``agent`` or ``sandbox``.
+        report_url: where jobs report their ports.
+        record: what the runner is to keep for a later agent.
+    """
+    sandbox = str(job.sandbox.root)
+    report_to = report_url if exposure.plan.expected else None
+    if (request.home or home) == "sandbox":
+        base = at_home(base, sandbox)
+    env = {**base, **place(job.record, sandbox, report_to=report_to), **exposure.variables(job.config)}
+    tokens = exposure.tokens if exposure.plan.templates else {}
+    requested = {name: fill(value, tokens) for name, value in request.env.items()}
+    env = {**completed({**env, **requested}, requested), MARK_VARIABLE: job.uid}
+    limits = job.limits
+    return SpawnSpec(
+        job=job.uid,
+        argv=exposure.arguments(request.args),
+        env=env,
+        cwd=str(cwd),
+        stdout=None if request.forward_stdout else str(job.sandbox.logs.path("stdout")),
+        stderr=None if request.forward_stdout else str(job.sandbox.logs.path("stderr")),
+        limits=TreeLimits(limits.memory, limits.cpu_seconds, limits.open_files, limits.processes),
+        record=record,
+        remove_on_loss=sandbox,
+    )

@@ -1,0 +1,228 @@
+"""Carries out starts: from the request to a process whose server answers, or to a `StartFailed` that says why not.
+
+A start runs in a greenlet of its own, so that it goes on when the call that asked for it is gone; `Job.started` holds
+its answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from prouter.agent.expose.exposure import Exposure, NotReady, Plan, resolve
+from prouter.agent.expose.listening_sockets import Sockets, survey
+from prouter.agent.expose.ports import again, reserve
+from prouter.agent.expose.sizes import check_sizes
+from prouter.agent.jobs.ending import Ender
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.outcome import failure_text
+from prouter.agent.jobs.runner import Kept, Runner, Spawned
+from prouter.agent.jobs.spec import effective_limits, spawn_spec, working_directory
+from prouter.agent.sandbox.scratch import SOCKET_NAME, Scratch, make_scratch
+from prouter.agent.sandbox.socket_places import LONGEST_SOCKET, SocketPlaces
+from prouter.errors import PRouterError, StartFailed
+from prouter.jobs import JobRecord, State
+from prouter.requests import Limits, StartRequest, digest
+
+__all__ = ["Starter"]
+
+_SECOND_CHANCE = 5.0
+"""Seconds a start gets at least when it goes on after a restart of the agent."""
+
+_log = logging.getLogger("prouter.agent")
+
+
+class Starter:
+    """Starts the jobs of one agent.
+
+    Args:
+        sockets: where unix sockets of jobs may be.
+        environment: the variables all jobs have.
+        home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
+        report_url: where jobs report their ports.
+        kept: all that is to be known of a job after a restart of the agent.
+        keep: hands that to the runner.
+        runs: called when a job has a process.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        sockets: SocketPlaces,
+        ender: Ender,
+        *,
+        environment: Mapping[str, str],
+        ceilings: Limits,
+        home: str,
+        report_url: Callable[[], str],
+        kept: Callable[[Job], dict[str, Any]],
+        keep: Callable[[Job], None],
+        runs: Callable[[Job], None],
+    ) -> None:
+        self._runner = runner
+        self._sockets = sockets
+        self._ender = ender
+        self._environment = environment
+        self._ceilings = ceilings
+        self._home = home
+        self._report_url = report_url
+        self._kept = kept
+        self._keep = keep
+        self._runs = runs
+
+    def begin(self, job: Job, request: StartRequest, request_id: str) -> None:
+        """Start a NEW job; the answer comes in `Job.started`. Nothing has happened if this raises.
+
+        Raises:
+            InvalidRequest: a limit over the agent's ceiling, no such working directory, an impossible ``expose``,
+                arguments that no program can be started with.
+        """
+        plan = resolve(request)
+        limits = effective_limits(request.limits, self._ceilings)
+        cwd = working_directory(job.sandbox, request.cwd)
+        check_sizes(request, plan, self._tokens(job, plan))
+        job.request, job.limits, job.start_id = request, limits, request_id
+        job.request_digest = digest(request)
+        job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
+
+    def resume(self, job: Job, kept: Kept) -> None:
+        """Go on with a job that outlived an earlier agent: with its start, if that was under way."""
+        if job.request is None or kept.spawned is None or job.record.ended:
+            if job.start_id is not None and job.failure is None:
+                job.started.set(job.record)
+            return
+        plan = resolve(job.request)
+        exposure = job.exposure = self._exposure_again(job, plan, kept.record)
+        if job.record.state is State.NEW:
+            self._spawned(job, exposure, exposure.arguments(job.request.args), kept.spawned)
+        else:
+            self._runs(job)
+        if kept.exit is not None:
+            job.process_ended(kept.exit)
+        if job.record.state is State.PENDING:
+            left = kept.spawned.started_at + plan.timeout - time.time()
+            job.starting = gevent.spawn(
+                self._answer, job, lambda: self._await(job, exposure, max(left, _SECOND_CHANCE))
+            )
+        else:
+            job.started.set(job.record)
+            if job.exit is not None:
+                self._ender.finish(job)
+
+    def _answer(self, job: Job, start: Callable[[], JobRecord]) -> None:
+        """The edge of a start's greenlet: whatever happens, there is an answer."""
+        try:
+            job.started.set(start())
+        except StartFailed as error:
+            job.started.set_exception(error)
+        except Exception:
+            _log.exception("event=start_broke job=%s", job.uid)
+            job.started.set_exception(self._fail(job, "an internal error of the agent; its log tells more"))
+
+    def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path) -> JobRecord:
+        try:
+            exposure = job.exposure = self._exposure(job, plan)
+            scratch = job.scratch = self._scratch(job, plan)
+            job.sandbox.hold()
+            if not request.forward_stdout:
+                job.make_logs()
+            spec = spawn_spec(
+                job,
+                request,
+                exposure,
+                {**self._environment, **scratch.variables()},
+                home=self._home,
+                report_url=self._report_url(),
+                cwd=cwd,
+                record=self._kept(job),
+            )
+            spawned = self._runner.spawn(spec)
+        except PRouterError as error:
+            raise self._fail(job, error.detail) from error
+        record = self._spawned(job, exposure, spec.argv, spawned)
+        if job.ending is not None:
+            raise self._fail(job, "it was ended while it started")
+        if plan.awaited:
+            return self._await(job, exposure, plan.timeout)
+        if job.exit is not None:
+            self._ender.finish(job)
+        return record
+
+    def _tokens(self, job: Job, plan: Plan) -> dict[str, str]:
+        """What templates will be filled with, as long as it may get where that is not known yet."""
+        socket = Path("x" * LONGEST_SOCKET) if plan.port == "unix" else None
+        base_url = f"{job.record.path}/http/"
+        tokens = Exposure(plan, base_url=base_url, sandbox=job.sandbox.root, socket=socket).tokens
+        return {**tokens, "{port}": "65535"} if plan.port == "assign" else tokens
+
+    def _exposure(self, job: Job, plan: Plan) -> Exposure:
+        port = reserve() if plan.port == "assign" else None
+        socket = self._sockets.path(job.sandbox.root) if plan.port == "unix" else None
+        return Exposure(plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket)
+
+    def _scratch(self, job: Job, plan: Plan) -> Scratch:
+        socket_name = plan.preset.socket_name if plan.preset is not None else SOCKET_NAME
+        return make_scratch(job.sandbox, self._sockets, socket_name)
+
+    def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
+        port = again(kept["port"]) if kept["port"] is not None else None
+        socket = Path(kept["socket"]) if kept["socket"] is not None else None
+        exposure = Exposure(
+            plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket
+        )
+        for number in kept["reported"]:
+            exposure.accept(number)
+        return exposure
+
+    def _spawned(self, job: Job, exposure: Exposure, args: list[str], spawned: Spawned) -> JobRecord:
+        awaited = exposure.plan.awaited
+        record = job.change(
+            State.PENDING if awaited else State.RUNNING, args=args, pid=spawned.pid, started_at=spawned.started_at
+        )
+        _log.info("event=job_started job=%s pid=%d awaited=%s", job.uid, spawned.pid, exposure.plan.port)
+        self._runs(job)
+        return record
+
+    def _await(self, job: Job, exposure: Exposure, timeout: float) -> JobRecord:
+        try:
+            exposed = exposure.wait(lambda: self.sockets(job), timeout)
+            if job.exit is not None or job.ending is not None:
+                raise NotReady("its process ended as soon as it was ready")
+        except NotReady as error:
+            raise self._fail(job, str(error)) from None
+        record = job.change(
+            State.RUNNING,
+            endpoint=exposed.address.endpoint(),
+            ports=exposed.ports,
+            path_mode=exposed.path_mode,
+            host_mode=exposure.plan.host,
+        )
+        _log.info("event=job_ready job=%s at=%r path=%s", job.uid, str(exposed.address), exposed.path_mode)
+        self._keep(job)
+        return record
+
+    def sockets(self, job: Job) -> Sockets:
+        """Where the job's processes listen now, and who else does."""
+        try:
+            return survey(self._runner.processes(job.uid))
+        except PRouterError:
+            return survey(())  # It has just ended, which who waits for it is about to be told.
+
+    def _fail(self, job: Job, why: str) -> StartFailed:
+        """Make sure that nothing of a job runs, make it FINISHED, and give the error to answer with."""
+        kill = job.alive and job.exit is None
+        if kill:
+            try:
+                self._ender.kill(job)
+            except PRouterError as error:
+                why = f"{why}; {error.detail}"
+        if job.failure is None:
+            job.failure = f"job '{job.uid}' failed to start: {failure_text(job, why, killed=kill)}"
+        if not job.record.ended:
+            self._ender.finish(job)
+        return StartFailed(job.failure, job=job.uid, state=job.record.state.value)

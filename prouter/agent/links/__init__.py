@@ -1,0 +1,1 @@
+"""The agent's links to its routers, in either direction."""

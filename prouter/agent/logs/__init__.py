@@ -1,0 +1,1 @@
+"""Reading and following what jobs write to stdout and stderr."""

@@ -1,0 +1,126 @@
+"""The directory of an agent's sandboxes, ``jobs.root``: one directory per job, named by its uid, and nothing else.
+
+Only one agent may use a root at a time; it then may remove whatever sandbox is left there of a job that is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from prouter.agent.sandbox import trees
+from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.errors import Conflict, Forbidden, InvalidRequest, PRouterError
+from prouter.keeper.log_gaps import LOG_FILES, LOGS_DIRECTORY, log_names, remove_logs
+
+__all__ = ["JobsRoot", "is_small"]
+
+_UID = re.compile(r"[0-9a-f]{32}")
+_LOCK_NAME = ".agent.lock"
+_FEW = 16
+_SMALL_LOGS = 16 << 20
+
+_log = logging.getLogger("prouter.agent")
+
+
+class JobsRoot:
+    """All sandboxes of one agent.
+
+    Args:
+        path: ``jobs.root``; made with mode 0700 if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Take the root for this agent.
+
+        Raises:
+            Conflict: another agent uses it.
+            Forbidden: it cannot be used, or other users may write to it.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Forbidden(f"others may write to jobs.root '{self.path}'; give the agent a directory of its own")
+            self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise Conflict(
+                f"jobs.root '{self.path}' is in use by another agent; give this one "
+                "an identity.uid, or a state.dir and a jobs.root, of its own"
+            ) from None
+        except OSError as error:
+            raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error
+
+    def close(self) -> None:
+        """Let another agent have the root."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def sandbox(self, uid: str) -> Sandbox:
+        """A job's sandbox, whether it is there or not.
+
+        Raises:
+            InvalidRequest: that is no uid of a job; it must not become part of a path.
+        """
+        if not _UID.fullmatch(uid):
+            raise InvalidRequest("Invalid request: a job's uid is 32 hex digits")
+        return Sandbox(self.path / uid)
+
+    def sweep(self, kept: Collection[str]) -> None:
+        """Remove the sandboxes of jobs that are gone; what is not named like one is left alone."""
+        self._sweep_logs(kept)
+        for entry in self.path.iterdir():
+            if entry.name in kept or not _UID.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
+                continue
+            try:
+                Sandbox(entry).remove()
+            except PRouterError as error:
+                _log.warning("event=leftover_not_removed job=%s error=%r", entry.name, error.detail)
+            else:
+                _log.info("event=leftover_removed job=%s", entry.name)
+
+    def sweep_moved(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Remove those sandboxes that were moved by their jobs, after all others were removed."""
+        for sandbox in sandboxes:
+            try:
+                sandbox.remove_moved()
+            except trees.NotRemoved as error:
+                _log.warning("event=leftover_not_removed job=%s error=%r", sandbox.root.name, str(error))
+
+    def _sweep_logs(self, kept: Collection[str]) -> None:
+        directory = self.path / LOGS_DIRECTORY
+        if directory.is_symlink() or not directory.is_dir():
+            return
+        for uid in {name.partition(".")[0] for name in os.listdir(directory)}:
+            if uid not in kept and _UID.fullmatch(uid):
+                try:
+                    remove_logs(self.path, log_names(uid))
+                except OSError as error:
+                    _log.warning("event=leftover_not_removed job=%s error=%r", uid, str(error))
+
+
+def is_small(sandbox: Sandbox) -> bool:
+    """Whether removing it takes no noticeable time: few files and no directories, and small logs. A large one may
+    block for long.
+    """
+    if sum(map(sandbox.logs.allocated, LOG_FILES.values())) > _SMALL_LOGS:
+        return False
+    try:
+        with os.scandir(sandbox.root) as entries:
+            for count, entry in enumerate(entries):
+                if count >= _FEW or entry.is_dir(follow_symlinks=False):
+                    return False
+    except OSError:
+        return False
+    return True

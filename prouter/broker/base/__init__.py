@@ -1,0 +1,1 @@
+"""What all parts of the broker share: settings, timers, outgoing messages, loop lag."""

@@ -1,0 +1,1 @@
+"""The job table: records, creation, placement, waits, history and events."""

@@ -1,0 +1,75 @@
+"""Keeping the history within its bounds: the longest ended jobs are forgotten, and removed from their agents.
+
+Removing deletes their files, so a clock that is wrong for a while must not be able to do it: jobs age by a clock of
+the router's own (`prouter.broker.base.steady`), and nothing goes for its age before the router has run for an hour.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prouter.broker.base.env import Env
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.links import Links
+from prouter.errors import PRouterError
+
+__all__ = ["History"]
+
+log = logging.getLogger("prouter.broker")
+
+_EVERY = 60.0
+"""Seconds between looks at the age of ended jobs."""
+_BATCH = 200
+"""Jobs forgotten at once: more would hold up everybody else."""
+_PAUSE = 0.05
+_SETTLED = 3600.0
+"""Seconds a router runs before jobs go for their age: time to notice, and to set, a wrong clock."""
+
+
+class History:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, ledger: Ledger, links: Links, forwarder: Forwarder) -> None:
+        self._env = env
+        self._ledger = ledger
+        self._links = links
+        self._forwarder = forwarder
+        self._scheduled = False
+
+    def start(self, now: float) -> None:
+        """Look now, and from time to time when ended jobs grow too old."""
+        self._env.steady.look(now)
+        self._trim(now)
+        if self._env.settings.history_age > 0:
+            self._env.timers.at(now + _EVERY, self.start)
+
+    def job_ended(self) -> None:
+        """One more: soon there may be too many."""
+        table, settings = self._ledger.table, self._env.settings
+        full = table.ended_count > settings.history or table.ended_bytes > settings.bounds.history_bytes
+        if full and not self._scheduled:
+            self._scheduled = True
+            self._env.timers.at(self._env.now + _PAUSE, self._trim)
+
+    def _trim(self, now: float) -> None:
+        self._scheduled = False
+        settings, steady = self._env.settings, self._env.steady
+        oldest = float("-inf")
+        if settings.history_age > 0 and steady.ran(now) >= _SETTLED:
+            oldest = steady.time(now) - settings.history_age
+        overdue = self._ledger.table.overdue(settings.history, settings.bounds.history_bytes, oldest, _BATCH)
+        for entry in overdue:
+            link = self._links.get(entry.connection) if not entry.removed else None
+            self._ledger.forget(entry)
+            self._env.counts["jobs_forgotten"] += 1
+            if link is not None:
+                self._forwarder.call(link, "job.remove", {"uid": entry.uid}, self._discarded, now)
+        if len(overdue) == _BATCH:
+            self._scheduled = True
+            self._env.timers.at(now + _PAUSE, self._trim)
+
+    def _discarded(self, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        if error is not None:
+            log.info("event=discard_failed error=%r", error.detail)

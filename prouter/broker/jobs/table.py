@@ -1,0 +1,222 @@
+"""The job table: what the agents last said of their jobs, and the history of those that ended.
+
+Agents are the authority: news with a lower revision is stale, and a job given up for lost comes back to life when its
+agent does. What an agent says of its jobs when it links counts whatever its revision: what was heard over an earlier
+path may have come from somebody else, or from a process that knew more than the next one found. Ended jobs are kept
+packed (they are many and seldom read) until the history is full.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from sys import intern
+
+from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.index import JobIndex, Listed
+from prouter.jobs import JobRecord, Reason, State
+
+__all__ = ["JobTable"]
+
+_KEEPING = 600
+"""Bytes that keeping a job costs beside its record."""
+
+
+class JobTable:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._live: dict[str, set[str]] = {}
+        self._running: dict[str, set[str]] = {}
+        self._kept: dict[str, set[str]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._remembered: Counter[str] = Counter()
+        self._sizes: dict[str, tuple[str, int]] = {}
+        """Of each job, the connection if it has not ended, and what it counts there or for the history."""
+        self._bytes: Counter[str] = Counter()
+        self.index = JobIndex()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    @property
+    def ended_count(self) -> int:
+        """How many jobs the history holds."""
+        return len(self._ended)
+
+    @property
+    def ended_bytes(self) -> int:
+        """Bytes of the records that the history holds, with what keeping a job costs."""
+        return self._bytes[""]
+
+    def live_bytes(self, connection: str) -> int:
+        """Bytes of the records of the jobs of a connection that have not ended."""
+        return self._bytes[connection]
+
+    def get(self, uid: str) -> Entry | None:
+        """The job with this uid."""
+        return self._entries.get(uid)
+
+    def live(self, connection: str) -> set[str]:
+        """Uids of the jobs of a connection that have not ended."""
+        return self._live.get(connection, set())
+
+    def running(self, connection: str) -> int:
+        """How many jobs of a connection run, those whose server is awaited included."""
+        return len(self._running.get(connection, ()))
+
+    def kept(self, connection: str) -> set[str]:
+        """Uids of the jobs of a connection that were not removed."""
+        return self._kept.get(connection, set())
+
+    def remembered(self, connection: str) -> int:
+        """How many jobs of a connection are in the table, removed ones included."""
+        return self._remembered[connection]
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Fill an empty table; nothing alive is confirmed until its agent is back."""
+        listed = []
+        ended: list[Entry] = []
+        for entry in entries:
+            self._entries[entry.uid] = entry
+            self._remembered[entry.connection] += 1
+            self._count(entry)
+            if entry.ended:
+                ended.append(entry)
+            listed.append(_listed(entry))
+        ended.sort(key=lambda entry: entry.ended_at or 0.0)
+        self._ended.update(dict.fromkeys(entry.uid for entry in ended))
+        self.index.load(listed)
+
+    def apply(self, record: JobRecord, agent: str, wall: float, *, announced: bool = False) -> Entry | None:
+        """Take what an agent says of a job; the job if that changed anything anybody can see, else None.
+
+        An ended job's age counts from `wall`: the agent's clock may be wrong.
+
+        Args:
+            announced: whether this is what the agent has now that it is linked, rather than news, which may be late.
+        """
+        entry = self._entries.get(record.uid)
+        if entry is None:
+            entry = self._entries[record.uid] = Entry.heard(record, agent)
+            self._remembered[record.connection] += 1
+            self._settle(entry, wall)
+            return entry
+        if entry.removed or (record.revision < entry.revision and not announced):
+            return None
+        returns = entry.lost and record.reason is not Reason.AGENT_LOST
+        renamed = entry.agent != agent
+        differs = record.revision != entry.revision or (announced and record != entry.last_record)
+        if not (differs or returns or renamed):
+            entry.confirmed = True
+            return None
+        entry.agent = intern(agent)
+        entry.set(record)
+        entry.confirmed = True
+        self._settle(entry, wall)
+        return entry
+
+    def lose(self, entry: Entry, reason: str, wall: float) -> None:
+        """Its agent is gone, and the job with it."""
+        entry.set(
+            replace(
+                entry.last_record,
+                state=State.FINISHED,
+                reason=Reason.AGENT_LOST,
+                error=f"the job's agent is gone: {reason}",
+                finished_at=wall,
+                endpoint=None,
+                pid=None,
+            )
+        )
+        entry.confirmed = True
+        self._settle(entry, wall)
+
+    def close(self, entry: Entry, before: JobRecord, removal: str, wall: float) -> None:
+        """The job was removed; `before` is what it was until then."""
+        entry.close(before, removal)
+        entry.confirmed = True
+        self._settle(entry, wall)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop the job altogether."""
+        del self._entries[entry.uid]
+        self._weigh(entry.uid, "", 0)
+        self._ended.pop(entry.uid, None)
+        self.index.remove(entry.uid)
+        _discard(self._live, entry.connection, entry.uid)
+        _discard(self._running, entry.connection, entry.uid)
+        _discard(self._kept, entry.connection, entry.uid)
+        self._remembered[entry.connection] -= 1
+        if not self._remembered[entry.connection]:
+            del self._remembered[entry.connection]
+
+    def overdue(self, keep: int, keep_bytes: int, ended_before: float, most: int) -> list[Entry]:
+        """Jobs the history has no room for: the longest ended beyond `keep` and `keep_bytes`, and those ended before
+        that time; at most so many of them.
+        """
+        found: list[Entry] = []
+        surplus, surplus_bytes = len(self._ended) - keep, self.ended_bytes - keep_bytes
+        for uid in self._ended:
+            entry = self._entries[uid]
+            if len(found) == most or (
+                len(found) >= surplus and surplus_bytes <= 0 and (entry.ended_at or 0.0) >= ended_before
+            ):
+                break
+            found.append(entry)
+            surplus_bytes -= entry.size + _KEEPING
+        return found
+
+    def _settle(self, entry: Entry, ended_at: float) -> None:
+        """Bring every index up to date."""
+        if not entry.ended:
+            entry.ended_at = None
+            self._ended.pop(entry.uid, None)
+        elif entry.uid not in self._ended:
+            entry.ended_at = ended_at
+            self._ended[entry.uid] = None
+        self._count(entry)
+        self.index.put(_listed(entry))
+
+    def _weigh(self, uid: str, account: str, size: int) -> None:
+        """A job counts so many bytes there now: under its connection, or under nothing for the history; 0 for none."""
+        before = self._sizes.pop(uid, None)
+        if before is not None:
+            self._bytes[before[0]] -= before[1]
+            if not self._bytes[before[0]]:
+                del self._bytes[before[0]]
+        if size:
+            self._sizes[uid] = (account, size)
+            self._bytes[account] += size
+
+    def _count(self, entry: Entry) -> None:
+        self._weigh(entry.uid, "" if entry.ended else entry.connection, entry.size + _KEEPING)
+        if entry.ended:
+            _discard(self._live, entry.connection, entry.uid)
+        else:
+            self._live.setdefault(entry.connection, set()).add(entry.uid)
+        if entry.ended or entry.state is State.NEW:
+            _discard(self._running, entry.connection, entry.uid)
+        else:
+            self._running.setdefault(entry.connection, set()).add(entry.uid)
+        if entry.removed:
+            _discard(self._kept, entry.connection, entry.uid)
+        else:
+            self._kept.setdefault(entry.connection, set()).add(entry.uid)
+
+
+def _listed(entry: Entry) -> Listed:
+    return Listed(entry.uid, int(entry.created_at * 1_000_000), entry.state.value, entry.agent, entry.name)
+
+
+def _discard(sets: dict[str, set[str]], connection: str, uid: str) -> None:
+    uids = sets.get(connection)
+    if uids is not None:
+        uids.discard(uid)
+        if not uids:
+            del sets[connection]

@@ -1,0 +1,1 @@
+"""Authenticated agents and workers: admission, heartbeats, forwarding, dialling."""

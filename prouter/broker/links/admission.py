@@ -1,0 +1,254 @@
+"""The door for agents and workers: who says HELLO is checked, then accepted, refused once, or made to wait.
+
+Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid or the
+incarnation of a linked agent has to wait until that one failed to prove that it is alive: a HELLO may be an old one
+that somebody else repeats.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from prouter.broker.base.env import Env
+from prouter.broker.base.switch import Path
+from prouter.broker.links.exclusion import Exclusion
+from prouter.broker.links.hello import CLIENT, SERVER, AgentInfo, check_protocol
+from prouter.broker.links.links import Link, Links
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import HELLO, Frame
+from prouter.fabric.session import Greeted, Session
+from prouter.tokens import Tokens
+
+__all__ = ["Admission"]
+
+log = logging.getLogger("prouter.broker")
+
+_LATE = 0.25
+"""Seconds after the end of a challenge beyond which its timer ran too late to judge by it."""
+_LOGGED = 10
+"""Refusals logged in a second; all are counted."""
+
+
+class _Challenger:
+    """An agent that waits for the fate of the one whose uid or incarnation it claims.
+
+    Attributes:
+        path: its own.
+        rival: path of the other one, which was asked for a sign of life.
+        ping: number of the question.
+        asked: when it was asked.
+        due: when it must have answered.
+    """
+
+    def __init__(self, path: Path, info: AgentInfo, rival: Path, ping: int, asked: float, due: float) -> None:
+        self.path = path
+        self.info = info
+        self.rival = rival
+        self.ping = ping
+        self.asked = asked
+        self.due = due
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the other one has answered, or goes on talking: an answer may have to queue on a slow way."""
+        return self.rival.session.answered >= self.ping or self.rival.heard > (self.asked + self.due) / 2
+
+    def receive(self, path: Path, frame: Frame, now: float) -> None:
+        """Nothing counts before it is accepted."""
+
+    def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
+        """Noticed when its turn comes: whoever it was talks over a new path then."""
+
+    def left(self, path: Path, reason: str, now: float) -> None:
+        """As `lost`."""
+
+
+class Admission:
+    """See the module's docstring; this is the agents' side of it.
+
+    Attributes:
+        exclusion: agents that have to wait, since they flooded somebody.
+    """
+
+    def __init__(self, env: Env, links: Links) -> None:
+        self._env = env
+        self._links = links
+        self._tokens = Tokens(env.settings.tokens)
+        self.exclusion = Exclusion()
+        self._challengers: dict[str, _Challenger] = {}
+        """By the link that is claimed."""
+        self._dying: set[str] = set()
+        self._allowance = float(env.settings.bounds.hellos)
+        self._refilled = float("-inf")
+        self._logged = 0
+        """Refusals in the second that `_logged_in` names."""
+        self._logged_in = 0
+
+    def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """Control frames of a connection whose peer is not accepted.
+
+        Raises:
+            ProtocolError: they are no introduction, or a malformed one.
+        """
+        if frames[0].type != HELLO:
+            raise ProtocolError("a stranger does not introduce itself")
+        if not self._admit(now):
+            self._env.counts["strangers_ignored"] += 1
+            return
+        path = Path(carrier, rid, Session(now, self._env.settings.heartbeat), now)
+        _, event = path.session.receive(frames[0], now)
+        if isinstance(event, Greeted):
+            self._greeted(path, event.body, now)
+
+    def _greeted(self, path: Path, body: dict[str, Any], now: float) -> None:
+        problem = check_protocol(body)
+        if problem is not None:
+            self._refuse(path, "bad_version", problem)
+            return
+        mark = self._tokens.mark(body.get("uid"), body.get("token"))
+        if mark is None:
+            self._refuse(path, "bad_token", "the token is not accepted here", body.get("uid"))
+            return
+        if body.get("kind") == "obituary":
+            self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
+            return
+        try:
+            info = self._read(body, mark)
+        except ProtocolError as error:
+            self._refuse(path, "bad_hello", error.detail, body.get("uid"))
+            return
+        same = self._links.find(info.incarnation, SERVER)
+        wait = self.exclusion.left(info.uid, now)
+        if same is None:
+            wait = max(wait, self.exclusion.left_for_new(mark, now))
+        if wait:
+            text = f"this agent, or others with its token, sent too much; it may link again in {wait:.0f} s"
+            self._refuse(path, "flooding", text, info.uid)
+            return
+        if same is not None and same.up and same.info.uid != info.uid:
+            self._refuse(path, "bad_hello", "the incarnation belongs to an agent with another uid", info.uid)
+            return
+        rivals = [*([same] if same is not None else ()), *self._links.of_agent(info.uid, SERVER)]
+        there = next((rival for rival in rivals if rival.up), None)
+        if there is not None:
+            self._challenge(path, info, there, now)
+        else:
+            self._welcome(path, info, now)
+
+    def _read(self, body: dict[str, Any], mark: str) -> AgentInfo:
+        """Who introduces itself.
+
+        Raises:
+            ProtocolError: it is no agent, or none that can be understood.
+        """
+        kind = body.get("kind")
+        if kind != "agent":
+            raise ProtocolError(f"this port of a router is for agents, not for a peer of kind {kind!r:.32}")
+        if body.get("incarnation") == self._env.incarnation:
+            raise ProtocolError("the incarnation is this router's own")
+        return AgentInfo.from_hello(body, mark)
+
+    def _mourn(self, uid: str, incarnation: str, now: float) -> None:
+        """The agent's keeper says that the agent has died and its jobs have ended."""
+        for mode in (SERVER, CLIENT):
+            link = self._links.find(incarnation, mode)
+            if link is not None and link.info.uid == uid:
+                self._bury(link, now)
+
+    def _bury(self, link: Link, now: float) -> None:
+        """Drop the link of a dead agent. One that seems to be up gets time for its connection's end to be noticed."""
+        if not link.up:
+            self._links.drop(link, "its process ended", now)
+        elif link.connection not in self._dying:
+            self._dying.add(link.connection)
+            self._env.timers.at(now + self._env.settings.takeover_patience, partial(self._bury_late, link))
+
+    def _bury_late(self, link: Link, now: float) -> None:
+        self._dying.discard(link.connection)
+        if not link.up:
+            self._links.drop(link, "its process ended", now)
+
+    def _welcome(self, path: Path, info: AgentInfo, now: float) -> None:
+        if self._links.find(info.incarnation, SERVER) is None and not self._links.make_room(info, now):
+            most = self._env.settings.max_agents
+            self._refuse(
+                path, "too_many_agents", f"{most} agents are linked with this token (server.max_agents)", info.uid
+            )
+            return
+        for rival in self._links.of_agent(info.uid, SERVER):
+            if rival.info.incarnation != info.incarnation:
+                self._links.drop(rival, "a new incarnation of the agent took over", now)
+        settings = self._env.settings
+        self._env.shell.accept(path)
+        link = self._links.adopt(info, SERVER, path, now)
+        body = {
+            "router": {**settings.auth, "platform": settings.platform},
+            "incarnation": self._env.incarnation,
+            "connection": link.connection,
+            "mode": SERVER,
+        }
+        self._env.outbox.say(path, path.session.welcome(body))
+        self._links.opened(link, now)
+
+    def _challenge(self, path: Path, info: AgentInfo, rival: Link, now: float) -> None:
+        known = self._challengers.get(rival.connection)
+        if rival.path is None or (known is not None and info.incarnation != rival.info.incarnation):
+            self._env.counts["strangers_ignored"] += 1
+            return
+        if known is not None:
+            # The agent itself, perhaps: it gave up an attempt that took long and makes another.
+            self._env.shell.forget(known.path)
+            known.path, known.info, path.owner = path, info, known
+            return
+        ping = rival.path.session.ping(now)
+        self._env.outbox.say(rival.path, ping)
+        due = now + self._env.settings.takeover_patience
+        path.owner = challenger = _Challenger(path, info, rival.path, ping.offset, now, due)
+        self._challengers[rival.connection] = challenger
+        log.info("event=link_challenged link=%s agent=%s", rival.connection, info.uid)
+        self._env.timers.at(due, partial(self._decide, rival, challenger))
+
+    def rival_lost(self, link: Link, now: float) -> None:
+        """A link's path is gone: whoever claims it need not wait any longer."""
+        challenger = self._challengers.get(link.connection)
+        if challenger is not None:
+            self._env.timers.at(now, partial(self._decide, link, challenger))
+
+    def _decide(self, rival: Link, challenger: _Challenger, now: float) -> None:
+        if self._challengers.get(rival.connection) is not challenger:
+            return
+        waits = rival.path is challenger.rival and not challenger.beaten
+        if waits and now > challenger.due + _LATE:
+            # This process stood still: the answer may have arrived and not been read.
+            challenger.due = now + self._env.settings.takeover_patience
+            self._env.timers.at(challenger.due, partial(self._decide, rival, challenger))
+            return
+        del self._challengers[rival.connection]
+        if rival.up and not waits:
+            uid = challenger.info.uid
+            self._refuse(challenger.path, "uid_in_use", f"an agent with uid '{uid}' is already linked and alive", uid)
+        else:
+            self._welcome(challenger.path, challenger.info, now)
+
+    def _refuse(self, path: Path, code: str, text: str, uid: object = None) -> None:
+        self._env.counts["hellos_refused"] += 1
+        if self._logged_in != int(self._env.now):
+            self._logged_in, self._logged = int(self._env.now), 0
+        self._logged += 1
+        if self._logged <= _LOGGED:
+            log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
+        self._env.outbox.say(path, path.session.refuse(code, text))
+        self._env.shell.forget(path)
+
+    def _admit(self, now: float) -> bool:
+        """Whether there is time to look at one more stranger this second."""
+        limit = float(self._env.settings.bounds.hellos)
+        if now > self._refilled:
+            self._allowance = min(limit, self._allowance + (now - self._refilled) * limit)
+            self._refilled = now
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True

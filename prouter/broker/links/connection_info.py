@@ -1,0 +1,62 @@
+"""Public views: job info as http-api.md's clients know it, and the list of connections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prouter.broker.links.hello import SERVER, AgentInfo
+from prouter.broker.links.links import Link
+from prouter.jobs import rfc3339
+
+__all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
+
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode"})
+_TIMES = ("created_at", "started_at", "finished_at")
+
+
+def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
+    """What a record (`JobRecord.to_wire`) tells clients."""
+    info = {name: value for name, value in wire.items() if name not in _INTERNAL}
+    for name in _TIMES:
+        moment = info[name]
+        if moment is not None:
+            info[name] = rfc3339(moment)
+    info["path"] = path = f"/jobs/{wire['connection']}/{wire['uid']}"
+    info["base_url"] = f"{path}/http/" if wire["endpoint"] is not None else None
+    return info
+
+
+def job_place(*, agent: AgentInfo | None, agent_uid: str, mode: str, router: dict[str, str]) -> dict[str, Any]:
+    """Where a job is, as clients see it: the same for all jobs of a connection."""
+    return {
+        "sender": {"direction": "CLIENT" if mode == SERVER else "SERVER", **router},
+        "agent": {
+            "uid": agent_uid,
+            "name": agent.name if agent is not None else "",
+            "platform": agent.platform if agent is not None else {},
+            "properties": agent.properties if agent is not None else {},
+        },
+    }
+
+
+def connection_identity(link: Link) -> dict[str, Any]:
+    """What clients see of a link that does not change while its agent lives. Never its token."""
+    return {
+        "uid": link.connection,
+        "mode": link.mode,
+        "peer": {"auth": link.agent, "platform": link.info.platform, "properties": link.info.properties},
+        "since": rfc3339(link.since),
+        "version": link.info.version,
+    }
+
+
+def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
+    """What clients see of a link that changes."""
+    latency = link.latency
+    return {
+        "latency_ms": round(latency * 1000, 1) if latency is not None else None,
+        "load": link.load,
+        "jobs": jobs,
+        "draining": link.draining,
+        "up": link.up,
+    }

@@ -1,0 +1,289 @@
+"""Agents that listen and are dialled: by address and token, when a job is created there; again while they have jobs.
+
+Whoever asks for an address with a token gets the link only after the agent accepted that very token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from prouter.broker.base.env import Env
+from prouter.broker.base.switch import Path
+from prouter.broker.base.timers import Timer
+from prouter.broker.links.heartbeats import Heartbeats
+from prouter.broker.links.hello import CLIENT, AgentInfo, connection_uid
+from prouter.broker.links.links import Link, Links
+from prouter.errors import AgentUnavailable, Forbidden, Overloaded, ProtocolError, PRouterError
+from prouter.fabric.calls import event_frame
+from prouter.fabric.frames import Frame
+from prouter.fabric.session import Refused, Session, Welcomed
+
+__all__ = ["Dials"]
+
+log = logging.getLogger("prouter.broker")
+
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 5.0
+_SLOWLY = 16
+"""Failures after which an address is dialled with the longest delay."""
+
+Linked = Callable[[Link | None, PRouterError | None, float], None]
+"""How an attempt to link ends: the link, or why there is none, and the time now."""
+
+
+class _Dial:
+    """One address dialled with one token."""
+
+    def __init__(self, dials: Dials, address: str, token: str) -> None:
+        self._dials = dials
+        self.address = address
+        self.token = token
+        self.accepted = [(address, token)]
+        self.waiting: list[Linked] = []
+        self.path: Path | None = None
+        self.link: Link | None = None
+        self.failures = 0
+        self.trouble = ""
+        """Why the last attempt came to nothing, if that is known."""
+        self.redial: Timer | None = None
+        self.deadline: Timer | None = None
+
+    def receive(self, path: Path, frame: Frame, now: float) -> None:
+        """WELCOME or REFUSE; whatever else comes before is ignored."""
+        if path is not self.path:
+            return
+        answers, event = path.session.receive(frame, now)
+        self._dials._env.outbox.say(path, *answers)
+        if isinstance(event, Welcomed):
+            self._dials._welcomed(self, event.body, now)
+        elif isinstance(event, Refused):
+            self._dials._refused(self, event, now)
+
+    def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
+        """No answer."""
+        if path is self.path:
+            self._dials._again(self, now)
+
+    def left(self, path: Path, reason: str, now: float) -> None:
+        """Goodbye instead of an answer."""
+        self.lost(path, reason, now, closed=True)
+
+
+class Dials:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, links: Links, heartbeats: Heartbeats, jobs_of: Callable[[str], int]) -> None:
+        self._env = env
+        self._links = links
+        self._heartbeats = heartbeats
+        self._jobs_of = jobs_of
+        self._dials: list[_Dial] = []
+        self._idle: dict[Link, Timer] = {}
+
+    def __len__(self) -> int:
+        return len(self._dials)
+
+    def obtain(self, address: str, token: str, linked: Linked, now: float) -> None:
+        """A link to the agent that listens at `address`, dialled now unless it is linked with that token already.
+
+        `linked` gets `Forbidden` when the agent refuses the token, `AgentUnavailable` when it cannot be reached in
+        time or refuses for another reason, `Overloaded` when too many are being dialled.
+        """
+        dial = self._find(address, token)
+        if dial is None:
+            if len(self._dials) >= self._env.settings.bounds.dials:
+                linked(None, Overloaded("too many agents are being dialled", retry_after=2), now)
+                return
+            dial = _Dial(self, address, token)
+            self._dials.append(dial)
+        elif dial.link is not None and dial.link.up:
+            linked(dial.link, None, now)
+            return
+        dial.waiting.append(linked)
+        if dial.deadline is None:
+            dial.deadline = self._env.timers.at(now + self._env.settings.dial_timeout, partial(self._too_late, dial))
+        if dial.path is None or dial.redial is not None:
+            self._dial(dial, now)
+
+    def restore(self, address: str, token: str, link: Link, now: float) -> None:
+        """A link of the broker before, to be dialled again."""
+        dial = _Dial(self, address, token)
+        dial.link = link
+        self._dials.append(dial)
+        self._dial(dial, now)
+
+    def troubled(self, path: Path, text: str) -> None:
+        """Why there is no agent at the end of a dialled path, as far as is known."""
+        if isinstance(path.owner, _Dial):
+            path.owner.trouble = text
+
+    def address_of(self, link: Link) -> tuple[str, str] | None:
+        """Address and token a link was dialled with."""
+        for dial in self._dials:
+            if dial.link is link:
+                return dial.address, dial.token
+        return None
+
+    def link_down(self, link: Link, now: float) -> None:
+        """Dial again while it has jobs or somebody waits."""
+        for dial in self._dials:
+            if dial.link is link:
+                dial.path = None
+                self._again(dial, now)
+
+    def discourage(self, link: Link) -> None:
+        """It floods: if it is dialled again, then slowly."""
+        for dial in self._dials:
+            if dial.link is link:
+                dial.failures = _SLOWLY
+
+    def link_gone(self, link: Link) -> None:
+        """Do not dial it any more."""
+        for dial in [dial for dial in self._dials if dial.link is link]:
+            self._end(dial)
+
+    def idle(self, link: Link, now: float) -> None:
+        """A dialled link has no job (any more): drop it after a while, unless it gets one."""
+        known = self._idle.pop(link, None)
+        if known is not None:
+            known.cancel()
+        delay = self._env.settings.polling_delay
+        self._idle[link] = self._env.timers.at(now + delay, partial(self._drop_if_idle, link))
+
+    def _find(self, address: str, token: str) -> _Dial | None:
+        found = None
+        for dial in self._dials:
+            for known_address, known_token in dial.accepted:
+                if known_address == address and hmac.compare_digest(known_token.encode(), token.encode()):
+                    found = dial
+        return found
+
+    def _dial(self, dial: _Dial, now: float) -> None:
+        if dial.redial is not None:
+            dial.redial.cancel()
+            dial.redial = None
+        settings = self._env.settings
+        hello = {
+            "kind": "router",
+            **settings.auth,
+            "incarnation": self._env.incarnation,
+            "token": dial.token,
+            "platform": settings.platform,
+        }
+        path = dial.path = Path(None, b"", Session(now, settings.heartbeat, hello), now)
+        path.owner = dial
+        self._env.shell.dial(path, dial.address)
+        self._env.outbox.say(path, *path.session.start())
+        self._heartbeats.watch(path)
+
+    def _welcomed(self, dial: _Dial, body: dict[str, object], now: float) -> None:
+        path = dial.path
+        try:
+            info = AgentInfo.from_hello(body)
+        except ProtocolError as error:
+            self._fail(dial, AgentUnavailable(f"the agent at {dial.address} is not understood: {error.detail}"), now)
+            return
+        if path is None:
+            return
+        if info.incarnation == self._env.incarnation:
+            self._fail(dial, AgentUnavailable(f"what answers at {dial.address} is this router, no agent"), now)
+            return
+        if body.get("kind") not in (None, "agent"):
+            self._fail(dial, AgentUnavailable(f"what answers at {dial.address} is no agent"), now)
+            return
+        if self._links.find(info.incarnation, CLIENT) is None and not self._links.make_room(info, now):
+            text = f"{self._env.settings.max_agents} agents are linked already (server.max_agents)"
+            self._fail(dial, Overloaded(text, retry_after=5), now)
+            return
+        connection = connection_uid(info.incarnation, CLIENT)
+        rivals = [rival for rival in self._links.of_agent(info.uid, CLIENT) if rival.connection != connection]
+        if any(rival.up for rival in rivals):
+            text = f"the agent at {dial.address} says it is '{info.uid}', which is linked already, from another address"
+            self._fail(dial, AgentUnavailable(text, code="uid_in_use", retry_after=5), now)
+            return
+        for rival in rivals:
+            self._links.drop(rival, "a new incarnation of the agent took over", now)
+        dial.failures = 0
+        dial.link = self._links.adopt(info, CLIENT, path, now)
+        for other in [other for other in self._dials if other.link is dial.link and other is not dial]:
+            dial.accepted += other.accepted
+            self._settle(other, dial.link, None, now)
+            self._end(other)
+        self._env.outbox.say(path, event_frame("linked", {"connection": connection, "mode": CLIENT}))
+        self._links.opened(dial.link, now)
+        self._settle(dial, dial.link, None, now)
+        if not self._jobs_of(connection):
+            self.idle(dial.link, now)
+
+    def _refused(self, dial: _Dial, refusal: Refused, now: float) -> None:
+        log.warning("event=dial_refused address=%s code=%s text=%r", dial.address, refusal.code, refusal.text)
+        text = f"the agent at {dial.address} refused: {refusal.text or refusal.code}"
+        if refusal.code == "bad_token":
+            advice = "; agent.token must be one of its server.accept_tokens"
+            self._fail(dial, Forbidden(text + advice, code="agent_refused"), now)
+        else:
+            self._fail(dial, AgentUnavailable(text, code="agent_refused", retry_after=5), now)
+
+    def _fail(self, dial: _Dial, error: PRouterError, now: float) -> None:
+        """Nothing will come of it: tell who waits; a link that has jobs is tried again, slowly."""
+        self._settle(dial, None, error, now)
+        if dial.link is None:
+            self._end(dial)
+        else:
+            dial.failures = _SLOWLY
+            self._again(dial, now)
+
+    def _again(self, dial: _Dial, now: float) -> None:
+        self._hang_up(dial)
+        if dial.redial is not None:
+            return
+        wanted = dial.waiting or (dial.link is not None and self._jobs_of(dial.link.connection))
+        if not wanted:
+            if dial.link is not None:
+                self._links.drop(dial.link, "the connection broke and it has no job", now)
+            self._end(dial)
+            return
+        delay = min(_FIRST_DELAY * 2.0 ** min(dial.failures, _SLOWLY), _LONGEST_DELAY)
+        dial.failures += 1
+        dial.redial = self._env.timers.at(now + delay, partial(self._dial, dial))
+
+    def _too_late(self, dial: _Dial, now: float) -> None:
+        dial.deadline = None
+        text = f"no agent answers at {dial.address}" + (f": {dial.trouble}" if dial.trouble else "")
+        self._settle(dial, None, AgentUnavailable(text, retry_after=5), now)
+        if dial.link is None:
+            self._end(dial)
+
+    def _settle(self, dial: _Dial, link: Link | None, error: PRouterError | None, now: float) -> None:
+        if dial.deadline is not None:
+            dial.deadline.cancel()
+            dial.deadline = None
+        waiting, dial.waiting = dial.waiting, []
+        for linked in waiting:
+            linked(link, error, now)
+
+    def _drop_if_idle(self, link: Link, now: float) -> None:
+        self._idle.pop(link, None)
+        if self._links.get(link.connection) is not link or self._jobs_of(link.connection):
+            return
+        if link.path is not None:
+            self._env.outbox.say(link.path, link.path.session.bye("idle"))
+        self._links.drop(link, "it had no job", now)
+
+    def _hang_up(self, dial: _Dial) -> None:
+        path, dial.path = dial.path, None
+        if path is not None and path.owner is dial:
+            self._heartbeats.drop(path)
+            self._env.shell.forget(path)
+
+    def _end(self, dial: _Dial) -> None:
+        self._hang_up(dial)
+        if dial.redial is not None:
+            dial.redial.cancel()
+        if dial.deadline is not None:
+            dial.deadline.cancel()
+        if dial in self._dials:
+            self._dials.remove(dial)

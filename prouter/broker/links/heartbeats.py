@@ -1,0 +1,80 @@
+"""Signs of life on every path: one timer per path, set to when its session wants attention next."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prouter.broker.base.env import Env
+from prouter.broker.base.switch import Path
+from prouter.fabric.session import LOST_AFTER, Lost, SessionState
+
+__all__ = ["Heartbeats"]
+
+_MEASURE = 30.0
+"""Seconds between measurements of a round trip that nothing else asked for."""
+_GRID = 0.05
+"""Seconds by which timers are rounded up, so that many run in one turn."""
+_NEVER = float("inf")
+
+
+class Heartbeats:
+    """See the module's docstring.
+
+    Attributes:
+        behind: whether others than those just heard may have said something that nobody has read yet.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self.behind = False
+        self._env = env
+        self._watched: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, path: Path) -> None:
+        """Keep `path` under observation until its session ends or it is dropped."""
+        if path not in self._watched:
+            self._watched.add(path)
+            self._env.timers.at(path.session.deadline(), partial(self._beat, path))
+
+    def drop(self, path: Path) -> None:
+        """The path is not used any more."""
+        self._watched.discard(path)
+        path.session.state = SessionState.LOST
+
+    def forgive(self, now: float) -> None:
+        """This process itself stood still: nobody's silence counts."""
+        for path in self._watched:
+            path.heard = now
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
+        for path in self._watched:
+            path.heard = min(now, path.heard + seconds)
+
+    def _beat(self, path: Path, now: float) -> None:
+        if path not in self._watched:
+            return
+        session = path.session
+        session.heard(path.heard)
+        if self.behind and now - path.heard >= session.heartbeat * LOST_AFTER:
+            self._env.timers.at(now + _GRID, partial(self._beat, path))
+            return
+        frames, event = session.tick(now)
+        if frames:
+            path.measured = now
+            self._env.outbox.say(path, *frames)
+        if isinstance(event, Lost):
+            self._watched.discard(path)
+            if path.owner is not None:
+                path.owner.lost(path, event.reason, now, closed=False)
+            return
+        if session.state is SessionState.READY and now - path.measured >= _MEASURE:
+            path.measured = now
+            self._env.outbox.say(path, session.ping(now))
+        deadline = session.deadline()
+        if deadline == _NEVER:
+            self._watched.discard(path)
+        else:
+            self._env.timers.at((deadline // _GRID + 1) * _GRID, partial(self._beat, path))

@@ -1,0 +1,170 @@
+"""Workers of this host: who is linked, and who is dead.
+
+A worker that falls silent keeps its name: its streams and waits are held until its process is known to have ended, it
+said goodbye, or it did not come back in time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+from prouter.broker.base.env import Env
+from prouter.broker.base.switch import Path
+from prouter.broker.base.timers import Timer
+from prouter.broker.links.heartbeats import Heartbeats
+from prouter.broker.links.hello import check_protocol
+from prouter.errors import ProtocolError
+from prouter.fabric.calls import Responder
+from prouter.fabric.frames import HELLO, Frame
+from prouter.fabric.session import Greeted, Session
+
+__all__ = ["Worker", "WorkerListener", "Workers"]
+
+log = logging.getLogger("prouter.broker")
+
+_UID_LIMIT = 128
+
+
+class Worker:
+    """One worker process.
+
+    Attributes:
+        path: None while it is not reachable.
+        responder: remembers what it was answered.
+        bridges: the WebSocket bridges it holds, as it describes them.
+        bulk: how many fast streams it has.
+        bulk_elsewhere: how many it knows that others have.
+    """
+
+    def __init__(self, workers: Workers, uid: str, pid: int) -> None:
+        self._workers = workers
+        self.uid = uid
+        self.pid = pid
+        self.path: Path | None = None
+        self.responder = Responder()
+        self.bridges: list[dict[str, Any]] = []
+        self.bulk = 0
+        self.bulk_elsewhere = 0
+        self.away: Timer | None = None
+
+    def receive(self, path: Path, frame: Frame, now: float) -> None:
+        """A call or event of the worker."""
+        if path is self.path:
+            self._workers.listener.worker_receive(self, frame, now)
+
+    def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
+        """Its path is gone."""
+        if path is self.path:
+            self._workers.path_lost(self, reason, now)
+
+    def left(self, path: Path, reason: str, now: float) -> None:
+        """The worker said goodbye."""
+        if path is self.path:
+            self._workers.gone(self.uid, f"goodbye: {reason}", now)
+
+
+class WorkerListener(Protocol):
+    """Who wants to know what becomes of workers."""
+
+    def worker_greeting(self) -> dict[str, Any]:
+        """What a worker is welcomed with."""
+
+    def worker_up(self, worker: Worker, now: float) -> None:
+        """A new worker, or a new path of a known one."""
+
+    def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
+        """It will not come back."""
+
+    def worker_receive(self, worker: Worker, frame: Frame, now: float) -> None:
+        """A call or event of the worker."""
+
+
+class Workers:
+    """The registry; see the module's docstring."""
+
+    def __init__(self, env: Env, heartbeats: Heartbeats, listener: WorkerListener) -> None:
+        self.listener = listener
+        self._env = env
+        self._heartbeats = heartbeats
+        self._workers: dict[str, Worker] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """Control frames of a connection whose peer is not accepted.
+
+        Raises:
+            ProtocolError: they are no introduction, or a malformed one.
+        """
+        if frames[0].type != HELLO:
+            raise ProtocolError("a stranger does not introduce itself")
+        path = Path(carrier, rid, Session(now, self._env.settings.worker_heartbeat), now)
+        _, event = path.session.receive(frames[0], now)
+        if not isinstance(event, Greeted):
+            return
+        body = event.body
+        problem = check_protocol(body)
+        if problem is not None:
+            self._env.outbox.say(path, path.session.refuse("bad_version", problem))
+            self._env.shell.forget(path)
+            return
+        uid, pid = body.get("uid"), body.get("pid")
+        if not isinstance(uid, str) or not 0 < len(uid) <= _UID_LIMIT or not uid.isascii() or not isinstance(pid, int):
+            raise ProtocolError("a worker's introduction needs uid and pid")
+        self._welcome(path, uid, pid, now)
+
+    def path_lost(self, worker: Worker, reason: str, now: float) -> None:
+        """The worker is not reachable; it is waited for."""
+        log.warning("event=worker_away worker=%s pid=%d reason=%r", worker.uid, worker.pid, reason)
+        self._detach(worker)
+        patience = self._env.settings.resume_timeout
+        worker.away = self._env.timers.at(now + patience, partial(self._not_back, worker))
+
+    def gone(self, uid: str, reason: str, now: float) -> None:
+        """The worker's process ended or it said goodbye. Idempotent."""
+        worker = self._workers.pop(uid, None)
+        if worker is None:
+            return
+        self._detach(worker)
+        if worker.away is not None:
+            worker.away.cancel()
+        log.info("event=worker_gone worker=%s pid=%d reason=%r", uid, worker.pid, reason)
+        self.listener.worker_gone(worker, reason, now)
+
+    def _welcome(self, path: Path, uid: str, pid: int, now: float) -> None:
+        worker = self._workers.get(uid)
+        if worker is None:
+            worker = self._workers[uid] = Worker(self, uid, pid)
+            self._env.shell.watch(pid, uid)
+        elif worker.path is not None:
+            self._detach(worker)
+        if worker.away is not None:
+            worker.away.cancel()
+            worker.away = None
+        worker.path = path
+        worker.bulk = worker.bulk_elsewhere = 0
+        path.owner = worker
+        self._env.shell.accept(path)
+        self._env.switch.add_worker(path, uid)
+        self._heartbeats.watch(path)
+        self._env.outbox.say(path, path.session.welcome(self.listener.worker_greeting()))
+        log.info("event=worker_up worker=%s pid=%d", uid, pid)
+        self.listener.worker_up(worker, now)
+
+    def _detach(self, worker: Worker) -> None:
+        path, worker.path = worker.path, None
+        if path is not None:
+            self._env.switch.remove(path)
+            self._heartbeats.drop(path)
+            self._env.shell.forget(path)
+
+    def _not_back(self, worker: Worker, now: float) -> None:
+        worker.away = None
+        self.gone(worker.uid, "not back in time", now)

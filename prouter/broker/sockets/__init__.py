@@ -1,0 +1,1 @@
+"""The broker's sockets: listeners, connections of agents and workers, limits before authentication."""

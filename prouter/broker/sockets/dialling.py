@@ -1,0 +1,130 @@
+"""Connects to agents that listen: names are looked up in threads, sockets connect without blocking, again and again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from errno import EINPROGRESS
+from functools import partial
+from typing import Any
+
+from prouter.broker.base.timers import Timers
+from prouter.broker.sockets.ports import Port
+
+__all__ = ["Dialling"]
+
+log = logging.getLogger("prouter.broker")
+
+_PAUSE = 0.1
+"""Seconds between attempts."""
+_TIMEOUT = 2.0
+"""Seconds an attempt may take before the next, however far apart TCP's own repeats are by then."""
+
+Address = tuple[int, Any]
+"""Family, and what `connect` takes."""
+
+
+class Dialling:
+    """See the module's docstring. A port is tried until it is connected or closed.
+
+    Args:
+        timers: of the loop.
+        wake: makes the loop call `turn`; may be called by any thread.
+        watch: ``watch(fd, handle)`` has `handle(now)` called once when the socket is writable.
+        unwatch: ends that.
+        connected: gets a port and its socket.
+        troubled: told in words why a port is not connected, with each attempt.
+    """
+
+    def __init__(
+        self,
+        timers: Timers,
+        wake: Callable[[], None],
+        watch: Callable[[int, Callable[[float], None]], None],
+        unwatch: Callable[[int], None],
+        connected: Callable[[Port, socket.socket, float], None],
+        troubled: Callable[[Port, str], None],
+    ) -> None:
+        self._timers = timers
+        self._wake = wake
+        self._watch = watch
+        self._unwatch = unwatch
+        self._connected = connected
+        self._troubled = troubled
+        self._found: deque[tuple[Port, str, int, list[Address], str]] = deque()
+
+    def dial(self, port: Port, host: str, number: int, now: float) -> None:
+        """Connect `port` to an agent; a name or an address, without brackets."""
+        if not port.closed:
+            threading.Thread(target=self._look_up, args=(port, host, number), daemon=True).start()
+
+    def turn(self, now: float) -> None:
+        """Go on with those whose addresses have been found."""
+        while self._found:
+            port, host, number, addresses, problem = self._found.popleft()
+            if problem:
+                self._troubled(port, problem)
+            self._attempt(port, host, number, addresses, now)
+
+    def _look_up(self, port: Port, host: str, number: int) -> None:
+        """In a thread of its own."""
+        addresses: list[Address] = []
+        problem = ""
+        try:
+            found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+            addresses += [(entry[0], entry[4]) for entry in found]
+        except (OSError, UnicodeError) as error:
+            log.debug("event=address_not_found host=%s error=%r", host, str(error))
+            problem = f"the name cannot be looked up: {getattr(error, 'strerror', None) or error}"
+        self._found.append((port, host, number, addresses, problem))
+        self._wake()
+
+    def _attempt(self, port: Port, host: str, number: int, addresses: list[Address], now: float) -> None:
+        """Try the first address; the others, and then all of them again, if that fails."""
+        if port.closed:
+            return
+        if not addresses:
+            self._timers.at(now + _PAUSE, partial(self.dial, port, host, number))
+            return
+        (family, address), *others = addresses
+        go_on = partial(self._attempt, port, host, number, others)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as failure:
+            log.debug("event=connecting_failed host=%s error=%r", host, str(failure))
+            self._troubled(port, str(failure.strerror or failure).lower())
+            go_on(now)
+            return
+        sock.setblocking(False)
+        error = sock.connect_ex(address)
+        if error not in (0, EINPROGRESS):
+            sock.close()
+            self._troubled(port, os.strerror(error).lower())
+            go_on(now)
+            return
+
+        def settle(now: float) -> None:
+            timer.cancel()
+            self._unwatch(sock.fileno())
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if port.closed or error:
+                sock.close()
+                if error:
+                    self._troubled(port, os.strerror(error).lower())
+                go_on(now)
+            else:
+                self._troubled(port, "what listens there does not answer as an agent does; dial its server.port")
+                self._connected(port, sock, now)
+
+        def give_up(now: float) -> None:
+            self._unwatch(sock.fileno())
+            sock.close()
+            self._troubled(port, "no answer")
+            go_on(now)
+
+        timer = self._timers.at(now + _TIMEOUT, give_up)
+        self._watch(sock.fileno(), settle)

@@ -1,0 +1,253 @@
+"""Connections of the broker, each the carrier of one peer's path: they speak ZMTP on the broker's own loop.
+
+A send never blocks. What waits to be sent is bounded (backlog.py), what is read is bounded by turns: who
+sends faster than the broker reads has to wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from prouter.broker.base.switch import Path, Switch
+from prouter.broker.sockets.backlog import SMALL, Backlog
+from prouter.errors import ProtocolError
+from prouter.fabric.frames import batches, encode
+from prouter.transport.local.wire import BUFFER_COST, Wire
+
+__all__ = ["Control", "Port", "Routing"]
+
+log = logging.getLogger("prouter.broker")
+
+_MOST_CONTROL = 64 * 1024 * 1024
+"""Bytes of control frames that may wait for a peer; what streams have under way is bounded by their windows."""
+
+_BLOCK = 16
+"""Bytes that each byte of a block counts for beside its own."""
+_EARLY = 1024
+"""Messages that may wait for a connection."""
+_PATIENCE = 1.0
+"""Seconds after which those of whom something was dropped are told, although the queue is not empty."""
+
+Control = Callable[["Port", Sequence[bytes], float], None]
+"""Gets the parts of a message for the broker itself."""
+
+
+class Routing(Protocol):
+    """What becomes of messages that cannot be passed on."""
+
+    def unreachable(self, target: Path, now: float) -> None:
+        """The connection of `target` is closed."""
+
+    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
+        """A message of `source` was dropped: too much of it waits for `target` already."""
+
+
+class Port:
+    """A connection, or one to be: messages wait until there is a socket and the peer has introduced itself.
+
+    Attributes:
+        path: the peer's, once it is accepted; that of an agent that is dialled from the beginning.
+        local: whether the peer is a worker of this host.
+        identity: the routing id the peer asked for.
+        fd: what to watch; -1 while there is no socket, and when it is closed.
+        closed: whether it is.
+        leaving: whether it is to be closed: what is queued is sent, and nothing heard any more.
+        watched_for_writing: whether it is watched until it is writable, too.
+        paused: whether it is not to be read for now.
+
+    Args:
+        dirty: where this port puts itself when there is something to be flushed.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_control_bytes",
+        "_dirty",
+        "_early",
+        "_lossy",
+        "_lossy_since",
+        "_marked",
+        "_wire",
+        "closed",
+        "fd",
+        "leaving",
+        "local",
+        "path",
+        "paused",
+        "watched_for_writing",
+    )
+
+    def __init__(self, dirty: list[Port], *, local: bool = False) -> None:
+        self.path: Path | None = None
+        self.local = local
+        self.fd = -1
+        self.closed = False
+        self.leaving = False
+        self.watched_for_writing = False
+        self.paused = False
+        self._backlog = Backlog()
+        self._lossy: dict[Path, None] = {}
+        """Paths of which messages for this peer were dropped."""
+        self._lossy_since = 0.0
+        self._wire: Wire | None = None
+        self._early: list[Sequence[bytes]] = []
+        self._dirty = dirty
+        self._marked = False
+        self._control_bytes = 0
+        """Queued since the kernel last had room for everything."""
+
+    def connected(self, sock: socket.socket, kind: bytes, peer: bytes, limit: int) -> None:
+        """There is a socket.
+
+        Args:
+            kind: of this end's ZeroMQ socket.
+            peer: of the other's.
+            limit: size of a message that is taken while there is no path, bytes.
+
+        Raises:
+            OSError: it is closed already.
+        """
+        self._wire = wire = Wire(sock, kind, peer, limit=limit if self.path is None else None)
+        self.fd = wire.fd
+
+    def accept(self, path: Path) -> None:
+        """The peer is known: this is its path, and it may send large messages."""
+        self.path = path
+        if self._wire is not None:
+            self._wire.trust()
+
+    @property
+    def identity(self) -> bytes:
+        """See the class."""
+        return self._wire.identity if self._wire is not None else b""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether `flush` is to be called again when the socket is writable."""
+        return self._wire is not None and self._wire.blocked
+
+    @property
+    def held(self) -> int:
+        """Bytes of a message that has not arrived whole."""
+        return self._wire.unfinished if self._wire is not None else 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `pump` has more to do, whatever arrives."""
+        return self._wire is not None and self._wire.more
+
+    def pump(self, switch: Switch, now: float, control: Control, routing: Routing) -> None:
+        """Move what has arrived, or part of it: routed messages to where they go, others to `control`.
+
+        Raises:
+            OSError: the connection is closed, and everything that came before was moved.
+            ProtocolError: what comes is not ZMTP, or more than is taken from this peer.
+        """
+        wire = self._wire
+        if wire is None:
+            return
+        messages = wire.receive()
+        if self._early and wire.ready:
+            early, self._early = self._early, []
+            for parts in early:
+                self.queue(parts)
+        for route, *parts in messages:
+            if self.closed or self.leaving:
+                return
+            path = self.path
+            if not route or not parts:
+                control(self, parts, now)
+                continue
+            if path is None:
+                raise ProtocolError("a stranger wants something passed on")
+            target = path.routes.get(bytes(route))
+            if target is None:
+                switch.dropped += 1
+                continue
+            path.heard = now
+            port: Port = target.carrier
+            if not port.has_room(path, parts, now):
+                switch.dropped += 1
+                routing.overflowed(path, target, sum(map(len, parts)), now)
+            elif port.queue([path.source, *parts]):
+                switch.routed += 1
+            else:
+                switch.dropped += 1
+                routing.unreachable(target, now)
+        if wire.more and self.path is None:
+            raise ProtocolError("a stranger says more than an introduction")
+
+    def has_room(self, source: Path, parts: Sequence[bytes], now: float) -> bool:
+        """Whether a message of `source` may be queued; if not, `relieved` tells of it later."""
+        wire = self._wire
+        if wire is None or not wire.ready:
+            admitted = len(self._early) < _EARLY
+        elif wire.taken - wire.sent <= SMALL:
+            return True
+        else:
+            # Each 32 bytes of a block may be a frame, which takes the receiver as long as much of a bulk part.
+            size = _BLOCK * len(parts[0]) + sum(map(len, parts)) + len(parts) * BUFFER_COST
+            admitted = self._backlog.admit(source.source, size, wire.taken, wire.sent)
+        if not admitted:
+            if not self._lossy:
+                self._lossy_since = now
+            self._lossy[source] = None
+        return admitted
+
+    def relieved(self, now: float) -> list[Path]:
+        """Paths of which messages were dropped and for which there is room again."""
+        wire = self._wire
+        if not self._lossy or wire is None or (wire.taken - wire.sent > SMALL and now < self._lossy_since + _PATIENCE):
+            return []
+        lossy, self._lossy = self._lossy, {}
+        return list(lossy)
+
+    def queue(self, parts: Sequence[bytes]) -> bool:
+        """Have a message sent with the next `flush`; False when the connection is closed."""
+        if self.closed:
+            return False
+        if self._wire is None or not self._wire.ready:
+            self._early.append(parts)
+            return True
+        self._wire.queue(parts)
+        if not self._marked:
+            self._marked = True
+            self._dirty.append(self)
+        return True
+
+    def send(self, path: Path) -> bool:
+        """Have what is pending on `path` sent with the next `flush`.
+
+        False when the connection is closed, or the peer makes itself be spoken to and does not listen.
+        """
+        frames, path.pending = path.pending, []
+        for batch in batches(frames):
+            parts = [b"", *encode(batch)]
+            self._control_bytes += sum(map(len, parts))
+            if self._control_bytes > _MOST_CONTROL or not self.queue(parts):
+                return False
+        return True
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the kernel takes it. That the connection is closed, `pump` will tell."""
+        self._marked = False
+        if self.closed or self._wire is None:
+            return
+        try:
+            self._wire.flush()
+            if not self._wire.blocked:
+                self._control_bytes = 0
+        except OSError as error:
+            log.debug("event=peer_unreachable fd=%d error=%r", self.fd, str(error))
+
+    def close(self, linger: float = 0) -> None:
+        """Close; what is queued has `linger` seconds to leave, during which this blocks. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.fd = -1
+        if self._wire is not None:
+            self._wire.finish(linger)

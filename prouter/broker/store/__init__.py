@@ -1,0 +1,1 @@
+"""The job table on disk, and its restoration at the next start."""

@@ -1,0 +1,62 @@
+"""What a broker finds of the broker before, and how it takes it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.ledger import Ledger, PeerInfo
+from prouter.broker.links.dials import Dials
+from prouter.broker.links.hello import CLIENT, AgentInfo
+from prouter.broker.links.links import Links
+
+__all__ = ["Saved", "SavedConnection", "restore"]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedConnection:
+    """A connection as it was written down.
+
+    Attributes:
+        address: where it was dialled and with which token, None when the agent dialled in.
+    """
+
+    uid: str
+    mode: str
+    info: AgentInfo
+    since: float
+    gone: bool
+    address: tuple[str, str] | None
+
+
+@dataclass(slots=True)
+class Saved:
+    """Everything that was written down; empty for a router that starts for the first time."""
+
+    connections: list[SavedConnection] = field(default_factory=list)
+    jobs: list[Entry] = field(default_factory=list)
+    keys: list[tuple[str, str, str]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    """By key, what tells the request from another (`prouter.requests.digest`)."""
+    unwanted: list[str] = field(default_factory=list)
+    events: list[tuple[int, bytes]] = field(default_factory=list)
+    last_event: int = 0
+    last_seen: float | None = None
+    """Time of the last event, seconds since the epoch."""
+
+
+def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations: Creations, now: float) -> None:
+    """Fill the empty parts of a broker. Agents that were linked are away until they come back or can be dialled."""
+    ledger.table.load(saved.jobs)
+    for connection in saved.connections:
+        ledger.restore(connection.uid, PeerInfo(connection.mode, connection.info), gone=connection.gone)
+        if connection.gone:
+            continue
+        link = links.restore(connection.uid, connection.mode, connection.info, connection.since, now)
+        if connection.mode == CLIENT and connection.address is not None:
+            dials.restore(*connection.address, link, now)
+    for key, uid, job in saved.keys:
+        creations.restore(key, uid, job, saved.digests.get(key, ""))
+    for job in saved.unwanted:
+        creations.restore_unwanted(job)

@@ -1,0 +1,63 @@
+"""Writing everything down again, after the database was lost under a running broker.
+
+The broker's memory holds all of it. It is submitted in parts, so that nobody is kept waiting; what changes meanwhile is
+submitted as always, and comes later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+
+from prouter.broker.base.env import Env
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.links.dials import Dials
+from prouter.broker.links.links import Links
+
+__all__ = ["Rewriting"]
+
+log = logging.getLogger("prouter.broker")
+
+_PART = 200
+"""Rows submitted in one turn of the loop."""
+
+
+class Rewriting:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, ledger: Ledger, links: Links, dials: Dials, creations: Creations) -> None:
+        self._env = env
+        self._ledger = ledger
+        self._links = links
+        self._dials = dials
+        self._creations = creations
+        self._rows: Iterator[None] | None = None
+
+    def begin(self, now: float) -> None:
+        """Submit everything, from the start if that is under way."""
+        log.warning("event=rewriting jobs=%d", len(self._ledger.table))
+        idle = self._rows is None
+        self._rows = self._everything()
+        if idle:
+            self._part(now)
+
+    def _part(self, now: float) -> None:
+        if self._rows is None:
+            return
+        if sum(1 for _ in islice(self._rows, _PART)) == _PART:
+            self._env.timers.at(now, self._part)
+        else:
+            self._rows = None
+            log.info("event=rewritten jobs=%d", len(self._ledger.table))
+
+    def _everything(self) -> Iterator[None]:
+        """Submits a row for each step."""
+        for connection in self._ledger.connections:
+            link = self._links.get(connection)
+            address = self._dials.address_of(link) if link is not None else None
+            self._ledger.write_connection(connection, link.since if link is not None else 0.0, address)
+            yield
+        yield from self._creations.write_all()
+        yield from self._ledger.write_all()

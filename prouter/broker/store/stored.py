@@ -1,0 +1,106 @@
+"""What the tables of the database hold, read when the broker starts, within the bounds that hold today.
+
+Versions before this one kept records, events and properties of any size. What is too large is shortened or left out,
+with a line in the log, and the table is corrected, so that it is done once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from dataclasses import replace
+from typing import Any
+
+from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.ledger import EVENTS
+from prouter.broker.links.hello import AgentInfo
+from prouter.broker.store.restore import Saved, SavedConnection
+from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
+from prouter.fabric.frames import pack_body, unpack_body
+from prouter.jobs import MAX_NAME, MAX_RECORD, JobRecord, bounded
+
+__all__ = ["Repair", "read_tables"]
+
+log = logging.getLogger("prouter.store")
+
+Repair = tuple[str, tuple[Any, ...]]
+"""A statement that corrects a row, and its parameters."""
+
+_COLUMNS = "uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event"
+_MAX_EVENT = 2 * MAX_RECORD
+"""Bytes of a packed event: a record, and little else."""
+_EVENTS_BYTES = 32 << 20
+_MAX_CONNECTION = 2 * (MAX_PROPERTIES + MAX_PLATFORM)
+"""Bytes of a packed connection."""
+
+
+def read_tables(database: sqlite3.Connection) -> tuple[Saved, list[Repair]]:
+    """Read the tables of this version, and tell how to correct what was too large in them."""
+    saved, repairs = Saved(), list[Repair]()
+    _read_connections(database, saved, repairs)
+    _read_jobs(database, saved, repairs)
+    saved.unwanted = [job for (job,) in database.execute("SELECT job FROM unwanted ORDER BY at")]
+    saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
+    if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'digests'").fetchone():
+        saved.digests = dict(database.execute("SELECT key, digest FROM digests"))
+    _read_events(database, saved, repairs)
+    if repairs:
+        log.warning("event=database_shortened rows=%d: an earlier version kept more than this one does", len(repairs))
+    return saved, repairs
+
+
+def _read_connections(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:
+    for uid, gone, body in database.execute("SELECT uid, gone, body FROM connections"):
+        known = unpack_body(body)
+        info = AgentInfo.from_wire(known["info"])
+        if len(body) > _MAX_CONNECTION:
+            info = replace(info, properties={}, platform={})
+            shorter = pack_body({**known, "info": info.to_wire()})
+            repairs.append(("UPDATE connections SET body = ? WHERE uid = ?", (shorter, uid)))
+        address = known.get("address")
+        saved.connections.append(
+            SavedConnection(
+                uid=uid,
+                mode=known["mode"],
+                info=info,
+                since=known["since"],
+                gone=bool(gone),
+                address=(address[0], address[1]) if address else None,
+            )
+        )
+
+
+def _read_jobs(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:
+    for row in database.execute(f"SELECT {_COLUMNS} FROM jobs"):  # noqa: S608 - a constant
+        uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, packed, event = row
+        if len(packed) > MAX_RECORD or len(name) > MAX_NAME:
+            record = bounded(JobRecord.from_wire(unpack_body(packed)))
+            packed, name = pack_body(record.to_wire()), bounded(replace(record, name=name)).name
+            repairs.append(("UPDATE jobs SET record = ?, name = ? WHERE uid = ?", (packed, name, uid)))
+        entry = Entry(uid, connection, agent, name, created_at, state, revision, bool(lost), removal, ended_at, packed)
+        if not entry.ended:
+            entry.set(entry.last_record)
+            entry.confirmed = False
+        saved.jobs.append(entry)
+        saved.last_event = max(saved.last_event, event)
+
+
+def _read_events(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:
+    """The newest events, as many as are kept; those that are too large are left out."""
+    left = _EVENTS_BYTES
+    query = "SELECT id, CASE WHEN length(body) <= ? THEN body END FROM events ORDER BY id DESC LIMIT ?"
+    for number, body in database.execute(query, (_MAX_EVENT, EVENTS)):
+        saved.last_event = max(saved.last_event, number)
+        if body is None:
+            repairs.append(("DELETE FROM events WHERE id = ?", (number,)))
+            continue
+        left -= len(body)
+        if left < 0:
+            repairs.append(("DELETE FROM events WHERE id <= ?", (number,)))
+            break
+        event = unpack_body(body)
+        at = event.get("at")
+        if saved.last_seen is None and isinstance(at, (int, float)):
+            saved.last_seen = float(at)
+        saved.events.append((number, body))
+    saved.events.reverse()

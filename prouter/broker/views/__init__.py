@@ -1,0 +1,1 @@
+"""What the broker shows to workers: jobs, connections, changes, bridges."""

@@ -1,0 +1,167 @@
+"""What agents say unasked: their jobs when they link, every change of a job, and their load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prouter.broker.base.env import Env
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.records import read_record, read_usage, record_uid
+from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.links import Link
+from prouter.broker.views.directory import Directory
+from prouter.errors import ProtocolError, PRouterError
+from prouter.fabric.bounds import MAX_JOB_EVENT
+from prouter.fabric.calls import event_name, read_event
+from prouter.fabric.frames import Frame
+from prouter.fabric.parts import PART_ITEMS
+from prouter.jobs import State
+
+__all__ = ["Announcements", "read_announcement"]
+
+log = logging.getLogger("prouter.broker")
+
+
+_CHANGE = 7 * 1024
+"""Bytes that a change of a job counts for beside those of its record."""
+_COPIES = 3
+"""How many times more its record counts: it is written down twice and told to every worker."""
+_LARGE_EVENTS = frozenset({"jobs", "usage"})
+"""Events about many jobs."""
+
+
+def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
+    """Name and body of an agent's event; one that is too large for what it tells is not even unpacked.
+
+    Raises:
+        ProtocolError: it is malformed or too large.
+    """
+    if len(frame.payload) > MAX_JOB_EVENT and event_name(frame) not in _LARGE_EVENTS:
+        raise ProtocolError(f"an event about one job has {len(frame.payload)} bytes, more than {MAX_JOB_EVENT}")
+    return read_event(frame)
+
+
+class Announcements:
+    """See the module's docstring.
+
+    Args:
+        not_running: called with the uid of each job that its agent, back after a restart of the broker, says to be new:
+            what the broker before knew of it may have been newer than what was written down, but it was not.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        ledger: Ledger,
+        directory: Directory,
+        creations: Creations,
+        forwarder: Forwarder,
+        not_running: Callable[[str], None],
+    ) -> None:
+        self._env = env
+        self._ledger = ledger
+        self._directory = directory
+        self._creations = creations
+        self._forwarder = forwarder
+        self._not_running = not_running
+
+    def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
+        """An event of the agent; unknown ones are ignored, as a newer agent may know more.
+
+        Raises:
+            ProtocolError: the body is malformed.
+        """
+        if name == "job":
+            self._job(link, body.get("record"), now)
+        elif name == "jobs":
+            self._jobs(link, body, now)
+        elif name == "job.removed":
+            self._removed(link, body.get("record"))
+        elif name == "load":
+            self._directory.load_reported(link, body)
+        elif name == "usage":
+            self._usage(link, body.get("jobs"))
+
+    def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
+        """A part of the list of its jobs; after the last part, what it did not name is lost, or was removed."""
+        wires = body.get("jobs")
+        if not isinstance(wires, list):
+            raise ProtocolError("jobs must be a list")
+        if len(wires) > PART_ITEMS:  # Each takes as long as a small frame.
+            raise ProtocolError(f"a part of the list of jobs has more than {PART_ITEMS}")
+        self._env.budget -= len(wires)
+        for wire in wires:
+            try:
+                self._job(link, wire, now, announced=link.announced is not None)
+            except ProtocolError as error:
+                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
+            uid = record_uid(wire)
+            if link.announced is not None and uid is not None and self._ledger.table.get(uid) is not None:
+                link.announced.add(uid)
+        if body.get("complete") is not True or link.announced is None:
+            return
+        announced, link.announced = link.announced, None
+        link.confirmed = True
+        self._removed_before(self._ledger.table.kept(link.connection) - announced)
+        self._ledger.lose(
+            link.connection, self._ledger.table.live(link.connection) - announced, "it knows nothing of the job"
+        )
+        for uid in sorted(self._ledger.table.live(link.connection)):
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.state is State.NEW:
+                self._not_running(uid)
+        log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
+
+    def _removed_before(self, missing: set[str]) -> None:
+        """Jobs that were to be removed and that their agent does not have: a broker before had not written it down."""
+        for uid in sorted(missing):
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.removal and not entry.lost:
+                self._ledger.close(entry, entry.last_record, entry.removal)
+
+    def _job(self, link: Link, wire: object, now: float, *, announced: bool = False) -> None:
+        record = read_record(wire, link.connection)
+        if self._creations.unwanted(record.uid):
+            self._discard(link, record.uid, now)
+            return
+        entry = self._ledger.table.get(record.uid)
+        if entry is not None and entry.connection != link.connection:
+            raise ProtocolError(f"job '{record.uid}' belongs to another agent")
+        if entry is not None and entry.removed:
+            self._discard(link, record.uid, now)
+        else:
+            changed = self._ledger.apply(record, link.info.uid, announced=announced)
+            if changed is not None and link.path is not None:
+                link.path.debt += _CHANGE + _COPIES * changed.size
+
+    def _usage(self, link: Link, usages: object) -> None:
+        """What some of its running jobs use now: shown in their info, no event."""
+        if not isinstance(usages, list):
+            raise ProtocolError("jobs must be a list")
+        for usage in usages:
+            try:
+                uid, cpu_seconds, rss_bytes = read_usage(usage)
+            except ProtocolError as error:
+                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
+                continue
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.connection == link.connection and not entry.ended:
+                entry.usage = (cpu_seconds, rss_bytes)
+
+    def _removed(self, link: Link, wire: object) -> None:
+        record = read_record(wire, link.connection)
+        entry = self._ledger.table.get(record.uid)
+        if entry is not None and entry.connection == link.connection and not entry.removed:
+            self._ledger.close(entry, record, "")
+
+    def _discard(self, link: Link, uid: str, now: float) -> None:
+        """The agent holds a job that nobody knows (any more)."""
+
+        def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            if error is not None:
+                log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
+
+        self._forwarder.call(link, "job.remove", {"uid": uid}, discarded, now)

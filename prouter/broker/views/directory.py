@@ -1,0 +1,136 @@
+"""The list of connections as clients poll it: JSON, written once per version, so that a hundred dashboards cost one.
+
+Workers hand it on as it is. Of each link, what stays and what changes is written apart.
+"""
+
+from __future__ import annotations
+
+import json
+from math import inf
+from typing import Any
+
+from prouter.broker.base.env import Env
+from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.links.connection_info import connection_figures, connection_identity
+from prouter.broker.links.hello import AgentInfo
+from prouter.broker.links.links import Link, Links
+from prouter.fabric.bounds import MAX_PAGE
+from prouter.fabric.frames import pack_body
+
+__all__ = ["Directory"]
+
+_FIGURES_AGE = 2.0
+"""Seconds for which load, latency and numbers of jobs that changed may be shown as they were."""
+
+_SLOW = 0.02
+"""Round trips (seconds) from here on are news by themselves."""
+
+
+class _Shown:
+    """What was last shown of a link."""
+
+    __slots__ = ("figures", "identity", "info", "text")
+
+    def __init__(self, info: AgentInfo, identity: str) -> None:
+        self.info = info
+        self.identity = identity
+        self.figures: dict[str, Any] = {}
+        self.text = ""
+
+
+class Directory:
+    """See the module's docstring."""
+
+    def __init__(self, env: Env, links: Links, ledger: Ledger) -> None:
+        self._env = env
+        self._links = links
+        self._ledger = ledger
+        self._figures = 0
+        self._version: tuple[int, int] = (-1, -1)
+        self._text = b""
+        self._versions: dict[str, bytes] = {}
+        """The last two texts, by their etags."""
+        self._packed = b""
+        self._unchanged = b""
+        self._etag = ""
+        self._made = float("-inf")
+        self._shown: dict[str, _Shown] = {}
+
+    def figures_changed(self) -> None:
+        """Load or latency is another than was shown."""
+        self._figures += 1
+
+    def latency_measured(self, seconds: float | None) -> None:
+        """A round trip was measured; one that is not much of a change is shown with the next."""
+        if seconds is not None and seconds >= _SLOW:
+            self.figures_changed()
+
+    def load_reported(self, link: Link, body: dict[str, Any]) -> None:
+        """An agent's own figures; whatever is not a figure is ignored."""
+        load, running = body.get("load"), body.get("running")
+        before = (link.load, link.running)
+        if isinstance(load, (int, float)) and 0 <= load < inf:
+            link.load = round(float(load), 2)
+        if isinstance(running, int):
+            link.running = running
+        link.placed = 0
+        if before != (link.load, link.running):
+            self.figures_changed()
+        if isinstance(body.get("draining"), bool):
+            self.drained(link, body["draining"])
+
+    def drained(self, link: Link, on: bool) -> None:
+        """An agent takes no new jobs, or takes them again."""
+        if link.draining != on:
+            link.draining = on
+            self._links.version += 1
+            self._ledger.agent_changed(link, "draining" if on else "resumed")
+
+    def connections(self, args: dict[str, Any], now: float) -> bytes:
+        """The packed answer: ``{connections, etag}``, the former as the JSON that clients get.
+
+        To a caller who has that already (`etag`): ``{unchanged: true, etag}``. A long list comes in pieces: then
+        ``next`` is there, where the next one begins; ask for it with ``{of: etag, from: next}``. The last two versions
+        are kept for that; when `of` is none of them, the answer is the beginning of the newest.
+        """
+        start, text = args.get("from"), self._versions.get(str(args.get("of")))
+        if text is not None and isinstance(start, int) and 0 <= start < len(text):
+            return _piece(text, str(args["of"]), start)
+        version = (self._links.version, self._figures + self._ledger.changes)
+        if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
+            self._make(version, now)
+        return self._unchanged if args.get("etag") == self._etag else self._packed
+
+    def _show(self, link: Link) -> str:
+        """A link as clients see it, written again only as far as it changed."""
+        known = self._shown.get(link.connection)
+        if known is None or known.info is not link.info:
+            known = self._shown[link.connection] = _Shown(link.info, _json(connection_identity(link)))
+        figures = connection_figures(link, self._ledger.table.running(link.connection))
+        if figures != known.figures:
+            known.figures = figures
+            known.text = f"{known.identity[:-1]},{_json(figures)[1:]}"
+        return known.text
+
+    def _make(self, version: tuple[int, int], now: float) -> None:
+        self._version, self._made = version, now
+        links = sorted(self._links, key=lambda link: (link.since, link.connection))
+        shown = [self._show(link) for link in links]
+        self._shown = {link.connection: self._shown[link.connection] for link in links}
+        text = f'{{"connections":[{",".join(shown)}]}}'.encode("ascii")
+        if text == self._text:
+            return
+        self._text, self._etag = text, f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
+        self._versions = dict([*list(self._versions.items())[-1:], (self._etag, text)])
+        self._packed = _piece(text, self._etag, 0)
+        self._unchanged = pack_body({"unchanged": True, "etag": self._etag})
+
+
+def _piece(text: bytes, etag: str, start: int) -> bytes:
+    end = start + MAX_PAGE
+    following = {"next": end} if end < len(text) else {}
+    return pack_body({"connections": text[start:end], "etag": etag, **following})
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))

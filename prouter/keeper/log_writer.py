@@ -1,0 +1,294 @@
+"""The log writer: a child of the keeper that moves what jobs write from their pipes into their log files.
+
+A process of its own, as the keeper must never wait for a disk, and runs ahead of all jobs where it may. It is forked
+when a job first writes, sleeps while nobody does, and holds nothing that the keeper does not hold too: a killed writer
+is replaced. When the keeper is killed it goes on until the jobs have closed their pipes, so that they neither lose
+output nor get SIGPIPE.
+
+Bytes go from pipe to file inside the kernel (splice(2)), and by read and write where the file system cannot. While the
+disk is full nothing is read: the job waits in its write. Only a job that has ended loses what still cannot be stored
+`_END_PATIENCE` seconds later.
+
+Messages, one datagram each: an operation (one byte), the number of a stream (u64), and more by operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+from typing import NoReturn
+
+from prouter.keeper.log_gaps import COPIED, COPY_END
+
+__all__ = ["ADD", "DONE", "FAILED", "FINISH", "HEAD", "LONGEST", "TROUBLE", "become_writer"]
+
+HEAD = struct.Struct("<BQ")
+ADD = 1
+"""To the writer, with descriptors: the pipe, the log, and perhaps the copy of the log's beginning."""
+FINISH = 2
+"""To the writer: the job has ended; move what the pipe holds now, and say `DONE`."""
+DONE = 3
+"""From the writer: the stream is over; how many bytes could not be stored (u64)."""
+TROUBLE = 4
+"""From the writer: the log cannot be written; the error's number (u64). It is tried again."""
+
+FAILED = 5
+"""From the writer, which is about to end: it met an error that it does not know; a traceback."""
+LONGEST = 16 << 10
+"""Bytes a message may have."""
+
+_AMOUNT = struct.Struct("<Q")
+_COUNT = struct.Struct("i")
+_F_SETPIPE_SZ = 1031
+_PIPE = 64 << 10
+_LARGE_PIPE = 256 << 10
+_PIECE = 1 << 20
+_PAUSE_MS = 1
+"""Milliseconds to wait after a pass that found little, so that a job of many small writes costs few passes."""
+_LITTLE = 16 << 10
+_RETRY = 0.25
+_END_PATIENCE = 2.0
+"""Seconds that a full disk may delay the end of a job."""
+
+
+class _Stream:
+    """One pipe and its log."""
+
+    def __init__(self, number: int, pipe: int, log: int, copy: int | None) -> None:
+        self.number = number
+        self.pipe = pipe
+        self.log = log
+        self.copy = copy
+        self.left: int | None = None
+        """Bytes to move before the stream is over, once the job has ended."""
+        self.give_up_at = 0.0
+        self.retry_at = 0.0
+        self._splices = True
+        self._grown = False
+        self._unwritten = b""
+
+    def waiting(self) -> int:
+        """Bytes that can be moved now."""
+        there: int = _COUNT.unpack(fcntl.ioctl(self.pipe, termios.FIONREAD, bytes(_COUNT.size)))[0]
+        return there + len(self._unwritten)
+
+    def move(self, most: int) -> int:
+        """Move at most so many bytes, of which at least one is there; how many.
+
+        Raises:
+            OSError: the log cannot be written; nothing is lost.
+        """
+        # Always at the end, wherever that is: where files have no holes, the agent empties the log now and then.
+        at = os.lseek(self.log, 0, os.SEEK_END)
+        moved = self._splice(most) if self._splices else self._write(most)
+        if moved >= _PIPE and not self._grown:
+            self._grown = True
+            with contextlib.suppress(OSError):  # The user may have no more pages for pipes: slower, not worse.
+                fcntl.fcntl(self.pipe, _F_SETPIPE_SZ, _LARGE_PIPE)
+        if self.copy is not None:
+            self._show(at, moved)
+        return moved
+
+    def _splice(self, most: int) -> int:
+        try:
+            return os.splice(self.pipe, self.log, most)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            self._splices = False
+            return self._write(most)
+
+    def _write(self, most: int) -> int:
+        if not self._unwritten:
+            self._unwritten = os.read(self.pipe, min(most, _PIPE))
+        written = os.write(self.log, self._unwritten)
+        self._unwritten = self._unwritten[written:]
+        return written
+
+    def _show(self, at: int, moved: int) -> None:
+        """Append what was moved to the copy, as long as it belongs to the log's beginning."""
+        assert self.copy is not None
+        try:
+            if at < COPIED:
+                os.write(self.copy, os.pread(self.log, min(moved, COPIED - at), at))
+            if at + moved > COPIED:
+                os.write(self.copy, COPY_END)
+        except OSError:
+            at = COPIED + 1  # The log is what counts.
+        if at + moved > COPIED:
+            os.close(self.copy)
+            self.copy = None
+
+    def close(self) -> None:
+        for fd in (self.pipe, self.log, self.copy):
+            if fd is not None:
+                os.close(fd)
+
+
+class _Writer:
+    """The writer's loop.
+
+    Args:
+        control: connected to the keeper.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._poller = select.epoll()
+        self._poller.register(control.fileno(), select.EPOLLIN)
+        self._pause = select.poll()
+        self._pause.register(control.fileno(), select.POLLIN)
+        self._streams: dict[int, _Stream] = {}
+        self._pipes: dict[int, _Stream] = {}
+        self._stuck: set[_Stream] = set()
+        self._keeper_lives = True
+
+    def run(self) -> None:
+        """Until the keeper is gone and no pipe is open any more."""
+        control = self._control.fileno()
+        while self._keeper_lives or self._streams:
+            ready = dict(self._poller.poll(self._timeout()))
+            told = ready.pop(control, 0)
+            moved = [self._serve(self._pipes[fd], events) for fd, events in ready.items()]
+            self._retry()
+            if told:  # Last, as it may give the number of a descriptor that ended in this very pass to another.
+                self._receive()
+            elif moved and max(moved) < _LITTLE:
+                self._pause.poll(_PAUSE_MS)
+
+    def _timeout(self) -> float | None:
+        if not self._stuck:
+            return None
+        return max(0.0, min(stream.retry_at for stream in self._stuck) - time.monotonic())
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, 64, 3)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data, fds = b"", []
+            if not data:
+                self._keeper_lives = False
+                self._poller.unregister(self._control.fileno())
+                self._pause.unregister(self._control.fileno())
+                return
+            operation, number = HEAD.unpack(data)
+            if operation == ADD:
+                self._add(_Stream(number, fds[0], fds[1], fds[2] if len(fds) > 2 else None))
+            elif number in self._streams:
+                self._finish(self._streams[number])
+            else:
+                self._say(DONE, number, 0)  # Its pipe was closed before.
+
+    def _add(self, stream: _Stream) -> None:
+        self._streams[stream.number] = self._pipes[stream.pipe] = stream
+        self._poller.register(stream.pipe, select.EPOLLIN)
+
+    def _finish(self, stream: _Stream) -> None:
+        stream.left = stream.waiting()
+        stream.give_up_at = time.monotonic() + _END_PATIENCE
+        self._drain(stream)
+
+    def _serve(self, stream: _Stream, events: int) -> int:
+        """Move what a pipe holds, or take note of its end; how many bytes."""
+        there = stream.waiting()
+        if stream.left is not None:
+            self._drain(stream)
+        elif there:
+            return self._move(stream, min(there, _PIECE))
+        elif not events & select.EPOLLIN:
+            self._end(stream, 0)  # Nobody has it open for writing any more.
+        return 0
+
+    def _drain(self, stream: _Stream) -> None:
+        """Go on with a stream whose job has ended."""
+        assert stream.left is not None
+        stream.left = min(stream.left, stream.waiting())
+        while stream.left > 0:
+            moved = self._move(stream, min(stream.left, _PIECE))
+            if stream in self._stuck:
+                break
+            stream.left -= moved or stream.left  # Nothing: the job, or somebody it gave its output to, has read it.
+        if stream.left <= 0 or time.monotonic() > stream.give_up_at:
+            self._end(stream, stream.left)
+
+    def _move(self, stream: _Stream, most: int) -> int:
+        try:
+            moved = stream.move(most)
+        except BlockingIOError:
+            return 0  # The job itself has read from its pipe.
+        except OSError as error:
+            if stream not in self._stuck:
+                self._stuck.add(stream)
+                self._poller.unregister(stream.pipe)
+                self._say(TROUBLE, stream.number, error.errno or 0)
+            stream.retry_at = time.monotonic() + _RETRY
+            return 0
+        if stream in self._stuck:
+            self._stuck.discard(stream)
+            self._poller.register(stream.pipe, select.EPOLLIN)
+        return moved
+
+    def _retry(self) -> None:
+        now = time.monotonic()
+        for stream in list(self._stuck):
+            if stream.retry_at <= now:
+                self._serve(stream, select.EPOLLIN)
+
+    def _end(self, stream: _Stream, lost: int) -> None:
+        del self._streams[stream.number]
+        del self._pipes[stream.pipe]
+        if stream in self._stuck:
+            self._stuck.discard(stream)
+        else:
+            self._poller.unregister(stream.pipe)
+        stream.close()
+        self._say(DONE, stream.number, lost)
+
+    def _say(self, operation: int, number: int, amount: int) -> None:
+        if not self._keeper_lives:
+            return
+        # Waits for a keeper that is busy; one that is gone is noticed by what follows.
+        self._control.setblocking(True)
+        with contextlib.suppress(ConnectionError):
+            self._control.send(HEAD.pack(operation, number) + _AMOUNT.pack(amount))
+        self._control.setblocking(False)
+
+
+def become_writer(control: socket.socket, lock: str) -> NoReturn:
+    """In a process that the keeper has just forked: be its log writer, to the end, and hold this lock."""
+    try:
+        signal.set_wakeup_fd(-1)
+        # It ends after all jobs have: a service manager that tells everybody to stop means the jobs.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        kept = control.fileno()
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) != kept:
+                with contextlib.suppress(OSError):  # The descriptor of this list itself.
+                    os.close(int(name))
+        fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_SH)
+        control.setblocking(False)
+        _Writer(control).run()
+    except Exception:  # The edge of a process: whatever it is, the keeper logs it and starts another one.
+        import traceback  # Late: hardly ever needed.
+
+        text = traceback.format_exc().encode("utf-8", "backslashreplace")
+        control.send(HEAD.pack(FAILED, 0) + text[-(LONGEST - HEAD.size) :])
+    finally:
+        os._exit(0)

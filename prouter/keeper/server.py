@@ -1,0 +1,203 @@
+"""The keeper's loop, and its life from start to end.
+
+The loop sleeps in epoll until the agent speaks, a child ends, a command was executed, or a tree is to be looked at.
+When the agent goes away it waits `keep_for` seconds for another one; then it ends every tree, tells the routers,
+removes the sandboxes and exits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from types import FrameType
+
+from prouter.keeper import cgroups
+from prouter.keeper.agent_link import AgentLink
+from prouter.keeper.death_notice import Delivery
+from prouter.keeper.journal import Journal, remove_sandbox
+from prouter.keeper.log_pipes import LogPipes
+from prouter.keeper.operations import Operations
+from prouter.keeper.spawning import use_all_descriptors
+from prouter.processes.halting import end_marked
+
+__all__ = ["Keeper", "main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+_AMPLE_RTTIME = 1 << 40
+"""Microseconds of real-time work without a pause that a keeper never comes near."""
+
+_LOG_PATIENCE = 5.0
+"""Seconds to wait for a killed keeper's log writer."""
+_PATIENCE = 30.0
+"""Seconds to wait at the end for processes that do not die (in uninterruptible sleep) before leaving them behind."""
+
+
+class Keeper:
+    """The loop.
+
+    Args:
+        state_dir: holds the socket ``keeper.sock`` and the journal; locked by the caller.
+        agent: connection of the agent that started this keeper.
+        cgroup, move: see `cgroups.find`.
+    """
+
+    def __init__(self, state_dir: str, agent: socket.socket, *, cgroup: str, move: bool) -> None:
+        self._poller = select.epoll()
+        self._link = AgentLink(os.path.join(state_dir, "keeper.sock"), self._poller, agent)
+        self._journal = Journal(state_dir)
+        self._groups = cgroups.find(cgroup, move=move, log=self._link.log)
+        self._pipes = LogPipes(self._poller, self._link.log, os.path.join(state_dir, "log-writer.lock"))
+        self._operations = Operations(
+            self._link,
+            self._journal,
+            self._groups,
+            self._pipes,
+            watch=lambda fd: self._poller.register(fd, select.EPOLLIN),
+            unwatch=self._poller.unregister,
+        )
+        self._lost_at: float | None = None
+        self._terminated = False
+        self._give_up_at: float | None = None
+
+    def end_leftovers(self, *, remove_sandboxes: bool) -> None:
+        """End the trees that a killed predecessor left, and remove their sandboxes if the agent was killed as well."""
+        entries = self._journal.entries()
+        if not entries:
+            return
+        cgroups.end_left([entry.group for entry in entries.values() if entry.group is not None], patience=_PATIENCE)
+        left = end_marked(entries, patience=_PATIENCE)
+        self._pipes.await_predecessor(_LOG_PATIENCE)
+        self._link.log("warning", f"event=leftovers_ended jobs={len(entries)} still_there={len(left)}")
+        for job, entry in entries.items():
+            if remove_sandboxes and entry.sandbox is not None:
+                remove_sandbox(entry.sandbox, self._link.log)
+            self._journal.drop(job)
+
+    def run(self) -> None:
+        """Serve until the agent is gone for good, or asks for the end."""
+        wakeup = self._watch_signals()
+        trees = self._operations.trees
+        while not self._over():
+            for fd, ready in self._poller.poll(self._timeout()):
+                if fd == wakeup:
+                    os.read(fd, 4096)
+                    trees.reap()
+                elif not self._operations.outcome(fd) and not self._pipes.ready(fd, ready):
+                    self._talk(fd, ready)
+            trees.tick()
+            self._pipes.tick()
+            self._check_end()
+        if not trees.empty:
+            self._link.log("error", "event=processes_left_behind reason='they do not die'")
+        routers, message = self._operations.obituary if self._lost_at is not None else ([], [])
+        self._pipes.close()
+        told = Delivery(routers, message, lambda text: self._link.log("info", text))
+        self._operations.clean_up()
+        told.finish()
+        self._link.close()
+
+    def _watch_signals(self) -> int:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        # Handlers that do nothing, not SIG_IGN, which jobs would inherit. The wakeup descriptor does the rest.
+        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_term)
+        self._poller.register(reading, select.EPOLLIN)
+        return reading
+
+    def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        # While an agent is there it decides; without one, whoever stops the machine or the service means it.
+        self._terminated = not self._link.connected
+
+    def _timeout(self) -> float | None:
+        due = [self._operations.trees.due(), self._pipes.due(), self._give_up_at]
+        if self._lost_at is not None and self._give_up_at is None:
+            due.append(self._lost_at + self._operations.keep_for)
+        known = [at for at in due if at is not None]
+        return max(0.0, min(known) - time.monotonic()) if known else None
+
+    def _talk(self, fd: int, ready: int) -> None:
+        which = self._link.owns(fd)
+        if which == "listener":
+            # A killed agent's successor may be here before the old connection's end was read.
+            self._serve()
+            self._link.accept()
+            if self._link.connected:
+                self._lost_at = None
+        elif which == "agent":
+            if ready & select.EPOLLOUT:
+                self._link.flush()
+            if ready & ~select.EPOLLOUT:
+                self._serve()
+
+    def _serve(self) -> None:
+        if not self._link.connected:
+            return
+        messages = self._link.receive()
+        if messages is None:
+            self._lost_at = time.monotonic()
+            return
+        for message in messages:
+            self._operations.handle(message)
+
+    def _check_end(self) -> None:
+        if self._give_up_at is not None:
+            return
+        lost = self._lost_at is not None and (
+            self._terminated or time.monotonic() >= self._lost_at + self._operations.keep_for
+        )
+        if lost and not self._operations.ending:
+            self._operations.end_all()
+        if self._operations.ending:
+            self._give_up_at = time.monotonic() + _PATIENCE
+            self._link.stop_listening()
+
+    def _over(self) -> bool:
+        if self._give_up_at is None:
+            return False
+        return self._operations.trees.empty or time.monotonic() >= self._give_up_at
+
+
+def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, move: bool) -> None:
+    """Be the keeper of a state directory; returns when it is over.
+
+    Waits for a predecessor that is still ending its jobs, and ends what one that was killed has left.
+    """
+    os.chdir("/")
+    agent = socket.socket(fileno=agent_fd)
+    agent.set_inheritable(False)
+    lock = os.open(os.path.join(state_dir, "keeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _become_subreaper()
+    _go_first()
+    use_all_descriptors()
+    keeper = Keeper(state_dir, agent, cgroup=cgroup, move=move)
+    keeper.end_leftovers(remove_sandboxes=remove_leftovers)
+    gc.freeze()  # What exists now is never garbage; collecting it would copy pages shared with forked children.
+    keeper.run()
+
+
+def _become_subreaper() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def _go_first() -> None:
+    """Run before the jobs where that is allowed (as root): else a job with thousands of busy processes is hard to end.
+
+    A round-robin process runs as soon as it wants to; the keeper hardly ever does. Its children start as ordinary ones.
+    """
+    if resource.getrlimit(resource.RLIMIT_RTTIME)[0] in range(_AMPLE_RTTIME):
+        return  # The kernel would end the keeper after that much time at work.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))

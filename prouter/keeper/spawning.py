@@ -1,0 +1,172 @@
+"""Starting a job's first process: fork, a session, files and limits of its own, exec; and saying why that failed.
+
+fork and exec by hand, as the keeper is small and single-threaded: subprocess can set limits only by a hook that runs in
+the child just the same, and posix_spawn knows neither limits nor directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+from typing import NamedTuple, NoReturn
+
+from prouter.processes import limits as job_limits
+from prouter.processes.limits import Limits
+
+__all__ = ["Command", "SpawnError", "read_outcome", "start", "use_all_descriptors"]
+
+_IGNORED = {
+    signum
+    for signum in signal.valid_signals()
+    if signum not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(signum) is signal.SIG_IGN
+}
+_HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+"""Signals with a handler in the keeper."""
+
+
+_files_of_jobs = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Limit of open files (soft, hard) that a job starts with."""
+
+
+def use_all_descriptors() -> None:
+    """Let the keeper have as many descriptors as the system permits; jobs start with the usual limit."""
+    hard = _files_of_jobs[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class SpawnError(Exception):
+    """The process could not be started; the text says why, for a person."""
+
+
+class Command(NamedTuple):
+    """What to run.
+
+    Attributes:
+        job: uid, which becomes the processes' mark.
+        env: the whole environment; its PATH is searched for the command.
+        cwd: the directory to start in; a command with a slash is relative to it.
+        group: the file by which the process enters its control group; None for none.
+        stdout: descriptor to write to; None for the agent's own stdout. Likewise `stderr`.
+    """
+
+    job: str
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    stdout: int | None
+    stderr: int | None
+    limits: Limits
+    group: str | None = None
+
+
+def start(command: Command) -> tuple[int, int]:
+    """Fork the process.
+
+    Returns:
+        Its pid, and a pipe to read: closed once the command runs, or the reason why it does not (`read_outcome`).
+
+    Raises:
+        SpawnError: no process could be made.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    # No signal may run the keeper's handlers in the child; those that come meanwhile wait until its mask is cleared.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(command, writing)
+    except OSError as error:
+        os.close(reading)
+        raise SpawnError(f"no process could be made: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(writing)
+    return pid, reading
+
+
+def read_outcome(pipe: int) -> None:
+    """Read what the child says through `start`'s pipe, once it is readable, and close it.
+
+    Raises:
+        SpawnError: the command does not run; its process ends by itself.
+    """
+    said = b""
+    while part := os.read(pipe, 65536):
+        said += part
+    os.close(pipe)
+    if said:
+        raise SpawnError(json.loads(said))
+
+
+def _become(command: Command, pipe: int) -> NoReturn:
+    """In the child: turn into the command, or say why not and end."""
+    try:
+        _prepare(command)
+        _execute(command)
+    except BaseException as error:  # A forked child must never return into the keeper's loop.
+        text = str(error) if isinstance(error, SpawnError) else f"the process could not be set up: {error!r}"
+        os.write(pipe, json.dumps(text).encode("ascii"))
+    finally:
+        os._exit(127)
+
+
+def _prepare(command: Command) -> None:
+    os.setsid()
+    if command.group is not None:
+        _enter(command.group)
+    signal.set_wakeup_fd(-1)
+    for signum in _IGNORED | _HANDLED:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        os.chdir(command.cwd)
+    except OSError as error:
+        raise SpawnError(f"its directory {command.cwd!r} cannot be entered: {error.strerror}") from None
+    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
+    for fd, output in ((1, command.stdout), (2, command.stderr)):
+        if output is not None:
+            os.dup2(output, fd)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, _files_of_jobs)
+        job_limits.apply(command.limits, command.job)
+    except (OSError, ValueError) as error:
+        raise SpawnError(f"its limits cannot be set: {error}") from None
+
+
+def _enter(group: str) -> None:
+    try:
+        fd = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"0")
+    except OSError as error:
+        raise SpawnError(f"its control group cannot be entered: {error.strerror}") from None
+    os.close(fd)
+
+
+def _execute(command: Command) -> NoReturn:
+    name = command.argv[0]
+    try:
+        os.execvpe(name, command.argv, command.env)  # noqa: S606 - running what it is told is what it is for
+    except OSError as error:
+        raise SpawnError(_explain(name, error)) from None
+    except ValueError as error:
+        raise SpawnError(f"its arguments or environment are not valid: {error}") from None
+
+
+def _explain(name: str, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if "/" not in name:
+            hint = "; each argument is an item of its own in args" if " " in name else ""
+            return f"command {name!r} was not found in PATH{hint}"
+        if os.path.exists(name):
+            return f"command {name!r} names an interpreter that does not exist"
+        return f"command {name!r} was not found"
+    if error.errno == errno.EACCES:
+        if os.path.isdir(name):
+            return f"command {name!r} is a directory"
+        return f"command {name!r} is not executable"
+    if error.errno == errno.ENOEXEC:
+        return f"command {name!r} is neither a program nor a script that starts with '#!'"
+    return f"command {name!r} cannot be run: {error.strerror}"

@@ -1,0 +1,1 @@
+"""What /proc says about processes, their limits, and how a whole tree of them is halted."""

@@ -1,0 +1,1 @@
+"""The fabric over ZeroMQ's own sockets (pyzmq), for tcp between machines."""

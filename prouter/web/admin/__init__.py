@@ -1,0 +1,1 @@
+"""The admin API in Falcon: the application, its operations and their resources."""

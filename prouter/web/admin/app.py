@@ -1,0 +1,118 @@
+"""The WSGI app of the HTTP API: which resource answers which path.
+
+`application` is what gunicorn serves; it is made with a worker's first request, when its link to the broker exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import falcon
+
+from prouter.config import RouterConfig
+from prouter.web.admin.errors import add_error_handlers
+from prouter.web.admin.feeds.event_feed import EventFeed
+from prouter.web.admin.middleware import EmptyAnswers, HeadRequests, RequestLog, Router
+from prouter.web.admin.openapi import OpenApi
+from prouter.web.admin.requests.body_memory import BodyMemory
+from prouter.web.admin.requests.context import ApiRequest, ApiResponse
+from prouter.web.admin.requests.known_hosts import KnownHosts
+from prouter.web.admin.requests.same_origin import SameOrigin
+from prouter.web.admin.resources.archives import Archives
+from prouter.web.admin.resources.bridges import BridgeResource
+from prouter.web.admin.resources.connections import Connections
+from prouter.web.admin.resources.dashboard import Dashboard
+from prouter.web.admin.resources.events import Events
+from prouter.web.admin.resources.files import Files
+from prouter.web.admin.resources.health import Health, Metrics
+from prouter.web.admin.resources.info import Info
+from prouter.web.admin.resources.jobs import Job, Jobs
+from prouter.web.admin.resources.logs import Logs
+from prouter.web.admin.resources.shutdown import Shutdown
+from prouter.web.router_client import RouterClient, current
+
+__all__ = ["application", "create_app"]
+
+App = falcon.App[ApiRequest, ApiResponse]
+
+_JOB = "/jobs/{connection}/{job}"
+
+
+def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:
+    """A Falcon app that answers through `router`.
+
+    Args:
+        config: the router's configuration.
+        guards: Falcon middleware that looks at every request before its resource does, for example access control.
+    """
+    requests = RequestLog()
+    app: App = falcon.App(
+        request_type=ApiRequest,
+        response_type=ApiResponse,
+        router=Router(),
+        middleware=[
+            requests,
+            HeadRequests(),
+            EmptyAnswers(),
+            KnownHosts(config),
+            SameOrigin(),
+            BodyMemory(config.control.body_memory),
+            *guards,
+        ],
+    )
+    app.req_options.auto_parse_qs_csv = False
+    add_error_handlers(app)
+    app.add_sink(_options_of_all, re.compile(r"\*\Z"))
+    _add_router_routes(app, router)
+    _add_job_routes(app, router)
+    return app
+
+
+def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
+    """``OPTIONS *`` (RFC 9110 section 9.3.7): a sign of life."""
+    resp.status = 204
+    resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
+
+
+def _add_router_routes(app: App, router: RouterClient) -> None:
+    connections, health = Connections(router), Health(router)
+    app.add_route("/", Dashboard())
+    app.add_route("/info", Info(router))
+    app.add_route("/connections", connections)
+    app.add_route("/connections/{connection}", connections, suffix="one")
+    app.add_route("/connections/{connection}/drain", connections, suffix="drain")
+    app.add_route("/connections/{connection}/resume", connections, suffix="resume")
+    app.add_route("/shutdown", Shutdown(router))
+    app.add_route("/events", Events(EventFeed(router)))
+    app.add_route("/healthz", health, suffix="live")
+    app.add_route("/readyz", health, suffix="ready")
+    app.add_route("/metrics", Metrics(router))
+    app.add_route("/openapi.json", OpenApi())
+
+
+def _add_job_routes(app: App, router: RouterClient) -> None:
+    jobs, job, files, archives = Jobs(router), Job(router), Files(router), Archives(router)
+    bridges = BridgeResource(router)
+    app.add_route("/jobs", jobs)
+    app.add_route("/jobs/create", jobs, suffix="create")
+    app.add_route("/jobs/run", jobs, suffix="run")
+    for verb in ("info", "start", "wait", "remove", "signal", "stop"):
+        app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
+    app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
+    for noun, resource in (("file", files), ("archive", archives), ("wsconnect", bridges)):
+        app.add_route(f"{_JOB}/{noun}", resource)
+        app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
+
+
+_app: App | None = None
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The WSGI app of this worker process."""
+    global _app
+    if _app is None:
+        router = current()
+        _app = create_app(router, router.config)
+    return _app(environ, start_response)

@@ -1,0 +1,133 @@
+"""Errors as HTTP answers: RFC 9457 problem documents, the same for our errors, Falcon's and the unforeseen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from typing import Any
+
+import falcon
+
+from prouter.errors import PreconditionFailed, PRouterError, Unsupported
+from prouter.web.admin.requests.context import ApiRequest
+from prouter.web.proxy.pages import page, prefers_html
+
+__all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
+
+log = logging.getLogger("prouter.web")
+
+_RETRY_STATUSES = (429, 503)
+_JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
+_SHOWN_PATH = 200
+"""Characters of a path that an error repeats."""
+_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
+"""Codes of errors that people meet in a browser, who get a page."""
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
+
+
+class MethodNotAllowed(PRouterError):
+    """The path exists, the method does not apply to it."""
+
+    code = "method_not_allowed"
+    status = 405
+    level = logging.INFO
+
+
+def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
+    """The RFC 9457 document for an error."""
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": falcon.code_to_http_status(error.status).partition(" ")[2],
+        "status": error.status,
+        "detail": error.told,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.job is not None:
+        document["job"] = error.job
+    if error.state is not None:
+        document["state"] = error.state
+    return document
+
+
+def add_error_handlers(app: falcon.App[Any, Any]) -> None:
+    """Make `app` answer every error with a problem document and a log line."""
+    app.add_error_handler(Exception, _on_unforeseen)
+    app.add_error_handler(falcon.HTTPError, _on_falcon_error)
+    app.add_error_handler(PRouterError, _on_error)
+
+
+def _on_error(req: ApiRequest, resp: falcon.Response, error: PRouterError, _params: dict[str, Any]) -> None:
+    _answer(req, resp, error)
+
+
+def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]) -> None:
+    status = error.status_code
+    path = req.raw_path if len(req.raw_path) <= _SHOWN_PATH else req.raw_path[: _SHOWN_PATH - 1] + "…"
+    detail = error.description or error.title or "the request failed"
+    headers = error.headers
+    if headers is not None:
+        resp.set_headers(headers)
+    code = _CODES.get(status, "http_error")
+    if status in (404, 405) and (job := _asking_job(req)) is not None:
+        detail, code = _outside(path, job), "outside_prefix"
+    elif status == 404:
+        detail = f"there is nothing at '{path}'"
+    elif status == 405:
+        allowed = dict(headers or {}).get("Allow", "")
+        detail = f"'{path}' does not take {req.method}" + (f", only {allowed}" if allowed else "")
+    elif status == 400:
+        detail = f"Invalid request: {detail}"
+    known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
+    _answer(req, resp, known(detail, code=code))
+
+
+def _asking_job(req: ApiRequest) -> str | None:
+    """The path of the job whose page asked, by Referer; None if no job's page did."""
+    match = _JOB_PAGE.search(req.get_header("Referer", default="").partition("?")[0])
+    return match[0].rstrip("/") if match is not None else None
+
+
+def _outside(path: str, job: str) -> str:
+    return (
+        f"there is nothing at '{path}', which a page below {job}/ asked for: this application asks outside its prefix. "
+        "Start its job with a preset (expose.preset), or with expose.path 'keep' if it can be told its prefix, "
+        "{base_url}; or give jobs host names of their own with control.job_domain in the router's configuration"
+    )
+
+
+def _on_unforeseen(req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:
+    """The request's edge: a bug becomes a 500 and a traceback in the log."""
+    if isinstance(error, ConnectionError):
+        raise error
+    log.error("event=request_crashed request=%s method=%s path=%s", req.id, req.method, req.raw_path, exc_info=error)
+    _answer(req, resp, PRouterError("the request failed in the router; its log tells more under the request id"))
+
+
+def _answer(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
+    log.log(
+        error.level,
+        "event=request_failed code=%s status=%d request=%s method=%s path=%s job=%s detail=%r",
+        error.code,
+        error.status,
+        req.id,
+        req.method,
+        req.raw_path,
+        error.job,
+        error.detail,
+    )
+    resp.status = error.status
+    resp.stream = None
+    if error.code in _FOR_PEOPLE and prefers_html(req.get_header("Accept", default="").encode("latin-1")):
+        resp.data = page(error, "", req.id)
+        resp.content_type = "text/html; charset=utf-8"
+    else:
+        resp.data = json.dumps(problem(error, req.id)).encode("ascii")
+        resp.content_type = "application/problem+json"
+    resp.set_header("X-PRouter-Error", error.code)
+    if isinstance(error, Unsupported):
+        resp.set_header("Accept-Encoding", "identity")  # RFC 9110 section 12.5.3
+    if error.status in _RETRY_STATUSES:
+        resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))

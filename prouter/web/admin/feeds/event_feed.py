@@ -1,0 +1,303 @@
+"""Job and agent changes for all who follow ``/events`` on this worker: one subscription, one ring of ready-made bytes.
+
+A follower is a position in the ring. One that is slower than the ring is long is dropped; it resumes by the id of the
+last event it got. When the broker was away, and when ids skip numbers, the worker has missed something; the broker is
+asked for it then.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import Event
+
+from prouter.errors import PRouterError
+from prouter.web.admin.feeds import sse
+from prouter.web.admin.feeds.event_data import public_event
+
+if TYPE_CHECKING:
+    from prouter.web.router_client import RouterClient
+
+__all__ = ["EventFeed", "Follower"]
+
+log = logging.getLogger("prouter.web")
+
+RING = 1000
+"""Events a follower may be behind."""
+RING_BYTES = 8 << 20
+"""Bytes a follower may be behind: jobs with long arguments make long events."""
+_PIECE = 1 << 16
+"""Bytes a follower is given at once, or a single event: what a client that takes nothing costs."""
+_PAGE = 500
+"""Events asked for at once."""
+_SWEEP = 5.0
+"""Seconds between looks for followers that are stuck."""
+_CALL_TIMEOUT = 30.0
+
+
+class EventFeed:
+    """See the module's docstring.
+
+    Attributes:
+        last: id of the newest event known, None before the first follower came.
+        floor: events up to this id are not in the ring (any more).
+        overrun: events up to this id were pushed out of the ring by newer ones.
+    """
+
+    def __init__(self, router: RouterClient, size: int = RING) -> None:
+        self._router = router
+        self._size = size
+        self._ring: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        """In the ring."""
+        self._changed = Event()
+        self._followers: set[Follower] = set()
+        self._sweeper: Any = None
+        self._catching_up = False
+        self._missed = False
+        self.last: int | None = None
+        self.floor = 0
+        self.overrun = 0
+
+    # -- followers ----------------------------------------------------------------------------------------------
+
+    def follow(self, after: int | None) -> Follower:
+        """A response body with every event from now on, or after the one with that id.
+
+        Where "now" is, the broker says: this worker may be behind what its client has heard from another.
+
+        Raises:
+            PRouterError: the broker does not answer.
+        """
+        if self.last is None:
+            self._begin()
+        elif after is None and self._router.ready:
+            self._router.catch_up()
+        last = self.last or 0
+        if after is not None and after > last:
+            last = int(self._router.call("events", {"after": after, "limit": 1}, timeout=_CALL_TIMEOUT)["last"])
+        follower = Follower(self, last if after is None else min(after, last))
+        self._followers.add(follower)
+        if self._sweeper is None:
+            self._sweeper = gevent.spawn(self._sweep)
+        return follower
+
+    @property
+    def draining(self) -> bool:
+        """Whether followers are to go: they connect again, to whoever serves then, and resume."""
+        return self._router.draining
+
+    def leave(self, follower: Follower) -> None:
+        """A follower has ended."""
+        self._followers.discard(follower)
+
+    def newer(self, position: int) -> tuple[bytes, int] | None:
+        """Events after `position`, a piece of them, and the position reached; None when there is nothing."""
+        ring = self._ring
+        if not ring or ring[-1][0] <= position:
+            return None
+        return next(_pieces(islice(ring, bisect_right(ring, position, key=itemgetter(0)), None)))
+
+    def wait(self, timeout: float) -> None:
+        """Until something is new, for at most so many seconds."""
+        self._changed.wait(timeout)
+
+    def replay(self, after: int) -> list[tuple[bytes, int]]:
+        """A page of events after `after` that are not in the ring any more, in pieces with the position each reaches.
+
+        When the broker does not have all of them any more, the page begins with an event ``dropped`` that says so.
+
+        Raises:
+            PRouterError: the broker does not answer.
+        """
+        answer = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
+        first, events = int(answer["first"]), answer["events"]
+        position = max(after, first - 1)
+        page = [(int(event["id"]), _formatted(event["name"], event["body"])) for event in events]
+        if first > after + 1:
+            page.insert(0, (position, sse.event("dropped", {"reason": "expired", "first": first}, position)))
+        pieces = list(_pieces(page))
+        if not events:
+            pieces.append((sse.COMMENT, max(position, self.floor)))
+        return pieces
+
+    # -- news ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        answer = self._router.call("events", {"after": None, "limit": 1}, timeout=_CALL_TIMEOUT)
+        if self.last is None:
+            self.last = self.floor = int(answer["last"])
+            self._router.subscribe(self._on_event)
+            self._router.on_linked = self._on_linked
+            self._catch_up_soon()
+
+    def _on_event(self, name: str, body: dict[str, Any]) -> None:
+        if self._catching_up:
+            self._missed = True
+        elif self.last is None or body["id"] == self.last + 1:
+            self._append(int(body["id"]), _formatted(name, body))
+        elif body["id"] > self.last:
+            self._catch_up_soon()
+
+    def _on_linked(self) -> None:
+        self._missed = True
+        self._catch_up_soon()
+
+    def _append(self, event_id: int, data: bytes) -> None:
+        self.last = event_id
+        self._ring.append((event_id, data))
+        self._bytes += len(data)
+        while len(self._ring) > self._size or (self._bytes > RING_BYTES and len(self._ring) > 1):
+            self.floor = self.overrun = self._ring[0][0]
+            self._bytes -= len(self._ring.popleft()[1])
+        self._changed.set()
+        self._changed = Event()
+
+    def _catch_up_soon(self) -> None:
+        if not self._catching_up:
+            self._catching_up = True
+            gevent.spawn(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Ask the broker for what was missed, until nothing is. A greenlet's edge."""
+        try:
+            while True:
+                self._missed = False
+                answer = self._router.call("events", {"after": self.last, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
+                first = int(answer["first"])
+                if self.last is None or first > self.last + 1:
+                    self._ring.clear()
+                    self._bytes = 0
+                    self.floor = first - 1
+                for event in answer["events"]:
+                    self._append(int(event["id"]), _formatted(event["name"], event["body"]))
+                if not answer["events"] and not self._missed:
+                    self.last = max(self.last or 0, int(answer["last"]))
+                    return
+        except PRouterError as error:
+            log.warning("event=events_not_caught_up last=%s code=%s", self.last, error.code)
+        except Exception:
+            log.exception("event=events_crashed last=%s", self.last)
+        finally:
+            self._catching_up = False
+
+    def _sweep(self) -> None:
+        """While there are followers: drop those that are stuck, and look for what was missed unnoticed."""
+        quiet = 0.0
+        while self._followers:
+            gevent.sleep(_SWEEP)
+            for follower in list(self._followers):
+                follower.drop_if_stuck()
+            if self.draining:
+                self._changed.set()
+                self._changed = Event()
+            quiet += _SWEEP
+            if quiet >= sse.HEARTBEAT and self._router.ready:
+                quiet = 0.0
+                self._catch_up_soon()
+        self._sweeper = None
+
+
+class Follower:
+    """A response body: events as they happen, with a comment when nothing does.
+
+    Attributes:
+        position: id of the last event handed out.
+    """
+
+    def __init__(self, feed: EventFeed, position: int) -> None:
+        self._feed = feed
+        self.position = position
+        self._past: deque[tuple[bytes, int]] = deque()
+        """Of a page that was asked for: what is still to be handed out."""
+        self._live = False
+        self._begun = False
+        self._ended = False
+        self._taken = 0
+        """Pieces taken, and how many had been at the last sweep:"""
+        self._swept = 0
+        self._greenlet: Any = None
+
+    def __iter__(self) -> Follower:
+        return self
+
+    def __next__(self) -> bytes:
+        self._taken += 1
+        self._greenlet = None
+        data = self._next()
+        self._greenlet = gevent.getcurrent()
+        return data
+
+    def _next(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return sse.RETRY
+        if self._ended:
+            raise StopIteration
+        feed = self._feed
+        if self._past or self.position < feed.floor:
+            return self._behind()
+        self._live = True
+        fresh = feed.newer(self.position)
+        if fresh is None:
+            if feed.draining:
+                raise StopIteration
+            feed.wait(sse.HEARTBEAT)
+            if self.position < feed.floor:
+                return self._behind()
+            fresh = feed.newer(self.position)
+        if fresh is None:
+            return sse.COMMENT
+        data, self.position = fresh
+        return data
+
+    def _behind(self) -> bytes:
+        """The ring has gone on without this follower: slow ones go, those that just came are shown the past."""
+        if self._live and self.position < self._feed.overrun:
+            self._ended = True
+            return sse.event("dropped", {"reason": "slow", "after": self.position}, self.position)
+        try:
+            if not self._past:
+                self._past.extend(self._feed.replay(self.position))
+        except PRouterError as error:
+            self._ended = True
+            return sse.event("error", {"code": error.code, "detail": error.detail})
+        data, self.position = self._past.popleft()
+        return data
+
+    def drop_if_stuck(self) -> None:
+        """End the request when the ring went round, and its client took nothing since the last look."""
+        stuck, self._swept = self._taken == self._swept, self._taken
+        if stuck and self.position < self._feed.overrun and isinstance(self._greenlet, gevent.Greenlet):
+            log.info("event=follower_dropped after=%d", self.position)
+            self._greenlet.kill(block=False)
+
+    def close(self) -> None:
+        """The server calls this in any case."""
+        self._feed.leave(self)
+
+
+def _pieces(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
+    """Events joined to what a follower is given at once, and the id of the last in each."""
+    parts: list[bytes] = []
+    size = position = 0
+    for event_id, data in events:
+        if parts and size + len(data) > _PIECE:
+            yield b"".join(parts), position
+            parts, size = [], 0
+        parts.append(data)
+        size += len(data)
+        position = event_id
+    if parts:
+        yield b"".join(parts), position
+
+
+def _formatted(name: str, body: dict[str, Any]) -> bytes:
+    return sse.event(name, public_event(body), body["id"])

@@ -1,0 +1,125 @@
+"""The OpenAPI 3.1 document, made from the operations' table and the models that validate requests."""
+
+from __future__ import annotations
+
+import json
+import re
+from http import HTTPStatus
+from typing import Any
+
+import falcon
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from prouter import __version__
+from prouter.web.admin import responses
+from prouter.web.admin.operations import OPERATIONS, Operation, Parameter
+from prouter.web.admin.requests.context import ApiRequest
+
+__all__ = ["OpenApi", "document"]
+
+_REF = "#/components/schemas/{model}"
+_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD_TEXTS = {
+    "connection": "Uid of the connection with the job's agent.",
+    "job": "Uid of the job.",
+    "name": "stdout or stderr.",
+    "rest": "Path relative to the sandbox, percent-encoded; slashes stand for themselves.",
+}
+
+
+class OpenApi:
+    """``/openapi.json``"""
+
+    def __init__(self) -> None:
+        self._document: bytes | None = None
+
+    def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
+        """The document."""
+        if self._document is None:
+            self._document = json.dumps(document()).encode("ascii")
+        resp.data = self._document
+
+    on_head = on_get
+
+
+def document() -> dict[str, Any]:
+    """The whole document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    for path, item in paths.items():
+        if fields := _FIELD.findall(path):
+            item["parameters"] = [_path_parameter(field) for field in fields]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pRouter",
+            "version": __version__,
+            "description": "Jobs on many machines, behind one HTTP endpoint. What is below "
+            "`/jobs/{connection}/{job}/http/` is the job's own.",
+        },
+        "paths": paths,
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _models() -> set[type[BaseModel]]:
+    found: set[type[BaseModel]] = {responses.Problem, responses.Listing}
+    for operation in OPERATIONS:
+        for content in (operation.body, *operation.answers.values()):
+            if isinstance(content, type):
+                found.add(content)
+    return found
+
+
+def _schemas() -> dict[str, Any]:
+    named = sorted(_models(), key=lambda model: model.__name__)
+    _map, definitions = models_json_schema([(model, "validation") for model in named], ref_template=_REF)
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.text,
+        "responses": {str(status): _answer(status, content) for status, content in operation.answers.items()},
+    }
+    if operation.parameters:
+        made["parameters"] = [_parameter(parameter) for parameter in operation.parameters]
+    if operation.body is not None:
+        made["requestBody"] = {"required": operation.body_required, "content": _content(operation.body)}
+    problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
+    for status in operation.errors:
+        made["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
+    return made
+
+
+def _answer(status: int, content: type[BaseModel] | tuple[str, ...] | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if content is not None:
+        answer["content"] = _content(content)
+    return answer
+
+
+def _content(content: type[BaseModel] | tuple[str, ...]) -> dict[str, Any]:
+    if isinstance(content, tuple):
+        return {media_type: {} for media_type in content}
+    return {"application/json": {"schema": {"$ref": _REF.format(model=content.__name__)}}}
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.where,
+        "description": parameter.text,
+        "schema": parameter.kind,
+    }
+
+
+def _path_parameter(field: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    if field == "name":
+        schema["enum"] = ["stdout", "stderr"]
+    return {"name": field, "in": "path", "required": True, "description": _FIELD_TEXTS[field], "schema": schema}

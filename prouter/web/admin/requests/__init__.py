@@ -1,0 +1,1 @@
+"""What a request says: its context, query string, body, origin and host, checked."""

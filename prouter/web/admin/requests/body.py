@@ -1,0 +1,115 @@
+"""Reading JSON request bodies: whatever their Content-Type, up to a limit, into a model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import falcon
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from prouter.errors import InvalidRequest, TooLarge
+from prouter.requests import Model, validated
+from prouter.web.admin.requests.body_memory import BodyMemory
+from prouter.web.admin.requests.upload_fields import refuse_coded
+
+__all__ = ["MAX_JSON", "discard_body", "read_json", "read_model"]
+
+MAX_JSON = 1024 * 1024
+"""Largest JSON body, bytes."""
+
+_PIECE = 65536
+_MANY_DIGITS = re.compile(rb"\d{19}")
+
+
+def _read(req: falcon.Request) -> bytes | bytearray:
+    """The whole body.
+
+    Raises:
+        TooLarge: it is longer than `MAX_JSON`.
+        Overloaded: the worker holds too much of bodies that are not complete.
+    """
+    length = req.content_length
+    if length is not None and length > MAX_JSON:
+        raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
+    if length == 0 or (length is None and "HTTP_TRANSFER_ENCODING" not in req.env):
+        return b""
+    read = req.env["wsgi.input"].read
+    left = MAX_JSON + 1 if length is None else length
+    data: bytes = read(min(left, _PIECE))
+    if len(data) == length:
+        return data  # all at once, as nearly always
+    with BodyMemory.of(req).body() as body:
+        while data:
+            body.add(data)
+            left -= len(data)
+            data = read(min(left, _PIECE)) if left else b""
+        if length is None and not left:
+            raise TooLarge(f"the request body is larger than {MAX_JSON} bytes")
+        return body.data
+
+
+def read_json(req: falcon.Request) -> Any:
+    """The body as JSON (RFC 8259), None when there is none.
+
+    Raises:
+        InvalidRequest: it is no JSON.
+        Unsupported: it is coded.
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    refuse_coded(req)
+    data = _read(req)
+    if not data.strip():
+        return None
+    try:
+        body = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid request: the body is not JSON: {error}") from None
+    if _MANY_DIGITS.search(data):
+        _refuse_long_numbers(body, ())
+    return body
+
+
+def _refuse_long_numbers(value: Any, where: tuple[str, ...]) -> None:
+    """Refuse integers that the fabric cannot carry (msgpack: 64 bits)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_long_numbers(item, (*where, key))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _refuse_long_numbers(item, (*where, str(position)))
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"Invalid request: {'.'.join(where)}: the number is out of range")
+
+
+def read_model(model: type[Model], req: falcon.Request, *, optional: bool = False) -> Model:
+    """The body as a model.
+
+    Args:
+        optional: whether no body stands for a model made of defaults.
+
+    Raises:
+        InvalidRequest: it is no JSON or does not fit; the detail says where.
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    body = read_json(req)
+    if body is None:
+        if not optional:
+            raise InvalidRequest(f"Invalid request: the body is missing; {_wanted(model)}")
+        body = {}
+    return validated(model, body)
+
+
+def discard_body(req: falcon.Request) -> None:
+    """Read a body nobody needs, so that the connection can be used again.
+
+    Raises:
+        TooLarge: it is longer than `MAX_JSON`.
+    """
+    _read(req)
+
+
+def _wanted(model: type[BaseModel]) -> str:
+    names = [name for name, field in model.model_fields.items() if field.is_required()]
+    return f"it needs {', '.join(names)}" if names else "an object is needed"

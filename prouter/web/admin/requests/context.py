@@ -1,0 +1,77 @@
+"""What the resources know of a request and say in every answer: the untouched path, a request id, no caching."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import uuid
+from typing import Any
+
+import falcon
+from falcon.constants import MEDIA_JSON
+
+from prouter.web.proxy.pages import USABLE_ID
+
+__all__ = ["ApiRequest", "ApiResponse", "send_json"]
+
+_NOWHERE = "/-/-"
+"""No route: for paths that begin with several slashes, which Falcon's router would ignore."""
+_process = uuid.uuid4().hex[:8]
+_numbers = itertools.count(1)
+
+
+class ApiRequest(falcon.Request):
+    """A request with an id, routed by its path as the client sent it, percent-encoding and all.
+
+    Attributes:
+        id: goes into the answer and into log lines about the request; the client's ``X-Request-ID`` if it sent one.
+        raw_path: path of the request target as sent.
+        began: when it came, of the monotonic clock.
+    """
+
+    __slots__ = ("began", "id", "raw_path")
+
+    def __init__(self, env: dict[str, Any], options: Any = None) -> None:
+        super().__init__(env, options=options)
+        self.began = time.monotonic()
+        target: str = env.get("RAW_URI") or env["PATH_INFO"]
+        path = target.partition("?")[0]
+        if not path.startswith("/"):
+            path = _path_of_absolute_form(path)
+        self.raw_path = path
+        if path != "/" and path.endswith("/"):
+            path = path[:-1]
+        self.path = _NOWHERE if path.startswith("//") else path
+        given = env.get("HTTP_X_REQUEST_ID")
+        if given is not None and USABLE_ID.fullmatch(given):
+            self.id = given
+        else:
+            self.id = f"{_process}{next(_numbers):08x}"
+
+
+class ApiResponse(falcon.Response):
+    """A response with the headers every answer of the administrative API has."""
+
+    __slots__ = ()
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options=options)
+        self.set_header("Cache-Control", "no-store, must-revalidate")
+        self.set_header("Expires", "0")  # As the original says it to caches of HTTP/1.0.
+
+
+def send_json(resp: falcon.Response, body: Any, status: int = 200) -> None:
+    """Answer with a JSON document."""
+    resp.status = status
+    resp.content_type = MEDIA_JSON
+    resp.data = json.dumps(body, separators=(",", ":")).encode("ascii")
+
+
+def _path_of_absolute_form(target: str) -> str:
+    """The path in ``http://host/path`` (RFC 9112 section 3.2.2)."""
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return target
+    _authority, slash, path = rest.partition("/")
+    return slash + path if slash else "/"

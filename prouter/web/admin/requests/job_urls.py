@@ -1,0 +1,64 @@
+"""The address at which a person opens a job, as far as the request for its info tells it.
+
+A worker knows its own public side from requests alone: the host name they were sent to, and what trusted proxies say of
+scheme, host and path (`prouter.web.proxy.forwarded`). So a job's URL belongs to the answer, not to the job.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prouter.web.proxy.forwarded import Public
+from prouter.web.proxy.placing import own_origin
+
+__all__ = ["JobUrls"]
+
+_JOB = "{job}"
+_LISTED = re.compile(rb'"path":"(/jobs/[^"/]+/([^"/]+))","base_url":("[^"]*"|null)')
+"""What a job's info says of its place, in the JSON that the broker makes of lists. No text in it can look like this,
+because its quotes are escaped."""
+
+
+class JobUrls:
+    """URLs of jobs, for one request.
+
+    Args:
+        environ: the request's WSGI environment.
+        domain: ``control.job_domain``; without one a job is below its path.
+    """
+
+    def __init__(self, environ: Mapping[str, Any], domain: str | None) -> None:
+        public: Public | None = environ.get("prouter.public")
+        if public is None:
+            host = environ.get("HTTP_HOST", "localhost").encode("latin-1")
+            public = Public(environ.get("wsgi.url_scheme", "http").encode("ascii"), host)
+        scheme, host = public.proto.decode("ascii"), public.host.decode("latin-1")
+        self._root = f"{scheme}://{host}{public.prefix.decode('latin-1')}"
+        self._after = ""
+        if domain:
+            self._root, _, self._after = (own_origin(public, _JOB, domain) + "/").partition(_JOB)
+
+    def url(self, job: Mapping[str, Any]) -> str | None:
+        """The URL of a job's server, by the job's info; None without a server."""
+        base: str | None = job.get("base_url")
+        if base is None:
+            return None
+        return self._root + (str(job["uid"]) + self._after if self._after else base)
+
+    def add_to(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's info with its URL."""
+        return {**job, "url": self.url(job)}
+
+    def add_to_list(self, jobs: bytes) -> bytes:
+        """The same for jobs in JSON as the broker lists them."""
+        root, after = (json.dumps(text)[1:-1].encode("ascii") for text in (self._root, self._after))
+
+        def told(match: re.Match[bytes]) -> bytes:
+            if match[3] == b"null":
+                return match[0] + b',"url":null'
+            return b'%b,"url":"%b%b"' % (match[0], root, match[2] + after if after else match[3][1:-1])
+
+        return _LISTED.sub(told, jobs)

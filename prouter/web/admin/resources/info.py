@@ -1,0 +1,32 @@
+"""Who this router is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import falcon
+
+from prouter.web.admin.requests.context import ApiRequest
+
+if TYPE_CHECKING:
+    from prouter.web.router_client import RouterClient
+
+__all__ = ["Info"]
+
+
+class Info:
+    """``/info``. A router's identity does not change while it runs: the answer is made once per worker."""
+
+    def __init__(self, router: RouterClient) -> None:
+        self._router = router
+        self._answer: bytes | None = None
+
+    def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
+        """Uid, name and platform."""
+        if self._answer is None:
+            info = self._router.call("info", {}, timeout=30)
+            self._answer = json.dumps({"auth": info["auth"], "platform": info["platform"]}).encode("ascii")
+        resp.data = self._answer
+
+    on_head = on_get

@@ -1,0 +1,214 @@
+"""Jobs: listed, created, run; and one job: started, waited for, looked at, signalled, stopped, removed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from prouter.errors import InvalidRequest, NotFound, PRouterError
+from prouter.fabric.bounds import MAX_PAGE
+from prouter.jobs import State
+from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
+from prouter.web.admin.requests import query
+from prouter.web.admin.requests.body import discard_body, read_model
+from prouter.web.admin.requests.context import ApiRequest, send_json
+from prouter.web.admin.requests.job_urls import JobUrls
+
+if TYPE_CHECKING:
+    from prouter.web.router_client import RouterClient
+
+__all__ = ["Job", "Jobs"]
+
+_MOST_JOBS = 1000
+"""Most jobs in one page of a list."""
+_ENOUGH = 128 * 1024
+"""Bytes that a page of a list may have left without being filled: one job may need them."""
+_PAGE = 100
+_MAX_KEY = 255
+_CALL_TIMEOUT = 60.0
+"""Seconds an answer of the broker may take; it holds back calls to an agent that is away for less than that."""
+_GOING_ON = frozenset({State.PENDING.value, State.RUNNING.value})
+
+JobInfo = dict[str, Any]
+
+
+def _given(req: ApiRequest) -> bool:
+    """Whether the client says itself which requests are repeats."""
+    return req.get_header("Idempotency-Key") is not None
+
+
+def _key(req: ApiRequest, scope: str) -> str:
+    """What makes a repeat of this request known as one: the client's Idempotency-Key, or an id nobody repeats."""
+    given = req.get_header("Idempotency-Key")
+    if given is None:
+        return uuid.uuid4().hex
+    if not given or len(given) > _MAX_KEY:
+        raise InvalidRequest(f"Invalid request: Idempotency-Key must have 1 to {_MAX_KEY} characters")
+    return f"{scope} {given}"
+
+
+_log = logging.getLogger("prouter.web")
+
+
+class _Calls:
+    """The broker's calls about jobs, as the resources need them."""
+
+    def __init__(self, router: RouterClient) -> None:
+        self._router = router
+
+    def _call(self, op: str, args: dict[str, Any], timeout: float | None = _CALL_TIMEOUT) -> dict[str, Any]:
+        answer: dict[str, Any] = self._router.call(op, args, timeout=timeout)
+        return answer
+
+    def _create(self, request: CreateRequest, key: str, told: str) -> JobInfo:
+        """A new job, or that of the first request with this key; `told` is the digest of a body with a key, or empty.
+
+        Raises:
+            KeyReused: the first request had another body.
+        """
+        about = {"digest": told} if told else {}
+        created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
+        return created
+
+    def _start(self, connection: str, job: str, request: StartRequest, key: str) -> JobInfo:
+        args = {"connection": connection, "job": job, "request": request.model_dump(exclude_none=True), "key": key}
+        started: JobInfo = self._call("jobs.start", args, timeout=None)["job"]
+        return started
+
+    def _urls(self, req: ApiRequest) -> JobUrls:
+        return JobUrls(req.env, self._router.config.control.job_domain)
+
+    def _send(self, req: ApiRequest, resp: falcon.Response, info: JobInfo, status: int = 200) -> None:
+        """Answer with a job's info."""
+        send_json(resp, self._urls(req).add_to(info), status)
+
+    def _wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
+        """Answer with the job's info, 200 once it does not go on, 202 when time was up."""
+        until = None if timeout is None else time.monotonic() + timeout
+        args = {"connection": connection, "job": job, "until": until}
+        info = self._call("jobs.wait", args, timeout=None)["job"]
+        self._send(req, resp, info, 202 if info["state"] in _GOING_ON else 200)
+
+
+class Jobs(_Calls):
+    """``/jobs``, ``/jobs/create`` and ``/jobs/run``"""
+
+    def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """A page of jobs, newest first; the broker gives it in portions, so that nobody waits for a long one."""
+        limit = query.integer(req, "limit", low=1, high=_MOST_JOBS) or _PAGE
+        args = {
+            "states": query.choices(req, "state", tuple(state.value for state in State)),
+            "agent": query.text(req, "agent"),
+            "name": query.text(req, "name"),
+        }
+        cursor = query.text(req, "cursor")
+        parts: list[bytes] = []
+        room = MAX_PAGE
+        while True:
+            left = {"bytes": room} if parts else {}
+            page = self._call("jobs.list", {**args, "limit": limit, "cursor": cursor, **left})
+            cursor, limit = page["next"], limit - page["count"]
+            if page["jobs"]:
+                parts.append(page["jobs"])
+                room -= len(page["jobs"])
+            if cursor is None or limit <= 0 or room < _ENOUGH:
+                break
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = b'{"jobs":[%b],"next":%b}' % (
+            self._urls(req).add_to_list(b",".join(parts)),
+            json.dumps(cursor).encode("ascii"),
+        )
+
+    on_head = on_get
+
+    def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """A new, empty job."""
+        request = read_model(CreateRequest, req)
+        self._send(req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
+
+    def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
+        """Create and start; with ``wait=SECONDS`` also wait for the end."""
+        request = read_model(RunRequest, req)
+        patience = query.seconds(req, "wait")
+        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "")
+        connection, job = info["path"].split("/")[2:4]
+        resp.set_header("Location", info["path"] + "/info")
+        if patience is None:
+            self._send(req, resp, info)
+        else:
+            self._wait(req, resp, connection, job, patience)
+
+    def _run(self, request: RunRequest, key: str, told: str) -> JobInfo:
+        """Create and start. A request that makes no sense to the agent leaves neither job nor key."""
+        before = ""
+        while True:
+            created = self._create(request.create(), f"{key} create", told)
+            connection, job = created["path"].split("/")[2:4]
+            try:
+                return self._start(connection, job, request.start(), f"{key} start")
+            except InvalidRequest:
+                self._withdraw(connection, job, f"{key} create")
+                raise
+            except NotFound:
+                # Perhaps the same request was sent twice at once, and the other one has withdrawn the job of both.
+                if not told or job == before:
+                    raise
+                before = job
+
+    def _withdraw(self, connection: str, job: str, key: str) -> None:
+        """Remove a job that was not started, and its key: it would keep a slot of its agent for ever."""
+        try:
+            self._call("jobs.remove", {"connection": connection, "job": job, "key": key})
+        except NotFound:
+            _log.debug("event=job_withdrawn_already job=%s", job)
+        except PRouterError as error:
+            _log.warning("event=job_not_withdrawn job=%s error=%r", job, error.detail)
+
+
+class Job(_Calls):
+    """``JOB_PATH/…``"""
+
+    def on_get_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """The job's info; with ``usage=1`` the agent is asked for fresh CPU time and memory."""
+        args = {"connection": connection, "job": job, "usage": query.flag(req, "usage")}
+        self._send(req, resp, self._call("jobs.info", args)["job"])
+
+    on_head_info = on_get_info
+
+    def on_post_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """The same, for clients that know no better."""
+        discard_body(req)
+        self.on_get_info(req, resp, connection, job)
+
+    def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Start it; answered once it runs and its ports are known."""
+        request = read_model(StartRequest, req)
+        self._send(req, resp, self._start(connection, job, request, _key(req, f"start {job}")))
+
+    def on_post_wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Answered when it has ended, or is not running, or after ``timeout`` seconds."""
+        timeout = query.seconds(req, "timeout")
+        discard_body(req)
+        self._wait(req, resp, connection, job, timeout)
+
+    def on_post_remove(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """End its processes, delete its sandbox, forget it; its info as it was before."""
+        discard_body(req)
+        self._send(req, resp, self._call("jobs.remove", {"connection": connection, "job": job})["job"])
+
+    def on_post_signal(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Send a signal to its processes."""
+        request = read_model(SignalRequest, req)
+        args = {"connection": connection, "job": job, "signal": request.signal}
+        self._send(req, resp, self._call("jobs.signal", args)["job"])
+
+    def on_post_stop(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """SIGTERM to the whole tree, and SIGKILL after the grace; answered once it has ended."""
+        request = read_model(StopRequest, req, optional=True)
+        args = {"connection": connection, "job": job, "grace": request.grace}
+        self._send(req, resp, self._call("jobs.stop", args, timeout=request.grace + _CALL_TIMEOUT)["job"])

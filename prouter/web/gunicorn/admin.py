@@ -1,0 +1,325 @@
+"""Requests that are not for a job: carried out by the WSGI app, in a greenlet each.
+
+The request was parsed already; wsgi.py makes the WSGI environment and frames the answer. Reading goes on
+while the app works, so that a client that goes away ends its request (GreenletExit in the app).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from prouter.errors import InvalidRequest, Overloaded, PRouterError
+from prouter.fabric.stream import MAX_PIECE
+from prouter.web.gunicorn.wsgi import AnswerWriter, environment
+from prouter.web.metrics.counters import API
+from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
+from prouter.web.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
+from prouter.web.proxy.forwarded import as_seen_by_the_client, hosts_used
+from prouter.web.proxy.heads import BodyKind, RequestHead
+
+__all__ = ["AdminExchange", "AdminService"]
+
+log = logging.getLogger("prouter.web")
+
+_READ_AHEAD = 64 * 1024
+"""Request body bytes buffered before reading waits for the app: few, lest what comes be joined and cut."""
+_WRITE_AHEAD = 256 * 1024
+"""Response bytes buffered before the app waits for the client."""
+_ACKNOWLEDGED_AFTER = 0.0005
+"""Seconds until it is looked again whether a client has acknowledged all; doubles up to `_ASKED_EVERY`."""
+_ASKED_EVERY = 0.1
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class ClientGone(ConnectionError):
+    """The client went away while the app was reading or writing."""
+
+
+class _Body(io.RawIOBase):
+    """``wsgi.input``: blocks the greenlet until the client has sent more."""
+
+    def __init__(self, exchange: AdminExchange) -> None:
+        self._exchange = exchange
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self._exchange.read_body(_WRITE_AHEAD), b""))
+        return self._exchange.read_body(size) if size else b""
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._exchange.read_body(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+
+class AdminExchange:
+    """One request to the WSGI app; see the module's docstring."""
+
+    recipient = API
+    half_close = False
+    """A client that has ended its side may be gone; the connection finds out."""
+
+    def __init__(self, app: WsgiApp, client: ClientConnection, head: RequestHead) -> None:
+        self._app = app
+        self._client = client
+        self._head = head
+        self._left = head.length if head.body == BodyKind.LENGTH else 0
+        self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
+        self._decoded = b""
+        self._splintered = False
+        """Whether the body's chunks are so small that they take long to decode."""
+        self._wake = Event()
+        self._deadline = time.monotonic() + client.server.body_timeout if client.server.body_timeout else 0.0
+        """Monotonic time at which all of the body has to be here, 0 for none."""
+        self._pause = 0.0
+        """Seconds in which something has to come of the body, 0 for no limit."""
+        self._asking = False
+        self._write_ahead = _WRITE_AHEAD
+        self._expect = head.expect and head.version == "1.1"
+        self._answer: AnswerWriter | None = None
+        self.greenlet: gevent.Greenlet[..., None] | None = None
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether the app waits for more of the request's body."""
+        return self._asking
+
+    # -- the connection's side ----------------------------------------------------------------------------------
+
+    def on_client_data(self) -> None:
+        """Body bytes for the app, or the next request's."""
+        self._wake.set()
+        if len(self._client.buffer) >= _READ_AHEAD or self._body_done:
+            self._client.hold_pipelined()
+
+    def on_client_end(self) -> None:
+        """What the app waits for may never come."""
+        self._wake.set()
+
+    def on_client_gone(self) -> None:
+        """End the app's greenlet where it waits."""
+        self._client.exchange = None
+        self._client.close()
+        self._wake.set()
+        if self.greenlet is not None:
+            self.greenlet.kill(block=False)
+
+    def on_client_drained(self) -> None:
+        """The app may write on."""
+        self._wake.set()
+
+    def end(self, reason: str) -> None:
+        """End now (the worker stops): with an error if the answer has not begun, else with a cut."""
+        client = self._client
+        if self._answer is not None and self._answer.head_sent:
+            client.abort()
+        else:
+            client.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1), self._head)
+        if self.greenlet is not None:
+            self.greenlet.kill(block=False)
+
+    # -- the app's side -----------------------------------------------------------------------------------------
+
+    @property
+    def _body_done(self) -> bool:
+        return self._left == 0 if self._decoder is None else self._decoder.complete and not self._decoded
+
+    def read_body(self, size: int) -> bytes:
+        """Up to `size` bytes of the request body, empty at its end. Blocks the greenlet.
+
+        Raises:
+            ClientGone: the client went away before the end.
+            InvalidRequest: the chunked framing is broken.
+            ClientTooSlow: it did not come in time.
+        """
+        client = self._client
+        client.receive_size = LITTLE if self._splintered else min(max(size, client.receive_size), MAX_PIECE)
+        while not self._body_done:
+            if self._expect:
+                self._expect = False
+                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            data = self._take(size)
+            if data:
+                if len(client.buffer) < _READ_AHEAD:
+                    client.resume()
+                return data
+            if self._decoder is not None and self._decoder.complete:
+                break
+            if not client.alive or client.half_closed:
+                raise ClientGone("the client went away in the middle of the request body")
+            self._wait_for_client()
+        return b""
+
+    def expect_upload(self) -> None:
+        """``prouter.upload``: the body may take as long as it likes, but not pause for long."""
+        self._deadline, self._pause = 0.0, self._client.server.upload_timeout
+
+    def _wait_for_client(self) -> None:
+        patience = max(0.0, self._deadline - time.monotonic()) if self._deadline else self._pause or None
+        self._wake.clear()
+        self._client.resume()
+        self._asking = True
+        try:
+            self._wake.wait(patience)
+        finally:
+            self._asking = False
+        if not self._wake.is_set():
+            raise ClientTooSlow("the request body took too long")
+
+    def _take(self, size: int) -> bytes:
+        client = self._client
+        if self._decoder is None:
+            data = client.buffer[: min(size, self._left)]
+            client.buffer = client.buffer[len(data) :]
+            self._left -= len(data)
+            return data
+        if not self._decoded and client.buffer:
+            raw, client.buffer = client.buffer, b""
+            try:
+                self._decoded = b"".join(self._decoder.feed(raw))
+            except ChunkError as error:
+                raise InvalidRequest(f"Invalid request: {error}") from error
+            self._splintered = 2 * len(self._decoded) < len(raw)
+            if self._decoder.complete:
+                client.buffer = self._decoder.rest
+        data, self._decoded = self._decoded[:size], self._decoded[size:]
+        return data
+
+    def _discard_body(self) -> bool:
+        """Drop what has come of a body that the app does not want; whether that was the rest of it."""
+        try:
+            while not self._body_done and self._take(_WRITE_AHEAD):
+                pass
+        except InvalidRequest:
+            return False
+        return self._body_done
+
+    def send(self, data: bytes) -> None:
+        """Write bytes of the answer; blocks the greenlet while the client is slow.
+
+        Raises:
+            ClientGone: the client went away.
+        """
+        client = self._client
+        client.write(data)
+        while client.alive and client.out_size > self._write_ahead:
+            self._wake.clear()
+            self._wake.wait()
+        if not client.alive:
+            raise ClientGone("the client went away")
+
+    def limit_write_ahead(self, size: int) -> None:
+        """``prouter.write_ahead``: from now on at most so many bytes of the answer wait for the client."""
+        self._write_ahead = size
+
+    def wait_delivered(self) -> None:
+        """``prouter.delivered``: blocks until the client has acknowledged everything sent so far.
+
+        Raises:
+            ClientGone: the client went away before.
+        """
+        client = self._client
+        pause = _ACKNOWLEDGED_AFTER
+        while client.alive and client.undelivered():
+            self._wake.clear()
+            self._wake.wait(pause)
+            pause = min(2 * pause, _ASKED_EVERY)
+        if not client.alive:
+            raise ClientGone("the client went away before it had everything")
+
+    def run(self) -> None:
+        """Carry the request out. The greenlet's edge: nothing is raised."""
+        client, head = self._client, self._head
+        answer = self._answer = AnswerWriter(
+            head,
+            self.send,
+            keep_alive=head.keep_alive and not client.server.draining,
+            body_read=self._discard_body,
+        )
+        try:
+            self._respond(answer)
+        except (ClientGone, gevent.GreenletExit):
+            if client.exchange is self:
+                client.exchange = None
+                client.close()
+            return
+        except Exception as error:
+            failure = self._told(error)
+            if answer.head_sent:
+                log.log(failure.level, "event=answer_cut path=%r detail=%r", self._path, failure.detail)
+                client.abort()
+                return
+            if client.exchange is self:
+                client.fail(failure, head)
+            return
+        if client.exchange is self:
+            client.exchange_done(answer.keep_alive and self._body_done)
+
+    @property
+    def _path(self) -> bytes:
+        return self._head.target.partition(b"?")[0]
+
+    def _told(self, error: Exception) -> PRouterError:
+        """What the client is told of an error: one that was foreseen says so, others are explained in the log."""
+        if isinstance(error, PRouterError):
+            return error
+        log.error("event=request_crashed path=%r", self._path, exc_info=error)
+        return PRouterError("the request failed in the router")
+
+    def _respond(self, answer: AnswerWriter) -> None:
+        origin = self._client.origin
+        public = as_seen_by_the_client(self._head, origin)
+        environ = environment(
+            self._head,
+            _Body(self),
+            scheme=public.proto.decode("ascii"),
+            client="" if origin.address == "unix" else origin.address,
+            port=origin.port,
+        )
+        environ["prouter.hosts"] = hosts_used(self._head, origin)
+        environ["prouter.public"] = public
+        environ["prouter.delivered"] = self.wait_delivered
+        environ["prouter.upload"] = self.expect_upload
+        environ["prouter.write_ahead"] = self.limit_write_ahead
+        result = self._app(environ, answer.start_response)
+        try:
+            for piece in result:
+                answer.write(piece)
+            answer.close()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+
+class AdminService:
+    """Starts WSGI requests of one worker.
+
+    Args:
+        app: the WSGI app.
+    """
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+
+    def start(self, client: ClientConnection, head: RequestHead) -> None:
+        """Begin a request on a connection."""
+        exchange = AdminExchange(self._app, client, head)
+        client.exchange = exchange
+        if head.body != BodyKind.NONE:
+            client.expect_body(True)
+        exchange.greenlet = gevent.spawn(exchange.run)

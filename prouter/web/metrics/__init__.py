@@ -1,0 +1,1 @@
+"""Counters that all processes of a router share, and their exposition for Prometheus."""

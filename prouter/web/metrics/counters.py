@@ -1,0 +1,274 @@
+"""What a router's HTTP workers count, in memory that they share, so that any of them tells the figures of all.
+
+gunicorn's parent makes the memory and gives each worker a slot. Only its owner writes to a slot, so nothing is locked,
+and counting costs about a microsecond. A slot's counters stay when its worker ends, and the next owner counts on: sums
+never go down, whoever is killed, recycled or reloaded. When gunicorn's parent itself is replaced, the next one begins
+with the sums that the last one left in the router's run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = [
+    "API",
+    "BOUNDS",
+    "GAUGES",
+    "JOB",
+    "METHODS",
+    "STATUSES",
+    "Board",
+    "Totals",
+    "current",
+    "enter",
+    "leave",
+    "setup",
+]
+
+log = logging.getLogger("prouter.web")
+
+API, JOB = 0, 1
+"""Whom a request was for: the router itself, or a job."""
+_TO = 2
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
+STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the histogram's buckets, seconds; one more bucket has none."""
+GAUGES = (
+    "streams",
+    "streams_fast",
+    "streams_fast_elsewhere",
+    "calls_pending",
+    "routes_cached",
+    "connections",
+    "bridges",
+    "greenlets",
+    "resident_memory_bytes",
+)
+"""What workers tell of themselves once a second."""
+
+_SLOTS = 128
+"""Workers at once, those that drain included; more are not counted."""
+_BUCKETS = len(BOUNDS) + 1
+_TIMES = _TO * len(METHODS) * len(STATUSES)
+_CPU = _TIMES + _TO * (_BUCKETS + 1)
+_COUNTERS = _CPU + 1
+"""Cells of a slot that only grow: requests, then per recipient buckets and their sum, then CPU seconds."""
+_CELLS = _COUNTERS + len(GAUGES)
+_CELL = 8
+_HEAD = 4096
+"""Bytes before the slots: what the layout is, then when somebody last asked for all figures."""
+_LAYOUT = struct.Struct("<16sII")
+_MAGIC = b"prouter figures1"
+_ASKED = 64
+"""Where in the head."""
+
+_OF_METHOD: dict[str | bytes, int] = {
+    **{name: place * len(STATUSES) for place, name in enumerate(METHODS)},
+    **{name.encode(): place * len(STATUSES) for place, name in enumerate(METHODS)},
+}
+_OTHER = _OF_METHOD["other"]
+_PER_TO = len(METHODS) * len(STATUSES)
+
+
+class Totals(NamedTuple):
+    """All workers together.
+
+    Attributes:
+        requests: how many answers, by recipient, method and status class.
+        buckets: by recipient, how many answers took at most each of `BOUNDS`, and longer (not cumulated).
+        seconds: by recipient, how long they took in all.
+        cpu_seconds: of all workers there have been.
+        gauges: by name, summed over the workers that live.
+    """
+
+    requests: dict[tuple[int, str, str], float]
+    buckets: list[list[float]]
+    seconds: list[float]
+    cpu_seconds: float
+    gauges: dict[str, float]
+
+
+class Board:
+    """The shared memory, and the slot of this process in it.
+
+    Args:
+        memory: of `size` bytes, or larger.
+    """
+
+    size = _HEAD + _SLOTS * _CELLS * _CELL
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        _LAYOUT.pack_into(memory, 0, _MAGIC, _SLOTS, _CELLS)
+        view = memoryview(memory)
+        self._asked = view[_ASKED : _ASKED + _CELL].cast("d")
+        self._cells = view[_HEAD : self.size].cast("d")
+        self._owners: list[int | None] = [None] * _SLOTS
+        """Known to gunicorn's parent only."""
+        self._told = 0.0
+        """When this worker last told what takes long to find out."""
+        self._use(0)
+
+    def _use(self, slot: int | None) -> None:
+        # A worker without a slot counts for itself.
+        if slot is None:
+            self._own = memoryview(bytearray(_CELLS * _CELL)).cast("d")
+        else:
+            self._own = self._cells[slot * _CELLS : (slot + 1) * _CELLS]
+        self._cpu_before = self._own[_CPU]
+
+    # -- gunicorn's parent --------------------------------------------------------------------------------------
+
+    def enter(self, worker: int) -> None:
+        """A worker is about to be forked, and will own a slot."""
+        slot = self._owners.index(None) if None in self._owners else None
+        if slot is not None:
+            self._owners[slot] = worker
+        self._use(slot)
+
+    def leave(self, worker: int) -> None:
+        """A worker has ended: what it had is gone, what it counted stays."""
+        if worker in self._owners:
+            slot = self._owners.index(worker)
+            self._owners[slot] = None
+            for cell in range(slot * _CELLS + _COUNTERS, (slot + 1) * _CELLS):
+                self._cells[cell] = 0.0
+
+    def begin_with(self, counters: Sequence[float]) -> None:
+        """Count on from these sums."""
+        for cell, value in enumerate(counters):
+            self._cells[cell] = value
+        self._use(0)
+
+    # -- a worker -----------------------------------------------------------------------------------------------
+
+    def answered(self, to: int, method: str | bytes, status: int, seconds: float) -> None:
+        """A request was answered.
+
+        Args:
+            to: `API` or `JOB`.
+            seconds: until the answer's head.
+        """
+        own = self._own
+        own[to * _PER_TO + _OF_METHOD.get(method, _OTHER) + status // 100 - 1] += 1.0
+        times = _TIMES + to * (_BUCKETS + 1)
+        own[times + bisect_left(BOUNDS, seconds)] += 1.0
+        own[times + _BUCKETS] += seconds
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody has asked for all figures since this worker told those that take long to find out."""
+        return self._asked[0] > self._told
+
+    def publish(self, gauges: Mapping[str, float], cpu_seconds: float) -> None:
+        """What this worker has now; names that are not in `gauges` stay as they were told last."""
+        own = self._own
+        for place, name in enumerate(GAUGES, _COUNTERS):
+            if name in gauges:
+                own[place] = gauges[name]
+        if "greenlets" in gauges:
+            self._told = time.monotonic()
+        own[_CPU] = self._cpu_before + cpu_seconds
+
+    # -- whoever asks -------------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Have all workers tell what takes long to find out, when they tell their figures next."""
+        self._asked[0] = time.monotonic()
+
+    def totals(self) -> Totals:
+        """The figures of all workers."""
+        sums = self._sums()
+        requests = {
+            (to, method, status): sums[to * _PER_TO + _OF_METHOD[method] + place]
+            for to in range(_TO)
+            for method in METHODS
+            for place, status in enumerate(STATUSES)
+        }
+        times = [_TIMES + to * (_BUCKETS + 1) for to in range(_TO)]
+        return Totals(
+            requests,
+            [sums[at : at + _BUCKETS] for at in times],
+            [sums[at + _BUCKETS] for at in times],
+            sums[_CPU],
+            dict(zip(GAUGES, sums[_COUNTERS:], strict=True)),
+        )
+
+    def _sums(self) -> list[float]:
+        cells = self._cells.tolist()
+        return [sum(cells[cell::_CELLS]) for cell in range(_CELLS)]
+
+
+def _counters(path: Path) -> list[float] | None:
+    """The sums of the counters in a file of a board before, None if there is none of this layout."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if len(data) != Board.size or _LAYOUT.unpack_from(data) != (_MAGIC, _SLOTS, _CELLS):
+        return None
+    cells = memoryview(data)[_HEAD:].cast("d").tolist()
+    return [sum(cells[cell::_CELLS]) for cell in range(_COUNTERS)]
+
+
+def _open(path: Path | None) -> Board:
+    """A new board, which counts on from the one that was at `path`.
+
+    Workers of the parent before that still drain keep the old file; what they count from now on is lost.
+    """
+    if path is None:
+        return Board(mmap.mmap(-1, Board.size))
+    before = _counters(path)
+    new = path.with_suffix(f".{os.getpid()}")
+    try:
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, Board.size)
+            os.posix_fallocate(descriptor, 0, Board.size)  # a full disk is an error now, not a signal later
+            board = Board(mmap.mmap(descriptor, Board.size))
+        finally:
+            os.close(descriptor)
+        board.begin_with(before or ())
+        new.rename(path)
+    except OSError as error:
+        log.warning("event=figures_not_kept path=%s error=%r", path, str(error))
+        new.unlink(missing_ok=True)
+        board = Board(mmap.mmap(-1, Board.size))
+        board.begin_with(before or ())
+    return board
+
+
+_board: Board | None = None
+
+
+def setup(path: Path) -> None:
+    """Make the memory, in gunicorn's parent, before it forks; a reload keeps what is there."""
+    global _board
+    if _board is None:
+        _board = _open(path)
+
+
+def current() -> Board:
+    """This process's board: gunicorn's, or one of its own where nobody has set one up."""
+    global _board
+    if _board is None:
+        _board = _open(None)
+    return _board
+
+
+def enter(worker: int) -> None:
+    """A worker of this number is about to be forked."""
+    current().enter(worker)
+
+
+def leave(worker: int) -> None:
+    """It has ended."""
+    current().leave(worker)

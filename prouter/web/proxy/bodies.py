@@ -1,0 +1,110 @@
+"""Bodies on their way: where they end, and how each is framed on the other side."""
+
+from __future__ import annotations
+
+from prouter.web.proxy.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk
+from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
+
+__all__ = ["AnswerBody", "RequestBody"]
+
+_LITTLE = 8192
+"""Bytes that cost little time however small the chunks in them are."""
+
+
+class RequestBody:
+    """Takes what a client sends after its head, gives what the job gets.
+
+    Attributes:
+        over: whether the body is complete.
+        splintered: whether what came last was mostly framing: chunks of a few bytes, which cost much time.
+    """
+
+    __slots__ = ("_decoder", "_left", "over", "splintered")
+
+    def __init__(self, head: RequestHead) -> None:
+        self._left = head.length
+        self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
+        self.over = head.body == BodyKind.NONE or (self._decoder is None and not head.length)
+        self.splintered = False
+
+    def take(self, data: bytes) -> tuple[bytes, bytes]:
+        """What the job gets of `data`, and what is the next request's.
+
+        Raises:
+            ChunkError: the client's chunks are broken.
+        """
+        if self._decoder is None:
+            body, rest = data[: self._left], data[self._left :]
+            self._left -= len(body)
+            self.over = self._left == 0
+            return body, rest
+        framed = encode_chunk(self._decoder.feed(data))
+        self.splintered = 2 * len(framed) < len(data)
+        if not self._decoder.complete:
+            return framed, b""
+        self.over = True
+        return framed + LAST_CHUNK, self._decoder.rest
+
+
+class AnswerBody:
+    """Takes what a job sends after its head, gives what the client gets.
+
+    Attributes:
+        over: whether the body is complete.
+        clean: whether nothing came after its end, so that the connection to the job is fit for another request.
+        chunked: whether the client gets chunks.
+        splintered: whether much came that was mostly framing: chunks of a few bytes, which cost much time.
+        until_close: whether only the end of the connection tells the client where the body ends.
+    """
+
+    __slots__ = ("_decoder", "_left", "chunked", "clean", "over", "splintered", "until_close")
+
+    def __init__(self, request: RequestHead, head: ResponseHead) -> None:
+        self.over = False
+        self.clean = True
+        self.chunked = False
+        self.splintered = False
+        self.until_close = False
+        self._left = -1
+        """Bytes to come, -1 when that is not known."""
+        self._decoder: ChunkDecoder | None = None
+        if request.method == b"HEAD" or head.status in (204, 304):
+            self._left = 0
+        elif head.body == BodyKind.LENGTH:
+            self._left = head.length
+        else:
+            if head.body == BodyKind.CHUNKED:
+                self._decoder = ChunkDecoder(bare_lf=True)
+            self.chunked = request.version == "1.1"
+            self.until_close = not self.chunked
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets for `data`.
+
+        Raises:
+            ChunkError: the job's chunks are broken.
+        """
+        if self._left >= 0:
+            if len(data) > self._left:
+                self.clean = False
+                data = data[: self._left]
+            self._left -= len(data)
+            self.over = self._left == 0
+            return data
+        if self._decoder is None:
+            return encode_chunk(data) if self.chunked else data
+        pieces = self._decoder.feed(data)
+        self.over = self._decoder.complete
+        self.clean = not self._decoder.rest and not self._decoder.loose
+        if len(data) > _LITTLE and 2 * sum(map(len, pieces)) < len(data):
+            self.splintered = True
+        if not self.chunked:
+            return b"".join(pieces)
+        return encode_chunk(pieces) + LAST_CHUNK if self.over else encode_chunk(pieces)
+
+    def finish(self) -> bytes | None:
+        """The job sends nothing more: what the client gets at the end, None when the body is not complete."""
+        if self._left >= 0 or self._decoder is not None:
+            return None
+        self.over = True
+        return LAST_CHUNK if self.chunked else b""

@@ -1,0 +1,127 @@
+"""What changes in a head on its way: forwarded headers, the public prefix, framing. Everything else passes untouched.
+
+`prouter.web.proxy.fields` knows which fields pass, `prouter.web.proxy.mapping` how addresses in them change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prouter.web.proxy.fields import Answer, Ask, answer_field, request_field
+from prouter.web.proxy.forwarded import Origin, forwarded
+from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
+from prouter.web.proxy.mapping import Site
+
+__all__ = ["request_to_job", "response_to_client"]
+
+_OF_THE_HOP = frozenset({b"close", b"keep-alive", b"upgrade"})
+"""Usual options of Connection that name no field which would pass otherwise."""
+
+
+def _first(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    for name, value in headers:
+        if name.lower() == wanted:
+            return value
+    return b""
+
+
+def request_to_job(
+    head: RequestHead,
+    target: bytes,
+    prefix: bytes,
+    origin: Origin,
+    *,
+    site: Callable[[], Site],
+    local: bool = False,
+    mark: bytes = b"",
+) -> bytes:
+    """The head to send to the job.
+
+    Args:
+        head: the client's.
+        target: the request target the job shall see, raw.
+        prefix: the job's public prefix, empty when the job owns its host name.
+        origin: how the client reached us.
+        site: tells where the job is; asked only if an address in the request has to be put into the job's view.
+        local: whether the job is spoken to under its local address.
+        mark: this router's pseudonym among the hops.
+    """
+    lines = [b"%s %s HTTP/1.1\r\n" % (head.method, target)]
+    named = head.connection - _OF_THE_HOP
+    for name, value in head.headers:
+        fate = request_field(name)
+        if named and name.lower() in named:
+            continue
+        if fate:
+            if fate >= Ask.MAP:
+                if local or fate == Ask.MAP:
+                    value = site().ask(name, value)
+            elif fate == Ask.HOPS:
+                mark = value + b", " + mark if mark else value
+                continue
+            elif fate == Ask.CLAIM:
+                if not origin.trusted:
+                    continue
+            elif fate == Ask.LENGTH:
+                if head.body != BodyKind.LENGTH:
+                    continue
+            elif fate == Ask.DROP or (not head.expect and value.lower() == b"100-continue"):
+                continue  # of those that expect, an old client would not understand the answer
+        lines.append(b"%s: %s\r\n" % (name, value))
+    if head.body == BodyKind.CHUNKED:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if head.upgrade:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % head.upgrade)
+    lines.append(forwarded(head, origin, prefix))
+    lines.append(b"X-PRouter-Via: %s\r\n\r\n" % mark if mark else b"\r\n")
+    return b"".join(lines)
+
+
+def response_to_client(
+    head: ResponseHead,
+    site: Callable[[], Site],
+    *,
+    chunked: bool,
+    keep_alive: bool,
+    client_version: str,
+    own_host: bool = False,
+) -> bytes:
+    """The head to send to the client.
+
+    Args:
+        head: the job's.
+        site: tells where the job is; asked only if the answer holds addresses.
+        chunked: whether we frame the body as chunks.
+        keep_alive: whether the client's connection lives on.
+        client_version: ``1.1`` or ``1.0``.
+        own_host: whether the job has a host name, and so an origin, of its own.
+    """
+    lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
+    named = head.connection - _OF_THE_HOP
+    asked = b""
+    framed_elsewhere = chunked or head.body == BodyKind.CHUNKED or head.status < 200 or head.status == 204
+    for name, value in head.headers:
+        fate = answer_field(name)
+        if named and name.lower() in named:
+            continue
+        if fate:
+            if fate == Answer.MAP:
+                value = site().answer(name, value)
+            elif fate == Answer.LENGTH:
+                if framed_elsewhere:
+                    continue
+            elif fate == Answer.UPGRADE and head.status == 426:
+                asked = b"Upgrade, "  # RFC 9110 section 15.5.22: it says what to upgrade to
+            elif fate != Answer.SHARED or not own_host:
+                continue
+        lines.append(b"%s: %s\r\n" % (name, value))
+    if chunked:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if head.status == 101:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % _first(head.headers, b"upgrade"))
+    elif head.status >= 200:
+        persistence = b"close" if not keep_alive else b"keep-alive" if client_version == "1.0" else b""
+        if asked or persistence:
+            lines.append(b"Connection: %s\r\n" % (asked + persistence).removesuffix(b", "))
+    lines.append(b"\r\n")
+    return b"".join(lines)

@@ -1,0 +1,71 @@
+"""What running jobs use is told in small rounds, new jobs first, and only what changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from prouter.agent.jobs.manager import JobManager
+from prouter.agent.jobs.usage_reports import Usage, UsageReports
+from prouter.errors import NotFound
+from prouter.jobs import JobRecord
+
+
+class Jobs:
+    """What the reports need of a job manager."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, JobRecord] = {}
+        self.asked: list[str] = []
+        self.used = 1.0
+
+    def run(self, uid: str, connection: str = "c") -> None:
+        self.running[uid] = JobRecord(uid, connection, "job", pid=1)
+
+    def records(self) -> list[JobRecord]:
+        return [*self.running.values(), JobRecord("new", "c", "not started")]
+
+    def usage(self, uid: str) -> JobRecord:
+        self.asked.append(uid)
+        if uid == "gone":
+            raise NotFound("removed meanwhile")
+        return replace(self.running[uid], cpu_seconds=self.used, rss_bytes=10)
+
+
+def reports(jobs: Jobs) -> tuple[UsageReports, list[tuple[str, list[Usage]]]]:
+    told: list[tuple[str, list[Usage]]] = []
+    return UsageReports(cast("JobManager", jobs), lambda *news: told.append(cast("Any", news))), told
+
+
+def test_only_news_are_told_each_to_the_connection_of_its_job() -> None:
+    jobs = Jobs()
+    jobs.run("a")
+    jobs.run("gone")
+    jobs.run("b", "other")
+    report, told = reports(jobs)
+    report.round()
+    assert told == [("c", [("a", 1.0, 10)]), ("other", [("b", 1.0, 10)])]
+    report.round()
+    assert len(told) == 2
+    jobs.used = 2.0
+    del jobs.running["b"]
+    report.round()
+    assert told[2:] == [("c", [("a", 2.0, 10)])]
+    report.forget()
+    report.round()
+    assert told[3:] == told[2:3], "a router that is back knows nothing"
+
+
+def test_a_round_costs_the_same_however_many_jobs_there_are_and_passes_nobody_over() -> None:
+    jobs = Jobs()
+    for number in range(100):
+        jobs.run(f"job-{number}")
+    report, _ = reports(jobs)
+    report.round()
+    assert len(jobs.asked) == 32
+    for _ in range(3):
+        report.round()
+    assert set(jobs.asked) == set(jobs.running)
+    jobs.run("newest")
+    report.round()
+    assert jobs.asked[128] == "newest"
