@@ -27,14 +27,11 @@ import struct
 from collections import deque
 from itertools import islice
 from termios import TIOCOUTQ as SIOCOUTQ
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from prouter.fabric.stream import Stream
 
-if TYPE_CHECKING:
-    from prouter.agent.relays.connections import Connections
-
-__all__ = ["HttpRelay"]
+__all__ = ["HttpRelay", "RelayOwner"]
 
 log = logging.getLogger("prouter.agent.relays")
 
@@ -50,6 +47,23 @@ _PIECES = 64
 """Pieces of the backlog given to the kernel at once."""
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES})
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+
+
+class RelayOwner(Protocol):
+    """What a relay may ask of the object that made it."""
+
+    @property
+    def loop(self) -> Any:
+        """The gevent loop, for watchers."""
+
+    def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
+        """Connect again in a moment: the backlog of the job's unix socket is full."""
+
+    def job_dies(self, relay: HttpRelay) -> bool:
+        """Whether the job has closed the connection because it dies; then the owner ends the relay."""
+
+    def forget(self, relay: HttpRelay) -> None:
+        """Drop a relay that is over."""
 
 
 class HttpRelay:
@@ -78,7 +92,7 @@ class HttpRelay:
         "stream",
     )
 
-    def __init__(self, owner: Connections, job: str, stream: Stream) -> None:
+    def __init__(self, owner: RelayOwner, job: str, stream: Stream) -> None:
         self.job = job
         self.stream = stream
         self.confirmed = False

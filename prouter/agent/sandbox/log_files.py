@@ -16,18 +16,16 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Protocol, final
 
 from prouter.agent.sandbox.paths import translated
 from prouter.errors import Forbidden
 from prouter.keeper.log_gaps import LOG_FILES, LOGS_DIRECTORY, UNLISTED, log_names, remove_logs
 
-if TYPE_CHECKING:
-    from prouter.agent.sandbox.sandbox import Sandbox
-
-__all__ = ["LogFiles"]
+__all__ = ["JobDirectory", "LogFiles"]
 
 _IN_SANDBOX = {stream: name for name, stream in LOG_FILES.items()}
 _BLOCK_BYTES = 512  # st_blocks is in units of 512 bytes (stat(2)).
@@ -35,6 +33,18 @@ _TRIES = 10
 
 Identity = tuple[int, int]
 """Device and inode number."""
+
+
+class JobDirectory(Protocol):
+    """What the logs need of the job's sandbox, in whose directory they seem to be."""
+
+    root: Path
+
+    def open_file(self, parts: Sequence[bytes], flags: int) -> int:
+        """Open a regular file inside."""
+
+    def parent(self, parts: Sequence[bytes]) -> AbstractContextManager[int]:
+        """The directory that holds the last name of `parts`, as an O_PATH descriptor."""
 
 
 @final
@@ -45,7 +55,7 @@ class LogFiles:
         sandbox: the job's.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: JobDirectory) -> None:
         self._sandbox = sandbox
         self._directory = sandbox.root.parent / LOGS_DIRECTORY
         self._uid = sandbox.root.name

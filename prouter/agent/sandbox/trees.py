@@ -13,16 +13,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prouter.agent.sandbox import syscalls
+from prouter.agent.sandbox.log_files import LogFiles
 from prouter.agent.sandbox.paths import shown
 from prouter.keeper.log_gaps import COPIED, COPY_END, LOG_FILES
 
-if TYPE_CHECKING:
-    from prouter.agent.sandbox.sandbox import Sandbox
-
-__all__ = ["PATH_MAX", "Found", "NotRemoved", "disk_usage", "remove", "walk"]
+__all__ = ["PATH_MAX", "Found", "NotRemoved", "TreeRoot", "disk_usage", "remove", "walk"]
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 PATH_MAX = (1 << 16) - 2
@@ -33,6 +31,15 @@ _RECURSION_MAX = 200
 _REMOVE_SECONDS = 10.0
 _Unreadable = Callable[[bytes, OSError], None]
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class TreeRoot(Protocol):
+    """What a walk needs of a sandbox."""
+
+    logs: LogFiles
+
+    def open(self, parts: Sequence[bytes], flags: int) -> int:
+        """Open what is at `parts` inside; the caller closes the descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ def _names(directory: int) -> list[bytes]:
 
 
 def walk(
-    sandbox: Sandbox,
+    sandbox: TreeRoot,
     start: Sequence[bytes] = (),
     *,
     enter: Callable[[bytes], bool] | None = None,
@@ -106,7 +113,7 @@ class _Walk:
         levels: the directories from the start to there.
     """
 
-    sandbox: Sandbox
+    sandbox: TreeRoot
     start: Sequence[bytes]
     enter: Callable[[bytes], bool] | None
     unreadable: _Unreadable | None
@@ -201,7 +208,7 @@ class _Walk:
         return True
 
 
-def _log(sandbox: Sandbox, name: bytes) -> Iterator[Found]:
+def _log(sandbox: TreeRoot, name: bytes) -> Iterator[Found]:
     with contextlib.suppress(FileNotFoundError), sandbox.logs.directory() as parent:
         own = os.fsencode(sandbox.logs.path(LOG_FILES[name]).name)
         yield Found(name, own, parent, os.stat(own, dir_fd=parent, follow_symlinks=False))
@@ -218,7 +225,7 @@ def _close(level: _Level) -> None:
         level.fd = None
 
 
-def disk_usage(sandbox: Sandbox) -> int:
+def disk_usage(sandbox: TreeRoot) -> int:
     """Allocated bytes of all files and directories below the sandbox; hard links once, what vanishes not at all.
 
     The agent's own copies of the beginnings of logs are the agent's to pay for.

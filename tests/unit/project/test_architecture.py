@@ -14,7 +14,7 @@ PACKAGE = ROOT / "prouter"
 PAGE = ROOT / "docs" / "architecture.md"
 
 
-_CYCLES_LEFT = ("agent/links/", "agent/relays/", "agent/sandbox/", "fabric/", "web/proxy/")
+_CYCLES_LEFT = ("agent/links/", "fabric/", "web/proxy/")
 
 
 def rooms() -> list[str]:
