@@ -30,7 +30,7 @@ def worker_pids(router: Router) -> set[int]:
 
 def linked_workers(router: Router) -> set[int]:
     """Pids of the workers that run and have been linked to the broker."""
-    linked = {int(pid) for pid in re.findall(r"prouter\.api\[(\d+)\] event=broker_linked", router.log.read_text())}
+    linked = {int(pid) for pid in re.findall(r"prouter\.web\[(\d+)\] event=broker_linked", router.log.read_text())}
     return linked & worker_pids(router)
 
 
