@@ -1,7 +1,7 @@
-"""The keeper's end of the connection to its agent: one agent at a time, told apart from strangers, never waited for.
+"""The keeper's end of the connection to its agent.
 
-Output that the socket does not take is kept, so a stopped agent cannot block the keeper. What has to be logged goes to
-the agent's log while there is one, and to stderr otherwise.
+The keeper serves one agent at a time and checks that it runs as the same user. It never blocks on the agent: it queues
+what the socket does not take. It sends log lines to the agent, or prints them to stderr while none is connected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AgentLink:
     Args:
         path: of the listening socket; an existing one is replaced, so the caller must hold the state directory's lock.
         poller: gets the sockets registered; the caller hands readiness to `accept`, `receive` and `flush`.
-        first: the starting agent's connection.
+        first: the connection of the agent that started the keeper.
     """
 
     def __init__(self, path: str, poller: select.epoll, first: socket.socket) -> None:
@@ -44,44 +44,44 @@ class AgentLink:
 
     @property
     def connected(self) -> bool:
-        """Whether an agent is there."""
+        """Whether an agent is connected."""
         return self._agent is not None
 
     @property
     def agent(self) -> socket.socket | None:
-        """The connection, to tell by identity whether a request's agent is still there."""
+        """The connection; a request compares it to see whether its agent is still connected."""
         return self._agent
 
-    def owns(self, fd: int) -> str | None:
-        """What a ready descriptor is: ``listener``, ``agent`` or None if it is not of this link."""
-        if self._listener is not None and fd == self._listener.fileno():
-            return "listener"
-        if self._agent is not None and fd == self._agent.fileno():
-            return "agent"
-        return None
+    def is_listener(self, fd: int) -> bool:
+        """Whether a ready descriptor is the socket that the next agent connects to."""
+        return self._listener is not None and fd == self._listener.fileno()
+
+    def is_agent(self, fd: int) -> bool:
+        """Whether a ready descriptor is the agent's connection."""
+        return self._agent is not None and fd == self._agent.fileno()
 
     def accept(self) -> None:
-        """Take a new connection; a stranger's, or a second agent's, is refused with a reason and closed."""
+        """Accept a connection. A process of another user, or a second agent, gets a refusal with its reason."""
         assert self._listener is not None
         try:
-            stranger = self._listener.accept()[0]
+            peer = self._listener.accept()[0]
         except (BlockingIOError, ConnectionError):
             return
-        refusal = self._refusal(stranger)
+        refusal = self._refusal(peer)
         if refusal is None:
-            self._take(stranger)
+            self._take(peer)
             return
         self.log("warning", f"event=agent_refused reason={refusal!r}")
-        with stranger:
+        with peer:
             try:
-                stranger.send(encode({"event": "refused", "text": refusal}))
+                peer.send(encode({"event": "refused", "text": refusal}))
             except OSError as error:
                 self.log("info", f"event=refusal_not_sent error={error.strerror!r}")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Messages that have arrived; None if the agent is gone, or broke the protocol.
+        """The messages that have arrived; None if the agent disconnected or broke the protocol.
 
-        Descriptors sent along become the keeper's stdout and stderr, which jobs without log files inherit.
+        Descriptors that come along become the keeper's stdout and stderr, which jobs without log files inherit.
         """
         assert self._agent is not None
         try:
@@ -105,7 +105,7 @@ class AgentLink:
             return None
 
     def send(self, message: dict[str, Any]) -> None:
-        """Queue a message for the agent; dropped if there is none."""
+        """Queue a message for the agent; drop it if none is connected."""
         if self._agent is None:
             return
         waiting = bool(self._unsent)
@@ -114,7 +114,7 @@ class AgentLink:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is queued, as far as the socket takes it."""
+        """Send as much of the queue as the socket takes."""
         if self._agent is None:
             return
         try:
@@ -122,24 +122,28 @@ class AgentLink:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._unsent.clear()  # The agent is gone; `receive` is about to say so.
+            self._unsent.clear()  # The agent disconnected; `receive` is about to notice.
             return
         del self._unsent[:sent]
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0)
         self._poller.modify(self._agent.fileno(), wanted)
 
     def log(self, level: str, text: str) -> None:
-        """Log an event line."""
+        """Log an event line.
+
+        Args:
+            level: name of a logging level in lower case.
+        """
         if self._agent is not None:
             self.send({"event": "log", "level": level, "text": text})
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        # The agent's stderr may be gone, and with it the last place to say it.
+        # The agent's stderr may be closed, and there is no other place to log to.
         with contextlib.suppress(OSError):
             print(f"{stamp} {level.upper()} prouter.keeper {text}", file=sys.stderr, flush=True)
 
     def stop_listening(self) -> None:
-        """Let no further agent connect."""
+        """Accept no further agent."""
         if self._listener is not None:
             self._poller.unregister(self._listener.fileno())
             self._listener.close()
@@ -147,18 +151,20 @@ class AgentLink:
             os.unlink(self._path)
 
     def close(self) -> None:
-        """Send what is left, as far as it goes at once, and hang up."""
+        """Send as much of the queue as the socket takes at once, and disconnect."""
         self.flush()
         if self._agent is not None:
             self._agent.close()
             self._agent = None
 
-    def _refusal(self, stranger: socket.socket) -> str | None:
-        _, uid, _ = _CREDENTIALS.unpack(stranger.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    def _refusal(self, peer: socket.socket) -> str | None:
+        _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != os.geteuid():
-            return f"user {uid} is not the one this keeper runs as"
+            return f"the keeper runs as user {os.geteuid()}, not as user {uid}: start the agent as that user"
         if self._agent is not None:
-            return "another agent is using this state directory"
+            return (
+                "another agent is using this state directory: stop it, or give this agent a state directory of its own"
+            )
         return None
 
     def _take(self, agent: socket.socket) -> None:
@@ -173,11 +179,11 @@ class AgentLink:
         self._poller.unregister(self._agent.fileno())
         self._agent.close()
         self._agent = None
-        self.log("info", f"event=agent_gone reason={reason!r}")
+        self.log("info", f"event=agent_disconnected reason={reason!r}")
 
 
 def _listen(path: str) -> socket.socket:
-    """A listening unix socket; works for paths longer than a socket address holds (108 bytes)."""
+    """A listening unix socket. Its path may be longer than a socket address holds (108 bytes)."""
     try:
         os.unlink(path)
     except OSError as error:

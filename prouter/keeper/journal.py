@@ -1,9 +1,9 @@
-"""What a keeper leaves on disk so that its successor can clean up, should it be killed; and removal of sandboxes.
+"""The journal of jobs on disk, with which the next keeper cleans up after one that was killed; removal of sandboxes.
 
-One file per job in STATE_DIR/jobs, named after the job, holding the sandbox to remove (empty for none), NUL, and the
-directory of its control group, likewise. It is made before the job's first process and removed when the agent forgets
-the job. Not synced to disk: no process survives a
-power cut.
+STATE_DIR/jobs holds one file for each job, named after the job. The file holds the path of the sandbox, a NUL byte and
+the path of the job's control group; both may be empty. The keeper writes it before it starts the job's first process
+and deletes it when the agent drops the job. Nothing is synced to disk, because no process survives a power failure. The
+keepers of all versions read this format.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ __all__ = ["Entry", "Journal", "remove_sandbox"]
 
 
 class Entry(NamedTuple):
-    """What is written down of a job: directories of its sandbox and of its control group."""
+    """One job in the journal: the directories of its sandbox and of its control group, None for none."""
 
     sandbox: str | None
     group: str | None
 
 
 class Journal:
-    """The jobs a keeper of this state directory is responsible for."""
+    """The jobs of one state directory's keeper."""
 
     def __init__(self, state_dir: str) -> None:
         self._directory = os.path.join(state_dir, "jobs")
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
 
     def add(self, job: str, sandbox: str | None, group: str | None = None) -> None:
-        """Write down a job, its sandbox and its control group; again if any of it changed.
+        """Write a job to the journal, or write it again after a change.
 
         Raises:
-            OSError: it cannot be written; what was known of the job stays.
+            OSError: it cannot be written; an earlier line about the job stays.
         """
         path = self._path(job)
         known = os.path.exists(path)
         text = os.fsencode(f"{sandbox or ''}\0{group or ''}")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # In place: on a full disk there is room for what was there before, not for another file.
+            # Write in place: on a full disk there is space for the old content, but not for another file.
             if os.pwrite(fd, text, 0) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.ftruncate(fd, len(text))
@@ -57,12 +57,12 @@ class Journal:
             os.close(fd)
 
     def drop(self, job: str) -> None:
-        """Strike a job out."""
+        """Delete a job from the journal."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(job))
 
     def entries(self) -> dict[str, Entry]:
-        """The jobs written down."""
+        """All jobs of the journal, by uid."""
         found: dict[str, Entry] = {}
         for job in os.listdir(self._directory):
             with open(self._path(job), "rb") as file:
@@ -75,10 +75,8 @@ class Journal:
 
 
 def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
-    """Delete a sandbox and the logs beside it; links are removed, never followed. What cannot be removed is logged and
-    left.
-    """
-    import shutil  # Late: it is large, and only needed when the agent is lost.
+    """Delete a sandbox and its logs. Links are removed, never followed. What cannot be removed is logged and stays."""
+    import shutil  # Late: it takes memory, and only a keeper that lost its agent needs it.
 
     def repair(_: Callable[..., object], name: str, failure: tuple[object, BaseException, object]) -> None:
         error = failure[1]
@@ -105,7 +103,7 @@ def remove_sandbox(path: str, log: Callable[[str, str], None]) -> None:
 
 
 def _unlock(directory: str) -> bool:
-    """Let the owner change a directory that forbids it; whether it was one."""
+    """Give the owner all rights on a directory; return whether that was necessary and possible."""
     try:
         mode = os.lstat(directory).st_mode
         if not stat.S_ISDIR(mode) or mode & 0o700 == 0o700:

@@ -1,6 +1,7 @@
-"""What the keeper does for its agent: the table of jobs, and one method per operation of the wire.
+"""The keeper's table of jobs, and one method for each operation that the agent may ask for.
 
-The runner's methods mirror these; `prouter.keeper.wire` has the form of the messages.
+The methods of the agent's runner have the same names (`prouter.agent.jobs.runner`). `prouter.keeper.wire` describes the
+messages, `prouter.keeper.job` the states of a job.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 from prouter.keeper.agent_link import AgentLink
 from prouter.keeper.cgroups import Group, Hierarchy
+from prouter.keeper.job import WITH_PROCESSES, WITHOUT_PROCESSES, Job, JobState
 from prouter.keeper.journal import Journal, remove_sandbox
 from prouter.keeper.log_pipes import LogPipes, Output
+from prouter.keeper.requests import Refused, Request, Start
 from prouter.keeper.spawning import Command, SpawnError, read_outcome, start
-from prouter.keeper.trees import Job, Trees
+from prouter.keeper.trees import Trees
 from prouter.keeper.wire import PROTOCOL
 from prouter.processes.limits import Limits
 from prouter.processes.process_tree import MARK_VARIABLE, InvalidUid
@@ -27,54 +30,14 @@ __all__ = ["Operations"]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Refused(Exception):
-    """An operation that cannot be done: a code for the runner and a text for a person."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
-class Request:
-    """One request, to be answered now or later; an answer to an agent that is gone by then is dropped."""
-
-    def __init__(self, link: AgentLink, number: int) -> None:
-        self._link = link
-        self._agent = link.agent
-        self._number = number
-
-    def answer(self, result: Any) -> None:
-        """It is done."""
-        self._reply({"id": self._number, "result": result})
-
-    def refuse(self, code: str, text: str) -> None:
-        """It cannot be done."""
-        self._reply({"id": self._number, "error": {"code": code, "text": text}})
-
-    def _reply(self, message: dict[str, Any]) -> None:
-        if self._link.agent is self._agent:
-            self._link.send(message)
-
-
-class Start:
-    """A job's start that is under way: who asked, whether the job was held before, the pipe that tells the outcome."""
-
-    def __init__(self, job: Job, request: Request, *, held: bool, pipe: int) -> None:
-        self.job = job
-        self.request = request
-        self.held = held
-        self.pipe = pipe
-        self.failure: str | None = None
-
-
 class Operations:
-    """The table of jobs.
+    """The table of jobs and the operations on it.
 
     Args:
-        groups: where jobs get control groups; None for nowhere.
-        pipes: what the jobs write.
-        watch, unwatch: have the loop call `outcome` with a descriptor once it is readable, and no more.
+        groups: where jobs get control groups; None if they get none.
+        pipes: carry what jobs write to their logs.
+        watch: have the loop call `outcome` once this descriptor is readable.
+        unwatch: stop that.
     """
 
     def __init__(
@@ -91,7 +54,7 @@ class Operations:
         self.keep_for = 0.0
         self.ending = False
         self.obituary: tuple[list[str], list[bytes]] = ([], [])
-        """Routers to be told that the agent is dead, and the message."""
+        """Routers to tell that the agent has died, and the message for them."""
         self._link = link
         self._journal = journal
         self._groups = groups
@@ -120,7 +83,7 @@ class Operations:
         }
 
     def handle(self, message: dict[str, Any]) -> None:
-        """Do what a message asks for, and answer it."""
+        """Carry out the operation that a message asks for, and answer it."""
         request = Request(self._link, message.pop("id", 0))
         op = message.pop("op", None)
         try:
@@ -136,18 +99,26 @@ class Operations:
                 self._failed(request, op, error)
             else:
                 self._link.log("warning", f"event=no_space op={op} error={str(error)!r}")
-                request.refuse("no_space", "no space left on the agent's disk, in its state directory")
-        except Exception as error:  # One bad request must not take all jobs down with the keeper.
+                request.refuse(
+                    "no_space", "the disk of the agent's state directory is full; free some space and try again"
+                )
+        except Exception as error:  # A failed request must not end the keeper, and all jobs with it.
             self._failed(request, op, error)
 
     def _failed(self, request: Request, op: object, error: Exception) -> None:
-        import traceback  # Late: hardly ever needed.
+        import traceback  # Late: the keeper starts faster without it, and hardly ever needs it.
 
         self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
-        request.refuse("internal", f"the keeper failed at {op!r}: {error!r}")
+        request.refuse(
+            "internal", f"the keeper failed at operation {op!r}: {error!r}; the agent's log has the traceback"
+        )
 
     def outcome(self, pipe: int) -> bool:
-        """Note how a start went, if that is what this readable descriptor is for."""
+        """Read from a forked child's pipe whether its command runs.
+
+        Returns:
+            False if the descriptor is no such pipe.
+        """
         starting = self._pipes.pop(pipe, None)
         if starting is None:
             return False
@@ -156,16 +127,16 @@ class Operations:
         try:
             read_outcome(pipe)
         except SpawnError as error:
-            starting.failure = str(error)  # Answered when its process is gone, which is about to end.
+            starting.failure = str(error)  # Answered once the child, which is about to exit, has been reaped.
             return True
         del self._starts[job.uid]
-        if job.state == "starting":
-            job.state = "running"
+        if job.state is JobState.STARTING:
+            job.change(JobState.RUNNING)
         starting.request.answer(_spawned(job))
         return True
 
     def end_all(self) -> None:
-        """Begin to end every tree; `trees.empty` tells when that is done."""
+        """Begin to end every process tree; `trees.empty` tells when that is done."""
         self.ending = True
         if self._groups is not None:
             self._groups.give_back()
@@ -174,7 +145,7 @@ class Operations:
         self.trees.reap()
 
     def clean_up(self) -> None:
-        """With all trees gone: remove the sandboxes, and answer who asked for the end."""
+        """Remove the sandboxes, once no tree is left, and answer the request that asked for the end."""
         for job in self._jobs.values():
             if job.sandbox is not None:
                 remove_sandbox(job.sandbox, self._link.log)
@@ -192,19 +163,20 @@ class Operations:
         request.answer(None)
 
     def _obituary(self, request: Request, *, routers: list[str], message: list[str]) -> None:
-        """Remember whom to tell what when the agent has died; parts of the message in hexadecimal."""
+        """Remember the death notice: the routers that get it, and the parts of the message in hexadecimal."""
         self.obituary = (routers, [bytes.fromhex(part) for part in message])
         request.answer(None)
 
     def _hold(
         self, request: Request, *, job: str, record: dict[str, Any], sandbox: str | None, ended: dict[str, Any] | None
     ) -> None:
-        """Keep a job that has no process: one not started yet, or one that ended under an earlier keeper."""
+        """Hold a job without a process: one that is not started yet, or one that ended under an earlier keeper."""
         if job in self._jobs:
-            raise Refused("conflict", f"job '{job}' is already known to the keeper")
+            raise Refused("conflict", f"the keeper knows job '{job}' already")
         held = Job(job, record, sandbox)
         if ended is not None:
-            held.state, held.exit = "ended", ended
+            held.exit = ended
+            held.change(JobState.ENDED)
         self._journal.add(job, sandbox)
         self._jobs[job] = held
         request.answer(None)
@@ -222,12 +194,15 @@ class Operations:
         stderr: str | None,
         **command: Any,
     ) -> None:
-        """Start a job, new or held; answered once its command runs or could not be run."""
+        """Start a job, new or held. The answer follows once its command runs or could not be executed."""
         held = self._jobs.get(job)
-        if held is not None and held.state != "held":
+        if held is not None and held.state is not JobState.HELD:
             raise Refused("conflict", f"job '{job}' was started already")
         if self.ending or not command["argv"]:
-            raise Refused("start_failed", "the keeper is ending" if self.ending else "the list of arguments is empty")
+            raise Refused(
+                "start_failed",
+                "the keeper is ending and starts no more jobs" if self.ending else "the list of arguments is empty",
+            )
         started = Job(job, record, sandbox)
         started.limits = Limits(**limits)
         directory = self._groups.where(job) if self._groups is not None else None
@@ -255,13 +230,13 @@ class Operations:
 
     @contextlib.contextmanager
     def _outputs(self, job: Job, *paths: str | None) -> Iterator[list[int | None]]:
-        """What stdout and stderr are to be: pipes for logs; None for the agent's own output.
+        """The writing ends for the job's stdout and stderr: a pipe for each log, None for the agent's own output.
 
-        That is a pipe as well where it is a file, and one pipe for both if both are the same file: else the job would
-        truncate it by opening ``/dev/stdout``.
+        If the agent's own output is a regular file, the job gets a pipe to it instead, because opening ``/dev/stdout``
+        would truncate the file. Both get the same pipe if both are the same file.
 
         Raises:
-            SpawnError: a log cannot be written, or the block raised it; no pipe is left.
+            SpawnError: a log cannot be opened, or the block raised it; no pipe is left open.
         """
         outputs: dict[object, Output] = {}
         wanted: list[object] = []
@@ -290,7 +265,7 @@ class Operations:
                 os.close(end)
 
     def _make_group(self, job: str, limits: Limits) -> Group | None:
-        """A control group for the job; without one it is looked after by other means."""
+        """A control group for the job; None if there is none, and the keeper enforces the limits itself."""
         if self._groups is None:
             return None
         try:
@@ -308,9 +283,9 @@ class Operations:
         request.answer(None)
 
     def _kill(self, request: Request, *, job: str) -> None:
-        """Kill the tree; answered when nothing of it is left, at once if nothing runs."""
+        """Kill the tree. The answer follows when no process of it is left, at once if none runs."""
         doomed = self._job(job)
-        if doomed.state in ("held", "ended"):
+        if doomed.state in WITHOUT_PROCESSES:
             request.answer(None)
             return
         self._kills.setdefault(job, []).append(request)
@@ -326,38 +301,38 @@ class Operations:
         request.answer([_listed(job) for job in self._jobs.values()])
 
     def _forget(self, request: Request, *, job: str) -> None:
-        """Drop a job that has ended or never started; its sandbox is the agent's again."""
+        """Drop a job that has ended or was never started. From then on its sandbox is the agent's alone."""
         ended = self._job(job)
-        if ended.state not in ("held", "ended"):
-            raise Refused("conflict", f"job '{job}' is running")
+        if ended.state not in WITHOUT_PROCESSES:
+            raise Refused("conflict", f"job '{job}' is running; end it before it is dropped")
         self._drop(ended)
         request.answer(None)
 
     def _end(self, request: Request) -> None:
-        """End everything, the keeper too; answered last of all."""
+        """End all jobs and the keeper. The answer is the last message of this keeper."""
         self._end_request = request
         self.end_all()
 
     def _job(self, uid: str) -> Job:
         job = self._jobs.get(uid)
         if job is None:
-            raise Refused("unknown_job", f"job '{uid}' is not known to the keeper")
+            raise Refused("unknown_job", f"the keeper knows no job '{uid}'")
         return job
 
     def _running(self, uid: str) -> Job:
         job = self._job(uid)
-        if job.state not in ("starting", "running"):
+        if job.state not in WITH_PROCESSES:
             raise Refused("not_running", f"job '{uid}' is not running")
         return job
 
     def _tree_gone(self, job: Job) -> None:
         starting = self._starts.get(job.uid)
         if starting is not None and starting.failure is None:
-            self.outcome(starting.pipe)  # Its first process ended before the pipe was looked at.
+            self.outcome(starting.pipe)  # The first process ended before the loop looked at the pipe.
         self._logs.finish(job.uid, lambda: self._tell_end(job, starting))
 
     def _tell_end(self, job: Job, starting: Start | None) -> None:
-        """A job's processes are gone, and what they wrote is in its logs."""
+        """Tell the agent that a job has ended. No process of it is left, and its logs hold all that they wrote."""
         if starting is not None and starting.failure is not None:
             self._not_started(starting, starting.failure)
         else:
@@ -366,13 +341,15 @@ class Operations:
             request.answer(None)
 
     def _not_started(self, starting: Start, text: str) -> None:
-        """Back to how it was before: a held job whose start failed may be started again, another is forgotten."""
+        """Undo a failed start: a job that was held is held again and may be started again; another is dropped."""
         job = starting.job
         del self._starts[job.uid]
         if starting.held:
             self.trees.forget(job)
             self._jobs[job.uid] = Job(job.uid, job.record, job.sandbox)
-            with contextlib.suppress(OSError):  # A full disk: what is written down names a group too many.
+            with contextlib.suppress(
+                OSError
+            ):  # On a full disk the journal keeps naming a control group that is gone, which is harmless.
                 self._journal.add(job.uid, job.sandbox)
         else:
             self._drop(job)
@@ -389,12 +366,12 @@ def _regular_file(fd: int) -> tuple[int, int] | None:
     try:
         info = os.fstat(fd)
     except OSError:
-        return None  # The agent was started without it.
+        return None  # The agent was started with this descriptor closed.
     return (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else None
 
 
 def _copy(path: str, sandbox: str | None) -> str | None:
-    """Where the copy of a log's beginning goes: into the sandbox, unless the log itself is there."""
+    """Path of the copy of a log's beginning in the sandbox; None without a sandbox, or if the log itself is there."""
     if sandbox is None or os.path.dirname(path) == sandbox:
         return None
     return f"{sandbox}/.pagent.{path.rpartition('.')[2]}"

@@ -1,8 +1,8 @@
-"""The keeper's loop, and its life from start to end.
+"""The keeper's event loop, from its start to its end.
 
-The loop sleeps in epoll until the agent speaks, a child ends, a command was executed, or a tree is to be looked at.
-When the agent goes away it waits `keep_for` seconds for another one; then it ends every tree, tells the routers,
-removes the sandboxes and exits.
+The loop sleeps in epoll until the agent sends a message, a child ends, a command was executed, or a tree is due to be
+checked. When the agent disconnects, the keeper waits `keep_for` seconds for the next agent. Then it ends every process
+tree, tells the routers, removes the sandboxes and exits.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["Keeper", "main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 _AMPLE_RTTIME = 1 << 40
-"""Microseconds of real-time work without a pause that a keeper never comes near."""
+"""Microseconds of real-time work without a pause, far more than a keeper ever does."""
 
 _LOG_PATIENCE = 5.0
-"""Seconds to wait for a killed keeper's log writer."""
+"""Seconds to wait for the log writer of a keeper that was killed."""
 _PATIENCE = 30.0
-"""Seconds to wait at the end for processes that do not die (in uninterruptible sleep) before leaving them behind."""
+"""Seconds to wait at the end for processes that do not die (in uninterruptible sleep) before they are left behind."""
 
 
 class Keeper:
-    """The loop.
+    """The event loop.
 
     Args:
         state_dir: holds the socket ``keeper.sock`` and the journal; locked by the caller.
@@ -68,7 +68,11 @@ class Keeper:
         self._give_up_at: float | None = None
 
     def end_leftovers(self, *, remove_sandboxes: bool) -> None:
-        """End the trees that a killed predecessor left, and remove their sandboxes if the agent was killed as well."""
+        """End the trees that a killed keeper left behind.
+
+        Args:
+            remove_sandboxes: whether the agent was killed as well, so that no agent knows the jobs any more.
+        """
         entries = self._journal.entries()
         if not entries:
             return
@@ -82,7 +86,7 @@ class Keeper:
             self._journal.drop(job)
 
     def run(self) -> None:
-        """Serve until the agent is gone for good, or asks for the end."""
+        """Serve until no agent comes any more or the agent asks for the end."""
         wakeup = self._watch_signals()
         trees = self._operations.trees
         while not self._over():
@@ -107,7 +111,7 @@ class Keeper:
     def _watch_signals(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        # Handlers that do nothing, not SIG_IGN, which jobs would inherit. The wakeup descriptor does the rest.
+        # Empty handlers, because jobs would inherit SIG_IGN. The wakeup descriptor tells the loop.
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_term)
@@ -115,7 +119,7 @@ class Keeper:
         return reading
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
-        # While an agent is there it decides; without one, whoever stops the machine or the service means it.
+        # A connected agent decides when to end. Without one, SIGTERM means that the machine or the service stops.
         self._terminated = not self._link.connected
 
     def _timeout(self) -> float | None:
@@ -126,14 +130,13 @@ class Keeper:
         return max(0.0, min(known) - time.monotonic()) if known else None
 
     def _talk(self, fd: int, ready: int) -> None:
-        which = self._link.owns(fd)
-        if which == "listener":
-            # A killed agent's successor may be here before the old connection's end was read.
+        if self._link.is_listener(fd):
+            # The next agent may connect before the end of the killed agent's connection was read.
             self._serve()
             self._link.accept()
             if self._link.connected:
                 self._lost_at = None
-        elif which == "agent":
+        elif self._link.is_agent(fd):
             if ready & select.EPOLLOUT:
                 self._link.flush()
             if ready & ~select.EPOLLOUT:
@@ -168,9 +171,9 @@ class Keeper:
 
 
 def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, move: bool) -> None:
-    """Be the keeper of a state directory; returns when it is over.
+    """Run the keeper of a state directory; return when it has ended.
 
-    Waits for a predecessor that is still ending its jobs, and ends what one that was killed has left.
+    It first waits for an earlier keeper that is still ending its jobs, then ends the processes that a killed one left.
     """
     os.chdir("/")
     agent = socket.socket(fileno=agent_fd)
@@ -182,7 +185,7 @@ def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, 
     use_all_descriptors()
     keeper = Keeper(state_dir, agent, cgroup=cgroup, move=move)
     keeper.end_leftovers(remove_sandboxes=remove_leftovers)
-    gc.freeze()  # What exists now is never garbage; collecting it would copy pages shared with forked children.
+    gc.freeze()  # The objects of now are never garbage; a collection would copy pages shared with forked children.
     keeper.run()
 
 
@@ -193,9 +196,9 @@ def _become_subreaper() -> None:
 
 
 def _go_first() -> None:
-    """Run before the jobs where that is allowed (as root): else a job with thousands of busy processes is hard to end.
+    """Get real-time priority where that is allowed (as root), to end jobs with thousands of busy processes.
 
-    A round-robin process runs as soon as it wants to; the keeper hardly ever does. Its children start as ordinary ones.
+    The keeper hardly ever uses the processor. Its children start with ordinary priority (SCHED_RESET_ON_FORK).
     """
     if resource.getrlimit(resource.RLIMIT_RTTIME)[0] in range(_AMPLE_RTTIME):
         return  # The kernel would end the keeper after that much time at work.

@@ -1,12 +1,12 @@
-"""The jobs' process trees as the keeper sees them: whose a process is, what a tree uses, and ending all of it.
+"""The jobs' process trees: which job a process belongs to, what a tree uses, and how the keeper ends all of it.
 
-The keeper is a subreaper (prctl(2)), so a process whose parent ended becomes the keeper's own child. Hence all there is
-of a job is its first process, those children of the keeper that are its orphans, and the descendants of these. A
-stranger among the keeper's children is told by its control group where jobs have one, by its session or process group,
-by its mark (`limits.apply`), by having been seen in a tree before, or by its environment.
+The keeper is a subreaper (prctl(2)): a process whose parent has ended becomes a child of the keeper, an *orphan*. So a
+job's tree is its first process, its orphans, and the descendants of these. The keeper attributes an orphan to a job by
+its control group where jobs have one, by its session or process group, by its mark (`limits.apply`), by an earlier look
+that saw it in a tree, or by its environment.
 
-A first process that ended is not reaped until its tree is gone: till then its pid cannot be given to another process,
-session or process group, so signals to the group are safe.
+The keeper does not reap a first process that has ended until the rest of its tree is gone. Until then the kernel cannot
+give its pid to another process, session or process group, so signals to the group are safe.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from prouter.keeper.cgroups import Group, jobs_of
+from prouter.keeper.cgroups import jobs_of
+from prouter.keeper.job import WITH_PROCESSES, Job, JobState
 from prouter.processes import limits as job_limits
 from prouter.processes.halting import Halt
-from prouter.processes.limits import Limits, Sample
+from prouter.processes.limits import Sample
 from prouter.processes.process_tree import (
     Process,
     children,
@@ -30,21 +30,20 @@ from prouter.processes.process_tree import (
     descend,
     environment_mark,
     limit_mark,
-    mark_value,
     pss_bytes,
     read_process,
     rss_bytes,
     send,
 )
 
-__all__ = ["Job", "Trees", "signal_name"]
+__all__ = ["Trees", "signal_name"]
 
-_RETRY = 0.02
+_ZOMBIE_RETRY = 0.02
 _RETRY_MOST = 1.0
 _SHOWN = 20
 _ASK_TO_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _PATIENCE = 5.0
-"""Seconds after which a tree that does not end is worth a log line."""
+"""Seconds after which the keeper logs a tree that does not end, again and again."""
 
 
 def signal_name(signum: int) -> str:
@@ -55,49 +54,14 @@ def signal_name(signum: int) -> str:
         return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
 
 
-class Job:
-    """One job in the keeper's table. States: held → starting → running → ending → ended."""
-
-    def __init__(self, uid: str, record: dict[str, Any], sandbox: str | None) -> None:
-        self.uid = uid
-        self.mark = mark_value(uid)
-        self.record = record
-        self.sandbox = sandbox
-        self.state = "held"
-        self.limits = Limits()
-        self.group: Group | None = None
-        self.pid = 0
-        self.start = 0
-        self.started_at = 0.0
-        self.outcome: tuple[int | None, str | None] = (None, None)
-        self.ended_at = 0.0
-        self.was_told_to_end = False
-        self.reason: str | None = None
-        self.exit: dict[str, Any] | None = None
-        self.orphans_cpu = 0.0
-        self.orphans_rss = 0
-        self.seen: set[tuple[int, int]] = set()
-        self.dying: set[tuple[int, int]] = set()
-        self.dying_since = 0.0
-        self.retry = _RETRY
-        self.act_at = 0.0
-        """When to look again (monotonic seconds): at what a watched tree uses, or whether an ending one is gone."""
-
-    @property
-    def watched(self) -> Limits:
-        """The limits that the keeper itself has to see to."""
-        held = self.group is not None and self.group.holds_memory
-        return self.limits._replace(memory=None) if held else self.limits
-
-
 class Trees:
-    """All trees of this keeper.
+    """All process trees of this keeper.
 
     Args:
-        on_gone: called when a job's first process and all of its tree are gone; `Job.exit` is filled in then.
-        log: takes a level's name and an event line.
-        helper: pid of the child of the keeper that is no job's, None while there is none.
-        on_helper_gone: called when that has ended and was reaped.
+        on_gone: called when no process of a job is left; the job is ENDED and `Job.exit` is set.
+        log: takes the name of a level and an event line.
+        helper: pid of the keeper's child that belongs to no job (the log writer), None while there is none.
+        on_helper_gone: called when that child has ended and was reaped.
     """
 
     def __init__(
@@ -121,20 +85,20 @@ class Trees:
 
     @property
     def empty(self) -> bool:
-        """Whether no process of any job is left, nor any whose job is not known."""
+        """Whether no process is left, neither of a job nor one whose job is unknown."""
         return not self._firsts and not self._children()
 
     def _children(self) -> list[int]:
-        """The keeper's children, but for its helper."""
+        """Pids of the keeper's children without its helper."""
         helper = self._helper()
         return [pid for pid in children(self._pid) if pid != helper]
 
     def add(self, job: Job, pid: int) -> None:
-        """Take in a job whose first process was just forked."""
+        """Add a job whose first process was just forked; it is STARTING."""
         process = read_process(pid)
         assert process is not None, "a child that was not reaped is always in /proc"
         job.pid, job.start, job.started_at = pid, process.start, time.time()
-        job.state = "starting"
+        job.change(JobState.STARTING)
         self._firsts[pid] = job
         self._marks[job.mark] = job
         if job.watched.watched:
@@ -142,28 +106,32 @@ class Trees:
             self._timed.add(job)
 
     def forget(self, job: Job) -> None:
-        """Drop a job that has ended."""
+        """Attribute no more processes to a job that has ended."""
         if self._marks.get(job.mark) is job:
             del self._marks[job.mark]
 
     def members(self, job: Job, *, most: int | None = None) -> list[Process]:
-        """The processes of the job's tree, zombies included, parents first; `most` as of `descend`."""
+        """The processes of the job's tree, zombies included, parents first.
+
+        Args:
+            most: stop after so many (`descend`).
+        """
         found = descend(self._roots(job), most=most)
         if job.group is not None and (most is None or len(found) < most):
-            # Whoever is not below these any more, nor known as an orphan yet.
+            # A process may have left its parent since and not be known as an orphan yet.
             known = {process.pid for process in found}
             found += descend([pid for pid in job.group.processes() if pid not in known])
         job.seen = {process.key for process in found}
         return found
 
     def _roots(self, job: Job) -> list[int]:
-        """The first process, and those that are the keeper's own children by now."""
+        """Pids of the first process and of the job's orphans."""
         self._survey()
         roots = [job.pid] if job.pid in self._firsts and job.pid not in self._exited else []
         return roots + [pid for pid, owner in self._orphans.items() if owner is job]
 
     def usage(self, job: Job) -> Sample:
-        """What the job's tree uses now; shared memory counts once for each process."""
+        """What the job's tree uses now. Shared memory counts once for each process."""
         return self._sample(job, self.members(job))
 
     def _sample(self, job: Job, processes: list[Process]) -> Sample:
@@ -175,15 +143,15 @@ class Trees:
 
     @staticmethod
     def _cpu_seconds(job: Job, seen: float) -> float:
-        """What the job's group says, which misses no process; without one, what was `seen`."""
+        """CPU seconds by the job's control group, which misses no process; `seen` if it has none."""
         told = job.group.cpu_seconds() if job.group is not None else None
         return seen if told is None else told
 
     def signal(self, job: Job, signum: int, *, tree: bool) -> None:
         """Send a signal to the job's first process, or to all of its tree, parents first.
 
-        A tree that is asked to end is also continued, as systemd does (systemd.kill(5), SendSIGHUP and below): what is
-        stopped or frozen could not heed the request.
+        A signal that asks a tree to end is followed by SIGCONT, as systemd does it (systemd.kill(5)), because a stopped
+        or frozen process cannot act on it.
         """
         if not tree:
             os.kill(job.pid, signum)
@@ -198,17 +166,21 @@ class Trees:
                 send(process, signal.SIGCONT)
 
     def end(self, job: Job, reason: str | None) -> None:
-        """Begin to kill the job's tree; `on_gone` follows once nothing is left, perhaps before this returns."""
-        if job.state not in ("starting", "running"):
+        """Begin to kill the job's tree. `on_gone` follows once no process is left, possibly before this returns.
+
+        Args:
+            reason: the limit that was exceeded, None if somebody asked for the end or the first process ended.
+        """
+        if job.state not in WITH_PROCESSES:
             return
-        job.state = "ending"
+        job.change(JobState.ENDING)
         job.reason = reason
         job.dying_since = time.monotonic()
         self._timed.add(job)
         self._press(job)
 
     def reap(self) -> None:
-        """Take note of every child that ended; to be called after SIGCHLD."""
+        """Process the end of every child; the loop calls this after SIGCHLD."""
         touched: set[Job] = set()
         for pid, outcome in self._exits():
             if pid == self._helper():
@@ -218,32 +190,32 @@ class Trees:
             first = self._firsts.get(pid)
             if first is None:
                 owner = self._reap_orphan(pid)
-                if owner is not None and owner.state == "ending":
+                if owner is not None and owner.ending:
                     touched.add(owner)
                 continue
             first.outcome, first.ended_at = outcome, time.time()
-            first.was_told_to_end = first.state == "ending"
+            first.was_told_to_end = first.ending
             self._exited.add(pid)
             first.dying.discard((pid, first.start))
-            if first.state == "ending":
+            if first.ending:
                 touched.add(first)
             else:
                 self.end(first, None)
         for job in touched:
-            if not job.dying and job.state == "ending":
+            if not job.dying and job.ending:
                 self._press(job)
         if not self._firsts:
             self._sweep()
 
     def due(self) -> float | None:
-        """When `tick` is to be called next (monotonic seconds), or None while there is nothing to look at."""
+        """When the loop must call `tick` next (monotonic seconds); None if no tree needs it."""
         return min((job.act_at for job in self._timed), default=None)
 
     def tick(self) -> None:
-        """Look at the trees that are due: those with limits, and those that are ending."""
+        """Check the trees that are due: those with limits the keeper enforces, and those that are ending."""
         now = time.monotonic()
         for job in [job for job in self._timed if job.act_at <= now]:
-            if job.state == "ending":
+            if job.ending:
                 self._press(job)
             else:
                 self._look(job, now)
@@ -253,7 +225,7 @@ class Trees:
         enough = None if limits.processes is None else limits.processes + 1
         sample = self._sample(job, self.members(job, most=enough))
         if limits.memory is not None and sample.rss_bytes > limits.memory:
-            # Looks too much, but shared pages were counted for each process: now exactly.
+            # Shared pages counted for every process: measure exactly before ending the job for it.
             sample = sample._replace(rss_bytes=sum(map(pss_bytes, (pid for pid, _ in job.seen))))
         reason = job_limits.breach(limits, sample)
         if reason is None:
@@ -265,8 +237,8 @@ class Trees:
     def _press(self, job: Job) -> None:
         """Kill what is left of an ending tree, or finish it.
 
-        Everything is stopped before anything is killed: what is stopped cannot fork, so the first look that finds
-        nothing new has found all. Children are killed before their parents, lest a parent's end wakes them.
+        The keeper stops every process before it kills one. A stopped process cannot fork, so a look that finds nothing
+        new has found all. It kills children before their parents, because the end of a parent may wake its children.
         """
         if job.group is not None:
             job.group.kill()
@@ -279,8 +251,8 @@ class Trees:
         if not living:
             if job.pid in self._exited:
                 self._finish(job)
-            else:  # It is a zombie whose SIGCHLD has yet to be read.
-                job.act_at = time.monotonic() + _RETRY
+            else:  # The first process is a zombie, and its SIGCHLD has not been read yet.
+                job.act_at = time.monotonic() + _ZOMBIE_RETRY
             return
         for process in reversed(living):
             send(process, signal.SIGKILL)
@@ -293,7 +265,7 @@ class Trees:
             self._log("warning", f"event=tree_does_not_end job={job.uid} {_shown(living)}")
 
     def _signal_group(self, job: Job, signum: int) -> None:
-        # The first process may not have made its group yet, or the group may be of set-uid programs only.
+        # The first process may not have made its group yet, or only set-uid programs are left in it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(job.pid, signum)
 
@@ -303,18 +275,18 @@ class Trees:
         self._exited.discard(job.pid)
         self._timed.discard(job)
         job.seen.clear()
-        job.state = "ended"
+        job.change(JobState.ENDED)
         exit_code, signame = job.outcome
         cpu = self._cpu_seconds(job, used.ru_utime + used.ru_stime + job.orphans_cpu)
         by_itself = job.reason is None and not job.was_told_to_end
         if job.group is not None:
-            # All of a tree with a limit is killed; without one, the machine's memory ran out for a single process.
+            # With a limit the kernel kills the whole group. Without one, only SIGKILL of the first process tells.
             if by_itself and job.group.out_of_memory() and (job.group.holds_memory or signame == "SIGKILL"):
                 job.reason, by_itself = "memory", False
             if not job.group.remove():
                 self._log("warning", f"event=cgroup_not_removed job={job.uid}")
         if by_itself and signame in ("SIGXCPU", "SIGKILL") and job_limits.is_backstop(job.limits, cpu):
-            job.reason = "cpu"  # The backstop: the kernel ended the first process between two looks.
+            job.reason = "cpu"  # The kernel enforced the limit (RLIMIT_CPU) between two looks of the keeper.
         job.exit = {
             "job": job.uid,
             "exit_code": exit_code,
@@ -327,7 +299,7 @@ class Trees:
         self._on_gone(job)
 
     def _exits(self) -> Iterator[tuple[int, tuple[int | None, str | None]]]:
-        """Children that ended and were not taken note of yet, without reaping them."""
+        """Children that have ended and were not processed yet; they are not reaped by this."""
         peek = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while not self._exited:
             try:
@@ -337,8 +309,8 @@ class Trees:
             if info is None:
                 return
             yield info.si_pid, _outcome(info)
-        # While an ended first process waits for its tree, waitid would give it again and again.
-        for pid in children(self._pid):  # The helper too: its end is to be noticed.
+        # An ended first process that is not reaped yet would be the answer of every waitid(P_ALL).
+        for pid in children(self._pid):  # All children, so that the end of the helper is noticed as well.
             if pid not in self._exited:
                 info = os.waitid(os.P_PID, pid, peek)
                 if info is not None:
@@ -358,7 +330,7 @@ class Trees:
         return owner
 
     def _survey(self) -> None:
-        """Find out whose the keeper's new children are."""
+        """Attribute the keeper's new children to jobs."""
         for pid in self._children():
             if pid in self._firsts or self._orphans.get(pid) is not None:
                 continue
@@ -366,7 +338,7 @@ class Trees:
             if process is None:
                 continue
             owner = self._orphans[pid] = self._attribute(process)
-            if owner is not None and owner.state == "ended" and process.alive:
+            if owner is not None and owner.state is JobState.ENDED and process.alive:
                 send(process, signal.SIGKILL)
 
     def _attribute(self, process: Process) -> Job | None:
@@ -384,7 +356,7 @@ class Trees:
         return owner
 
     def _sweep(self) -> None:
-        """With no job running, kill whatever is left: it belonged to one, and hid too well to tell which."""
+        """Kill every process that is left while no job runs: it belongs to a job that cannot be told any more."""
         halt = Halt()
         while halt.run(self._children()):
             pass
