@@ -8,7 +8,7 @@ YAML and ``PROUTER_CONTROL__PORT`` in the environment.
 from __future__ import annotations
 
 from prouter.config.errors import ConfigError
-from prouter.config.exposure import check_exposure, is_loopback
+from prouter.config.exposure import check_exposure, is_loopback, uses_curve
 from prouter.config.loading import load_agent, load_router
 from prouter.config.models import SECRET_KEYS, AgentConfig, Log, RouterConfig, Section, keys, sections
 
@@ -25,4 +25,5 @@ __all__ = [
     "load_agent",
     "load_router",
     "sections",
+    "uses_curve",
 ]

@@ -1,14 +1,14 @@
-"""The rule that nothing listens beyond loopback unprotected by accident."""
+"""What listens beyond loopback, and what protects it: access control, and encryption unless switched off."""
 
 from __future__ import annotations
 
 import ipaddress
 
 from prouter.config.errors import ConfigError
-from prouter.config.models import AgentConfig, RouterConfig
+from prouter.config.models import AgentConfig, AgentServer, RouterConfig, RouterServer
 from prouter.tokens import SHORTEST
 
-__all__ = ["check_exposure", "is_loopback"]
+__all__ = ["check_exposure", "is_loopback", "uses_curve"]
 
 
 def is_loopback(interface: str) -> bool:
@@ -21,13 +21,26 @@ def is_loopback(interface: str) -> bool:
         return False
 
 
+def uses_curve(server: RouterServer | AgentServer) -> bool:
+    """Whether links to this endpoint are encrypted: always beyond loopback, except with ``server.insecure``."""
+    if not is_loopback(server.interface):
+        return not server.insecure
+    return server.curve or server.accept_keys is not None
+
+
 def check_exposure(config: RouterConfig | AgentConfig) -> None:
     """Refuse to serve other machines without access control.
 
     Raises:
         ConfigError: an interface beyond loopback is not protected, or relies on a protection that is not there.
     """
-    control, server = config.control, config.server
+    _check_control(config)
+    if config.server.enabled:
+        _check_server(config)
+
+
+def _check_control(config: RouterConfig | AgentConfig) -> None:
+    control = config.control
     if isinstance(config, RouterConfig) and config.control.tokens:
         raise ConfigError(
             "control.tokens: this version does not check tokens of the HTTP API; "
@@ -39,15 +52,25 @@ def check_exposure(config: RouterConfig | AgentConfig) -> None:
             f"control.interface: {control.interface} can be reached from other machines; "
             "listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
         )
-    if server.enabled and not is_loopback(server.interface) and not server.accept_tokens:
+
+
+def _check_server(config: RouterConfig | AgentConfig) -> None:
+    server = config.server
+    if server.insecure and (server.curve or server.accept_keys is not None):
+        other = "server.curve" if server.curve else "server.accept_keys"
+        raise ConfigError(f"server.insecure: without encryption {other} has no effect; remove one of the two")
+    if is_loopback(server.interface):
+        return
+    reached = f"{server.interface} can be reached from other machines"
+    if not server.accept_tokens:
         raise ConfigError(
-            f"server.interface: {server.interface} can be reached from other machines "
-            "and server.accept_tokens is empty; set the tokens to accept, or listen on 127.0.0.1"
+            f"server.interface: {reached} and server.accept_tokens is empty; set the tokens to accept, "
+            "or listen on 127.0.0.1"
         )
     tokens = server.accept_tokens
     shortest = min(map(len, tokens.values() if isinstance(tokens, dict) else tokens), default=SHORTEST)
-    if server.enabled and not is_loopback(server.interface) and shortest < SHORTEST:
+    if shortest < SHORTEST:
         raise ConfigError(
-            f"server.accept_tokens: {server.interface} can be reached from other machines and one of the tokens has "
-            f"{shortest} characters; make it {SHORTEST} or more, random ones, for example with 'openssl rand -hex 16'"
+            f"server.accept_tokens: {reached} and one of the tokens has {shortest} characters; "
+            f"make it {SHORTEST} or more, random ones, for example with 'openssl rand -hex 16'"
         )

@@ -59,8 +59,23 @@ class Fabric(Section):
     )
 
 
+def _known_keys(value: dict[str, str]) -> dict[str, str]:
+    for address in value:
+        split_address(address)
+    return value
+
+
 class RouterClient(Section):
     """Agents that the router dials."""
+
+    agent_keys: Annotated[dict[str, str], AfterValidator(_known_keys)] = Field(
+        default_factory=dict,
+        description="Public key of each agent that is dialled, by 'host:port': in Z85, or the path of a file NAME.key. "
+        "Links to these agents are encrypted.",
+    )
+    insecure: bool = Field(
+        False, description="Dial agents on other machines without encryption when their key is not known."
+    )
 
     polling_delay: float = Field(
         10.0,
@@ -199,8 +214,20 @@ class RouterServer(Section):
     accept_tokens: Annotated[Tokens, AfterValidator(_usable_tokens)] = Field(
         (),
         description="List of valid client tokens, or a mapping of each agent's uid to its own token, so that no agent "
-        "can pass for another. At least 8 characters each beyond loopback. Empty accepts any, which is allowed on "
-        "loopback only.",
+        "can pass for another. At least 8 characters each beyond loopback. Empty accepts any on loopback; beyond it, "
+        "agents that were invited or whose key is in accept_keys.",
+    )
+    accept_keys: str | None = Field(
+        None,
+        description="Directory of public keys (NAME.key) of the agents that may link; files that are added or removed "
+        "count at once. An agent whose key is there needs a token only if accept_tokens is set.",
+    )
+    curve: bool = Field(
+        False, description="Encrypt links (CURVE) on loopback as well; beyond loopback they always are."
+    )
+    insecure: bool = Field(
+        False,
+        description="Listen beyond loopback without encryption: tokens, files and traffic can be read on the way.",
     )
     max_agents: int = Field(
         32768, ge=1, description="Agents that may be linked or waited for with one token; further ones are refused."
@@ -257,6 +284,17 @@ class AgentClient(Section):
         "127.0.0.1:8889", description="Router address 'host:port', or a list of them."
     )
     token: str = Field("", description="Token to present to routers.")
+    router_key: str | tuple[str, ...] = Field(
+        (),
+        description="Public key of the router, or a list of keys to try: in Z85, or paths of files NAME.key. "
+        "Links over tcp are encrypted when a key is known.",
+    )
+    key: str | None = Field(
+        None, description="File of this agent's own key pair (NAME.key_secret); made under state.dir when not set."
+    )
+    insecure: bool = Field(
+        False, description="Link to routers on other machines without encryption when their key is not known."
+    )
 
     @field_validator("address")
     @classmethod
@@ -345,7 +383,19 @@ class AgentServer(Section):
     accept_tokens: Annotated[Tokens, AfterValidator(_usable_tokens)] = Field(
         (),
         description="List of valid router tokens, or a mapping of each router's uid to its own. At least 8 characters "
-        "each beyond loopback. Empty accepts any, on loopback only.",
+        "each beyond loopback. Empty accepts any on loopback; beyond it, routers whose key is in accept_keys.",
+    )
+    accept_keys: str | None = Field(
+        None,
+        description="Directory of public keys (NAME.key) of the routers that may link; files that are added or removed "
+        "count at once. A router whose key is there needs a token only if accept_tokens is set.",
+    )
+    curve: bool = Field(
+        False, description="Encrypt links (CURVE) on loopback as well; beyond loopback they always are."
+    )
+    insecure: bool = Field(
+        False,
+        description="Listen beyond loopback without encryption: tokens, files and traffic can be read on the way.",
     )
 
 
