@@ -1,9 +1,12 @@
 # make demo     JupyterLab as a job on an agent, in your browser; CHECK=1 tries it out by itself and ends
-# make test     everything: lint, types, unit, property and integration tests
+# make test     everything: lint, types, the documentation's links, unit, property and integration tests
+# make docs     the documentation as a site, in build/site; fails on broken links and anchors
+# make hooks    lint and types before every commit (pre-commit)
 # make bench    the benchmarks, beside nginx and configurable-http-proxy
 # make apps     the recipes of docs/apps.md, each used in a real browser; ARGS="streamlit dash" tries some
 # make soak     faults injected for a long time
 # make lock     new versions of all requirements
+# make release-check   whether this commit can be released: version, changelog, tag, wheel and sdist (docs/releasing.md)
 # make clean    removes what the others made
 
 PYTHON ?= python3
@@ -18,18 +21,20 @@ WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-1
 DEMO := $(VENV)/installed-demo-$(WANTED)
 DEV := $(VENV)/installed-dev-$(WANTED)
 APPS := $(VENV)/installed-apps-$(WANTED)
+DOCS := $(VENV)/installed-docs-$(WANTED)
+RELEASE := $(VENV)/installed-release-$(WANTED)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Nothing from the user's own Python or pytest set-up takes part.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types apps bench soak lock clean tools bench-tools
+.PHONY: demo test lint types docs hooks release-check apps bench soak lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
 
-test: tools lint types
+test: tools lint types docs
 	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n auto --dist loadscope $(PYTEST_ARGS)
 
 lint: $(DEV)
@@ -38,6 +43,15 @@ lint: $(DEV)
 
 types: $(DEV)
 	$(CLEAN_ENV) $(BIN)/mypy
+
+docs: $(DOCS)
+	$(CLEAN_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+hooks: $(DEV)
+	$(BIN)/pre-commit install
+
+release-check: $(RELEASE)
+	$(CLEAN_ENV) $(BIN)/python tools/release_check.py
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
@@ -71,6 +85,10 @@ $(VENV)/installed-%-$(WANTED): | $(BIN)/python
 $(DEV): | $(DEMO)
 
 $(APPS): | $(DEV)
+
+$(DOCS): | $(DEV)
+
+$(RELEASE): | $(DEV)
 
 # One file for every supported Python and platform: markers say which versions belong where.
 lock: | $(BIN)/python

@@ -1,4 +1,4 @@
-"""The documentation hangs together: every page is listed, every link leads somewhere."""
+"""The documentation hangs together: every page is listed, every link leads somewhere. `make docs` checks the site."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BESIDE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+PAGES = [*(ROOT / name for name in BESIDE), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def links(page: Path) -> list[str]:
@@ -39,6 +41,25 @@ def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
     assert {page for page in PAGES if page.is_relative_to(index.parent) and page != index} <= listed
+
+
+def test_the_site_lists_every_page() -> None:
+    def pages(node: object) -> list[str]:
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        return [node] if isinstance(node, str) else [page for child in children for page in pages(child)]
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    docs = ROOT / "docs"
+    assert {str(page.relative_to(docs)) for page in PAGES if page.is_relative_to(docs)} <= set(pages(nav)), (
+        "add it to nav in mkdocs.yml"
+    )
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md", "docs/releasing.md"])
+def test_files_that_a_page_names_exist(name: str) -> None:
+    named = re.findall(r"`((?:prouter|tests|tools|docs)/[\w./-]+|[A-Z]+\.md)`", (ROOT / name).read_text())
+    assert len(named) > 1
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("tool", ["document_configuration.py", "document_metrics.py"])
