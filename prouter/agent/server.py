@@ -33,6 +33,7 @@ from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
+from prouter.transport.backoff import Backoff
 
 __all__ = ["run"]
 
@@ -128,7 +129,8 @@ class _Agent:
             self._leave_obituary(addresses)
             for address in addresses:
                 try:
-                    self.links.dial(address, config.client.token, config.client.reconnect_delay)
+                    backoff = Backoff(config.client.reconnect_delay, config.client.reconnect_delay_max)
+                    self.links.dial(address, config.client.token, backoff)
                 except ValueError as error:
                     raise ConfigError(f"client.address: {error}") from error
         else:

@@ -142,7 +142,13 @@ class _Server:
             incarnation=uuid.uuid4().hex,
         )
         self._dialling = Dialling(
-            self._env.timers, self._wake, self._register_write, self._unregister, self._dialled, self._troubled
+            self._env.timers,
+            self._wake,
+            self._register_write,
+            self._unregister,
+            self._dialled,
+            self._not_dialled,
+            self._troubled,
         )
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.extra_stats = self._stats
@@ -272,6 +278,11 @@ class _Server:
     def _dialled(self, port: Port, sock: socket.socket, now: float) -> None:
         """An agent that listens was reached; its port has a path already."""
         if not self._connected(port, sock, b"DEALER", b"ROUTER") and port.path is not None:
+            self._broker.disconnected(port.path, now)
+
+    def _not_dialled(self, port: Port, now: float) -> None:
+        """An agent that listens could not be reached."""
+        if port.path is not None:
             self._broker.disconnected(port.path, now)
 
     def _troubled(self, port: Port, text: str) -> None:
@@ -453,7 +464,7 @@ class _Server:
         path.carrier = port = Port(self._written)
         port.path = path
         host, number = split_address(address)
-        self._dialling.dial(port, host, number, self._env.now)
+        self._dialling.dial(port, host, number)
 
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""

@@ -313,7 +313,15 @@ class AgentClient(Section):
         return value
 
     exit_on_fail: bool = Field(False, description="Exit when a router refuses the connection or cannot be reached.")
-    reconnect_delay: float = Field(1.0, gt=0, description="Delay (in seconds) before connecting again.")
+    reconnect_delay: float = Field(
+        1.0,
+        gt=0,
+        description="Delay (in seconds) before connecting again: the longest first delay, a tenth of it after a link "
+        "was lost. It doubles with each failed attempt. Each attempt waits a random part of it.",
+    )
+    reconnect_delay_max: float = Field(
+        8.0, gt=0, description="Seconds at which that delay stops to grow, unless reconnect_delay is longer."
+    )
 
 
 class AgentControl(Section):

@@ -1,12 +1,11 @@
-"""Keeps a `Peer` linked to a broker: a fresh DEALER socket for every attempt, jittered backoff, for ever.
+"""Keep a `Peer` connected to a broker: a fresh socket for each attempt, with one backoff between attempts.
 
-A new socket per attempt means that no message of an earlier path can surface on a later one.
+A fresh socket means that no message of an earlier connection can arrive on a later one. One attempt tries each address
+of the host once; nothing below this module tries again by itself, so `Backoff` alone says how often a peer is dialled.
 """
 
 from __future__ import annotations
 
-import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +13,17 @@ from typing import Any
 import gevent
 
 from prouter.fabric.session import LATE, LOST_AFTER, Session
+from prouter.transport.backoff import Backoff
 from prouter.transport.local.dealer import DealerSocket
 from prouter.transport.peer import Peer
 
 __all__ = ["Dialler", "Punctual"]
 
-log = logging.getLogger("prouter.transport")
-
 
 class Punctual:
-    """Sleeps for an interval again and again, and tells how much longer it took.
+    """Repeated sleep of one interval that measures how late it wakes.
 
-    A process that is stopped, or gets no processor, hears nothing: that is not its peers' silence.
+    A stopped or starved process hears nothing; that must not count as its peers' silence.
 
     Args:
         interval: seconds.
@@ -36,7 +34,7 @@ class Punctual:
         self._due = time.monotonic()
 
     def sleep(self) -> float:
-        """Sleep for an interval; seconds from when it should have been over, 0.0 if they are few."""
+        """Sleep for the interval; return by how many seconds it took too long, 0.0 if less than `LATE`."""
         self._due = time.monotonic() + self._interval
         gevent.sleep(self._interval)
         late = time.monotonic() - self._due
@@ -44,19 +42,22 @@ class Punctual:
 
 
 class Dialler:
-    """Dials `endpoint` until told to stop.
+    """Dial `endpoint` until told to stop.
 
     Args:
-        peer: the conversation to keep attached.
+        peer: the conversation to keep attached. Its delegate calls `succeeded` and `lost`.
         endpoint: ZeroMQ endpoint, ``tcp://host:port`` or ``ipc://path``.
-        identity: stable name of this process; every attempt's routing id starts with it.
-        hello: makes the introduction for each attempt.
+        identity: stable name of this process; the routing id of each attempt starts with it.
+        hello: makes the HELLO body for each attempt.
         heartbeat: seconds, see `Session`.
-        delay: seconds between attempts, grown to at most `max_delay`, jittered by half.
-        on_trouble: told in words why there is no connection, several times a second.
+        backoff: delays between attempts.
+        on_trouble: told in words why there is no connection, for each attempt.
+
+    Attributes:
+        attempts: number of attempts so far.
 
     Raises:
-        ValueError: from `start`: `endpoint` is none.
+        ValueError: from `start`: `endpoint` is malformed.
     """
 
     def __init__(
@@ -67,8 +68,7 @@ class Dialler:
         identity: str,
         hello: Callable[[], dict[str, Any]],
         heartbeat: float,
-        delay: float = 0.1,
-        max_delay: float = 2.0,
+        backoff: Backoff,
         on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         self.peer = peer
@@ -77,17 +77,15 @@ class Dialler:
         self._identity = identity
         self._hello = hello
         self._heartbeat = heartbeat
-        self._delay = delay
-        self._max_delay = max(max_delay, delay)
+        self.backoff = backoff
         self._on_trouble = on_trouble
-        self._failures = 0
         self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
         self._stopped = False
 
     def start(self) -> None:
-        """Dial now, and again whenever the path is lost."""
+        """Dial now, and again whenever the connection is lost."""
         self._dial()
         self._ticker = gevent.spawn(self._tick)
 
@@ -104,20 +102,17 @@ class Dialler:
             self._socket = None
 
     def succeeded(self) -> None:
-        """The session is established: the next failure starts the backoff afresh."""
-        self._failures = 0
+        """Reset the backoff: the session is established."""
+        self.backoff.succeeded()
 
     def lost(self) -> None:
-        """The path is gone or was refused: dial again after a while."""
+        """Drop the connection, which is lost or was refused, and dial again after the backoff's delay."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if self._stopped or self._redial is not None:
             return
-        grown = min(self._delay * 2 ** min(self._failures, 16), self._max_delay)
-        delay = grown * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret, spreads the load
-        self._failures += 1
-        self._redial = gevent.spawn_later(delay, self._dial)
+        self._redial = gevent.spawn_later(self.backoff.next(), self._dial)
 
     def _dial(self) -> None:
         self._redial = None
@@ -128,7 +123,7 @@ class Dialler:
         socket = DealerSocket(
             self.endpoint,
             self.peer.receive,
-            self._disconnected,
+            self._ended,
             identity,
             first=self.attempts - 1,
             on_trouble=self._on_trouble,
@@ -136,9 +131,9 @@ class Dialler:
         self._socket = socket
         self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
 
-    def _disconnected(self) -> None:
+    def _ended(self, reason: str) -> None:
         if self.peer.session is not None:
-            self.peer.lose("connection closed")
+            self.peer.lose(reason)
 
     def _tick(self) -> None:
         punctual = Punctual(min(self._heartbeat / LOST_AFTER, 1.0))

@@ -24,6 +24,7 @@ from prouter.fabric.mux import MAX_WINDOW
 from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
+from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 from prouter.web.joined import Joined
@@ -34,6 +35,8 @@ log = logging.getLogger("prouter.web")
 
 _HEARTBEAT = 2.0
 """Seconds between signs of life on the ipc path to the broker."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 0.2
+"""Backoff, seconds: the broker is on this host and mostly restarting, and each new attempt costs it nothing."""
 _MAX_ROUTES = 65536
 """Job routes cached per worker."""
 _MAX_CALLS = 20000
@@ -109,6 +112,8 @@ class RouterClient:
         self._arriving: list[dict[str, Any]] = []
         """Links told since the last welcome, until all are."""
         self._informed = False
+        self._last_loss = ""
+        """Why there was no link to the broker last; empty while it is linked."""
         self._processes: dict[str, str] = {}
         """The agents' processes that were there last."""
         self._far: set[str] = set()
@@ -133,8 +138,7 @@ class RouterClient:
             identity=self.uid,
             hello=lambda: {"kind": "worker", "uid": self.uid, "pid": os.getpid(), "version": __version__},
             heartbeat=_HEARTBEAT,
-            delay=0.02,
-            max_delay=0.5,
+            backoff=Backoff(_FIRST_DELAY, _LONGEST_DELAY),
         )
 
     # -- for the API --------------------------------------------------------------------------------------------
@@ -331,6 +335,7 @@ class RouterClient:
         self.router = body.get("router", {})
         self.router_draining = bool(body.get("draining"))
         self._dialler.succeeded()
+        self._last_loss = ""
         self._arriving.clear()
         peer.notify("waits", {"ids": list(self._waits)})
         self.bridges_changed()
@@ -360,9 +365,11 @@ class RouterClient:
         log.info("event=broker_linked worker=%s links=%d", self.uid, len(self._links))
 
     def on_lost(self, peer: Peer, reason: str) -> None:
-        """The broker is away; streams and calls wait for it."""
+        """The broker is away; streams and calls wait for it. Each reason is logged once until it is back."""
         self._informed = False
-        log.warning("event=broker_lost worker=%s reason=%r", self.uid, reason)
+        level = logging.DEBUG if reason == self._last_loss else logging.WARNING
+        self._last_loss = reason
+        log.log(level, "event=broker_lost worker=%s reason=%r", self.uid, reason)
         self._dialler.lost()
 
     def on_refused(self, peer: Peer, code: str, text: str) -> None:

@@ -20,6 +20,7 @@ import zmq
 
 from prouter.errors import AgentUnavailable, Forbidden, NotFound
 from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
+from prouter.transport.backoff import Backoff
 from prouter.transport.local.dealer import DealerSocket
 from tests.support.fabric_peers import BrokerProcess, FakeAgent, FakeWorker, until
 
@@ -356,13 +357,13 @@ def test_calls_wait_for_an_agent_that_is_away_and_then_give_up(stage: Stage) -> 
     job = worker.create(BY_UID)
     dialler = agent.dialler
     assert dialler is not None
-    dialler._delay = dialler._max_delay = 2.0
+    dialler.backoff = Backoff(2.0, 2.0, uniform=lambda shortest, longest: longest)
     agent.peer.lose("cut")
     until(lambda: worker.of("link.down"))
     with pytest.raises(AgentUnavailable) as caught:
         worker.call("jobs.start", connection=job["connection"], job=job["uid"], request={}, key="k")
     assert caught.value.retry_after
-    dialler._delay = dialler._max_delay = 0.05
+    dialler.backoff = Backoff(0.05, 0.05)
     assert worker.call("jobs.start", connection=job["connection"], job=job["uid"], request={}, key="k")["job"]
     agent.peer.lose("cut again")
     until(lambda: len(worker.of("link.down")) == 2)
@@ -424,7 +425,7 @@ def test_a_silent_agents_connection_is_closed_so_that_it_dials_again(stage: Stag
     hello = {**agent.introduction(), "uid": "silent", "incarnation": uuid.uuid4().hex, "token": "", "protocol": 1}
     received: list[list[bytes]] = []
     losses: list[float] = []
-    silent = DealerSocket(broker.endpoint, received.append, lambda: losses.append(time.monotonic()), b"silent:1")
+    silent = DealerSocket(broker.endpoint, received.append, lambda reason: losses.append(time.monotonic()), b"silent:1")
     try:
         silent.send([b"", *encode([Frame(HELLO, payload=pack_body(hello))])])
         until(lambda: received, what="it is welcomed")
@@ -453,8 +454,8 @@ def test_a_stranger_that_says_anything_but_hello_is_cut_off(stage: Stage) -> Non
     broker = stage.broker()
     worker, agent = stage.worker(broker), stage.agent(broker)
     for parts in NONSENSE:
-        losses: list[float] = []
-        stranger = DealerSocket(broker.endpoint, lambda parts: None, lambda losses=losses: losses.append(1), b"odd")  # type: ignore[misc]
+        losses: list[str] = []
+        stranger = DealerSocket(broker.endpoint, lambda parts: None, losses.append, b"odd")
         stranger.send(parts)
         until(lambda losses=losses: losses, what=f"{parts!r:.40} is cut off")  # type: ignore[misc]
         stranger.close()

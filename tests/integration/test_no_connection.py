@@ -53,7 +53,7 @@ def silent() -> Iterator[str]:
 def troubles(address: str) -> list[str]:
     """What is told of an attempt to connect."""
     told: list[str] = []
-    dealer = DealerSocket(f"tcp://{address}", lambda parts: None, lambda: None, on_trouble=told.append)
+    dealer = DealerSocket(f"tcp://{address}", lambda parts: None, lambda reason: None, on_trouble=told.append)
     try:
         until(lambda: told, 5)
     finally:

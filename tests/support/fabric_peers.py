@@ -22,6 +22,7 @@ from prouter.fabric.calls import Request
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
+from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 from prouter.transport.zeromq.router import RouterSocket
@@ -223,8 +224,7 @@ class FakeAgent:
             identity=f"{self.uid}-{uuid.uuid4().hex[:8]}",
             hello=lambda: {**self.introduction(), "token": self.token},
             heartbeat=heartbeat,
-            delay=delay,
-            max_delay=0.2,
+            backoff=Backoff(delay, 0.2),
         )
         self.dialler.start()
         return self
@@ -373,8 +373,7 @@ class FakeWorker:
             identity=self.uid,
             hello=lambda: {"kind": "worker", "uid": self.uid, "pid": self.pid, "version": "1.0"},
             heartbeat=1.0,
-            delay=0.02,
-            max_delay=0.2,
+            backoff=Backoff(0.02, 0.2),
         )
         self.dialler.start()
         until(lambda: self.peer.ready, what="worker is welcomed")

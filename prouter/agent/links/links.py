@@ -21,6 +21,7 @@ from prouter.fabric.calls import Request
 from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
+from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 
@@ -33,8 +34,6 @@ SERVER = "SERVER"
 CLIENT = "CLIENT"
 """The router dialled the agent."""
 
-_FIRST_DELAY = 0.1
-"""Seconds to the first attempt after a loss; `client.reconnect_delay` is where the growth ends."""
 _LONGEST_UID = 64
 """Characters of a worker's uid; it has 32."""
 _TROUBLES = 16
@@ -262,8 +261,13 @@ class Links:
         """Whether any router is linked now."""
         return any(link.up for link in self)
 
-    def dial(self, address: str, token: str, reconnect_delay: float) -> None:
+    def dial(self, address: str, token: str, backoff: Backoff) -> None:
         """Link to the router at ``host:port``, for as long as the agent lives.
+
+        Args:
+            address: of the router.
+            token: that is presented to it.
+            backoff: delays between attempts; of this router alone.
 
         Raises:
             ValueError: `address` is none.
@@ -275,8 +279,7 @@ class Links:
             identity=uuid.uuid4().hex,
             hello=lambda: {"kind": "agent", **self._host.hello(), "token": token},
             heartbeat=self._heartbeat,
-            delay=min(_FIRST_DELAY, reconnect_delay),
-            max_delay=reconnect_delay,
+            backoff=backoff,
             on_trouble=link.troubled,
         )
         self._links.append(link)

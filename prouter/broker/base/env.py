@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Env:
         wall: current time, seconds since the epoch.
         new_uid: makes uids, 32 hex characters.
         incarnation: of this broker process.
+        uniform: draws a number between its two arguments, for jitter.
         now: the time of the message or timer being handled, monotonic.
         counts: metrics that only grow.
         steady: the time by which the history ages.
@@ -68,6 +70,7 @@ class Env:
     wall: Callable[[], float]
     new_uid: Callable[[], str]
     incarnation: str
+    uniform: Callable[[float, float], float] = random.uniform
     now: float = 0.0
     budget: int = 0
     timers: Timers = field(default_factory=Timers)

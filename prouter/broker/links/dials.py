@@ -20,15 +20,14 @@ from prouter.errors import AgentUnavailable, Forbidden, Overloaded, ProtocolErro
 from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import Frame
 from prouter.fabric.session import Refused, Session, Welcomed
+from prouter.transport.backoff import Backoff
 
 __all__ = ["Dials"]
 
 log = logging.getLogger("prouter.broker")
 
-_FIRST_DELAY = 0.1
-_LONGEST_DELAY = 5.0
-_SLOWLY = 16
-"""Failures after which an address is dialled with the longest delay."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
+"""Backoff, seconds. A create waits for `Settings.dial_timeout` only, so the growth ends early."""
 
 Linked = Callable[[Link | None, PRouterError | None, float], None]
 """How an attempt to link ends: the link, or why there is none, and the time now."""
@@ -45,7 +44,7 @@ class _Dial:
         self.waiting: list[Linked] = []
         self.path: Path | None = None
         self.link: Link | None = None
-        self.failures = 0
+        self.backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY, uniform=dials._env.uniform)
         self.trouble = ""
         """Why the last attempt came to nothing, if that is known."""
         self.redial: Timer | None = None
@@ -138,7 +137,7 @@ class Dials:
         """It floods: if it is dialled again, then slowly."""
         for dial in self._dials:
             if dial.link is link:
-                dial.failures = _SLOWLY
+                dial.backoff.slow_down()
 
     def link_gone(self, link: Link) -> None:
         """Do not dial it any more."""
@@ -206,7 +205,7 @@ class Dials:
             return
         for rival in rivals:
             self._links.drop(rival, "a new incarnation of the agent took over", now)
-        dial.failures = 0
+        dial.backoff.succeeded()
         dial.link = self._links.adopt(info, CLIENT, path, now)
         for other in [other for other in self._dials if other.link is dial.link and other is not dial]:
             dial.accepted += other.accepted
@@ -233,7 +232,7 @@ class Dials:
         if dial.link is None:
             self._end(dial)
         else:
-            dial.failures = _SLOWLY
+            dial.backoff.slow_down()
             self._again(dial, now)
 
     def _again(self, dial: _Dial, now: float) -> None:
@@ -246,9 +245,7 @@ class Dials:
                 self._links.drop(dial.link, "the connection broke and it has no job", now)
             self._end(dial)
             return
-        delay = min(_FIRST_DELAY * 2.0 ** min(dial.failures, _SLOWLY), _LONGEST_DELAY)
-        dial.failures += 1
-        dial.redial = self._env.timers.at(now + delay, partial(self._dial, dial))
+        dial.redial = self._env.timers.at(now + dial.backoff.next(), partial(self._dial, dial))
 
     def _too_late(self, dial: _Dial, now: float) -> None:
         dial.deadline = None

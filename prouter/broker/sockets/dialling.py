@@ -1,4 +1,7 @@
-"""Connects to agents that listen: names are looked up in threads, sockets connect without blocking, again and again."""
+"""Connect to agents that listen: one attempt over the host's addresses, names looked up in threads.
+
+Whoever asked decides about the next attempt and its delay (`prouter.broker.links.dials`).
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,25 @@ __all__ = ["Dialling"]
 
 log = logging.getLogger("prouter.broker")
 
-_PAUSE = 0.1
-"""Seconds between attempts."""
 _TIMEOUT = 2.0
-"""Seconds an attempt may take before the next, however far apart TCP's own repeats are by then."""
+"""Seconds that connecting to one address may take. The kernel resends its SYN at growing intervals, so a fresh attempt
+finds a network that is back sooner than an old one."""
 
 Address = tuple[int, Any]
 """Family, and what `connect` takes."""
 
 
 class Dialling:
-    """See the module's docstring. A port is tried until it is connected or closed.
+    """Attempts of the broker to connect. Each ends with `connected` or `failed`, unless its port is closed meanwhile.
 
     Args:
         timers: of the loop.
         wake: makes the loop call `turn`; may be called by any thread.
-        watch: ``watch(fd, handle)`` has `handle(now)` called once when the socket is writable.
+        watch: ``watch(fd, handle)`` makes the loop call `handle(now)` when the socket is writable.
         unwatch: ends that.
         connected: gets a port and its socket.
-        troubled: told in words why a port is not connected, with each attempt.
+        failed: gets a port that could be connected to no address.
+        troubled: told in words why an address could not be connected to.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Dialling:
         watch: Callable[[int, Callable[[float], None]], None],
         unwatch: Callable[[int], None],
         connected: Callable[[Port, socket.socket, float], None],
+        failed: Callable[[Port, float], None],
         troubled: Callable[[Port, str], None],
     ) -> None:
         self._timers = timers
@@ -54,24 +58,25 @@ class Dialling:
         self._watch = watch
         self._unwatch = unwatch
         self._connected = connected
+        self._failed = failed
         self._troubled = troubled
-        self._found: deque[tuple[Port, str, int, list[Address], str]] = deque()
+        self._found: deque[tuple[Port, list[Address], str]] = deque()
 
-    def dial(self, port: Port, host: str, number: int, now: float) -> None:
-        """Connect `port` to an agent; a name or an address, without brackets."""
+    def dial(self, port: Port, host: str, number: int) -> None:
+        """Connect `port` to the agent at TCP port `number` of `host`, a name or an address without brackets."""
         if not port.closed:
             threading.Thread(target=self._look_up, args=(port, host, number), daemon=True).start()
 
     def turn(self, now: float) -> None:
-        """Go on with those whose addresses have been found."""
+        """Go on with those whose addresses have been looked up."""
         while self._found:
-            port, host, number, addresses, problem = self._found.popleft()
+            port, addresses, problem = self._found.popleft()
             if problem:
                 self._troubled(port, problem)
-            self._attempt(port, host, number, addresses, now)
+            self._attempt(port, addresses, now)
 
     def _look_up(self, port: Port, host: str, number: int) -> None:
-        """In a thread of its own."""
+        """Look up the addresses of a host, which may block: runs in a thread of its own."""
         addresses: list[Address] = []
         problem = ""
         try:
@@ -80,22 +85,22 @@ class Dialling:
         except (OSError, UnicodeError) as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             problem = f"the name cannot be looked up: {getattr(error, 'strerror', None) or error}"
-        self._found.append((port, host, number, addresses, problem))
+        self._found.append((port, addresses, problem))
         self._wake()
 
-    def _attempt(self, port: Port, host: str, number: int, addresses: list[Address], now: float) -> None:
-        """Try the first address; the others, and then all of them again, if that fails."""
+    def _attempt(self, port: Port, addresses: list[Address], now: float) -> None:
+        """Connect to the first address, and to the others if that fails."""
         if port.closed:
             return
         if not addresses:
-            self._timers.at(now + _PAUSE, partial(self.dial, port, host, number))
+            self._failed(port, now)
             return
         (family, address), *others = addresses
-        go_on = partial(self._attempt, port, host, number, others)
+        go_on = partial(self._attempt, port, others)
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as failure:
-            log.debug("event=connecting_failed host=%s error=%r", host, str(failure))
+            log.debug("event=connecting_failed address=%s error=%r", address, str(failure))
             self._troubled(port, str(failure.strerror or failure).lower())
             go_on(now)
             return

@@ -1,4 +1,4 @@
-"""A DEALER socket on the gevent loop: connects for as long as it lives, callbacks for messages and lost connections."""
+"""A DEALER socket on the gevent loop: one attempt to connect, then callbacks for messages and for the end."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ __all__ = ["DealerSocket"]
 log = logging.getLogger("prouter.transport")
 
 _CONNECT_TIMEOUT = 2.0
-"""Seconds an attempt to connect may take before the next: TCP's own repeats come further and further apart, and would
-find a network that is back late."""
+"""Seconds that connecting to one address may take. The kernel resends its SYN at growing intervals, so a fresh attempt
+finds a network that is back sooner than an old one."""
 _PATIENCE = 0.9
-"""Seconds after which a connection that is not there yet is worth a word."""
+"""Seconds after which `on_trouble` is told that the connection is not established yet."""
 _PORTS = "agents connect to the router's server.port (8889), not to control.port (8888)"
-_PAUSE = {"ipc": 0.02, "tcp": 0.1}
-"""Seconds between attempts to connect."""
+_CLOSED = f"the other end closes the connection without a word; {_PORTS}"
 
 _READ, _WRITE = 1, 2
 """Events of libev's watchers."""
@@ -40,28 +39,28 @@ Address = tuple[int, Any]
 
 
 class DealerSocket:
-    """See the module's docstring.
+    """One connection to a ROUTER. It is never made again: who wants another makes a new socket (`Dialler`).
 
-    Parts of 64 KiB or more arrive as memoryviews, all else as bytes. Messages wait for the first connection; what was
-    queued on one that is lost is gone with it.
+    Parts of 64 KiB or more arrive as memoryviews, all others as bytes. Messages wait for the connection.
 
     Args:
-        endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH`` of a ROUTER.
+        endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH`` of a ROUTER. All addresses of the host are tried once.
         on_message: gets each message's parts.
-        on_disconnect: called when an established connection ends; unless the socket is closed then, it connects again.
-        identity: routing id the peer sees, at most 255 bytes.
-        first: of several addresses of the host, which to try first.
-        on_trouble: told in words why there is no connection yet, whenever an attempt fails or takes long.
+        on_closed: called once, with the reason: no address could be connected to, or the connection ended. Not called
+            after `close`.
+        identity: routing id that the ROUTER sees, at most 255 bytes.
+        first: index of the host's address to try first, modulo their number.
+        on_trouble: told in words about each address that failed, and about a connection that takes long.
 
     Raises:
-        ValueError: `endpoint` is none.
+        ValueError: `endpoint` is malformed.
     """
 
     def __init__(
         self,
         endpoint: str,
         on_message: Callable[[list[bytes]], None],
-        on_disconnect: Callable[[], None],
+        on_closed: Callable[[str], None],
         identity: bytes = b"",
         first: int = 0,
         on_trouble: Callable[[str], None] | None = None,
@@ -73,7 +72,7 @@ class DealerSocket:
         elif self._scheme != "ipc":
             raise ValueError(f"{endpoint!r} is no endpoint")
         self._on_message = on_message
-        self._on_disconnect = on_disconnect
+        self._on_closed = on_closed
         self._identity = identity
         self._first = first
         self._loop = get_hub().loop
@@ -84,7 +83,7 @@ class DealerSocket:
         """Messages for the first connection."""
         self._closed = False
         self._on_trouble = on_trouble
-        self._told = False
+        self._last_trouble = ""
         self._connecting: Any = gevent.spawn(self._connect)
         get_hub().loop.update_now()  # else its time may be that before a long callback, and the timer up at once
         self._patience: Any = gevent.spawn_later(_PATIENCE, self._takes_long) if on_trouble is not None else None
@@ -122,26 +121,30 @@ class DealerSocket:
     # -- connecting -------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Try until there is a connection."""
-        while True:
-            for address in self._addresses():
-                sock = self._attempt(*address)
-                if sock is not None:
-                    try:
-                        self._start(Wire(sock, b"DEALER", b"ROUTER", self._identity))
-                    except OSError as error:
-                        log.debug("event=connection_lost endpoint=%s error=%r", self._place, str(error))
-                        sock.close()
-                        continue
-                    self._connecting = None
-                    return
-            gevent.sleep(_PAUSE[self._scheme])
+        """Try each address until one is connected."""
+        for address in self._addresses():
+            sock = self._attempt(*address)
+            if sock is None:
+                continue
+            try:
+                wire = Wire(sock, b"DEALER", b"ROUTER", self._identity)
+            except OSError as error:
+                # The peer accepted and reset at once: the greeting could not be sent.
+                log.debug("event=connection_lost endpoint=%s error=%r", self._place, str(error))
+                sock.close()
+                self._trouble(_CLOSED)
+                continue
+            self._connecting = None
+            self._start(wire)
+            return
+        self._connecting = None
+        self._end(self._last_trouble)
 
     def _takes_long(self) -> None:
-        """Whoever waits wants to know what for."""
+        """Say what the caller is waiting for, unless something went wrong already and was said."""
         self._patience = None
         wire = self._wire
-        if self._told:
+        if self._last_trouble:
             return
         if wire is None:
             self._trouble("no answer")
@@ -149,9 +152,9 @@ class DealerSocket:
             self._trouble(f"what listens there says nothing; {_PORTS}")
 
     def _trouble(self, text: str) -> None:
-        self._told = True
+        self._last_trouble = f"{self._place}: {text}"
         if self._on_trouble is not None and not self._closed:
-            self._on_trouble(f"{self._place}: {text}")
+            self._on_trouble(self._last_trouble)
 
     def _addresses(self) -> list[Address]:
         if self._scheme == "ipc":
@@ -247,16 +250,21 @@ class DealerSocket:
         log.debug("event=connection_lost endpoint=%s error=%r", self._place, str(error))
         was_ready = wire.ready
         self._drop(wire)
-        if self._closed:
-            return
         if was_ready:
-            self._on_disconnect()
-        elif isinstance(error, ProtocolError):
+            self._end("connection closed")
+            return
+        if isinstance(error, ProtocolError):
             self._trouble(f"this is no port for agents: {error.detail}; {_PORTS}")
         else:
-            self._trouble(f"the other end closes the connection without a word; {_PORTS}")
-        if not self._closed:
-            self._connecting = gevent.spawn_later(_PAUSE[self._scheme], self._connect)
+            self._trouble(_CLOSED)
+        self._end(self._last_trouble)
+
+    def _end(self, reason: str) -> None:
+        """Report that this socket has no connection and gets none any more."""
+        if self._closed:
+            return
+        self.close()
+        self._on_closed(reason)
 
     def _drop(self, wire: Wire) -> None:
         if self._wire is not wire:
