@@ -18,7 +18,8 @@ from prouter.agent.jobs.runner import Exit, LocalRunner
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.links.control import Control
 from prouter.agent.links.identity import Identity, host_load
-from prouter.agent.links.links import Links, RouterLink
+from prouter.agent.links.links import Links
+from prouter.agent.links.router_link import RouterLink
 from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
 from prouter.agent.relays.files import FILE_KINDS
@@ -163,10 +164,10 @@ class _Agent:
         self.transfers.close()
         self.control.close()
 
-    # -- what links need (links.Host) ---------------------------------------------------------------------------
+    # -- what links need (router_link.Host) ---------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         jobs = self._config.jobs
         return {
             **self.identity.introduction(),
@@ -177,11 +178,11 @@ class _Agent:
         }
 
     def records(self) -> list[JobRecord]:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         return self.manager.records()
 
     def link_up(self, link: RouterLink) -> None:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         if self._orphaned is not None:
             self._orphaned.kill(block=False)
             self._orphaned = None
@@ -190,23 +191,23 @@ class _Agent:
         self._tell_ready()
 
     def link_down(self, link: RouterLink, reason: str) -> None:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         if not self.links.any_up:
             self._await_routers()
 
     def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         if self._config.client.exit_on_fail and link.address:
             log.error("event=exit_on_fail router=%s reason=%r", link.address, reason)
             self._status = _EXIT_FAILED
             self._stop.set()
 
     def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         return self.service.carry_out(op, args)
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
-        """See `links.Host`."""
+        """See `router_link.Host`."""
         if target.get("kind") == "http":
             self.connections.open(stream, str(target.get("job")))
         else:

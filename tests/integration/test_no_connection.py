@@ -11,7 +11,7 @@ import pytest
 from gevent import socket
 from gevent.server import StreamServer
 
-from prouter.agent.links.links import RouterLink
+from prouter.agent.links.router_link import RouterLink
 from prouter.transport.local.dealer import DealerSocket
 from prouter.transport.local.zmtp import opening
 from tests.support.broker_world import World
@@ -105,7 +105,7 @@ def test_an_agent_logs_each_reason_once_until_it_is_linked(caplog: pytest.LogCap
 
     failed: list[str] = []
     link = RouterLink(_Host(), "SERVER", "router:8889", "", 30.0)  # type: ignore[arg-type]
-    with caplog.at_level(logging.WARNING, "prouter.agent.links.links"):
+    with caplog.at_level(logging.WARNING, "prouter.agent.links"):
         for _ in range(10):
             link.troubled("router:8889: connection refused")
             link.troubled("router:8889: no answer")

@@ -12,6 +12,7 @@ from prouter.fabric.calls import Request, Result
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
+from prouter.transport.backoff import Backoff
 from prouter.transport.peer import Peer
 from tests.simulation.router import HEARTBEAT, RESUME_TIMEOUT, BrokerNode
 from tests.simulation.world import Message, Runtime, Wire, World
@@ -24,10 +25,13 @@ class Dialling(ABC):
 
     Attributes:
         apart_until: when it can reach the broker again.
+        delays: first and longest upper bound of its backoff, seconds.
+        attempts: how often it has dialled.
     """
 
     kind = ""
     carrier = ""
+    delays = (0.5, 0.5)
 
     def __init__(self, world: World, broker: BrokerNode, uid: str, *, accepts: bool, process: str = "") -> None:
         self.world = world
@@ -38,7 +42,8 @@ class Dialling(ABC):
         self.peer = Peer(self, resume_timeout=RESUME_TIMEOUT, **options)
         self.wire: Wire | None = None
         self.apart_until = 0.0
-        self._attempts = 0
+        self.attempts = 0
+        self._backoff = Backoff(*self.delays, uniform=world.random.uniform)
         self._dialling = False
         self._dial()
         self.runtime.after(HEARTBEAT / 2, self._tick)
@@ -71,7 +76,7 @@ class Dialling(ABC):
         self._dialling = False
         if self.wire is not None:
             self.wire.open = False
-        self._attempts += 1
+        self.attempts += 1
         runtime = self.runtime
         wires: list[Wire] = []
 
@@ -83,17 +88,19 @@ class Dialling(ABC):
             if runtime.alive and self.wire is wires[0] and self.peer.session is not None:
                 self.peer.lose("connection closed")
 
-        rid = f"{self.uid}:{self.world.random.getrandbits(32)}:{self._attempts}".encode()
+        rid = f"{self.uid}:{self.world.random.getrandbits(32)}:{self.attempts}".encode()
         reachable = self.world.now >= self.apart_until
         wire = self.broker.connect(self.carrier, rid, arrived, closed, reachable=reachable)
         wires.append(wire)
         self.wire = wire
+        if reachable and not wire.open:
+            runtime.after(self.world.random.uniform(0, 0.05), closed)  # Refused: nobody listens.
         self.peer.attach(lambda parts: wire.send(0, parts), Session(self.world.now, HEARTBEAT, self.hello()))
 
     def _redial(self) -> None:
         if not self._dialling:
             self._dialling = True
-            self.runtime.after(self.world.random.uniform(0.02, 0.5), self._dial)
+            self.runtime.after(self._backoff.next(), self._dial)
 
     def _tick(self) -> None:
         self.peer.tick(self.world.now)
@@ -148,6 +155,7 @@ class WorkerNode(Dialling):
         self.peer.notify("wait.cancel", {"id": call_id})
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
+        self._backoff.succeeded()
         self.arriving: list[dict[str, Any]] = []
         peer.notify("waits", {"ids": sorted(self.waits)})
 
@@ -250,6 +258,7 @@ class AgentNode(Dialling):
             self._change(uid, state=State.FINISHED, reason=Reason.EXITED, exit_code=0, finished_at=self.world.wall)
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
+        self._backoff.succeeded()
         peer.notify("jobs", {"jobs": [record.to_wire() for record in self.jobs.values()], "complete": True})
 
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:

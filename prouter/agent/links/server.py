@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import zmq
 
+from prouter.agent.links.router_link import RouterLink
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
@@ -21,12 +22,9 @@ from prouter.tokens import Tokens
 from prouter.transport.dialler import Punctual
 from prouter.transport.zeromq.router import RouterSocket
 
-if TYPE_CHECKING:
-    from prouter.agent.links.links import RouterLink
-
 __all__ = ["Listener"]
 
-log = logging.getLogger("prouter.agent.links.links")
+log = logging.getLogger("prouter.agent.links")
 
 _ROUTERS = 64
 """Routers that may be linked; one that is away without open streams makes room for another."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prouter.agent.links.links import SERVER, RouterLink
+from prouter.agent.links.router_link import SERVER, RouterLink
 from prouter.errors import ProtocolError
 
 
