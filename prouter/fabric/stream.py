@@ -1,189 +1,204 @@
 """One end of a stream: an ordered, flow-controlled, resumable byte channel in both directions.
 
-Each direction counts bytes from 0; its end (FIN) takes one position of its own after the last byte, so that its
-arrival can be acknowledged like a byte's. What a direction knows::
+Each direction numbers its bytes from 0. Its end (FIN) takes one position of its own after the last byte, so that a peer
+acknowledges the end in the same way as a byte::
 
-    sender:    acked ≤ sent                     bytes in [acked, sent) are kept for repetition, at most a window
-    receiver:  told ≤ consumed ≤ received       `received` is the next position expected, `told` the last ack given
+    sending     acknowledged <= sent                     bytes in between are kept, for they may have to be resent
+    receiving   acknowledged <= consumed <= received     see `ReceiveWindow`
 
 State of a direction, as `Stream` sees it (a reset from either side ends both directions at once)::
 
-    sending    OPEN --close()--> FIN_SENT --ack covers FIN--> DONE
-    receiving  OPEN --FIN arrives in order--> FIN_RECEIVED --all consumed--> DONE
+    sending     OPEN --close()--> FIN --the peer acknowledges the FIN--> DONE
+    receiving   OPEN --a FIN arrives in order--> FIN --all bytes are consumed--> DONE
 
-The stream is closed when both are DONE.
+The stream is closed when both directions are DONE.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from prouter.fabric.bulk import FAST, GROWTH, PLAIN
 from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESUME, Frame
+from prouter.fabric.output import Output
+from prouter.fabric.windows import GROWTH, PLAIN, Bulk, ReceiveWindow
 
-if TYPE_CHECKING:
-    from prouter.fabric.mux import Mux
-
-__all__ = ["MAX_PIECE", "Direction", "Stream"]
+__all__ = ["MAX_PIECE", "Direction", "Stream", "StreamOwner"]
 
 MAX_PIECE = 1024 * 1024
-"""Most bytes that are best written at once."""
-_MODEST = 256 * 1024
-"""Most bytes of a frame where the path may be slow: while a larger one is under way, the path may be taken for dead."""
+"""Bytes that are worth writing at once, at most: a frame this large costs no more wake-ups than a small one."""
+_SLOW_PIECE = 256 * 1024
+"""Bytes of a frame, at most, where the path may be slow: no heartbeat gets past a frame that is being sent, and a path
+without heartbeats is taken for lost."""
 
 
 class Direction(Enum):
-    """State of one direction; see the module's docstring."""
+    """State of one direction of a stream."""
 
     OPEN = "open"
+    """Bytes flow."""
     FIN = "fin"
+    """The writer has ended; its last bytes or its FIN are not consumed and acknowledged yet."""
     DONE = "done"
+    """The reader has consumed everything, the FIN included, and the writer knows."""
+
+
+class StreamOwner(Protocol):
+    """What a stream asks of the mux that it belongs to."""
+
+    ticks: int  # how many there were, about one a second
+
+    def acknowledge_later(self, stream: Stream) -> None:
+        """Acknowledge what `stream` consumed with the next tick, unless the stream does so before."""
+
+    def end_stream(self, stream: Stream, code: str, text: str) -> None:
+        """Reset `stream` here and tell the peer."""
+
+    def stream_advanced(self, stream: Stream) -> None:
+        """A direction of `stream` is done; forget the stream if it is closed."""
 
 
 class Stream:
     """One end of a stream; made by `Mux.open` or by an arriving OPEN, never directly.
 
+    Applications use the methods up to `consume`; the rest is for the mux and its resumption.
+
     Attributes:
         sid: stream id, unique between two peers.
-        window: most bytes in flight in either direction to begin with; it grows where that is what limits a stream.
+        window: bytes in flight in either direction to begin with; the receiving end of each direction may grant more.
         handler: free for whoever drives the stream.
-        most: bytes of the largest window to grant. A reader to whom what comes takes long lowers it, and gets small
-            pieces.
+        sending, receiving: state of the direction to the peer, and from it.
+        reset_code: why the stream ended early, None while it has not.
+        acknowledged: bytes written here that the peer had consumed when it sent the last frame that arrived.
+        sent: position after the last byte written, or after the FIN.
+        limit: bytes that this end may have in flight, as the peer granted last.
+        receive_window: what arrived and was consumed, and what the peer may have in flight.
+        confirmed: whether the peer is known to have the stream; until then OPEN is resent over every new path.
+        resent_from: position from which bytes were resent over the present path, None if none were.
+        resent_before: whether the peer made this end resend over the present path.
+        asked_at: value of `Output.departures` when the peer last asked for this end's position.
+        useless: bytes that came over the present path though they had come before, or after a gap.
     """
 
     __slots__ = (
-        "_acked",
-        "_answered",
-        "_asked",
         "_blocked",
-        "_confirmed",
-        "_consumed",
-        "_counted_from",
-        "_counted_in",
-        "_granted",
         "_kept",
-        "_limit",
-        "_mux",
         "_open_payload",
-        "_received",
-        "_repeated",
-        "_sent",
-        "_told",
-        "_wasted",
+        "_output",
+        "_owner",
+        "acknowledged",
+        "asked_at",
+        "confirmed",
         "handler",
-        "most",
+        "limit",
+        "receive_window",
         "receiving",
+        "resent_before",
+        "resent_from",
         "reset_code",
         "sending",
+        "sent",
         "sid",
+        "useless",
         "window",
     )
 
-    def __init__(self, mux: Mux, sid: int, window: int, open_payload: bytes | None) -> None:
-        self._mux = mux
+    def __init__(
+        self, owner: StreamOwner, output: Output, bulk: Bulk, sid: int, window: int, open_payload: bytes | None
+    ) -> None:
+        self._owner = owner
+        self._output = output
         self.sid = sid
         self.window = window
-        self._limit = window
-        """Bytes this end may have in flight."""
-        self._granted = window
-        """Bytes the other end may have in flight."""
-        self._counted_in = mux.ticks
-        """The tick since which is counted how much of the other end's bytes is used, from here:"""
-        self._counted_from = 0
         self.handler: Any = None
-        self.most = GROWTH * window
         self.sending = Direction.OPEN
         self.receiving = Direction.OPEN
         self.reset_code: str | None = None
+        self._kept: deque[tuple[int, bytes]] = deque()  # pieces that are not acknowledged, with their positions
+        self.acknowledged = 0
+        self.sent = 0
+        self.limit = window
+        self._blocked = False  # whether a writer waits for `Writable`
+        self.receive_window = ReceiveWindow(window, bulk)
         self._open_payload = open_payload
-        self._confirmed = open_payload is None
-        self._kept: deque[tuple[int, bytes]] = deque()
-        self._acked = 0
-        self._sent = 0
-        self._blocked = False
-        self._received = 0
-        self._consumed = 0
-        self._told = 0
-        self._repeated: int | None = None
-        self._asked = False
-        """Whether the other end had something repeated since this end's path came up."""
-        self._answered = -1
-        """The mux's round in which a RESUME that asks was answered last."""
-        self._wasted = 0
-        """Bytes of no use that came since this end's path came up."""
+        self.confirmed = open_payload is None
+        self.resent_from: int | None = None
+        self.resent_before = False
+        self.asked_at = -1
+        self.useless = 0
 
-    # -- what the application does ------------------------------------------------------------------------------
+    # -- the application's side -----------------------------------------------------------------------------------
 
     @property
     def room(self) -> int:
-        """Bytes `write` takes now."""
+        """Bytes that `write` takes now."""
         if self.sending is not Direction.OPEN or self.reset_code is not None:
             return 0
-        return self._limit - (self._sent - self._acked)
+        return self.limit - (self.sent - self.acknowledged)
 
     @property
     def piece(self) -> int:
-        """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups it costs on its way.
+        """Bytes to `write` at once where much is to be written: the larger, the fewer wake-ups they cost on their way.
 
-        Two of them are under way at least, so that neither end waits for the other.
+        At most half a window, so that two pieces are in flight and neither end waits for the other.
         """
-        limit = self._limit
-        return min(limit >> 1, MAX_PIECE if limit > PLAIN * self.window else _MODEST)
+        limit = self.limit
+        # The peer grants more than `PLAIN` windows to fast streams only, and a stream is not fast on a slow path.
+        return min(limit >> 1, MAX_PIECE if limit > PLAIN * self.window else _SLOW_PIECE)
 
     def ask_room(self) -> int:
-        """Like `room`; when there is none, a `Writable` event tells when there is."""
+        """Return `room`; if it is 0 or less, a `Writable` event tells when there is some."""
         room = self.room
         if room <= 0 and self.sending is Direction.OPEN:
             self._blocked = True
         return room
 
     @property
-    def used(self) -> int:
-        """How many of the other end's bytes were used."""
-        return self._consumed
+    def most(self) -> int:
+        """Bytes of the largest window that this end grants; a reader that passes bytes on slowly lowers it."""
+        return self.receive_window.most
+
+    @most.setter
+    def most(self, size: int) -> None:
+        self.receive_window.most = size
 
     @property
     def unread(self) -> int:
         """Bytes delivered and not yet consumed."""
-        return self._received - self._consumed - (self.receiving is Direction.FIN)
+        window = self.receive_window
+        return window.received - window.consumed - (self.receiving is Direction.FIN)
 
     @property
     def delivered(self) -> bool:
         """Whether the peer has consumed everything written so far."""
-        return self._acked == self._sent
+        return self.acknowledged == self.sent
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will happen: reset, or both directions done."""
+        """Whether nothing more will happen: the stream was reset, or both directions are done."""
         return self.reset_code is not None or (self.sending is Direction.DONE and self.receiving is Direction.DONE)
 
     @property
     def written(self) -> int:
-        """How many bytes were written."""
-        return self._sent - (self.sending is not Direction.OPEN)
+        """Bytes written so far."""
+        return self.sent - (self.sending is not Direction.OPEN)
 
     @property
-    def acknowledged(self) -> int:
-        """How many of them the other end had consumed when it sent the last frame that arrived."""
-        return self._acked
+    def pristine(self) -> bool:
+        """Whether nothing that the peer wrote has arrived."""
+        return self.receive_window.received == 0
 
     def since(self, position: int) -> bytes:
-        """What was written from `position` on; that must not be acknowledged yet."""
+        """Return the bytes written from `position` on, of which none may be acknowledged yet."""
         return b"".join(
             data[max(0, position - offset) :] for offset, data in self._kept if offset + len(data) > position
         )
 
-    @property
-    def pristine(self) -> bool:
-        """Whether nothing of the other side's writing has arrived."""
-        return self._received == 0
-
     def write(self, data: bytes) -> int:
-        """Send the first `room` bytes of `data`; the number taken.
+        """Send the first `room` bytes of `data`; return how many were taken.
 
-        When not all are taken, a `Writable` event tells when more will be.
+        If not all were taken, a `Writable` event tells when more will be.
 
         Raises:
             ValueError: the stream's sending side is closed.
@@ -191,19 +206,23 @@ class Stream:
         if self.sending is not Direction.OPEN or self.reset_code is not None:
             raise ValueError("the stream's sending side is closed")
         size = len(data)
-        room = self._limit - (self._sent - self._acked)
+        # Computed here and not by `room`: this runs once per frame.
+        room = self.limit - (self.sent - self.acknowledged)
         if size > room:
             self._blocked = True
+            # Negative when the window shrank, after a lost path, below what is in flight.
             if room <= 0:
                 return 0
             data = data[:room]
             size = room
         if size:
-            offset = self._sent
+            offset = self.sent
             self._kept.append((offset, data))
-            self._sent = offset + size
-            self._told = self._consumed
-            self._mux._send(Frame(DATA, 0, self.sid, offset, self._consumed, data))
+            self.sent = offset + size
+            window = self.receive_window
+            # Every DATA acknowledges, so that a stream with bytes in both directions needs few ACKs.
+            window.acknowledged = window.consumed
+            self._output.send(Frame(DATA, 0, self.sid, offset, window.consumed, data))
         return size
 
     def close(self) -> None:
@@ -211,15 +230,16 @@ class Stream:
         if self.sending is not Direction.OPEN or self.reset_code is not None:
             return
         self.sending = Direction.FIN
-        offset = self._sent
-        self._sent = offset + 1
-        self._told = self._consumed
-        self._mux._send(Frame(DATA, FIN, self.sid, offset, self._consumed))
+        offset = self.sent
+        self.sent = offset + 1
+        window = self.receive_window
+        window.acknowledged = window.consumed
+        self._output.send(Frame(DATA, FIN, self.sid, offset, window.consumed))
 
     def reset(self, code: str, text: str = "") -> None:
         """End both directions now; the peer is told why. Idempotent; no event follows on this side."""
         if not self.closed:
-            self._mux._reset(self, code, text)
+            self._owner.end_stream(self, code, text)
 
     def consume(self, size: int) -> None:
         """Tell that `size` delivered bytes were used, which opens the peer's window again.
@@ -227,95 +247,104 @@ class Stream:
         Raises:
             ValueError: more than was delivered.
         """
-        if size > self._received - self._consumed:
+        window = self.receive_window
+        if size > window.received - window.consumed - (self.receiving is Direction.FIN):
             raise ValueError("consumed more than was received")
-        self._consumed += size
-        if self.reset_code is not None:
-            return
-        if self.receiving is Direction.FIN:
-            self._finish_receiving()
-        elif self._consumed - self._told >= self._granted >> 2:
-            self._regrant()
-            self._acknowledge()
+        if self.receiving is not Direction.OPEN or self.reset_code is not None:
+            # The peer sends nothing more, so there is no window to adjust.
+            window.consumed += size
+            if self.reset_code is None:
+                self.finish_receiving()
+        elif window.consume(size, self._owner.ticks):
+            self.acknowledge()
         else:
-            self._mux._ack_due[self.sid] = self
+            self._owner.acknowledge_later(self)
 
-    # -- what the mux does --------------------------------------------------------------------------------------
+    # -- sending, as the mux drives it ----------------------------------------------------------------------------
 
-    def _regrant(self) -> None:
-        """Change the window: larger where all that comes is used at once, for then it is what holds the other end back.
+    def receive_acknowledgement(self, position: int) -> bool:
+        """Drop what the peer has consumed up to `position`; whether a writer that waits may go on.
 
-        Up to three first windows it doubles whenever two of its size were used. What the buffers behind a slow reader
-        take at the beginning is no sign of a fast one, and on a slow path a larger window would only make a longer
-        queue: beyond that, two whole windows have to be used between two ticks, and so much that the stream is fast.
+        A position that is old or was never sent changes nothing.
         """
-        mux = self._mux
-        consumed = self._consumed
-        granted = self._granted
-        if self._counted_in != mux.ticks:
-            self._counted_in, self._counted_from = mux.ticks, self._told
-        if self._received - consumed < granted >> 1 and self.receiving is Direction.OPEN:
-            if consumed - self._counted_from >= max(2 * granted, FAST * self.window):
-                self._counted_from = consumed
-                mux.bulk.add(self)
-                granted *= 2
-            elif granted < PLAIN * self.window and consumed >= 4 * granted - 2 * self.window:
-                granted *= 2
-        self._granted = min(granted, mux.bulk.share(self), self.most)
-
-    def _acknowledge(self) -> None:
-        self._told = self._consumed
-        self._mux._send(Frame(ACK, 0, self.sid, self._granted, self._consumed))
-
-    def _finish_receiving(self) -> bool:
-        """Once the peer's last byte is consumed, consume its FIN and say so, with what else is to be said by then."""
-        if self.receiving is not Direction.FIN or self._consumed < self._received - 1:
+        # To believe a peer that acknowledges what was never sent would lose bytes that have to be resent.
+        if position <= self.acknowledged or position > self.sent:
             return False
-        self._consumed = self._received
-        self.receiving = Direction.DONE
-        self._told = self._consumed
-        self._mux._send_late(Frame(ACK, 0, self.sid, 0, self._consumed))
-        self._mux._check_closed(self)
-        return True
-
-    def _on_ack(self, ack: int) -> bool:
-        """Drop what the peer has consumed; whether a blocked writer may go on.
-
-        Returns False, and changes nothing, for an ack that is old or covers what was never sent.
-        """
-        if ack <= self._acked or ack > self._sent:
-            return False
-        self._acked = ack
+        self.acknowledged = position
         kept = self._kept
-        while kept and kept[0][0] + len(kept[0][1]) <= ack:
+        # A piece of which a part is acknowledged stays whole; cutting it would copy it.
+        while kept and kept[0][0] + len(kept[0][1]) <= position:
             kept.popleft()
-        if self.sending is Direction.FIN and ack == self._sent:
+        if self.sending is Direction.FIN and position == self.sent:
             self.sending = Direction.DONE
-            self._mux._check_closed(self)
+            self._owner.stream_advanced(self)
             return False
         if self._blocked and self.sending is Direction.OPEN:
             self._blocked = False
             return True
         return False
 
-    def _on_last_ack(self, ack: int) -> None:
-        """What the peer had consumed when it reset the stream: for `acknowledged` alone, nothing else follows."""
-        if self._acked < ack <= self._sent:
-            self._acked = ack
+    def receive_last_acknowledgement(self, position: int) -> None:
+        """Note what the peer had consumed when it reset the stream, for readers of `acknowledged`."""
+        if self.acknowledged < position <= self.sent:
+            self.acknowledged = position
 
-    def _on_data(self, frame: Frame) -> bytes | None:
-        """The new bytes of a DATA frame: empty for a bare FIN or a repetition, None when a gap came before it.
+    def receive_grant(self, size: int) -> None:
+        """Let this end have `size` bytes in flight; a size that no correct peer grants is ignored."""
+        # An ACK of the FIN grants 0 bytes, which means nothing: the direction has ended.
+        if 0 < size <= self.window * GROWTH:
+            self.limit = size
+
+    def resend_from(self, position: int) -> list[Frame]:
+        """Return frames with everything that the peer lacks, which has received up to `position`."""
+        frames = []
+        ack = self.receive_window.consumed
+        for offset, data in self._kept:
+            end = offset + len(data)
+            if end <= position:
+                continue
+            if offset < position:
+                data = data[position - offset :]
+                offset = position
+            # In smaller pieces than they were written: the new path may be slower.
+            for start in range(0, len(data), _SLOW_PIECE):
+                frames.append(Frame(DATA, 0, self.sid, offset + start, ack, data[start : start + _SLOW_PIECE]))
+        if self.sending is not Direction.OPEN and position < self.sent:
+            frames.append(Frame(DATA, FIN, self.sid, self.sent - 1, ack))
+        if frames:
+            self.receive_window.acknowledged = ack
+        return frames
+
+    def resume_frames(self) -> list[Frame]:
+        """Return what to send first over a new path: this end's position, or all again from OPEN on.
+
+        The latter while the peer may not have the stream: it would answer a RESUME by a reset.
+        """
+        if self.confirmed:
+            return [self.position(ASK)]
+        opening = Frame(OPEN, 0, self.sid, self.window, 0, self._open_payload or b"")
+        return [opening, *self.resend_from(0)]
+
+    # -- receiving, as the mux drives it --------------------------------------------------------------------------
+
+    def receive_data(self, frame: Frame) -> bytes | None:
+        """Take a DATA frame; return its new bytes.
+
+        They are empty for a bare FIN and for bytes that had come before. None means that bytes before these are
+        missing: the frame is dropped, since the peer resends from the gap on.
 
         Raises:
             OverflowError: the peer wrote beyond the window or after its end.
         """
         offset = frame.offset
         payload = frame.payload
-        expected = self._received
+        window = self.receive_window
+        expected = window.received
         if offset != expected:
             if offset > expected:
                 return None
             skip = expected - offset
+            # A FIN takes the position after its payload, so one at `expected` is new though its payload is not.
             if skip > len(payload) or (skip == len(payload) and not frame.flags & FIN):
                 return b""
             payload = payload[skip:]
@@ -324,43 +353,47 @@ class Stream:
                 raise OverflowError("data after the end")
             return b""
         received = expected + len(payload)
-        # Not only what this end granted: what comes late may obey the grant of one that was here before it.
-        if received - self._consumed > self.window * GROWTH:
+        if received - window.consumed > window.bound:
             raise OverflowError("data beyond the window")
-        self._received = received
         if frame.flags & FIN:
-            self._received += 1
+            received += 1
             self.receiving = Direction.FIN
+        window.received = received
         return payload
 
-    def _position(self, flags: int = 0) -> Frame:
-        """How far this end got. Windows are the first ones again: a grant may be lost, and the path be slower now."""
-        self._told = self._consumed
-        self._granted = self._limit = self.window
-        return Frame(RESUME, flags, self.sid, self._received, self._consumed)
+    def acknowledge(self) -> None:
+        """Tell the peer what was consumed and how much it may have in flight."""
+        window = self.receive_window
+        window.acknowledged = window.consumed
+        self._output.send(Frame(ACK, 0, self.sid, window.granted, window.consumed))
 
-    def _resume_frames(self) -> list[Frame]:
-        """What to say when the path is back: everything again while nobody confirmed the OPEN, else how far we got."""
-        if self._confirmed:
-            return [self._position(ASK)]
-        opening = Frame(OPEN, 0, self.sid, self.window, 0, self._open_payload or b"")
-        return [opening, *self._repeat_from(0)]
+    def finish_receiving(self) -> None:
+        """Consume the peer's FIN once its last byte is consumed, and acknowledge it."""
+        window = self.receive_window
+        if self.receiving is not Direction.FIN or window.consumed < window.received - 1:
+            return
+        window.consumed = window.acknowledged = window.received
+        self.receiving = Direction.DONE
+        # Only the peer's `Closed` waits for this, so it may share a message with whatever is sent next.
+        self._output.send_late(Frame(ACK, 0, self.sid, 0, window.consumed))
+        self._owner.stream_advanced(self)
 
-    def _repeat_from(self, position: int) -> list[Frame]:
-        """Everything the peer lacks, given that it has received up to `position`."""
-        frames = []
-        ack = self._consumed
-        for offset, data in self._kept:
-            end = offset + len(data)
-            if end <= position:
-                continue
-            if offset < position:
-                data = data[position - offset :]
-                offset = position
-            for start in range(0, len(data), _MODEST):
-                frames.append(Frame(DATA, 0, self.sid, offset + start, ack, data[start : start + _MODEST]))
-        if self.sending is not Direction.OPEN and position < self._sent:
-            frames.append(Frame(DATA, FIN, self.sid, self._sent - 1, ack))
-        if frames:
-            self._told = ack
-        return frames
+    def position(self, flags: int = 0) -> Frame:
+        """Return a RESUME that tells how far this end got; with `ASK` in `flags` it asks the same of the peer.
+
+        Both windows begin anew, here and at the peer when it reads this: a grant may be lost with the path, so the two
+        ends could disagree about it.
+        """
+        window = self.receive_window
+        window.acknowledged = window.consumed
+        window.restart()
+        self.limit = self.window
+        return Frame(RESUME, flags, self.sid, window.received, window.consumed)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def end(self, code: str | None) -> None:
+        """Free what the stream holds; `code` tells why it ended early, None that it did not."""
+        self.reset_code = code
+        self._kept.clear()
+        self.receive_window.end()

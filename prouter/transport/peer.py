@@ -19,7 +19,6 @@ from gevent import get_hub
 from gevent.event import AsyncResult
 
 from prouter.errors import AgentUnavailable, ProtocolError, PRouterError
-from prouter.fabric.bulk import Bulk
 from prouter.fabric.calls import Caller, Request, Responder, Result, event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, batches, decode, encode
 from prouter.fabric.mux import (
@@ -36,6 +35,7 @@ from prouter.fabric.mux import (
 from prouter.fabric.retries import Retries
 from prouter.fabric.session import Greeted, Lost, Refused, Session, SessionEvent, SessionState, Welcomed
 from prouter.fabric.stream import Stream
+from prouter.fabric.windows import Bulk
 
 __all__ = ["GeventRuntime", "Peer", "PeerDelegate", "Runtime", "StreamHandler"]
 

@@ -24,7 +24,7 @@ _QUIET = 12.0
 """Seconds without misfortune, more than every timeout."""
 _REST = 1.5
 """Seconds after which nothing is left of what was ended in the quiet."""
-_MODEST = 700
+_SLOW_PIECE = 700
 """Bytes of a frame that is sent again: small, so that pieces are cut."""
 _MESSAGE = 2000
 """Bytes of a message with several frames: small, so that some of what is sent at once is lost and some is not."""
@@ -55,7 +55,8 @@ class Schedule:
         Raises:
             Violation: a promise was broken.
         """
-        with mock.patch.object(streams, "_MODEST", _MODEST), mock.patch.object(messages, "_MESSAGE_BYTES", _MESSAGE):
+        small_frames = mock.patch.object(streams, "_SLOW_PIECE", _SLOW_PIECE)
+        with small_frames, mock.patch.object(messages, "_MESSAGE_BYTES", _MESSAGE):
             self._live()
 
     def _live(self) -> None:

@@ -30,7 +30,7 @@ def _fails(seeds: range = range(_LIVES)) -> bool:
 
 
 def test_streams_that_do_not_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stream, "_repeat_from", lambda self, position: [])
+    monkeypatch.setattr(Stream, "resend_from", lambda self, position: [])
     assert _fails()
 
 

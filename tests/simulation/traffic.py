@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prouter.fabric.bulk import GROWTH
 from prouter.fabric.stream import Direction, Stream
+from prouter.fabric.windows import GROWTH
 from tests.simulation.nodes import AgentNode, WorkerNode
 from tests.simulation.world import Runtime, World
 
@@ -24,7 +24,7 @@ def _check_kept(world: World, stream: Stream) -> None:
     """At most the largest window is kept, and the rest of the piece of which the peer has consumed a part."""
     kept = [data for _, data in stream._kept]
     most = stream.window * GROWTH
-    if sum(map(len, kept[1:])) > most or stream._sent - stream._acked > most + 1:
+    if sum(map(len, kept[1:])) > most or stream.sent - stream.acknowledged > most + 1:
         world.fail(f"more than a window kept: {list(map(len, kept))}")
     if stream.unread > stream.window * GROWTH:
         world.fail(f"more than a window unread: {stream.unread}")

@@ -13,7 +13,7 @@ __all__ = ["BulkCounts"]
 
 
 class BulkCounts:
-    """What each worker said of its own; see `prouter.fabric.bulk`."""
+    """What each worker said of its own; see `prouter.fabric.windows`."""
 
     def __init__(self, env: Env, workers: Workers) -> None:
         self._env = env

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prouter.fabric.bulk import GROWTH, PLAIN
 from prouter.fabric.frames import ACK, ASK, DATA, FIN, OPEN, RESET, RESUME, Frame, decode, encode, pack_body
 from prouter.fabric.mux import RESUME_TIMEOUT
 from prouter.fabric.stream import Direction, Stream
+from prouter.fabric.windows import GROWTH, PLAIN
 from tests.support.muxes import End, exchange, linked, opened
 
 OPENER, ACCEPTOR = 0, 1
@@ -142,12 +142,12 @@ class Streams(RuleBasedStateMachine):
     def never_more_than_a_window_is_kept(self) -> None:
         for end in self.ends:
             for stream in end.streams.values():
-                started = stream._acked - stream._kept[0][0] if stream._kept else 0
+                started = stream.acknowledged - stream._kept[0][0] if stream._kept else 0
                 kept = sum(len(data) for _, data in stream._kept)
-                assert kept - started <= stream._limit, "the first piece is kept whole until it is consumed whole"
-                assert stream.unread <= stream._granted
-                assert max(stream._limit, stream._granted) <= stream.window * GROWTH
-            grown = any(stream._granted > stream.window * PLAIN for stream in end.mux.streams.values())
+                assert kept - started <= stream.limit, "the first piece is kept whole until it is consumed whole"
+                assert stream.unread <= stream.receive_window.granted
+                assert max(stream.limit, stream.receive_window.granted) <= stream.window * GROWTH
+            grown = any(stream.receive_window.granted > stream.window * PLAIN for stream in end.mux.streams.values())
             assert not grown or len(end.mux.bulk) > 0
 
     def teardown(self) -> None:

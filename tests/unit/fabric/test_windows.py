@@ -85,14 +85,14 @@ def test_a_window_does_not_grow_where_the_reader_is_slow() -> None:
         exchange(opener, acceptor)
         far.consume(min(50, far.unread))
         exchange(opener, acceptor)
-    assert near._limit == 100, "the reader is behind"
+    assert near.limit == 100, "the reader is behind"
     near, far = opened(opener, acceptor, window=100)
     for _ in range(19):
         near.write(b"x" * 10)
         exchange(opener, acceptor)
         far.consume(10)
         exchange(opener, acceptor)
-    assert near._limit == 100, "buffers behind the reader took it"
+    assert near.limit == 100, "buffers behind the reader took it"
 
 
 def test_a_window_grows_little_where_the_path_is_slow() -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "prouter"
 PAGE = ROOT / "docs" / "architecture.md"
 
 
-_CYCLES_LEFT = ("fabric/", "web/proxy/")
+_CYCLES_LEFT = ("web/proxy/",)
 
 
 def rooms() -> list[str]:

@@ -173,7 +173,7 @@ def test_a_body_that_streams_goes_on_over_the_new_connection(stage: Stage) -> No
     stage.ask(POST[:-2])
     stage.to_worker()
     stage.client.sendall(b"bc")
-    until(lambda: stage.connection.buffer == b"" and [f for f in stage.worker._out if f.payload == b"bc"])
+    until(lambda: stage.connection.buffer == b"" and [f for f in stage.worker._output._frames if f.payload == b"bc"])
     stage.to_agent()
     assert stage.heard[stage.opened[-1].sid].endswith(b"\r\n\r\nabc")
     assert stage.answer(stage.opened[-1]).endswith(b"ok")
