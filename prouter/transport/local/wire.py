@@ -37,6 +37,7 @@ class Wire:
         blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
         taken: bytes that were queued so far, and what keeping them costs.
         sent: of those, what has left.
+        peer_key: empty, since ZMTP's mechanism NULL proves no key.
 
     Args:
         sock: connected; it is the wire's from now on.
@@ -47,6 +48,8 @@ class Wire:
     """
 
     __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd", "sent", "taken")
+
+    peer_key = ""
 
     def __init__(
         self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int | None = None

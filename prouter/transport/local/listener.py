@@ -1,0 +1,98 @@
+"""A unix socket that listens, and whose connections speak ZMTP on the process's own loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from prouter.transport.local.wire import Wire
+
+__all__ = ["LocalListener"]
+
+log = logging.getLogger("prouter.transport")
+
+_BACKLOG = 4096
+_AT_ONCE = 100
+"""Connections accepted before others get their turn."""
+
+
+class LocalListener:
+    """Accepts DEALERs at a unix socket; see `prouter.transport.connection.Listener`.
+
+    What was at the path is removed: whoever listens holds the lock of its directory, so a process that was killed left
+    it there.
+
+    Args:
+        path: of the socket.
+        mode: its permissions.
+        group: id of the group that owns it, None for this process's own.
+        limit: bytes of a message that is accepted before a peer is authenticated.
+
+    Raises:
+        OSError: it cannot be bound, or the group cannot be given to it.
+    """
+
+    more = False
+
+    def __init__(self, path: Path, *, mode: int = 0o600, group: int | None = None, limit: int | None = None) -> None:
+        self.endpoint = f"ipc://{path}"
+        self._path = path
+        self._limit = limit
+        path.unlink(missing_ok=True)
+        self._socket = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            # Nobody may connect between bind and chmod.
+            mask = os.umask(0o177)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(mask)
+            if group is not None:
+                os.chown(path, -1, group)
+            path.chmod(mode)
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        self.fd = sock.fileno()
+
+    def accept(self) -> list[Wire]:
+        """Connections that were made since, not too many at once.
+
+        Raises:
+            OSError: the system lacks the descriptors or memory to accept.
+        """
+        accepted: list[Wire] = []
+        for _ in range(_AT_ONCE):
+            try:
+                sock = self._socket.accept()[0]
+            except BlockingIOError:
+                break
+            except OSError:
+                if accepted:
+                    break  # What was accepted is told first; the next call fails again.
+                raise
+            try:
+                accepted.append(Wire(sock, b"ROUTER", b"DEALER", limit=self._limit))
+            except OSError as error:
+                log.debug("event=peer_vanished error=%r", str(error))
+                sock.close()
+        return accepted
+
+    def arrived(self) -> list[Wire]:
+        """Nothing: each connection has a descriptor of its own."""
+        return []
+
+    def tick(self, now: float) -> None:
+        """Nothing to look after."""
+
+    def close(self) -> None:
+        """Accept nobody any more. Idempotent."""
+        if self._socket.fileno() >= 0:
+            self._socket.close()
+            with suppress(OSError):  # The directory may be gone.
+                self._path.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""Key pairs and options of CURVE, ZeroMQ's encryption (rfc.zeromq.org/spec/26).
+
+The server has a key pair whose public half clients know; each client has a key pair of its own. Both prove in the
+handshake to own their secret keys, and everything after it is encrypted and authenticated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zmq
+
+__all__ = ["Accepts", "ClientCurve", "KeyPair", "ServerCurve"]
+
+Accepts = Callable[[str], bool]
+"""Whether a client with this public key may connect; called on the process's own loop, once per handshake."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A public key and its secret key.
+
+    Attributes:
+        public: 40 characters of Z85.
+        secret: likewise; never logged.
+    """
+
+    public: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> KeyPair:
+        """Make a new pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode("ascii"), secret.decode("ascii"))
+
+    @classmethod
+    def of_secret(cls, secret: str) -> KeyPair:
+        """Return the pair of a secret key.
+
+        Raises:
+            ValueError: it is no key.
+        """
+        try:
+            return cls(zmq.curve_public(secret.encode("ascii")).decode("ascii"), secret)
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
+            raise ValueError("a secret key has 40 characters of Z85") from error
+
+
+def _anybody(key: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCurve:
+    """What a listener needs for CURVE.
+
+    Attributes:
+        pair: of this end.
+        accepts: which clients may connect; by default any that knows the server's public key.
+    """
+
+    pair: KeyPair
+    accepts: Accepts = _anybody
+
+    def apply(self, socket: zmq.Socket[bytes], domain: str) -> None:
+        """Set the options of a socket that will bind; `domain` is where its handshakes are decided (zap.py)."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.pair.secret)
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+        # Without a handler nobody gets in, rather than everybody.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCurve:
+    """What a dialler needs for CURVE.
+
+    Attributes:
+        server_key: public key of the server, 40 characters of Z85.
+        pair: of this end.
+    """
+
+    server_key: str
+    pair: KeyPair
+
+    def apply(self, socket: zmq.Socket[bytes]) -> None:
+        """Set the options of a socket that will connect.
+
+        Raises:
+            ValueError: one of the keys is none.
+        """
+        try:
+            socket.setsockopt_string(zmq.CURVE_SERVERKEY, self.server_key)
+            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self.pair.public)
+            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.pair.secret)
+        except zmq.ZMQError as error:
+            raise ValueError("a key has 40 characters of Z85") from error

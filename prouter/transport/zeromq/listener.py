@@ -1,0 +1,364 @@
+"""A ROUTER socket that listens on tcp, taken apart into one connection per peer.
+
+libzmq gives the messages of all peers through one socket, in turns. This module keeps a connection for each descriptor
+that libzmq accepted (the monitor tells), learns its routing id with its first message (whose ZMQ_SRCFD names the
+descriptor), and delivers messages by routing id from then on. What libzmq does not do itself:
+
+- Closing one peer: its TCP connection is shut down (descriptors.py), and libzmq sees the end.
+- Telling of a connection's end after its last message: an ended connection counts as closed once the socket had nothing
+  left, or once each peer had so many turns that nothing of it can be left.
+- Bounding a message that has not arrived whole: what the kernel received is compared with what was delivered.
+- Changing the server's key without a gap: the listening descriptor belongs to this module, libzmq gets duplicates.
+
+The socket's descriptor only says "look at me", and sending consumes that hint as well as receiving (ZMQ_FD in
+zmq_getsockopt(3)). So whoever has sent looks whether something has arrived (`RouterListener.more`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import zmq
+
+from prouter.fabric.bounds import MAX_PART
+from prouter.transport.zeromq.context import context
+from prouter.transport.zeromq.curve import KeyPair, ServerCurve
+from prouter.transport.zeromq.monitor import Monitor
+from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, receive_rest, send_parts
+from prouter.transport.zeromq.router_connection import RouterConnection
+from prouter.transport.zeromq.zap import Authenticator, authenticator
+
+__all__ = ["RouterListener"]
+
+_MESSAGES = 64
+"""Messages received before other events of the loop get their turn."""
+_BYTES = 4 * 1024 * 1024
+"""Bytes likewise."""
+_UNAUTHENTICATED = 8
+"""Unauthenticated connections that are heard at once."""
+_SEND_QUEUE = 16
+"""Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
+_RECEIVE_QUEUE = 64
+"""Messages of a peer that libzmq reads ahead."""
+_HANDSHAKE = 10_000
+"""Milliseconds for libzmq's handshake."""
+_BACKLOG = 4096
+_RETRIED = 8
+"""Blocked connections that are tried again whenever libzmq has news; all of them are at each tick."""
+_INSPECTED = 128
+"""Accepted connections that a tick inspects for messages that do not arrive whole."""
+_SLACK = 4096
+"""Bytes of ZMTP's and CURVE's handshakes, beside an introduction."""
+
+_ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
+_SRCFD = int(zmq.SRCFD)
+
+
+class RouterListener:
+    """A ROUTER that listens; see `prouter.transport.connection.Listener`.
+
+    Args:
+        interface: address to listen on.
+        port: 0 for any that is free.
+        curve: encryption; None for none.
+        limit: bytes that a peer may send before it is authenticated.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+
+    def __init__(self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int = 64 * 1024) -> None:
+        self._bound = _listen(interface, port)
+        host, number = self._bound.getsockname()[:2]
+        self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
+        self._limit = limit
+        self._curve = curve
+        self._socket = socket_ = context().socket(zmq.ROUTER)
+        self._recv: Callable[..., Any] = socket_.recv
+        self._send: Callable[..., Any] = socket_.send
+        self._get: Callable[[int], Any] = socket_.get
+        """Like getsockopt, for plain integers: a third of its time."""
+        self._authenticator: Authenticator | None = authenticator() if curve is not None else None
+        self._domain = ""
+        self._by_pipe: dict[int, RouterConnection] = {}
+        self._by_identity: dict[bytes, RouterConnection] = {}
+        self._new: list[RouterConnection] = []
+        self._ending: dict[RouterConnection, int] = {}
+        """Ended connections whose messages may not all be delivered, and how many had been received by then."""
+        self._introducing: OrderedDict[RouterConnection, None] = OrderedDict()
+        """Unauthenticated connections that wait to be heard."""
+        self._arrived: dict[RouterConnection, None] = {}
+        self._blocked: OrderedDict[RouterConnection, None] = OrderedDict()
+        self._leaving: dict[RouterConnection, float] = {}
+        """Connections that are shut down later, and when."""
+        self._inspecting: deque[RouterConnection] = deque()
+        self._received = 0
+        self._touched = False
+        self._closed = False
+        self._configure()
+        self._monitor = Monitor(socket_, int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        self._poll = select.epoll()
+        self.fd = self._poll.fileno()
+        for fd in (int(socket_.getsockopt(zmq.FD)), self._monitor.fd):
+            self._poll.register(fd, select.EPOLLIN)
+        if self._authenticator is not None:
+            self._poll.register(self._authenticator.fd, select.EPOLLIN)
+        self._bind()
+        self._more = True
+        """The first hint of the descriptor comes only after somebody has looked once."""
+
+    def _configure(self) -> None:
+        set_option = self._socket.setsockopt
+        set_option(zmq.LINGER, 0)
+        # Sending tells of a peer that is gone or does not read, instead of dropping the message.
+        set_option(zmq.ROUTER_MANDATORY, 1)
+        # A second connection with the same routing id does not displace the first.
+        set_option(zmq.ROUTER_HANDOVER, 0)
+        set_option(zmq.SNDHWM, _SEND_QUEUE)
+        set_option(zmq.RCVHWM, _RECEIVE_QUEUE)
+        set_option(zmq.MAXMSGSIZE, MAX_PART)
+        set_option(zmq.HANDSHAKE_IVL, _HANDSHAKE)
+        # The fabric has heartbeats of its own, which tell silence from a closed connection.
+        set_option(zmq.HEARTBEAT_IVL, 0)
+        set_option(zmq.TCP_KEEPALIVE, 0)
+        set_option(zmq.IPV6, int(self._bound.family == socket.AF_INET6))
+        if self._curve is not None and self._authenticator is not None:
+            self._domain = self._authenticator.register(self._curve.accepts)
+            self._curve.apply(self._socket, self._domain)
+
+    def _bind(self) -> None:
+        # libzmq closes the descriptor that it is given; the duplicate leaves the port bound.
+        self._socket.setsockopt(zmq.USE_FD, os.dup(self._bound.fileno()))
+        self._socket.bind(self.endpoint)
+
+    @property
+    def more(self) -> bool:
+        """Whether something has arrived that `fd` may not tell of."""
+        if self._touched and not self._more:
+            self._touched = False
+            self._more = bool(self._get(EVENTS) & POLLIN)
+        return self._more
+
+    @property
+    def connections(self) -> int:
+        """Connections that libzmq has open."""
+        return len(self._by_pipe)
+
+    def change_key(self, pair: KeyPair) -> None:
+        """Have new connections use another server key; those that exist live on, and none is refused meanwhile."""
+        if self._curve is None:
+            raise ValueError("the listener does not use CURVE")
+        self._curve = ServerCurve(pair, self._curve.accepts)
+        self._socket.unbind(self.endpoint)
+        self._curve.apply(self._socket, self._domain)
+        self._bind()
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def accept(self) -> list[RouterConnection]:
+        """Connections that were made since. Their handshakes are not over, and some may have ended already."""
+        if self._authenticator is not None:
+            self._authenticator.answer()
+        self._follow()
+        new, self._new = self._new, []
+        return new
+
+    def _follow(self) -> None:
+        """Note which connections libzmq has accepted and lost."""
+        by_pipe = self._by_pipe
+        for kind, value in self._monitor.events():
+            if kind == _ACCEPTED:
+                by_pipe[value] = connection = RouterConnection(self, value)
+                self._new.append(connection)
+                self._inspecting.append(connection)
+            elif kind == _DISCONNECTED:
+                gone = by_pipe.pop(value, None)
+                if gone is not None:
+                    gone.lost()
+                    self._ending[gone] = self._received
+
+    def arrived(self) -> Sequence[RouterConnection]:
+        """Connections that have something to receive, have ended, or may be flushed again."""
+        self._more = self._touched = False
+        self._follow()
+        if self._blocked:
+            self._retry(_RETRIED)
+        arrived = self._arrived
+        self._receive(arrived)
+        self._finish_ended(arrived)
+        if not self._new:  # The caller must hear of a connection before it hears from it.
+            for _ in range(min(_UNAUTHENTICATED, len(self._introducing))):
+                arrived[self._introducing.popitem(last=False)[0]] = None
+        if self._introducing or self._new or (self._authenticator is not None and self._authenticator.more):
+            self._more = True
+        self._arrived = {}
+        return list(arrived)
+
+    def _receive(self, arrived: dict[RouterConnection, None]) -> None:
+        """Deliver what libzmq has, or part of it."""
+        recv, get, by_identity = self._recv, self._get, self._by_identity
+        size = 0
+        for _ in range(_MESSAGES):
+            try:
+                identity = recv(NOBLOCK)
+            except zmq.Again:
+                self._drained()
+                return
+            connection = by_identity.get(identity)
+            if connection is None:
+                frame = recv(NOBLOCK, False)
+                connection = self._identify(identity, frame)
+                first = frame.bytes
+            else:
+                first = recv(NOBLOCK)
+            parts: list[Any] = [first]
+            size += receive_rest(recv, get, parts)
+            self._received += 1
+            if connection is None:
+                continue
+            connection.deliver(parts, self._limit)
+            if connection.trusted:
+                arrived[connection] = None
+            else:
+                self._introducing[connection] = None
+            if size > _BYTES:
+                break
+        self._more = True
+
+    def _identify(self, identity: bytes, frame: zmq.Frame) -> RouterConnection | None:
+        """The connection of a first message, which names libzmq's descriptor."""
+        self._follow()
+        pipe = frame.get(_SRCFD)
+        connection = self._by_pipe.get(pipe)
+        if connection is None:  # It has ended already.
+            connection = next((one for one in self._ending if one.pipe == pipe and not one.identity), None)
+        elif connection.identity:
+            # The identity was that of an earlier connection, whose descriptor had the same number.
+            fresh = RouterConnection(self, pipe)
+            connection.lost()
+            self._ending[connection] = self._received
+            self._by_pipe[pipe] = connection = fresh
+            self._new.append(fresh)
+            self._inspecting.append(fresh)
+        if connection is None:
+            return None
+        connection.identity = identity
+        if self._curve is not None:
+            with suppress(zmq.ZMQError):  # There is none without authentication.
+                connection.peer_key = str(frame.get("User-Id"))
+        self._by_identity[identity] = connection
+        return connection
+
+    def _drained(self) -> None:
+        """Nothing is left of ended connections either."""
+        for connection in self._ending:
+            self._ending[connection] = -1
+
+    def _finish_ended(self, arrived: dict[RouterConnection, None]) -> None:
+        """Tell of ended connections whose messages were all delivered."""
+        if not self._ending:
+            return
+        turns = 2 * _RECEIVE_QUEUE * (len(self._by_identity) + 1)
+        for connection, before in list(self._ending.items()):
+            if before < 0 or self._received - before > turns:
+                del self._ending[connection]
+                if self._by_identity.get(connection.identity) is connection:
+                    del self._by_identity[connection.identity]
+                self._blocked.pop(connection, None)
+                self._leaving.pop(connection, None)
+                connection.end()
+                if not connection.closed:
+                    arrived[connection] = None
+
+    def tick(self, now: float) -> None:
+        """Look after time limits, messages that do not arrive whole, and peers that do not read."""
+        for connection in [one for one, until in self._leaving.items() if until <= now]:
+            del self._leaving[connection]
+            connection.close()
+        self._inspect()
+        self._retry(len(self._blocked))
+        if self._arrived:
+            self._more = True
+
+    def _inspect(self) -> None:
+        """Compare what the kernel received with what was delivered, for all unauthenticated peers and some others."""
+        trusted = 0
+        for _ in range(len(self._inspecting)):
+            connection = self._inspecting.popleft()
+            if connection.closed or not connection.pipe_open:
+                continue
+            self._inspecting.append(connection)
+            if connection.inspect(self._limit + _SLACK):
+                self._arrived[connection] = None
+            trusted += connection.trusted
+            if trusted >= _INSPECTED:
+                return
+
+    def _retry(self, most: int) -> None:
+        """Have blocked connections flushed again."""
+        for _ in range(min(most, len(self._blocked))):
+            self._arrived[self._blocked.popitem(last=False)[0]] = None
+
+    def close(self, linger: float = 0) -> None:
+        """Close all; what is queued has `linger` seconds to leave in the background. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._poll.close()
+        self._monitor.close()
+        self._socket.close(int(linger * 1000))
+        self._bound.close()
+        if self._authenticator is not None:
+            self._authenticator.forget(self._domain)
+
+    # -- called by connections ----------------------------------------------------------------------------------------
+
+    def hand_over(self, identity: bytes, parts: Sequence[bytes]) -> bool:
+        """Give libzmq a message; False when the peer has not read enough of those before.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        send = self._send
+        self._touched = True
+        try:
+            send(identity, SNDMORE)
+            send_parts(send, parts)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, str(error)) from error
+        return True
+
+    def retry(self, connection: RouterConnection) -> None:
+        """Return a connection that is blocked from `arrived` when its peer may have read."""
+        self._blocked[connection] = None
+
+    def close_later(self, connection: RouterConnection, seconds: float) -> None:
+        """Shut a connection down after so long."""
+        self._leaving[connection] = time.monotonic() + seconds
+
+
+def _listen(interface: str, port: int) -> socket.socket:
+    """A listening socket; IPv6 wildcards take IPv4, too."""
+    found = socket.getaddrinfo(interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, address = found[0][0], found[0][4]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,122 @@
+"""Decides handshakes: libzmq asks through ZAP (rfc.zeromq.org/spec/27), and the process's own loop answers.
+
+libzmq looks for one handler per context, at a fixed inproc endpoint. Listeners of the context share it; each has a
+domain of its own, by which a request says whose client it is about.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from itertools import count
+
+import zmq
+from zmq.utils import z85
+
+from prouter.transport.zeromq.context import context
+from prouter.transport.zeromq.curve import Accepts
+
+__all__ = ["Authenticator", "authenticator"]
+
+log = logging.getLogger("prouter.transport")
+
+_ENDPOINT = "inproc://zeromq.zap.01"
+_AT_ONCE = 64
+"""Handshakes decided before others get their turn; the clients of the rest wait."""
+_LOGGED = 10
+"""Refusals logged in a second; all are counted."""
+_VERSION = b"1.0"
+_KEY_SIZE = 32
+
+
+class Authenticator:
+    """The ZAP handler of this process's context. Use `authenticator`, not the class.
+
+    Attributes:
+        fd: readable when handshakes wait to be decided.
+        more: whether some wait, even if `fd` is not readable.
+        refused: how many were refused.
+    """
+
+    def __init__(self) -> None:
+        self._socket = context().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.bind(_ENDPOINT)
+        self._accepts: dict[bytes, Accepts] = {}
+        self._numbers = count(1)
+        self.fd = int(self._socket.getsockopt(zmq.FD))
+        self.more = False
+        self.refused = 0
+        self._logged = self._logged_in = 0
+
+    def register(self, accepts: Accepts) -> str:
+        """Have `accepts` asked about the clients of a listener; the domain that the listener is to use."""
+        domain = f"listener-{next(self._numbers)}"
+        self._accepts[domain.encode()] = accepts
+        return domain
+
+    def forget(self, domain: str) -> None:
+        """A listener is closed. Without any, the handler is closed, too."""
+        self._accepts.pop(domain.encode(), None)
+        if not self._accepts and not self._socket.closed:
+            self._socket.close()
+            _authenticators.pop(os.getpid(), None)
+
+    def answer(self) -> None:
+        """Decide handshakes that wait."""
+        self.more = False
+        for _ in range(_AT_ONCE):
+            try:
+                request = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._socket.send_multipart(self._answer(request), zmq.NOBLOCK)
+        self.more = True
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        """The reply: user id is the client's public key, which libzmq attaches to each of its messages."""
+        route, empty, _version, number, domain, address, _identity, mechanism, *credentials = request
+        key = ""
+        accepts = self._accepts.get(domain)
+        if accepts is not None and mechanism == b"CURVE" and credentials and len(credentials[0]) == _KEY_SIZE:
+            key = z85.encode(credentials[0]).decode("ascii")
+        accepted = bool(key) and accepts is not None and _asked(accepts, key)
+        if not accepted:
+            self._refuse(key, address)
+        status = (b"200", b"OK") if accepted else (b"400", b"the key is not accepted")
+        return [route, empty, _VERSION, number, *status, key.encode() if accepted else b"", b""]
+
+    def _refuse(self, key: str, address: bytes) -> None:
+        """Count, and log some: a flood must not fill the log."""
+        self.refused += 1
+        second = int(time.monotonic())
+        if second != self._logged_in:
+            self._logged_in, self._logged = second, 0
+        self._logged += 1
+        if self._logged <= _LOGGED:
+            log.warning("event=key_refused key=%s address=%s", key or "none", address.decode("ascii", "replace"))
+
+
+def _asked(accepts: Callable[[str], bool], key: str) -> bool:
+    """A mistake in a decision refuses the client; libzmq would wait for an answer otherwise."""
+    try:
+        return accepts(key)
+    except Exception:
+        log.exception("event=key_not_checked key=%s", key)
+        return False
+
+
+_authenticators: dict[int, Authenticator] = {}
+
+
+def authenticator() -> Authenticator:
+    """Return the handler of this process, made at the first call."""
+    pid = os.getpid()
+    found = _authenticators.get(pid)
+    if found is None:
+        found = _authenticators[pid] = Authenticator()
+    return found
