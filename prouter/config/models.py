@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 class Log(Section):
-    """What is logged, and how."""
+    """Level and format of the log."""
 
     level: Literal["debug", "info", "warning", "error", "fatal"] = Field("info", description="Output log level.")
     format: Literal["text", "json"] = Field("text", description="One line of text, or one JSON object, per event.")
@@ -51,11 +51,11 @@ class Fabric(Section):
         MIB // 4,
         ge=65536,
         le=64 * MIB,
-        description="Bytes in flight per stream and direction, to begin with: four times that to agents that are far, "
-        "up to 32 times that (but no more than 8 MiB) where a stream is used fast.",
+        description="Bytes in flight per stream and direction at first. Streams to agents with a long round trip begin "
+        "with four times that; fast streams grow to 32 times that, but at most 8 MiB.",
     )
     resume_timeout: float = Field(
-        30.0, gt=0, description="Seconds streams survive a lost path between router and agent."
+        30.0, gt=0, description="Seconds for which streams survive a broken connection between router and agent."
     )
 
 
@@ -92,57 +92,67 @@ class RouterControl(Section):
     port: int = Field(8888, ge=0, le=65535, description="Port number to use. Can be set to 0 to use any free port.")
     unix: str | None = Field(None, description="Path of a unix socket to listen on as well.")
     workers: int = Field(2, ge=1, description="Number of worker processes.")
-    hold: float = Field(10.0, ge=0, description="Seconds a request waits for a starting job or an absent agent.")
+    hold: float = Field(
+        10.0, ge=0, description="Seconds a request waits for a job that is starting, or whose agent is away."
+    )
     trusted_proxies: tuple[str, ...] = Field(
-        (), description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket."
+        (),
+        description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket.",
     )
     job_domain: str | None = Field(
         None,
-        description="Domain below which each job has a host name of its own, such as jobs.example.org; jobs.localhost "
-        "for browsers on this machine.",
+        description="Domain below which each job gets a host name of its own, such as jobs.example.org; use "
+        "jobs.localhost for browsers on this machine.",
     )
     job_domain_only: bool = Field(
         False,
-        description="Whether jobs are served under these host names alone, each an origin of its own: what is asked "
-        "for below /jobs/C/J/http/ is redirected there.",
+        description="Serve jobs under these host names only, so that each has an origin of its own; requests below "
+        "/jobs/C/J/http/ are redirected there.",
     )
     hosts: tuple[str, ...] = Field(
         (),
-        description="Host names under which the API and the dashboard may be asked for, besides localhost "
-        "and the machine's own names and IP addresses; '*.example.org' for all names below it, '*' for any.",
+        description="Host names under which the API and the dashboard answer, besides localhost and the machine's own "
+        "names and IP addresses; '*.example.org' for all names below it, '*' for any.",
     )
     tokens: tuple[str, ...] = Field(
-        (), description="Reserved: access tokens of the HTTP API. Refused until they are checked."
+        (),
+        description="Reserved for access tokens of the HTTP API. This version refuses them, as it does not check them.",
     )
     allow_open: bool = Field(
-        False, description="Permit an interface beyond loopback, where something else checks access."
+        False, description="Permit an interface beyond loopback, because something else checks access."
     )
     drain_delay: float = Field(
-        1.0, ge=0, description="Seconds that /readyz answers 503 before a stop, for load balancers to look elsewhere."
+        1.0,
+        ge=0,
+        description="Seconds for which /readyz answers 503 before a stop, so that load balancers look elsewhere.",
     )
-    drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests in progress have when workers stop.")
+    drain_timeout: float = Field(
+        30.0, ge=0, description="Seconds that requests in progress get to finish when workers stop."
+    )
     max_connections: int = Field(
         10000,
         ge=1,
-        description="Client connections per worker; beyond it idle ones make room, then those whose client lets its "
-        "request or answer wait; then 503.",
+        description="Client connections per worker. Beyond it the worker closes idle ones, then those whose client has "
+        "stopped sending its request or reading its response; then it answers 503.",
     )
     max_requests: int = Field(
-        0, ge=0, description="Requests, give or take a tenth, after which a worker is replaced; 0 for never."
+        0, ge=0, description="Requests after which a worker is replaced, give or take a tenth; 0 for never."
     )
     response_timeout: float = Field(
         3600.0,
         ge=0,
-        description="Seconds a job may take to begin its answer, or an agent to delete files or to finish an upload; "
-        "for its other answers (files, logs, the beginning of archives), and between two pieces, it has 120 at most. "
-        "0 for no limit.",
+        description="Seconds a job may take until its response begins, or an agent to delete files or to finish an "
+        "upload; 0 for no limit. For its other responses (files, logs, the beginning of archives), and between two "
+        "pieces of one, an agent has at most 120.",
     )
-    body_timeout: float = Field(30.0, ge=0, description="Seconds a client has for all of a JSON body; 0 for no limit.")
+    body_timeout: float = Field(
+        30.0, ge=0, description="Seconds a client has to send a whole JSON body; 0 for no limit."
+    )
     upload_timeout: float = Field(
         75.0,
         ge=0,
-        description="Seconds for which nothing may come of an upload, an archive, or the body of a request that its "
-        "job has not begun to answer; 0 for no limit.",
+        description="Seconds for which a client may pause in an upload, an archive, or the body of a request to a job "
+        "that has not begun to respond; 0 for no limit.",
     )
     body_memory: int = Field(
         64 * MIB,
@@ -178,7 +188,7 @@ class RouterControl(Section):
 
 
 class Identity(Section):
-    """Who this process is."""
+    """Name and identifier of this process."""
 
     name: str | None = Field(None, max_length=128, description="Human-friendly name (optional), up to 128 characters.")
     uid: str | None = Field(
@@ -230,36 +240,36 @@ class RouterServer(Section):
         description="Listen beyond loopback without encryption: tokens, files and traffic can be read on the way.",
     )
     max_agents: int = Field(
-        32768, ge=1, description="Agents that may be linked or waited for with one token; further ones are refused."
+        32768, ge=1, description="Agents that one token may have, linked or away; further ones are refused."
     )
     max_absence: float = Field(
         7 * 86400.0,
         gt=0,
-        description="Seconds an agent that is away is waited for at most, whatever its jobs.keep_for and "
-        "jobs.orphan_timeout say.",
+        description="Longest time in seconds that the router waits for an agent that is away, whatever the agent's "
+        "jobs.keep_for and jobs.orphan_timeout say.",
     )
-    heartbeat: float = Field(2.0, gt=0, description="Seconds between signs of life of a quiet agent.")
+    heartbeat: float = Field(2.0, gt=0, description="Seconds between heartbeats of a quiet agent.")
 
 
 class RouterState(Section):
-    """Where the router keeps things."""
+    """Directories of the router."""
 
     dir: str | None = Field(
-        None, description="Directory of the job table; by XDG and systemd conventions when not set."
+        None, description="Directory of the job table; chosen by XDG and systemd conventions when not set."
     )
     run_dir: str | None = Field(
-        None, description="Directory of internal sockets; by the same conventions when not set."
+        None, description="Directory of internal sockets; chosen by the same conventions when not set."
     )
 
 
 class RouterJobs(Section):
     """The job table."""
 
-    history: int = Field(100000, ge=0, description="Finished jobs to remember, and at most 128 MiB of them.")
+    history: int = Field(100000, ge=0, description="Finished jobs to remember, in at most 128 MiB.")
     history_age: float = Field(
         30 * 86400.0,
         gt=0,
-        description="Seconds to remember finished jobs; none goes before the router has run for an hour.",
+        description="Seconds to remember finished jobs; none is forgotten before the router has run for an hour.",
     )
 
 
@@ -352,19 +362,21 @@ class AgentJobs(Section):
     root: str | None = Field(None, description="Directory of the sandboxes; under state.dir when not set.")
     max: int | None = Field(None, ge=1, description="Jobs at the same time; no limit when not set.")
     background_threads: int = Field(4, ge=1, description="Threads for file operations.")
-    keep_for: float = Field(0.0, ge=0, description="Seconds jobs outlive their agent; 0 ends them with it.")
-    orphan_timeout: float = Field(600.0, gt=0, description="Seconds without any router after which jobs are ended.")
+    keep_for: float = Field(0.0, ge=0, description="Seconds for which jobs outlive their agent; 0 ends them with it.")
+    orphan_timeout: float = Field(
+        600.0, gt=0, description="Seconds without a link to any router after which the agent ends its jobs."
+    )
     sync_uploads: bool = Field(
-        False, description="Bring uploaded files to disk (fsync) before they get their names and are answered."
+        False, description="Sync uploaded files to disk (fsync) before they get their names and the upload is answered."
     )
     log_limit: int = Field(64 * MIB, ge=4096, description="Bytes kept of each of a job's logs.")
     cgroup: str = Field(
         "auto",
         description="Control groups (cgroup v2) for jobs: auto uses what is delegated to the agent, off none; or the "
-        "directory of a group that is the agent's to use.",
+        "directory of a group that the agent may use.",
     )
     home: Literal["agent", "sandbox"] = Field(
-        "agent", description="HOME of jobs: the agent's own, or each job's sandbox. A start may say otherwise."
+        "agent", description="HOME of jobs: the agent's own, or each job's sandbox. A start may override it."
     )
     limits: AgentLimits = AgentLimits()
 
@@ -408,7 +420,7 @@ class AgentServer(Section):
 
 
 class AgentState(Section):
-    """Where the agent keeps things."""
+    """Directory of the agent."""
 
     dir: str | None = Field(None, description="Directory for identity, sandboxes and the keeper's socket.")
 
@@ -416,7 +428,7 @@ class AgentState(Section):
 class AgentFabric(Fabric):
     """Streams between router and agent."""
 
-    heartbeat: float = Field(2.0, gt=0, description="Seconds between signs of life of a quiet router.")
+    heartbeat: float = Field(2.0, gt=0, description="Seconds between heartbeats of a quiet router.")
 
 
 class AgentConfig(Section):
