@@ -1,4 +1,4 @@
-"""Every figure of ``/metrics``: its name, kind and meaning, as answers and docs/metrics.md have them."""
+"""All metrics of ``/metrics``: name, kind and meaning, for Prometheus and for docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -32,91 +32,94 @@ class Figure(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-INFO = Figure("prouter_info", "info", "The version of the worker that answers", ("version",))
+INFO = Figure("prouter_info", "info", "Version of the worker that answers the scrape", ("version",))
 REQUESTS = Figure(
     "prouter_worker_requests_total",
     "counter",
-    "Answers of all workers there have been: to the API (to=api), or under jobs' paths and names (to=job)",
+    "Responses of all workers, past and present: of the API (to=api), or under jobs' paths and names (to=job)",
     ("to", "method", "status"),
 )
 SECONDS = Figure(
     "prouter_worker_response_seconds",
     "histogram",
-    "Time from a request's head to its answer's; waits, held requests and uploads are in it",
+    "Time from a request's head to the head of its response; waits, held requests and uploads are included",
     ("to",),
 )
-CPU = Figure("prouter_worker_cpu_seconds_total", "counter", "CPU time of all workers there have been")
+CPU = Figure("prouter_worker_cpu_seconds_total", "counter", "CPU time of all workers, past and present")
 WORKER: dict[str, Figure] = {
     name: Figure(f"prouter_worker_{name}", "gauge", told)
     for name, told in {
         "streams": "Streams between workers and agents",
-        "streams_fast": "Those of them that move much",
-        "streams_fast_elsewhere": "How many of those the workers know others to have, summed over the workers",
-        "calls_pending": "Calls that wait for the broker's answer",
-        "routes_cached": "Jobs whose place workers remember",
-        "connections": "Clients' connections",
+        "streams_fast": "Streams that transfer much data",
+        "streams_fast_elsewhere": "Fast streams that each worker believes the others to have, summed over workers",
+        "calls_pending": "Calls that wait for the broker's reply",
+        "routes_cached": "Jobs whose agent and state workers have in their caches",
+        "connections": "Client connections",
         "bridges": "WebSocket bridges",
-        "greenlets": "Greenlets, as counted within a second after these figures were last asked for",
+        "greenlets": "Greenlets, counted within a second after the last scrape",
         "resident_memory_bytes": "Resident memory of the worker processes",
     }.items()
 }
-UP = Figure("prouter_broker_up", "gauge", "1 if the broker has answered; if not, its other figures are missing")
+UP = Figure("prouter_broker_up", "gauge", "1 if the broker has answered; otherwise its other metrics are missing")
 
 _GAUGES = {
-    "links.up": "Agents that can be reached",
-    "links.away": "Agents that are waited for",
+    "links.up": "Agents that are linked",
+    "links.away": "Agents that are away and waited for",
     "workers": "HTTP workers that are linked",
-    "streams.fast": "Streams that move much, of all workers",
-    "uptime_seconds": "Time since this broker started; its counters begin with it",
+    "streams.fast": "Streams of all workers that transfer much data",
+    "uptime_seconds": "Time since this broker started; its counters start at zero with it",
     "waits": "Requests that wait for the end of a job",
-    "inbox": "Control frames that wait for their turn",
-    "calls": "Calls of workers being carried out",
-    "agent_calls": "Calls to agents without an answer so far",
+    "inbox": "Control frames that wait to be processed",
+    "calls": "Calls of workers in progress",
+    "agent_calls": "Calls to agents that have no reply yet",
     "creations": "Jobs being created",
-    "dials": "Agents that are dialled, or linked because a client asked for their address",
+    "dials": "Agents that the router dials, or has dialled, because a client gave their address",
     "events.last": "Id of the newest event",
     "rss_bytes": "Resident memory of the broker process",
-    "strangers": "Connections to the agents' port whose peer is not accepted so far",
-    "loop.lag_max_seconds": "The longest iteration of the broker's event loop in the last ten to twenty seconds",
-    "loop.lag_avg_seconds": "Moving average of the iterations of its event loop",
-    "store.backlog": "Changes that are not written to the database so far",
-    **{f"jobs.{state}": f"Jobs that are {state}" for state in ("NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED")},
+    "strangers": "Unauthenticated connections to the agents' port",
+    "loop.lag_max_seconds": "Longest iteration of the broker's event loop in the last ten to twenty seconds",
+    "loop.lag_avg_seconds": "Moving average of the duration of its event loop iterations",
+    "store.backlog": "Changes that are not yet written to the database",
+    **{f"jobs.{state}": f"Jobs in the state {state}" for state in ("NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED")},
 }
 _COUNTERS = {
-    "messages.routed": ("messages_routed", "Messages passed on between workers and agents"),
-    "messages.dropped": ("messages_dropped", "Messages without a receiver; their streams resume"),
+    "messages.routed": ("messages_routed", "Messages forwarded between workers and agents"),
+    "messages.dropped": (
+        "messages_dropped",
+        "Messages dropped because their receiver was not connected; their streams resume",
+    ),
     "cpu_seconds": ("cpu_seconds", "CPU time of the broker process"),
     "loop.turns": ("loop_turns", "Iterations of its event loop"),
     "store.failures": ("store_failures", "Attempts to write to the database that failed"),
     "store.written": ("store_written", "Changes written to the database"),
-    "total.strangers_cut": ("strangers_cut", "Connections ended because there were too many that are not accepted"),
-    "total.strangers_ignored": ("strangers_ignored", "HELLOs not looked at because there were too many"),
+    "total.strangers_cut": ("strangers_cut", "Connections closed because there were too many unauthenticated ones"),
+    "total.strangers_ignored": ("strangers_ignored", "HELLOs ignored because there were too many"),
     "total.hellos_refused": ("hellos_refused", "HELLOs refused"),
     "total.malformed": ("malformed", "Messages that break the protocol"),
-    "total.malformed_strangers": ("malformed_strangers", "Those of them whose sender is not accepted"),
+    "total.malformed_strangers": ("malformed_strangers", "Malformed messages from unauthenticated connections"),
     "total.overflowed": (
         "overflowed",
-        "Messages dropped because too much waited for their receiver; their streams resume",
+        "Messages dropped because too many bytes waited for their receiver; their streams resume",
     ),
-    "total.overflowed_bytes": ("overflowed_bytes", "Bytes in those"),
-    "total.floods": ("floods", "Agents cut off because they sent too much"),
-    "total.jobs_forgotten": ("jobs_forgotten", "Ended jobs dropped because the history was full"),
-    "total.links_up": ("links_linked", "Times that an agent was linked, again or anew"),
-    "total.links_lost": ("links_lost", "Times that the link to an agent was lost"),
-    "total.failures": ("failures", "Errors in the broker itself: each is in its log"),
+    "total.overflowed_bytes": ("overflowed_bytes", "Bytes in the messages dropped because too many waited"),
+    "total.floods": ("floods", "Agents disconnected because they sent too much"),
+    "total.jobs_forgotten": ("jobs_forgotten", "Finished jobs removed because the history was full"),
+    "total.links_up": ("links_linked", "Links of agents established, first ones and later ones"),
+    "total.links_lost": ("links_lost", "Links of agents lost"),
+    "total.failures": ("failures", "Internal errors of the broker; each is in its log"),
 }
 
 BROKER: dict[str, Figure] = {
     **{key: Figure(f"prouter_broker_{key.replace('.', '_')}", "gauge", told) for key, told in _GAUGES.items()},
     **{key: Figure(f"prouter_broker_{name}_total", "counter", told) for key, (name, told) in _COUNTERS.items()},
 }
-"""By the names that the broker's ``stats`` gives them."""
+"""The broker's metrics by their names in its ``stats``."""
 
 FIGURES: tuple[Figure, ...] = (INFO, UP, *BROKER.values(), REQUESTS, SECONDS, CPU, *WORKER.values())
 
 
 def families(totals: Totals, broker: Mapping[str, float] | None) -> Iterator[Metric]:
-    """All metrics with their samples.
+    """Yield all metrics with their samples.
 
     Args:
         broker: the broker's ``stats``, None while it is away.
@@ -155,7 +158,7 @@ def _single(figure: Figure, value: float) -> Metric:
 
 
 def _unknown(key: str) -> Figure:
-    """A figure of a broker that knows more."""
+    """Return a metric for a statistic of a newer broker that this worker does not know."""
     name = f"prouter_broker_{key.removeprefix('total.').replace('.', '_')}"
-    told = f"The broker's figure {key}"
+    told = f"The broker's statistic {key}"
     return Figure(f"{name}_total", "counter", told) if key.startswith("total.") else Figure(name, "gauge", told)
