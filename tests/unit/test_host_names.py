@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from prouter.config import RouterConfig
 from prouter.host_names import HostNames
-from prouter.web.proxy.forwarded import Origin, hosts_used
+from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import parse_request
 
 MACHINE = socket.gethostname()
@@ -126,17 +126,17 @@ def test_entries_may_be_addresses_and_absolute_names(entry: str) -> None:
 )
 def test_a_trusted_proxy_tells_the_name_that_counts(lines: str, trusted: bool, used: list[str]) -> None:
     head = parse_request(f"GET / HTTP/1.1\r\n{lines}\r\n\r\n".encode())
-    assert list(hosts_used(head, Origin("127.0.0.1", 1, trusted))) == used
+    assert list(Forwarded(head, Origin("127.0.0.1", 1, trusted)).hosts) == used
 
 
 def test_the_host_of_an_absolute_target_counts() -> None:
     head = parse_request(b"GET http://evil.example/info HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert hosts_used(head, Origin("127.0.0.1", 1, False)) == ("evil.example",)
+    assert Forwarded(head, Origin("127.0.0.1", 1, False)).hosts == ("evil.example",)
 
 
 def test_an_old_client_without_host_is_taken_for_a_local_one() -> None:
     head = parse_request(b"GET /info HTTP/1.0\r\n\r\n")
-    assert HostNames().accept(*hosts_used(head, Origin("127.0.0.1", 1, False)))
+    assert HostNames().accept(*Forwarded(head, Origin("127.0.0.1", 1, False)).hosts)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from gevent.event import Event
 
 from prouter.errors import InvalidRequest, Overloaded, PRouterError
 from prouter.fabric.stream import MAX_PIECE
-from prouter.web.gunicorn.wsgi import AnswerWriter, environment
+from prouter.web.gunicorn.wsgi import ResponseWriter, environment
 from prouter.web.metrics.counters import API
 from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
-from prouter.web.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
-from prouter.web.proxy.forwarded import as_seen_by_the_client, hosts_used
-from prouter.web.proxy.heads import BodyKind, RequestHead
+from prouter.web.proxy.connection import SMALL_READ
+from prouter.web.proxy.forwarded import Forwarded
+from prouter.web.proxy.heads import BodyKind
+from prouter.web.proxy.interfaces import Client
+from prouter.web.proxy.refusals import ClientTooSlow
 
 __all__ = ["AdminExchange", "AdminService"]
 
@@ -39,7 +41,7 @@ _ASKED_EVERY = 0.1
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-class ClientGone(ConnectionError):
+class ClientDisconnected(ConnectionError):
     """The client went away while the app was reading or writing."""
 
 
@@ -73,14 +75,16 @@ class AdminExchange:
     half_close = False
     """A client that has ended its side may be gone; the connection finds out."""
 
-    def __init__(self, app: WsgiApp, client: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, app: WsgiApp, client: Client, forwarded: Forwarded) -> None:
+        head = forwarded.head
         self._app = app
         self._client = client
         self._head = head
+        self._forwarded = forwarded
         self._left = head.length if head.body == BodyKind.LENGTH else 0
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self._decoded = b""
-        self._splintered = False
+        self._fragmented = False
         """Whether the body's chunks are so small that they take long to decode."""
         self._wake = Event()
         self._deadline = time.monotonic() + client.server.body_timeout if client.server.body_timeout else 0.0
@@ -90,7 +94,7 @@ class AdminExchange:
         self._asking = False
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
-        self._answer: AnswerWriter | None = None
+        self._answer: ResponseWriter | None = None
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     @property
@@ -110,10 +114,8 @@ class AdminExchange:
         """What the app waits for may never come."""
         self._wake.set()
 
-    def on_client_gone(self) -> None:
+    def on_client_disconnected(self) -> None:
         """End the app's greenlet where it waits."""
-        self._client.exchange = None
-        self._client.close()
         self._wake.set()
         if self.greenlet is not None:
             self.greenlet.kill(block=False)
@@ -142,12 +144,12 @@ class AdminExchange:
         """Up to `size` bytes of the request body, empty at its end. Blocks the greenlet.
 
         Raises:
-            ClientGone: the client went away before the end.
+            ClientDisconnected: the client went away before the end.
             InvalidRequest: the chunked framing is broken.
             ClientTooSlow: it did not come in time.
         """
         client = self._client
-        client.receive_size = LITTLE if self._splintered else min(max(size, client.receive_size), MAX_PIECE)
+        client.receive_size = SMALL_READ if self._fragmented else min(max(size, client.receive_size), MAX_PIECE)
         while not self._body_done:
             if self._expect:
                 self._expect = False
@@ -160,7 +162,7 @@ class AdminExchange:
             if self._decoder is not None and self._decoder.complete:
                 break
             if not client.alive or client.half_closed:
-                raise ClientGone("the client went away in the middle of the request body")
+                raise ClientDisconnected("the client went away in the middle of the request body")
             self._wait_for_client()
         return b""
 
@@ -193,7 +195,7 @@ class AdminExchange:
                 self._decoded = b"".join(self._decoder.feed(raw))
             except ChunkError as error:
                 raise InvalidRequest(f"Invalid request: {error}") from error
-            self._splintered = 2 * len(self._decoded) < len(raw)
+            self._fragmented = 2 * len(self._decoded) < len(raw)
             if self._decoder.complete:
                 client.buffer = self._decoder.rest
         data, self._decoded = self._decoded[:size], self._decoded[size:]
@@ -212,7 +214,7 @@ class AdminExchange:
         """Write bytes of the answer; blocks the greenlet while the client is slow.
 
         Raises:
-            ClientGone: the client went away.
+            ClientDisconnected: the client went away.
         """
         client = self._client
         client.write(data)
@@ -220,7 +222,7 @@ class AdminExchange:
             self._wake.clear()
             self._wake.wait()
         if not client.alive:
-            raise ClientGone("the client went away")
+            raise ClientDisconnected("the client went away")
 
     def limit_write_ahead(self, size: int) -> None:
         """``prouter.write_ahead``: from now on at most so many bytes of the answer wait for the client."""
@@ -230,7 +232,7 @@ class AdminExchange:
         """``prouter.delivered``: blocks until the client has acknowledged everything sent so far.
 
         Raises:
-            ClientGone: the client went away before.
+            ClientDisconnected: the client went away before.
         """
         client = self._client
         pause = _ACKNOWLEDGED_AFTER
@@ -239,12 +241,12 @@ class AdminExchange:
             self._wake.wait(pause)
             pause = min(2 * pause, _ASKED_EVERY)
         if not client.alive:
-            raise ClientGone("the client went away before it had everything")
+            raise ClientDisconnected("the client went away before it had everything")
 
     def run(self) -> None:
         """Carry the request out. The greenlet's edge: nothing is raised."""
         client, head = self._client, self._head
-        answer = self._answer = AnswerWriter(
+        answer = self._answer = ResponseWriter(
             head,
             self.send,
             keep_alive=head.keep_alive and not client.server.draining,
@@ -252,7 +254,7 @@ class AdminExchange:
         )
         try:
             self._respond(answer)
-        except (ClientGone, gevent.GreenletExit):
+        except (ClientDisconnected, gevent.GreenletExit):
             if client.exchange is self:
                 client.exchange = None
                 client.close()
@@ -280,9 +282,9 @@ class AdminExchange:
         log.error("event=request_crashed path=%r", self._path, exc_info=error)
         return PRouterError("the request failed in the router")
 
-    def _respond(self, answer: AnswerWriter) -> None:
+    def _respond(self, answer: ResponseWriter) -> None:
         origin = self._client.origin
-        public = as_seen_by_the_client(self._head, origin)
+        public = self._forwarded.public
         environ = environment(
             self._head,
             _Body(self),
@@ -290,7 +292,7 @@ class AdminExchange:
             client="" if origin.address == "unix" else origin.address,
             port=origin.port,
         )
-        environ["prouter.hosts"] = hosts_used(self._head, origin)
+        environ["prouter.hosts"] = self._forwarded.hosts
         environ["prouter.public"] = public
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.upload"] = self.expect_upload
@@ -316,10 +318,10 @@ class AdminService:
     def __init__(self, app: WsgiApp) -> None:
         self._app = app
 
-    def start(self, client: ClientConnection, head: RequestHead) -> None:
+    def start(self, client: Client, forwarded: Forwarded) -> None:
         """Begin a request on a connection."""
-        exchange = AdminExchange(self._app, client, head)
+        exchange = AdminExchange(self._app, client, forwarded)
         client.exchange = exchange
-        if head.body != BodyKind.NONE:
+        if forwarded.head.body != BodyKind.NONE:
             client.expect_body(True)
         exchange.greenlet = gevent.spawn(exchange.run)

@@ -104,7 +104,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._wake_parent()
         while self.alive:
             self._beat()
-            self._proxy.drop_vanished()
+            self._proxy.drop_disconnected()
             gevent.sleep(_BEAT / 2)
         self._balance.leave()
         self._wake_parent()

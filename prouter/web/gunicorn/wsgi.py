@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 from prouter.web.proxy.chunked import LAST_CHUNK, encode_chunk
 from prouter.web.proxy.heads import HOP_BY_HOP, BodyKind, RequestHead
 
-__all__ = ["AnswerWriter", "environment"]
+__all__ = ["ResponseWriter", "environment"]
 
 _JOINED = 64 * 1024
 """Bytes of a first piece that are copied behind the head; a larger one is sent by itself."""
@@ -77,7 +77,7 @@ def environment(head: RequestHead, body: Any, *, scheme: str, client: str, port:
     return environ
 
 
-class AnswerWriter:
+class ResponseWriter:
     """One answer on its way to the client: framed by length, by chunks, or by the connection's end.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prouter.web.proxy.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk
 from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
 
-__all__ = ["AnswerBody", "RequestBody"]
+__all__ = ["RequestBody", "ResponseBody"]
 
 _LITTLE = 8192
 """Bytes that cost little time however small the chunks in them are."""
@@ -16,16 +16,16 @@ class RequestBody:
 
     Attributes:
         over: whether the body is complete.
-        splintered: whether what came last was mostly framing: chunks of a few bytes, which cost much time.
+        fragmented: whether what came last was mostly framing: chunks of a few bytes, which cost much time.
     """
 
-    __slots__ = ("_decoder", "_left", "over", "splintered")
+    __slots__ = ("_decoder", "_left", "fragmented", "over")
 
     def __init__(self, head: RequestHead) -> None:
         self._left = head.length
         self._decoder = ChunkDecoder() if head.body == BodyKind.CHUNKED else None
         self.over = head.body == BodyKind.NONE or (self._decoder is None and not head.length)
-        self.splintered = False
+        self.fragmented = False
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """What the job gets of `data`, and what is the next request's.
@@ -39,31 +39,31 @@ class RequestBody:
             self.over = self._left == 0
             return body, rest
         framed = encode_chunk(self._decoder.feed(data))
-        self.splintered = 2 * len(framed) < len(data)
+        self.fragmented = 2 * len(framed) < len(data)
         if not self._decoder.complete:
             return framed, b""
         self.over = True
         return framed + LAST_CHUNK, self._decoder.rest
 
 
-class AnswerBody:
+class ResponseBody:
     """Takes what a job sends after its head, gives what the client gets.
 
     Attributes:
         over: whether the body is complete.
         clean: whether nothing came after its end, so that the connection to the job is fit for another request.
         chunked: whether the client gets chunks.
-        splintered: whether much came that was mostly framing: chunks of a few bytes, which cost much time.
+        fragmented: whether much came that was mostly framing: chunks of a few bytes, which cost much time.
         until_close: whether only the end of the connection tells the client where the body ends.
     """
 
-    __slots__ = ("_decoder", "_left", "chunked", "clean", "over", "splintered", "until_close")
+    __slots__ = ("_decoder", "_left", "chunked", "clean", "fragmented", "over", "until_close")
 
     def __init__(self, request: RequestHead, head: ResponseHead) -> None:
         self.over = False
         self.clean = True
         self.chunked = False
-        self.splintered = False
+        self.fragmented = False
         self.until_close = False
         self._left = -1
         """Bytes to come, -1 when that is not known."""
@@ -97,7 +97,7 @@ class AnswerBody:
         self.over = self._decoder.complete
         self.clean = not self._decoder.rest and not self._decoder.loose
         if len(data) > _LITTLE and 2 * sum(map(len, pieces)) < len(data):
-            self.splintered = True
+            self.fragmented = True
         if not self.chunked:
             return b"".join(pieces)
         return encode_chunk(pieces) + LAST_CHUNK if self.over else encode_chunk(pieces)

@@ -1,174 +1,125 @@
-"""One proxied request and its answer: a state machine between a client's connection and a job's stream.
+"""One proxied request and its response, between a client's connection and a stream to a job.
 
-The two directions run independently, each with its own back-pressure::
+`prouter.web.proxy.states` draws the two state machines. `RequestSender` keeps the request's, `ProxyExchange` the
+response's and everything that joins the two.
 
-    request   HEAD → BODY (by length or chunks) → SENT
-    answer    AWAITED → BODY (none, by length, chunks, until close) → DONE,   or 101 → a `Tunnel` takes over
+The router sends a request a second time, over a fresh stream, if the reused one turns out to be dead:
 
-A request is sent a second time, over a fresh stream, if the one that was reused turns out to be of no use: a request
-that may be repeated always, any other when it is certain that the job has seen none of it, because the agent had given
-it no byte of the request when the stream ended (or when it brought bytes that answer nothing).
+- a repeatable one (GET, HEAD, OPTIONS or TRACE without a body) in any case;
+- any other only if the agent had given the job no byte of it when the stream ended or bytes arrived. Such bytes belong
+  to an earlier response: nothing can answer a request that was not read.
 
-Whoever goes away ends the other side: a client that is gone resets the stream (the job sees its connection end), a job
-that is gone before its head gives an error answer, afterwards the client's connection is cut so that a torn answer
-never looks whole.
+Whichever side disconnects, the other one learns it. If the client does, the stream is reset, and the job sees its
+connection end. If the job does, the client gets an error; once the response has begun, its connection is reset, so
+that a response that was cut never looks whole.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from prouter.errors import (
     AgentUnavailable,
     InvalidRequest,
-    JobEnded,
     JobTimeout,
     JobUnreachable,
-    Overloaded,
     PRouterError,
 )
-from prouter.jobs import Reason
 from prouter.web.metrics import counters
 from prouter.web.metrics.counters import JOB
-from prouter.web.proxy.bodies import AnswerBody, RequestBody
+from prouter.web.proxy.bodies import ResponseBody
 from prouter.web.proxy.chunked import ChunkError
-from prouter.web.proxy.connection import LITTLE, ClientConnection, ClientTooSlow
-from prouter.web.proxy.forwarded import as_seen_by_the_client
-from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
+from prouter.web.proxy.forwarded import Forwarded
+from prouter.web.proxy.heads import ResponseHead
+from prouter.web.proxy.interfaces import Client, ProxyContext
+from prouter.web.proxy.lifecycle import ExchangeLifecycle
 from prouter.web.proxy.mapping import Site
-from prouter.web.proxy.pages import redirect
-from prouter.web.proxy.placing import beside_its_root, own_origin, site, target_of_job
-from prouter.web.proxy.response_heads import MAX_HEAD, AnswerHeads, head_end, parse
+from prouter.web.proxy.placing import redirect_for, site, target_of_job
+from prouter.web.proxy.response_heads import MAX_HEAD, ResponseHeads, head_end, parse
 from prouter.web.proxy.rewrite import request_to_job, response_to_client
+from prouter.web.proxy.states import (
+    BODY,
+    COMMITTED,
+    DONE,
+    RESENDABLE,
+    STREAMING,
+    TUNNEL,
+)
 from prouter.web.proxy.tunnel import Tunnel
-from prouter.web.proxy.upstream import Upstream
 from prouter.web.router_client import JobRoute
-
-if TYPE_CHECKING:
-    from prouter.web.proxy.server import ProxyServer
 
 __all__ = ["ProxyExchange"]
 
 log = logging.getLogger("prouter.proxy")
 
-_REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _NEVER_REACHED = frozenset({"no_job", "not_running"})
-"""Why the agent of a job that has ended opens no stream to it."""
-_AGENT_GONE = frozenset({"path_lost", "agent_gone", "overloaded", "unknown_stream"})
-"""Ends of a stream that say nothing of the job; the last: its agent was restarted."""
-_SPLINTERED = 131072
-"""Largest window for an answer in chunks of a few bytes: others are to have their turn between its pieces."""
-_REASON_WAIT = 0.5
-"""Seconds the news that a job has ended may take to explain a connection that broke."""
+"""Codes with which an agent refuses a stream to a job that has ended."""
+_AGENT_LOST = frozenset({"path_lost", "agent_gone", "overloaded", "unknown_stream"})
+"""Codes of a stream's end that say nothing about the job; ``unknown_stream`` means that its agent was restarted."""
+_FRAGMENTED_WINDOW = 131072
+"""Bytes of the receive window of a response in tiny chunks, so that other clients get their turn between its pieces."""
 
 
-class ProxyExchange:
-    """See the module's docstring.
+class ProxyExchange(ExchangeLifecycle):
+    """One request to a job, from its dispatch until the client has the response.
+
+    The client's connection calls ``on_client_…``, the stream to the job ``on_job_…``.
 
     Args:
         server: the worker's proxy.
         client: the client's connection.
-        head: the request.
-        target: the request target for the job, raw, prefix stripped.
-        own_host: whether it was asked for by the job's own host name, where targets have no prefix.
+        forwarded: the request.
+        target: the raw request target without the job's prefix.
+        own_host: whether the client used the job's own host name, where targets have no prefix.
     """
 
-    recipient = JOB
-    half_close = False
-    """A client that has ended its side may be gone; the connection finds out."""
-
-    __slots__ = (
-        "_answer",
-        "_begun",
-        "_body",
-        "_done",
-        "_heads",
-        "_keep_alive",
-        "_pending",
-        "_reached",
-        "_request",
-        "_retried",
-        "_upload",
-        "awaiting_since",
-        "client",
-        "head",
-        "own_host",
-        "route",
-        "server",
-        "target",
-        "upstream",
-    )
+    __slots__ = ("_body", "_heads", "_keep_alive", "_request", "_response", "own_host", "target")
 
     def __init__(
-        self, server: ProxyServer, client: ClientConnection, head: RequestHead, target: bytes, *, own_host: bool
+        self, server: ProxyContext, client: Client, forwarded: Forwarded, target: bytes, *, own_host: bool
     ) -> None:
-        self.server = server
-        self.client = client
-        self.head = head
+        super().__init__(server, client, forwarded)
         self.target = target
         self.own_host = own_host
-        self.route: JobRoute | None = None
-        self.upstream: Upstream | None = None
-        self.awaiting_since = 0.0
         self._request = b""
-        self._pending = b""
-        self._upload = RequestBody(head)
-        self._answer: ResponseHead | None = None
-        self._heads: AnswerHeads | None = None
-        """Made for an answer whose head does not come whole and alone, as it nearly always does."""
-        self._body: AnswerBody | None = None
-        self._begun = 0
-        """Position of the request's first byte in the upstream's stream."""
+        """The request's head as the job gets it."""
+        self._heads: ResponseHeads | None = None
+        """Only for a head that does not arrive whole in one piece; nearly all do."""
+        self._response: ResponseHead | None = None
+        self._body: ResponseBody | None = None
         self._keep_alive = False
-        self._reached = False
-        """Whether the job was given some of the request before it was sent again."""
-        self._retried = False
-        self._done = False
-
-    @property
-    def awaits_client(self) -> bool:
-        """Whether it can go on only when the client sends more of the request, of whose answer nothing was sent."""
-        return self.upstream is not None and self._answer is None and not self._upload.over and not self._pending
 
     # -- starting -----------------------------------------------------------------------------------------------
 
     def forward(self, route: JobRoute) -> None:
         """Send the request to the job."""
         self.route = route
-        head = self.head
-        target, record = self.target, route.record
-        if self.server.own_names_only and not self.own_host and not head.upgrade:
-            self._redirect_to_own_name(route)
-            return
-        if target[:1] == b"/" and not self.own_host:  # nearly always
+        head, target, record = self.head, self.target, route.record
+        if target[:1] == b"/" and not self.own_host and not self.server.own_names_only:  # nearly always
             target = route.prefix + target if record.path_mode == "keep" else target
-        elif beside_its_root(route, head, target, own_host=self.own_host):
-            outer = as_seen_by_the_client(head, self.client.origin).prefix
-            self._redirect(outer + route.prefix + b"/" + target.lstrip(b"/"))
-            return
         else:
+            elsewhere = redirect_for(
+                route,
+                self.forwarded,
+                target,
+                own_host=self.own_host,
+                only_domain=self.server.job_domain if self.server.own_names_only else b"",
+            )
+            if elsewhere:
+                self._redirect(elsewhere)
+                return
             target = target_of_job(route, target, own_host=self.own_host)
         self._request = request_to_job(
-            head,
+            self.forwarded,
             target,
             b"" if self.own_host else route.prefix,
-            self.client.origin,
             site=self._site,
             local=record.host_mode == "local",
             mark=self.server.mark,
         )
+        # An upgrade may not be sent again, and its stream serves nothing afterwards: reuse would be all risk.
         self._connect(self._request, fresh=bool(head.upgrade))
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it is neither forwarded nor over."""
-        return self.upstream is None and not self._done and self.client.alive
-
-    @property
-    def _repeatable(self) -> bool:
-        return self.head.method in _REPEATABLE and self.head.body == BodyKind.NONE
 
     def _connect(self, data: bytes, *, fresh: bool) -> None:
         """Send `data`, which begins with the request's head, to the job."""
@@ -182,93 +133,68 @@ class ProxyExchange:
             self.fail(error)
             return
         self.upstream = upstream
+        self._change(RESENDABLE if upstream.reused else COMMITTED)
         upstream.user = self
         self.awaiting_since = time.monotonic()
-        self._begun = upstream.stream.written
-        if not self._upload.over:
-            self.client.expect_body(True)
-        self._send(data)
-        if not self._upload.over and not self._pending:
-            self.client.resume()  # it was told to wait if its body came before the job's route was known
+        self._sender.start(upstream, data)
+        if self._sender.state is STREAMING:
+            self.client.resume()  # it was paused if much of the body arrived before the job's route was known
             self.on_client_data()
 
     # -- the request's direction --------------------------------------------------------------------------------
 
     def on_client_data(self) -> None:
-        """Pass request body bytes on, as far as the stream has room."""
-        client = self.client
-        if self.upstream is None or self._pending or self._upload.over:
+        """Pass on bytes of the request body, as far as the stream's window allows."""
+        client, sender = self.client, self._sender
+        if sender.state is not STREAMING or self.upstream is None:
             client.hold_pipelined()
             return
         if client.buffer:
-            self._pass_on(client)
-        if client.half_closed and not self._upload.over and not client.buffer and not self._pending:
-            client.gone()  # the rest of the body will never come
+            if self.state is not BODY:
+                self.awaiting_since = time.monotonic()
+            try:
+                sender.pass_on()
+            except ChunkError as error:
+                self._refuse_body(f"Invalid request: {error}")
+                return
+        if client.half_closed and sender.state is STREAMING and not client.buffer:
+            client.disconnected()  # the rest of the body will never come
 
-    def _pass_on(self, client: ClientConnection) -> None:
-        if self._answer is None:
-            self.awaiting_since = time.monotonic()
-        try:
-            data, client.buffer = self._upload.take(client.buffer)
-        except ChunkError as error:
-            detail = f"Invalid request: {error}"
-            if self._answer is None:
-                self.fail(InvalidRequest(detail))
-            else:
-                self._cut(detail, b"")
-            return
-        if self._upload.splintered:
-            client.receive_size = LITTLE
-        elif client.receive_size == LITTLE:
-            client.expect_body(True)
-        if data:
-            self._send(data)
+    def _refuse_body(self, detail: str) -> None:
+        """End a request whose body is broken: with an error if the response has not begun."""
+        if self.state is BODY:
+            self._cut(detail, b"")
+        else:
+            self.fail(InvalidRequest(detail))
 
-    def _send(self, data: bytes) -> None:
-        assert self.upstream is not None
-        stream = self.upstream.stream
-        if stream.closed:
-            return
-        taken = stream.write(data)
-        if taken < len(data):
-            self._pending = data[taken:]
-            self.client.pause()
-        elif self._upload.over:
-            self.client.expect_body(False)
+    def on_client_drained(self) -> None:
+        """Do nothing: bytes count as consumed one by one as they reach the kernel."""
 
     def on_job_writable(self) -> None:
-        """The stream has room again."""
+        """Send what waited for the stream's window."""
         if self.upstream is None:
             return
-        data, self._pending = self._pending, b""
-        if data:
-            self._send(data)
-        if not self._pending and not self._done:
-            if not self._upload.over and not self._upload.splintered:
-                self.client.receive_size = self.upstream.stream.piece
-            if self._answer is None:
+        self._sender.on_writable()
+        if not self._sender.pending and not self._over:
+            if self.state is not BODY:
                 self.awaiting_since = time.monotonic()
-            self.client.resume()
             self.on_client_data()
 
-    def on_client_end(self) -> None:
-        """The client sends nothing more. What it has sent may be all of the request."""
-        self.on_client_data()
-
-    # -- the answer's direction ---------------------------------------------------------------------------------
+    # -- the response's direction -------------------------------------------------------------------------------
 
     def on_job_data(self, data: bytes) -> None:
-        """Bytes of the job."""
-        if self._answer is None:
-            self._read_head(data)
-        else:
+        """Handle bytes of the job."""
+        if self.state is BODY:
             self._relay(data, len(data), b"")
+        else:
+            self._read_head(data)
 
     def _read_head(self, data: bytes) -> None:
+        """Find the response's head in what the job sends, and pass on interim responses before it."""
         upstream = self.upstream
         assert upstream is not None
-        size = len(data)  # of `data`, what is not consumed yet
-        if self._stale() and self._try_again():
+        size = len(data)  # bytes that are still to be consumed
+        if self._stale and self._send_again():
             return
         heads = self._heads
         try:
@@ -278,51 +204,55 @@ class ProxyExchange:
                 if 0 < end <= MAX_HEAD:
                     whole = parse(data[:end])
                     if whole.status >= 200:
-                        self._start_answer(whole, data[end:], size)
+                        self._start_response(whole, data[end:], size)
                         return
-                heads = self._heads = AnswerHeads()
+                heads = self._heads = ResponseHeads()
             heads.add(data)
             while (head := heads.next()) is not None:
                 if head.status >= 200 or head.status == 101:
-                    self._start_answer(head, heads.rest(), size)
+                    self._start_response(head, heads.rest(), size)
                     return
                 left = heads.pending
                 self._pass_interim(head, size - left)
                 size = left
-                if self._done:
+                if self._over:
                     return
         except JobUnreachable as error:
-            self._refuse(error)
+            self._refuse_response(error)
             return
         upstream.stream.consume(size)
 
+    @property
     def _stale(self) -> bool:
-        """Whether what arrives cannot answer this request: the agent had given the job nothing of it by then."""
-        upstream = self.upstream
-        assert upstream is not None
-        return upstream.reused and not self._retried and upstream.stream.acknowledged <= self._begun
+        """Whether what arrives cannot be the response, because the job has read nothing of the request."""
+        return self.state is RESENDABLE and self._sender.unseen
 
     def _pass_interim(self, head: ResponseHead, size: int) -> None:
-        """An answer before the answer (RFC 9110 section 15.2): for clients that know of them."""
+        """Relay an interim response (RFC 9110 section 15.2), except to HTTP/1.0 clients, which know none."""
         assert self.upstream is not None
-        self._retried = True  # What the client has seen of an answer must not be repeated.
+        if self.state is RESENDABLE:
+            self._change(COMMITTED)  # a second copy of the request could bring the client a second interim response
+        self._continued = True
         self.awaiting_since = time.monotonic()
         if self.head.version == "1.1":
             self.client.write(self._render(head, chunked=False), self.upstream.stream, size)
         else:
             self.upstream.stream.consume(size)
 
-    def _start_answer(self, head: ResponseHead, rest: bytes, size: int) -> None:
-        self._answer = head
-        self.awaiting_since = 0.0
+    def _start_response(self, head: ResponseHead, rest: bytes, size: int) -> None:
+        """Relay the response's head and what arrived of its body."""
         if head.status == 101:
             self._start_tunnel(head, rest, size)
             return
+        self._response = head
+        self._change(BODY)
+        self.awaiting_since = 0.0
         self._count(head)
-        self._body = body = AnswerBody(self.head, head)
-        # Who is answered before all of the request has come is told to send the next elsewhere (RFC 9112 section 9.6).
-        lasting = self.head.keep_alive and self._upload.over and not body.until_close
-        self._keep_alive = lasting and not self.server.draining
+        self._body = body = ResponseBody(self.head, head)
+        # A client that is still sending has to send its next request elsewhere (RFC 9112 section 9.6).
+        persistent = self.head.keep_alive and self._sender.received and not body.until_close
+        self._keep_alive = persistent and not self.server.draining
+        # In one write: a second system call would cost more than all else of a small response.
         self._relay(rest, size, self._render(head, chunked=body.chunked))
 
     def _count(self, head: ResponseHead) -> None:
@@ -340,54 +270,56 @@ class ProxyExchange:
         )
 
     def _site(self) -> Site:
-        """Where the job is, for this request."""
+        """The job's addresses, for this request."""
         assert self.route is not None
-        return site(self.route, self.head, self.client.origin, own_host=self.own_host)
+        return site(self.route, self.forwarded.public, own_host=self.own_host)
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:
-        """Pass body bytes on, after `before`; `size` stream bytes are consumed once the client's kernel has them."""
+        """Pass on body bytes after `before`; once the client's kernel has them, `size` stream bytes are consumed."""
         upstream, body = self.upstream, self._body
         assert upstream is not None
         assert body is not None
         try:
             data = body.feed(data)
         except ChunkError as error:
-            self._cut(f"the job's answer broke: {error}", before)
+            self._cut(f"the job's response body is broken: {error}", before)
             return
-        if body.splintered:
-            upstream.stream.most = _SPLINTERED
+        if body.fragmented:
+            upstream.stream.most = _FRAGMENTED_WINDOW
         self.client.write(before + data if before else data, upstream.stream, size)
-        if body.over and not self._done:
-            self._finish(reusable=body.clean and not body.splintered)
+        if body.over and self.state is BODY:
+            # A job that sends chunks of a byte is not trusted to be quick with the next response either.
+            self._finish(reusable=body.clean and not body.fragmented)
 
     def _start_tunnel(self, head: ResponseHead, rest: bytes, size: int) -> None:
+        """Relay ``101 Switching Protocols`` and hand over to a tunnel."""
         if not self.head.upgrade:
-            self._answer = None
-            self.fail(JobUnreachable("the job switched protocols unasked", code="bad_response"))
+            detail = "the job switched protocols, which the request did not ask for"
+            self.fail(JobUnreachable(detail, code="bad_response"))
             return
+        self.awaiting_since = 0.0
         self._count(head)
         upstream = self.upstream
         assert upstream is not None
         self.client.write(self._render(head, chunked=False) + rest, upstream.stream, size)
-        if self._done:
-            return
-        self._done = True
+        if self._over:
+            return  # the client disconnected
+        self._change(TUNNEL)
         self.server.exchanges.discard(self)
         self.upstream = None
-        Tunnel(self.server, self.client, upstream, self._pending).start()
-
-    # -- ends ---------------------------------------------------------------------------------------------------
+        Tunnel(self.server, self.client, upstream, self._sender.pending).start()
 
     def _finish(self, *, reusable: bool) -> None:
-        """The answer is complete."""
-        upstream, client, head = self.upstream, self.client, self._answer
+        """End the exchange, whose response is complete."""
+        upstream, client, head = self.upstream, self.client, self._response
         assert upstream is not None
         assert head is not None
-        self._done = True
+        self._change(DONE)
         self.server.exchanges.discard(self)
+        sender = self._sender
         if not client.alive:
-            upstream.discard("client_gone", "the client is gone")
-        elif reusable and self._upload.over and not self._pending and head.keep_alive and not upstream.stream.closed:
+            upstream.discard("client_gone", "the client disconnected")
+        elif reusable and sender.received and not sender.pending and head.keep_alive and not upstream.stream.closed:
             upstream.release()
         else:
             upstream.discard()
@@ -395,166 +327,56 @@ class ProxyExchange:
         if client.exchange is self:
             client.exchange_done(self._keep_alive)
 
+    # -- the job's side ends ------------------------------------------------------------------------------------
+
     def on_job_finish(self) -> None:
-        """The job closed its side."""
-        if self._body is None:
-            if not (self._stale() and self._try_again()):
-                self._job_gone("the job closed the connection without an answer")
+        """Handle that the job shut down its sending side."""
+        body = self._body
+        if body is None:
+            if not (self._stale and self._send_again()):
+                self._job_lost("the job closed the connection without a response")
             return
-        last = self._body.finish()
+        last = body.finish()
         if last is None:
-            self._cut("the job closed the connection in the middle of its answer", b"")
+            self._cut("the job closed the connection in the middle of its response", b"")
             return
         if last:
             self.client.write(last)
-        if not self._done:
+        if not self._over:
             self._finish(reusable=False)
 
     def on_job_reset(self, code: str, text: str) -> None:
-        """The stream is gone."""
-        if self._answer is not None:
+        """Handle the end of the stream."""
+        if self.state is BODY:
             self._cut(f"the connection to the job broke: {code} {text}", b"")
-        elif code in _AGENT_GONE:
+        elif code in _AGENT_LOST:
             self.fail(AgentUnavailable(f"the connection to the job's agent broke: {text}", retry_after=2))
         elif code == "connect_timeout":
             self.fail(JobTimeout(f"the job does not accept connections: {text}"))
         elif code in _NEVER_REACHED:
             self._explain(text, reached=False)
         else:
-            self._job_gone(f"the connection to the job failed: {text or code}")
+            self._job_lost(f"the connection to the job failed: {text or code}")
 
-    def _job_gone(self, detail: str) -> None:
-        """No answer will come over this stream: try once more if that is safe, or say why."""
-        if not (self._repeatable and self._try_again()):
+    def _job_lost(self, detail: str) -> None:
+        """Handle the end of a stream without a response: send the request again if that is safe, else say why."""
+        if not (self._repeatable and self._send_again()):
             self._explain(detail, reached=True)
 
-    def _refuse(self, error: PRouterError) -> None:
-        """The job's answer is no HTTP, or what an earlier answer left behind in a stream that is used again."""
-        if not (self._repeatable and self._try_again()):
+    def _refuse_response(self, error: PRouterError) -> None:
+        """Handle bytes that are no response. On a reused stream they may be left over from an earlier response."""
+        if not (self._repeatable and self._send_again()):
             self.fail(error)
 
-    def _try_again(self) -> bool:
-        """Send the request over a fresh stream, once; False when it is too late for that."""
+    def _send_again(self) -> bool:
+        """Send the request over a fresh stream; return False if that is too late."""
+        if self.state is not RESENDABLE or (self._heads is not None and self._heads.pending):
+            return False
         upstream = self.upstream
         assert upstream is not None
-        if not upstream.reused or self._retried or (self._heads is not None and self._heads.pending):
-            return False
-        self._reached = not self._stale()
-        self._retried = True
-        data = self._request if self._repeatable else upstream.stream.since(self._begun) + self._pending
-        self._pending = b""
+        self._reached = not self._sender.unseen
+        data = self._request if self._repeatable else self._sender.sent
         upstream.discard()
+        self.upstream = None
         self._connect(data, fresh=True)
         return True
-
-    def _explain(self, detail: str, *, reached: bool) -> None:
-        """Answer as soon as it is known whether the job has ended."""
-        assert self.upstream is not None
-        self.upstream.discard()
-        self.upstream = None
-        self.server.explain(self, detail, _REASON_WAIT, reached=reached or self._reached)
-
-    def answer_with_reason(self, detail: str, *, reached: bool) -> None:
-        """Fail with `detail` and, if the job has ended, how.
-
-        Args:
-            reached: whether the job had the request; one that had ended by then is treated like any that has.
-        """
-        route = self.route
-        assert route is not None
-        record = route.record
-        if self._done or not self.client.alive:
-            return
-        if record.ended and not reached:
-            self.fail(ended_error(route))
-            return
-        if record.ended and record.ending not in detail:
-            detail = f"{detail}; {record.ending}"
-        self.fail(JobUnreachable(detail, job=record.uid, state=record.state.value))
-
-    def _cut(self, detail: str, before: bytes) -> None:
-        """The answer cannot be completed: make that visible."""
-        route = self.route
-        log.warning("event=answer_cut job=%s detail=%r", route.record.uid if route else None, detail)
-        if before:
-            self.client.write(before)
-        self._close_upstream("cut", detail)
-        self.client.abort()
-
-    def fail(self, error: PRouterError) -> None:
-        """Answer with an error of our own; nothing of the job's answer has been sent."""
-        if self._done:
-            return
-        self._close_upstream("failed", error.detail)
-        if error.job is None and self.route is not None:
-            error.job = self.route.record.uid
-        keep_alive = self._upload.over and self.head.keep_alive and self.head.version == "1.1"
-        if self.client.exchange is self:
-            self.client.fail(error, self.head, keep_alive=keep_alive and not self.server.draining)
-
-    def _redirect_to_own_name(self, route: JobRoute) -> None:
-        """Answer with where the same is under the job's own host name."""
-        public = as_seen_by_the_client(self.head, self.client.origin)
-        origin = own_origin(public, route.record.uid, self.server.job_domain.decode("ascii"))
-        path = route.prefix + self.target if route.record.path_mode == "keep" else self.target
-        self._redirect(origin.encode("ascii") + (path if path[:1] == b"/" else b"/" + path))
-
-    def _redirect(self, location: bytes) -> None:
-        """Answer with where to ask instead."""
-        client = self.client
-        keep_alive = self._upload.over and self.head.keep_alive and self.head.version == "1.1"
-        keep_alive = keep_alive and not self.server.draining
-        self._close_upstream("redirected", "")
-        client.write(redirect(location, close=not keep_alive))
-        if client.exchange is self:
-            client.exchange_done(keep_alive)
-
-    def on_client_gone(self) -> None:
-        """The client's connection is closed."""
-        self._close_upstream("client_gone", "the client is gone")
-        self.client.exchange = None
-        self.client.close()
-
-    def on_client_drained(self) -> None:
-        """Nothing to do: consumption is told as bytes reach the kernel."""
-
-    def check_timeout(self, now: float, answer: float, body: float) -> None:
-        """Give up on a request whose answer has not begun when nobody has moved for long.
-
-        Args:
-            now: monotonic time.
-            answer: seconds the job may take; 0 for no limit.
-            body: seconds for which the client may send nothing of its body; 0 for no limit.
-        """
-        if not self.awaiting_since:
-            return
-        told_to_wait = self.head.expect and not (self._heads and self._heads.interim)  # the job has to move
-        if self.awaits_client and not told_to_wait:
-            if body and now - self.awaiting_since > body:
-                self.fail(ClientTooSlow("the request body took too long"))
-        elif answer and now - self.awaiting_since > answer:
-            self.fail(JobTimeout(f"the job gave no answer within {answer:g} s"))
-
-    def end(self, reason: str) -> None:
-        """End now (the worker stops): a request whose answer has not begun gets an error, other answers are cut."""
-        if self.waiting or (self.awaiting_since and self._repeatable):
-            self.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1))
-        elif self.awaiting_since:
-            self.fail(JobTimeout(f"{reason}, and the job has not answered yet", code="draining"))
-        else:
-            self._close_upstream("worker_stops", reason)
-            self.client.abort()
-
-    def _close_upstream(self, code: str, text: str) -> None:
-        self._done = True
-        self.server.exchanges.discard(self)
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            upstream.discard(code, text)
-
-
-def ended_error(route: JobRoute) -> JobEnded:
-    """Why a job that has ended gives no answers."""
-    record = route.record
-    told = record.error if record.reason is Reason.START_FAILED else None
-    return JobEnded(told or f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)

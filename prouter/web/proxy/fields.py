@@ -11,7 +11,7 @@ from functools import lru_cache
 from prouter.web.proxy.forwarded import FORWARDED
 from prouter.web.proxy.heads import HOP_BY_HOP
 
-__all__ = ["HOPS", "Answer", "Ask", "answer_field", "request_field"]
+__all__ = ["HOPS", "RequestField", "ResponseField", "request_field", "response_field"]
 
 HOPS = b"x-prouter-via"
 """Names, by pseudonym, the routers a request came through (docs/decisions/proxy-worker.md tells why it is not Via)."""
@@ -57,7 +57,7 @@ _LONGEST = 64
 _REMEMBERED = 2048
 
 
-class Ask:
+class RequestField:
     """What becomes of a request's field; PASS is false."""
 
     PASS = 0
@@ -73,7 +73,7 @@ class Ask:
     """Its value names the public host, unless the job wants to be spoken to under its local address."""
 
 
-class Answer:
+class ResponseField:
     """What becomes of an answer's field; PASS is false."""
 
     PASS = 0
@@ -87,51 +87,51 @@ class Answer:
 
 
 _ASKED = {
-    b"content-length": Ask.LENGTH,
-    b"expect": Ask.EXPECT,
-    b"host": Ask.LOCAL,
-    b"origin": Ask.LOCAL,
-    b"referer": Ask.LOCAL,
-    b"destination": Ask.MAP,
-    b"if": Ask.MAP,
-    HOPS: Ask.HOPS,
-    b"proxy": Ask.DROP,  # CGI would make HTTP_PROXY of it
+    b"content-length": RequestField.LENGTH,
+    b"expect": RequestField.EXPECT,
+    b"host": RequestField.LOCAL,
+    b"origin": RequestField.LOCAL,
+    b"referer": RequestField.LOCAL,
+    b"destination": RequestField.MAP,
+    b"if": RequestField.MAP,
+    HOPS: RequestField.HOPS,
+    b"proxy": RequestField.DROP,  # CGI would make HTTP_PROXY of it
 }
 _ANSWERED = {
-    b"content-length": Answer.LENGTH,
-    b"upgrade": Answer.UPGRADE,
-    b"proxy-status": Answer.PASS,
-    b"x-prouter-error": Answer.DROP,  # it marks errors that are not the job's
-    b"location": Answer.MAP,
-    b"content-location": Answer.MAP,
-    b"refresh": Answer.MAP,
-    b"link": Answer.MAP,
-    b"sourcemap": Answer.MAP,
-    b"x-sourcemap": Answer.MAP,
-    b"set-cookie": Answer.MAP,
-    b"access-control-allow-origin": Answer.MAP,
+    b"content-length": ResponseField.LENGTH,
+    b"upgrade": ResponseField.UPGRADE,
+    b"proxy-status": ResponseField.PASS,
+    b"x-prouter-error": ResponseField.DROP,  # it marks errors that are not the job's
+    b"location": ResponseField.MAP,
+    b"content-location": ResponseField.MAP,
+    b"refresh": ResponseField.MAP,
+    b"link": ResponseField.MAP,
+    b"sourcemap": ResponseField.MAP,
+    b"x-sourcemap": ResponseField.MAP,
+    b"set-cookie": ResponseField.MAP,
+    b"access-control-allow-origin": ResponseField.MAP,
 }
 
 
 def _request_field(name: bytes) -> int:
     key = name.lower()
     if key in HOP_BY_HOP or key.startswith(b"proxy-"):
-        return Ask.DROP
+        return RequestField.DROP
     plain = key.replace(b"_", b"-")  # CGI and WSGI take both for the same
     if plain in FORWARDED or (plain == HOPS and plain != key):
-        return Ask.DROP
+        return RequestField.DROP
     if plain in _CLAIMED or plain.startswith(_CLAIMED_PREFIXES):
-        return Ask.CLAIM
-    return _ASKED.get(key, Ask.PASS)
+        return RequestField.CLAIM
+    return _ASKED.get(key, RequestField.PASS)
 
 
-def _answer_field(name: bytes) -> int:
+def _response_field(name: bytes) -> int:
     key = name.lower()
     if key in _ANSWERED:
         return _ANSWERED[key]
     if key in HOP_BY_HOP or key.startswith(b"proxy-"):
-        return Answer.DROP
-    return Answer.SHARED if key in _ORIGIN_WIDE else Answer.PASS
+        return ResponseField.DROP
+    return ResponseField.SHARED if key in _ORIGIN_WIDE else ResponseField.PASS
 
 
 def _remembering(decide: Callable[[bytes], int]) -> Callable[[bytes], int]:
@@ -141,6 +141,6 @@ def _remembering(decide: Callable[[bytes], int]) -> Callable[[bytes], int]:
 
 
 request_field = _remembering(_request_field)
-"""What becomes of a request's field of this name: an `Ask`."""
-answer_field = _remembering(_answer_field)
-"""What becomes of an answer's field of this name: an `Answer`."""
+"""What becomes of a request's field of this name: a `RequestField`."""
+response_field = _remembering(_response_field)
+"""What becomes of an answer's field of this name: a `ResponseField`."""

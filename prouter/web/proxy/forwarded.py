@@ -1,11 +1,11 @@
-"""Who asked for what, through which proxies: forwarded headers that arrive, and those that jobs get.
+"""Forwarded header fields: those that arrive with a request, and those that its job gets.
 
-What a client claims of itself is replaced by what its connection shows. What a trusted proxy says (``X-Forwarded-*``,
-or RFC 7239's ``Forwarded``) is believed and extended by the proxy itself, so that a job sees the whole chain.
+The proxy replaces what a client claims about itself with what its connection shows. It believes a trusted proxy's
+``X-Forwarded-*`` or ``Forwarded`` (RFC 7239) and appends its own entry, so that a job sees the whole chain.
 
-``Forwarded`` names a host only as a token, which a host with a port cannot be (RFC 7239 section 4). Servers that read
-it without a parser for quoted strings (code-server) would take the quotes for a part of the name, and they prefer it to
-``X-Forwarded-Host``, which always tells the host.
+The proxy writes a host into ``Forwarded`` only where a token can hold it, which excludes ports (RFC 7239 section 4).
+Servers that read the field without a parser for quoted strings (code-server) take the quotes for part of the name, and
+prefer it to ``X-Forwarded-Host``, which always has the host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from prouter.web.proxy.heads import RequestHead
 
-__all__ = ["FORWARDED", "Origin", "Public", "as_seen_by_the_client", "forwarded", "hosts_used"]
+__all__ = ["FORWARDED", "Forwarded", "Origin", "Public"]
 
 FORWARDED = frozenset(
     {
@@ -30,7 +30,7 @@ FORWARDED = frozenset(
         b"x-real-ip",
     }
 )
-"""Fields that are never passed on as they came; `prouter.web.proxy.fields` has those of untrusted clients."""
+"""Fields that the proxy always replaces; `prouter.web.proxy.fields` lists those it drops for untrusted clients."""
 
 _BLOCK = (
     b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\n"
@@ -43,12 +43,12 @@ _PAIR = re.compile(rb'[;\s]*([A-Za-z0-9-]+)=("(?:[^"\\]|\\.)*"|[^;,\s"]+)')
 
 
 class Origin(NamedTuple):
-    """How a client's connection reached us.
+    """How a client reached the worker.
 
     Attributes:
-        address: the peer's address as the socket tells it, ``unix`` for a unix socket.
-        port: port of our listener the peer connected to, 0 for a unix socket.
-        trusted: whether the peer is a proxy whose forwarded headers are believed.
+        address: the peer's address as the socket has it, ``unix`` for a unix socket.
+        port: port of the listener that the peer connected to, 0 for a unix socket.
+        trusted: whether the peer is one of ``control.trusted_proxies``, whose forwarded fields are believed.
     """
 
     address: str
@@ -57,12 +57,12 @@ class Origin(NamedTuple):
 
 
 class Public(NamedTuple):
-    """Our side of a request as its client sees it.
+    """The router's address as the client of a request sees it.
 
     Attributes:
         proto: ``http`` or ``https``.
-        host: with the port, unless that is the scheme's own.
-        prefix: path under which a proxy before us serves us, without a slash at its end; mostly empty.
+        host: with the port, unless that is the scheme's default.
+        prefix: path under which a proxy before us serves the router, without a slash at its end; mostly empty.
     """
 
     proto: bytes
@@ -70,96 +70,118 @@ class Public(NamedTuple):
     prefix: bytes = b""
 
 
-def as_seen_by_the_client(head: RequestHead, origin: Origin) -> Public:
-    """The scheme, host and path prefix the client used, as far as it can be told."""
-    if not origin.trusted:
-        return Public(b"http", head.host)
-    fields = _fields(head)
-    told = _pairs(_join(fields, b"forwarded"))
-    proto = (_first(fields, b"x-forwarded-proto") or told.get(b"proto", b"")).lower()
-    host = _first(fields, b"x-forwarded-host") or told.get(b"host", b"") or head.host
-    prefix = _first(fields, b"x-forwarded-prefix").rstrip(b"/")
-    return Public(
-        proto if proto in _SCHEMES else b"http", host, prefix if _PREFIX.fullmatch(prefix) is not None else b""
-    )
-
-
-def hosts_used(head: RequestHead, origin: Origin) -> tuple[str, ...]:
-    """Every host name the request was sent to: Host, or, from a trusted proxy that tells, all those it tells of.
-
-    All of them, since a proxy may append to what the client claims.
-    """
-    named: list[bytes] = []
-    if origin.trusted:
-        fields = _fields(head)
-        named = [entry.strip() for entry in _join(fields, b"x-forwarded-host").split(b",")]
-        named += [_pairs(element).get(b"host", b"") for element in _elements(_join(fields, b"forwarded"))]
-    return tuple(host.decode("latin-1") for host in named if host) or (head.host.decode("latin-1"),)
-
-
-def forwarded(head: RequestHead, origin: Origin, prefix: bytes) -> bytes:
-    """The block of forwarded header lines for the job.
+class Forwarded:
+    """Who sent a request, and through which proxies: read from its head once, when somebody asks.
 
     Args:
-        prefix: the job's public prefix, empty when the job owns its host name.
+        head: the request's head.
+        origin: how the client reached us; only a trusted one's fields are believed.
     """
-    if not origin.trusted:
-        return _of_connection(origin.address, origin.port, head.host, prefix)
-    peer, node = _peer(origin.address)
-    public = as_seen_by_the_client(head, origin)
-    fields = _fields(head)
-    clients = [entry.strip() for entry in _join(fields, b"x-forwarded-for").split(b",") if entry.strip()]
-    hops = _join(fields, b"forwarded")
-    if not hops:
-        hops = b", ".join(_element(_node(entry), public.host, public.proto) for entry in clients)
-    elif not clients:
-        clients = [_address(_pairs(hop).get(b"for", b"unknown")) for hop in _elements(hops)]
-    if b'host="' in hops.lower():
-        hops = b", ".join(map(_with_plain_host, _elements(hops)))
-    # The first host that is named counts: ours must not be it when the client used another one.
-    named = public.host == head.host or b"host=" in hops.lower()
-    element = _element(node, head.host if named else b"", b"http")
-    if origin.address != "unix":
-        clients.append(peer)
-    block = _BLOCK % (
-        b", ".join(clients) or peer,
-        public.host,
-        public.proto,
-        public.prefix + prefix,
-        hops + b", " + element if hops else element,
-    )
-    return block + b"X-Forwarded-Port: %s\r\n" % (_first(fields, b"x-forwarded-port") or _port(public))
+
+    __slots__ = ("_fields", "_public", "head", "origin")
+
+    def __init__(self, head: RequestHead, origin: Origin) -> None:
+        self.head = head
+        self.origin = origin
+        self._public: Public | None = None
+        self._fields: list[tuple[bytes, bytes]] | None = None
+
+    @property
+    def public(self) -> Public:
+        """The scheme, host and path prefix that the client used, as far as they are known."""
+        public = self._public
+        if public is None:
+            trusted = self.origin.trusted
+            public = self._public = self._told() if trusted else Public(b"http", self.head.host)
+        return public
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every host name the request was sent to: Host or, from a trusted proxy that names hosts, all it names.
+
+        All of them, because a proxy may append to what the client claims.
+        """
+        named: list[bytes] = []
+        if self.origin.trusted:
+            named = [entry.strip() for entry in self._joined(b"x-forwarded-host").split(b",")]
+            named += [_pairs(element).get(b"host", b"") for element in _elements(self._joined(b"forwarded"))]
+        return tuple(host.decode("latin-1") for host in named if host) or (self.head.host.decode("latin-1"),)
+
+    def lines(self, prefix: bytes) -> bytes:
+        """The forwarded header lines for the job.
+
+        Args:
+            prefix: the job's public prefix, empty when the job has a host name of its own.
+        """
+        head, origin = self.head, self.origin
+        if not origin.trusted:
+            return _of_connection(origin.address, origin.port, head.host, prefix)
+        peer, node = _peer(origin.address)
+        public = self.public
+        clients = [entry.strip() for entry in self._joined(b"x-forwarded-for").split(b",") if entry.strip()]
+        hops = self._joined(b"forwarded")
+        if not hops:
+            hops = b", ".join(_element(_node(entry), public.host, public.proto) for entry in clients)
+        elif not clients:
+            clients = [_address(_pairs(hop).get(b"for", b"unknown")) for hop in _elements(hops)]
+        if b'host="' in hops.lower():
+            hops = b", ".join(map(_with_plain_host, _elements(hops)))
+        # Servers take the first host that is named: ours must not be it when the client used another one.
+        named = public.host == head.host or b"host=" in hops.lower()
+        element = _element(node, head.host if named else b"", b"http")
+        if origin.address != "unix":
+            clients.append(peer)
+        block = _BLOCK % (
+            b", ".join(clients) or peer,
+            public.host,
+            public.proto,
+            public.prefix + prefix,
+            hops + b", " + element if hops else element,
+        )
+        return block + b"X-Forwarded-Port: %s\r\n" % (self._first(b"x-forwarded-port") or _port(public))
+
+    def _told(self) -> Public:
+        """What a trusted proxy says of the client's side."""
+        pairs = _pairs(self._joined(b"forwarded"))
+        proto = (self._first(b"x-forwarded-proto") or pairs.get(b"proto", b"")).lower()
+        host = self._first(b"x-forwarded-host") or pairs.get(b"host", b"") or self.head.host
+        prefix = self._first(b"x-forwarded-prefix").rstrip(b"/")
+        return Public(
+            proto if proto in _SCHEMES else b"http", host, prefix if _PREFIX.fullmatch(prefix) is not None else b""
+        )
+
+    def _entries(self) -> list[tuple[bytes, bytes]]:
+        """The head's forwarded fields, names in lower case."""
+        fields = self._fields
+        if fields is None:
+            fields = [(key, value) for name, value in self.head.headers if (key := name.lower()) in FORWARDED]
+            self._fields = fields
+        return fields
+
+    def _joined(self, wanted: bytes) -> bytes:
+        """All values of one field as one list."""
+        return b", ".join(value for name, value in self._entries() if name == wanted)
+
+    def _first(self, wanted: bytes) -> bytes:
+        """The first entry of a list-valued field, which the proxy nearest to the client added."""
+        for name, value in self._entries():
+            if name == wanted:
+                return value.partition(b",")[0].strip()
+        return b""
 
 
 @lru_cache(512)
 def _of_connection(address: str, port: int, host: bytes, prefix: bytes) -> bytes:
-    """What a connection shows of its client: the same for most of its requests."""
+    """The lines for a client that is no trusted proxy; cached, as most requests of a connection share them."""
     peer, node = _peer(address)
     block = _BLOCK % (peer, host, b"http", prefix, _element(node, host, b"http"))
     return block + b"X-Forwarded-Port: %d\r\n" % port if port else block
 
 
 def _peer(address: str) -> tuple[bytes, bytes]:
-    """The client's address as X-Forwarded-For has it, and as ``Forwarded`` does."""
+    """The client's address as X-Forwarded-For writes it, and as ``Forwarded`` does."""
     peer = b"unknown" if address == "unix" else address.encode("ascii")
     return peer, b'"[%s]"' % peer if b":" in peer else peer
-
-
-def _fields(head: RequestHead) -> list[tuple[bytes, bytes]]:
-    """The head's forwarded fields, names in lower case."""
-    return [(key, value) for name, value in head.headers if (key := name.lower()) in FORWARDED]
-
-
-def _join(fields: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
-    return b", ".join(value for name, value in fields if name == wanted)
-
-
-def _first(fields: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
-    """The first entry of a list-valued field: what the proxy nearest to the client said."""
-    for name, value in fields:
-        if name == wanted:
-            return value.partition(b",")[0].strip()
-    return b""
 
 
 def _pairs(element: bytes) -> dict[bytes, bytes]:
@@ -176,17 +198,17 @@ def _pairs(element: bytes) -> dict[bytes, bytes]:
 
 
 def _elements(field: bytes) -> list[bytes]:
-    """The elements of a ``Forwarded`` field; commas within quotes do not count."""
+    """The elements of a ``Forwarded`` field, split at commas outside quotes."""
     return [part for part in re.findall(rb'(?:[^,"]|"(?:[^"\\]|\\.)*")+', field) if part.strip()]
 
 
 def _element(node: bytes, host: bytes, proto: bytes) -> bytes:
-    """One element of ``Forwarded``: `node` asked for `host`, which is named if a token can."""
+    """One element of ``Forwarded``; `host` is left out where no token can hold it."""
     return b"for=%s;%sproto=%s" % (node, b"host=%s;" % host if _TOKEN.fullmatch(host) else b"", proto)
 
 
 def _with_plain_host(element: bytes) -> bytes:
-    """An element of ``Forwarded`` with its host as a token, or without."""
+    """An element of ``Forwarded`` without its host where no token can hold it."""
     pairs = _pairs(element)
     if _TOKEN.fullmatch(pairs.get(b"host", b"")) is None:
         pairs.pop(b"host", None)
@@ -206,7 +228,7 @@ def _address(node: bytes) -> bytes:
 
 
 def _node(address: bytes) -> bytes:
-    """An address as RFC 7239 section 6 writes it; ``unknown`` for what is none."""
+    """An address as RFC 7239 section 6 writes it; ``unknown`` if it is no IP address."""
     address = _address(address)
     try:
         found = ip_address(address.decode("ascii").partition("%")[0])

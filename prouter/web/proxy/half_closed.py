@@ -1,52 +1,62 @@
-"""A client that has ended its sending side: has it gone, or does it wait for the rest of its answers?
+"""Tells a client that disconnected from one that only shut down its sending side.
 
-Both look the same on the wire, a FIN. They differ in what comes back for bytes that are sent to it: from a client that
-has gone a reset, from one that waits nothing. So an answer that begins soon is sent; without one the client counts as
-gone, because a job must not work for nobody.
+Both send the same, a FIN. They differ in what comes back for bytes that are sent to them: a reset from a client that
+has closed, nothing from one that still reads. So a response that begins soon is sent; without one the client counts as
+disconnected, because a job must not work for nobody.
 """
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import Any
 
 from gevent import monkey
 
-__all__ = ["HalfClosed"]
+__all__ = ["HalfClosed", "has_closed"]
 
-_TICK = 0.4
-"""Seconds between looks; also those in which an answer has to begin."""
+_INTERVAL = 0.4
+"""Seconds between looks, and within which a response has to begin."""
 _poll = monkey.get_original("select", "poll")
 
 
 class HalfClosed:
-    """Watches a connection whose client has ended its sending side.
+    """A watch over the connection of a client that has shut down its sending side.
 
     Args:
-        loop: gevent's.
+        loop: gevent's event loop.
         fd: the connection's descriptor.
-        gone: called, at most once, when the client is gone.
+        disconnected: called, at most once, when the client turns out to have disconnected.
 
     Attributes:
-        answered: to be set when something was sent since: without a reset the client is there.
+        responded: whether bytes were sent since the FIN; set by the owner. If no reset follows, the client is there.
     """
 
-    __slots__ = ("_fd", "_gone", "_timer", "answered")
+    __slots__ = ("_disconnected", "_fd", "_timer", "responded")
 
-    def __init__(self, loop: Any, fd: int, gone: Callable[[], None]) -> None:
-        self.answered = False
+    def __init__(self, loop: Any, fd: int, disconnected: Callable[[], None]) -> None:
+        self.responded = False
         self._fd = fd
-        self._gone = gone
-        self._timer = loop.timer(_TICK, _TICK)
+        self._disconnected = disconnected
+        self._timer = loop.timer(_INTERVAL, _INTERVAL)
         self._timer.start(self._look)
 
     def stop(self) -> None:
-        """Watch no more. Idempotent."""
+        """Stop watching. Idempotent."""
         self._timer.stop()
         self._timer.close()
 
     def _look(self) -> None:
-        poll = _poll()
-        poll.register(self._fd, 0)
-        if not self.answered or poll.poll(0):
-            self._gone()
+        if not self.responded or has_closed(self._fd, both_sides=True):
+            self._disconnected()
+
+
+def has_closed(fd: int, *, both_sides: bool) -> bool:
+    """Whether the peer of a connection has closed it, as the kernel knows it even behind unread bytes.
+
+    Args:
+        both_sides: whether both of its sides have to be closed: a FIN alone does not count.
+    """
+    poll = _poll()
+    poll.register(fd, 0 if both_sides else select.POLLRDHUP)  # poll() reports errors and hang-ups unasked
+    return bool(poll.poll(0))

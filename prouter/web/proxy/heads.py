@@ -6,22 +6,25 @@ and values stay the bytes that arrived, in order, repeated as often as they came
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
 import httptools
 
-from prouter.errors import InvalidRequest, JobUnreachable
+from prouter.errors import InvalidRequest, JobUnreachable, PRouterError
 
 __all__ = [
     "HOP_BY_HOP",
     "BodyKind",
+    "HeadTooLarge",
     "RequestHead",
     "ResponseHead",
     "may_become_request",
     "parse_request",
     "parse_response",
+    "take_request",
 ]
 
 Header = tuple[bytes, bytes]
@@ -42,6 +45,14 @@ HOP_BY_HOP = frozenset(
 """Fields of one hop only (RFC 9110 section 7.6.1 and what is in the wild)."""
 _FOR_ALL_HOPS = frozenset({b"content-length", b"host"})
 """Fields that Connection cannot take away: without them a body would be the next request, or its job another one."""
+
+
+class HeadTooLarge(PRouterError):
+    """The request head is larger than ``control.max_head``."""
+
+    code = "head_too_large"
+    status = 431
+    level = logging.INFO
 
 
 class BodyKind:
@@ -197,6 +208,33 @@ def may_become_request(data: bytes) -> bool:
         return False
     end = data.find(b"\r\n")
     return end < 0 or data[end - 9 : end - 1] == b" HTTP/1."
+
+
+def take_request(data: bytes, limit: int) -> tuple[RequestHead, bytes, bytes] | None:
+    """Take a request head from the beginning of `data`.
+
+    Args:
+        data: bytes of the client; no line break at the beginning.
+        limit: largest size of a head, in bytes.
+
+    Returns:
+        The head, its raw bytes, and the bytes after it; None if more bytes have to come.
+
+    Raises:
+        HeadTooLarge: the head is larger than `limit`.
+        InvalidRequest: the bytes are no head of HTTP/1, and more bytes make none of them.
+    """
+    end = data.find(b"\r\n\r\n")
+    if 0 <= end <= limit:
+        raw = data[: end + 4]
+        return parse_request(raw), raw, data[end + 4 :]
+    if len(data) > limit:
+        raise HeadTooLarge(f"the request head is larger than {limit} bytes, the limit control.max_head")
+    if b"\n\n" in data:
+        raise InvalidRequest("Invalid request: lines must end with CRLF")
+    if not may_become_request(data):
+        raise InvalidRequest("Invalid request: not the head of an HTTP/1 request")
+    return None
 
 
 def parse_request(head: bytes) -> RequestHead:

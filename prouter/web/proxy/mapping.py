@@ -48,11 +48,11 @@ class Site(NamedTuple):
 
     # -- from the job to the client -----------------------------------------------------------------------------
 
-    def answer(self, name: bytes, value: bytes) -> bytes:
+    def to_client(self, name: bytes, value: bytes) -> bytes:
         """The value of an answer's field as the client has to see it."""
         if not self.prefix and not self.own_host and not self.local:
             return value
-        return _ANSWER_RULES[name.lower()](self, value)
+        return _RESPONSE_RULES[name.lower()](self, value)
 
     def url(self, value: bytes) -> bytes:
         """A URL: an absolute path, or one of the public or the job's own origin; never a relative one."""
@@ -126,9 +126,9 @@ class Site(NamedTuple):
 
     # -- from the client to the job -----------------------------------------------------------------------------
 
-    def ask(self, name: bytes, value: bytes) -> bytes:
+    def to_job(self, name: bytes, value: bytes) -> bytes:
         """The value of a request's field as the job has to see it."""
-        return _ASK_RULES[name.lower()](self, value)
+        return _REQUEST_RULES[name.lower()](self, value)
 
     def host(self, value: bytes) -> bytes:
         """Host: the job's local address, if it wants to be spoken to so."""
@@ -178,7 +178,7 @@ class Site(NamedTuple):
 
 
 _Rule = Callable[[Site, bytes], bytes]
-_ANSWER_RULES: dict[bytes, _Rule] = {
+_RESPONSE_RULES: dict[bytes, _Rule] = {
     b"location": Site.url,
     b"content-location": Site.url,
     b"sourcemap": Site.url,
@@ -188,7 +188,7 @@ _ANSWER_RULES: dict[bytes, _Rule] = {
     b"set-cookie": Site.cookie,
     b"access-control-allow-origin": Site.allowed_origin,
 }
-_ASK_RULES: dict[bytes, _Rule] = {
+_REQUEST_RULES: dict[bytes, _Rule] = {
     b"host": Site.host,
     b"origin": Site.origin,
     b"referer": Site.referer,

@@ -1,27 +1,27 @@
-"""Which target a job sees for a request, and where the job is, by its record and the name it was asked for under."""
+"""Addresses of a job: the target it gets for a request, the redirects to its root or host name, its `Site`."""
 
 from __future__ import annotations
 
 import re
 
-from prouter.web.proxy.forwarded import Origin, Public, as_seen_by_the_client
+from prouter.web.proxy.forwarded import Forwarded, Public
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.mapping import Site, below, local_host, self_names
 from prouter.web.router_client import JobRoute
 
-__all__ = ["beside_its_root", "own_origin", "site", "target_of_job"]
+__all__ = ["beside_its_root", "own_origin", "redirect_for", "site", "target_of_job"]
 
 _PORT = re.compile(rb":[0-9]+\Z")
 
 
 def target_of_job(route: JobRoute, target: bytes, *, own_host: bool) -> bytes:
-    """The target as the job knows it.
+    """Return the target as the job knows it.
 
-    On a host name of its own a job has its root at ``/``. One that keeps its prefix serves below that there, too; one
-    that does not may name it in its links all the same.
+    On its own host name a job has its root at ``/``. A job with path mode ``keep`` serves below its prefix there, too;
+    one with ``strip`` may still write its prefix into links.
 
     Args:
-        target: as the client sent it, without the job's prefix unless `own_host`.
+        target: raw, without the job's prefix unless `own_host`.
     """
     prefix, keep = route.prefix, route.record.path_mode == "keep"
     if own_host:
@@ -35,7 +35,7 @@ def target_of_job(route: JobRoute, target: bytes, *, own_host: bool) -> bytes:
 
 
 def beside_its_root(route: JobRoute, head: RequestHead, target: bytes, *, own_host: bool) -> bool:
-    """Whether a page is asked for at a place from which its relative links would lead astray."""
+    """Whether the request asks for the job's root without the slash, from where a page's relative links would break."""
     if head.method not in (b"GET", b"HEAD") or head.upgrade:
         return False
     if own_host:
@@ -43,19 +43,41 @@ def beside_its_root(route: JobRoute, head: RequestHead, target: bytes, *, own_ho
     return route.record.path_mode != "keep" and target[:1] in (b"", b"?")
 
 
+def redirect_for(route: JobRoute, forwarded: Forwarded, target: bytes, *, own_host: bool, only_domain: bytes) -> bytes:
+    """Return where the client has to ask instead; empty if the request can be served where it was asked.
+
+    Args:
+        target: raw, without the job's prefix unless `own_host`.
+        own_host: whether the client used the job's own host name.
+        only_domain: domain of the jobs' own host names if jobs are served nowhere else, else empty.
+    """
+    head = forwarded.head
+    if only_domain and not own_host and not head.upgrade:  # WebSocket clients follow no redirects
+        path = route.prefix + target if route.record.path_mode == "keep" else target
+        origin = own_origin(forwarded.public, route.record.uid, only_domain.decode("ascii"))
+        return origin.encode("ascii") + (path if path[:1] == b"/" else b"/" + path)
+    if beside_its_root(route, head, target, own_host=own_host):
+        return forwarded.public.prefix + route.prefix + b"/" + target.lstrip(b"/")
+    return b""
+
+
 def own_origin(public: Public, job: str, domain: str) -> str:
-    """Scheme, host and port of a job's own host name, with the scheme and the port of `public`."""
+    """Return the origin of a job's own host name, with the scheme and the port of `public`."""
     port = _PORT.search(public.host)
-    told = port[0].decode("ascii") if port else ""
-    return f"{public.proto.decode('ascii')}://{job}.{domain.strip('.')}{told}"
+    suffix = port[0].decode("ascii") if port else ""
+    return f"{public.proto.decode('ascii')}://{job}.{domain.strip('.')}{suffix}"
 
 
-def site(route: JobRoute, head: RequestHead, origin: Origin, *, own_host: bool) -> Site:
-    """Where the job is, for one request."""
+def site(route: JobRoute, public: Public, *, own_host: bool) -> Site:
+    """Return the job's addresses for one request.
+
+    Args:
+        public: the router's address as the client sees it.
+        own_host: whether the client used the job's own host name.
+    """
     record, endpoint = route.record, route.record.endpoint or {}
     hidden = route.prefix if record.path_mode != "keep" else b""
     port = endpoint.get("port")
-    public = as_seen_by_the_client(head, origin)
     return Site(
         prefix=public.prefix if own_host else public.prefix + hidden,
         public=public,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from prouter.errors import JobUnreachable
 from prouter.web.proxy.heads import ResponseHead, parse_response
 
-__all__ = ["MAX_HEAD", "MAX_INTERIM", "AnswerHeads", "head_end", "parse", "tidied"]
+__all__ = ["MAX_HEAD", "MAX_INTERIM", "ResponseHeads", "head_end", "parse", "tidied"]
 
 MAX_HEAD = 262144
 """Bytes of one head."""
@@ -25,7 +25,7 @@ _MANY_FIELDS = 16384
 """Bytes of a head too small to hold so many fields that counting them would pay."""
 
 
-class AnswerHeads:
+class ResponseHeads:
     """Takes a job's bytes, gives the heads in them: any interim ones, and the answer's own.
 
     Attributes:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prouter.web.proxy.fields import Answer, Ask, answer_field, request_field
-from prouter.web.proxy.forwarded import Origin, forwarded
-from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
+from prouter.web.proxy.fields import RequestField, ResponseField, request_field, response_field
+from prouter.web.proxy.forwarded import Forwarded
+from prouter.web.proxy.heads import BodyKind, ResponseHead
 from prouter.web.proxy.mapping import Site
 
 __all__ = ["request_to_job", "response_to_client"]
@@ -26,10 +26,9 @@ def _first(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
 
 
 def request_to_job(
-    head: RequestHead,
+    forwarded: Forwarded,
     target: bytes,
     prefix: bytes,
-    origin: Origin,
     *,
     site: Callable[[], Site],
     local: bool = False,
@@ -38,14 +37,14 @@ def request_to_job(
     """The head to send to the job.
 
     Args:
-        head: the client's.
-        target: the request target the job shall see, raw.
-        prefix: the job's public prefix, empty when the job owns its host name.
-        origin: how the client reached us.
-        site: tells where the job is; asked only if an address in the request has to be put into the job's view.
-        local: whether the job is spoken to under its local address.
+        forwarded: the client's request.
+        target: the raw request target for the job.
+        prefix: the job's public prefix, empty when the job has a host name of its own.
+        site: returns the job's addresses; called only if a field of the request may hold one of them.
+        local: whether Host names the job's local address.
         mark: this router's pseudonym among the hops.
     """
+    head = forwarded.head
     lines = [b"%s %s HTTP/1.1\r\n" % (head.method, target)]
     named = head.connection - _OF_THE_HOP
     for name, value in head.headers:
@@ -53,26 +52,26 @@ def request_to_job(
         if named and name.lower() in named:
             continue
         if fate:
-            if fate >= Ask.MAP:
-                if local or fate == Ask.MAP:
-                    value = site().ask(name, value)
-            elif fate == Ask.HOPS:
+            if fate >= RequestField.MAP:
+                if local or fate == RequestField.MAP:
+                    value = site().to_job(name, value)
+            elif fate == RequestField.HOPS:
                 mark = value + b", " + mark if mark else value
                 continue
-            elif fate == Ask.CLAIM:
-                if not origin.trusted:
+            elif fate == RequestField.CLAIM:
+                if not forwarded.origin.trusted:
                     continue
-            elif fate == Ask.LENGTH:
+            elif fate == RequestField.LENGTH:
                 if head.body != BodyKind.LENGTH:
                     continue
-            elif fate == Ask.DROP or (not head.expect and value.lower() == b"100-continue"):
+            elif fate == RequestField.DROP or (not head.expect and value.lower() == b"100-continue"):
                 continue  # of those that expect, an old client would not understand the answer
         lines.append(b"%s: %s\r\n" % (name, value))
     if head.body == BodyKind.CHUNKED:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if head.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % head.upgrade)
-    lines.append(forwarded(head, origin, prefix))
+    lines.append(forwarded.lines(prefix))
     lines.append(b"X-PRouter-Via: %s\r\n\r\n" % mark if mark else b"\r\n")
     return b"".join(lines)
 
@@ -101,18 +100,18 @@ def response_to_client(
     asked = b""
     framed_elsewhere = chunked or head.body == BodyKind.CHUNKED or head.status < 200 or head.status == 204
     for name, value in head.headers:
-        fate = answer_field(name)
+        fate = response_field(name)
         if named and name.lower() in named:
             continue
         if fate:
-            if fate == Answer.MAP:
-                value = site().answer(name, value)
-            elif fate == Answer.LENGTH:
+            if fate == ResponseField.MAP:
+                value = site().to_client(name, value)
+            elif fate == ResponseField.LENGTH:
                 if framed_elsewhere:
                     continue
-            elif fate == Answer.UPGRADE and head.status == 426:
+            elif fate == ResponseField.UPGRADE and head.status == 426:
                 asked = b"Upgrade, "  # RFC 9110 section 15.5.22: it says what to upgrade to
-            elif fate != Answer.SHARED or not own_host:
+            elif fate != ResponseField.SHARED or not own_host:
                 continue
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:

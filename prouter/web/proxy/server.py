@@ -1,4 +1,4 @@
-"""A worker's proxy: which request goes where, waiting for jobs that start, and the care of all open connections."""
+"""A worker's proxy: dispatches requests, holds those for jobs that start, and looks after all open connections."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from gevent import get_hub
 from gevent.event import Event
 
 from prouter.config import RouterConfig
-from prouter.errors import AgentUnavailable, JobStarting, JobUnreachable, Overloaded, PRouterError
+from prouter.errors import Overloaded, PRouterError
 from prouter.jobs import State
 from prouter.web.proxy.connection import ClientConnection
-from prouter.web.proxy.eviction import make_room
-from prouter.web.proxy.exchange import ProxyExchange, ended_error
-from prouter.web.proxy.forwarded import Origin, as_seen_by_the_client
+from prouter.web.proxy.eviction import evict
+from prouter.web.proxy.exchange import ProxyExchange
+from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.hops import pseudonym
-from prouter.web.proxy.tunnel import Tunnel
+from prouter.web.proxy.interfaces import Client, JobExchange, Unanswered
+from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.router_client import JobRoute, RouterClient
 
@@ -34,42 +35,31 @@ log = logging.getLogger("prouter.proxy")
 _HEAD_TIMEOUT = 30.0
 """Seconds a client has for its first request head."""
 _IDLE_TIMEOUT = 75.0
-"""Seconds a client's connection may stay idle between requests."""
+"""Seconds a client's connection may be idle between requests."""
 _UNSENT = 256 * 1024
-"""Bytes the kernel keeps for a client that does not take them; without a bound it would be megabytes."""
+"""Bytes the kernel buffers for a client that does not read; without TCP_NOTSENT_LOWAT that would be megabytes."""
 
 _LOOP = (
     "this request has come through this router before: a job's server is the router itself, or passes requests on to "
     "it; a job that asks anew must leave out the field X-PRouter-Via of the request it serves"
 )
 
-AdminHandler = Callable[[ClientConnection, RequestHead], None]
-
-
-class NoTunnels(PRouterError):
-    """A client takes us for a forward proxy. Passed on, the two ends would disagree where the answer ends."""
-
-    code = "not_implemented"
-    status = 501
-    level = logging.INFO
-
-
-class LoopDetected(PRouterError):
-    """A request has come through this router before (RFC 5842 section 7.2)."""
-
-    code = "loop_detected"
-    status = 508
-    level = logging.WARNING
+AdminHandler = Callable[[Client, Forwarded], None]
 
 
 class ProxyServer:
-    """See the module's docstring.
+    """The proxy of one worker; `prouter.web.proxy.interfaces.ProxyContext` is what connections and exchanges use of it.
 
     Args:
         client: the worker's connection to the broker.
         config: the router's configuration.
         admin: starts an exchange for a request that is not for a job.
         mark: this router's pseudonym among the hops of a request, the same for all its workers.
+
+    Attributes:
+        connections: all open connections of clients.
+        requests: number of requests so far.
+        max_connections: connections beyond which others are evicted.
     """
 
     def __init__(self, client: RouterClient, config: RouterConfig, admin: AdminHandler, *, mark: bytes = b"") -> None:
@@ -77,7 +67,7 @@ class ProxyServer:
         self.loop: Any = get_hub().loop
         self.pool = UpstreamPool(client)
         self.connections: set[ClientConnection] = set()
-        self.exchanges: set[ProxyExchange | Tunnel] = set()
+        self.exchanges: set[JobExchange] = set()
         self.draining = False
         self.requests = 0
         self.mark = mark or pseudonym()
@@ -101,7 +91,7 @@ class ProxyServer:
     # -- connections --------------------------------------------------------------------------------------------
 
     def accept(self, sock: _socket.socket, address: Any) -> None:
-        """Serve a client that just connected."""
+        """Serve a client that has just connected."""
         sock.setblocking(False)
         if sock.family == _socket.AF_UNIX:
             origin = Origin("unix", 0, self._trust_unix)
@@ -111,15 +101,15 @@ class ProxyServer:
             host = str(address[0]).removeprefix("::ffff:")
             origin = Origin(host, sock.getsockname()[1], self._is_trusted(host))
         if len(self.connections) >= self.max_connections:
-            make_room(self.connections)
+            evict(self.connections)
         connection = ClientConnection(self, sock, origin)
         self.connections.add(connection)
         if len(self.connections) > self.max_connections:
             connection.fail(Overloaded("this worker has no free connection", retry_after=1))
 
-    def forget(self, connection: ClientConnection) -> None:
-        """A connection is closed."""
-        self.connections.discard(connection)
+    def forget(self, client: Client) -> None:
+        """Drop a connection that is closed."""
+        self.connections.discard(client)
 
     def _is_trusted(self, host: str) -> bool:
         if not self._trusted:
@@ -128,33 +118,33 @@ class ProxyServer:
         return any(address in network for network in self._trusted if network.version == address.version)
 
     def sweep(self, now: float) -> None:
-        """Timeouts; to be called about once a second."""
+        """Apply timeouts; to be called about once a second."""
         self.pool.sweep(now)
-        self.drop_vanished()
+        self.drop_disconnected()
         for connection in list(self.connections):
             if connection.deadline and now > connection.deadline:
                 connection.expire()
         for exchange in list(self.exchanges):
             exchange.check_timeout(now, self._response_timeout, self.upload_timeout)
 
-    def drop_vanished(self) -> None:
-        """Notice clients that went away while nothing was read from them."""
+    def drop_disconnected(self) -> None:
+        """Find clients that disconnected while their connections were not read."""
         for connection in list(self.connections):
-            if connection.vanished():
-                connection.gone()
+            if connection.has_disconnected():
+                connection.disconnected()
 
     def drain(self) -> None:
-        """Answer what comes with ``Connection: close`` from now on."""
+        """Send ``Connection: close`` with every response from now on."""
         self.draining = True
 
     def close_idle(self) -> None:
-        """While draining: close connections that have no request in progress."""
+        """Close connections that have no request in progress; to be called while draining."""
         for connection in list(self.connections):
             if connection.exchange is None and not connection.closing:
                 connection.finish()
 
     def end(self) -> None:
-        """The time is up: requests without an answer so far get one, others are cut."""
+        """End all exchanges at the drain timeout: with an error before the response has begun, else with a cut."""
         for connection in list(self.connections):
             if connection.exchange is not None:
                 connection.exchange.end("the worker stops")
@@ -169,27 +159,28 @@ class ProxyServer:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def dispatch(self, connection: ClientConnection, head: RequestHead, looped: bool) -> None:
-        """Start the exchange for a request; the connection's `exchange` is set on return unless it is over already.
+    def dispatch(self, client: Client, head: RequestHead, looped: bool) -> None:
+        """Start the exchange for a request. On return it is the client's `exchange`, unless it is over already.
 
         Args:
             looped: whether the request has come through this router before.
         """
         self.requests += 1
-        connection.began = time.monotonic()
+        client.began = time.monotonic()
         if looped:
-            connection.fail(LoopDetected(_LOOP), head)
+            client.fail(LoopDetected(_LOOP), head)
             return
         if head.method == b"CONNECT":
-            connection.fail(NoTunnels("CONNECT is not supported: jobs are reached under their paths"), head)
+            client.fail(ConnectRefused("CONNECT is not supported: jobs are reached under their paths"), head)
             return
-        found = self._match(head, connection.origin)
+        forwarded = Forwarded(head, client.origin)
+        found = self._match(forwarded)
         if found is None:
-            self._admin(connection, head)
+            self._admin(client, forwarded)
             return
         owner, job, target, own_host = found
-        exchange = ProxyExchange(self, connection, head, target, own_host=own_host)
-        connection.exchange = exchange
+        exchange = ProxyExchange(self, client, forwarded, target, own_host=own_host)
+        client.exchange = exchange
         self.exchanges.add(exchange)
         route = self.client.cached_route(owner, job)
         if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
@@ -197,13 +188,14 @@ class ProxyServer:
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
 
-    def _match(self, head: RequestHead, origin: Origin) -> tuple[str, str, bytes, bool] | None:
-        """(connection uid, job uid, target without prefix, own host) of a request for a job, None for all others."""
+    def _match(self, forwarded: Forwarded) -> tuple[str, str, bytes, bool] | None:
+        """Return (connection uid, job uid, target without prefix, own host) of a request for a job, else None."""
+        head = forwarded.head
         target = head.target
         if self.job_domain:
-            # Not every proxy before us leaves Host as it was.
-            for name in (head.host, as_seen_by_the_client(head, origin).host):
-                host = name.partition(b":")[0].lower().rstrip(b".")  # with its dot a name is absolute, and the same
+            # Some proxies rewrite Host and tell the client's in a forwarded field.
+            for name in (head.host, forwarded.public.host):
+                host = name.partition(b":")[0].lower().rstrip(b".")  # "host." is "host" as an absolute name
                 if host.endswith(self.job_domain):
                     return "", host[: -len(self.job_domain)].decode("latin-1"), target, True
         if not target.startswith(b"/jobs/"):
@@ -216,7 +208,7 @@ class ProxyServer:
         return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest + mark + query, False
 
     def _resolve(self, exchange: ProxyExchange, owner: str, job: str) -> None:
-        """Find the job and wait, for a bounded time, until it can be reached. Runs in a greenlet."""
+        """Forward as soon as the job can be reached, or fail after ``control.hold`` seconds. Runs in a greenlet."""
         try:
             deadline = time.monotonic() + self._hold
             route = self.client.usable_route(owner, job, partial(self._obstacle_for, exchange), deadline)
@@ -234,57 +226,29 @@ class ProxyServer:
 
     def _obstacle_for(self, exchange: ProxyExchange, route: JobRoute) -> PRouterError | None:
         if not exchange.waiting:
-            raise PRouterError("the client is gone")
-        return self._obstacle(route)
+            raise PRouterError("the client disconnected")  # nobody is left to wait
+        return obstacle(route)
 
-    def _obstacle(self, route: JobRoute) -> PRouterError | None:
-        """Why a request cannot be forwarded now; status 503 for what may pass."""
-        record = route.record
-        state = record.state.value
-        if record.ended:
-            return ended_error(route)
-        if not route.up:
-            return AgentUnavailable(
-                "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2
-            )
-        if record.state is State.NEW:
-            return JobStarting(
-                f"job '{record.uid}' has not been started: POST …/{record.uid}/start starts it",
-                job=record.uid,
-                state=state,
-                retry_after=2,
-            )
-        if record.state is State.PENDING:
-            return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
-        if not record.endpoint:
-            return JobUnreachable(
-                f"job '{record.uid}' has no HTTP server: it was started with port_expected_count 0 and without expose; "
-                'a job with one needs expose, as {"port": "assign"}, or port_expected_count 1 if it reports its port',
-                job=record.uid,
-                state=state,
-                code="no_endpoint",
-            )
-        return None
-
-    def explain(self, exchange: ProxyExchange, detail: str, patience: float, *, reached: bool) -> None:
-        """A job's connection broke: wait a moment for the news that the job has ended, then answer.
+    def explain(self, exchange: Unanswered, detail: str, patience: float, *, reached: bool) -> None:
+        """Fail an exchange whose stream ended, after a moment in which the news may arrive that its job has ended.
 
         Args:
+            detail: what happened to the stream.
             patience: seconds to wait.
-            reached: whether the job had the request.
+            reached: whether the job may have read the request.
         """
         gevent.spawn(self._explain, exchange, detail, patience, reached)
 
-    def _explain(self, exchange: ProxyExchange, detail: str, patience: float, reached: bool) -> None:
+    def _explain(self, exchange: Unanswered, detail: str, patience: float, reached: bool) -> None:
         route = exchange.route
         if route is not None and not route.record.ended:
             self._wait_for_end(route, time.monotonic() + patience)
         if route is not None and not route.record.ended and exchange.waiting:
             exchange.route = self._checked(route)
-        exchange.answer_with_reason(detail, reached=reached)
+        exchange.fail_with_reason(detail, reached=reached)
 
     def _checked(self, route: JobRoute) -> JobRoute:
-        """The route as the broker knows it: this worker may be behind, or have been without the broker meanwhile."""
+        """Return the route as the broker knows it: this worker may be behind, or have lost the broker meanwhile."""
         try:
             return self.client.checked_route(route.connection, route.record.uid)
         except PRouterError as error:

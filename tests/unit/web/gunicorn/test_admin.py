@@ -12,7 +12,7 @@ import gevent
 
 from prouter.web.gunicorn.admin import AdminService
 from prouter.web.proxy.connection import ClientConnection
-from prouter.web.proxy.forwarded import Origin
+from prouter.web.proxy.forwarded import Forwarded, Origin
 from tests.support.fabric_peers import until
 
 
@@ -37,7 +37,7 @@ def connected(
         max_head=65536,
         draining=False,
         mark=b"5f0e",
-        dispatch=lambda connection, head, _looped: service.start(connection, head),
+        dispatch=lambda connection, head, _looped: service.start(connection, Forwarded(head, connection.origin)),
         forget=lambda connection: None,
     )
     ours, theirs = socket.socketpair()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prouter.web.gunicorn.wsgi import AnswerWriter, environment
+from prouter.web.gunicorn.wsgi import ResponseWriter, environment
 from prouter.web.proxy.heads import RequestHead, parse_request
 
 
@@ -17,7 +17,7 @@ class Sent:
 
     def __init__(self, head: RequestHead, *, keep_alive: bool = True) -> None:
         self.pieces: list[bytes] = []
-        self.answer = AnswerWriter(head, self.pieces.append, keep_alive=keep_alive)
+        self.answer = ResponseWriter(head, self.pieces.append, keep_alive=keep_alive)
 
     @property
     def head(self) -> bytes:

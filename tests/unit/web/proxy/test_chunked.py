@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.web.proxy.bodies import AnswerBody
+from prouter.web.proxy.bodies import ResponseBody
 from prouter.web.proxy.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
 from prouter.web.proxy.heads import parse_request, parse_response
 
@@ -102,12 +102,12 @@ def test_no_input_raises_anything_else(data: bytes, cuts: list[int]) -> None:
         assert not decoder.complete
 
 
-@pytest.mark.parametrize(("size", "splintered"), [(1, True), (4, True), (5, False), (1000, False)])
-def test_an_answer_of_tiny_chunks_is_known_once_much_has_come(size: int, splintered: bool) -> None:
+@pytest.mark.parametrize(("size", "fragmented"), [(1, True), (4, True), (5, False), (1000, False)])
+def test_an_answer_of_tiny_chunks_is_known_once_much_has_come(size: int, fragmented: bool) -> None:
     request = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-    body = AnswerBody(request, parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
+    body = ResponseBody(request, parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
     chunks = encode_chunk(b"x" * size)
     body.feed(chunks)
-    assert not body.splintered
+    assert not body.fragmented
     body.feed(chunks * (10_000 // len(chunks)))
-    assert body.splintered is splintered
+    assert body.fragmented is fragmented

@@ -15,9 +15,9 @@ import pytest
 from prouter.fabric.mux import Finished, Mux, Opened, Received, ResetReceived, Writable
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
-from prouter.web.proxy.connection import LITTLE, ClientConnection
+from prouter.web.proxy.connection import SMALL_READ, ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.forwarded import Origin
+from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.router_client import JobRoute
@@ -64,7 +64,9 @@ class Stage:
         self.connection = ClientConnection(cast(Any, self.server), ours, Origin("unix", 0, False))
 
     def _dispatch(self, connection: ClientConnection, head: RequestHead, _looped: bool) -> None:
-        exchange = ProxyExchange(cast(Any, self.server), connection, head, head.target, own_host=True)
+        exchange = ProxyExchange(
+            cast(Any, self.server), connection, Forwarded(head, connection.origin), head.target, own_host=True
+        )
         connection.exchange = exchange
         self.server.exchanges.add(exchange)
         exchange.forward(self.route)
@@ -202,7 +204,7 @@ def test_what_the_job_may_have_seen_is_not_sent_twice(stage: Stage) -> None:
     stage.to_agent()
     end(old)
     stage.to_worker()
-    assert stage.explained == [("the job closed the connection without an answer", True)]
+    assert stage.explained == [("the job closed the connection without a response", True)]
     assert stage.opened == [old]
 
 
@@ -305,7 +307,7 @@ def test_chunks_of_a_byte_are_read_a_few_at_a_time(stage: Stage) -> None:
     stage.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
     usual = stage.connection.receive_size
     stage.client.sendall(b"1\r\na\r\n" * 100)
-    until(lambda: stage.connection.receive_size == LITTLE)
+    until(lambda: stage.connection.receive_size == SMALL_READ)
     stage.client.sendall(b"64\r\n" + b"b" * 100 + b"\r\n")
     until(lambda: stage.connection.receive_size == usual)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prouter.jobs import JobRecord, State
-from prouter.web.proxy.forwarded import Origin
+from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import parse_request
 from prouter.web.proxy.placing import beside_its_root, site, target_of_job
 from prouter.web.router_client import JobRoute
@@ -85,7 +85,7 @@ def test_a_site_has_what_only_the_client_sees(
     mode: str, own_host: bool, prefix: bytes, hidden: bytes, outer: bytes
 ) -> None:
     head = parse_request(b"GET /x HTTP/1.1\r\nHost: h\r\nX-Forwarded-Prefix: " + outer + b"\r\n\r\n")
-    found = site(route(mode, "local"), head, Origin("127.0.0.1", 1, trusted=True), own_host=own_host)
+    found = site(route(mode, "local"), Forwarded(head, Origin("127.0.0.1", 1, trusted=True)).public, own_host=own_host)
     assert (found.prefix, found.hidden, found.own_host) == (outer + prefix, hidden, own_host)
     assert found.local == b"127.0.0.1:5000"
-    assert site(route(mode), head, Origin("::1", 1, trusted=False), own_host=own_host).local == b""
+    assert site(route(mode), Forwarded(head, Origin("::1", 1, trusted=False)).public, own_host=own_host).local == b""

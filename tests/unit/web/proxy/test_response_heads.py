@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.errors import InvalidRequest, JobUnreachable
-from prouter.web.proxy.bodies import AnswerBody
+from prouter.web.proxy.bodies import ResponseBody
 from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
 from prouter.web.proxy.heads import BodyKind, ResponseHead, parse_request
-from prouter.web.proxy.response_heads import MAX_HEAD, MAX_INTERIM, AnswerHeads, head_end, parse
+from prouter.web.proxy.response_heads import MAX_HEAD, MAX_INTERIM, ResponseHeads, head_end, parse
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GET = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -116,7 +116,7 @@ def test_a_head_ends_at_its_first_empty_line(data: bytes, end: int) -> None:
 
 def read(data: bytes, step: int) -> tuple[list[ResponseHead], bytes]:
     """The heads up to the final one, and what follows, of bytes that come `step` at a time."""
-    heads, found = AnswerHeads(), []
+    heads, found = ResponseHeads(), []
     for at in range(0, len(data), step):
         heads.add(data[at : at + step])
         while (head := heads.next()) is not None:
@@ -171,7 +171,7 @@ def test_no_bytes_raise_anything_but_our_error(data: bytes, before: bytes) -> No
 @pytest.mark.parametrize("step", [1, 2, 5, 100])
 def test_chunks_with_bare_line_feeds_are_understood_in_answers(step: int) -> None:
     head = parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    body, got = AnswerBody(GET, head), b""
+    body, got = ResponseBody(GET, head), b""
     data = b"5\nhello\n6;x\r\n world\n0\nTrailer: 1\n\n"
     for at in range(0, len(data), step):
         got += body.feed(data[at : at + step])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.web.proxy.forwarded import Origin, Public, as_seen_by_the_client
+from prouter.web.proxy.forwarded import Forwarded, Origin, Public
 from prouter.web.proxy.heads import parse_request, parse_response
 from prouter.web.proxy.hops import came_through, pseudonym
 from prouter.web.proxy.mapping import Site, local_host
@@ -28,7 +28,9 @@ def nowhere() -> Site:
 def to_job(lines: bytes, origin: Origin = DIRECT, prefix: bytes = PREFIX, **site: Any) -> list[bytes]:
     head = parse_request(b"GET /x HTTP/1.1\r\nHost: h:1\r\n" + lines + b"\r\n")
     place = Site(**{"prefix": prefix, "public": Public(b"http", b"h:1"), "hidden": prefix, **site})
-    return request_to_job(head, b"/x", prefix, origin, site=lambda: place, local=bool(place.local)).split(b"\r\n")
+    return request_to_job(Forwarded(head, origin), b"/x", prefix, site=lambda: place, local=bool(place.local)).split(
+        b"\r\n"
+    )
 
 
 def to_client(lines: bytes, status: bytes = b"200 OK", **changes: Any) -> list[bytes]:
@@ -63,7 +65,7 @@ def test_no_connection_option_takes_host_or_framing_away() -> None:
     request = parse_request(
         b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Content-Length, host\r\nContent-Length: 5\r\n\r\n"
     )
-    lines = request_to_job(request, b"/", PREFIX, DIRECT, site=nowhere).split(b"\r\n")
+    lines = request_to_job(Forwarded(request, DIRECT), b"/", PREFIX, site=nowhere).split(b"\r\n")
     assert b"Host: h" in lines
     assert b"Content-Length: 5" in lines
     assert b"Content-Length: 5" in to_client(b"Connection: content-length\r\nContent-Length: 5\r\n")
@@ -75,7 +77,7 @@ def test_a_job_cannot_pass_its_answers_off_as_our_errors() -> None:
 
 def test_an_old_client_does_not_wait_for_100_continue() -> None:
     old = parse_request(b"POST / HTTP/1.0\r\nexpect: 100-Continue\r\nContent-Length: 1\r\n\r\n")
-    assert b"expect" not in request_to_job(old, b"/", PREFIX, DIRECT, site=nowhere).lower()
+    assert b"expect" not in request_to_job(Forwarded(old, DIRECT), b"/", PREFIX, site=nowhere).lower()
 
 
 def test_an_upgrade_passes_with_its_protocol() -> None:
@@ -140,13 +142,13 @@ def test_of_several_proxies_the_first_one_saw_the_client() -> None:
     head = parse_request(
         b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Proto: https, http\r\nX-Forwarded-Host: pub:99, in\r\n\r\n"
     )
-    assert as_seen_by_the_client(head, NGINX) == (b"https", b"pub:99", b"")
+    assert Forwarded(head, NGINX).public == (b"https", b"pub:99", b"")
 
 
 @pytest.mark.parametrize("prefix", [b"evil", b"/a b", b"//host", b"/a\xff", b"/a?b"])
 def test_a_prefix_that_is_no_path_is_ignored(prefix: bytes) -> None:
     head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Prefix: " + prefix + b"\r\n\r\n")
-    assert as_seen_by_the_client(head, NGINX).prefix == b""
+    assert Forwarded(head, NGINX).public.prefix == b""
 
 
 def test_a_proxy_on_a_unix_socket_adds_no_address() -> None:
@@ -314,7 +316,7 @@ def test_every_field_with_addresses_goes_under_the_prefix(name: bytes, value: by
 def test_long_values_take_no_long_time(name: bytes, value: bytes) -> None:
     site = Site(PREFIX, Public(b"http", b"h:1"))
     before = time.process_time()
-    site.answer(name, value)
+    site.to_client(name, value)
     assert time.process_time() - before < 2, "more than linear"
 
 
@@ -442,7 +444,7 @@ def test_fields_for_proxies_go_both_ways() -> None:
 def test_a_request_tells_the_routers_it_came_through() -> None:
     for lines, hops in ((b"", b"me"), (b"x-prouter-VIA: a, b\r\nX_PRouter_Via: c\r\n", b"a, b, me")):
         head = parse_request(b"GET /x HTTP/1.1\r\nHost: h\r\nVia: 1.1 cdn\r\n" + lines + b"\r\n")
-        sent = request_to_job(head, b"/x", PREFIX, DIRECT, site=nowhere, mark=b"me").split(b"\r\n")
+        sent = request_to_job(Forwarded(head, DIRECT), b"/x", PREFIX, site=nowhere, mark=b"me").split(b"\r\n")
         assert [line for line in sent if b"router" in line.lower() and b"via" in line.lower()] == [
             b"X-PRouter-Via: " + hops
         ]
@@ -473,7 +475,9 @@ def as_code_server_reads_it(lines: list[bytes]) -> bytes:
 @pytest.mark.parametrize("host", [b"h", b"h.example.org", b"127.0.0.1", b"h:8888", b"[::1]:8888", b"[::1]"])
 def test_a_server_that_does_not_unquote_finds_the_host(host: bytes) -> None:
     head = parse_request(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
-    assert as_code_server_reads_it(request_to_job(head, b"/", b"", DIRECT, site=nowhere).split(b"\r\n")) == host
+    assert (
+        as_code_server_reads_it(request_to_job(Forwarded(head, DIRECT), b"/", b"", site=nowhere).split(b"\r\n")) == host
+    )
     for told in (
         b"X-Forwarded-Host: " + host,
         b"X-Forwarded-Host: " + host + b"\r\nX-Forwarded-For: 1.2.3.4",
@@ -481,7 +485,10 @@ def test_a_server_that_does_not_unquote_finds_the_host(host: bytes) -> None:
         b'Forwarded: for=1.2.3.4;host="' + host + b'";by="a,b";proto=https',
     ):
         head = parse_request(b"GET / HTTP/1.1\r\nHost: inner\r\n" + told + b"\r\n\r\n")
-        assert as_code_server_reads_it(request_to_job(head, b"/", b"", NGINX, site=nowhere).split(b"\r\n")) == host
+        assert (
+            as_code_server_reads_it(request_to_job(Forwarded(head, NGINX), b"/", b"", site=nowhere).split(b"\r\n"))
+            == host
+        )
 
 
 ADDRESSES = (b"/a", PREFIX, b"/", b"//h:1", b"http://h:1", b"http://127.0.0.1:5000", b"https://o", b"?q", b"#f", b"a")
@@ -492,7 +499,7 @@ PIECES = st.sampled_from((*ADDRESSES, *MARKS))
 @given(st.lists(PIECES, max_size=12).map(b"".join), st.sampled_from([b"Location", b"Link", b"Refresh", b"Set-Cookie"]))
 def test_nothing_is_put_under_the_prefix_twice_or_gets_lost(value: bytes, name: bytes) -> None:
     site = Site(PREFIX, Public(b"http", b"h:1"), names=(b"127.0.0.1:5000",))
-    once = site.answer(name, value)
-    assert site.answer(name, once) == once
+    once = site.to_client(name, value)
+    assert site.to_client(name, once) == once
     if name in (b"Link", b"Refresh") and b"127.0.0.1" not in value:
         assert len(once) >= len(value)

@@ -1,0 +1,72 @@
+"""Why the proxy does not forward a request: errors of its own, and obstacles in the way to a job."""
+
+from __future__ import annotations
+
+import logging
+
+from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError
+from prouter.jobs import Reason, State
+from prouter.web.router_client import JobRoute
+
+__all__ = ["ClientTooSlow", "ConnectRefused", "LoopDetected", "job_ended", "obstacle"]
+
+
+class ClientTooSlow(PRouterError):
+    """The client did not complete its request in time (RFC 9110 section 15.5.9)."""
+
+    code = "body_timeout"
+    status = 408
+    level = logging.INFO
+
+
+class ConnectRefused(PRouterError):
+    """The client takes the router for a forward proxy. Passed on, both ends would disagree where the response ends."""
+
+    code = "not_implemented"
+    status = 501
+    level = logging.INFO
+
+
+class LoopDetected(PRouterError):
+    """The request has come through this router before (RFC 5842 section 7.2)."""
+
+    code = "loop_detected"
+    status = 508
+    level = logging.WARNING
+
+
+def obstacle(route: JobRoute) -> PRouterError | None:
+    """Return why a request cannot be forwarded now, None if it can; status 503 marks what may pass by itself."""
+    record = route.record
+    state = record.state.value
+    if record.ended:
+        return job_ended(route)
+    if not route.up:
+        return AgentUnavailable(
+            "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2
+        )
+    if record.state is State.NEW:
+        return JobStarting(
+            f"job '{record.uid}' has not been started: POST …/{record.uid}/start starts it",
+            job=record.uid,
+            state=state,
+            retry_after=2,
+        )
+    if record.state is State.PENDING:
+        return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
+    if not record.endpoint:
+        return JobUnreachable(
+            f"job '{record.uid}' has no HTTP server: it was started with port_expected_count 0 and without expose; "
+            'a job with one needs expose, as {"port": "assign"}, or port_expected_count 1 if it reports its port',
+            job=record.uid,
+            state=state,
+            code="no_endpoint",
+        )
+    return None
+
+
+def job_ended(route: JobRoute) -> JobEnded:
+    """Return the error for a request to a job that has ended."""
+    record = route.record
+    reason = record.error if record.reason is Reason.START_FAILED else None
+    return JobEnded(reason or f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)
