@@ -1,5 +1,6 @@
 # make demo     JupyterLab as a job on an agent, in your browser; CHECK=1 tries it out by itself and ends
-# make test     everything: lint, types, the documentation's links, unit, property and integration tests
+# make test     everything: lint, types, the documentation's links, coverage, unit, property and integration tests
+# make coverage   which branches of the protocol core its unit tests miss; fails if there are any
 # make docs     the documentation as a site, in build/site; fails on broken links and anchors
 # make hooks    lint and types before every commit (pre-commit)
 # make bench    the benchmarks, beside nginx and configurable-http-proxy
@@ -29,13 +30,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types docs hooks release-check apps bench soak lock clean tools bench-tools
+.PHONY: demo test lint types coverage docs hooks release-check apps bench soak lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
 
-test: tools lint types docs
+test: tools lint types docs coverage
 	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n auto --dist loadscope $(PYTEST_ARGS)
+
+# Examples alone have to reach every branch, so that the figure does not depend on what hypothesis draws.
+coverage: $(DEV)
+	$(CLEAN_ENV) $(BIN)/coverage run -m pytest -q -m 'not hypothesis' --ignore tests/unit/fabric/test_schedules.py \
+	  tests/unit/fabric tests/unit/transport/local
+	$(BIN)/coverage report
 
 lint: $(DEV)
 	$(BIN)/ruff check
@@ -99,5 +106,5 @@ lock: | $(BIN)/python
 	{ echo '# Every version of everything that gets installed. Made by "make lock".'; cat build/lock.txt; } > $(LOCK)
 
 clean:
-	rm -rf $(VENV) build dist .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build dist .bench .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find prouter tests -name __pycache__ -prune -exec rm -rf {} +

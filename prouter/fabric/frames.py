@@ -10,7 +10,7 @@ their frames carry the `BULK` flag. Layout of a header, little-endian, 32 bytes:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -142,15 +142,13 @@ def batches(frames: list[Frame]) -> Iterator[list[Frame]]:
         yield frames[start:] if start else frames
 
 
-def encode(frames: Iterable[Frame]) -> list[bytes]:
+def encode(frames: Sequence[Frame]) -> list[bytes]:
     """The parts of one message that carries `frames` in order.
 
     Raises:
         ProtocolError: a payload is larger than `MAX_PAYLOAD`, or there are more than `MAX_FRAMES`, or too many bytes
             of them for one part.
     """
-    if not isinstance(frames, (list, tuple)):
-        frames = list(frames)
     if len(frames) > MAX_FRAMES:
         raise ProtocolError(f"{len(frames)} frames are more than one message may have ({MAX_FRAMES})")
     block: list[bytes] = []

@@ -349,9 +349,7 @@ class Stream:
                 return b""
             payload = payload[skip:]
         if self.receiving is not Direction.OPEN:
-            if payload:
-                raise OverflowError("data after the end")
-            return b""
+            raise OverflowError("data after the end")
         received = expected + len(payload)
         if received - window.consumed > window.bound:
             raise OverflowError("data beyond the window")

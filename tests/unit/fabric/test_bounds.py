@@ -135,6 +135,25 @@ def test_a_call_that_is_not_taken_is_answered() -> None:
     assert responder.running == 0
 
 
+def test_a_call_that_is_not_taken_and_has_no_id_is_malformed() -> None:
+    with pytest.raises(ProtocolError, match="more than"):
+        Responder().receive(Frame(CALL, payload=pack_body({"args": body(MAX_CONTROL)})))
+
+
+def test_an_event_that_is_not_taken_is_not_unpacked() -> None:
+    with pytest.raises(ProtocolError, match="larger than"):
+        read_event(Frame(EVENT, payload=b"\xc1" * (MAX_CONTROL + 1)))
+
+
+def test_a_list_is_cut_by_size_and_by_number() -> None:
+    large, small = body(PART_BYTES - 100), body(1)
+    assert list(in_parts([])) == [([], True)]
+    assert list(in_parts([large, small, large])) == [([large, small], False), ([large], True)]
+    assert [len(part) for part, _ in in_parts([small] * (2 * PART_ITEMS + 1))] == [PART_ITEMS, PART_ITEMS, 1]
+    too_large = body(2 * PART_BYTES)
+    assert list(in_parts([too_large, small])) == [([too_large], False), ([small], True)]
+
+
 def test_a_long_error_text_crosses_shortened() -> None:
     responder = Responder()
     frame = responder.reply("call", error=PRouterError("x" * 3 * MAX_CONTROL))

@@ -19,6 +19,7 @@ from prouter.fabric.frames import (
     MAX_FRAMES,
     MAX_PAYLOAD,
     Frame,
+    batches,
     decode,
     encode,
     pack_body,
@@ -116,6 +117,17 @@ def test_bodies_that_are_none_are_refused(payload: bytes) -> None:
 def test_bodies_survive(body: dict[str, object]) -> None:
     again = unpack_body(pack_body(body))
     assert repr(again) == repr(body)
+
+
+def test_frames_are_spread_over_messages_by_size_and_number() -> None:
+    large, small = Frame(DATA, payload=bytes(100_000)), Frame(DATA, payload=b"x")
+    assert list(batches([])) == []
+    assert list(batches([small, large])) == [[small, large]]
+    assert list(batches([large, large, large, small])) == [[large, large], [large, small]]
+    alone = Frame(DATA, payload=bytes(300_000))
+    assert list(batches([alone])) == [[alone]], "a frame that is too large for a batch is one of its own"
+    assert list(batches([alone, alone, small])) == [[alone], [alone], [small]]
+    assert [len(batch) for batch in batches([small] * 10_000)] == [4096, 4096, 1808]
 
 
 def test_frames_are_plain_tuples() -> None:

@@ -121,3 +121,37 @@ def test_a_path_that_breaks_at_once_whatever_is_sent_costs_no_call() -> None:
     line.run(10)
     assert line.given_up == []
     assert line.answers
+
+
+def test_a_call_without_a_path_waits_for_one() -> None:
+    retries = Retries()
+    assert not retries.add("early", 0.0, up=False)
+    assert retries.path_up(1.0) == ["early"]
+    assert retries.deadline is None
+    assert retries.due(10.0) == []
+
+
+def test_a_call_that_is_answered_twice_is_removed_once() -> None:
+    retries = Retries()
+    retries.add("call", 0.0, up=True)
+    retries.remove("call")
+    retries.remove("call")
+    assert retries.path_up(1.0) == []
+
+
+def test_calls_are_tried_alone_at_first_and_new_ones_wait() -> None:
+    retries = Retries()
+    for call_id in ("a", "b", "c", "d"):
+        retries.add(call_id, 0.0, up=True)
+    for _ in range(MARKS - 1):
+        assert retries.path_lost(0.1) == []
+        sent = retries.path_up(0.2)
+    assert sent == [], "all may be why the path is lost"
+    assert not retries.add("new", 0.3, up=True)
+    assert retries.due(0.2 + STEP / 2) == [], "it is not known yet whether the path lives without them"
+    assert retries.due(0.2 + STEP) == ["a"]
+    assert retries.due(0.3 + STEP) == [], "it may still break the path"
+    retries.remove("a")
+    assert retries.due(0.3 + STEP) == ["b", "c"], "it was answered"
+    assert retries.due(0.3 + 2 * STEP) == ["d", "new"], "the path lives in spite of them"
+    assert retries.path_lost(0.4 + 2 * STEP) == [], "more than one was tried: nobody knows which it was"

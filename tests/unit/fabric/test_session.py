@@ -134,6 +134,14 @@ def test_who_is_not_accepted_gets_no_answer() -> None:
     assert isinstance(listener.tick(3.0)[1], Lost), "it has only so long to introduce itself"
 
 
+def test_a_listener_that_is_not_greeted_has_nothing_to_do_before_it_gives_up() -> None:
+    listener = Session(0.0, 1.0)
+    assert listener.start() == []
+    assert listener.deadline() == LOST_AFTER
+    listener.heard(2.0)
+    assert listener.deadline() == 2.0 + LOST_AFTER
+
+
 @pytest.mark.parametrize("kind", [WELCOME, REFUSE])
 def test_malformed_answers_are_protocol_errors(kind: int) -> None:
     with pytest.raises(ProtocolError):

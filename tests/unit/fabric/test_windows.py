@@ -112,6 +112,7 @@ def test_a_reader_that_wants_little_at_once_gets_little() -> None:
     far.most = 20
     assert [use(opener, acceptor, near, far) for _ in range(4)] == [20] * 4
     far.most = 300
+    assert far.most == 300
     assert [use(opener, acceptor, near, far) for _ in range(40)][-1] == 300
 
 

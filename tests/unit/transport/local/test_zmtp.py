@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prouter.errors import ProtocolError
+from prouter.fabric.bounds import PART_OVERHEAD
 from prouter.transport.local.zmtp import BULKY, MAX_PART, Zmtp, encode_message, opening
 
 GREETING = 64
@@ -203,3 +204,32 @@ def test_long_commands_are_refused_once_the_introductions_are_over() -> None:
 
 def test_a_long_routing_id_is_taken() -> None:
     assert introduced(identity=b"i" * 255).identity == b"i" * 255
+
+
+def test_what_has_arrived_of_a_message_is_counted() -> None:
+    zmtp = introduced()
+    assert zmtp.unfinished == 0
+    zmtp.receive(b"\x01\x03abc\x00\x05de")
+    assert zmtp.unfinished == PART_OVERHEAD + 3 + 4, "a part with its overhead, and the head and beginning of the next"
+    assert zmtp.receive(b"fgh") == [[b"abc", b"defgh"]]
+    assert zmtp.unfinished == 0
+    zmtp.receive(b"\x02" + BULKY.to_bytes(8, "big") + b"x")
+    assert zmtp.unfinished == BULKY + PART_OVERHEAD, "its memory is taken"
+
+
+def test_heads_that_come_in_pieces_wait_for_the_rest() -> None:
+    zmtp = introduced()
+    head = b"\x02" + (300).to_bytes(8, "big")
+    assert zmtp.receive(head[:1]) == []
+    assert zmtp.receive(head[1:5]) == []
+    assert zmtp.receive(head[5:]) == []
+    assert zmtp.receive(bytes(300)) == [[bytes(300)]]
+
+
+def test_an_introduction_of_the_long_form_may_come_in_pieces() -> None:
+    long = GOOD[:GREETING] + b"\x06" + (len(GOOD) - GREETING - 2).to_bytes(8, "big") + GOOD[GREETING + 2 :]
+    zmtp = Zmtp(b"DEALER")
+    for position in range(len(long)):
+        assert not zmtp.ready
+        zmtp.receive(long[position : position + 1])
+    assert zmtp.ready
