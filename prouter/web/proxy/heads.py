@@ -43,6 +43,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Fields of one hop only (RFC 9110 section 7.6.1 and what is in the wild)."""
+_READ_IN_RESPONSES = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Fields that matter to the proxy itself."""
+_READ_IN_REQUESTS = _READ_IN_RESPONSES | {b"expect", b"host", b"upgrade"}
 _FOR_ALL_HOPS = frozenset({b"content-length", b"host"})
 """Fields that Connection cannot take away: without them a body would be the next request, or its job another one."""
 
@@ -268,6 +271,8 @@ def parse_request(head: bytes) -> RequestHead:
     headers = collector.headers
     for name, value in headers:
         key = name.lower()
+        if key not in _READ_IN_REQUESTS:
+            continue
         if key == b"host":
             if host is not None:
                 raise InvalidRequest("Invalid request: more than one Host header")
@@ -339,6 +344,8 @@ def parse_response(head: bytes) -> ResponseHead:
     connection = _NO_TOKENS
     for name, value in collector.headers:
         key = name.lower()
+        if key not in _READ_IN_RESPONSES:
+            continue
         if key == b"content-length":
             same = body == BodyKind.LENGTH and value.isdigit() and int(value) == length
             if not value.isdigit() or not (body == BodyKind.UNTIL_CLOSE or same):

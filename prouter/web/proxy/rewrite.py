@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prouter.web.proxy.fields import RequestField, ResponseField, request_field, response_field
+from prouter.web.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
 from prouter.web.proxy.forwarded import Forwarded
 from prouter.web.proxy.heads import BodyKind, ResponseHead
 from prouter.web.proxy.mapping import Site
@@ -48,7 +48,7 @@ def request_to_job(
     lines = [b"%s %s HTTP/1.1\r\n" % (head.method, target)]
     named = head.connection - _OF_THE_HOP
     for name, value in head.headers:
-        fate = request_field(name)
+        fate = REQUEST_FIELDS[name]
         if named and name.lower() in named:
             continue
         if fate:
@@ -100,7 +100,7 @@ def response_to_client(
     asked = b""
     framed_elsewhere = chunked or head.body == BodyKind.CHUNKED or head.status < 200 or head.status == 204
     for name, value in head.headers:
-        fate = response_field(name)
+        fate = RESPONSE_FIELDS[name]
         if named and name.lower() in named:
             continue
         if fate:

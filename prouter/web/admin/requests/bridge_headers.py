@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prouter.web.proxy.fields import RequestField, request_field
+from prouter.web.proxy.fields import REQUEST_FIELDS, RequestField
 
 __all__ = ["handshake_headers"]
 
@@ -33,5 +33,5 @@ def handshake_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
         if (key := name.lower()) not in dropped
         and key not in _OF_THE_REQUEST
         and not key.startswith(_PREFIXES_OF_THE_REQUEST)
-        and request_field(key.encode("latin-1")) == RequestField.PASS
+        and REQUEST_FIELDS[key.encode("latin-1")] == RequestField.PASS
     ]
