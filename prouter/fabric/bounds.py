@@ -1,7 +1,7 @@
-"""Largest sizes of everything that crosses the fabric: the one place that both encoding and decoding look at.
+"""Largest sizes of everything that crosses the fabric, for those who encode and those who decode.
 
-Whatever one end may encode, the other accepts; what is larger is refused where it is made, and fails what asked for it.
-Sizes are bytes unless something else is said.
+Whatever one end may encode, the other end accepts. A larger value is refused where it is made, and whatever asked for
+it fails there. Sizes are bytes unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MAX_PART = 16 * 1024 * 1024
 MAX_MESSAGE = 64 * 1024 * 1024
 """All parts of a ZeroMQ message, each with `PART_OVERHEAD`."""
 PART_OVERHEAD = 64
-"""What keeping a part costs beside its own bytes."""
+"""What a part counts beside its own bytes: otherwise millions of empty parts would fit into a message."""
 MAX_FRAMES = 32768
-"""Frames in one message."""
+"""Frames in one message, a number."""
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Payload of one frame."""
 MAX_CONTROL = 2 * 1024 * 1024
-"""Payload of one call, reply or event. A request body of 1 MiB fits with all defaults filled in."""
+"""Payload of one call, reply or event: an HTTP request body of 1 MiB fits, with all defaults filled in."""
 MAX_PAGE = 1024 * 1024
-"""Entries of one answer that lists something; a single entry always is in it."""
+"""Entries of one response that lists something. A single entry that is larger is still listed."""
 MAX_PROPERTIES = 48 * 1024
-"""An agent's properties, as JSON. They are in its introduction, which may have 64 KiB, and beside each of its jobs."""
+"""An agent's properties, as JSON. The agent's HELLO holds them, which may have 64 KiB, and so does each of its jobs."""
 MAX_PLATFORM = 8 * 1024
-"""What an agent says of its machine, as JSON."""
+"""An agent's description of its machine, as JSON."""
 MAX_AGENT_REPLY = 256 * 1024
-"""Reply of an agent to the broker. A record has at most 16 KiB; agents of earlier versions did not shorten them."""
+"""Reply of an agent to the broker. A job record has up to 16 KiB, but agents of earlier versions did not shorten it."""
 MAX_JOB_EVENT = 256 * 1024
 """Event of an agent about a single job."""

@@ -1,7 +1,7 @@
-"""Calls: request and reply that happen once, however often they are asked.
+"""Calls: requests with a reply, carried out once however often they are sent.
 
-The caller chooses a call id, keeps the call until it is answered, and repeats it whenever a path comes (back) up. The
-responder remembers what it answered: a repeated call gets the same reply, one still in progress is not started again.
+The caller chooses a call id, keeps the call until the reply comes, and resends it over every new path. The responder
+remembers its replies: a call that comes again gets the same reply, and one that is in progress is not started again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Caller", "Request", "Responder", "Result", "event_frame", "event_nam
 _HEAD = 1024
 """Bytes at the beginning of a payload that hold its first field: the id of a call or reply, the name of an event."""
 _MOST_DETAIL = 4096
-"""Characters of an error's text that cross the fabric."""
+"""Characters of an error's text that are sent."""
 
 
 class Result(NamedTuple):
-    """The answer to a call: `value` when it succeeded, else `error`."""
+    """The reply to a call: `value` when it succeeded, else `error`."""
 
     call_id: str
     value: dict[str, Any]
@@ -41,28 +41,32 @@ class Request(NamedTuple):
 
 
 class Caller:
-    """The asking end of calls to one peer.
+    """The end that makes calls to one peer.
 
     Args:
-        most: bytes of a reply that are taken; a larger one fails its call.
+        most: bytes of a reply that are accepted; a larger one fails its call.
     """
 
     def __init__(self, most: int = MAX_CONTROL) -> None:
         self._most = most
+        # Ids must be unique for ever: the responder would answer a call that reuses one with an old reply.
         self._prefix = os.urandom(8).hex()
         self._count = 0
         self._pending: dict[str, Frame] = {}
 
     @property
     def pending(self) -> int:
-        """Calls not answered yet."""
+        """Number of calls without a reply."""
         return len(self._pending)
 
     def call(self, op: str, args: dict[str, Any], call_id: str | None = None) -> tuple[str, Frame]:
-        """A new call: its id and the frame to send now, and again whenever the path comes up (`repeat`).
+        """Make a call; return its id and the frame to send now, and again over every new path (`frames`).
+
+        Args:
+            call_id: to be used instead of an id of its own, for a call that was made before, by another process even.
 
         Raises:
-            TooLarge: the peer would not take it.
+            TooLarge: the peer would not accept it.
         """
         if call_id is None:
             self._count += 1
@@ -75,15 +79,15 @@ class Caller:
         return call_id, frame
 
     def frames(self, call_ids: list[str]) -> list[Frame]:
-        """The frames of these calls, as far as they are unanswered."""
+        """Return the frames of those of these calls that have no reply yet."""
         return [self._pending[call_id] for call_id in call_ids if call_id in self._pending]
 
     def forget(self, call_id: str) -> None:
-        """Give a call up; a late reply is ignored."""
+        """Give a call up; its reply is ignored. Idempotent."""
         self._pending.pop(call_id, None)
 
     def receive(self, frame: Frame) -> Result | None:
-        """The result a REPLY frame brings, None for one that nobody waits for.
+        """Return the result that a REPLY frame brings; None if nobody waits for it.
 
         Raises:
             ProtocolError: the frame is malformed.
@@ -103,22 +107,22 @@ class Caller:
         return Result(call_id, value if isinstance(value, dict) else {}, None)
 
     def _too_large(self, frame: Frame) -> Result | None:
-        """A reply that is not taken fails its call, which would be repeated for ever otherwise."""
+        """Fail the call of a reply that is too large; it would be resent over every new path otherwise."""
         call_id = _first_field(frame.payload, "id")
         if call_id is None:
             raise ProtocolError(f"a reply of {len(frame.payload)} bytes is larger than {self._most}")
         if self._pending.pop(call_id, None) is None:
             return None
-        text = f"the answer has {len(frame.payload)} bytes, more than the {self._most} that are taken"
+        text = f"the reply has {len(frame.payload)} bytes, more than the {self._most} that are accepted"
         return Result(call_id, {}, ProtocolError(text, code="answer_too_large"))
 
 
 class Responder:
-    """The answering end of calls from one peer.
+    """The end that carries out one peer's calls.
 
     Args:
-        remember: how many answered calls are remembered.
-        remember_bytes: how many bytes of answers; the last one always is.
+        remember: how many replies are remembered.
+        remember_bytes: how many bytes they may have together; the last one is remembered whatever its size.
     """
 
     def __init__(self, remember: int = 4096, remember_bytes: int = 1024 * 1024) -> None:
@@ -130,12 +134,14 @@ class Responder:
 
     @property
     def running(self) -> int:
-        """Calls received and not answered yet."""
+        """Number of calls that were received and not replied to."""
         return len(self._running)
 
     def receive(self, frame: Frame) -> Request | Frame | None:
-        """What to do about a CALL frame: carry out a `Request`, send a remembered reply, or nothing (it is in
-        progress).
+        """Return what to do about a CALL frame.
+
+        Returns:
+            A `Request` to carry out, a frame to send (the remembered reply), or None: the call is in progress.
 
         Raises:
             ProtocolError: the frame is malformed.
@@ -162,10 +168,11 @@ class Responder:
         *,
         keep: bool = True,
     ) -> Frame:
-        """Answer a call; the frame to send.
+        """Reply to a call with a value or an error; return the frame to send.
 
         Args:
-            keep: whether to remember the answer for repeats; calls that only read may as well be carried out again.
+            keep: whether to remember the reply, in case the call comes again. A call that only reads may as well be
+                carried out again.
         """
         if error is not None:
             return self._answered(call_id, _packed_error(call_id, error), keep)
@@ -173,21 +180,22 @@ class Responder:
         return self._answered(call_id, _fitting(call_id, payload), keep)
 
     def reply_packed(self, call_id: str, value: bytes) -> Frame:
-        """Answer a call that only reads with a value that is packed already (`pack_body`)."""
+        """Reply with a value that is encoded already (`pack_body`) to a call that only reads."""
+        # A msgpack map of two entries, written by hand so that a large value is not decoded and encoded again.
         payload = b"\x82" + _packed("id") + _packed(call_id) + _packed("value") + value
         return self._answered(call_id, _fitting(call_id, payload), keep=False)
 
     def forget(self, call_id: str) -> None:
-        """Nobody waits for the answer to this call any more."""
+        """Note that nobody waits for the reply to this call any more."""
         self._running.discard(call_id)
 
     def _refused(self, frame: Frame) -> Frame:
-        """The answer to a call that is not taken.
+        """Return the reply to a call that is too large.
 
         Raises:
-            ProtocolError: it has no id.
+            ProtocolError: the call has no id.
         """
-        text = f"the call has {len(frame.payload)} bytes, more than the {MAX_CONTROL} that are taken"
+        text = f"the call has {len(frame.payload)} bytes, more than the {MAX_CONTROL} that are accepted"
         call_id = _first_field(frame.payload, "id")
         if call_id is None:
             raise ProtocolError(text)
@@ -199,6 +207,7 @@ class Responder:
         if keep:
             self._replies[call_id] = frame
             self._size += len(payload)
+            # The newest reply stays whatever its size: it is the one whose loss is most likely.
             while len(self._replies) > self._remember or (self._size > self._remember_bytes and len(self._replies) > 1):
                 self._size -= len(self._replies.popitem(last=False)[1].payload)
         return frame
@@ -217,15 +226,15 @@ def _packed_error(call_id: str, error: PRouterError) -> bytes:
 
 
 def _fitting(call_id: str, payload: bytes) -> bytes:
-    """The payload of an answer, or of an error instead of an answer that the peer would not take."""
+    """Return the payload, or that of an error if the peer would not accept so much."""
     if len(payload) <= MAX_CONTROL:
         return payload
-    text = f"the answer has {len(payload)} bytes, more than the {MAX_CONTROL} that can be sent"
+    text = f"the reply has {len(payload)} bytes, more than the {MAX_CONTROL} that can be sent"
     return _packed_error(call_id, PRouterError(text, code="answer_too_large"))
 
 
 def _first_field(payload: bytes, name: str) -> str | None:
-    """The text that a body's first field holds, if that is called so, without unpacking the rest."""
+    """Return the text in a body's first field if the field is called `name`; the rest is not decoded."""
     unpacker = msgpack.Unpacker(raw=False, max_buffer_size=_HEAD)
     unpacker.feed(bytes(payload[:_HEAD]))
     try:
@@ -239,10 +248,10 @@ def _first_field(payload: bytes, name: str) -> str | None:
 
 
 def event_frame(name: str, body: dict[str, Any]) -> Frame:
-    """News for a peer; `read_event` reads it.
+    """Make an EVENT, which `read_event` reads.
 
     Raises:
-        ProtocolError: the peer would not take it.
+        ProtocolError: the peer would not accept so much.
     """
     payload = pack_body({"event": name, "body": body})
     if len(payload) > MAX_CONTROL:
@@ -251,12 +260,12 @@ def event_frame(name: str, body: dict[str, Any]) -> Frame:
 
 
 def event_name(frame: Frame) -> str:
-    """Name of an EVENT frame without the cost of unpacking its body; empty when the body does not begin with it."""
+    """Return the name of an EVENT without decoding its body; empty if the body does not begin with it."""
     return _first_field(frame.payload, "event") or ""
 
 
 def read_event(frame: Frame) -> tuple[str, dict[str, Any]]:
-    """Name and body of an EVENT frame.
+    """Return name and body of an EVENT.
 
     Raises:
         ProtocolError: the frame is malformed.

@@ -1,8 +1,9 @@
-"""Frames: the unit of the protocol, and their encoding into the parts of one ZeroMQ message.
+"""Frames, the unit of the protocol, and how a ZeroMQ message carries them.
 
-A message carries any number of frames for one destination. Its first part, the *block*, holds every frame's header,
-each followed by its payload; payloads of at least `BULK_MIN` bytes travel untouched as further parts, in order, and
-their frames carry the `BULK` flag. Layout of a header, little-endian, 32 bytes::
+A message carries any number of frames for one destination. Its first part, the *block*, holds the frames' headers, each
+followed by its payload. A payload of `BULK_MIN` bytes or more is a further part of the message instead, so that nobody
+has to copy it; its frame has the flag `BULK`, and such parts have the order of their frames. Layout of a header,
+little-endian, 32 bytes::
 
     type u8 | flags u8 | reserved u16 | payload length u32 | stream id u64 | offset u64 | ack u64
 """
@@ -50,29 +51,29 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Protocol version, told in HELLO as ``protocol``; a peer with another one is refused."""
+"""Protocol version, sent in HELLO as ``protocol``; a peer with another version is refused."""
 
 # Session frames.
 HELLO = 1
-"""First frame of whoever dials: identity, token, incarnation."""
+"""First frame of the end that dials: identity, token, incarnation."""
 WELCOME = 2
-"""The answer that accepts a HELLO."""
+"""Accepts a HELLO."""
 REFUSE = 3
-"""The answer that does not, with a reason; nothing follows."""
+"""Refuses a HELLO with a reason; nothing follows."""
 PING = 4
-"""Asks for a PONG; any frame counts as a sign of life."""
+"""Heartbeat: asks for a PONG. Any other frame shows as well that its sender is alive."""
 PONG = 5
-"""Answers a PING; repeats its payload."""
+"""Answers a PING with the number that the PING had."""
 BYE = 6
-"""The sender leaves on purpose."""
+"""The sender closes the session on purpose."""
 
 # Call frames.
 CALL = 16
 """A request with a call id."""
 REPLY = 17
-"""The answer to a CALL."""
+"""The reply to a CALL."""
 EVENT = 18
-"""News that wants no answer."""
+"""A notification without a reply."""
 
 # Stream frames.
 OPEN = 32
@@ -82,9 +83,10 @@ DATA = 33
 ACK = 34
 """An acknowledgement alone."""
 RESET = 35
-"""The stream is gone, both directions, with a reason."""
+"""Ends both directions of a stream at once, with a reason."""
 RESUME = 36
-"""After a lost path: how far the sender has received (`offset`) and consumed (`ack`); of stream 0: which it has."""
+"""After a lost path: how far the sender has received (`offset`) and consumed (`ack`) a stream. For stream 0: which
+streams it has."""
 
 STREAM_TYPES = frozenset({OPEN, DATA, ACK, RESET, RESUME})
 
@@ -94,15 +96,16 @@ FIN = 1
 BULK = 2
 """The payload is the message's next bulk part."""
 ASK = 4
-"""On RESUME: the receiver tells its own position in return."""
+"""On RESUME: asks the receiver for its own position in return."""
 
 BULK_MIN = 4096
-"""Payloads of this many bytes or more get a message part of their own, uncopied."""
+"""Payload bytes from which a frame gets a message part of its own."""
 
 _MESSAGE_FRAMES = 4096
+"""Frames in a message that `batches` makes, at most."""
 _MESSAGE_BYTES = 256 * 1024
-"""Payload bytes of a message with several frames. A message is a sign of life once all of it has arrived: with more, a
-link of 1 Mbit/s that is merely busy would be taken for dead."""
+"""Payload bytes in such a message with several frames, at most. A message shows that its sender is alive only when all
+of it has arrived: with larger ones, a busy link of 1 Mbit/s would be taken for a dead one."""
 
 HEADER = struct.Struct("<BBHIQQQ")
 _HEADER_SIZE = HEADER.size
@@ -115,11 +118,12 @@ class Frame(NamedTuple):
 
     Attributes:
         type: one of this module's frame types.
-        flags: `FIN`, `ASK` or 0; `BULK` is the encoding's own and never seen here.
+        flags: `FIN`, `ASK` or 0. `BULK` belongs to the encoding: `encode` sets it and `decode` removes it.
         sid: stream id, 0 for session and call frames.
-        offset: DATA: the first payload byte's offset in its direction. RESUME: bytes received so far.
-        ack: DATA, ACK, RESUME: bytes consumed so far in the other direction.
-        payload: the body.
+        offset: DATA: position of the first payload byte in its direction. RESUME: position received so far. OPEN, ACK:
+            bytes of the window. PING, PONG: number of the PING.
+        ack: DATA, ACK, RESUME, RESET: position consumed so far in the other direction.
+        payload: the bytes, or a msgpack map.
     """
 
     type: int
@@ -131,7 +135,10 @@ class Frame(NamedTuple):
 
 
 def batches(frames: list[Frame]) -> Iterator[list[Frame]]:
-    """The frames in order, as they are best spread over messages."""
+    """Yield the frames in order, in lists that are good sizes for a message each.
+
+    A frame that is larger than a message should be is alone in its list.
+    """
     start = size = 0
     for index, frame in enumerate(frames):
         size += len(frame.payload)
@@ -139,20 +146,20 @@ def batches(frames: list[Frame]) -> Iterator[list[Frame]]:
             yield frames[start:index]
             start, size = index, len(frame.payload)
     if start < len(frames):
-        yield frames[start:] if start else frames
+        yield frames[start:] if start else frames  # mostly all fit: no copy
 
 
 def encode(frames: Sequence[Frame]) -> list[bytes]:
-    """The parts of one message that carries `frames` in order.
+    """Return the parts of one message that carries `frames` in order.
 
     Raises:
-        ProtocolError: a payload is larger than `MAX_PAYLOAD`, or there are more than `MAX_FRAMES`, or too many bytes
-            of them for one part.
+        ProtocolError: a payload is larger than `MAX_PAYLOAD`, there are more than `MAX_FRAMES`, or those that share the
+            block have more than `MAX_PART` bytes.
     """
     if len(frames) > MAX_FRAMES:
         raise ProtocolError(f"{len(frames)} frames are more than one message may have ({MAX_FRAMES})")
     block: list[bytes] = []
-    parts: list[bytes] = [b""]
+    parts: list[bytes] = [b""]  # the block, which is joined last, then bulk parts
     for kind, flags, sid, offset, ack, payload in frames:
         length = len(payload)
         if length >= BULK_MIN:
@@ -171,11 +178,12 @@ def encode(frames: Sequence[Frame]) -> list[bytes]:
 
 
 def decode(parts: Sequence[bytes]) -> list[Frame]:
-    """The frames of a message.
+    """Return the frames of a message.
 
     Raises:
         ProtocolError: the parts are no well-formed message.
     """
+    # Peers may be hostile: every length is checked against what is there before it is used.
     if not parts:
         raise ProtocolError("empty message")
     block = parts[0]
@@ -201,22 +209,23 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
             raise ProtocolError("truncated payload, or one that is too large")
         frames.append(Frame(kind, flags, sid, offset, ack, block[position:end]))
         position = end
+    # A part that no frame refers to would let a peer fill memory with what is never looked at.
     if bulk != len(parts) - 1:
         raise ProtocolError("bulk part without a frame")
     return frames
 
 
 def pack_body(body: dict[str, Any]) -> bytes:
-    """A control frame's payload."""
+    """Encode the payload of a session, call or event frame."""
     packed: bytes = msgpack.packb(body, use_bin_type=True)
     return packed
 
 
 def unpack_body(payload: bytes) -> dict[str, Any]:
-    """A control frame's body.
+    """Decode the payload of a session, call or event frame.
 
     Raises:
-        ProtocolError: it is not a msgpack map with string keys.
+        ProtocolError: it is no msgpack map with text keys.
     """
     try:
         body = msgpack.unpackb(payload, raw=False, strict_map_key=True)

@@ -1,4 +1,7 @@
-"""Long lists in several messages: each part small enough to be taken, and to keep nobody else waiting."""
+"""Long lists, sent as several events.
+
+Each part is small enough for its receiver to accept, and short enough that other events get in between.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from prouter.fabric.frames import pack_body
 __all__ = ["PART_BYTES", "PART_ITEMS", "in_parts"]
 
 PART_ITEMS = 200
-"""Items of one part."""
+"""Items in one part, at most."""
 PART_BYTES = 256 * 1024
-"""Bytes of one part, unless a single item has more."""
+"""Encoded bytes of one part, at most; a single item may have more."""
 
 
 def in_parts(items: Iterable[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], bool]]:
-    """The items in parts, each with whether it is the last; there always is one."""
+    """Yield the items in parts, each with whether it is the last one; no items are one empty part."""
     part: list[dict[str, Any]] = []
     size = 0
     for item in items:
@@ -26,4 +29,5 @@ def in_parts(items: Iterable[dict[str, Any]]) -> Iterator[tuple[list[dict[str, A
             part, size = [], 0
         part.append(item)
         size += length
+    # Even if it is empty: the receiver waits for a last part to know that the list is complete.
     yield part, True

@@ -1,16 +1,18 @@
-"""Which unanswered calls to send again over a new path, so that one that breaks every path is found and given up.
+"""Which calls without a reply to resend over a new path, so that one that breaks every path is found.
 
-Calls survive lost paths by being repeated. A call that is why the path is lost would be repeated for ever, and take all
-others with it. Nobody can see which one it is; but the path broke soon after it was sent, each time:
+Calls survive a lost path because the caller resends them over the next one. If a call is what breaks the path (say, its
+receiver crashes on it), it breaks every path, and no other call ever succeeds. Nobody can see which call it is. But the
+path broke soon after that call was sent, each time:
 
-- A call that was sent less than `SOON` before its path was lost gets a mark; one that was not loses its marks.
-- While calls have fewer than five marks, all are sent again at once: brokers are restarted and networks break, too.
-- From then on they are tried, once the path has lived for `STEP` without them (if it does not, it is not their fault):
-  one alone, those with most marks first, then two, then four, and so on, each when the ones before are answered or
-  `STEP` has passed. New calls wait meanwhile.
-- A call that was alone when it got its sixth mark, or a later one, is given up.
+- A call that was sent less than `SOON` before its path was lost gets a mark; a call that was sent earlier loses its
+  marks.
+- While no call has `MARKS` - 1 marks, all are resent at once: brokers restart and networks break for other reasons.
+- From then on the caller first waits whether the new path lives for `STEP` without any call; if not, no call is to
+  blame. Then it tries them: one alone, the one with the most marks first, then two, four and so on, each time when
+  those before have their replies or `STEP` has passed. New calls wait meanwhile.
+- A call that was tried alone when it got its `MARKS`-th mark, or a later one, is given up.
 
-Among a thousand innocent ones the guilty one is alone ten paths later at most.
+Among a thousand calls the one to blame is tried alone after ten more paths at most.
 """
 
 from __future__ import annotations
@@ -18,31 +20,38 @@ from __future__ import annotations
 __all__ = ["MARKS", "SOON", "STEP", "Retries"]
 
 SOON = 2.0
-"""Seconds after a call was sent for which it may be why the path is lost."""
+"""Seconds after a call was sent in which it may be what breaks the path."""
 STEP = 0.5
-"""Seconds after which a path counts as unharmed by the calls that were tried."""
+"""Seconds after which the calls that were tried last count as harmless."""
 MARKS = 6
-"""Marks with which a call is given up."""
+"""Marks at which a call that was tried alone is given up."""
 
 
 class Retries:
-    """The unanswered calls of one peer, by their ids; see the module's docstring. Times are seconds, monotonic."""
+    """Decides for the calls to one peer when each is sent, and which is given up.
+
+    Calls are known by their ids. Times are seconds of any monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._marks: dict[str, int] = {}
-        """Of every unanswered call, oldest first."""
+        """Marks of every call without a reply, the oldest call first."""
         self._sent: dict[str, float] = {}
-        """Those that were sent over this path, and when."""
+        """When each call was sent over the present path, if it was."""
         self._held: dict[str, None] = {}
-        """Those that wait for their turn, in order."""
+        """Calls that wait to be tried, in order."""
         self._tried: set[str] = set()
-        """Those that are tried now."""
+        """Calls that are tried now."""
         self._count = 0
-        """How many are tried at once; 0 while it is seen whether the path lives without them."""
+        """How many are tried at once; 0 while it is not known whether the path lives without them."""
         self._until = 0.0
 
     def add(self, call_id: str, now: float, *, up: bool) -> bool:
-        """A new call: whether to send it now; `up` tells whether there is a path."""
+        """Add a new call; whether to send it now.
+
+        Args:
+            up: whether there is a path.
+        """
         self._marks[call_id] = 0
         if not up:
             return False
@@ -53,14 +62,15 @@ class Retries:
         return True
 
     def remove(self, call_id: str) -> None:
-        """The call was answered, or is not waited for any more. Idempotent."""
+        """Forget a call that has its reply, or that nobody waits for any more. Idempotent."""
         if self._marks.pop(call_id, None) is not None:
             self._sent.pop(call_id, None)
             self._held.pop(call_id, None)
             self._tried.discard(call_id)
 
     def path_lost(self, now: float) -> list[str]:
-        """The path is gone: the calls to give up; `remove` them."""
+        """Mark the calls that may be why the path is lost; return those to give up, which the owner removes."""
+        # The path broke before any call was tried: none of them is to blame, for the earlier losses neither.
         if self._held and not self._count:
             self._marks = dict.fromkeys(self._marks, 0)
         recent = 0
@@ -70,6 +80,7 @@ class Retries:
                 self._marks[call_id] += 1
             else:
                 self._marks[call_id] = 0
+        # With several recent calls nobody knows which one it was.
         found = list(self._sent) if recent == 1 else []
         self._sent.clear()
         self._held.clear()
@@ -77,13 +88,13 @@ class Retries:
         return [call_id for call_id in found if self._marks[call_id] >= MARKS]
 
     def path_up(self, now: float) -> list[str]:
-        """There is a path: the calls to send now. `due` gives the others, if any have to wait."""
+        """Return the calls to send over a new path now; if some have to wait, `due` returns them later."""
         if max(self._marks.values(), default=0) < MARKS - 1:
             self._sent = dict.fromkeys(self._marks, now)
             self._held.clear()
             self._tried.clear()
             return list(self._sent)
-        # sorted() keeps the order of those with as many marks: oldest first.
+        # sorted() is stable: among calls with as many marks the oldest stays first.
         self._held = dict.fromkeys(sorted(self._marks, key=lambda call_id: -self._marks[call_id]))
         self._count = 0
         self._until = now + STEP
@@ -91,15 +102,16 @@ class Retries:
 
     @property
     def deadline(self) -> float | None:
-        """When to ask for `due`, None when nothing waits."""
+        """When to call `due`, None when no call waits."""
         return self._until if self._held or self._tried else None
 
     def due(self, now: float) -> list[str]:
-        """The calls to send now, as those before have done no harm."""
+        """Return the calls to try now, if those before them have done no harm."""
         if not (self._held or self._tried) or (now < self._until and (self._tried or not self._count)):
             return []
         for call_id in self._tried:
             self._marks[call_id] = 0
+        # Doubling: many harmless calls are soon let through, and one that is not is found among few.
         self._count = 2 * self._count or 1
         found = [call_id for call_id, _ in zip(self._held, range(self._count), strict=False)]
         for call_id in found:

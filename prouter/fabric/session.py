@@ -1,14 +1,15 @@
-"""Sessions: who is at the other end, and is it alive.
+"""Sessions: who is at the other end of a path, and whether it is alive.
 
-The dialling side says HELLO until it is welcomed or refused; afterwards both sides say PING when they have heard
-nothing for `heartbeat` seconds and hold the peer for lost after `LOST_AFTER` times that. States::
+The dialler sends HELLO until the listener answers with WELCOME or REFUSE. From then on each side sends PING after a
+time of silence, and takes the peer for lost after `LOST_AFTER` heartbeats of silence. States::
 
     dialler    HELLO_SENT --WELCOME--> READY --silence or BYE--> LOST
                HELLO_SENT --REFUSE--> REFUSED;  HELLO_SENT --silence--> LOST
     listener   WAITING --HELLO, `welcome()`--> READY --silence or BYE--> LOST
                WAITING --HELLO, `refuse()`--> REFUSED
 
-A session belongs to one path: after LOST or REFUSED make a new one (with a new socket).
+A session belongs to one path. After LOST or REFUSED the dialler needs a new path and a new session: a new socket, too,
+so that nothing of the earlier path can arrive on it.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ __all__ = [
 LOST_AFTER = 3
 """Heartbeat intervals of silence after which a peer is lost."""
 
-
 LATE = 0.05
-"""Seconds by which a process may be late before it counts as not having listened."""
+"""Seconds by which a process may be late with its own timers. What goes beyond is time in which it did not listen, so
+nobody's silence meanwhile counts (`Session.excuse`)."""
 
 LISTENER_PATIENCE = 1.5
-"""Heartbeat intervals of silence after which a listener asks; a dialler asks after one, so that mostly it does."""
+"""Heartbeat intervals of silence after which a listener sends PING. A dialler does so after one, so that mostly only
+one side asks."""
 
 
 class SessionState(Enum):
-    """See the module's docstring."""
+    """State of one side; the module's docstring draws the transitions."""
 
     WAITING = "waiting"
     HELLO_SENT = "hello_sent"
@@ -53,26 +55,26 @@ class SessionState(Enum):
 
 
 class Greeted(NamedTuple):
-    """Listener: the peer introduced itself; answer with `Session.welcome` or `Session.refuse`."""
+    """Listener: the peer sent HELLO with `body`; answer with `Session.welcome` or `Session.refuse`."""
 
     body: dict[str, Any]
 
 
 class Welcomed(NamedTuple):
-    """Dialler: the peer accepted."""
+    """Dialler: the peer accepted; `body` is its own introduction."""
 
     body: dict[str, Any]
 
 
 class Refused(NamedTuple):
-    """Dialler: the peer did not accept."""
+    """Dialler: the peer refused, for the reason `code` and `text`."""
 
     code: str
     text: str
 
 
 class Lost(NamedTuple):
-    """The peer is gone: silent for too long, or it said goodbye."""
+    """The session is over: the peer was silent for too long, or sent BYE."""
 
     reason: str
 
@@ -84,18 +86,21 @@ class Session:
     """One side of a session over one path.
 
     Args:
-        now: the current time, seconds of any monotonic clock.
-        heartbeat: seconds of silence after which a dialler asks for a sign of life.
+        now: the current time, seconds of any monotonic clock; other methods take the same clock.
+        heartbeat: seconds of silence after which a dialler sends PING.
         hello: the dialler's introduction; None makes a listener.
+
+    Attributes:
+        state: where the session is.
+        latency: seconds between the last PING and its PONG, None before the first.
+        answered: number of the latest PING that was answered.
     """
 
     def __init__(self, now: float, heartbeat: float, hello: dict[str, Any] | None = None) -> None:
         self.heartbeat = heartbeat
         self.state = SessionState.WAITING
         self.latency: float | None = None
-        """Seconds the last PING took to come back, None before the first."""
         self.answered = 0
-        """Number (`Frame.offset`) of the latest PING that came back."""
         self._hello = hello
         self._patience = heartbeat if hello is not None else heartbeat * LISTENER_PATIENCE
         self._heard = now
@@ -107,7 +112,7 @@ class Session:
             self.state = SessionState.HELLO_SENT
 
     def start(self) -> list[Frame]:
-        """The dialler's first frames; nothing for a listener."""
+        """Return the dialler's first frames; a listener has none."""
         return [self._hello_frame()] if self._hello is not None else []
 
     def welcome(self, body: dict[str, Any]) -> Frame:
@@ -116,25 +121,27 @@ class Session:
         return Frame(WELCOME, payload=pack_body(body))
 
     def refuse(self, code: str, text: str) -> Frame:
-        """Do not accept the peer; silence follows."""
+        """Refuse the peer; nothing is sent afterwards."""
         self.state = SessionState.REFUSED
         return Frame(REFUSE, payload=pack_body({"code": code, "text": text}))
 
     def bye(self, reason: str) -> Frame:
-        """Leave on purpose."""
+        """Close the session on purpose."""
         self.state = SessionState.LOST
         return Frame(BYE, payload=pack_body({"reason": reason}))
 
     def heard(self, now: float) -> None:
-        """Anything at all arrived from the peer."""
+        """Note that something arrived from the peer, be it a stream's bytes."""
         self._heard = now
 
     def excuse(self, seconds: float, now: float) -> None:
-        """This end did not listen for so long up to now: the peer's silence meanwhile counts for nothing."""
+        """Take `seconds` off the peer's silence, in which this end did not listen: it was stopped, or without a CPU."""
         self._heard = min(now, self._heard + seconds)
 
     def receive(self, frame: Frame, now: float) -> tuple[list[Frame], SessionEvent | None]:
-        """Process one session frame; frames to answer with, and what happened.
+        """Process one session frame; return the frames to answer with, and what happened.
+
+        A frame that does not fit the state is ignored: it may be a late one.
 
         Raises:
             ProtocolError: the body is malformed.
@@ -166,7 +173,11 @@ class Session:
         return [], None
 
     def tick(self, now: float) -> tuple[list[Frame], SessionEvent | None]:
-        """To be called several times per heartbeat interval, or at `deadline`."""
+        """Do what is due; call it several times per heartbeat interval, or at `deadline`.
+
+        Returns:
+            The frames to send, and `Lost` if the peer was silent for too long.
+        """
         if self.state in (SessionState.LOST, SessionState.REFUSED):
             return [], None
         silence = now - self._heard
@@ -176,12 +187,13 @@ class Session:
         if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
             self._spoke_hello = now
             return [self._hello_frame()], None
+        # Both: a PING that is under way is not followed by another one at the next tick.
         if self.state is SessionState.READY and min(silence, now - self._asked) >= self._patience:
             return [self.ping(now)], None
         return [], None
 
     def deadline(self) -> float:
-        """When `tick` has something to do next, provided that nothing is heard until then; infinity when never."""
+        """Return when `tick` has something to do, if nothing is heard until then; infinity when never."""
         if self.state in (SessionState.LOST, SessionState.REFUSED):
             return float("inf")
         lost = self._heard + self.heartbeat * LOST_AFTER
@@ -192,9 +204,10 @@ class Session:
         return lost
 
     def ping(self, now: float) -> Frame:
-        """Ask for a sign of life now; its answer also updates `latency`."""
+        """Make a PING; its PONG also updates `latency`."""
         self._asked = now
         self._ping_count += 1
+        # A peer that answers no PING must not make this grow.
         if len(self._pings) > LOST_AFTER * 2:
             self._pings.clear()
         self._pings[self._ping_count] = now

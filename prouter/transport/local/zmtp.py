@@ -1,7 +1,8 @@
-"""ZMTP 3.0, the protocol under ZeroMQ's sockets, mechanism NULL: one end of a connection, without I/O.
+"""One end of a ZMTP 3.0 connection with the mechanism NULL, without I/O.
 
-With it a DEALER or ROUTER can live on a process's own loop. ZeroMQ's library does its I/O in a thread of its own, which
-costs two wake-ups more for each message (docs/decisions/zmtp.md); both understand each other.
+ZMTP is the protocol that ZeroMQ's sockets speak. With this codec a DEALER or ROUTER lives on the process's own event
+loop. ZeroMQ's library does its I/O in a thread of its own, which costs two more wake-ups for each message. Either can
+be the other end.
 
 Source: rfc.zeromq.org/spec/23.
 """
@@ -17,39 +18,41 @@ from prouter.fabric.bounds import MAX_MESSAGE, MAX_PART, PART_OVERHEAD
 __all__ = ["BULKY", "MAX_MESSAGE", "MAX_PART", "Zmtp", "encode_message", "opening"]
 
 BULKY = 64 * 1024
-"""Bytes from which a part is received into memory of its own and handed on as a view; copying less costs less."""
+"""Bytes from which a part is received into memory of its own and passed on as a view, to save a copy."""
 _PORTION = 1024
-"""Frames taken out of what has arrived at once: small ones take more memory so, and others wait meanwhile."""
-_STRANGERS_PORTION = 64
+"""Frames that one `receive` decodes, at most. As objects, small frames take many times their bytes, and other peers
+wait meanwhile."""
+_UNTRUSTED_PORTION = 64
+"""The same before `trust`."""
 _JOINED = 8 * 1024
-"""Bytes below which a part is copied to those around it when it is sent."""
+"""Bytes below which a part is copied into a buffer with its neighbours; one more buffer would cost more."""
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">I")
 _LONG_HEAD = struct.Struct(">BQ")
 _FRAMES = (0, _MORE, _LONG, _MORE | _LONG, _COMMAND)
-"""Flags there may be once both ends have introduced themselves; commands are short then."""
+"""Flags that a frame may have after the handshake, when commands are short."""
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MECHANISM = slice(12, 32)
 _SIGNATURE_END, _VERSION = 9, 10
-_INTRODUCTION = 1024
-"""Bytes of an introduction at most; a routing id has up to 255 of them."""
+_MAX_READY = 1024
+"""Bytes of the READY command, at most; a routing id has up to 255 of them."""
 _SHORT = 255
-"""Bytes of a frame whose length takes one byte, at most."""
+"""Bytes of a frame whose length field has one byte, at most."""
 _SHORT_HEADS = tuple(tuple(bytes((flags, length)) for length in range(_SHORT + 1)) for flags in (0, _MORE))
 
 
 def opening(kind: bytes, identity: bytes = b"") -> bytes:
-    """What either side sends first: its greeting, and READY with the socket's type and routing id."""
+    """Return what either side sends first: the greeting, and READY with the socket's type and routing id."""
     body = b"\x05READY" + _property(b"Socket-Type", kind) + _property(b"Identity", identity)
     return _GREETING + _head(_COMMAND, len(body)) + body
 
 
 def encode_message(parts: Sequence[bytes]) -> list[bytes]:
-    """The bytes of one message, as buffers to be sent one after the other; large parts are not copied.
+    """Encode one message as buffers to send one after the other; large parts are not copied.
 
     Raises:
-        ProtocolError: the other end would not take it: a part or the whole is too large.
+        ProtocolError: a part or the whole is larger than the other end accepts.
     """
     buffers: list[bytes] = []
     joined: list[bytes] = []
@@ -76,18 +79,18 @@ def encode_message(parts: Sequence[bytes]) -> list[bytes]:
 
 
 class Zmtp:
-    """What arrives on a connection.
-
-    Attributes:
-        ready: whether the other end has introduced itself; nothing but `opening` is to be sent before.
-        identity: the routing id it asks for.
-        room: where the next bytes belong, while a large part is on its way; then tell `filled` how many came. Else
-            None: any bytes may be given to `receive`.
-        more: whether there is more to tell of what has arrived already: `receive` nothing to hear it.
+    """Decodes what arrives on one connection.
 
     Args:
         peers: types of socket that may be at the other end.
-        limit: for a stranger: size of a message that is taken before `trust`, bytes.
+        limit: bytes of a message that are accepted before `trust`; None for an end that is trusted from the beginning.
+
+    Attributes:
+        ready: whether the handshake is over; nothing but `opening` may be sent before.
+        identity: the routing id that the other end asks for.
+        room: while a large part is arriving, the memory that its next bytes belong into; tell `filled` how many were
+            written there. Otherwise None, and bytes go to `receive`.
+        more: whether bytes that arrived hold further messages; `receive(b"")` returns them.
     """
 
     __slots__ = (
@@ -106,7 +109,7 @@ class Zmtp:
 
     def __init__(self, *peers: bytes, limit: int | None = None) -> None:
         self._limit = MAX_MESSAGE if limit is None else limit
-        self._portion = _PORTION if limit is None else _STRANGERS_PORTION
+        self._portion = _PORTION if limit is None else _UNTRUSTED_PORTION
         self.more = False
         self.ready = False
         self.identity = b""
@@ -115,33 +118,34 @@ class Zmtp:
         self._rest = b""
         self._parts: list[bytes] = []
         self._size = 0
-        """Of the message that is on its way, so far."""
+        """Bytes of the message that is arriving, so far."""
         self._whole: memoryview | None = None
+        """The large part that is arriving, behind one byte with its flags."""
 
     @property
     def unfinished(self) -> int:
-        """Bytes of the message that is on its way, the part that has begun counted whole."""
+        """Bytes of memory that the arriving message takes; a large part counts whole once it has begun."""
         return self._size + len(self._rest)
 
     def trust(self) -> None:
-        """The other end is known: it may send large messages, and many."""
+        """Accept large messages from now on, and many at once: the other end has authenticated."""
         self._limit = MAX_MESSAGE
         self._portion = _PORTION
 
     def receive(self, data: bytes) -> list[list[bytes]]:
-        """Messages that are complete with `data`, not too many at once.
+        """Decode `data`; return the messages that are complete with it, though not too many at once (`more`).
 
-        Each is its parts: bytes or, from `BULKY` on, memoryviews.
+        Each message is a list of its parts: bytes or, from `BULKY` bytes on, memoryviews.
 
         Raises:
-            ProtocolError: this is not ZMTP 3, or beyond the limits; the connection is of no use any more.
+            ProtocolError: this is not ZMTP 3, or beyond the limits. The connection cannot be used any longer.
         """
         if self._rest:
             data = self._rest + data
-        return self._messages(data, 0 if self.ready else self._introduced(data))
+        return self._messages(data, 0 if self.ready else self._shake_hands(data))
 
     def filled(self, count: int) -> list[list[bytes]]:
-        """The message that is complete with the `count` bytes put into `room`, if it is."""
+        """Note that `count` bytes were written into `room`; return the message if it is complete with them."""
         room = self.room
         assert room is not None
         if count < len(room):
@@ -184,18 +188,19 @@ class Zmtp:
             if length > MAX_PART or flags not in _FRAMES or self._size + length > self._limit:
                 self.more = True
                 if messages:
-                    break  # What came before is told first.
+                    break  # The messages before it are returned first; the next call raises.
                 self._rest = data[position:]
-                raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond what is taken")
+                raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond the limits")
             end = start + length
             if end > size:
+                # Only for a trusted end: memory is taken here for bytes that are merely announced.
                 if length >= BULKY and self._limit == MAX_MESSAGE:
                     self._make_room(flags, length, data, start)
                     position = size
                 break
             position = end
             if flags & _COMMAND:
-                continue  # ZMTP 3.1's heartbeats; sessions have their own.
+                continue  # Heartbeats of ZMTP 3.1, which are not answered: sessions have their own.
             self._size += length + PART_OVERHEAD
             part = data[start:end]
             parts.append(memoryview(part) if length >= BULKY else part)  # type: ignore[arg-type]
@@ -206,7 +211,7 @@ class Zmtp:
         return messages
 
     def _make_room(self, flags: int, length: int, data: bytes, start: int) -> None:
-        """Have the rest of a large part received where it stays; its flags are kept in front of it."""
+        """Let the rest of a large part be received into the memory that its reader gets."""
         self._size += length + PART_OVERHEAD
         self._whole = whole = memoryview(bytearray(1 + length))
         whole[0] = flags
@@ -214,12 +219,13 @@ class Zmtp:
         whole[1 : 1 + have] = data[start:]
         self.room = whole[1 + have :]
 
-    def _introduced(self, data: bytes) -> int:
-        """Where messages begin, once the other end has said who it is.
+    def _shake_hands(self, data: bytes) -> int:
+        """Read greeting and READY; return where messages begin, 0 while the handshake is incomplete.
 
         Raises:
-            ProtocolError: it is not who it should be.
+            ProtocolError: the other end is none that this one talks to.
         """
+        # As early as possible: what connects by mistake, a browser for example, hears it by a closed connection.
         if not _GREETING.startswith(data[:1]) or (
             len(data) > _VERSION and (data[_SIGNATURE_END] != _GREETING[_SIGNATURE_END] or data[_VERSION] < 3)
         ):
@@ -235,14 +241,15 @@ class Zmtp:
             if len(data) < start:
                 return 0
             length = _LONG_HEAD.unpack_from(data, at)[1]
-        if data[at] & ~_LONG != _COMMAND or length > _INTRODUCTION:
-            raise ProtocolError("the other end does not introduce itself")
+        if data[at] & ~_LONG != _COMMAND or length > _MAX_READY:
+            raise ProtocolError("the other end does not begin with READY")
         if len(data) < start + length:
             return 0
-        self._read_introduction(data[start : start + length])
+        self._read_ready(data[start : start + length])
         return start + length
 
-    def _read_introduction(self, body: bytes) -> None:
+    def _read_ready(self, body: bytes) -> None:
+        """Read the READY command: its name, then properties, each a name, a length and a value."""
         if body[:6] != b"\x05READY":
             raise ProtocolError(f"refused by the other end: {body!r:.100}")
         properties: dict[bytes, bytes] = {}
@@ -251,10 +258,10 @@ class Zmtp:
             name_end = at + 1 + body[at]
             start = name_end + _LENGTH.size
             if start > len(body):
-                raise ProtocolError("malformed introduction")
+                raise ProtocolError("malformed READY")
             end = start + _LENGTH.unpack_from(body, name_end)[0]
             if end > len(body):
-                raise ProtocolError("malformed introduction")
+                raise ProtocolError("malformed READY")
             properties[body[at + 1 : name_end].lower()] = body[start:end]
             at = end
         if properties.get(b"socket-type") not in self._peers:
