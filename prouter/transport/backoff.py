@@ -31,6 +31,10 @@ class Backoff:
         maximum: upper bound of all delays, seconds; `first` if that is longer.
         uniform: draws a number between its two arguments.
 
+    Attributes:
+        maximum: upper bound of all delays, seconds.
+        failures: attempts and links that failed since the last success.
+
     Raises:
         ValueError: a delay is not positive.
     """
@@ -43,20 +47,20 @@ class Backoff:
         self.maximum = max(first, maximum)
         self._first = first
         self._base = first
-        self._failures = 0
+        self.failures = 0
         self._uniform = uniform
 
     def next(self) -> float:
         """Count a failed attempt or a lost link; seconds to wait before the next attempt."""
-        ceiling = min(self.maximum, self._base * 2.0 ** min(self._failures, _MOST_DOUBLINGS))
-        self._failures += 1
+        ceiling = min(self.maximum, self._base * 2.0 ** min(self.failures, _MOST_DOUBLINGS))
+        self.failures += 1
         return max(self._base * _FLOOR, self._uniform(0.0, ceiling))
 
     def succeeded(self) -> None:
         """Start afresh, and with short delays: a link is established."""
         self._base = self._first * _AFTER_LOSS
-        self._failures = 0
+        self.failures = 0
 
     def slow_down(self) -> None:
         """Go on with the longest delays: the peer refuses, or must not be dialled often."""
-        self._failures = _MOST_DOUBLINGS
+        self.failures = _MOST_DOUBLINGS

@@ -14,8 +14,9 @@ import gevent
 
 from prouter.fabric.session import LATE, LOST_AFTER, Session
 from prouter.transport.backoff import Backoff
-from prouter.transport.local.dealer import DealerSocket
+from prouter.transport.dealer import DealerSocket
 from prouter.transport.peer import Peer
+from prouter.transport.zeromq.curve import ClientCurve
 
 __all__ = ["Dialler", "Punctual"]
 
@@ -51,7 +52,8 @@ class Dialler:
         hello: makes the HELLO body for each attempt.
         heartbeat: seconds, see `Session`.
         backoff: delays between attempts.
-        on_trouble: told in words why there is no connection, for each attempt.
+        on_trouble: told in words why there is no connection, for the first attempts and ever fewer of the later ones.
+        curve: returns the keys for the attempt with the given number; None for no encryption.
 
     Attributes:
         attempts: number of attempts so far.
@@ -70,6 +72,7 @@ class Dialler:
         heartbeat: float,
         backoff: Backoff,
         on_trouble: Callable[[str], None] | None = None,
+        curve: Callable[[int], ClientCurve | None] | None = None,
     ) -> None:
         self.peer = peer
         self.endpoint = endpoint
@@ -79,6 +82,7 @@ class Dialler:
         self._heartbeat = heartbeat
         self.backoff = backoff
         self._on_trouble = on_trouble
+        self._curve = curve
         self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
@@ -127,6 +131,8 @@ class Dialler:
             identity,
             first=self.attempts - 1,
             on_trouble=self._on_trouble,
+            curve=self._curve(self.attempts) if self._curve is not None else None,
+            explain=_is_power_of_two(self.backoff.failures),
         )
         self._socket = socket
         self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
@@ -143,3 +149,8 @@ class Dialler:
             if late:
                 self.peer.excuse(late, now)
             self.peer.tick(now)
+
+
+def _is_power_of_two(number: int) -> bool:
+    """Whether `number` is 0 or a power of two: probing each failed attempt would double the connections to a peer."""
+    return not number & (number - 1)

@@ -21,7 +21,7 @@ import zmq
 from prouter.errors import AgentUnavailable, Forbidden, NotFound
 from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
 from prouter.transport.backoff import Backoff
-from prouter.transport.local.dealer import DealerSocket
+from prouter.transport.dealer import DealerSocket
 from tests.support.fabric_peers import BrokerProcess, FakeAgent, FakeWorker, until
 
 BY_UID = {"type": "uid", "uid": "agent-1"}
@@ -357,7 +357,7 @@ def test_calls_wait_for_an_agent_that_is_away_and_then_give_up(stage: Stage) -> 
     job = worker.create(BY_UID)
     dialler = agent.dialler
     assert dialler is not None
-    dialler.backoff = Backoff(2.0, 2.0, uniform=lambda shortest, longest: longest)
+    dialler.backoff = Backoff(1.5, 1.5, uniform=lambda shortest, longest: longest)
     agent.peer.lose("cut")
     until(lambda: worker.of("link.down"))
     with pytest.raises(AgentUnavailable) as caught:

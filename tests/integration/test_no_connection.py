@@ -12,7 +12,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from prouter.agent.links.router_link import RouterLink
-from prouter.transport.local.dealer import DealerSocket
+from prouter.transport.dealer import DealerSocket
 from prouter.transport.local.zmtp import opening
 from tests.support.broker_world import World
 from tests.support.fabric_peers import until

@@ -1,0 +1,63 @@
+"""Find out why a port did not become a connection: a plain TCP connection that reads what the other end sends.
+
+libzmq reports that an attempt failed, not why. This probe says it in words, with the first bytes of what is no ZeroMQ
+socket. It runs after a failure only, so a successful attempt costs nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gevent import socket
+
+from prouter.errors import ProtocolError
+from prouter.transport.local.zmtp import Zmtp, opening
+
+__all__ = ["CLOSED", "NO_ANSWER", "PORTS", "SILENT", "Address", "probe"]
+
+PORTS = "agents connect to the router's server.port (8889), not to control.port (8888)"
+NO_ANSWER = "no answer"
+SILENT = f"what listens there says nothing; {PORTS}"
+CLOSED = f"the other end closes the connection without a word; {PORTS}"
+
+_TIMEOUT = 1.0
+"""Seconds for connecting, and for each piece that arrives."""
+_READ = 4096
+
+Address = tuple[int, Any]
+"""Family, and what `connect` takes."""
+
+
+def probe(address: Address) -> str:
+    """Return in words what is wrong with a ROUTER's address; empty if nothing is found. Blocks the greenlet."""
+    family, place = address
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_TIMEOUT)
+            try:
+                sock.connect(place)
+            except TimeoutError:
+                return NO_ANSWER
+            return _listen_to(sock)
+    except OSError as error:
+        return (os.strerror(error.errno) if error.errno else str(error)).lower()
+
+
+def _listen_to(sock: socket.socket) -> str:
+    """Return what is wrong with what a connected peer sends."""
+    protocol = Zmtp(b"ROUTER")
+    try:
+        sock.sendall(opening(b"DEALER"))
+        while not protocol.ready:
+            data = sock.recv(_READ)
+            if not data:
+                return CLOSED
+            protocol.receive(data)
+    except TimeoutError:
+        return SILENT
+    except ConnectionError:
+        return CLOSED
+    except ProtocolError as error:
+        return f"this is no port for agents: {error.detail}; {PORTS}"
+    return ""
