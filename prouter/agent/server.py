@@ -35,6 +35,7 @@ from prouter.jobs import JobRecord, Reason
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
 from prouter.transport.backoff import Backoff
+from prouter.transport.zeromq.context import destroy_context
 
 __all__ = ["run"]
 
@@ -47,6 +48,8 @@ _LOAD_DELAY = 0.3
 _SWITCH_INTERVAL = 0.001
 """Seconds a thread that packs or unpacks may keep the loop waiting (`sys.setswitchinterval`)."""
 _CLOSE_TIMEOUT = 20.0
+_LAST_WORDS = 0.5
+"""Seconds that libzmq's thread has to send the goodbyes before the process ends."""
 _EXIT_FAILED = 1
 
 
@@ -130,7 +133,7 @@ class _Agent:
             self._leave_obituary(addresses)
             for address in addresses:
                 try:
-                    backoff = Backoff(config.client.reconnect_delay, config.client.reconnect_delay_max)
+                    backoff = Backoff(config.client.reconnect_delay, config.client.longest_reconnect_delay)
                     self.links.dial(address, config.client.token, backoff)
                 except ValueError as error:
                     raise ConfigError(f"client.address: {error}") from error
@@ -306,4 +309,6 @@ def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
         log.error("event=agent_failed error=%r", error.detail)
     except (OSError, zmq.ZMQError) as error:
         log.error("event=agent_failed error=%r", str(error))
+    finally:
+        destroy_context(_LAST_WORDS)
     return _EXIT_FAILED

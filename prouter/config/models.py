@@ -286,6 +286,10 @@ class RouterConfig(Section):
     state: RouterState = RouterState()
 
 
+_RECONNECT_DELAY_MAX = 8.0
+"""Seconds. Agents are linked again within 10 s of a router's return: this and a `connect` that gives up after 2 s."""
+
+
 class AgentClient(Section):
     """Routers that the agent dials."""
 
@@ -326,12 +330,20 @@ class AgentClient(Section):
     reconnect_delay: float = Field(
         1.0,
         gt=0,
-        description="Delay (in seconds) before connecting again: the longest first delay, a tenth of it after a link "
-        "was lost. It doubles with each failed attempt. Each attempt waits a random part of it.",
+        description="Longest delay (in seconds) before the first new attempt to connect; a tenth of it after a link "
+        "was lost. It doubles with each failed attempt. The actual delay is a random part of it.",
     )
-    reconnect_delay_max: float = Field(
-        8.0, gt=0, description="Seconds at which that delay stops to grow, unless reconnect_delay is longer."
+    reconnect_delay_max: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds at which that delay stops growing. When not set: 8, or eight times reconnect_delay if "
+        "that is less.",
     )
+
+    @property
+    def longest_reconnect_delay(self) -> float:
+        """`reconnect_delay_max`, or what it is when not set, seconds."""
+        return self.reconnect_delay_max or min(_RECONNECT_DELAY_MAX, 8 * self.reconnect_delay)
 
 
 class AgentControl(Section):

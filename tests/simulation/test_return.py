@@ -25,7 +25,7 @@ _CLIENT = AgentClient()
 class _Agent(AgentNode):
     """An agent without jobs, which notes when it dials and when it is linked."""
 
-    delays = (_CLIENT.reconnect_delay, _CLIENT.reconnect_delay_max)
+    delays = (_CLIENT.reconnect_delay, _CLIENT.longest_reconnect_delay)
 
     def __init__(self, herd: Herd, number: int) -> None:
         self.herd = herd

@@ -21,6 +21,7 @@ from prouter.config import (
     load_router,
     sections,
 )
+from prouter.config.models import AgentClient
 
 
 @pytest.fixture
@@ -363,3 +364,13 @@ def test_an_address_that_is_none_is_refused_with_what_to_write(address: object, 
 @pytest.mark.parametrize("address", ["host:1", "[::1]:8889", "::1:8889", "10.0.0.1:65535", "a-b.example.org:1"])
 def test_addresses_of_machines_are_taken(address: str) -> None:
     assert load_agent(None, (f"client.address={address!r}",), {}).client.address == address
+
+
+@pytest.mark.parametrize(
+    ("first", "longest", "expected"), [(1.0, None, 8.0), (0.1, None, 0.8), (10.0, None, 8.0), (1.0, 30.0, 30.0)]
+)
+def test_the_longest_delay_follows_the_first_unless_it_is_set(
+    first: float, longest: float | None, expected: float
+) -> None:
+    client = AgentClient(reconnect_delay=first, reconnect_delay_max=longest)
+    assert client.longest_reconnect_delay == pytest.approx(expected)
