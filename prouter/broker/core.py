@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from prouter.broker.access.gate import Gate, Rules
 from prouter.broker.base.env import Env
 from prouter.broker.base.inbox import Inbox
 from prouter.broker.base.switch import Path
@@ -88,7 +89,8 @@ class Broker:
             events=saved.events,
         )
         self.directory = Directory(env, self.links, self.ledger)
-        self.admission = Admission(env, self.links)
+        self.gate = Gate(env.settings.tokens, closed=env.settings.closed)
+        self.admission = Admission(env, self.links, self.gate)
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.links.jobs_of = self._jobs_of
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
@@ -191,6 +193,17 @@ class Broker:
         """A watched process has ended."""
         self.env.now = now
         self.workers.gone(uid, "its process ended", now)
+
+    def access_changed(self, rules: Rules, now: float) -> None:
+        """Keys or invitations are other ones: agents that hold a revoked invitation lose their links."""
+        self.env.now = now
+        before = self.gate.rules.router_keys
+        self.gate.change(rules)
+        for link in list(self.links):
+            if self.gate.is_revoked(link.info.admitted_by):
+                self.links.drop(link, "its invitation was revoked", now)
+        if rules.router_keys != before:
+            self._tell_agents("keys", {"keys": list(rules.router_keys)})
 
     def excuse(self, seconds: float, now: float) -> None:
         """The loop was kept from listening for so long: by its own work, or by others that had the processor."""

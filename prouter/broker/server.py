@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path as FilePath
 
 from prouter.addresses import split_address
+from prouter.broker.access.gate import Rules
 from prouter.broker.base.env import Env
 from prouter.broker.base.lag import Lag, process_figures
+from prouter.broker.base.security import Security
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
 from prouter.broker.sockets.dialling import Dialling
@@ -24,13 +26,14 @@ from prouter.broker.sockets.listeners import Door, open_local_door, open_tcp_doo
 from prouter.broker.sockets.partial_messages import Unfinished
 from prouter.broker.sockets.ports import Port
 from prouter.broker.sockets.unauthenticated import Strangers
-from prouter.broker.startup import settings_of
+from prouter.broker.startup import settings_of, watch_access
 from prouter.broker.store.store import Store, open_store
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import Lock, broker_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
 from prouter.fabric.session import LATE
+from prouter.key_pairs import KeyPair
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import give_back_memory, keep_freed_memory
 
@@ -150,7 +153,11 @@ class _Server:
             self._not_dialled,
             self._troubled,
         )
+        self._access = watch_access(config, state, self._wake)
         self._broker = Broker(self._env, saved, time.monotonic())
+        self._broker.gate.bind = self._access.bind
+        self._broker.access_changed(self._access.rules, time.monotonic())
+        self._access.changed = self._access_changed
         self._broker.extra_stats = self._stats
         self._store.on_renewed = self._broker.rewriting.begin
         if on_shutdown is not None:
@@ -160,6 +167,7 @@ class _Server:
         self._watch_fd(self._outside.fileno(), self._hear_strangers, self._epoll, select.EPOLLIN)
         self._workers = open_local_door(broker_endpoint(config))
         self._register(self._workers.fd, partial(self._take, self._workers))
+        self._access.start()
         self._agents = self._open_agents_door(bind_port) if config.server.enabled else None
         self.endpoint = self._agents.endpoint if self._agents is not None else ""
         gc.collect()
@@ -224,6 +232,7 @@ class _Server:
         for epoll in (self._epoll, self._urgent, self._outside):
             epoll.close()
         self._store.close()
+        self._access.close()
         signal.set_wakeup_fd(-1)
         self._closed = True
         os.close(self._wake_read)
@@ -404,7 +413,13 @@ class _Server:
         self._dialling.turn(now)
         for done in self._store.take_done(self._env.settings.bounds.turn):
             self._guard(done, now)
+        for done in self._access.take_done():
+            self._guard(done, now)
         self._flush(now)
+
+    def _access_changed(self, rules: Rules, pair: KeyPair, now: float) -> None:
+        """Keys or invitations are other ones; `pair` is the router's own from now on."""
+        self._broker.access_changed(rules, now)
 
     def _worker_ended(self, pidfd: int, uid: str, now: float) -> None:
         self._unregister(pidfd)
@@ -465,6 +480,11 @@ class _Server:
         port.path = path
         host, number = split_address(address)
         self._dialling.dial(port, host, number)
+
+    def security(self, path: Path) -> Security:
+        """How the path's connection is protected."""
+        port: Port = path.carrier
+        return port.security
 
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""

@@ -1,15 +1,20 @@
-"""What a broker process settles before it starts: its settings, its uid, how many connections it may have."""
+"""What a broker process settles before it starts: its settings, its uid, its keys and who may link."""
 
 from __future__ import annotations
 
+import logging
 import platform
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+from prouter.broker.access.watcher import AccessWatcher
 from prouter.broker.base.settings import Settings
-from prouter.config import RouterConfig
+from prouter.config import RouterConfig, is_loopback, uses_curve
 
-__all__ = ["settings_of"]
+__all__ = ["settings_of", "watch_access"]
+
+log = logging.getLogger("prouter.broker")
 
 
 def settings_of(config: RouterConfig, state: Path) -> Settings:
@@ -27,6 +32,7 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
             "processor": host.processor,
         },
         tokens=config.server.accept_tokens,
+        closed=not is_loopback(config.server.interface),
         max_agents=config.server.max_agents,
         max_absence=config.server.max_absence,
         heartbeat=config.server.heartbeat,
@@ -37,6 +43,27 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
         history=config.jobs.history,
         history_age=config.jobs.history_age,
     )
+
+
+def watch_access(config: RouterConfig, state: Path, wake: Callable[[], None]) -> AccessWatcher:
+    """The keys and invitations of a router, watched; says in the log how agents' links are protected.
+
+    Raises:
+        ConfigError: a file of theirs is damaged or cannot be read.
+    """
+    server = config.server
+    encrypts = server.enabled and uses_curve(server)
+    accept_keys = Path(server.accept_keys).expanduser() if server.accept_keys is not None else None
+    watcher = AccessWatcher(state, accept_keys, encrypts=encrypts, wake=wake)
+    if server.enabled and server.insecure and not is_loopback(server.interface):
+        log.warning(
+            "event=links_not_encrypted interface=%s setting=server.insecure text=%r",
+            server.interface,
+            "tokens, files and the jobs' traffic can be read and changed on the way",
+        )
+    elif encrypts:
+        log.info("event=links_encrypted key=%s", watcher.pair.public)
+    return watcher
 
 
 def _own_uid(state: Path) -> str:

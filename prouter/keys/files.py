@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
@@ -12,7 +13,18 @@ from prouter.config.directories import make_private
 from prouter.config.errors import ConfigError
 from prouter.key_pairs import KeyPair, is_key
 
-__all__ = ["PUBLIC", "SECRET", "load_or_make", "load_pair", "load_public", "make_pair", "store_pair", "write_private"]
+__all__ = [
+    "PUBLIC",
+    "SECRET",
+    "PublicKey",
+    "load_certificate",
+    "load_or_make",
+    "load_pair",
+    "load_public",
+    "make_pair",
+    "store_pair",
+    "write_private",
+]
 
 PUBLIC, SECRET = ".key", ".key_secret"
 _LARGEST = 64 * 1024
@@ -23,12 +35,25 @@ _HEAD = """\
 #   {advice}
 
 metadata
-curve
+{metadata}curve
 """
 _ADVICE = {
     "Public": "Give it to those who have to recognise its owner.",
     "Secret": "It proves who its owner is: give it to nobody.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """What a public file says.
+
+    Attributes:
+        public: the key, in Z85.
+        uid: ``uid`` of the metadata: who may use the key; empty for anybody.
+    """
+
+    public: str
+    uid: str = ""
 
 
 def make_pair() -> KeyPair:
@@ -37,14 +62,17 @@ def make_pair() -> KeyPair:
     return KeyPair(public.decode("ascii"), secret.decode("ascii"))
 
 
-def store_pair(directory: Path, name: str, pair: KeyPair) -> None:
+def store_pair(directory: Path, name: str, pair: KeyPair, uid: str = "") -> None:
     """Write both files of a pair, the secret one first, so that a public file never stands alone.
+
+    Args:
+        uid: for the metadata, see `PublicKey`.
 
     Raises:
         ConfigError: they cannot be written.
     """
-    write_private(directory / f"{name}{SECRET}", _text("Secret", pair))
-    write_private(directory / f"{name}{PUBLIC}", _text("Public", pair), mode=0o644)
+    write_private(directory / f"{name}{SECRET}", _text("Secret", pair, uid))
+    write_private(directory / f"{name}{PUBLIC}", _text("Public", pair, uid), mode=0o644)
 
 
 def load_pair(path: Path) -> KeyPair:
@@ -74,10 +102,20 @@ def load_public(path: Path) -> str:
     Raises:
         ConfigError: it cannot be read, or holds none.
     """
-    public = _fields(path).get("public-key", "")
+    return load_certificate(path).public
+
+
+def load_certificate(path: Path) -> PublicKey:
+    """Read a file ``NAME.key``.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+    """
+    fields = _fields(path)
+    public = fields.get("public-key", "")
     if not is_key(public):
         raise ConfigError(f"{path} holds no public key; a file NAME{PUBLIC} is expected, as 'prouter keygen' writes it")
-    return public
+    return PublicKey(public, fields.get("uid", ""))
 
 
 def load_or_make(directory: Path, name: str) -> KeyPair:
@@ -114,9 +152,11 @@ def write_private(path: Path, text: str, mode: int = 0o600) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _text(kind: str, pair: KeyPair) -> str:
+def _text(kind: str, pair: KeyPair, uid: str) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    lines = [_HEAD.format(kind=kind, when=when, advice=_ADVICE[kind]) + f'    public-key = "{pair.public}"']
+    metadata = f"    uid = {uid}\n" if uid else ""
+    head = _HEAD.format(kind=kind, when=when, advice=_ADVICE[kind], metadata=metadata)
+    lines = [head + f'    public-key = "{pair.public}"']
     if kind == "Secret":
         lines.append(f'    secret-key = "{pair.secret}"')
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from prouter.config.errors import ConfigError
 from prouter.key_pairs import KeyPair
 from prouter.keys.files import PUBLIC, SECRET, load_or_make, load_pair, make_pair, store_pair, write_private
 
-__all__ = ["RouterKeys", "begin_rotation", "finish_rotation", "keys_directory", "load_router_keys"]
+__all__ = ["RouterKeys", "begin_rotation", "finish_rotation", "keys_directory", "load_router_keys", "rotation_stamp"]
 
 _CURRENT, _NEXT = "router", "next"
 _ROTATION = "rotation.json"
@@ -62,6 +62,19 @@ def load_router_keys(state: Path) -> RouterKeys:
     if not following.exists():
         return RouterKeys(current)
     return RouterKeys(current, load_pair(following), _switch_time(directory / _ROTATION))
+
+
+def rotation_stamp(state: Path) -> tuple[int, ...]:
+    """Numbers that change when one of the router's key files does."""
+    stamp: list[int] = []
+    for name in (f"{_CURRENT}{SECRET}", f"{_NEXT}{SECRET}", _ROTATION):
+        try:
+            info = (keys_directory(state) / name).stat()
+        except FileNotFoundError:
+            stamp += (0, 0)
+        else:
+            stamp += (info.st_ino, info.st_mtime_ns)
+    return tuple(stamp)
 
 
 def begin_rotation(state: Path, switch_at: float) -> RouterKeys:

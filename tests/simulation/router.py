@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prouter.broker.base.env import Env
+from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.settings import Bounds, Settings
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
@@ -202,6 +203,9 @@ class BrokerNode:
 
     def accept(self, path: Path) -> None:
         path.carrier.paths[path.rid] = path
+
+    def security(self, path: Path) -> Security:
+        return PLAIN
 
     def forget(self, path: Path) -> None:
         if path.carrier.paths.get(path.rid) is path:

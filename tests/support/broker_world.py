@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from prouter.broker.base.env import Env
+from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.settings import Bounds, Settings
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
@@ -66,6 +67,7 @@ class Peer:
         self.world = world
         self.rid = rid
         self.hello = hello
+        self.security = PLAIN
         self.session = Session(world.now, 2.0, hello)
         self.caller = Caller()
         self.responder = Responder()
@@ -387,6 +389,10 @@ class World:
         listener = self.listeners.get(address)
         if listener is not None:
             listener.dialled(path)
+
+    def security(self, path: Path) -> Security:
+        peer = self.peers.get((path.carrier, path.rid))
+        return peer.security if peer is not None else PLAIN
 
     def forget(self, path: Path) -> None:
         self.paths.pop((path.carrier, path.rid), None)

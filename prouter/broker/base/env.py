@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from prouter.broker.base.security import Security
 from prouter.broker.base.settings import Settings
 from prouter.broker.base.steady import SteadyClock
 from prouter.broker.base.switch import Outbox, Path, Switch
@@ -31,6 +32,9 @@ class Shell(Protocol):
 
     def dial(self, path: Path, address: str) -> None:
         """Open a socket of its own for `path` and connect it to ``host:port``; never blocks."""
+
+    def security(self, path: Path) -> Security:
+        """How the path's connection is protected, and whose key its peer has proved to own."""
 
     def forget(self, path: Path) -> None:
         """The path is not used any more: its connection is closed once what is pending was sent."""

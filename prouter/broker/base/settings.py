@@ -50,7 +50,8 @@ class Settings:
 
     Attributes:
         platform: this host, as `/info` shows it.
-        tokens: what agents may present, or of each uid its own; with none, anything goes.
+        tokens: what agents may present, or of each uid its own; with none, anything goes unless `closed`.
+        closed: whether agents need a token, a known key or an invitation in any case.
         max_agents: agents that may be linked or waited for with one token.
         max_absence: how long an agent that is away is waited for, whatever it says.
         heartbeat: of agent links.
@@ -71,6 +72,7 @@ class Settings:
     name: str
     platform: dict[str, Any] = field(default_factory=dict)
     tokens: tuple[str, ...] | dict[str, str] = ()
+    closed: bool = False
     max_agents: int = 32_768
     max_absence: float = 7 * 86_400.0
     heartbeat: float = 2.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from prouter.broker.base.security import PLAIN
 from prouter.fabric.frames import Frame
 from prouter.fabric.session import Session
 
@@ -40,6 +41,7 @@ class Path:
         routes: where messages routed from here may go.
         heard: when something was last received.
         measured: when the round trip was last measured.
+        security: how the connection is protected.
         pending: frames to be sent.
         malformed: messages of it that were no messages.
         allowance: control messages it may still send now; grows with time.
@@ -61,6 +63,7 @@ class Path:
         "refilled",
         "rid",
         "routes",
+        "security",
         "session",
         "source",
     )
@@ -70,6 +73,7 @@ class Path:
         self.rid = rid
         self.session = session
         self.owner: Owner | None = None
+        self.security = PLAIN
         self.source = b""
         self.routes: dict[bytes, Path] = {}
         self.heard = now

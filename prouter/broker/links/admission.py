@@ -8,9 +8,11 @@ that somebody else repeats.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from prouter.broker.access.gate import Admitted, Claim, Denied, Gate
 from prouter.broker.base.env import Env
 from prouter.broker.base.switch import Path
 from prouter.broker.links.exclusion import Exclusion
@@ -19,7 +21,6 @@ from prouter.broker.links.links import Link, Links
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
-from prouter.tokens import Tokens
 
 __all__ = ["Admission"]
 
@@ -72,10 +73,10 @@ class Admission:
         exclusion: agents that have to wait, since they flooded somebody.
     """
 
-    def __init__(self, env: Env, links: Links) -> None:
+    def __init__(self, env: Env, links: Links, gate: Gate) -> None:
         self._env = env
         self._links = links
-        self._tokens = Tokens(env.settings.tokens)
+        self._gate = gate
         self.exclusion = Exclusion()
         self._challengers: dict[str, _Challenger] = {}
         """By the link that is claimed."""
@@ -98,6 +99,7 @@ class Admission:
             self._env.counts["strangers_ignored"] += 1
             return
         path = Path(carrier, rid, Session(now, self._env.settings.heartbeat), now)
+        path.security = self._env.shell.security(path)
         _, event = path.session.receive(frames[0], now)
         if isinstance(event, Greeted):
             self._greeted(path, event.body, now)
@@ -107,18 +109,34 @@ class Admission:
         if problem is not None:
             self._refuse(path, "bad_version", problem)
             return
-        mark = self._tokens.mark(body.get("uid"), body.get("token"))
-        if mark is None:
-            self._refuse(path, "bad_token", "the token is not accepted here", body.get("uid"))
-            return
-        if body.get("kind") == "obituary":
-            self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
+        decision = self._gate.decide(body.get("uid"), body.get("token"), path.security, self._env.wall())
+        if isinstance(decision, Denied):
+            self._refuse(path, decision.code, decision.text, body.get("uid"))
             return
         try:
-            info = self._read(body, mark)
+            if body.get("kind") == "obituary":
+                self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
+                return
+            info = self._read(body, decision.mark if isinstance(decision, Admitted) else "")
         except ProtocolError as error:
             self._refuse(path, "bad_hello", error.detail, body.get("uid"))
             return
+        if isinstance(decision, Claim):
+            self._gate.claim(decision, partial(self._claimed, path, info), now)
+        else:
+            self._admitted(path, info, now)
+
+    def _claimed(self, path: Path, info: AgentInfo, outcome: Admitted | Denied, now: float) -> None:
+        """It is stored, or not, that an agent holds its invitation."""
+        self._env.now = now
+        if isinstance(outcome, Denied):
+            self._refuse(path, outcome.code, outcome.text, info.uid)
+        else:
+            self._admitted(path, replace(info, admitted_by=outcome.mark), now)
+
+    def _admitted(self, path: Path, info: AgentInfo, now: float) -> None:
+        """An agent may link by what it presents: see whether it may in the place of others."""
+        mark = info.admitted_by
         same = self._links.find(info.incarnation, SERVER)
         wait = self.exclusion.left(info.uid, now)
         if same is None:
@@ -188,6 +206,7 @@ class Admission:
             "incarnation": self._env.incarnation,
             "connection": link.connection,
             "mode": SERVER,
+            "keys": list(self._gate.rules.router_keys),
         }
         self._env.outbox.say(path, path.session.welcome(body))
         self._links.opened(link, now)

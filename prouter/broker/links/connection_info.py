@@ -47,6 +47,7 @@ def connection_identity(link: Link) -> dict[str, Any]:
         "peer": {"auth": link.agent, "platform": link.info.platform, "properties": link.info.properties},
         "since": rfc3339(link.since),
         "version": link.info.version,
+        "encrypted": link.encrypted,
     }
 
 

@@ -180,6 +180,8 @@ class Dials:
 
     def _welcomed(self, dial: _Dial, body: dict[str, object], now: float) -> None:
         path = dial.path
+        if path is not None:
+            path.security = self._env.shell.security(path)
         try:
             info = AgentInfo.from_hello(body)
         except ProtocolError as error:

@@ -56,6 +56,7 @@ class Link:
         placed: jobs sent to it since then.
         announced: uids of the jobs announced since the path came up, None when the announcement is complete.
         confirmed: whether its jobs were announced since this broker started.
+        encrypted: whether its last connection was.
     """
 
     def __init__(self, links: Links, connection: str, mode: str, info: AgentInfo, since: float) -> None:
@@ -74,6 +75,7 @@ class Link:
         self.confirmed = False
         self.away: Timer | None = None
         self.far = False
+        self.encrypted = False
 
     @property
     def up(self) -> bool:
@@ -231,6 +233,7 @@ class Links:
         link.draining = info.draining
         link.announced = set()
         link.path = path
+        link.encrypted = path.security.encrypted
         path.owner = link
         self._env.switch.add_agent(path, connection)
         self._heartbeats.watch(path)

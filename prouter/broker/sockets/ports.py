@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.switch import Path, Switch
 from prouter.broker.sockets.backlog import SMALL, Backlog
 from prouter.errors import ProtocolError
@@ -118,6 +119,11 @@ class Port:
         self.path = path
         if self._wire is not None:
             self._wire.trust()
+
+    @property
+    def security(self) -> Security:
+        """How the connection is protected."""
+        return PLAIN
 
     @property
     def identity(self) -> bytes:

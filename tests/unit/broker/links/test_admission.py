@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from prouter.broker.access.gate import Rules, Settle
+from prouter.broker.base.security import Security
 from prouter.broker.links import links as links_module
 from prouter.broker.links.hello import CLIENT, SERVER, AgentInfo
 from prouter.broker.store.restore import Saved, SavedConnection
 from prouter.jobs import State
+from prouter.keys.invitations import Bound, Invitation, Refused, hash_of, new_token
 from tests.support.broker_world import Agent, World, job_on
 
 
@@ -246,3 +250,79 @@ def test_an_agent_that_is_dialled_does_not_take_the_place_of_another_that_is_lin
     assert "is linked already" in worker.results[call].detail
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
     assert len(world.broker.links) == 1
+
+
+def invited(world: World, uses: int | None = 1) -> tuple[Invitation, str]:
+    """An invitation that the broker knows, and its token."""
+    token = new_token()
+    one = Invitation("cafe", hash_of(token), "", uses, world.wall(), world.wall() + 60, {})
+    world.broker.access_changed(Rules((one,)), world.now)
+    world.broker.gate.bind = lambda invitation, holder, settle: settle(Bound(), world.now)
+    return one, token
+
+
+def test_an_invited_agent_links_and_loses_its_link_when_the_invitation_is_revoked() -> None:
+    world = World(closed=True)
+    one, token = invited(world)
+    worker, agent = world.worker(), world.agent(token=token)
+    assert agent.ready
+    other = world.agent("agent-2", "e" * 32, token=token)
+    assert other.refusal is not None
+    assert (other.refusal[0], "used by agent 'agent-1'" in other.refusal[1]) == ("bad_token", True)
+    world.broker.access_changed(Rules((one,), {}), world.now)
+    assert len(worker.connections()) == 1
+    world.broker.access_changed(Rules(), world.now)
+    world.settle()
+    assert ("agents", agent.rid) in world.closed
+    assert worker.connections() == []
+    again = agent.again(2)
+    world.join(again)
+    assert again.refusal is not None
+    assert "was revoked" in again.refusal[1]
+
+
+def test_an_agent_is_welcome_only_when_it_is_stored_that_it_holds_the_invitation() -> None:
+    world = World(closed=True)
+    _, token = invited(world)
+    waiting: list[Settle] = []
+    world.broker.gate.bind = lambda invitation, holder, settle: waiting.append(settle)
+    first, second = world.agent(token=token), world.agent("agent-2", "e" * 32, token=token)
+    assert (first.ready, second.ready) == (False, False)
+    waiting[0](Bound(), world.now)
+    waiting[1](Refused("it was used by agent 'agent-1'"), world.now)
+    world.settle()
+    assert first.ready
+    assert second.refusal == ("bad_token", "it was used by agent 'agent-1'")
+
+
+def test_restored_links_of_an_invitation_revoked_meanwhile_are_dropped() -> None:
+    connection = saved("agent-1", "a" * 32, "a" * 32)
+    invited_one = replace(connection, info=replace(connection.info, admitted_by="invitation:cafe"))
+    world = World(Saved(connections=[invited_one]), closed=True)
+    assert len(world.broker.links) == 1
+    world.broker.access_changed(Rules(), world.now)
+    assert len(world.broker.links) == 0
+
+
+def test_agents_learn_the_keys_of_the_router_with_the_welcome_and_when_they_change() -> None:
+    world = World()
+    world.broker.access_changed(Rules(router_keys=("one",)), world.now)
+    agent = world.agent()
+    assert agent.welcome is not None
+    assert agent.welcome["keys"] == ["one"]
+    world.broker.access_changed(Rules(router_keys=("one", "two")), world.now)
+    world.settle()
+    assert agent.of("keys") == [{"keys": ["one", "two"]}]
+
+
+def test_connections_tell_whether_they_are_encrypted() -> None:
+    world = World()
+    worker = world.worker()
+    agent = Agent(world, "agent-1", "a" * 32)
+    agent.security = Security(public_key="k" * 40)
+    world.join(agent)
+    assert [link["encrypted"] for link in worker.connections()] == [True]
+    world.vanish(agent)
+    plain = agent.again(2)
+    world.join(plain)
+    assert [link["encrypted"] for link in worker.connections()] == [False]

@@ -1,0 +1,1 @@
+"""Who may link: tokens, keys and invitations, as they are on disk at the moment."""
