@@ -1,14 +1,14 @@
-# make demo     JupyterLab as a job on an agent, in your browser; CHECK=1 tries it out by itself and ends
-# make test     everything: lint, types, the documentation's links, coverage, unit, property and integration tests
-# make coverage   which branches of the protocol core its unit tests miss; fails if there are any
-# make docs     the documentation as a site, in build/site; fails on broken links and anchors
-# make hooks    lint and types before every commit (pre-commit)
-# make bench    the benchmarks, beside nginx and configurable-http-proxy
-# make apps     the recipes of docs/apps.md, each used in a real browser; ARGS="streamlit dash" tries some
-# make soak     faults injected for a long time
-# make lock     new versions of all requirements
-# make release-check   whether this commit can be released: version, changelog, tag, wheel and sdist (docs/releasing.md)
-# make clean    removes what the others made
+# make demo     runs JupyterLab as a job and prints the link to open; CHECK=1 opens it by itself and ends
+# make test     all checks: lint, types, the documentation's links, coverage, unit, property and integration tests
+# make coverage fails if the unit tests of the protocol core miss a branch
+# make docs     builds the documentation as a site in build/site; fails on broken links and anchors
+# make hooks    installs git hooks: lint and types before every commit (pre-commit)
+# make bench    runs the benchmarks, beside nginx and configurable-http-proxy
+# make apps     uses each recipe of docs/apps.md in a real browser; ARGS="streamlit dash" tries some
+# make soak     injects faults for a long time (docs/faults.md)
+# make lock     raises all requirements to their newest versions
+# make release-check   tells whether this commit can be released, and builds wheel and sdist (docs/releasing.md)
+# make clean    removes everything that the others made
 
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
 
-# What is installed is known by the contents of what asks for it, so that nothing is installed twice.
+# The names of the marker files contain a hash of the requirements, so that nothing is installed twice.
 WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-16)
 DEMO := $(VENV)/installed-demo-$(WANTED)
 DEV := $(VENV)/installed-dev-$(WANTED)
@@ -26,7 +26,7 @@ DOCS := $(VENV)/installed-docs-$(WANTED)
 RELEASE := $(VENV)/installed-release-$(WANTED)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Nothing from the user's own Python or pytest set-up takes part.
+# Keeps the user's own Python and pytest settings out.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
@@ -97,7 +97,7 @@ $(DOCS): | $(DEV)
 
 $(RELEASE): | $(DEV)
 
-# One file for every supported Python and platform: markers say which versions belong where.
+# One file for all supported Pythons and platforms: markers select the versions.
 lock: | $(BIN)/python
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip --disable-pip-version-check --quiet install uv

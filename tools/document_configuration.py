@@ -1,4 +1,4 @@
-"""Writes the tables of keys in docs/configuration.md anew; with ``--check``, fails when they are not up to date."""
+"""Write the tables of keys in docs/configuration.md; with ``--check``, fail if they are not up to date."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODELS: dict[str, type[Section]] = {"router": RouterConfig, "agent": AgentConfig
 
 
 def main() -> int:
-    """The exit status."""
+    """Write or check the page and return the exit status."""
     before = PAGE.read_text()
     after = documented(before)
     if "--check" in sys.argv[1:]:
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def documented(text: str) -> str:
-    """The page with new tables."""
+    """Return the page with new tables."""
     for name, model in MODELS.items():
         opening = f"<!-- keys of the {name} -->"
         closing = "<!-- end -->"
@@ -50,7 +50,7 @@ def _table(model: type[Section]) -> Iterator[str]:
 
 
 def _shown(default: Any) -> str:
-    """A default as it would be written in the file."""
+    """Return a default as it is written in a configuration file."""
     return "" if default is None else f"`{json.dumps(default)}`"
 
 

@@ -1,4 +1,4 @@
-"""Writes the table of figures in docs/metrics.md anew; with ``--check``, fails when it is not up to date."""
+"""Write the table of metrics in docs/metrics.md; with ``--check``, fail if it is not up to date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPENING, CLOSING = "<!-- figures -->", "<!-- end -->"
 
 
 def main() -> int:
-    """The exit status."""
+    """Write or check the page and return the exit status."""
     before = PAGE.read_text()
     start = before.index(OPENING)
     after = "\n".join([before[:start] + OPENING, "", *_table(), "", before[before.index(CLOSING, start) :]])

@@ -1,7 +1,7 @@
 """Try the recipes of docs/apps.md in a real browser: ``python -m tests.apps [NAME…]``.
 
 Each application runs as a job, is opened below the job's path and under a host name of its own, as its line promises,
-and is used: a button pressed, a cell run, a command typed. What did not work is printed, with a screenshot beside it.
+and is used: a button pressed, a cell run, a command typed. Failures are printed, with a screenshot of each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DOMAIN = "jobs.localhost"
 
 
 def main() -> int:
-    """The exit status: 0 if every recipe kept its promise."""
+    """Return the exit status: 0 if every recipe works."""
     parser = argparse.ArgumentParser(prog="tests.apps", description=__doc__)
     parser.add_argument("names", nargs="*", help="applications; all without")
     parser.add_argument("--mode", choices=("path", "host"), help="only below the path, or only under the host name")
@@ -51,7 +51,7 @@ def main() -> int:
 
 @contextmanager
 def _router() -> Iterator[tuple[Router, Agent]]:
-    """A router whose jobs have host names, and an agent."""
+    """Start a router whose jobs have host names, and an agent."""
     with tempfile.TemporaryDirectory(prefix="apps-") as folder:
         router = start_router(Path(folder) / "r", control__job_domain=_DOMAIN)
         try:
@@ -65,7 +65,7 @@ def _router() -> Iterator[tuple[Router, Agent]]:
 
 
 def _try(recipe: Recipe, modes: Sequence[str], job: AppJob, browser: Browser) -> bool:
-    """Whether the recipe failed."""
+    """Try one recipe; return whether it failed."""
     began = time.monotonic()
     try:
         job.start(recipe)
@@ -81,7 +81,7 @@ def _try(recipe: Recipe, modes: Sequence[str], job: AppJob, browser: Browser) ->
 
 
 def _use(recipe: Recipe, job: AppJob, browser: Browser, mode: str) -> None:
-    """Open the application and use it. Raises AssertionError or a browser's error, with what the page complained of."""
+    """Open the application and use it. Raises AssertionError or a browser's error, with the page's error messages."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, service_workers="block")
     context.set_default_timeout(30_000)
     page = context.new_page()

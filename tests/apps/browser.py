@@ -1,4 +1,4 @@
-"""A headless Chromium that talks to nobody but this machine."""
+"""A headless Chromium that connects to this machine only."""
 
 from __future__ import annotations
 

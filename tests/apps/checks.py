@@ -1,4 +1,4 @@
-"""How a person uses each application of docs/apps.md: one function a line, named after it.
+"""Use of each application of docs/apps.md as a person would: one function per line of the table, named after it.
 
 Each gets the page of a browser, the URL that a person would open, and the job.
 """
@@ -24,7 +24,7 @@ def _button(page: Page, url: str, job: AppJob) -> None:
 
 
 def _run_cell(page: Page, output: str) -> None:
-    """Run the notebook's first cell, whose output is looked for in `output`."""
+    """Run the notebook's first cell and expect its result in the elements that `output` selects."""
     cell = page.locator(".jp-CodeCell .cm-content, .cell .CodeMirror").first
     cell.click()
     page.keyboard.press("Shift+Enter")

@@ -1,4 +1,4 @@
-"""Installs the applications of docs/apps.md, by pip into a virtual environment, by npm into a folder, by apt."""
+"""Installation of the applications of docs/apps.md: by pip into a virtual environment, by npm into a folder, by apt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUILT = {
     "code-server/lib/vscode": ["node-pty", "@vscode/spdlog", "native-watchdog", "@parcel/watcher"],
     "code-server/lib/vscode/extensions": [],
 }
-"""npm packages with parts to be compiled, by the package that brings them; no other runs an install script."""
+"""npm packages with parts to compile, by the package that needs them; no other may run an install script."""
 
 
 class Environment:
@@ -35,7 +35,7 @@ class Environment:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What jobs and preparations get to find the applications: commands first in PATH, npm's modules."""
+        """Return the variables by which jobs and preparations find the applications: PATH, npm's modules."""
         commands = [self._venv / "bin", self._npm / "node_modules" / ".bin"]
         return {
             "PATH": ":".join([*map(str, commands), os.environ["PATH"]]),
@@ -43,7 +43,7 @@ class Environment:
         }
 
     def install(self, recipes: Iterable[Recipe]) -> None:
-        """Install what is not there yet.
+        """Install what is missing.
 
         Raises:
             CalledProcessError: a package could not be installed; the installer's own output says why.

@@ -1,4 +1,4 @@
-"""An application as a job: its samples in the sandbox, started as its recipe says."""
+"""An application as a job: its samples uploaded to the sandbox, started as its recipe says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AppJob:
         return self._path
 
     def start(self, recipe: Recipe) -> None:
-        """Create the job, upload the samples, start it. Raises AssertionError with the router's answer."""
+        """Create the job, upload the samples, start it. Raises AssertionError with the router's response."""
         self._path = self._router.create(self._agent.uid, recipe.slug)
         with tempfile.TemporaryDirectory() as folder:
             self._upload(recipe, Path(folder))
@@ -74,7 +74,7 @@ class AppJob:
         return self._router.get(f"{self.path}/file/{quote(name)}").status_code == 200
 
     def read(self, name: str) -> bytes:
-        """A file of the sandbox."""
+        """Return the contents of a file in the sandbox."""
         answer = requests.get(f"{self._router.url}{self.path}/file/{quote(name)}", timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.content
@@ -86,7 +86,7 @@ class AppJob:
         return f"http://{self.path.split('/')[3]}.{domain}:{urlsplit(self._router.url).port}/"
 
     def log_end(self) -> str:
-        """The end of what the job wrote."""
+        """Return the end of the job's logs."""
         texts = []
         for stream in ("stdout", "stderr"):
             answer = self._router.get(f"{self.path}/logs/{stream}?tail=15")

@@ -1,4 +1,4 @@
-"""The table of docs/apps.md, read as the recipes that it promises."""
+"""The recipes in the table of docs/apps.md."""
 
 from __future__ import annotations
 

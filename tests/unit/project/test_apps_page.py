@@ -1,4 +1,4 @@
-"""docs/apps.md promises only what can be tried: each line is a valid start, has a check, and names where it works."""
+"""Each line of docs/apps.md is a valid start, has a check, and says where it works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks conclude from what they measure, and the job servers' parts that can be wrong unnoticed."""
+"""Verdicts that the benchmarks derive from measurements, and parts of their job servers that can fail unnoticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every line of docs/compatibility.md says what we do and names tests that exist."""
+"""Every line of docs/compatibility.md has a verdict and names tests that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation hangs together: every page is listed, every link leads somewhere. `make docs` checks the site."""
+"""Every page of the documentation is listed, and every link leads somewhere. `make docs` checks the site as a whole."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PAGES = [*(ROOT / name for name in BESIDE), *sorted((ROOT / "docs").rglob("*.md"
 
 
 def links(page: Path) -> list[str]:
-    """Relative links of a page, without what is in code blocks."""
+    """Return the relative links of a page outside code blocks."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as usual renderers make them."""
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""One list names every program that tests call."""
+"""tools/programs lists every program that tests call."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.support import programs
 
 ROOT = Path(__file__).parents[3]
 BASE = frozenset({"sh", "bash", "sleep", "mount", "umount", "true", "setpriv"})
-"""What every Debian has."""
+"""Programs that every Debian has."""
 CALLS = frozenset({"run", "Popen", "check_output", "check_call"})
 
 
 def called(path: Path) -> set[str]:
-    """Programs named literally where this file starts processes."""
+    """Return the programs that a test file starts by a literal name."""
     found = set()
     tree = ast.parse(path.read_text())
     lists = {
