@@ -1,8 +1,8 @@
-"""What workers that accept from the same sockets tell each other and their parent: shares, and who leaves.
+"""Memory that all workers and their parent share: who has how many connections, and who is to be replaced.
 
-Left to the kernel, whichever worker wakes first takes a connection, and one may end up with nearly all. So each tells
-its number of connections in memory that all share, and one that has clearly more than another steps back for a moment.
-The same memory tells the parent which workers serve (`prouter.web.gunicorn.roster`).
+Left to the kernel, the worker that wakes first takes a connection, and one may end up with nearly all. So each worker
+publishes its number of connections, and one that has clearly more than another pauses accepting for a moment. From the
+same memory the parent knows which workers serve (`prouter.web.gunicorn.roster`).
 """
 
 from __future__ import annotations
@@ -11,55 +11,55 @@ import mmap
 import struct
 from enum import IntEnum
 
-__all__ = ["Balance", "Standing", "dismiss", "enter", "serves", "standing"]
+__all__ = ["Balance", "Standing", "enter", "replace", "serves", "standing"]
 
 _SLOTS = 256
 _BEAT = struct.Struct("<di")
-"""Monotonic time of the last beat, and the number of connections."""
+"""Monotonic time of a worker's last heartbeat, and its number of connections."""
 _TIME = struct.Struct("<d")
 _STANDING = struct.Struct("<i")
 _SLOT = struct.Struct("<dii")
-"""Both together."""
+"""A heartbeat, then a `Standing`."""
 _FRESH = 3.0
-"""Seconds after its last beat that a worker still counts."""
+"""Seconds after its last heartbeat that a worker counts as serving."""
 _LEAD = 3
-"""Connections that a worker may have more than another before it steps back."""
+"""Connections that a worker may have more than another before it pauses."""
 _PATIENCE = 3
-"""Times in a row that it steps back; then the others are busy, and it takes the connection after all."""
+"""Pauses in a row; after these the others are busy, and the worker accepts."""
 
 _shared = mmap.mmap(-1, _SLOTS * _SLOT.size)
 """Made when gunicorn's parent process imports this module, and inherited by all workers."""
 
 
 class Standing(IntEnum):
-    """What is to become of a worker."""
+    """Whether a worker stays. The order counts: from REPLACED on it does not."""
 
     STAYS = 0
-    WORN = 1
-    """It has served enough and serves on until somebody takes its place."""
-    DISMISSED = 2
-    """Somebody has taken its place: it finishes what it has, in peace."""
-    LEAVES = 3
+    DUE = 1
+    """It has reached ``max_requests`` and serves until its successor does."""
+    REPLACED = 2
+    """Its successor serves: it finishes its requests without hurry."""
+    LEAVING = 3
     """It accepts no more."""
 
 
 def enter(number: int) -> None:
-    """A worker of this number is about to start."""
+    """Reset the slot of a worker that is about to start."""
     _SLOT.pack_into(_shared, number % _SLOTS * _SLOT.size, 0.0, 0, Standing.STAYS)
 
 
-def dismiss(number: int) -> None:
-    """Somebody has taken this worker's place."""
-    _set_standing(number, Standing.DISMISSED)
+def replace(number: int) -> None:
+    """Mark a worker whose successor serves."""
+    _set_standing(number, Standing.REPLACED)
 
 
 def standing(number: int) -> Standing:
-    """What is to become of this worker."""
+    """Return whether a worker stays."""
     return Standing(_STANDING.unpack_from(_shared, number % _SLOTS * _SLOT.size + _BEAT.size)[0])
 
 
 def serves(number: int, now: float) -> bool:
-    """Whether this worker accepts connections at the moment."""
+    """Return whether a worker accepts connections at the monotonic time `now`."""
     (beat,) = _TIME.unpack_from(_shared, number % _SLOTS * _SLOT.size)
     return bool(now - beat < _FRESH)
 
@@ -69,7 +69,7 @@ def _set_standing(number: int, value: Standing) -> None:
 
 
 class Balance:
-    """One worker's view.
+    """One worker's use of the shared memory.
 
     Args:
         number: tells this worker from others of the same parent.
@@ -77,29 +77,29 @@ class Balance:
 
     def __init__(self, number: int) -> None:
         self._own = number % _SLOTS
-        self._stepped_back = 0
+        self._pauses = 0
 
     def beat(self, now: float, connections: int) -> None:
-        """Tell that this worker accepts, and how many connections it has."""
+        """Publish that this worker serves, and how many connections it has."""
         _BEAT.pack_into(_shared, self._own * _SLOT.size, now, connections)
 
-    def wear_out(self) -> None:
-        """This worker has served enough: somebody is to take its place."""
+    def ask_for_successor(self) -> None:
+        """Have the parent start a worker that replaces this one."""
         if standing(self._own) is Standing.STAYS:
-            _set_standing(self._own, Standing.WORN)
+            _set_standing(self._own, Standing.DUE)
 
     def leave(self) -> None:
-        """This worker accepts no more."""
+        """Publish that this worker accepts no more."""
         self.beat(0.0, 0)
-        _set_standing(self._own, Standing.LEAVES)
+        _set_standing(self._own, Standing.LEAVING)
 
     def step_back(self, now: float, connections: int) -> bool:
-        """Whether to leave the connection that waits to a worker with fewer."""
+        """Return whether to leave the next connection to a worker with fewer."""
         self.beat(now, connections)
-        if connections >= _LEAD and self._stepped_back < _PATIENCE:
+        if connections >= _LEAD and self._pauses < _PATIENCE:
             for beat, others, _standing in _SLOT.iter_unpack(_shared[:]):
                 if now - beat < _FRESH and connections - others >= _LEAD:
-                    self._stepped_back += 1
+                    self._pauses += 1
                     return True
-        self._stepped_back = 0
+        self._pauses = 0
         return False

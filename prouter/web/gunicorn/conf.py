@@ -1,14 +1,13 @@
-"""gunicorn's settings for the HTTP side of a router; ``gunicorn -c`` with this file needs nothing else.
+"""gunicorn's settings for the HTTP side of a router: ``gunicorn -c`` with this file needs no others.
 
-The router's configuration comes from ``PROUTER_CONFIG`` and ``PROUTER_SECTION__KEY``. Under the supervisor the
-listening sockets come as inherited descriptors (``PROUTER_LISTEN_FDS``), so that they outlive every gunicorn.
+The router's configuration comes from ``PROUTER_CONFIG`` and ``PROUTER_SECTION__KEY``. The supervisor passes the
+listening sockets as inherited descriptors (``PROUTER_LISTEN_FDS``), so that they outlive every gunicorn.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from math import ceil
 from pathlib import Path
@@ -18,15 +17,18 @@ from prouter.config import ConfigError, RouterConfig, check_exposure
 from prouter.config.directories import load_from_environment
 from prouter.process.logging import configure_logging
 from prouter.web.gunicorn.balance import enter
+from prouter.web.gunicorn.internals import ArbiterAdapter, UnsupportedGunicorn, check
 from prouter.web.gunicorn.roster import Roster
 from prouter.web.metrics import counters
 
 
 def _load() -> RouterConfig:
+    """Load the configuration, or end with status 2, after which the supervisor does not start gunicorn again."""
     try:
+        check()
         found = load_from_environment()
         check_exposure(found)
-    except ConfigError as error:
+    except (ConfigError, UnsupportedGunicorn) as error:
         for line in str(error).splitlines():
             print(f"prouter: {line}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -34,7 +36,6 @@ def _load() -> RouterConfig:
 
 
 _config = _load()
-_STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 _inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
 
 
@@ -54,19 +55,20 @@ worker_class = "prouter.web.gunicorn.worker.ProxyWorker"
 workers = _config.control.workers
 worker_connections = _config.control.max_connections
 max_requests = _config.control.max_requests
-max_requests_jitter = _config.control.max_requests // 10  # lest all workers are replaced at once
+max_requests_jitter = _config.control.max_requests // 10  # so that workers are not all replaced at once
 backlog = 4096
 keepalive = 5
 timeout = 60
-graceful_timeout = ceil(_config.control.drain_timeout) + 5  # workers end by themselves, and need a moment to say so
+graceful_timeout = ceil(_config.control.drain_timeout) + 5  # workers end by themselves; gunicorn kills others
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (gunicorn's heartbeat file, made safely)
 control_socket_disable = True
 proc_name = "prouter-api"
 umask = 0o117
-"""Of the unix socket, as the supervisor makes it: for owner and group."""
+"""Of the unix socket: it is for owner and group, as when the supervisor makes it."""
 
 
 def _log() -> None:
+    """Send gunicorn's log lines through the router's log."""
     configure_logging(_config.log, connection_debug="PROUTER_CONNECTION_DEBUG" in os.environ)
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
@@ -75,48 +77,42 @@ def _log() -> None:
 
 
 def _forget() -> None:
-    """Named as ``python:prouter.web.gunicorn.conf`` these settings are imported; a reload must find them anew."""
+    """Have a reload read this file again even if gunicorn was told to import it (``python:MODULE``)."""
     sys.modules.pop(__name__, None)
 
 
 def on_starting(server: Any) -> None:
-    """gunicorn's own lines join ours; inherited sockets are not gunicorn's to remove from the file system."""
+    """Put the router's own parts into gunicorn's parent process, before it makes a worker."""
     _log()
     _forget()
-    if _inherited:
-        server.systemd = True
     counters.setup(Path(_config.state.run_dir or ".") / "figures")
-    server.roster = Roster(server)
+    server.adapter = ArbiterAdapter(server)
+    if _inherited:
+        server.adapter.keep_sockets()
+    server.roster = Roster(server.adapter)
     server.roster.install()
 
 
 def on_reload(server: Any) -> None:
-    """A changed log level counts from now on."""
+    """Apply a changed log level, and have all workers replaced."""
     _log()
     _forget()
-    server.roster.do_not_wait()
+    server.roster.reloaded()
 
 
 def pre_fork(_server: Any, worker: Any) -> None:
-    """Numbers are used again after a while."""
+    """Reset what a former worker of the same slot left in shared memory."""
     enter(worker.age)
     counters.enter(worker.age)
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """What the worker counted stays, what it had is gone."""
+    """Keep the counters of a worker that ended, and drop its gauges."""
     counters.leave(worker.age)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Each worker logs like every other process of the router, and can be stopped from its first moment.
-
-    Until gunicorn sets a worker's own signal handlers it has its parent's, which would swallow a stop.
-    """
-    for number in _STOP:
-        signal.signal(number, signal.SIG_DFL)
-    while not server.SIG_QUEUE.empty():
-        if server.SIG_QUEUE.get_nowait() in _STOP:
-            raise SystemExit(0)
+    """Make a new worker log like every process of the router, and stop from its first moment on."""
+    server.adapter.forked()
     _log()
     os.umask(0o077)

@@ -1,82 +1,68 @@
-"""How many workers serve: gunicorn's own count, made of those that accept.
+"""How many workers serve: gunicorn's own count, made of those that accept connections.
 
-gunicorn counts a worker that drains like any other, and a reload is deaf to everything until the old workers have
-ended. As long as a WebSocket kept one of them alive nobody would take its place, nor that of a worker that crashes
-meanwhile; workers that are recycled at the same time would leave nobody to accept. Here workers that drain do not
-count, and none has to go before those that take over accept.
+gunicorn counts a draining worker like any other, and during a reload it handles no signal until the old workers have
+ended. So while a WebSocket kept one of them alive, nobody would replace it, nor a worker that crashed meanwhile, and
+workers that reached ``control.max_requests`` at once would leave nobody to accept. Here draining workers do not count,
+and a worker has to go only after its successor accepts.
 """
 
 from __future__ import annotations
 
-import signal
 import time
-from typing import Any
 
-from prouter.web.gunicorn.balance import Standing, dismiss, serves, standing
+from prouter.web.gunicorn.balance import Standing, replace, serves, standing
+from prouter.web.gunicorn.internals import ArbiterAdapter, GunicornWorker
 
 __all__ = ["Roster"]
 
 _DRAINING = 2
-"""Workers that may drain for each that serves; while there are more, worn ones serve on."""
+"""Workers that may drain for each that serves; while there are more, those that are due serve on."""
 
 
 class Roster:
-    """Takes the place of an arbiter's ``manage_workers`` and ``reload``; there is no setting for either.
+    """Keeps the number of serving workers in place of gunicorn's ``manage_workers``.
 
     Args:
-        arbiter: gunicorn's; its number of workers changes with TTIN, TTOU and HUP.
+        arbiter: gunicorn's parent process.
     """
 
-    def __init__(self, arbiter: Any) -> None:
+    def __init__(self, arbiter: ArbiterAdapter) -> None:
         self._arbiter = arbiter
-        self._gunicorns_reload = arbiter.reload
         self._outdated = 0
-        """Age of the youngest worker with settings from before the last reload."""
+        """Age number of the youngest worker with settings from before the last reload."""
 
     def install(self) -> None:
-        """Take their place."""
-        self._arbiter.manage_workers = self.manage
-        self._arbiter.reload = self.reload
+        """Take the place of ``manage_workers``."""
+        self._arbiter.manage_with(self.manage)
 
-    def reload(self) -> None:
-        """As gunicorn does it, without waiting: `do_not_wait` is to be called from the hook ``on_reload``."""
-        self._patience = self._arbiter.cfg.graceful_timeout
-        try:
-            self._gunicorns_reload()
-        finally:
-            self._arbiter.cfg.set("graceful_timeout", self._patience)
-
-    def do_not_wait(self) -> None:
-        """The new settings are read, the new workers not started: have gunicorn wait for nobody, for now."""
-        self._outdated = self._arbiter.worker_age
-        self._patience = self._arbiter.cfg.graceful_timeout
-        self._arbiter.cfg.set("graceful_timeout", 0)
+    def reloaded(self) -> None:
+        """Have all workers that run now replaced, without a wait. To be called from the hook ``on_reload``."""
+        self._outdated = self._arbiter.youngest
+        self._arbiter.do_not_wait()
 
     def manage(self) -> None:
-        """Start workers that are missing; once all serve, have the worn and the oldest ones go.
-
-        Called once a second and after every signal.
-        """
+        """Start missing workers; once all serve, stop those that are due and those beyond the number wanted."""
         arbiter = self._arbiter
-        workers = sorted(arbiter.WORKERS.values(), key=lambda worker: worker.age)
-        staying = [worker for worker in workers if standing(worker.age) < Standing.DISMISSED]
-        room = max(0, _DRAINING * arbiter.num_workers - (len(workers) - len(staying)))
-        worn = [worker for worker in staying if self._worn(worker)][:room]
-        missing = arbiter.num_workers + len(worn) - len(staying)
+        workers, wanted = arbiter.workers, arbiter.wanted
+        staying = [worker for worker in workers if standing(worker.age) < Standing.REPLACED]
+        may_drain = max(0, _DRAINING * wanted - (len(workers) - len(staying)))
+        due = [worker for worker in staying if self._due(worker)][:may_drain]
+        missing = wanted + len(due) - len(staying)
         for _ in range(missing):
-            arbiter.spawn_worker()
+            arbiter.spawn()
         if missing <= 0:
-            fit = [worker for worker in staying if worker not in worn]
-            self._dismiss((worn + fit)[: -arbiter.num_workers], (worn + fit)[-arbiter.num_workers :])
+            others = [worker for worker in staying if worker not in due]
+            self._stop((due + others)[:-wanted], (due + others)[-wanted:])
 
-    def _worn(self, worker: Any) -> bool:
-        """Whether somebody is to take the worker's place."""
-        return worker.age <= self._outdated or standing(worker.age) is Standing.WORN
+    def _due(self, worker: GunicornWorker) -> bool:
+        """Whether the worker is to be replaced."""
+        return worker.age <= self._outdated or standing(worker.age) is Standing.DUE
 
-    def _dismiss(self, going: list[Any], remaining: list[Any]) -> None:
+    def _stop(self, leaving: list[GunicornWorker], remaining: list[GunicornWorker]) -> None:
+        """Stop workers if all that remain serve."""
         now = time.monotonic()
         if not all(serves(worker.age, now) for worker in remaining):
             return
-        for worker in going:
-            dismiss(worker.age)
-            self._arbiter.kill_worker(worker.pid, signal.SIGTERM)
+        for worker in leaving:
+            replace(worker.age)
+            self._arbiter.stop(worker)

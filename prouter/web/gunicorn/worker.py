@@ -1,8 +1,7 @@
 """The gunicorn worker: accepts clients on the gevent loop and gives each connection to the proxy.
 
-A subclass of gunicorn's gevent worker, so that everything gunicorn manages (listening sockets, signals, timeouts,
-graceful stops, recycling) stays gunicorn's; only what happens on a connection is ours, because a proxy needs the bytes
-that arrived.
+It is a subclass of gunicorn's gevent worker, so that gunicorn manages listening sockets, signals, timeouts, graceful
+stops and recycling. Connections are the router's own, because a proxy needs the bytes as they arrived.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import errno
 import gc
 import logging
 import os
-import signal
 import time
 from contextlib import suppress
 from functools import partial
@@ -20,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import get_hub
-from gunicorn.workers.ggevent import GeventWorker
 
 from prouter.web.gunicorn.balance import Balance, Standing, standing
+from prouter.web.gunicorn.internals import GunicornWorker
 from prouter.web.metrics import counters
 from prouter.web.metrics.vitals import tell
 
@@ -34,26 +32,25 @@ __all__ = ["ProxyWorker"]
 log = logging.getLogger("prouter.web")
 
 _LAST_CHANCE = 1.0
-"""Seconds idle connections are still served after a stop was asked for, lest a request under way meets a closed door.
-"""
+"""Seconds idle connections are kept open after a stop was asked for, because a request may be on its way already."""
 _BRIDGE_END = 1.0
-"""Seconds that both ends of a bridge have to answer its close when the worker stops."""
+"""Seconds both ends of a bridge have to confirm its close when the worker stops."""
 _ACCEPT_PAUSE = 0.05
 """Seconds to wait when accepting fails for lack of descriptors."""
 _OTHER_DESCRIPTORS = 100
-"""Descriptors left to all that is no client's connection."""
+"""Descriptors reserved for everything but clients' connections."""
 _BEAT = 1.0
-"""Seconds between sweeps; who went away while nothing was read from it is looked for twice as often."""
+"""Seconds between sweeps; clients that disconnected unnoticed are looked for twice as often."""
 _DEAD_CLIENT = {_socket.TCP_KEEPIDLE: 60, _socket.TCP_KEEPINTVL: 15, _socket.TCP_KEEPCNT: 4}
-"""When a silent client is asked whether it is there, again how often, and how often in vain (tcp(7)); seconds."""
+"""TCP keepalive (tcp(7)): seconds of silence before the first probe, seconds between probes, probes in vain."""
 _STEP_BACK = 0.001
-"""Seconds to leave to a worker with fewer connections."""
+"""Seconds to leave connections to a worker with fewer."""
 _QUEUE = 4096
-"""Connections that may wait to be accepted when the router stops: what the sockets' backlog allows."""
+"""Connections that may wait to be accepted when the router stops: the sockets' backlog."""
 
 
 def _find_dead_clients(listener: _socket.socket) -> None:
-    """Have the kernel end connections of clients whose machine is gone; accepted sockets inherit that."""
+    """Have the kernel end connections whose peer machine does not respond; accepted sockets inherit the options."""
     if listener.family == _socket.AF_UNIX:
         return
     listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
@@ -61,15 +58,11 @@ def _find_dead_clients(listener: _socket.socket) -> None:
         listener.setsockopt(_socket.IPPROTO_TCP, option, value)
 
 
-class ProxyWorker(GeventWorker):  # type: ignore[misc]
-    """See the module's docstring."""
+class ProxyWorker(GunicornWorker):
+    """A worker process of the HTTP side."""
 
-    age: int
-    alive: bool
-    pid: int
-    ppid: int
-    tmp: Any
     _hurried = False
+    """Whether to end soon although responses go on, because nobody took the worker's place."""
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -101,13 +94,13 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             watchers.append(watcher)
         gc.freeze()
         self._balance.beat(time.monotonic(), 0)
-        self._wake_parent()
+        self.wake_arbiter()
         while self.alive:
             self._beat()
             self._proxy.drop_disconnected()
             gevent.sleep(_BEAT / 2)
         self._balance.leave()
-        self._wake_parent()
+        self.wake_arbiter()
         for watcher in watchers:
             watcher.stop()
             watcher.close()
@@ -118,28 +111,19 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         client.stop()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGTERM: finish and end. Where somebody took this worker's place there is no hurry, unless asked again."""
-        self._hurried = not self.alive or standing(self.age) is not Standing.DISMISSED
+        """Handle SIGTERM: drain and end. A replaced worker takes its time, unless asked twice."""
+        self._hurried = not self.alive or standing(self.age) is not Standing.REPLACED
         super().handle_exit(sig, frame)
 
     def notify(self) -> None:
-        """Tell gunicorn that we live. Should it have died, the next one's workers take over, and this one drains."""
-        self.tmp.notify()
-        if self.alive and self._orphan:
+        """Tell gunicorn that the worker is alive, and drain if gunicorn died: the next one has workers of its own."""
+        self.heartbeat()
+        if self.alive and self.orphaned:
             log.warning("event=parent_gone pid=%d", self.pid)
             self.alive = False
 
-    @property
-    def _orphan(self) -> bool:
-        return os.getppid() != self.ppid
-
-    def _wake_parent(self) -> None:
-        """Have gunicorn look after its workers now, as it does whenever one ends."""
-        if not self._orphan:
-            os.kill(self.ppid, signal.SIGCHLD)
-
     def _accept(self, listener: Any, watcher: Any) -> None:
-        """Take one connection; the others in the queue are left for other workers."""
+        """Accept one connection, and leave the others in the queue to other workers."""
         if self._balance.step_back(time.monotonic(), len(self._proxy.connections)):
             self._pause(_STEP_BACK, listener, watcher)
             return
@@ -151,25 +135,25 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
                 self._pause(_ACCEPT_PAUSE, listener, watcher)
 
     def _take(self, listener: Any) -> None:
-        """Serve the next client in the queue.
+        """Accept the next client in the queue and serve it.
 
         Raises:
-            OSError: there is none, or none can be taken.
+            OSError: the queue is empty, or no client can be accepted.
         """
         fd, address = listener._accept()
         sock = _socket.socket(fileno=fd)
         try:
             self._proxy.accept(sock, address)
         except OSError as error:
-            log.debug("event=client_vanished error=%r", error)
+            log.debug("event=client_disconnected error=%r", error)
             sock.close()
 
     def _stop_listening(self, listeners: list[Any]) -> None:
-        """Close the listening sockets, which would let clients wait for nobody while the last of their owners drains.
+        """Close the listening sockets: in those of a process that only drains, clients would wait for nobody.
 
-        When the router stops, who is in the queue already is served: closing it resets them.
+        If nobody replaces the worker, it first serves the clients in the queue, which the close would reset.
         """
-        if standing(self.age) is not Standing.DISMISSED:
+        if standing(self.age) is not Standing.REPLACED:
             for listener in listeners:
                 with suppress(OSError):
                     for _ in range(_QUEUE):
@@ -178,7 +162,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
             listener.close()
 
     def _pause(self, seconds: float, listener: Any, watcher: Any) -> None:
-        """Accept nothing for a while."""
+        """Stop accepting for a while."""
 
         def again() -> None:
             if self.alive:
@@ -188,7 +172,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         gevent.spawn_later(seconds, again)
 
     def _beat(self) -> None:
-        """Once a second: tell gunicorn that we live, sweep timeouts, ask to be replaced when due."""
+        """Do what is due once a second: heartbeat, timeouts, figures, and the request for a successor."""
         self.notify()
         gevent.sleep(_BEAT / 2)
         now = time.monotonic()
@@ -196,18 +180,19 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         self._balance.beat(now, len(self._proxy.connections))
         self._tell()
         if self.max_requests and self._proxy.requests >= self.max_requests and standing(self.age) is Standing.STAYS:
-            log.info("event=worker_worn requests=%d", self._proxy.requests)
-            self._balance.wear_out()
-            self._wake_parent()
+            log.info("event=worker_due requests=%d", self._proxy.requests)
+            self._balance.ask_for_successor()
+            self.wake_arbiter()
 
     def _tell(self) -> None:
+        """Publish the worker's figures for ``/metrics``."""
         tell(counters.current(), self._client, len(self._proxy.connections))
 
     def _drain(self, client: RouterClient) -> None:
-        """Finish what is in progress, bridges included, for at most ``control.drain_timeout`` seconds.
+        """Finish requests and bridges in progress, for at most ``control.drain_timeout`` seconds.
 
-        Clients may send a request at the very moment their idle connection is closed. So where others serve, it is kept
-        for its next request, whose answer tells the client to close it.
+        A client may send a request at the moment its idle connection is closed. So while other workers serve, an idle
+        connection is kept for one more request, whose response tells the client to close it.
         """
         proxy = self._proxy
         proxy.drain()
@@ -215,8 +200,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self._drain_timeout:
             self.notify()
             self._tell()
-            if self._orphan and client.router_draining:
-                break  # nobody else would end it
+            if self.orphaned and client.router_draining:
+                break  # its parent, which would kill it in time, is dead
             if time.monotonic() - started > _LAST_CHANCE and (self._hurried or client.router_draining):
                 proxy.close_idle()
             gevent.sleep(0.1)
@@ -231,7 +216,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]
         proxy.close()
 
     def _end_bridges(self, client: RouterClient) -> None:
-        """Close both ends of the bridges that are left, properly where they let us."""
+        """Close both ends of the remaining bridges, with a WebSocket close where they respond in time."""
         for bridge in client.list_bridges():
             client.on_bridge_end(bridge["uid"])
         deadline = time.monotonic() + _BRIDGE_END
