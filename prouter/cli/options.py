@@ -12,9 +12,10 @@ from pydantic import BaseModel
 from prouter.config import AgentConfig, ConfigError, RouterConfig, keys, load_agent, load_router
 from prouter.supervisor import EXIT_CONFIG
 
-__all__ = ["agent_config", "configuration_options", "key_help", "refuse", "router_config"]
+__all__ = ["agent_config", "configuration_options", "key_help", "refuse", "router_config", "seconds"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LEVELS = ("warning", "debug", "error", "info", "fatal")
 
 
@@ -38,6 +39,18 @@ def configuration_options(function: Function) -> Function:
 def _no_log_format(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         click.echo("prouter: --log-format has no effect; log.format chooses between text and json", err=True)
+
+
+def seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    """Read a duration such as ``90s``, ``30m``, ``24h`` or ``7d``: a click callback.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    number, unit = value[:-1], value[-1:]
+    if unit not in _UNITS or not number.isascii() or not number.isdigit() or len(number) > 6:
+        raise click.BadParameter(f"{value!r} is no duration; write it like 90s, 30m, 24h or 7d")
+    return int(number) * _UNITS[unit]
 
 
 def key_help(model: type[BaseModel]) -> str:

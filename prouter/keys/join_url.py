@@ -22,19 +22,19 @@ class JoinUrl:
 
     Attributes:
         address: ``HOST:PORT`` of the router.
-        key: the router's public key in Z85; empty when the router does not encrypt.
+        keys: public keys that the router has, or is about to have, in Z85; none when it does not encrypt.
         token: to present to the router.
     """
 
     address: str
-    key: str
+    keys: tuple[str, ...]
     token: str = field(repr=False)
 
 
 def format_join_url(url: JoinUrl) -> str:
-    """Write the URL. The key is in base64url, since Z85 has characters that shells and URLs give a meaning to."""
-    key = f"key={base64.urlsafe_b64encode(to_bytes(url.key)).decode().rstrip('=')}&" if url.key else ""
-    return f"{_SCHEME}://{url.address}/?{key}token={quote(url.token, safe='')}"
+    """Write the URL. A key is in base64url, since Z85 has characters that shells and URLs give a meaning to."""
+    keys = [f"key={base64.urlsafe_b64encode(to_bytes(key)).decode().rstrip('=')}&" for key in url.keys]
+    return f"{_SCHEME}://{url.address}/?{''.join(keys)}token={quote(url.token, safe='')}"
 
 
 def parse_join_url(text: str) -> JoinUrl:
@@ -53,7 +53,8 @@ def parse_join_url(text: str) -> JoinUrl:
         split_address(parts.netloc)
     except ValueError as error:
         raise ConfigError(f"--join: the router's address {parts.netloc!r} {error}") from None
-    fields = dict(parse_qsl(parts.query, keep_blank_values=True))
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    fields = dict(pairs)
     unknown = sorted(set(fields) - set(_KNOWN))
     if unknown or parts.path not in ("", "/") or parts.fragment:
         what = f"the field {unknown[0]!r:.32}" if unknown else "a path or fragment"
@@ -61,11 +62,11 @@ def parse_join_url(text: str) -> JoinUrl:
     token = fields.get("token", "")
     if not token:
         raise ConfigError("--join: the URL has no token; copy it whole, in quotes, since '&' means something to shells")
-    return JoinUrl(parts.netloc, _key(fields.get("key", "")), token)
+    return JoinUrl(parts.netloc, tuple(_key(value) for name, value in pairs if name == "key" and value), token)
 
 
 def _key(text: str) -> str:
-    if not text or is_key(text):
+    if is_key(text):
         return text
     try:
         return from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))

@@ -65,7 +65,7 @@ class KnownRouters:
 
     def join(self, url: JoinUrl) -> None:
         """Know the router of an invitation; stored by `accepted`."""
-        self._joining[url.address] = KnownRouter(url.address, (url.key,) if url.key else (), url.token, joined=True)
+        self._joining[url.address] = KnownRouter(url.address, url.keys, url.token, joined=True)
 
     def accepted(self, address: str, keys: Sequence[str] = ()) -> None:
         """The router at this address has accepted the agent, and told its keys, if it has any.

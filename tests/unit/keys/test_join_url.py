@@ -10,13 +10,13 @@ from prouter.config import ConfigError
 from prouter.keys.files import make_pair
 from prouter.keys.join_url import JoinUrl, format_join_url, parse_join_url
 
-KEY = make_pair().public
+KEY, NEXT = (make_pair().public for _ in range(2))
 
 
 @pytest.mark.parametrize("address", ["router.example.org:8889", "192.0.2.1:1", "[2001:db8::1]:65535"])
-@pytest.mark.parametrize("key", [KEY, ""], ids=["encrypted", "not encrypted"])
-def test_a_url_is_read_as_it_was_written(address: str, key: str) -> None:
-    url = JoinUrl(address, key, "pri_abc-_123")
+@pytest.mark.parametrize("keys", [(KEY,), (KEY, NEXT), ()], ids=["encrypted", "rotating", "not encrypted"])
+def test_a_url_is_read_as_it_was_written(address: str, keys: tuple[str, ...]) -> None:
+    url = JoinUrl(address, keys, "pri_abc-_123")
     text = format_join_url(url)
     assert parse_join_url(text) == url
     assert not set(text) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:/?&=_-.[]")
@@ -24,7 +24,7 @@ def test_a_url_is_read_as_it_was_written(address: str, key: str) -> None:
 
 def test_a_key_may_be_in_z85() -> None:
     text = f" prouter://host:8889?key={quote(KEY, safe='')}&token=t\n"
-    assert parse_join_url(text) == JoinUrl("host:8889", KEY, "t")
+    assert parse_join_url(text) == JoinUrl("host:8889", (KEY,), "t")
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_what_is_said_of_a_damaged_url_repeats_no_secret() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_join_url("prouter://host:8889/?key=abc&token=geheim&x=geheim")
     assert "geheim" not in str(caught.value)
-    assert "geheim" not in repr(JoinUrl("host:1", "", "geheim"))
+    assert "geheim" not in repr(JoinUrl("host:1", (), "geheim"))

@@ -14,7 +14,7 @@ from prouter.keys.join_url import JoinUrl
 from prouter.keys.known_routers import KnownRouter, KnownRouters
 
 KEY, NEXT, OTHER = (make_pair().public for _ in range(3))
-URL = JoinUrl("far:8889", KEY, "pri_secret")
+URL = JoinUrl("far:8889", (KEY,), "pri_secret")
 
 
 def config(**client: Any) -> AgentConfig:
