@@ -1,7 +1,7 @@
 """Blocking reads and writes on a stream, for greenlets.
 
-Wraps one `Stream` whose peer behind the switch speaks the *preface* protocol (every kind of stream but ``http``): maps,
-each a little-endian u32 length and msgpack, before and after the bytes themselves.
+Every kind of stream but ``http`` begins with *prefaces*: maps, each a little-endian u32 length and as many bytes of
+msgpack. Some kinds have prefaces after their bytes, too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from prouter.fabric.stream import Stream
 __all__ = ["CHUNK", "MAX_PREFACE", "StreamIO", "StreamReset"]
 
 CHUNK = 256 * 1024
-"""Bytes a read returns at most unless told otherwise, and a good size to write."""
+"""Bytes that a read returns at most unless told otherwise, and a good size to write."""
 MAX_PREFACE = 1024 * 1024
-"""Largest map, bytes."""
+"""Bytes of a preface, at most."""
 
 _LENGTH = struct.Struct("<I")
 
 
 class StreamReset(PRouterError):
-    """The stream ended early; `code` and `detail` are the reset's, or this side's own."""
+    """The stream ended early; `code` and `detail` are those of the reset, whichever side sent it."""
 
     code = "stream_reset"
     status = 503
@@ -36,13 +36,14 @@ class StreamReset(PRouterError):
 
 
 class StreamIO:
-    """A stream as a blocking file-like object; makes itself the stream's handler.
+    """A stream as a blocking file-like object, which makes itself the stream's handler.
 
-    At most one greenlet reads and one writes. What is buffered is bounded by the stream's window, because only `read`
-    opens the window again. What arrived before the other end's reset can still be read.
+    At most one greenlet reads and one writes. The stream's window bounds what is buffered, because only reading opens
+    the window again. What arrived before the other end's reset can still be read.
 
     Attributes:
-        takes_views: set it where large pieces may be read as memoryviews instead of bytes.
+        stream: the stream.
+        takes_views: set it to read large pieces as memoryviews instead of bytes.
     """
 
     __slots__ = ("_chunks", "_finished", "_readable", "_reset", "_writable", "stream", "takes_views")
@@ -57,7 +58,7 @@ class StreamIO:
         self._writable: Event | None = None
         stream.handler = self
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
     def buffered(self) -> int:
@@ -75,7 +76,7 @@ class StreamIO:
         return self._finished
 
     def read(self, size: int = CHUNK) -> bytes:
-        """Up to `size` bytes, as soon as there are any; b"" once the other end has finished.
+        """Return up to `size` bytes as soon as there are any; b"" once the other end has finished.
 
         Raises:
             StreamReset: the stream ended early.
@@ -91,9 +92,9 @@ class StreamIO:
         return data
 
     def read_buffered(self) -> list[bytes]:
-        """Everything that is here, as soon as there is anything; nothing once the other end has finished.
+        """Return all buffered pieces as soon as there are any; none once the other end has finished.
 
-        At most one window, while the next one may come already.
+        They have one window of bytes at most, and the next window may arrive while they are used.
 
         Raises:
             StreamReset: the stream ended early.
@@ -105,11 +106,11 @@ class StreamIO:
         return pieces
 
     def read_exactly(self, size: int) -> bytes:
-        """Exactly `size` bytes.
+        """Return exactly `size` bytes.
 
         Raises:
             StreamReset: the stream ended early.
-            ProtocolError: the other end finished before.
+            ProtocolError: the other end finished before it had written as many.
         """
         parts = []
         missing = size
@@ -122,12 +123,12 @@ class StreamIO:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_preface(self) -> dict[str, Any]:
-        """The next map, one that says ok.
+        """Return the next preface, if it says ``ok``.
 
         Raises:
-            PRouterError: the error the map carries.
+            PRouterError: the error that the preface carries.
             StreamReset: the stream ended early.
-            ProtocolError: the map is malformed, too long or cut.
+            ProtocolError: the preface is malformed, too long or cut.
         """
         (length,) = _LENGTH.unpack(self.read_exactly(_LENGTH.size))
         if length > MAX_PREFACE:
@@ -141,14 +142,18 @@ class StreamIO:
         return body
 
     def refuse_reset(self) -> None:
-        """Raise `StreamReset` if the stream ended early, for whoever works long between reads and writes."""
+        """Check that the stream lives, between reads and writes that are far apart.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
         if self._reset is not None:
             raise self._error()
 
-    # -- writing ------------------------------------------------------------------------------------------------
+    # -- writing ------------------------------------------------------------------------------------------------------
 
     def write_all(self, data: bytes) -> None:
-        """Write all of `data`, waiting for room as needed.
+        """Write all of `data`; wait while the window is full.
 
         Raises:
             StreamReset: the stream ended early.
@@ -158,6 +163,7 @@ class StreamIO:
         while position < size:
             if self.stream.reset_code is not None:
                 raise self._error()
+            # A whole window at once would let the other end wait for the next while it uses this one.
             most = max(CHUNK, self.stream.piece)
             piece = data if size <= most and not position else data[position : position + most]
             taken = self.stream.write(piece)
@@ -166,7 +172,7 @@ class StreamIO:
                 self._wait_writable()
 
     def write_preface(self, body: dict[str, Any]) -> None:
-        """Write one map: ``{"ok": True, …}`` or ``{"error": PRouterError.to_wire()}``.
+        """Write one preface: ``{"ok": True, …}`` or ``{"error": PRouterError.to_wire()}``.
 
         Raises:
             StreamReset: the stream ended early.
@@ -175,13 +181,13 @@ class StreamIO:
         self.write_all(_LENGTH.pack(len(packed)) + packed)
 
     def close(self) -> None:
-        """End this side's writing; what was written still arrives. Idempotent."""
+        """End this side's direction; what was written still arrives. Idempotent."""
         self.stream.close()
 
     def wait_closed(self) -> None:
-        """Wait until the other end consumed everything written here, and finished with nothing left to read.
+        """Wait until the other end has consumed everything written here, and everything it wrote is read.
 
-        Both ends must have closed their side; an end that only reads does so right after opening.
+        Both ends must close their direction for that; an end that only reads does so right after opening.
 
         Raises:
             StreamReset: the stream ended early.
@@ -192,33 +198,34 @@ class StreamIO:
             raise self._error()
 
     def reset(self, code: str, text: str = "") -> None:
-        """End the stream now, both directions; this side's own reader or writer gets `StreamReset` too. Idempotent."""
+        """End both directions now; this side's reader and writer get `StreamReset`, too. Idempotent."""
         self.stream.reset(code, text)
         self._chunks.clear()
         self.on_reset(code, text)
 
-    # -- what the transport calls -------------------------------------------------------------------------------
+    # -- what the transport calls (`StreamHandler`) ---------------------------------------------------------------
 
     def on_data(self, data: bytes) -> None:
-        """See `StreamHandler`."""
+        """Buffer bytes that arrived."""
         if self._reset is None:
             self._chunks.append(data)
             if self._readable is not None:
                 self._readable.set()
 
     def on_finish(self) -> None:
-        """See `StreamHandler`."""
+        """Note that the other end writes nothing more."""
         self._finished = True
         if self._readable is not None:
             self._readable.set()
 
     def on_writable(self) -> None:
-        """See `StreamHandler`."""
+        """Wake the writer up."""
         if self._writable is not None:
             self._writable.set()
 
     def on_reset(self, code: str, text: str) -> None:
-        """See `StreamHandler`."""
+        """Wake reader and writer up with `StreamReset`."""
+        # A stream that closed cleanly stays so, whatever is called late.
         if self._reset is not None or (self.stream.closed and self.stream.reset_code is None):
             return
         self._reset = (code, text)
@@ -228,13 +235,13 @@ class StreamIO:
             self._writable.set()
 
     def on_closed(self) -> None:
-        """See `StreamHandler`."""
+        """Wake `wait_closed` up."""
         self.on_writable()
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _wait_readable(self) -> bool:
-        """Wait for bytes; False at the end."""
+        """Wait for bytes; return False if the other end has finished instead."""
         while not self._chunks:
             if self._finished:
                 return False

@@ -131,7 +131,7 @@ class RouterClient:
         self._sync = Joined(lambda: self.call("sync", {}, timeout=self._patience))
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
         self._peer.bulk.on_change = self._bulk_changed
-        self._peer.on_strays = self._strays
+        self._peer.streams.on_strays = self._strays
         self._dialler = Dialler(
             self._peer,
             endpoint,

@@ -110,7 +110,7 @@ def _check_calls(life: Schedule) -> None:
         raise Violation(f"{core.service.running} calls run, {len(core.waits)} waits are parked, {parked} should be")
     for node in life.workers:
         own = sum(call.worker is node for call in life.clients.parked())
-        _check_empty(f"calls of worker {node.uid}", node.peer._caller.pending - own)
+        _check_empty(f"calls of worker {node.uid}", node.peer.calls.pending - own)
 
 
 def _check_effects(life: Schedule) -> None:
@@ -176,8 +176,8 @@ def _check_nothing_left(life: Schedule) -> None:
     for worker in core.workers:
         _check_empty(f"calls of worker {worker.uid}", worker.responder.running)
     for node in _nodes(life):
-        _check_empty(f"calls of {node.kind} {node.uid}", node.peer._caller.pending + len(node.peer._results))
-        _check_empty(f"calls carried out by {node.kind} {node.uid}", node.peer._responder.running)
+        _check_empty(f"calls of {node.kind} {node.uid}", node.peer.calls.pending)
+        _check_empty(f"calls carried out by {node.kind} {node.uid}", node.peer.calls.running)
     _check_peers(life)
 
 

@@ -13,7 +13,7 @@ from prouter.fabric.frames import Frame
 from prouter.fabric.mux import Mux
 from prouter.fabric.retries import Retries
 from prouter.fabric.stream import Stream
-from prouter.transport.peer import Peer
+from prouter.transport.streams import Streams
 from tests.simulation.nodes import WorkerNode
 from tests.simulation.schedule import run
 
@@ -92,13 +92,13 @@ def test_streams_taken_to_a_restarted_agent_are_noticed(monkeypatch: pytest.Monk
 
 
 def test_streams_opened_again_after_they_were_given_up_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Peer.mux
+    known = Streams.mux
 
-    def forgetful(self: Peer, route: bytes) -> Mux:
+    def forgetful(self: Streams, route: bytes) -> Mux:
         self._floors.clear()
         return known(self, route)
 
-    monkeypatch.setattr(Peer, "mux", forgetful)
+    monkeypatch.setattr(Streams, "mux", forgetful)
     assert _fails()
 
 

@@ -78,7 +78,7 @@ class World:
 
 
 class Runtime:
-    """The world as a `prouter.transport.peer.Runtime` of one process, which may die."""
+    """The world as a `prouter.transport.runtime.Runtime` of one process, which may die."""
 
     def __init__(self, world: World) -> None:
         self.alive = True

@@ -278,7 +278,7 @@ def test_a_list_of_more_streams_than_there_can_be_is_not_read() -> None:
 def test_a_flood_is_told_before_the_next_tick() -> None:
     told: list[tuple[bytes, int]] = []
     peer = Peer(cast(PeerDelegate, None))
-    peer.on_strays = lambda route, frames: told.append((route, frames))
+    peer.streams.on_strays = lambda route, frames: told.append((route, frames))
     peer.route_up(b"agent")
     for _ in range(25):
         peer.receive([b"agent", *encode([Frame(DATA, sid=77, payload=b"x")] * 1000)])
