@@ -31,7 +31,8 @@ from prouter.errors import AgentUnavailable, Conflict, JobStarting, JobUnreachab
 from prouter.jobs import State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
 from prouter.web.bridge_urls import masked, websocket_url
-from prouter.web.router_client import JobRoute, RouterClient
+from prouter.web.router_client import RouterClient
+from prouter.web.routes import JobRoute
 
 __all__ = ["Bridge", "Bridges"]
 

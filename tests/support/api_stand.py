@@ -24,7 +24,7 @@ from prouter.transport.stream_io import StreamIO, StreamReset
 from prouter.web.admin.app import create_app
 from prouter.web.gunicorn.admin import AdminService
 from prouter.web.proxy.server import ProxyServer
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 from tests.support.loopback import Loopback
 
 __all__ = ["CONNECTION", "JOB", "PATH", "StandInAgent", "StandInRouter", "StandInServer", "job_info"]
@@ -235,7 +235,7 @@ class StandInRouter:
         while (found := obstacle(self.route(connection, job))) is not None:
             if found.status != 503 or time.monotonic() >= deadline:
                 raise found
-            self.job_route.wait_for_news(deadline)
+            self.job_route.wait_for_change(deadline)
         return self.job_route
 
     def checked_route(self, connection: str, job: str) -> JobRoute:

@@ -47,7 +47,7 @@ from prouter.web.proxy.states import (
     TUNNEL,
 )
 from prouter.web.proxy.tunnel import Tunnel
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 __all__ = ["ProxyExchange"]
 

@@ -13,7 +13,7 @@ from prouter.fabric.stream import Stream
 from prouter.web.proxy.forwarded import Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 __all__ = ["Client", "ClientExchange", "JobExchange", "ProxyContext", "Unanswered"]
 

@@ -27,7 +27,7 @@ from prouter.web.proxy.states import (
     refuse,
 )
 from prouter.web.proxy.upstream import Upstream
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 __all__ = ["ExchangeLifecycle"]
 

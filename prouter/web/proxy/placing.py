@@ -7,7 +7,7 @@ import re
 from prouter.web.proxy.forwarded import Forwarded, Public
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.mapping import Site, below, local_host, self_names
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 __all__ = ["beside_its_root", "own_origin", "redirect_for", "site", "target_of_job"]
 

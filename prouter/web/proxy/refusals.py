@@ -6,7 +6,7 @@ import logging
 
 from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError
 from prouter.jobs import Reason, State
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 __all__ = ["ClientTooSlow", "ConnectRefused", "LoopDetected", "job_ended", "obstacle"]
 

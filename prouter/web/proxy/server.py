@@ -26,7 +26,8 @@ from prouter.web.proxy.hops import pseudonym
 from prouter.web.proxy.interfaces import Client, JobExchange, Unanswered
 from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool
-from prouter.web.router_client import JobRoute, RouterClient
+from prouter.web.router_client import RouterClient
+from prouter.web.routes import JobRoute
 
 __all__ = ["ProxyServer"]
 

@@ -11,7 +11,8 @@ from collections import deque
 from typing import Protocol
 
 from prouter.fabric.stream import Stream
-from prouter.web.router_client import JobRoute, RouterClient
+from prouter.web.router_client import RouterClient
+from prouter.web.routes import JobRoute
 
 __all__ = ["MAX_AGE", "MAX_IDLE", "Upstream", "UpstreamPool", "UpstreamUser"]
 

@@ -16,7 +16,8 @@ from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Conflict, JobStarting, PRouterError
 from prouter.jobs import JobRecord, Reason, State
 from prouter.web.joined import Joined
-from prouter.web.router_client import JobRoute, RouterClient
+from prouter.web.router_client import RouterClient
+from prouter.web.routes import JobRoute
 
 STARTING = JobRecord("job", "connection", "a job", State.PENDING, revision=3)
 RUNNING = replace(STARTING, state=State.RUNNING, revision=4, endpoint={"port": 5000})
@@ -38,14 +39,14 @@ class Asked(RouterClient):
 
 
 def tell(client: RouterClient, record: JobRecord) -> None:
-    client._job_changed(record)
+    client._routes.job_changed(record)
 
 
 def test_news_that_overtake_the_answer_count() -> None:
     client = Asked(STARTING, lambda client: tell(client, RUNNING))
     assert client.route("connection", "job").record == RUNNING
-    assert not client._news
-    assert not client._asked
+    assert not client._routes._updates
+    assert not client._routes._asked
 
 
 def test_old_news_do_not_undo_the_answer() -> None:
@@ -97,7 +98,7 @@ def test_streams_with_an_agent_end_when_another_process_of_it_is_there() -> None
     stream = client.open_stream("c", {})
     assert tell("two")
     client.on_event(client._peer, "link.down", {"connection": "c", "gone": True})
-    assert not client._processes
+    assert not client._links._processes
 
 
 class Behind(RouterClient):

@@ -17,7 +17,8 @@ from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.prefaces import patience_for
 
 if TYPE_CHECKING:
-    from prouter.web.router_client import JobRoute, RouterClient
+    from prouter.web.router_client import RouterClient
+    from prouter.web.routes import JobRoute
 
 __all__ = ["Download", "MultipartBody"]
 

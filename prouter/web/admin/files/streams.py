@@ -14,7 +14,8 @@ from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
 from prouter.web.prefaces import checked_preface, checked_result, patience_for, within
 
 if TYPE_CHECKING:
-    from prouter.web.router_client import JobRoute, RouterClient
+    from prouter.web.router_client import RouterClient
+    from prouter.web.routes import JobRoute
 
 __all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", "send_body"]
 

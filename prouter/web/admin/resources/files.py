@@ -20,7 +20,8 @@ from prouter.web.admin.requests.upload_fields import body_of, conditional, refus
 from prouter.web.prefaces import patience_for
 
 if TYPE_CHECKING:
-    from prouter.web.router_client import JobRoute, RouterClient
+    from prouter.web.router_client import RouterClient
+    from prouter.web.routes import JobRoute
 
 __all__ = ["Files"]
 

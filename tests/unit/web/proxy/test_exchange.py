@@ -20,7 +20,7 @@ from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 from tests.support.fabric_peers import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -8,7 +8,7 @@ from prouter.jobs import JobRecord, State
 from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import parse_request
 from prouter.web.proxy.placing import beside_its_root, site, target_of_job
-from prouter.web.router_client import JobRoute
+from prouter.web.routes import JobRoute
 
 PREFIX = b"/jobs/c/j/http"
 
