@@ -1,4 +1,4 @@
-"""Key pairs and options of CURVE, ZeroMQ's encryption (rfc.zeromq.org/spec/26).
+"""Options of CURVE, ZeroMQ's encryption (rfc.zeromq.org/spec/26).
 
 The server has a key pair whose public half clients know; each client has a key pair of its own. Both prove in the
 handshake to own their secret keys, and everything after it is encrypted and authenticated.
@@ -7,45 +7,16 @@ handshake to own their secret keys, and everything after it is encrypted and aut
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import zmq
 
-__all__ = ["Accepts", "ClientCurve", "KeyPair", "ServerCurve"]
+from prouter.key_pairs import KeyPair
+
+__all__ = ["Accepts", "ClientCurve", "ServerCurve"]
 
 Accepts = Callable[[str], bool]
 """Whether a client with this public key may connect; called on the process's own loop, once per handshake."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """A public key and its secret key.
-
-    Attributes:
-        public: 40 characters of Z85.
-        secret: likewise; never logged.
-    """
-
-    public: str
-    secret: str = field(repr=False)
-
-    @classmethod
-    def generate(cls) -> KeyPair:
-        """Make a new pair."""
-        public, secret = zmq.curve_keypair()
-        return cls(public.decode("ascii"), secret.decode("ascii"))
-
-    @classmethod
-    def of_secret(cls, secret: str) -> KeyPair:
-        """Return the pair of a secret key.
-
-        Raises:
-            ValueError: it is no key.
-        """
-        try:
-            return cls(zmq.curve_public(secret.encode("ascii")).decode("ascii"), secret)
-        except (zmq.ZMQError, UnicodeEncodeError) as error:
-            raise ValueError("a secret key has 40 characters of Z85") from error
 
 
 def _anybody(key: str) -> bool:

@@ -28,8 +28,9 @@ from typing import Any
 import zmq
 
 from prouter.fabric.bounds import MAX_PART
+from prouter.key_pairs import KeyPair
 from prouter.transport.zeromq.context import context
-from prouter.transport.zeromq.curve import KeyPair, ServerCurve
+from prouter.transport.zeromq.curve import ServerCurve
 from prouter.transport.zeromq.monitor import Monitor
 from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, receive_rest, send_parts
 from prouter.transport.zeromq.router_connection import RouterConnection
@@ -340,6 +341,11 @@ class RouterListener:
     def retry(self, connection: RouterConnection) -> None:
         """Return a connection that is blocked from `arrived` when its peer may have read."""
         self._blocked[connection] = None
+
+    def again(self, connection: RouterConnection) -> None:
+        """Return a connection from `arrived` once more: it has an end to tell."""
+        self._arrived[connection] = None
+        self._more = True
 
     def close_later(self, connection: RouterConnection, seconds: float) -> None:
         """Shut a connection down after so long."""

@@ -35,6 +35,9 @@ class _Listener(Protocol):
     def retry(self, connection: RouterConnection) -> None:
         """Return a connection that is blocked from `arrived` when its peer may have read."""
 
+    def again(self, connection: RouterConnection) -> None:
+        """Return a connection from `arrived` once more."""
+
     def close_later(self, connection: RouterConnection, seconds: float) -> None:
         """Close a connection after so long."""
 
@@ -131,7 +134,9 @@ class RouterConnection:
             else:
                 messages = [inbox.popleft() for _ in range(min(_AT_ONCE if self.trusted else 1, len(inbox)))]
                 self._inbox_bytes -= sum(map(held_size, messages))
-            self.more = bool(self._inbox) or self._broken is not None or self.ended
+            self.more = bool(self._inbox)
+            if not self.more and (self._broken is not None or self.ended):
+                self._listener.again(self)
             return messages
         self.more = False
         if self._broken is not None:
@@ -249,11 +254,9 @@ class RouterConnection:
     def end(self) -> None:
         """All messages were delivered."""
         self.ended = True
-        self.more = True
 
     def _break(self, text: str) -> None:
         self._broken = ProtocolError(text)
-        self.more = True
 
     def _forget_messages(self) -> None:
         self._inbox.clear()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from itertools import count
 
 import zmq
-from zmq.utils import z85
 
+from prouter.key_pairs import from_bytes
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import Accepts
 
@@ -83,7 +83,7 @@ class Authenticator:
         key = ""
         accepts = self._accepts.get(domain)
         if accepts is not None and mechanism == b"CURVE" and credentials and len(credentials[0]) == _KEY_SIZE:
-            key = z85.encode(credentials[0]).decode("ascii")
+            key = from_bytes(credentials[0])
         accepted = bool(key) and accepts is not None and _asked(accepts, key)
         if not accepted:
             self._refuse(key, address)

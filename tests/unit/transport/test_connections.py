@@ -13,10 +13,11 @@ import pytest
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PART
+from prouter.keys.files import make_pair
 from prouter.transport.connection import Connection, Listener
 from prouter.transport.local.listener import LocalListener
 from prouter.transport.local.wire import Wire
-from prouter.transport.zeromq.curve import ClientCurve, KeyPair, ServerCurve
+from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
 from prouter.transport.zeromq.dealer import DealerConnection
 from prouter.transport.zeromq.listener import RouterListener
 
@@ -119,8 +120,8 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
             return Wire(sock, b"DEALER", b"ROUTER", b"somebody")
 
     else:
-        pair = KeyPair.generate()
-        curve = ClientCurve(pair.public, KeyPair.generate()) if request.param == "curve" else None
+        pair = make_pair()
+        curve = ClientCurve(pair.public, make_pair()) if request.param == "curve" else None
         listener = RouterListener(
             "127.0.0.1", 0, curve=ServerCurve(pair) if request.param == "curve" else None, limit=_LIMIT
         )
