@@ -179,6 +179,11 @@ class Broker:
         if path.owner is not None:
             path.owner.lost(path, "it does not finish its messages", now, closed=True)
 
+    def ahead(self, path: Path, now: float) -> None:
+        """An agent that is to be read slowly sent much more meanwhile: its connection is closed."""
+        self.env.now = now
+        self._cut_off(path, "it sends on although the router reads it slowly", now)
+
     def relieved(self, target: Path, sources: list[Path], now: float) -> None:
         """There is room for what `sources` send to `target`: streams between them resume, as over a new path."""
         for source in sources:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import select
 import signal
-import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path as FilePath
 
 from prouter.addresses import split_address
@@ -21,21 +18,24 @@ from prouter.broker.base.lag import Lag, process_figures
 from prouter.broker.base.security import Security
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
+from prouter.broker.sockets.connections import Connections
 from prouter.broker.sockets.dialling import Dialling
-from prouter.broker.sockets.listeners import Door, open_local_door, open_tcp_door
-from prouter.broker.sockets.partial_messages import Unfinished
-from prouter.broker.sockets.ports import Port
-from prouter.broker.sockets.unauthenticated import Strangers
+from prouter.broker.sockets.listeners import listen_for_agents, listen_for_local_agents, listen_for_workers
+from prouter.broker.sockets.poller import Poller
+from prouter.broker.sockets.port import Port
 from prouter.broker.startup import settings_of, watch_access
 from prouter.broker.store.store import Store, open_store
-from prouter.config import ConfigError, RouterConfig
-from prouter.config.directories import Lock, broker_endpoint
+from prouter.config import ConfigError, RouterConfig, uses_curve
+from prouter.config.directories import Lock
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
 from prouter.fabric.session import LATE
 from prouter.key_pairs import KeyPair
 from prouter.process.descriptors import raise_descriptor_limit
-from prouter.process.memory import give_back_memory, keep_freed_memory
+from prouter.process.memory import keep_freed_memory
+from prouter.transport.zeromq.context import destroy_context
+from prouter.transport.zeromq.curve import ServerCurve
+from prouter.transport.zeromq.listener import RouterListener
 
 __all__ = ["run"]
 
@@ -47,16 +47,8 @@ _GATHER = 0.01
 """Seconds for which signs of life from agents may gather otherwise."""
 _FEW = 64
 """Agents whose signs of life are looked at one by one."""
-_AT_ONCE = 32
-"""Agents that are heard before workers are looked at again."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
-_STRANGERS_AT_ONCE = 8
-"""Connections without an accepted peer that are heard in a turn."""
-_ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a connection cannot be taken for lack of descriptors."""
-_TAKEN = 100
-"""Connections taken before others get their turn."""
 _LINGER = 0.5
 """Seconds that last words have to leave."""
 
@@ -86,9 +78,9 @@ def run(
     except BlockingIOError:
         raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
     try:
-        raise_descriptor_limit()
+        descriptors = raise_descriptor_limit()
         keep_freed_memory()
-        server = _Server(config, state, bind_port, on_shutdown)
+        server = _Server(config, state, bind_port, on_shutdown, descriptors)
         try:
             ready(server.endpoint)
             server.loop()
@@ -103,29 +95,17 @@ class _Server:
     """Sockets, clocks and processes round a `Broker`; it is the broker's `Shell`."""
 
     def __init__(
-        self, config: RouterConfig, state: FilePath, bind_port: int | None, on_shutdown: Callable[[], None] | None
+        self,
+        config: RouterConfig,
+        state: FilePath,
+        bind_port: int | None,
+        on_shutdown: Callable[[], None] | None,
+        descriptors: int,
     ) -> None:
         self._config = config
-        self._epoll = select.epoll()
-        self._urgent = select.epoll()
-        """Everything but agents. `_epoll` watches it, too."""
-        self._outside = select.epoll()
-        """Connections whose peers are not accepted as agents. Likewise."""
-        self._epoll.register(self._urgent, select.EPOLLIN)
-        self._handles: dict[int, Callable[[float], None]] = {}
-        self._watched: dict[int, select.epoll] = {}
-        """By descriptor, who watches it."""
+        self._poller = Poller()
         self._work = 0
         self._busy_until = 0.0
-        self._strangers = Strangers()
-        self._sweeping = False
-        self._ports: set[Port] = set()
-        self._written: list[Port] = []
-        """Those with something to be flushed."""
-        self._unfinished: dict[Port, None] = {}
-        """Those with more to be moved, in order."""
-        self._closing: list[Port] = []
-        self._held: Unfinished[Port] = Unfinished()
         self._stop = self._drain = self._closed = False
         self._lag = Lag()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -144,16 +124,18 @@ class _Server:
             new_uid=lambda: uuid.uuid4().hex,
             incarnation=uuid.uuid4().hex,
         )
+        self._connections = Connections(self._env, self._poller, self, self._guard, descriptors // 4)
         self._dialling = Dialling(
             self._env.timers,
             self._wake,
-            self._register_write,
-            self._unregister,
-            self._dialled,
+            self._poller,
+            self._connections.dialled,
             self._not_dialled,
-            self._troubled,
+            self._not_reached,
         )
         self._access = watch_access(config, state, self._wake)
+        self._pair = self._access.pair
+        self._agents: RouterListener | None = None
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.gate.bind = self._access.bind
         self._broker.access_changed(self._access.rules, time.monotonic())
@@ -163,52 +145,63 @@ class _Server:
         if on_shutdown is not None:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()
-        self._register(self._wake_read, self._woken)
-        self._watch_fd(self._outside.fileno(), self._hear_strangers, self._epoll, select.EPOLLIN)
-        self._workers = open_local_door(broker_endpoint(config))
-        self._register(self._workers.fd, partial(self._take, self._workers))
+        self._poller.watch(self._wake_read, self._woken)
         self._access.start()
-        self._agents = self._open_agents_door(bind_port) if config.server.enabled else None
-        self.endpoint = self._agents.endpoint if self._agents is not None else ""
+        self.endpoint = self._listen(bind_port)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT)
         gc.enable()
         log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")
 
+    def _listen(self, bind_port: int | None) -> str:
+        """Accept workers and agents; where agents link over tcp, empty when they are not let in."""
+        limit = self._env.settings.bounds.hello_bytes
+        self._connections.listen(listen_for_workers(self._config, limit), workers=True)
+        if not self._config.server.enabled:
+            return ""
+        local = listen_for_local_agents(self._config, limit)
+        if local is not None:
+            self._connections.listen(local, workers=False)
+        curve = ServerCurve(self._access.pair, self._accepts_key) if uses_curve(self._config.server) else None
+        self._agents = listen_for_agents(self._config, bind_port, curve, limit)
+        self._connections.listen(self._agents, workers=False)
+        return self._agents.endpoint
+
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def loop(self) -> None:
         """Receive, then what is due, then send; until told to stop."""
-        broker, timers = self._broker, self._env.timers
-        events: list[tuple[int, int]] = []
-        self._flush(time.monotonic())
+        broker, connections = self._broker, self._connections
+        self.flush(time.monotonic())
         while not (self._stop or broker.stopping):
-            deadline = timers.deadline()
-            now = time.monotonic()
-            timeout = -1 if deadline is None else max(0.0, deadline - now)
-            if self._unfinished:
-                timeout = 0
-            elif timeout != 0 and len(events) < _AT_ONCE and self._quiet(now):
-                self._urgent.poll(_GATHER)
-            before = time.monotonic()
-            events = self._epoll.poll(timeout, _AT_ONCE)
-            now = time.monotonic()
-            if timeout >= 0 and now - before - timeout > LATE:
-                broker.excuse(now - before - timeout, now)
-            broker.heartbeats.behind = len(events) == _AT_ONCE
-            for fd, _events in (*self._urgent.poll(0), *events):
-                handle = self._handles.get(fd)
-                if handle is not None:
-                    self._guard(handle, now)
-            for port in list(self._unfinished):
-                self._guard(partial(self._pump, port), now)
+            handles, now = self._wait()
+            for handle in handles:
+                self._guard(handle, now)
+            connections.hear_unfinished(now)
             self._guard(broker.turn, now)
-            self._guard(self._flush, now)
-            self._guard(self._flush_ports, now)
+            self._guard(self.flush, now)
+            self._guard(connections.flush, now)
             ended = self._lag.turned(now, time.monotonic())
             if ended - now > LATE:
                 broker.excuse(ended - now, ended)
+
+    def _wait(self) -> tuple[list[Callable[[float], None]], float]:
+        """Wait for the next event or timer; what to call, and the time."""
+        deadline = self._env.timers.deadline()
+        now = time.monotonic()
+        timeout = -1 if deadline is None else max(0.0, deadline - now)
+        if self._connections.busy:
+            timeout = 0
+        elif timeout != 0 and not self._poller.full and self._quiet(now):
+            self._poller.gather(_GATHER)
+        before = time.monotonic()
+        handles = self._poller.poll(timeout)
+        now = time.monotonic()
+        if timeout >= 0 and now - before - timeout > LATE:
+            self._broker.excuse(now - before - timeout, now)
+        self._broker.heartbeats.behind = self._poller.full or self._connections.busy
+        return handles, now
 
     def _quiet(self, now: float) -> bool:
         """Whether only signs of life pass, and those of many agents: some may gather (and seem later than they are)."""
@@ -221,16 +214,10 @@ class _Server:
     def close(self) -> None:
         """Say goodbye, and leave nothing behind."""
         self._broker.farewell("restart")
-        self._flush(time.monotonic())
-        for door in (self._workers, self._agents):
-            if door is not None:
-                door.close()
-        self._flush_ports(time.monotonic())
-        deadline = time.monotonic() + _LINGER
-        for port in self._ports:
-            port.close(max(0.0, deadline - time.monotonic()))
-        for epoll in (self._epoll, self._urgent, self._outside):
-            epoll.close()
+        self.flush(time.monotonic())
+        self._connections.close(_LINGER)
+        destroy_context(_LINGER)
+        self._poller.close()
         self._store.close()
         self._access.close()
         signal.set_wakeup_fd(-1)
@@ -239,137 +226,13 @@ class _Server:
         os.close(self._wake_write)
         log.info("event=broker_stopped router=%s", self._env.settings.uid)
 
-    # -- connections --------------------------------------------------------------------------------------------------
+    # -- Authority ----------------------------------------------------------------------------------------------------
 
-    def _open_agents_door(self, bind_port: int | None) -> Door:
-        server = self._config.server
-        wanted = bind_port if bind_port is not None else server.port
-        try:
-            door = open_tcp_door(server.interface, wanted)
-        except OSError as error:
-            raise ConfigError(
-                f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
-            ) from error
-        self._register(door.fd, partial(self._take, door), urgent=False)
-        return door
-
-    def _take(self, door: Door, now: float) -> None:
-        """Peers have connected; they say who they are in their first messages."""
-        local = door is self._workers
-        try:
-            for _ in range(_TAKEN):
-                sock = door.take()
-                if sock is None:
-                    break
-                port = Port(self._written, local=local)
-                if self._connected(port, sock, b"ROUTER", b"DEALER") and not local:
-                    self._strangers.opened(port, now)
-        except OSError as error:
-            log.error("event=accept_failed error=%r", str(error))
-            self._unregister(door.fd)
-            again = partial(self._take, door)
-            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._register(door.fd, again, urgent=local))
-        self._end_strangers(now)
-        if self._strangers and not self._sweeping:
-            self._sweep(now)
-
-    def _sweep(self, now: float) -> None:
-        """End the connections of those that have not been accepted in time, for as long as there are any."""
-        self._end_strangers(now)
-        self._sweeping = bool(self._strangers)
-        if self._sweeping:
-            self._env.timers.at(now if self._strangers.due(now) else now + 1, self._sweep)
-
-    def _end_strangers(self, now: float) -> None:
-        for port in self._strangers.take_due(now):
-            self._shut(port)
-
-    def _dialled(self, port: Port, sock: socket.socket, now: float) -> None:
-        """An agent that listens was reached; its port has a path already."""
-        if not self._connected(port, sock, b"DEALER", b"ROUTER") and port.path is not None:
-            self._broker.disconnected(port.path, now)
-
-    def _not_dialled(self, port: Port, now: float) -> None:
-        """An agent that listens could not be reached."""
-        if port.path is not None:
-            self._broker.disconnected(port.path, now)
-
-    def _troubled(self, port: Port, text: str) -> None:
-        if port.path is not None:
-            self._broker.dials.troubled(port.path, text)
-
-    def _connected(self, port: Port, sock: socket.socket, kind: bytes, peer: bytes) -> bool:
-        """Give a port its socket; whether the peer is still there."""
-        try:
-            port.connected(sock, kind, peer, self._env.settings.bounds.hello_bytes)
-        except OSError as error:
-            log.debug("event=peer_vanished error=%r", str(error))
-            sock.close()
-            return False
-        self._ports.add(port)
-        agents = self._epoll if port.path is not None else self._outside
-        self._watch_fd(port.fd, partial(self._pump, port), self._urgent if port.local else agents, select.EPOLLIN)
-        return True
-
-    def _shut(self, port: Port) -> None:
-        self._unregister(port.fd)
-        self._ports.discard(port)
-        self._unfinished.pop(port, None)
-        self._strangers.gone(port)
-        port.close()
-        if self._held.let_go(port):
-            # What failed may refer to it until it is dealt with.
-            self._env.timers.at(self._env.now + 0.1, lambda _: give_back_memory())
-
-    # -- what arrives -----------------------------------------------------------------------------------------------
-
-    def _hear_strangers(self, now: float) -> None:
-        """Some of those that are not accepted have said something."""
-        for fd, _events in self._outside.poll(0, _STRANGERS_AT_ONCE):
-            handle = self._handles.get(fd)
-            if handle is not None:
-                self._guard(handle, now)
-
-    def _pump(self, port: Port, now: float) -> None:
-        """Something arrived, or waits to be moved, or can be sent."""
-        try:
-            port.pump(self._env.switch, now, self._control, self)
-        except (OSError, ProtocolError) as error:
-            log.debug("event=peer_disconnected fd=%d error=%r", port.fd, str(error))
-            path = port.path
-            self._shut(port)
-            if isinstance(error, ProtocolError):
-                self._broker.malformed(path, error)
-                self._troubled(port, f"no agent listens there: {error.detail}")
-            if path is not None:
-                self._broker.disconnected(path, now)
-            self._flush(now)
-            return
-        if port.unfinished and not port.paused:
-            self._unfinished[port] = None
-        elif self._unfinished:
-            self._unfinished.pop(port, None)
-        if port.watched_for_writing:
-            self._written.append(port)
-        if not port.local:
-            self._held.holds(port, port.held)
-            self._bound_held(now)
-
-    def _bound_held(self, now: float) -> None:
-        """Cut off who leaves too much of a message unfinished, once too much is."""
-        while (port := self._held.too_much()) is not None:
-            path = port.path
-            log.warning("event=message_unfinished bytes=%d held=%d", port.held, self._held.total)
-            self._shut(port)
-            if path is not None:
-                self._broker.unfinished(path, now)
-            self._flush(now)
-
-    def _control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
+    def control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
         """A message to the broker itself; its answers leave before anything else is moved, so that order is kept.
 
         Raises:
-            ProtocolError: of a peer that is not accepted.
+            ProtocolError: of a peer that is not authenticated.
         """
         try:
             frames = decode([bytes(part) for part in parts])
@@ -377,7 +240,7 @@ class _Server:
                 self._broker.receive(port.path, frames, now)
             elif not frames:
                 raise ProtocolError("an empty message")
-            elif port.local:
+            elif port.worker:
                 self._broker.worker_stranger(port, port.identity, frames, now)
             else:
                 self._broker.agent_stranger(port, port.identity, frames, now)
@@ -388,17 +251,52 @@ class _Server:
         except Exception:
             log.exception("event=message_failed peer=%.64r", port.identity)
             self._env.counts["failures"] += 1
-        self._flush(now)
+        self.flush(now)
 
     def unreachable(self, target: Path, now: float) -> None:
-        """See `Routing`."""
+        """The connection of `target` is closed."""
         self._broker.disconnected(target, now)
-        self._flush(now)
+        self.flush(now)
 
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
-        """See `Routing`."""
+        """A message of `source` was dropped: too much waits for `target` already."""
         self._broker.overflowed(source, size, now)
-        self._flush(now)
+        self.flush(now)
+
+    def relieved(self, target: Path, sources: list[Path], now: float) -> None:
+        """There is room again for what `sources` send to `target`."""
+        self._broker.relieved(target, sources, now)
+
+    def malformed(self, path: Path | None, error: ProtocolError) -> None:
+        """A peer broke the protocol, which closed its connection."""
+        self._broker.malformed(path, error)
+
+    def disconnected(self, path: Path, now: float) -> None:
+        """The connection of `path` is closed."""
+        self._broker.disconnected(path, now)
+
+    def troubled(self, path: Path, text: str) -> None:
+        """Why there is no agent at the end of a dialled path."""
+        self._broker.dials.troubled(path, text)
+
+    def unfinished(self, path: Path, now: float) -> None:
+        """An agent left too much of its messages unfinished: its connection is closed."""
+        self._broker.unfinished(path, now)
+
+    def ahead(self, path: Path, now: float) -> None:
+        """An agent sent too much while it was to be read slowly: its connection is closed."""
+        self._broker.ahead(path, now)
+
+    def flush(self, now: float) -> None:
+        """Queue what the core wants to say."""
+        outbox = self._env.outbox
+        while outbox:
+            for path in outbox.take():
+                port: Port = path.carrier
+                if not port.send(path):
+                    self._broker.disconnected(path, now)
+
+    # -- events of the process ----------------------------------------------------------------------------------------
 
     def _woken(self, now: float) -> None:
         """The store has committed something, or a signal arrived."""
@@ -415,44 +313,24 @@ class _Server:
             self._guard(done, now)
         for done in self._access.take_done():
             self._guard(done, now)
-        self._flush(now)
+        self.flush(now)
+
+    def _accepts_key(self, key: str) -> bool:
+        """Whether an agent with this public key gets through the handshake."""
+        return self._broker.gate.accepts(key, self._env.wall())
 
     def _access_changed(self, rules: Rules, pair: KeyPair, now: float) -> None:
         """Keys or invitations are other ones; `pair` is the router's own from now on."""
+        if self._agents is not None:
+            self._agents.change_key(pair)
+        self._pair = pair
         self._broker.access_changed(rules, now)
 
     def _worker_ended(self, pidfd: int, uid: str, now: float) -> None:
-        self._unregister(pidfd)
+        self._poller.unwatch(pidfd)
         os.close(pidfd)
         self._broker.worker_died(uid, now)
-        self._flush(now)
-
-    # -- what leaves ------------------------------------------------------------------------------------------------
-
-    def _flush(self, now: float) -> None:
-        outbox = self._env.outbox
-        while outbox:
-            for path in outbox.take():
-                port: Port = path.carrier
-                if not port.send(path):
-                    self._broker.disconnected(path, now)
-
-    def _flush_ports(self, now: float) -> None:
-        """Send what this turn has for each peer, in one piece; then close what is not used any more."""
-        while self._written:
-            written, self._written[:] = self._written[:], ()
-            for port in written:
-                port.flush()
-                if port.blocked != port.watched_for_writing and not port.closed:
-                    port.watched_for_writing = port.blocked
-                    self._watched[port.fd].modify(port.fd, _events(port))
-                relieved = port.relieved(now)
-                if relieved and port.path is not None:
-                    self._broker.relieved(port.path, relieved, now)
-            self._flush(now)
-        closing, self._closing = self._closing, []
-        for port in closing:
-            self._shut(port)
+        self.flush(now)
 
     def _guard(self, handle: Callable[[float], None], now: float) -> None:
         """A mistake in handling one thing must not end everything."""
@@ -462,24 +340,28 @@ class _Server:
             log.exception("event=turn_failed")
             self._env.counts["failures"] += 1
 
+    def _not_dialled(self, port: Port, now: float) -> None:
+        """An agent that listens could not be reached."""
+        if port.path is not None:
+            self._broker.disconnected(port.path, now)
+
+    def _not_reached(self, port: Port, text: str) -> None:
+        """Why one address of an agent that listens could not be reached."""
+        if port.path is not None:
+            self._broker.dials.troubled(port.path, text)
+
     # -- Shell --------------------------------------------------------------------------------------------------------
 
     def accept(self, path: Path) -> None:
-        """The peer behind this connection is known."""
-        port: Port = path.carrier
-        port.accept(path)
-        self._strangers.gone(port)
-        if self._watched.get(port.fd) is self._outside:
-            self._outside.unregister(port.fd)
-            self._epoll.register(port.fd, _events(port))
-            self._watched[port.fd] = self._epoll
+        """The peer behind this connection is authenticated."""
+        self._connections.accept(path)
 
     def dial(self, path: Path, address: str) -> None:
         """A connection to an agent that listens."""
-        path.carrier = port = Port(self._written)
+        path.carrier = port = Port(self._connections.written)
         port.path = path
         host, number = split_address(address)
-        self._dialling.dial(port, host, number)
+        self._dialling.dial(port, host, number, None)
 
     def security(self, path: Path) -> Security:
         """How the path's connection is protected."""
@@ -488,27 +370,11 @@ class _Server:
 
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""
-        port: Port = path.carrier
-        port.leaving = True
-        self._closing.append(port)
+        self._connections.forget(path)
 
     def pause(self, path: Path, seconds: float) -> None:
         """Read nothing more of a peer for a while."""
-        port: Port = path.carrier
-        if not port.paused and not port.closed:
-            port.paused = True
-            self._unfinished.pop(port, None)
-            self._watched[port.fd].modify(port.fd, _events(port))
-            self._env.timers.at(self._env.now + seconds, partial(self._go_on_reading, port))
-
-    def _go_on_reading(self, port: Port, now: float) -> None:
-        port.paused = False
-        if port.closed:
-            return
-        self._watched[port.fd].modify(port.fd, _events(port))
-        if port.path is not None:
-            port.path.heard = max(port.path.heard, now)
-        self._pump(port, now)
+        self._connections.pause(path, seconds)
 
     def watch(self, pid: int, worker: str) -> None:
         """Notice at once when a worker's process ends. Where that is not possible its silence has to do."""
@@ -517,25 +383,9 @@ class _Server:
         except (AttributeError, OSError) as error:
             log.info("event=worker_not_watched worker=%s pid=%d error=%r", worker, pid, str(error))
             return
-        self._register(pidfd, lambda now: self._worker_ended(pidfd, worker, now))
+        self._poller.watch(pidfd, lambda now: self._worker_ended(pidfd, worker, now))
 
     # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _register(self, fd: int, handle: Callable[[float], None], *, urgent: bool = True) -> None:
-        self._watch_fd(fd, handle, self._urgent if urgent else self._epoll, select.EPOLLIN)
-
-    def _register_write(self, fd: int, handle: Callable[[float], None]) -> None:
-        self._watch_fd(fd, handle, self._epoll, select.EPOLLOUT)
-
-    def _watch_fd(self, fd: int, handle: Callable[[float], None], epoll: select.epoll, events: int) -> None:
-        epoll.register(fd, events)
-        self._handles[fd] = handle
-        self._watched[fd] = epoll
-
-    def _unregister(self, fd: int) -> None:
-        """Watch it no more, if it is watched."""
-        if self._handles.pop(fd, None) is not None:
-            self._watched.pop(fd).unregister(fd)
 
     def _wake(self) -> None:
         if self._closed:
@@ -560,8 +410,8 @@ class _Server:
     def _stats(self) -> dict[str, float]:
         return {
             **process_figures(),
-            "strangers": len(self._strangers),
-            "total.strangers_cut": self._strangers.cut,
+            "strangers": len(self._connections.unauthenticated),
+            "total.strangers_cut": self._connections.unauthenticated.cut,
             "loop.lag_max_seconds": self._lag.longest,
             "loop.lag_avg_seconds": self._lag.average,
             "loop.turns": self._lag.turns,
@@ -569,8 +419,3 @@ class _Server:
             "store.failures": self._store.failures,
             "store.written": self._store.written,
         }
-
-
-def _events(port: Port) -> int:
-    reading = 0 if port.paused else select.EPOLLIN
-    return reading | select.EPOLLOUT if port.watched_for_writing else reading

@@ -18,6 +18,7 @@ from prouter.config import AgentConfig, ConfigError, RouterConfig, load_router
 __all__ = [
     "Lock",
     "agent_state_dir",
+    "agents_socket",
     "broker_endpoint",
     "claim_broker",
     "claim_router",
@@ -181,6 +182,13 @@ def load_from_environment() -> RouterConfig:
 def broker_endpoint(config: RouterConfig) -> str:
     """The ipc endpoint where broker and workers meet, for a configuration with its directories filled in."""
     return f"ipc://{config.state.run_dir}/broker.ipc"
+
+
+def agents_socket(config: RouterConfig) -> Path | None:
+    """Where agents of this machine link, for a configuration with its directories filled in; None for nowhere."""
+    if config.server.socket is None:
+        return Path(config.state.run_dir or ".") / "agents.sock"
+    return Path(config.server.socket).expanduser().absolute() if config.server.socket else None
 
 
 def agent_state_dir(config: AgentConfig) -> Path:

@@ -239,6 +239,16 @@ class RouterServer(Section):
         False,
         description="Listen beyond loopback without encryption: tokens, files and traffic can be read on the way.",
     )
+    socket: str | None = Field(
+        None,
+        description="Unix socket where agents of this machine link ('ipc://PATH' in their client.address). Without it, "
+        "agents.sock in state.run_dir; empty for none. The same tokens count as over tcp.",
+    )
+    socket_group: str | None = Field(
+        None,
+        description="Group whose members may link through server.socket (mode 0660); the socket's directory must be "
+        "open to the group, too. Without it, only the router's own user may (mode 0600).",
+    )
     max_agents: int = Field(
         32768, ge=1, description="Agents that one token may have, linked or away; further ones are refused."
     )

@@ -128,5 +128,5 @@ class Listener(Protocol):
     def tick(self, now: float) -> None:
         """Look after time limits; to be called about every 0.1 s while there are connections, `now` being monotonic."""
 
-    def close(self) -> None:
-        """Accept nobody any more. Idempotent."""
+    def close(self, linger: float = 0) -> None:
+        """Accept nobody any more. Connections of a ROUTER end with it, after at most `linger` seconds. Idempotent."""

@@ -12,12 +12,11 @@ import zmq
 
 from prouter.broker.base.switch import Path as SwitchPath
 from prouter.broker.base.switch import Switch
-from prouter.broker.sockets.listeners import open_local_door
-from prouter.broker.sockets.ports import Port
+from prouter.broker.sockets.port import Port
 from prouter.errors import ProtocolError
 from prouter.fabric.session import Session
 from prouter.transport.dealer import DealerSocket
-from prouter.transport.local.zmtp import MAX_MESSAGE
+from prouter.transport.local.listener import LocalListener
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port
 
@@ -180,18 +179,20 @@ class Mirror:
     def __init__(self, work_dir: Path) -> None:
         self.endpoint = f"ipc://{work_dir}/broker.ipc"
         self.dirty: list[Port] = []
-        self.door = open_local_door(self.endpoint)
+        self.listener = LocalListener(work_dir / "broker.ipc")
         self.ports: list[Port] = []
         self.switch = Switch()
         self.path: SwitchPath | None = None
-        self.limit = MAX_MESSAGE
+
+    def unauthenticated_may_send(self, limit: int) -> None:
+        self.listener.close()
+        self.listener = LocalListener(Path(self.endpoint.removeprefix("ipc://")), limit=limit)
 
     def turn(self) -> None:
-        sock = self.door.take()
-        if sock is not None:
+        for connection in self.listener.accept():
             self.ports.append(Port(self.dirty))
             self.ports[-1].path = self.path
-            self.ports[-1].connected(sock, b"ROUTER", b"DEALER", self.limit)
+            self.ports[-1].connected(connection)
         for port in list(self.ports):
             try:
                 port.pump(self.switch, 0.0, self._back, self)
@@ -218,7 +219,7 @@ def mirror(work_dir: Path) -> Iterator[Mirror]:
     yield found
     for port in found.ports:
         port.close()
-    found.door.close()
+    found.listener.close()
 
 
 def until_mirrored(mirror: Mirror, condition: Callable[[], Any]) -> Any:
@@ -250,7 +251,7 @@ def test_both_ends_of_ours_when_the_reader_is_slow(ends: Ends, mirror: Mirror) -
 
 
 def test_a_stranger_may_send_little(ends: Ends, mirror: Mirror) -> None:
-    mirror.limit = 10_000
+    mirror.unauthenticated_may_send(10_000)
     dealer = ends.dealer(mirror.endpoint)
     dealer.send([b"", bytes(9_000)])
     until_mirrored(mirror, lambda: ends.received == [[b"", bytes(9_000)]])
@@ -259,7 +260,7 @@ def test_a_stranger_may_send_little(ends: Ends, mirror: Mirror) -> None:
 
 
 def test_a_peer_with_a_path_may_send_much(ends: Ends, mirror: Mirror) -> None:
-    mirror.limit = 10_000
+    mirror.unauthenticated_may_send(10_000)
     mirror.path = SwitchPath(None, b"", Session(0.0, 1.0), 0.0)
     dealer = ends.dealer(mirror.endpoint)
     dealer.send([b"", bytes(MIB)])
@@ -268,7 +269,7 @@ def test_a_peer_with_a_path_may_send_much(ends: Ends, mirror: Mirror) -> None:
 
 def test_a_listener_takes_the_place_a_killed_one_left(mirror: Mirror, work_dir: Path) -> None:
     assert (work_dir / "broker.ipc").exists()
-    open_local_door(mirror.endpoint).close()
+    LocalListener(work_dir / "broker.ipc").close()
     assert not (work_dir / "broker.ipc").exists()
 
 

@@ -1,6 +1,8 @@
 """Connect to agents that listen: one attempt over the host's addresses, names looked up in threads.
 
-Whoever asked decides about the next attempt and its delay (`prouter.broker.links.dials`).
+A plain TCP connection is made first: it tells why an address cannot be reached, which libzmq does not, and libzmq's
+thread never waits for a name. Where it succeeds, a DEALER connects to the same address. Whoever asked decides about the
+next attempt and its delay (`prouter.broker.links.dials`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.base.timers import Timers
-from prouter.broker.sockets.ports import Port
+from prouter.broker.sockets.poller import Poller
+from prouter.broker.sockets.port import Port
+from prouter.transport.zeromq.curve import ClientCurve
+from prouter.transport.zeromq.dealer import DealerConnection
 
 __all__ = ["Dialling"]
 
@@ -36,9 +41,8 @@ class Dialling:
     Args:
         timers: of the loop.
         wake: makes the loop call `turn`; may be called by any thread.
-        watch: ``watch(fd, handle)`` makes the loop call `handle(now)` when the socket is writable.
-        unwatch: ends that.
-        connected: gets a port and its socket.
+        poller: likewise.
+        connected: gets a port and its connection, which is being made.
         failed: gets a port that could be connected to no address.
         troubled: told in words why an address could not be connected to.
     """
@@ -47,35 +51,33 @@ class Dialling:
         self,
         timers: Timers,
         wake: Callable[[], None],
-        watch: Callable[[int, Callable[[float], None]], None],
-        unwatch: Callable[[int], None],
-        connected: Callable[[Port, socket.socket, float], None],
+        poller: Poller,
+        connected: Callable[[Port, DealerConnection, float], None],
         failed: Callable[[Port, float], None],
         troubled: Callable[[Port, str], None],
     ) -> None:
         self._timers = timers
         self._wake = wake
-        self._watch = watch
-        self._unwatch = unwatch
+        self._poller = poller
         self._connected = connected
         self._failed = failed
         self._troubled = troubled
-        self._found: deque[tuple[Port, list[Address], str]] = deque()
+        self._found: deque[tuple[Port, list[Address], ClientCurve | None, str]] = deque()
 
-    def dial(self, port: Port, host: str, number: int) -> None:
+    def dial(self, port: Port, host: str, number: int, curve: ClientCurve | None) -> None:
         """Connect `port` to the agent at TCP port `number` of `host`, a name or an address without brackets."""
         if not port.closed:
-            threading.Thread(target=self._look_up, args=(port, host, number), daemon=True).start()
+            threading.Thread(target=self._look_up, args=(port, host, number, curve), daemon=True).start()
 
     def turn(self, now: float) -> None:
         """Go on with those whose addresses have been looked up."""
         while self._found:
-            port, addresses, problem = self._found.popleft()
+            port, addresses, curve, problem = self._found.popleft()
             if problem:
                 self._troubled(port, problem)
-            self._attempt(port, addresses, now)
+            self._attempt(port, addresses, curve, now)
 
-    def _look_up(self, port: Port, host: str, number: int) -> None:
+    def _look_up(self, port: Port, host: str, number: int, curve: ClientCurve | None) -> None:
         """Look up the addresses of a host, which may block: runs in a thread of its own."""
         addresses: list[Address] = []
         problem = ""
@@ -85,10 +87,10 @@ class Dialling:
         except (OSError, UnicodeError) as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             problem = f"the name cannot be looked up: {getattr(error, 'strerror', None) or error}"
-        self._found.append((port, addresses, problem))
+        self._found.append((port, addresses, curve, problem))
         self._wake()
 
-    def _attempt(self, port: Port, addresses: list[Address], now: float) -> None:
+    def _attempt(self, port: Port, addresses: list[Address], curve: ClientCurve | None, now: float) -> None:
         """Connect to the first address, and to the others if that fails."""
         if port.closed:
             return
@@ -96,7 +98,7 @@ class Dialling:
             self._failed(port, now)
             return
         (family, address), *others = addresses
-        go_on = partial(self._attempt, port, others)
+        go_on = partial(self._attempt, port, others, curve)
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as failure:
@@ -114,22 +116,28 @@ class Dialling:
 
         def settle(now: float) -> None:
             timer.cancel()
-            self._unwatch(sock.fileno())
+            self._poller.unwatch(sock.fileno())
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            sock.close()
+            if error:
+                self._troubled(port, os.strerror(error).lower())
             if port.closed or error:
-                sock.close()
-                if error:
-                    self._troubled(port, os.strerror(error).lower())
                 go_on(now)
             else:
                 self._troubled(port, "what listens there does not answer as an agent does; dial its server.port")
-                self._connected(port, sock, now)
+                self._connected(port, _dealer(address, curve), now)
 
         def give_up(now: float) -> None:
-            self._unwatch(sock.fileno())
+            self._poller.unwatch(sock.fileno())
             sock.close()
             self._troubled(port, "no answer")
             go_on(now)
 
         timer = self._timers.at(now + _TIMEOUT, give_up)
-        self._watch(sock.fileno(), settle)
+        self._poller.watch_writing(sock.fileno(), settle)
+
+
+def _dealer(address: Any, curve: ClientCurve | None) -> DealerConnection:
+    """A connection to an address as `getaddrinfo` tells it."""
+    host, number = address[:2]
+    return DealerConnection(f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}", curve=curve)

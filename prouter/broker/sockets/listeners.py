@@ -1,81 +1,69 @@
-"""Where peers connect: a listening TCP or unix socket, and who may listen where."""
+"""Where peers connect: workers and agents of this machine at unix sockets, agents of any machine over tcp."""
 
 from __future__ import annotations
 
-import socket
+import grp
 from pathlib import Path
 
-__all__ = ["Door", "open_local_door", "open_tcp_door"]
+from prouter.config import ConfigError, RouterConfig
+from prouter.config.directories import agents_socket, broker_endpoint
+from prouter.transport.local.listener import LocalListener
+from prouter.transport.zeromq.curve import ServerCurve
+from prouter.transport.zeromq.listener import RouterListener
 
-_BACKLOG = 4096
-
-
-class Door:
-    """A listening socket.
-
-    Attributes:
-        fd: readable when somebody has connected.
-        endpoint: ``tcp://HOST:PORT``, with the port it got; or ``ipc://PATH``.
-    """
-
-    def __init__(self, sock: socket.socket, endpoint: str) -> None:
-        self._socket = sock
-        self.fd = sock.fileno()
-        self.endpoint = endpoint
-
-    def take(self) -> socket.socket | None:
-        """The next connection that has been made.
-
-        Raises:
-            OSError: it cannot be taken.
-        """
-        try:
-            return self._socket.accept()[0]
-        except BlockingIOError:
-            return None
-
-    def close(self) -> None:
-        """Let nobody in any more. Idempotent."""
-        self._socket.close()
-        if self.endpoint.startswith("ipc://"):
-            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+__all__ = ["listen_for_agents", "listen_for_local_agents", "listen_for_workers"]
 
 
-def open_local_door(endpoint: str) -> Door:
-    """Listen at ``ipc://PATH``. Whoever holds the directory's lock may: what is there was left by a killed broker.
+def listen_for_workers(config: RouterConfig, limit: int) -> LocalListener:
+    """Listen for this router's workers.
+
+    Args:
+        config: with its directories filled in.
+        limit: bytes of an introduction.
 
     Raises:
-        OSError: it cannot be bound.
+        OSError: the socket cannot be bound.
     """
-    path = Path(endpoint.removeprefix("ipc://"))
-    path.unlink(missing_ok=True)
-    return Door(_listen(socket.AF_UNIX, str(path)), endpoint)
+    return LocalListener(Path(broker_endpoint(config).removeprefix("ipc://")), limit=limit)
 
 
-def open_tcp_door(interface: str, port: int) -> Door:
-    """Listen on an interface's address; port 0 for any that is free.
+def listen_for_agents(config: RouterConfig, port: int | None, curve: ServerCurve | None, limit: int) -> RouterListener:
+    """Listen for agents over tcp.
+
+    Args:
+        config: with ``server.interface`` and ``server.port``.
+        port: instead of ``server.port``.
+        curve: encryption, None for none.
+        limit: bytes of an introduction.
 
     Raises:
-        OSError: it cannot be bound.
+        ConfigError: the address cannot be bound.
     """
-    found = socket.getaddrinfo(interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, address = found[0][0], found[0][4]
-    sock = _listen(family, address)
-    host, number = sock.getsockname()[:2]
-    return Door(sock, f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}")
-
-
-def _listen(family: int, address: object) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    server = config.server
+    wanted = port if port is not None else server.port
     try:
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(address)  # type: ignore[arg-type]
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        return RouterListener(server.interface, wanted, curve=curve, limit=limit)
+    except OSError as error:
+        raise ConfigError(
+            f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
+        ) from error
+
+
+def listen_for_local_agents(config: RouterConfig, limit: int) -> LocalListener | None:
+    """Listen for agents of this machine at ``server.socket``; None when that is empty.
+
+    Raises:
+        ConfigError: the socket cannot be bound, or its group does not exist.
+    """
+    path = agents_socket(config)
+    if path is None:
+        return None
+    group = config.server.socket_group
+    try:
+        gid = grp.getgrnam(group).gr_gid if group else None
+    except KeyError:
+        raise ConfigError(f"server.socket_group: there is no group {group!r} on this machine") from None
+    try:
+        return LocalListener(path, mode=0o600 if gid is None else 0o660, group=gid, limit=limit)
+    except OSError as error:
+        raise ConfigError(f"server.socket: cannot listen at {path}: {error.strerror or error}") from error

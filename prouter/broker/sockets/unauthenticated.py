@@ -1,50 +1,54 @@
-"""Connections to the agents' port whose peers were not accepted: they have a short while to change that."""
+"""Connections whose peers are not authenticated: they have a short while to change that, and there are not many."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-from prouter.broker.sockets.ports import Port
+from prouter.broker.sockets.port import Port
 
-__all__ = ["Strangers"]
+__all__ = ["Unauthenticated"]
 
 _PATIENCE = 10.0
 """Seconds a connection may take until its peer is accepted; one that was refused waits longer before it comes again."""
 _MOST = 4096
-"""Connections that may be without a peer at once; the oldest have to go."""
+"""Connections that may be unauthenticated at once; the oldest are closed."""
 _AT_ONCE = 200
-"""Connections ended at once; more than are taken at once."""
+"""Connections closed at once; more than are accepted at once."""
 
 
-class Strangers:
-    """See the module's docstring.
+class Unauthenticated:
+    """The connections without an authenticated peer, oldest first.
+
+    Args:
+        most: how many there may be.
 
     Attributes:
-        cut: how many had to be ended.
+        cut: how many had to be closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST) -> None:
         self.cut = 0
+        self._most = min(most, _MOST)
         self._since: OrderedDict[Port, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._since)
 
     def opened(self, port: Port, now: float) -> None:
-        """A connection was taken."""
+        """A connection was accepted."""
         self._since[port] = now
 
     def gone(self, port: Port) -> None:
-        """A connection was closed, or its peer accepted."""
+        """A connection was closed, or its peer authenticated."""
         self._since.pop(port, None)
 
     def due(self, now: float) -> bool:
         """Whether some have had their time."""
         oldest = next(iter(self._since.values()), now)
-        return now - oldest > _PATIENCE or len(self._since) > _MOST
+        return now - oldest > _PATIENCE or len(self._since) > self._most
 
     def take_due(self, now: float) -> list[Port]:
-        """Some of those that have had their time: end them."""
+        """Some of those that have had their time: close them."""
         found: list[Port] = []
         while len(found) < _AT_ONCE and self.due(now):
             found.append(self._since.popitem(last=False)[0])

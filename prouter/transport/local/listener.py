@@ -90,7 +90,7 @@ class LocalListener:
     def tick(self, now: float) -> None:
         """Nothing to look after."""
 
-    def close(self) -> None:
+    def close(self, linger: float = 0) -> None:
         """Accept nobody any more. Idempotent."""
         if self._socket.fileno() >= 0:
             self._socket.close()

@@ -154,8 +154,8 @@ class RouterListener:
 
     def change_key(self, pair: KeyPair) -> None:
         """Have new connections use another server key; those that exist live on, and none is refused meanwhile."""
-        if self._curve is None:
-            raise ValueError("the listener does not use CURVE")
+        if self._curve is None or self._curve.pair == pair:
+            return
         self._curve = ServerCurve(pair, self._curve.accepts)
         self._socket.unbind(self.endpoint)
         self._curve.apply(self._socket, self._domain)

@@ -13,11 +13,12 @@ from prouter.broker.base.settings import Bounds
 from prouter.broker.base.switch import Path, Switch
 from prouter.broker.links.exclusion import Exclusion
 from prouter.broker.sockets.backlog import MOST, MOST_OF_ONE, SHARE, SMALL, Backlog
-from prouter.broker.sockets.ports import Port
+from prouter.broker.sockets.port import Port
 from prouter.fabric.frames import ACK, ASK, DATA, OPEN, RESUME, Frame, encode
 from prouter.fabric.mux import Mux
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
+from prouter.transport.local.wire import Wire
 from prouter.transport.local.zmtp import encode_message, opening
 from prouter.transport.peer import Peer, PeerDelegate
 from tests.support.broker_world import World
@@ -75,7 +76,7 @@ def connected() -> Iterator[tuple[Port, socket.socket]]:
     ours, theirs = socket.socketpair()
     port = Port([])
     with closing(theirs):
-        port.connected(ours, b"ROUTER", b"DEALER", MIB)
+        port.connected(Wire(ours, b"ROUTER", b"DEALER", limit=MIB))
         port.accept(Path(port, b"", Session(0.0, 2.0), 0.0))
         theirs.sendall(opening(b"DEALER"))
         yield port, theirs

@@ -1,13 +1,13 @@
-"""Connections of the broker, each the carrier of one peer's path: they speak ZMTP on the broker's own loop.
+"""One peer of the broker: its connection, what it may queue for others, and what waits for it.
 
-A send never blocks. What waits to be sent is bounded (backlog.py), what is read is bounded by turns: who
-sends faster than the broker reads has to wait.
+A send never blocks. What waits to be sent to a peer is bounded (backlog.py), whatever transport carries it. What is
+read in one event loop iteration is bounded, too. Over a unix socket a peer that sends faster than the broker reads has
+to wait; libzmq reads ahead, so an agent on tcp that goes on while it is paused is cut off (connections.py).
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,7 +16,8 @@ from prouter.broker.base.switch import Path, Switch
 from prouter.broker.sockets.backlog import SMALL, Backlog
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import batches, encode
-from prouter.transport.local.wire import BUFFER_COST, Wire
+from prouter.transport.connection import Connection
+from prouter.transport.local.wire import BUFFER_COST
 
 __all__ = ["Control", "Port", "Routing"]
 
@@ -47,16 +48,16 @@ class Routing(Protocol):
 
 
 class Port:
-    """A connection, or one to be: messages wait until there is a socket and the peer has introduced itself.
+    """A connection, or one to be: messages wait until it is made and the handshake is over.
 
     Attributes:
         path: the peer's, once it is accepted; that of an agent that is dialled from the beginning.
-        local: whether the peer is a worker of this host.
-        identity: the routing id the peer asked for.
-        fd: what to watch; -1 while there is no socket, and when it is closed.
+        worker: whether the peer is a worker of this host.
+        local: whether the peer came through a unix socket.
+        connection: None while there is none.
         closed: whether it is.
         leaving: whether it is to be closed: what is queued is sent, and nothing heard any more.
-        watched_for_writing: whether it is watched until it is writable, too.
+        watched_for_writing: whether it waits until the peer takes more.
         paused: whether it is not to be read for now.
 
     Args:
@@ -71,20 +72,21 @@ class Port:
         "_lossy",
         "_lossy_since",
         "_marked",
-        "_wire",
         "closed",
-        "fd",
+        "connection",
         "leaving",
         "local",
         "path",
         "paused",
         "watched_for_writing",
+        "worker",
     )
 
-    def __init__(self, dirty: list[Port], *, local: bool = False) -> None:
+    def __init__(self, dirty: list[Port], *, worker: bool = False, local: bool = False) -> None:
         self.path: Path | None = None
+        self.worker = worker
         self.local = local
-        self.fd = -1
+        self.connection: Connection | None = None
         self.closed = False
         self.leaving = False
         self.watched_for_writing = False
@@ -93,57 +95,53 @@ class Port:
         self._lossy: dict[Path, None] = {}
         """Paths of which messages for this peer were dropped."""
         self._lossy_since = 0.0
-        self._wire: Wire | None = None
         self._early: list[Sequence[bytes]] = []
         self._dirty = dirty
         self._marked = False
         self._control_bytes = 0
         """Queued since the kernel last had room for everything."""
 
-    def connected(self, sock: socket.socket, kind: bytes, peer: bytes, limit: int) -> None:
-        """There is a socket.
-
-        Args:
-            kind: of this end's ZeroMQ socket.
-            peer: of the other's.
-            limit: size of a message that is taken while there is no path, bytes.
-
-        Raises:
-            OSError: it is closed already.
-        """
-        self._wire = wire = Wire(sock, kind, peer, limit=limit if self.path is None else None)
-        self.fd = wire.fd
+    def connected(self, connection: Connection) -> None:
+        """There is a connection; an agent that was dialled is trusted."""
+        self.connection = connection
+        if self.path is not None:
+            connection.trust()
 
     def accept(self, path: Path) -> None:
         """The peer is known: this is its path, and it may send large messages."""
         self.path = path
-        if self._wire is not None:
-            self._wire.trust()
+        if self.connection is not None:
+            self.connection.trust()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to watch; -1 when there is none, or the listener's is watched."""
+        return self.connection.fd if self.connection is not None and not self.closed else -1
 
     @property
     def security(self) -> Security:
-        """How the connection is protected."""
-        return PLAIN
+        """How the connection is protected, and whose key its peer has proved to own."""
+        return Security(self.connection.peer_key, self.local) if self.connection is not None else PLAIN
 
     @property
     def identity(self) -> bytes:
-        """See the class."""
-        return self._wire.identity if self._wire is not None else b""
+        """The routing id that the peer chose."""
+        return self.connection.identity if self.connection is not None else b""
 
     @property
     def blocked(self) -> bool:
-        """Whether `flush` is to be called again when the socket is writable."""
-        return self._wire is not None and self._wire.blocked
+        """Whether `flush` is to be called again when the peer takes more."""
+        return self.connection is not None and self.connection.blocked
 
     @property
     def held(self) -> int:
-        """Bytes of a message that has not arrived whole."""
-        return self._wire.unfinished if self._wire is not None else 0
+        """Bytes of messages that have not arrived whole, or that wait to be moved."""
+        return self.connection.unfinished if self.connection is not None else 0
 
     @property
     def unfinished(self) -> bool:
         """Whether `pump` has more to do, whatever arrives."""
-        return self._wire is not None and self._wire.more
+        return self.connection is not None and self.connection.more
 
     def pump(self, switch: Switch, now: float, control: Control, routing: Routing) -> None:
         """Move what has arrived, or part of it: routed messages to where they go, others to `control`.
@@ -152,11 +150,11 @@ class Port:
             OSError: the connection is closed, and everything that came before was moved.
             ProtocolError: what comes is not ZMTP, or more than is taken from this peer.
         """
-        wire = self._wire
-        if wire is None:
+        connection = self.connection
+        if connection is None:
             return
-        messages = wire.receive()
-        if self._early and wire.ready:
+        messages = connection.receive()
+        if self._early and connection.ready:
             early, self._early = self._early, []
             for parts in early:
                 self.queue(parts)
@@ -168,7 +166,7 @@ class Port:
                 control(self, parts, now)
                 continue
             if path is None:
-                raise ProtocolError("a stranger wants something passed on")
+                raise ProtocolError("an unauthenticated connection wants a message passed on")
             target = path.routes.get(bytes(route))
             if target is None:
                 switch.dropped += 1
@@ -183,20 +181,20 @@ class Port:
             else:
                 switch.dropped += 1
                 routing.unreachable(target, now)
-        if wire.more and self.path is None:
-            raise ProtocolError("a stranger says more than an introduction")
+        if connection.more and self.path is None:
+            raise ProtocolError("an unauthenticated connection sends more than an introduction")
 
     def has_room(self, source: Path, parts: Sequence[bytes], now: float) -> bool:
         """Whether a message of `source` may be queued; if not, `relieved` tells of it later."""
-        wire = self._wire
-        if wire is None or not wire.ready:
+        connection = self.connection
+        if connection is None or not connection.ready:
             admitted = len(self._early) < _EARLY
-        elif wire.taken - wire.sent <= SMALL:
+        elif connection.taken - connection.sent <= SMALL:
             return True
         else:
             # Each 32 bytes of a block may be a frame, which takes the receiver as long as much of a bulk part.
             size = _BLOCK * len(parts[0]) + sum(map(len, parts)) + len(parts) * BUFFER_COST
-            admitted = self._backlog.admit(source.source, size, wire.taken, wire.sent)
+            admitted = self._backlog.admit(source.source, size, connection.taken, connection.sent)
         if not admitted:
             if not self._lossy:
                 self._lossy_since = now
@@ -205,8 +203,12 @@ class Port:
 
     def relieved(self, now: float) -> list[Path]:
         """Paths of which messages were dropped and for which there is room again."""
-        wire = self._wire
-        if not self._lossy or wire is None or (wire.taken - wire.sent > SMALL and now < self._lossy_since + _PATIENCE):
+        connection = self.connection
+        if (
+            not self._lossy
+            or connection is None
+            or (connection.taken - connection.sent > SMALL and now < self._lossy_since + _PATIENCE)
+        ):
             return []
         lossy, self._lossy = self._lossy, {}
         return list(lossy)
@@ -215,10 +217,10 @@ class Port:
         """Have a message sent with the next `flush`; False when the connection is closed."""
         if self.closed:
             return False
-        if self._wire is None or not self._wire.ready:
+        if self.connection is None or not self.connection.ready:
             self._early.append(parts)
             return True
-        self._wire.queue(parts)
+        self.connection.queue(parts)
         if not self._marked:
             self._marked = True
             self._dirty.append(self)
@@ -240,11 +242,11 @@ class Port:
     def flush(self) -> None:
         """Send what is queued, as far as the kernel takes it. That the connection is closed, `pump` will tell."""
         self._marked = False
-        if self.closed or self._wire is None:
+        if self.closed or self.connection is None:
             return
         try:
-            self._wire.flush()
-            if not self._wire.blocked:
+            self.connection.flush()
+            if not self.connection.blocked:
                 self._control_bytes = 0
         except OSError as error:
             log.debug("event=peer_unreachable fd=%d error=%r", self.fd, str(error))
@@ -254,6 +256,5 @@ class Port:
         if self.closed:
             return
         self.closed = True
-        self.fd = -1
-        if self._wire is not None:
-            self._wire.finish(linger)
+        if self.connection is not None:
+            self.connection.finish(linger)

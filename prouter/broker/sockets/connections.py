@@ -1,0 +1,314 @@
+"""All connections of the broker: accepted, heard in fair turns, flushed once per event loop iteration, and closed.
+
+Both transports look the same from here. A connection over a unix socket has a descriptor of its own, which the poller
+watches; those that a ROUTER accepted are named by their listener when something has arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from prouter.broker.base.env import Env
+from prouter.broker.base.switch import Path
+from prouter.broker.sockets.partial_messages import Unfinished
+from prouter.broker.sockets.poller import Poller, Turn
+from prouter.broker.sockets.port import Port
+from prouter.broker.sockets.unauthenticated import Unauthenticated
+from prouter.errors import ProtocolError
+from prouter.fabric.bounds import MAX_MESSAGE
+from prouter.process.memory import give_back_memory
+from prouter.transport.connection import Connection, Listener
+
+__all__ = ["Authority", "Connections"]
+
+log = logging.getLogger("prouter.broker")
+
+_ACCEPT_PAUSE = 0.1
+"""Seconds to wait when a connection cannot be accepted for lack of descriptors."""
+_TICK = 0.1
+"""Seconds between two looks at time limits and at messages that do not arrive whole."""
+_MOST_AHEAD = MAX_MESSAGE
+"""Bytes that an agent may send ahead while it is read slowly. The kernel bounds that of a unix socket, not libzmq."""
+
+
+class Authority(Protocol):
+    """Who decides about peers: the broker's core, with what its shell adds."""
+
+    def control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
+        """A message to the broker itself.
+
+        Raises:
+            ProtocolError: of a peer that is not authenticated.
+        """
+
+    def unreachable(self, target: Path, now: float) -> None:
+        """A message could not be passed on, since the connection of `target` is closed."""
+
+    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
+        """A message of `source` was dropped: too much waits for `target` already."""
+
+    def relieved(self, target: Path, sources: list[Path], now: float) -> None:
+        """There is room again for what `sources` send to `target`."""
+
+    def malformed(self, path: Path | None, error: ProtocolError) -> None:
+        """A peer broke the protocol, which closed its connection."""
+
+    def disconnected(self, path: Path, now: float) -> None:
+        """The connection of `path` is closed."""
+
+    def troubled(self, path: Path, text: str) -> None:
+        """Why there is no agent at the end of a dialled path."""
+
+    def unfinished(self, path: Path, now: float) -> None:
+        """An agent left too much of its messages unfinished: its connection is closed."""
+
+    def ahead(self, path: Path, now: float) -> None:
+        """An agent sent too much while it was to be read slowly: its connection is closed."""
+
+    def flush(self, now: float) -> None:
+        """Queue what the core wants to say."""
+
+
+class Connections:
+    """Sockets of the broker and the ports that use them.
+
+    Args:
+        env: settings, timers and the switch.
+        poller: the event loop's.
+        authority: who decides.
+        guard: runs a handler so that its mistake does not end everything.
+        most_unauthenticated: connections that may be unauthenticated at once.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        poller: Poller,
+        authority: Authority,
+        guard: Callable[[Callable[[float], None], float], None],
+        most_unauthenticated: int,
+    ) -> None:
+        self._env = env
+        self._poller = poller
+        self._authority = authority
+        self._guard = guard
+        self.unauthenticated = Unauthenticated(most_unauthenticated)
+        self._ports: dict[Connection, Port] = {}
+        self._listeners: dict[Listener, bool] = {}
+        """Whether workers connect there."""
+        self.written: list[Port] = []
+        """Ports with something to be flushed."""
+        self._unfinished: dict[Port, None] = {}
+        """Ports with more to be moved, in order."""
+        self._closing: list[Port] = []
+        self._held: Unfinished[Port] = Unfinished()
+        self._sweeping = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to be heard, even if no descriptor becomes ready."""
+        return bool(self._unfinished) or any(listener.more for listener in self._listeners)
+
+    # -- listening ----------------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener, *, workers: bool) -> None:
+        """Accept connections of workers, or of agents."""
+        self._listeners[listener] = workers
+        self._watch(listener)
+
+    def _watch(self, listener: Listener) -> None:
+        turn = Turn.FIRST if self._listeners[listener] else Turn.AGENTS
+        self._poller.watch(listener.fd, partial(self._hear, listener), turn)
+
+    def _hear(self, listener: Listener, now: float) -> None:
+        """Somebody has connected, or what has arrived has no descriptor of its own."""
+        try:
+            for connection in listener.accept():
+                self._opened(connection, listener, now)
+        except OSError as error:
+            log.error("event=accept_failed endpoint=%s error=%r", listener.endpoint, str(error))
+            self._poller.unwatch(listener.fd)
+            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._watch(listener))
+        for connection in listener.arrived():
+            port = self._ports.get(connection)
+            if port is None:
+                continue
+            if port.paused:
+                self._bound(port, now)
+            else:
+                self._guard(partial(self._pump, port), now)
+        self._end_unauthenticated(now)
+        if self._ports and not self._sweeping:
+            self._sweep(now)
+
+    def _opened(self, connection: Connection, listener: Listener, now: float) -> None:
+        """A peer has connected; it says who it is in its first message."""
+        workers = self._listeners[listener]
+        port = Port(self.written, worker=workers, local=listener.endpoint.startswith("ipc://"))
+        port.connected(connection)
+        self._add(port, connection, Turn.FIRST if workers else Turn.UNAUTHENTICATED)
+        if not workers:
+            self.unauthenticated.opened(port, now)
+
+    def _add(self, port: Port, connection: Connection, turn: Turn) -> None:
+        self._ports[connection] = port
+        if connection.fd >= 0:
+            self._poller.watch(connection.fd, partial(self._pump, port), turn)
+
+    def dialled(self, port: Port, connection: Connection, now: float) -> None:
+        """A connection to an agent that listens is being made; its port has a path already."""
+        port.connected(connection)
+        self._add(port, connection, Turn.AGENTS)
+        # The first hint of libzmq's descriptor comes only after somebody has looked once.
+        self._unfinished[port] = None
+
+    def _sweep(self, now: float) -> None:
+        """Look after time limits for as long as there are connections."""
+        self._end_unauthenticated(now)
+        for listener in self._listeners:
+            listener.tick(now)
+        self._sweeping = bool(self._ports)
+        if self._sweeping:
+            self._env.timers.at(now if self.unauthenticated.due(now) else now + _TICK, self._sweep)
+
+    def _end_unauthenticated(self, now: float) -> None:
+        for port in self.unauthenticated.take_due(now):
+            self._shut(port)
+
+    def accept(self, path: Path) -> None:
+        """The peer behind a path's connection is authenticated."""
+        port: Port = path.carrier
+        port.accept(path)
+        self.unauthenticated.gone(port)
+        self._poller.promote(port.fd, _events(port))
+
+    # -- what arrives -------------------------------------------------------------------------------------------------
+
+    def hear_unfinished(self, now: float) -> None:
+        """Go on with what was left by the last event loop iteration."""
+        for listener in self._listeners:
+            if listener.more:
+                self._guard(partial(self._hear, listener), now)
+        for port in list(self._unfinished):
+            self._guard(partial(self._pump, port), now)
+
+    def _pump(self, port: Port, now: float) -> None:
+        """Something arrived, or waits to be moved, or can be sent."""
+        try:
+            port.pump(self._env.switch, now, self._authority.control, self._authority)
+        except (OSError, ProtocolError) as error:
+            self._failed(port, error, now)
+            return
+        if port.unfinished and not port.paused:
+            self._unfinished[port] = None
+        elif self._unfinished:
+            self._unfinished.pop(port, None)
+        if port.watched_for_writing:
+            self.written.append(port)
+        if not port.worker:
+            self._bound(port, now)
+
+    def _failed(self, port: Port, error: Exception, now: float) -> None:
+        """A connection has ended, or its peer breaks the protocol."""
+        log.debug("event=peer_disconnected peer=%.64r error=%r", port.identity, str(error))
+        path = port.path
+        self._shut(port)
+        if isinstance(error, ProtocolError):
+            self._authority.malformed(path, error)
+            if path is not None:
+                self._authority.troubled(path, f"no agent listens there: {error.detail}")
+        if path is not None:
+            self._authority.disconnected(path, now)
+        self._authority.flush(now)
+
+    def _bound(self, port: Port, now: float) -> None:
+        """Cut off who sends too far ahead, and who leaves too much unfinished once all together do."""
+        held = port.held
+        self._held.holds(port, held)
+        if port.paused and held > _MOST_AHEAD and port.path is not None:
+            log.warning("event=sent_ahead peer=%.64r bytes=%d", port.identity, held)
+            self._shut(port)
+            self._authority.ahead(port.path, now)
+            self._authority.flush(now)
+        while (other := self._held.too_much()) is not None:
+            path = other.path
+            log.warning("event=message_unfinished bytes=%d held=%d", other.held, self._held.total)
+            self._shut(other)
+            if path is not None:
+                self._authority.unfinished(path, now)
+            self._authority.flush(now)
+
+    def pause(self, path: Path, seconds: float) -> None:
+        """Read nothing more of a peer for a while."""
+        port: Port = path.carrier
+        if not port.paused and not port.closed:
+            port.paused = True
+            self._unfinished.pop(port, None)
+            self._poller.change(port.fd, _events(port))
+            self._env.timers.at(self._env.now + seconds, partial(self._resume, port))
+
+    def _resume(self, port: Port, now: float) -> None:
+        port.paused = False
+        if port.closed:
+            return
+        self._poller.change(port.fd, _events(port))
+        if port.path is not None:
+            port.path.heard = max(port.path.heard, now)
+        self._pump(port, now)
+
+    # -- what leaves --------------------------------------------------------------------------------------------------
+
+    def flush(self, now: float) -> None:
+        """Send what this iteration has for each peer, in one piece; then close what is not used any more."""
+        while self.written:
+            written, self.written[:] = self.written[:], ()
+            for port in written:
+                port.flush()
+                if port.blocked != port.watched_for_writing and not port.closed:
+                    port.watched_for_writing = port.blocked
+                    self._poller.change(port.fd, _events(port))
+                if port.unfinished and not port.paused and not port.closed:
+                    self._unfinished[port] = None  # Sending consumes libzmq's hint that something arrived.
+                relieved = port.relieved(now)
+                if relieved and port.path is not None:
+                    self._authority.relieved(port.path, relieved, now)
+            self._authority.flush(now)
+        closing, self._closing = self._closing, []
+        for port in closing:
+            self._shut(port)
+
+    def forget(self, path: Path) -> None:
+        """The path is not used any more; what is pending on it is sent first."""
+        port: Port = path.carrier
+        port.leaving = True
+        self._closing.append(port)
+
+    def _shut(self, port: Port) -> None:
+        self._poller.unwatch(port.fd)
+        if port.connection is not None:
+            self._ports.pop(port.connection, None)
+        self._unfinished.pop(port, None)
+        self.unauthenticated.gone(port)
+        port.close()
+        if self._held.let_go(port):
+            # What failed may refer to it until it is dealt with.
+            self._env.timers.at(self._env.now + 0.1, lambda _: give_back_memory())
+
+    def close(self, seconds: float) -> None:
+        """Accept nobody any more and close all; last words have so many seconds to leave, during which this blocks."""
+        self.flush(time.monotonic())
+        deadline = time.monotonic() + seconds
+        for port in list(self._ports.values()):
+            port.close(max(0.0, deadline - time.monotonic()))
+        for listener in self._listeners:
+            listener.close(seconds)
+
+
+def _events(port: Port) -> int:
+    reading = 0 if port.paused else select.EPOLLIN
+    return reading | select.EPOLLOUT if port.watched_for_writing else reading
