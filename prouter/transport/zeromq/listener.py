@@ -46,7 +46,7 @@ _UNAUTHENTICATED = 8
 """Unauthenticated connections that are heard at once."""
 _SEND_QUEUE = 16
 """Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
-_RECEIVE_QUEUE = 64
+_RECEIVE_QUEUE = 16
 """Messages of a peer that libzmq reads ahead."""
 _HANDSHAKE = 10_000
 """Milliseconds for libzmq's handshake."""
