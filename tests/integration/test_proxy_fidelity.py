@@ -277,7 +277,7 @@ def test_an_answer_that_browsers_accept_passes(router: Router, corner: str, answ
 def test_refused_answers_say_why(router: Router, corner: str) -> None:
     for answer, why in {
         b"HTTP/1.1 200 " + b"x" * 20_000 + b"\r\n\r\n": b"status line",
-        b"HTTP/1.1 103 Soon\r\nA: b\r\n\r\n" * 11 + b"HTTP/1.1 200 OK\r\n\r\n": b"interim answers",
+        b"HTTP/1.1 103 Soon\r\nA: b\r\n\r\n" * 11 + b"HTTP/1.1 200 OK\r\n\r\n": b"interim responses",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n": b"Transfer-Encoding is 'gzip'",
     }.items():
         got = scripted(router, corner, answer).replace(b"HTTP/1.1 103 Soon\r\nA: b\r\n\r\n", b"")

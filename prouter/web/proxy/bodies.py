@@ -1,4 +1,4 @@
-"""Bodies on their way: where they end, and how each is framed on the other side."""
+"""Request and response bodies: where they end, and how they are framed on the other side."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
 __all__ = ["RequestBody", "ResponseBody"]
 
 _LITTLE = 8192
-"""Bytes that cost little time however small the chunks in them are."""
+"""Bytes that take little time to decode however small their chunks are."""
 
 
 class RequestBody:
-    """Takes what a client sends after its head, gives what the job gets.
+    """A request body on its way to the job.
 
     Attributes:
         over: whether the body is complete.
-        fragmented: whether what came last was mostly framing: chunks of a few bytes, which cost much time.
+        fragmented: whether the last bytes were mostly framing: chunks of a few bytes, which take long to decode.
     """
 
     __slots__ = ("_decoder", "_left", "fragmented", "over")
@@ -28,7 +28,7 @@ class RequestBody:
         self.fragmented = False
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """What the job gets of `data`, and what is the next request's.
+        """Return what the job gets of `data`, and what belongs to the next request.
 
         Raises:
             ChunkError: the client's chunks are broken.
@@ -47,14 +47,14 @@ class RequestBody:
 
 
 class ResponseBody:
-    """Takes what a job sends after its head, gives what the client gets.
+    """A response body on its way to the client.
 
     Attributes:
         over: whether the body is complete.
-        clean: whether nothing came after its end, so that the connection to the job is fit for another request.
+        clean: whether nothing arrived after its end, so that the connection to the job can serve another request.
         chunked: whether the client gets chunks.
-        fragmented: whether much came that was mostly framing: chunks of a few bytes, which cost much time.
-        until_close: whether only the end of the connection tells the client where the body ends.
+        fragmented: whether many bytes were mostly framing: chunks of a few bytes, which take long to decode.
+        until_close: whether only the end of the connection tells the client where the body ends (HTTP/1.0).
     """
 
     __slots__ = ("_decoder", "_left", "chunked", "clean", "fragmented", "over", "until_close")
@@ -66,7 +66,7 @@ class ResponseBody:
         self.fragmented = False
         self.until_close = False
         self._left = -1
-        """Bytes to come, -1 when that is not known."""
+        """Bytes to come, -1 if that is unknown."""
         self._decoder: ChunkDecoder | None = None
         if request.method == b"HEAD" or head.status in (204, 304):
             self._left = 0
@@ -79,7 +79,7 @@ class ResponseBody:
             self.until_close = not self.chunked
 
     def feed(self, data: bytes) -> bytes:
-        """What the client gets for `data`.
+        """Return what the client gets for `data`.
 
         Raises:
             ChunkError: the job's chunks are broken.
@@ -103,7 +103,7 @@ class ResponseBody:
         return encode_chunk(pieces) + LAST_CHUNK if self.over else encode_chunk(pieces)
 
     def finish(self) -> bytes | None:
-        """The job sends nothing more: what the client gets at the end, None when the body is not complete."""
+        """Return what the client gets at the end of the stream, None if the body is not complete."""
         if self._left >= 0 or self._decoder is not None:
             return None
         self.over = True

@@ -1,8 +1,8 @@
 """The chunked transfer coding (RFC 9112 section 7.1): an incremental decoder that knows where the body ends.
 
-Strict: sizes are plain hexadecimal, lines end with CRLF, or with a bare LF where the decoder is told to accept it, as
-browsers do in answers. Extensions are ignored; trailers are dropped, as RFC 9110
-section 6.5.1 allows. llhttp could decode too, but does not tell at which byte a message ended, which pipelining needs.
+The decoder is strict: sizes are plain hexadecimal, and lines end with CRLF, or with a bare LF where it may accept that,
+as browsers do in responses. It ignores extensions and drops trailers, as RFC 9110 section 6.5.1 allows. llhttp could
+decode, too, but does not say at which byte a message ends, and pipelining needs that.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["LAST_CHUNK", "ChunkDecoder", "ChunkError", "encode_chunk"]
 LAST_CHUNK = b"0\r\n\r\n"
 _MAX_LINE = 4096
 _USUAL_LINE = 32
-"""Bytes in which most size lines end."""
+"""Bytes within which most size lines end."""
 _MAX_TRAILERS = 65536
 _SMALL = 1024
-"""Chunks of fewer bytes are small: a view of each would cost more than its bytes."""
+"""Chunks of fewer bytes are copied: a view of each would cost more."""
 _BLOCK = 16384
-"""Bytes in which small chunks are looked for at once."""
+"""Bytes that are searched for small chunks at once."""
 _LF = 0x0A
 Buffer = bytes | memoryview
 _SMALL_SIZES = {form % size: size for form in (b"%x", b"%X") for size in range(1, _SMALL)}
@@ -32,20 +32,21 @@ class ChunkError(ValueError):
 
 
 def encode_chunk(data: Buffer | Sequence[Buffer]) -> bytes:
-    """`data`, or pieces of it, as one chunk; nothing when there are no bytes, for that would be the last chunk."""
+    """Return `data`, or pieces of it, as one chunk; nothing for no bytes, because that would be the last chunk."""
     pieces = [data] if isinstance(data, (bytes, memoryview)) else data
     size = sum(map(len, pieces))
     return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""
 
 
 class ChunkDecoder:
-    """Feed raw bytes, get the body's bytes.
+    """An incremental decoder.
 
     Args:
-        bare_lf: whether a line may end with LF alone. Never for requests: two readers could disagree.
+        bare_lf: whether a line may end with LF alone. False for requests: two parsers that disagree on it see different
+            requests (request smuggling).
 
     Attributes:
-        complete: whether the last chunk and the trailers have been seen.
+        complete: whether the last chunk and the trailers were read.
         loose: whether a line ended with LF alone.
         rest: bytes after the end, once `complete`.
     """
@@ -59,15 +60,15 @@ class ChunkDecoder:
         self._bare_lf = bare_lf
         self._buffer = b""
         self._remaining = 0
-        """Bytes of the current chunk still to come, its CRLF included; 0 when a size line is next."""
+        """Bytes of the current chunk still to come, with its CRLF; 0 if a size line is next."""
         self._trailers = False
         self._trailer_bytes = 0
 
     def feed(self, data: Buffer) -> list[Buffer]:
-        """The body bytes that `data` brings, large chunks as views of it: they are not copied.
+        """Return the body bytes in `data`, large chunks as views of it, so that they are not copied.
 
         Raises:
-            ChunkError: it is malformed.
+            ChunkError: the framing is broken.
         """
         if self._buffer:
             data = self._buffer + data
@@ -100,7 +101,7 @@ class ChunkDecoder:
         return found
 
     def _take_chunk(self, view: memoryview, position: int, found: list[Buffer]) -> int:
-        """Consume bytes of the current chunk and its CRLF; the new position."""
+        """Consume bytes of the current chunk and its CRLF, and return the new position."""
         body = self._remaining - 2
         if body > 0:
             piece = view[position : position + body]
@@ -118,7 +119,7 @@ class ChunkDecoder:
         return position + 1
 
     def _line(self, line: bytes) -> bool:
-        """Process a size line or a trailer line; whether the body is over."""
+        """Process a size line or a trailer line, and return whether the body is over."""
         if self._trailers:
             self._trailer_bytes += len(line)
             if self._trailer_bytes > _MAX_TRAILERS:
@@ -136,7 +137,7 @@ class ChunkDecoder:
 
 
 def _take_small_chunks(block: bytes, found: list[Buffer]) -> int:
-    """Consume whole small chunks without extensions at the beginning of a block, fast; how many bytes they were."""
+    """Consume whole small chunks without extensions at the beginning of a block, and return their size in bytes."""
     position = 0
     while True:
         end = block.find(b"\r\n", position, position + _USUAL_LINE)
@@ -152,10 +153,10 @@ def _take_small_chunks(block: bytes, found: list[Buffer]) -> int:
 
 
 def _line_at(view: memoryview, position: int) -> bytes | None:
-    """The line that begins at `position`, its end included; None when that has not come yet.
+    """Return the line that begins at `position`, with its line break; None if that has not arrived.
 
     Raises:
-        ChunkError: it is too long.
+        ChunkError: the line is too long.
     """
     for most in (_USUAL_LINE, _MAX_LINE + 1):
         some = bytes(view[position : position + most])

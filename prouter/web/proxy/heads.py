@@ -1,7 +1,7 @@
-"""Message heads: parsing what clients and jobs send, and what of it is passed on.
+"""Message heads of clients and jobs, parsed.
 
-Parsing is llhttp's (through httptools), strict: whatever two parsers could read differently is refused. Header names
-and values stay the bytes that arrived, in order, repeated as often as they came.
+llhttp parses them (through httptools) in its strict mode, and what two parsers could read differently is refused.
+Header names and values stay the bytes that arrived, in their order, repeated as often as they arrived.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""Fields of one hop only (RFC 9110 section 7.6.1 and what is in the wild)."""
+"""Fields for one hop only (RFC 9110 section 7.6.1, and others in use)."""
 _READ_IN_RESPONSES = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 """Fields that matter to the proxy itself."""
 _READ_IN_REQUESTS = _READ_IN_RESPONSES | {b"expect", b"host", b"upgrade"}
 _FOR_ALL_HOPS = frozenset({b"content-length", b"host"})
-"""Fields that Connection cannot take away: without them a body would be the next request, or its job another one."""
+"""Fields that Connection must not remove: the body would become the next request, or the request another job's."""
 
 
 class HeadTooLarge(PRouterError):
@@ -59,7 +59,7 @@ class HeadTooLarge(PRouterError):
 
 
 class BodyKind:
-    """How a body is framed."""
+    """The framing of a body."""
 
     NONE = 0
     LENGTH = 1
@@ -71,13 +71,13 @@ class RequestHead(NamedTuple):
     """A client's request head.
 
     Attributes:
-        version: (major, minor) as ``b"1.1"`` or ``b"1.0"``.
+        version: ``1.1`` or ``1.0``.
         headers: as sent.
-        host: value of Host; ``localhost`` for an old client that sends none.
+        host: value of Host; ``localhost`` for an HTTP/1.0 client that sends none.
         body: a `BodyKind`; `length` bytes when it is LENGTH.
         connection: lower-case tokens of Connection.
-        upgrade: value of Upgrade when the client asks for one, else empty.
-        expect: whether the client waits for 100 Continue.
+        upgrade: value of Upgrade if the client asks for an upgrade, else empty.
+        expect: whether the client waits for ``100 Continue``.
     """
 
     method: bytes
@@ -93,14 +93,14 @@ class RequestHead(NamedTuple):
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the client lets the connection live on."""
+        """Whether the client lets the connection persist (RFC 9112 section 9.3)."""
         if self.version == "1.1":
             return b"close" not in self.connection
         return b"keep-alive" in self.connection
 
 
 class ResponseHead(NamedTuple):
-    """A job's response head; `body` and `length` as in `RequestHead`, before HEAD, 204 and the like are considered."""
+    """A job's response head; `body` and `length` are what its fields say, whatever the method or status imply."""
 
     status: int
     reason: bytes
@@ -112,14 +112,14 @@ class ResponseHead(NamedTuple):
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the job lets the connection live on, and can be believed to (RFC 9112 section 6.1)."""
+        """Whether the connection to the job can be reused; not after chunks in HTTP/1.0 (RFC 9112 section 6.1)."""
         if self.version == "1.1":
             return b"close" not in self.connection
         return b"keep-alive" in self.connection and self.body != BodyKind.CHUNKED
 
 
 class _Collector:
-    """Receives llhttp's callbacks for one head."""
+    """The callbacks of llhttp for one head."""
 
     __slots__ = ("complete", "headers", "on_header", "reason", "target")
 
@@ -131,7 +131,7 @@ class _Collector:
         headers = self.headers
 
         def on_header(name: bytes, value: bytes) -> None:
-            headers.append((name, value.rstrip(b" \t")))  # llhttp leaves the whitespace after a value (RFC 9112 5)
+            headers.append((name, value.rstrip(b" \t")))  # llhttp keeps trailing whitespace (RFC 9112 section 5)
 
         self.on_header = on_header
 
@@ -149,9 +149,9 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) +([!-~\x80-\xff
 _METHOD_SO_FAR = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}(?: |\Z)")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _STAND_IN = b"PUT"
-"""Parsed in place of a method llhttp does not know; any token is a method (RFC 9110 section 9.1)."""
+"""Stands in for a method that llhttp does not know: any token is a method (RFC 9110 section 9.1)."""
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[!$%&'()*+,.0-9;=A-Z_a-z~-]*)(?::[0-9]*)?")
-"""A host and port (RFC 3986 section 3.2, without user information)."""
+"""A host and port (RFC 3986 section 3.2), without user information."""
 _BROKEN_REASON = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LONGEST = 512
 """Bytes of a host name with its port."""
@@ -173,10 +173,11 @@ def _is_host(value: bytes) -> bool:
     return len(value) <= _LONGEST and _HOST.fullmatch(value) is not None
 
 
-def _disguised(head: bytes) -> RequestHead | None:
-    """The request head parsed with stand-ins for what is more than llhttp knows: a method, bytes of the target.
+def _with_stand_ins(head: bytes) -> RequestHead | None:
+    """Parse a request head whose method or target llhttp does not know, with stand-ins for these.
 
-    None when that is not what is wrong.
+    Returns:
+        The head, None if neither is the reason why llhttp refused it.
     """
     line = _REQUEST_LINE.match(head)
     if line is None:
@@ -190,10 +191,10 @@ def _disguised(head: bytes) -> RequestHead | None:
 
 
 def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """(host, path and query) of a target in absolute form (RFC 9112 section 3.2.2).
+    """Return (host, path and query) of a target in absolute form (RFC 9112 section 3.2.2).
 
     Raises:
-        InvalidRequest: it is none that we could answer.
+        InvalidRequest: the target is not an http or https URL.
     """
     scheme, separator, rest = target.partition(b"://")
     end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
@@ -206,7 +207,7 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 def may_become_request(data: bytes) -> bool:
-    """Whether more bytes may make `data` a request head: TLS and HTTP/0.9 are told from it by their first line."""
+    """Return whether more bytes may make `data` a request head; TLS and HTTP/0.9 differ in their first bytes."""
     if _METHOD_SO_FAR.match(data) is None:
         return False
     end = data.find(b"\r\n")
@@ -241,12 +242,12 @@ def take_request(data: bytes, limit: int) -> tuple[RequestHead, bytes, bytes] | 
 
 
 def parse_request(head: bytes) -> RequestHead:
-    """Parse a request head, from its first byte to the empty line included.
+    """Parse a request head, up to and including its empty line.
 
-    The host in a target in absolute form takes the place of Host, and is taken out of the target.
+    The host of a target in absolute form replaces Host and leaves the target (RFC 9112 section 3.2.2).
 
     Raises:
-        InvalidRequest: it is not strict HTTP/1.0 or 1.1, or its framing is ambiguous.
+        InvalidRequest: the head is not strict HTTP/1.0 or 1.1, or its framing is ambiguous.
     """
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
@@ -255,10 +256,10 @@ def parse_request(head: bytes) -> RequestHead:
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
-        disguised = _disguised(head)
-        if disguised is None:
+        parsed = _with_stand_ins(head)
+        if parsed is None:
             raise InvalidRequest(f"Invalid request: {error}") from error
-        return disguised
+        return parsed
     version = parser.get_http_version()
     end = head.find(b"\r\n")
     if not collector.complete or version not in ("1.1", "1.0") or head[end - 9 : end - 1] != b" HTTP/1.":
@@ -319,10 +320,10 @@ def parse_request(head: bytes) -> RequestHead:
 
 
 def parse_response(head: bytes) -> ResponseHead:
-    """Parse a response head, from its first byte to the empty line included.
+    """Parse a response head, up to and including its empty line.
 
     Raises:
-        JobUnreachable: it is not HTTP, or its framing is ambiguous.
+        JobUnreachable: the head is not HTTP, or its framing is ambiguous.
     """
     collector = _Collector()
     parser = httptools.HttpResponseParser(collector)
@@ -331,14 +332,14 @@ def parse_response(head: bytes) -> ResponseHead:
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
-        raise JobUnreachable(f"the job's answer is not valid HTTP: {error}", code="bad_response") from error
+        raise JobUnreachable(f"the job's response is not valid HTTP: {error}", code="bad_response") from error
     version = parser.get_http_version()
     if not collector.complete or version not in ("1.1", "1.0") or head[:7] != b"HTTP/1.":
-        raise JobUnreachable("the job's answer is not valid HTTP", code="bad_response")
+        raise JobUnreachable("the job's response is not valid HTTP", code="bad_response")
     if parser.get_status_code() < 100 or _BROKEN_REASON.search(collector.reason):
-        raise JobUnreachable("the job's answer has an invalid status line", code="bad_response")
+        raise JobUnreachable("the job's response has an invalid status line", code="bad_response")
     if len(collector.reason) > _LONGEST_REASON:
-        detail = f"the job's answer has a status line of more than {_LONGEST_REASON} bytes"
+        detail = f"the job's response has a status line of more than {_LONGEST_REASON} bytes"
         raise JobUnreachable(detail, code="bad_response")
     body, length = BodyKind.UNTIL_CLOSE, 0
     connection = _NO_TOKENS
@@ -350,14 +351,14 @@ def parse_response(head: bytes) -> ResponseHead:
             same = body == BodyKind.LENGTH and value.isdigit() and int(value) == length
             if not value.isdigit() or not (body == BodyKind.UNTIL_CLOSE or same):
                 detail = (
-                    "the job's answer has an ambiguous length: its Content-Length is no number, or not the only one"
+                    "the job's response has an ambiguous length: its Content-Length is no number, or not the only one"
                 )
                 raise JobUnreachable(detail, code="bad_response")
             body, length = BodyKind.LENGTH, int(value)
         elif key == b"transfer-encoding":
             if body != BodyKind.UNTIL_CLOSE or value.strip().lower() != b"chunked":
                 told = value[:_SHOWN].decode("ascii", "backslashreplace")
-                detail = f"the job's answer has an ambiguous framing: Transfer-Encoding is '{told}', not one 'chunked'"
+                detail = f"the job's response has an ambiguous framing: Transfer-Encoding '{told}', not one 'chunked'"
                 raise JobUnreachable(detail, code="bad_response")
             body = BodyKind.CHUNKED
         elif key == b"connection":

@@ -213,14 +213,14 @@ class ExchangeLifecycle(ABC):
             if body and now - self.awaiting_since > body:
                 self.fail(ClientTooSlow("the request body took too long"))
         elif response and now - self.awaiting_since > response:
-            self.fail(JobTimeout(f"the job gave no answer within {response:g} s"))
+            self.fail(JobTimeout(f"the job did not respond within {response:g} s"))
 
     def end(self, reason: str) -> None:
         """End at once, because the worker stops: with an error before the response has begun, else with a cut."""
         if self.waiting or (self.awaiting_since and self._repeatable):
-            self.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1))
+            self.fail(Overloaded(f"{reason}: send the request again", code="draining", retry_after=1))
         elif self.awaiting_since:
-            self.fail(JobTimeout(f"{reason}, and the job has not answered yet", code="draining"))
+            self.fail(JobTimeout(f"{reason}, and the job has not responded yet", code="draining"))
         else:
             if not self._over:
                 self._close(ABORTED, "worker_stops", reason)

@@ -1,9 +1,9 @@
-"""Where a job is, seen from outside and seen by itself: addresses in fields, put from one into the other.
+"""Addresses of a job in header fields, translated between the client's view and the job's.
 
-Outside a job is below its prefix on the router's host name, or at the root of a host name of its own. The job sees
-paths without the prefix (path mode ``strip``) or with it (``keep``), and itself under the public host name or, with
-``expose.host`` ``local``, under the address it listens on. Only absolute paths and URLs of the public or the job's own
-origin are changed: relative references are right as they are, other hosts are none of ours.
+The client finds a job below its prefix on the router's host name, or at the root of the job's own host name. The job
+sees paths without the prefix (path mode ``strip``) or with it (``keep``), and itself under the public host name or,
+with ``expose.host`` ``local``, under the address it listens on. Only absolute paths and URLs of the public or the job's
+own origin change: relative references are right as they are, and other hosts are not the router's business.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from prouter.web.proxy.forwarded import Public
 __all__ = ["Site", "local_host", "self_names"]
 
 _REFRESH = re.compile(rb"""([\d.\s]*[;,\s]\s*(?:url\s*=\s*)?)("[^"]*|'[^']*|[^"'].*)(.*)""", re.IGNORECASE | re.DOTALL)
-"""The parts of a Refresh field (HTML standard, "shared declarative refresh steps"): before its URL, that, the rest."""
+"""Refresh (HTML standard, "shared declarative refresh steps"): what precedes the URL, the URL, the rest."""
 _LINK_PART = re.compile(
     rb"""(;\s*anchor\s*=\s*")([^"\\]*)(?=")|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|(<)([^>]*)(?=>|\Z)""", re.IGNORECASE | re.DOTALL
 )
-"""A reference or a quoted string in a Link field (RFC 8288 section 3). An open end matches too: it is scanned once."""
+"""A reference or a quoted string in Link (RFC 8288 section 3). An open end matches, so that it is scanned only once."""
 _TAG = re.compile(rb"(<)([^>]*)")
-"""A resource tag or lock token in an If field (RFC 4918 section 10.4)."""
+"""A resource tag or lock token in If (RFC 4918 section 10.4)."""
 
 
 class Site(NamedTuple):
-    """One job's place, for one request.
+    """One job's addresses, for one request.
 
     Attributes:
         prefix: path put before the job's absolute paths, without a slash at its end; empty for none.
-        public: how the client knows the router, or the job on its own host name.
+        public: the address by which the client knows the router, or the job on its own host name.
         names: ``host:port`` by which the job may name itself, in lower case.
-        local: ``host:port`` under which the job is spoken to; empty for the public one.
-        hidden: path that the client sees before the job's own, without that of a proxy before us; empty for none.
-        own_host: whether the job has a host name of its own.
+        local: ``host:port`` in the Host that the job gets; empty for the public one.
+        hidden: path that only the client sees, without the part of a proxy before the router; empty for none.
+        own_host: whether the client used the job's own host name.
     """
 
     prefix: bytes
@@ -49,13 +49,13 @@ class Site(NamedTuple):
     # -- from the job to the client -----------------------------------------------------------------------------
 
     def to_client(self, name: bytes, value: bytes) -> bytes:
-        """The value of an answer's field as the client has to see it."""
+        """Return a response field's value as the client has to see it."""
         if not self.prefix and not self.own_host and not self.local:
             return value
         return _RESPONSE_RULES[name.lower()](self, value)
 
     def url(self, value: bytes) -> bytes:
-        """A URL: an absolute path, or one of the public or the job's own origin; never a relative one."""
+        """Translate an absolute path, or a URL of the public or the job's own origin; leave others."""
         if value.startswith(b"/") and not value.startswith(b"//"):
             return self.outside(value)
         scheme, separator, rest = value.partition(b"//")
@@ -66,7 +66,7 @@ class Site(NamedTuple):
         host = told.lower()
         ours = self.public.host.lower()
         if _portless(host, scheme[:-1] or self.public.proto) == _portless(ours, self.public.proto):
-            # A job behind TLS that ends before us may not know of it.
+            # If a proxy before the router ends TLS, the job may not know, and write http.
             kept = told if host == ours else self.public.host
             return (self.public.proto + b":" if scheme == b"http:" else given) + b"//" + kept + self.outside(path)
         if scheme != b"https:" and (host in self.names or (self.local and host == self.local)):
@@ -74,9 +74,9 @@ class Site(NamedTuple):
         return value
 
     def outside(self, path: bytes) -> bytes:
-        """An absolute path of the job under the prefix, unless it is there already.
+        """Put an absolute path of the job under the prefix, unless it is there already.
 
-        A job that is told its prefix by its environment does not know of the part that a proxy before us adds.
+        A job that has its prefix from its environment does not know the part that a proxy before the router adds.
         """
         prefix, outer = self.prefix, self.public.prefix
         if not path.startswith(b"/"):
@@ -86,7 +86,7 @@ class Site(NamedTuple):
         return outer + path if outer and below(path, prefix[len(outer) :]) else prefix + path
 
     def refresh(self, value: bytes) -> bytes:
-        """Refresh: the URL after the seconds, in quotes or not."""
+        """Translate Refresh: the URL after the seconds, in quotes or not."""
         match = _REFRESH.fullmatch(value)
         if match is None:
             return value
@@ -95,7 +95,7 @@ class Site(NamedTuple):
         return match[1] + quote + self.url(url[len(quote) :]) + match[3]
 
     def link(self, value: bytes) -> bytes:
-        """Link: every reference in angle brackets, and every anchor; quoted strings hold none."""
+        """Translate Link: references in angle brackets and anchors, not what is in other quoted strings."""
         return _LINK_PART.sub(self._link_part, value)
 
     def _link_part(self, match: re.Match[bytes]) -> bytes:
@@ -103,7 +103,10 @@ class Site(NamedTuple):
         return match[0] if before is None else before + self.url(match[2] if match[1] else match[4])
 
     def cookie(self, value: bytes) -> bytes:
-        """Set-Cookie: Path goes under the prefix; Domain goes: the cookie is the host's alone (RFC 6265 5.3)."""
+        """Translate Set-Cookie: put Path under the prefix, drop Domain.
+
+        Without Domain the cookie is for this host only (RFC 6265 section 5.3), not for the jobs on its subdomains.
+        """
         parts = value.split(b";")
         kept = [parts[0]]
         for part in parts[1:]:
@@ -119,7 +122,7 @@ class Site(NamedTuple):
         return b";".join(kept)
 
     def allowed_origin(self, value: bytes) -> bytes:
-        """Access-Control-Allow-Origin: the client's own, where the job was told that it is the local one."""
+        """Translate Access-Control-Allow-Origin: the public origin in place of the job's local one."""
         if self.local and value.lower() == b"http://" + self.local:
             return self.public.proto + b"://" + self.public.host
         return value
@@ -127,15 +130,15 @@ class Site(NamedTuple):
     # -- from the client to the job -----------------------------------------------------------------------------
 
     def to_job(self, name: bytes, value: bytes) -> bytes:
-        """The value of a request's field as the job has to see it."""
+        """Return a request field's value as the job has to see it."""
         return _REQUEST_RULES[name.lower()](self, value)
 
     def host(self, value: bytes) -> bytes:
-        """Host: the job's local address, if it wants to be spoken to so."""
+        """Translate Host: the job's local address, if the job expects requests for that."""
         return self.local or value
 
     def inside(self, value: bytes) -> bytes:
-        """An absolute path, or URL of the public origin, below the prefix: as the job sees it. Others stay."""
+        """Translate an absolute path or a URL of the public origin, if it is below the prefix; leave others."""
         if value.startswith(b"/") and not value.startswith(b"//"):
             return self._strip(value)
         scheme, separator, rest = value.partition(b"://")
@@ -145,22 +148,22 @@ class Site(NamedTuple):
         return (b"http://" + self.local if self.local else scheme + separator + host) + self._strip(path)
 
     def origin(self, value: bytes) -> bytes:
-        """Origin: the job's local one instead of the public one. Other sites stay what they are."""
+        """Translate Origin: the job's local origin in place of the public one; leave those of other sites."""
         if not self.local:
             return value
         scheme, separator, host = value.partition(b"://")
         return b"http://" + self.local if separator and self._is_public(scheme, host) else value
 
     def referer(self, value: bytes) -> bytes:
-        """Referer, likewise."""
+        """Translate Referer, for a job that expects its local address."""
         return self.inside(value) if self.local else value
 
     def tags(self, value: bytes) -> bytes:
-        """If of WebDAV: the URLs among its resource tags."""
+        """Translate If of WebDAV: the URLs in its resource tags."""
         return _TAG.sub(lambda match: match[1] + self.inside(match[2]), value) if b"<" in value else value
 
     def _strip(self, path: bytes) -> bytes:
-        """Without the part of the path that only the client sees; a path beside it belongs to another job."""
+        """Remove the part of a path that only the client sees. A path beside it is another job's, and stays."""
         outer = self.public.prefix
         rest = path[len(outer) :] if outer and below(path, outer) else path
         if self.hidden and below(rest, self.hidden):
@@ -170,7 +173,7 @@ class Site(NamedTuple):
         return rest if rest[:1] == b"/" else b"/" + rest
 
     def _is_public(self, scheme: bytes, host: bytes) -> bool:
-        """Whether a URL's host is ours; its scheme may be one that ends before us without our being told."""
+        """Whether a URL is of the public origin. It may be https although no proxy said that it ends TLS."""
         scheme, host, ours = scheme.lower(), host.lower(), self.public.host.lower()
         return scheme in (b"http", b"https") and (
             host == ours or _portless(host, scheme) == _portless(ours, self.public.proto)
@@ -204,12 +207,12 @@ def below(path: bytes, prefix: bytes) -> bool:
 
 @lru_cache(1024)
 def self_names(port: int) -> tuple[bytes, ...]:
-    """``host:port`` by which a server on this port of loopback may name itself."""
+    """Return ``host:port`` by which a server on this port of loopback may name itself."""
     return (b"127.0.0.1:%d" % port, b"localhost:%d" % port, b"[::1]:%d" % port)
 
 
 def local_host(endpoint: dict[str, Any]) -> bytes:
-    """The Host of a request by a client on the job's own machine."""
+    """Return the Host that a client on the job's own machine would send."""
     port = endpoint.get("port")
     if port is None:
         return b"localhost"
@@ -218,11 +221,11 @@ def local_host(endpoint: dict[str, Any]) -> bytes:
 
 
 def _split(rest: bytes) -> tuple[bytes, bytes]:
-    """The authority, and the path with its query, of what follows ``//`` in a URL."""
+    """Split what follows ``//`` in a URL into the authority and the path with its query."""
     end = next((index for index, byte in enumerate(rest) if byte in b"/?#"), len(rest))
     return rest[:end], rest[end:]
 
 
 def _portless(host: bytes, scheme: bytes) -> bytes:
-    """The host without a port that its scheme implies."""
+    """Return the host without a port that is its scheme's default."""
     return host.removesuffix(b":443" if scheme == b"https" else b":80")

@@ -1,6 +1,6 @@
-"""Answers of our own under ``/http``: problem documents for programs, small pages for browsers.
+"""The router's own responses to requests for jobs: problem documents for programs, small pages for browsers.
 
-A page for a condition that passes by itself (a starting job, an agent that is away) reloads itself.
+A page about a condition that passes by itself (a job that starts, an agent that is away) reloads itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REASONS = {
 }
 
 USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-"""An id of a request that a client may choose."""
+"""A request id that is taken from a client."""
 _RELOAD_SECONDS = 2
 _HTML = frozenset({b"text/html", b"application/xhtml+xml"})
 _JSON = frozenset({b"application/json", b"application/problem+json"})
@@ -75,10 +75,10 @@ _TITLES = {
     "job_starting": "This job is starting",
     "agent_unavailable": "This job's machine is out of reach",
     "job_ended": "This job has ended",
-    "job_unreachable": "This job does not answer",
-    "bad_response": "This job's answer makes no sense",
+    "job_unreachable": "This job does not respond",
+    "bad_response": "This job's response is not valid HTTP",
     "no_endpoint": "This job has no server",
-    "job_timeout": "This job does not answer",
+    "job_timeout": "This job does not respond",
     "loop_detected": "This job leads back to the router",
     "not_found": "There is nothing here",
     "outside_prefix": "There is nothing here",
@@ -89,7 +89,7 @@ _NOT_STARTED = "This job has not been started yet"
 
 
 def request_id(headers: list[tuple[bytes, bytes]]) -> str:
-    """An id that goes into the answer and the log line of an error: the client's own, if it sent one we can use."""
+    """Return the id for an error's response and log line: the client's ``X-Request-ID`` if usable, else a new one."""
     for name, value in headers:
         if name.lower() == b"x-request-id" and USABLE_ID.fullmatch(given := value.decode("latin-1")):
             return given
@@ -97,7 +97,7 @@ def request_id(headers: list[tuple[bytes, bytes]]) -> str:
 
 
 def error_response(error: PRouterError, *, accept: bytes, head_only: bool, request_id: str, close: bool) -> bytes:
-    """A whole response for `error`: a page if `accept` prefers HTML, else RFC 9457 problem+json."""
+    """Return a whole response for `error`: a page if `accept` prefers HTML, else problem+json (RFC 9457)."""
     status = error.status
     reason = REASONS.get(status, "Error")
     lines = [f"HTTP/1.1 {status} {reason}"]
@@ -123,7 +123,7 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
 
 
 def redirect(location: bytes, *, close: bool) -> bytes:
-    """A whole response that tells where to ask instead, with the same method (RFC 9110 section 15.4.9)."""
+    """Return a whole redirect that keeps the method: 308 (RFC 9110 section 15.4.9)."""
     connection = b"Connection: close\r\n" if close else b""
     return b"HTTP/1.1 308 Permanent Redirect\r\nLocation: %b\r\nContent-Length: 0\r\n%b%b\r\n" % (
         location,
@@ -133,7 +133,7 @@ def redirect(location: bytes, *, close: bool) -> bytes:
 
 
 def prefers_html(accept: bytes) -> bool:
-    """Whether HTML is asked for by name, and before JSON (RFC 9110 section 12.5.1)."""
+    """Return whether a client asks for HTML by name and prefers it to JSON (RFC 9110 section 12.5.1)."""
     wanted = {b"html": 0.0, b"json": 0.0}
     first = b""
     for entry in accept.lower().split(b","):
@@ -148,7 +148,7 @@ def prefers_html(accept: bytes) -> bool:
 
 
 def _quality(parameters: list[bytes]) -> float:
-    """The weight among a media range's parameters; 1 when there is none that makes sense."""
+    """Return the weight among a media range's parameters; 1 if there is no valid one."""
     for parameter in parameters:
         if match := _WEIGHT.fullmatch(parameter):
             return float(match[1])
@@ -172,10 +172,10 @@ def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
 
 
 def page(error: PRouterError, reason: str, request_id: str) -> bytes:
-    """A small HTML page that tells a person of `error`.
+    """Return a small HTML page about `error`.
 
     Args:
-        reason: title for an error without one of its own.
+        reason: title for an error without a title of its own.
     """
     passing = error.status == 503
     title = _NOT_STARTED if error.state == State.NEW.value else _TITLES.get(error.code, reason)
@@ -186,5 +186,5 @@ def page(error: PRouterError, reason: str, request_id: str) -> bytes:
         request_id=escape(request_id),
         reload=f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">' if passing else "",
         waiting=' class="waiting"' if passing else "",
-        hint="<p>This page looks again by itself.</p>" if passing else "",
+        hint="<p>This page reloads by itself.</p>" if passing else "",
     ).encode()

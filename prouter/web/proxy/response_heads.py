@@ -1,11 +1,11 @@
-"""The heads of a job's answer: found in its bytes, bounded in size and number, and put right where that is safe.
+"""Response heads of a job: found in its bytes, bounded in size and number, and corrected where that is safe.
 
-Browsers accept more than llhttp does in its strict mode, and servers send it: lines that end with a bare LF (RFC 9112
-section 2.2 lets a recipient accept them), whitespace before a colon (section 5.1: a proxy must remove it), the same
-framing said twice, and the coding ``identity`` of RFC 2616. Such a head is rewritten and parsed again. What could be
-read in two ways is refused, folded lines as well (section 5.2), and the error says why.
+Servers send, and browsers accept, more than llhttp does in its strict mode: lines that end with a bare LF (RFC 9112
+section 2.2 lets a recipient accept them), whitespace before a colon (section 5.1: a proxy has to remove it), the same
+framing stated twice, and the coding ``identity`` of RFC 2616. The proxy rewrites such a head and parses it again. It
+refuses what two parsers could read differently, and folded lines (section 5.2), with an error that says why.
 
-Requests are never put right: a client that frames a request loosely may be smuggling another one.
+Request heads are never corrected: a client that frames a request loosely may be smuggling another one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["MAX_HEAD", "MAX_INTERIM", "ResponseHeads", "head_end", "parse", "tid
 MAX_HEAD = 262144
 """Bytes of one head."""
 MAX_INTERIM = 10
-"""Interim answers (1xx) to one request: servers send one or two, and each costs the client and us work."""
+"""Interim responses (1xx) to one request: servers send one or two, and each costs the client and the router work."""
 _MAX_FIELDS = 1000
 """Fields of one head."""
 _MANY_FIELDS = 16384
-"""Bytes of a head too small to hold so many fields that counting them would pay."""
+"""Bytes of a head below which fields are not counted: parsing that many costs little."""
 
 
 class ResponseHeads:
-    """Takes a job's bytes, gives the heads in them: any interim ones, and the answer's own.
+    """A reader of response heads: any interim ones, then the final one.
 
     Attributes:
-        interim: how many interim answers there were.
+        interim: number of interim responses so far.
     """
 
     __slots__ = ("_buffer", "_searched", "interim")
@@ -38,27 +38,27 @@ class ResponseHeads:
         self._buffer = b""
         self.interim = 0
         self._searched = 0
-        """Bytes of the buffer in which no head ends."""
+        """Bytes of the buffer that were searched for the end of a head."""
 
     @property
     def pending(self) -> int:
-        """Bytes taken that belong to no head given so far."""
+        """Bytes that belong to no head returned so far."""
         return len(self._buffer)
 
     def add(self, data: bytes) -> None:
-        """Take bytes of the job."""
+        """Add bytes of the job."""
         self._buffer = self._buffer + data if self._buffer else bytes(data)
 
     def rest(self) -> bytes:
-        """What follows the last head that was given."""
+        """Take what follows the last head."""
         rest, self._buffer = self._buffer, b""
         return rest
 
     def next(self) -> ResponseHead | None:
-        """The next head, None when it is not complete yet.
+        """Return the next head, None if it is not complete.
 
         Raises:
-            JobUnreachable: what came is no HTTP, is too large, or holds too many interim answers. It is dropped.
+            JobUnreachable: the bytes are no HTTP, too many, or hold too many interim responses. They are dropped.
         """
         data = self._buffer
         end = head_end(data, self._searched)
@@ -71,7 +71,7 @@ class ResponseHeads:
             if head.status < 200 and head.status != 101:
                 self.interim += 1
                 if self.interim > MAX_INTERIM:
-                    raise _refused(f"more than {MAX_INTERIM} interim answers (1xx) came before it")
+                    raise _refused(f"more than {MAX_INTERIM} interim responses (1xx) came before it")
         except JobUnreachable:
             self._buffer = b""
             raise
@@ -81,7 +81,7 @@ class ResponseHeads:
 
 
 def head_end(data: bytes, start: int = 0) -> int:
-    """Where a head ends, its empty line included; -1 when it does not end in `data`."""
+    """Return the offset after a head and its empty line, -1 if `data` does not hold all of it."""
     usual = data.find(b"\n\r\n", start)
     bare = data.find(b"\n\n", start, usual + 1 if usual >= 0 else len(data))
     if bare >= 0:
@@ -90,10 +90,10 @@ def head_end(data: bytes, start: int = 0) -> int:
 
 
 def parse(head: bytes) -> ResponseHead:
-    """Parse a response head, one that browsers accept included.
+    """Parse a response head as tolerantly as browsers do.
 
     Raises:
-        JobUnreachable: it is not HTTP, or its framing is ambiguous.
+        JobUnreachable: the head is not HTTP, or its framing is ambiguous.
     """
     if len(head) > _MANY_FIELDS and head.count(b"\n") > _MAX_FIELDS:
         raise _refused(f"its head has more than {_MAX_FIELDS} fields")
@@ -104,12 +104,12 @@ def parse(head: bytes) -> ResponseHead:
         if better == head:
             raise
     parsed = parse_response(better)
-    # A server that frames one answer loosely is not trusted with a second one over the same connection.
+    # A server that frames one response loosely may misplace its end, so its connection is not reused.
     return parsed._replace(connection=parsed.connection | {b"close"})
 
 
 def tidied(head: bytes) -> bytes:
-    """The head as a strict sender would have sent it. What stays ambiguous stays as it was.
+    """Return the head as a strict sender would send it. What is ambiguous stays as it is.
 
     Raises:
         JobUnreachable: a line is folded.
@@ -121,16 +121,16 @@ def tidied(head: bytes) -> bytes:
             raise _refused("a line of its head begins with whitespace, as in folded fields")
         name, colon, value = line.partition(b":")
         fields.append(name.rstrip(b" \t") + colon + value if colon else line)
-    fields = _said_once(fields, b"transfer-encoding", b"identity")
-    fields = _said_once(fields, b"content-length")
+    fields = _joined_once(fields, b"transfer-encoding", b"identity")
+    fields = _joined_once(fields, b"content-length")
     return b"\r\n".join([first, *fields])
 
 
-def _said_once(fields: list[bytes], name: bytes, means_nothing: bytes | None = None) -> list[bytes]:
-    """The fields with all of one name joined to one, if they all say the same.
+def _joined_once(fields: list[bytes], name: bytes, means_nothing: bytes | None = None) -> list[bytes]:
+    """Return the fields with all of one name joined into one, if all have the same value.
 
     Args:
-        means_nothing: a value, in lower case, that is as good as none.
+        means_nothing: a value in lower case that counts as none.
     """
     values: list[bytes] = []
     others: list[bytes] = []
@@ -147,10 +147,10 @@ def _said_once(fields: list[bytes], name: bytes, means_nothing: bytes | None = N
 
 
 def _check_beginning(data: bytes) -> None:
-    """Refuse what can become no head.
+    """Refuse bytes that cannot become a head.
 
     Raises:
-        JobUnreachable: it is too large or does not begin like one.
+        JobUnreachable: they are too many or do not begin like a head.
     """
     if len(data) > MAX_HEAD:
         raise _refused(f"it has too large a head, more than {MAX_HEAD} bytes")
@@ -159,4 +159,4 @@ def _check_beginning(data: bytes) -> None:
 
 
 def _refused(why: str) -> JobUnreachable:
-    return JobUnreachable(f"the job's answer is not valid HTTP: {why}", code="bad_response")
+    return JobUnreachable(f"the job's response is not valid HTTP: {why}", code="bad_response")

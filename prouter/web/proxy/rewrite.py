@@ -1,6 +1,6 @@
-"""What changes in a head on its way: forwarded headers, the public prefix, framing. Everything else passes untouched.
+"""Heads as the other side gets them: forwarded fields, addresses and framing change, everything else passes as it is.
 
-`prouter.web.proxy.fields` knows which fields pass, `prouter.web.proxy.mapping` how addresses in them change.
+`prouter.web.proxy.fields` decides which fields pass, `prouter.web.proxy.mapping` how addresses in them change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prouter.web.proxy.mapping import Site
 __all__ = ["request_to_job", "response_to_client"]
 
 _OF_THE_HOP = frozenset({b"close", b"keep-alive", b"upgrade"})
-"""Usual options of Connection that name no field which would pass otherwise."""
+"""Common options of Connection that name no field which would pass otherwise."""
 
 
 def _first(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
@@ -34,7 +34,7 @@ def request_to_job(
     local: bool = False,
     mark: bytes = b"",
 ) -> bytes:
-    """The head to send to the job.
+    """Return the head to send to the job.
 
     Args:
         forwarded: the client's request.
@@ -48,24 +48,24 @@ def request_to_job(
     lines = [b"%s %s HTTP/1.1\r\n" % (head.method, target)]
     named = head.connection - _OF_THE_HOP
     for name, value in head.headers:
-        fate = REQUEST_FIELDS[name]
+        action = REQUEST_FIELDS[name]
         if named and name.lower() in named:
             continue
-        if fate:
-            if fate >= RequestField.MAP:
-                if local or fate == RequestField.MAP:
+        if action:
+            if action >= RequestField.MAP:
+                if local or action == RequestField.MAP:
                     value = site().to_job(name, value)
-            elif fate == RequestField.HOPS:
+            elif action == RequestField.HOPS:
                 mark = value + b", " + mark if mark else value
                 continue
-            elif fate == RequestField.CLAIM:
+            elif action == RequestField.CLAIM:
                 if not forwarded.origin.trusted:
                     continue
-            elif fate == RequestField.LENGTH:
+            elif action == RequestField.LENGTH:
                 if head.body != BodyKind.LENGTH:
                     continue
-            elif fate == RequestField.DROP or (not head.expect and value.lower() == b"100-continue"):
-                continue  # of those that expect, an old client would not understand the answer
+            elif action == RequestField.DROP or (not head.expect and value.lower() == b"100-continue"):
+                continue  # HTTP/1.0 clients do not understand 100 Continue (RFC 9110 section 10.1.1)
         lines.append(b"%s: %s\r\n" % (name, value))
     if head.body == BodyKind.CHUNKED:
         lines.append(b"Transfer-Encoding: chunked\r\n")
@@ -85,33 +85,33 @@ def response_to_client(
     client_version: str,
     own_host: bool = False,
 ) -> bytes:
-    """The head to send to the client.
+    """Return the head to send to the client.
 
     Args:
-        head: the job's.
-        site: tells where the job is; asked only if the answer holds addresses.
-        chunked: whether we frame the body as chunks.
-        keep_alive: whether the client's connection lives on.
+        head: the job's response head.
+        site: returns the job's addresses; called only if the response holds some.
+        chunked: whether the router frames the body in chunks.
+        keep_alive: whether the client's connection persists.
         client_version: ``1.1`` or ``1.0``.
-        own_host: whether the job has a host name, and so an origin, of its own.
+        own_host: whether the client used the job's own host name, so that the job has an origin of its own.
     """
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
     named = head.connection - _OF_THE_HOP
-    asked = b""
+    upgrade = b""
     framed_elsewhere = chunked or head.body == BodyKind.CHUNKED or head.status < 200 or head.status == 204
     for name, value in head.headers:
-        fate = RESPONSE_FIELDS[name]
+        action = RESPONSE_FIELDS[name]
         if named and name.lower() in named:
             continue
-        if fate:
-            if fate == ResponseField.MAP:
+        if action:
+            if action == ResponseField.MAP:
                 value = site().to_client(name, value)
-            elif fate == ResponseField.LENGTH:
+            elif action == ResponseField.LENGTH:
                 if framed_elsewhere:
                     continue
-            elif fate == ResponseField.UPGRADE and head.status == 426:
-                asked = b"Upgrade, "  # RFC 9110 section 15.5.22: it says what to upgrade to
-            elif fate != ResponseField.SHARED or not own_host:
+            elif action == ResponseField.UPGRADE and head.status == 426:
+                upgrade = b"Upgrade, "  # RFC 9110 section 15.5.22: Upgrade says to what
+            elif action != ResponseField.SHARED or not own_host:
                 continue
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
@@ -120,7 +120,7 @@ def response_to_client(
         lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % _first(head.headers, b"upgrade"))
     elif head.status >= 200:
         persistence = b"close" if not keep_alive else b"keep-alive" if client_version == "1.0" else b""
-        if asked or persistence:
-            lines.append(b"Connection: %s\r\n" % (asked + persistence).removesuffix(b", "))
+        if upgrade or persistence:
+            lines.append(b"Connection: %s\r\n" % (upgrade + persistence).removesuffix(b", "))
     lines.append(b"\r\n")
     return b"".join(lines)

@@ -1,7 +1,7 @@
-"""Connections to jobs: one fabric stream each, spoken HTTP/1.1 over, kept for reuse when idle.
+"""Upstream connections: one stream each, over which a worker speaks HTTP/1.1 to a job, kept for reuse when idle.
 
-A worker keeps at most `MAX_IDLE` idle streams per job, for at most `MAX_AGE` seconds; a stream that says anything
-while idle is thrown away.
+A worker keeps at most `MAX_IDLE` idle streams per job, for at most `MAX_AGE` seconds. A stream on which anything
+arrives while it is idle is discarded, because those bytes would be taken for the next response.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ MAX_IDLE = 128
 MAX_AGE = 30.0
 """Seconds a stream may stay idle."""
 FRESH = 1.0
-"""Seconds of idleness up to which a stream is used for a request that must not be repeated."""
+"""Seconds of idleness up to which a stream is reused for a request that must not be repeated.
+
+Servers close connections that were idle for longer, and such a request could be lost to that.
+"""
 
 
 class UpstreamUser(Protocol):
-    """What uses an upstream connection at the moment."""
+    """The user of an upstream connection: an exchange or a tunnel."""
 
     def on_job_data(self, data: bytes) -> None:
-        """Bytes of the job; to be consumed on `Upstream.stream`."""
+        """Handle bytes of the job; the user has to consume them on `Upstream.stream`."""
 
     def on_job_finish(self) -> None:
-        """The job writes nothing more."""
+        """Handle that the job shut down its sending side."""
 
     def on_job_writable(self) -> None:
-        """A write that was cut short may go on."""
+        """Continue a write that the stream's window cut short."""
 
     def on_job_reset(self, code: str, text: str) -> None:
-        """The connection to the job is gone."""
+        """Handle the end of the stream."""
 
 
 class Upstream:
-    """One connection to a job.
+    """One upstream connection.
 
     Attributes:
-        stream: its fabric stream.
-        user: who gets what arrives; None while idle.
-        job: uid of the job at its other end.
-        reused: whether it served a request before.
+        stream: the stream to the agent.
+        user: gets what arrives; None while the connection is idle.
+        job: uid of the job.
+        reused: whether the connection served a request before.
     """
 
     takes_views = True
@@ -64,12 +67,12 @@ class Upstream:
         stream.handler = self
 
     def release(self) -> None:
-        """Give it back for the next request."""
+        """Return the connection to the pool."""
         self.user = None
         self._pool._put(self)
 
     def discard(self, code: str = "done", text: str = "") -> None:
-        """Close it; the job's side sees its connection end."""
+        """Reset the stream; the job sees its connection end."""
         self.user = None
         self.stream.reset(code, text)
 
@@ -96,11 +99,11 @@ class Upstream:
             self._pool._drop(self)
 
     def on_closed(self) -> None:
-        """Both directions ended in order; `on_finish` has told already."""
+        """Do nothing: both directions ended in order, and `on_finish` was called."""
 
 
 class UpstreamPool:
-    """A worker's connections to jobs."""
+    """The upstream connections of one worker."""
 
     def __init__(self, client: RouterClient) -> None:
         self._client = client
@@ -108,17 +111,17 @@ class UpstreamPool:
 
     @property
     def idle(self) -> int:
-        """Connections waiting for reuse."""
+        """Number of idle connections."""
         return sum(len(waiting) for waiting in self._idle.values())
 
     def get(self, route: JobRoute, *, repeatable: bool) -> Upstream:
-        """A connection to the job, idle or new.
+        """Return an idle connection to the job, or a new one.
 
         Args:
-            repeatable: whether the request may be sent again if an idle connection turns out to be dead.
+            repeatable: whether the request may be sent again if the idle connection turns out to be dead.
 
         Raises:
-            AgentUnavailable: the agent is away.
+            AgentUnavailable: the agent is not linked.
         """
         waiting = self._idle.get(route.record.uid)
         while waiting:
@@ -134,16 +137,16 @@ class UpstreamPool:
         return self.new(route)
 
     def new(self, route: JobRoute) -> Upstream:
-        """A new connection to the job.
+        """Open a new connection to the job.
 
         Raises:
-            AgentUnavailable: the agent is away.
+            AgentUnavailable: the agent is not linked.
         """
         job = route.record.uid
         return Upstream(self, job, self._client.open_stream(route.connection, {"kind": "http", "job": job}))
 
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long; to be called about once a second."""
+        """Close connections that were idle for too long; to be called about once a second."""
         for job, waiting in list(self._idle.items()):
             while waiting and now - waiting[0].idle_since > MAX_AGE:
                 waiting.popleft().discard("idle")
