@@ -357,8 +357,8 @@ def parse_response(head: bytes) -> ResponseHead:
             body, length = BodyKind.LENGTH, int(value)
         elif key == b"transfer-encoding":
             if body != BodyKind.UNTIL_CLOSE or value.strip().lower() != b"chunked":
-                told = value[:_SHOWN].decode("ascii", "backslashreplace")
-                detail = f"the job's response has an ambiguous framing: Transfer-Encoding '{told}', not one 'chunked'"
+                shown = value[:_SHOWN].decode("ascii", "backslashreplace")
+                detail = f"the job's response is framed ambiguously: Transfer-Encoding is '{shown}', not one 'chunked'"
                 raise JobUnreachable(detail, code="bad_response")
             body = BodyKind.CHUNKED
         elif key == b"connection":
