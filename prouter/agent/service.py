@@ -1,4 +1,9 @@
-"""What routers may ask of the agent: calls about jobs, answered by the job manager."""
+"""The calls of routers, carried out by the job manager.
+
+A job's record reaches the router by the events `job` and `jobs`. A call that says ``answer: "revision"`` is answered
+with the revision of the record alone, if that is still the job's newest record: then an event has told it, or the list
+of jobs on the next path will. Routers of earlier versions do not say so, and are answered with the record.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,14 @@ log = logging.getLogger("prouter.agent")
 
 
 class Service:
-    """Carries out calls; each blocks its own greenlet at most. All may be repeated and are done once.
+    """Carries out calls, each in a greenlet of its own. A call that is repeated is carried out once.
 
     Args:
         manager: the agent's jobs.
         on_drain: called when draining begins or ends.
 
     Attributes:
-        draining: whether new jobs are refused.
+        draining: whether the agent refuses new jobs.
     """
 
     def __init__(self, manager: JobManager, on_drain: Callable[[], None]) -> None:
@@ -40,21 +45,32 @@ class Service:
         }
 
     def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a call.
+        """Carry out a call and return the reply.
 
         Raises:
-            PRouterError: why there is none.
+            PRouterError: the call failed.
         """
         if op == "drain":
             self.drain(bool(args.get("on")))
             return {}
         handler = self._about_jobs.get(op)
         if handler is None:
-            raise PRouterError(f"this agent does not know the call '{op}'", code="unknown_call")
-        return {"record": handler(args).to_wire()}
+            text = f"this agent does not know the call '{op}'; its version may be older than the router's"
+            raise PRouterError(text, code="unknown_call")
+        record = handler(args)
+        if args.get("answer") == "revision" and self._told(record):
+            return {"revision": record.revision}
+        return {"record": record.to_wire()}
+
+    def _told(self, record: JobRecord) -> bool:
+        """Whether this is the newest record of its job, so that routers know it from an event."""
+        try:
+            return self._manager.record(record.uid).revision == record.revision
+        except NotFound:
+            return False
 
     def drain(self, on: bool) -> None:
-        """Take no new jobs, or take them again."""
+        """Refuse new jobs from now on, or accept them again."""
         if on != self.draining:
             self.draining = on
             log.info("event=%s", "draining" if on else "resumed")
@@ -66,7 +82,7 @@ class Service:
             try:
                 return self._manager.record(uid)
             except NotFound:
-                raise AgentUnavailable("agent is draining and takes no new jobs", job=uid, retry_after=30) from None
+                raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30) from None
         return self._manager.create(uid, _text(args, "connection"), _text(args, "name"))
 
     def _start(self, args: dict[str, Any]) -> JobRecord:

@@ -8,34 +8,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from prouter.broker.access.gate import Gate, Rules
 from prouter.broker.base.env import Env
 from prouter.broker.base.inbox import Inbox
-from prouter.broker.base.switch import Path
+from prouter.broker.base.switch import Owner, Path
 from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.history import History
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.replies import Replies
 from prouter.broker.jobs.waits import Waits
+from prouter.broker.link_changes import LinkChanges
 from prouter.broker.links.admission import Admission
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.heartbeats import Heartbeats
 from prouter.broker.links.hello import CLIENT
-from prouter.broker.links.links import Link, Links
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker, Workers
 from prouter.broker.service import Service
 from prouter.broker.store.restore import Saved, restore
 from prouter.broker.store.rewriting import Rewriting
 from prouter.broker.views.announcements import Announcements, read_announcement
 from prouter.broker.views.bridges import Bridges
+from prouter.broker.views.broadcast import Broadcast
 from prouter.broker.views.bulk import BulkCounts
 from prouter.broker.views.directory import Directory
-from prouter.errors import ProtocolError, PRouterError
-from prouter.fabric.calls import Request, event_frame, read_event
+from prouter.broker.worker_sessions import WorkerSessions
+from prouter.errors import ProtocolError
+from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import CALL, EVENT, PONG, REPLY, Frame
 from prouter.fabric.session import Lost, SessionState
 
@@ -49,8 +53,6 @@ _OVERFLOW_PAUSE = 0.02
 """Seconds for which an agent is not read after a message of it had to be dropped."""
 _MESSAGE_COST = 256
 """Bytes that a dropped message counts for beside its own: reading it took time."""
-_LINKS = 200
-"""Links in one message to a worker."""
 _STANDSTILL = 1.0
 """Seconds a timer may be late before this process counts as having stood still, so that nobody's silence counts."""
 
@@ -69,7 +71,6 @@ class Broker:
     def __init__(self, env: Env, saved: Saved, now: float) -> None:
         self.env = env
         self.stopping = False
-        self.draining = False
         self.extra_stats: Callable[[], dict[str, float]] = dict
         self.on_shutdown: Callable[[], None] = self._stop
         self._started = now
@@ -78,45 +79,84 @@ class Broker:
         self.heartbeats = Heartbeats(env)
         self.waits = Waits(env)
         self.forwarder = Forwarder(env)
-        self.workers = Workers(env, self.heartbeats, self)
-        self.links = Links(env, self.heartbeats, self)
+        self.workers = Workers(env, self.heartbeats)
+        self.links = Links(env, self.heartbeats)
+        self.broadcast = Broadcast(env, self.workers, self.links)
         self.ledger = Ledger(
             env,
-            tell=self._tell_workers,
+            tell=self.broadcast.workers,
             ended=self._job_ended,
             unneeded=self._unneeded,
             last_event=saved.last_event,
             events=saved.events,
         )
+        self.replies = Replies(env, self.ledger)
         self.directory = Directory(env, self.links, self.ledger)
         self.gate = Gate(env.settings.tokens, closed=env.settings.closed)
         self.admission = Admission(env, self.links, self.gate)
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.links.jobs_of = self._jobs_of
-        self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger)
+        self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger, self.replies)
         self.announcements = Announcements(
-            env, self.ledger, self.directory, self.creations, self.forwarder, self.waits.job_ended
+            env,
+            self.ledger,
+            self.directory,
+            self.creations.keys,
+            self.replies,
+            self.forwarder,
+            not_running=self.waits.job_ended,
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)
-        self.bridges = Bridges(env, self.workers)
-        self.bulk = BulkCounts(env, self.workers)
-        self.service = Service(
-            env,
+        self.service = self._make_service()
+        self._listen(now)
+        restore(saved, self.ledger, self.links, self.dials, self.creations.keys, now)
+        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations.keys)
+        self.history.start(now)
+        env.timers.at(now + env.settings.workers_return, self._workers_complete)
+        env.timers.at(now + env.settings.resume_timeout, self._links_complete)
+
+    def _make_service(self) -> Service:
+        self.bridges = Bridges(self.env, self.workers)
+        return Service(
+            self.env,
             self.links,
             self.forwarder,
             self.ledger,
             self.creations,
+            self.replies,
             self.waits,
             self.directory,
             self.bridges,
             stats=self.stats,
             stop=self._shutdown,
         )
-        restore(saved, self.ledger, self.links, self.dials, self.creations, now)
-        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations)
-        self.history.start(now)
-        env.timers.at(now + env.settings.workers_return, self._workers_complete)
-        env.timers.at(now + env.settings.resume_timeout, self._links_complete)
+
+    def _listen(self, now: float) -> None:
+        """Have the registries tell what becomes of workers and agents."""
+        self.worker_sessions = WorkerSessions(
+            self.env,
+            self.links,
+            self.service,
+            self.bridges,
+            BulkCounts(self.env, self.workers),
+            self.broadcast,
+            flooded=self._flooded,
+            started=now,
+        )
+        self.workers.listener = self.worker_sessions
+        self.links.listener = LinkChanges(
+            self.env,
+            self.links,
+            self.workers,
+            self.broadcast,
+            self.ledger,
+            self.forwarder,
+            self.dials,
+            self.admission,
+            self.creations,
+            self.replies,
+            started=now,
+        )
 
     # -- what the shell reports -----------------------------------------------------------------------------------
 
@@ -208,7 +248,7 @@ class Broker:
             if self.gate.is_revoked(link.info.admitted_by):
                 self.links.drop(link, "its invitation was revoked", now)
         if rules.router_keys != before:
-            self._tell_agents("keys", {"keys": list(rules.router_keys)})
+            self.broadcast.agents("keys", {"keys": list(rules.router_keys)})
 
     def excuse(self, seconds: float, now: float) -> None:
         """The loop was kept from listening for so long: by its own work, or by others that had the processor."""
@@ -258,114 +298,6 @@ class Broker:
             **{f"total.{name}": count for name, count in self.env.counts.items()},
         }
 
-    # -- links (LinkListener) -------------------------------------------------------------------------------------
-
-    def link_up(self, link: Link, now: float) -> None:
-        """Tell the agent who the workers are, the workers that it is there, and go on with what waited for it."""
-        self.ledger.meet(link, self.dials.address_of(link))
-        if now - self._started < self.env.settings.workers_return:
-            for worker in self.workers:
-                self.forwarder.tell(link, "worker.up", {"worker": worker.uid})
-        else:
-            self.forwarder.tell(link, "workers", {"workers": [worker.uid for worker in self.workers]})
-        self._tell_workers("link.up", link.describe())
-        self.ledger.agent_changed(link, "up")
-        self.forwarder.link_up(link)
-        self.creations.link_up(now)
-
-    def link_down(self, link: Link, reason: str, now: float) -> None:
-        """The agent is away: streams and calls wait for it."""
-        self._tell_workers("link.down", {"connection": link.connection, "reason": reason, "gone": False})
-        self.ledger.agent_changed(link, "down")
-        self.forwarder.link_down(link, now)
-        if link.mode == CLIENT:
-            self.dials.link_down(link, now)
-        self.admission.rival_lost(link, now)
-
-    def link_gone(self, link: Link, reason: str, now: float) -> None:
-        """The agent will not come back: nor will its jobs and streams."""
-        self._tell_workers("link.down", {"connection": link.connection, "reason": reason, "gone": True})
-        self._lose_jobs(link, reason, now)
-        self.ledger.agent_changed(link, "gone")
-        self.forwarder.link_gone(link, reason, now)
-        self.dials.link_gone(link)
-        self.admission.rival_lost(link, now)
-
-    def _lose_jobs(self, link: Link, reason: str, now: float) -> None:
-        """Its jobs are lost with it: some now, the others in the next turns of the loop, unless it is back by then."""
-        if self.links.get(link.connection) is not None:
-            return
-        some = set(islice(self.ledger.table.live(link.connection), self.env.settings.bounds.turn))
-        if some:
-            self.ledger.lose(link.connection, some, reason)
-        if self.ledger.table.live(link.connection):
-            self.env.timers.at(now, partial(self._lose_jobs, link, reason))
-        else:
-            self.ledger.part(link)
-
-    def link_receive(self, link: Link, frame: Frame, now: float) -> None:
-        """A reply or event of an agent."""
-        if frame.type == REPLY:
-            self.forwarder.reply(link, frame, now)
-        elif frame.type == EVENT:
-            self.announcements.receive(link, *read_announcement(frame), now)
-        else:
-            raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
-
-    # -- workers (WorkerListener) -----------------------------------------------------------------------------------
-
-    def worker_greeting(self) -> dict[str, Any]:
-        """What a worker is welcomed with."""
-        settings = self.env.settings
-        return {
-            "router": {**settings.auth, "platform": settings.platform},
-            "incarnation": self.env.incarnation,
-            "draining": self.draining,
-        }
-
-    def worker_up(self, worker: Worker, now: float) -> None:
-        """It hears of all links, in parts as there may be many, and agents resume their streams with it."""
-        if worker.path is not None:
-            links = iter([link.describe() for link in self.links])
-            complete = self.env.now - self._started >= self.env.settings.resume_timeout
-            left = len(self.links)
-            while left >= 0:
-                part = list(islice(links, _LINKS))
-                left -= _LINKS
-                body = {"links": part, "last": left < 0, "complete": complete}
-                self.env.outbox.say(worker.path, event_frame("links", body))
-        self._tell_agents("worker.up", {"worker": worker.uid})
-        self.bulk.tell()
-
-    def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
-        """Agents end their streams with it."""
-        self.service.worker_gone(worker)
-        self.bulk.tell()
-        self._tell_agents("worker.down", {"worker": worker.uid})
-
-    def worker_receive(self, worker: Worker, frame: Frame, now: float) -> None:
-        """A call or event of a worker."""
-        if frame.type == CALL:
-            todo = worker.responder.receive(frame)
-            if isinstance(todo, Request):
-                self._carry_out(worker, todo, now)
-            elif todo is not None and worker.path is not None:
-                self.env.outbox.say(worker.path, todo)
-        elif frame.type == EVENT:
-            name, body = read_event(frame)
-            if name == "waits":
-                self.service.keep_waits(worker, _texts(body.get("ids")))
-            elif name == "wait.cancel":
-                self.service.cancel_wait(worker, str(body.get("id")))
-            elif name == "bridges":
-                self.bridges.told(worker, body)
-            elif name == "bulk":
-                self.bulk.told(worker, body)
-            elif name == "strays":
-                self._flooded(str(body.get("connection")), now)
-        else:
-            raise ProtocolError(f"unexpected frame type {frame.type} from a worker")
-
     def _flooded(self, connection: str, now: float) -> None:
         """A worker is kept busy by what an agent sends it for no stream."""
         link = self.links.get(connection)
@@ -385,15 +317,27 @@ class Broker:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _receive(self, path: Path, frame: Frame, now: float) -> None:
+        """Handle a control frame of a peer whose turn it is in the inbox.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
         owner, session = path.owner, path.session
         if owner is None:
             return
-        if frame.type >= CALL:
-            if session.state is SessionState.READY:
-                owner.receive(path, frame, now)
+        if frame.type < CALL:
+            self._session_frame(path, owner, frame, now)
+        elif session.state is not SessionState.READY or owner.path is not path:
             return
+        elif isinstance(owner, Worker):
+            self.worker_sessions.receive(owner, frame, now)
+        elif isinstance(owner, Link):
+            self._agent_frame(owner, frame, now)
+
+    def _session_frame(self, path: Path, owner: Owner, frame: Frame, now: float) -> None:
+        session = path.session
         if session.state is SessionState.HELLO_SENT:
-            owner.receive(path, frame, now)
+            self.dials.receive(path, frame, now)
             return
         answers, event = session.receive(frame, now)
         self.env.outbox.say(path, *answers)
@@ -402,14 +346,15 @@ class Broker:
         elif frame.type == PONG:
             self.directory.latency_measured(session.latency)
             if isinstance(owner, Link) and owner.measured():
-                self._tell_workers("link.distance", {"connection": owner.connection, "far": owner.far})
+                self.broadcast.workers("link.distance", {"connection": owner.connection, "far": owner.far})
 
-    def _carry_out(self, worker: Worker, request: Request, now: float) -> None:
-        try:
-            self.service.call(worker, request, now)
-        except Exception:
-            log.exception("event=call_failed op=%s worker=%s", request.op, worker.uid)
-            self.service.failed(worker, request, PRouterError(f"{request.op} failed"), now)
+    def _agent_frame(self, link: Link, frame: Frame, now: float) -> None:
+        if frame.type == REPLY:
+            self.forwarder.reply(link, frame, now)
+        elif frame.type == EVENT:
+            self.announcements.receive(link, *read_announcement(frame), now)
+        else:
+            raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
 
     def _allowed(self, path: Path, frames: list[Frame], now: float) -> bool:
         """Whether an agent keeps to its rate of control frames; one that does not has to link again."""
@@ -428,25 +373,13 @@ class Broker:
         self._cut_off(path, "it sends too much", now)
         return False
 
-    def _tell_workers(self, name: str, body: dict[str, Any]) -> None:
-        frame = event_frame(name, body)
-        for worker in self.workers:
-            if worker.path is not None:
-                self.env.outbox.say(worker.path, frame)
-
-    def _tell_agents(self, name: str, body: dict[str, Any]) -> None:
-        frame = event_frame(name, body)
-        for link in self.links:
-            if link.path is not None:
-                self.env.outbox.say(link.path, frame)
-
     def _workers_complete(self, now: float) -> None:
         """Workers of the broker before had time to come back: those that did not are gone."""
-        self._tell_agents("workers", {"workers": [worker.uid for worker in self.workers]})
+        self.broadcast.agents("workers", {"workers": [worker.uid for worker in self.workers]})
 
     def _links_complete(self, now: float) -> None:
         """Agents had time to link again, those that this broker did not know too: there are no others."""
-        self._tell_workers("links.complete", {})
+        self.broadcast.workers("links.complete", {})
 
     def _job_ended(self, entry: Entry) -> None:
         self.waits.job_ended(entry.uid)
@@ -460,11 +393,16 @@ class Broker:
     def _jobs_of(self, connection: str) -> int:
         return len(self.ledger.table.kept(connection)) + self.creations.reserved(connection)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the router winds down."""
+        return self.worker_sessions.draining
+
     def drain(self) -> None:
-        """The router winds down: workers say so to whoever asks whether they are ready."""
+        """Wind the router down: workers tell everybody who asks whether they are ready."""
         if not self.draining:
-            self.draining = True
-            self._tell_workers("draining", {})
+            self.worker_sessions.draining = True
+            self.broadcast.workers("draining", {})
 
     def _shutdown(self) -> None:
         self.drain()
@@ -472,14 +410,3 @@ class Broker:
 
     def _stop(self) -> None:
         self.stopping = True
-
-
-def _texts(value: object) -> frozenset[str]:
-    """A list of texts from a peer.
-
-    Raises:
-        ProtocolError: it is none.
-    """
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ProtocolError("ids must be a list of texts")
-    return frozenset(value)

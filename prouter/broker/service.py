@@ -1,4 +1,4 @@
-"""What workers may ask of the broker: a method per call. Answers may come later, from agents, timers or the store."""
+"""The calls of workers, one method for each. The reply may come later: after an agent's, at a time, or once stored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
-from prouter.broker.jobs.records import read_record
+from prouter.broker.jobs.replies import BY_REVISION, Replies, Settled, read_reply
 from prouter.broker.jobs.waits import Waits
 from prouter.broker.links.forward import Forwarder
-from prouter.broker.links.links import Link, Links
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker
 from prouter.broker.views.bridges import Bridges
 from prouter.broker.views.directory import Directory
@@ -50,6 +51,7 @@ class Service:
         forwarder: Forwarder,
         ledger: Ledger,
         creations: Creations,
+        replies: Replies,
         waits: Waits,
         directory: Directory,
         bridges: Bridges,
@@ -62,6 +64,7 @@ class Service:
         self._forwarder = forwarder
         self._ledger = ledger
         self._creations = creations
+        self._replies = replies
         self._waits = waits
         self._directory = directory
         self._bridges = bridges
@@ -189,39 +192,64 @@ class Service:
 
     def _start(self, args: dict[str, Any], done: Done, now: float) -> None:
         entry, link = self._reachable(args)
-        if link is None:
-            raise _gone(entry)
         body = {"uid": entry.uid, "request": args.get("request") or {}, "request_id": str(args.get("key"))}
-        self._forwarder.call(link, "job.start", body, partial(self._started, entry, done), now)
+        started = partial(self._started, link, entry, body, done)
+        self._forwarder.call(link, "job.start", {**body, **BY_REVISION}, started, now)
+
+    def _started(
+        self,
+        link: Link,
+        entry: Entry,
+        body: dict[str, Any],
+        done: Done,
+        value: dict[str, Any],
+        error: PRouterError | None,
+        now: float,
+    ) -> None:
+        """Answer a start with the job as it was then, so that a repeated request gets the same, whatever it does later.
+
+        Args:
+            body: arguments with which the agent gives the record itself.
+        """
+
+        def settled(record: JobRecord | None, problem: PRouterError | None, now: float) -> None:
+            if problem is not None:
+                done({}, problem, now)
+            elif record is not None:
+                done({"job": self._ledger.info(entry, record)}, None, now)
+            elif entry.revision == value["revision"]:
+                done({"job": self._ledger.info(entry)}, None, now)
+            else:  # The reply was repeated after the path was lost, and the table holds what the job did since.
+                self._forwarder.call(link, "job.start", body, partial(self._started, link, entry, body, done), now)
+
+        self._settle(link, entry, value, error, settled, now)
 
     def _change(self, op: str, fields: tuple[str, ...], args: dict[str, Any], done: Done, now: float) -> None:
-        """A call that is passed on as it is and answered with the job's record."""
+        """Pass a call on as it is; the reply is the job as it is after that."""
         entry, link = self._reachable(args)
-        if link is None:
-            raise _gone(entry)
-        body = {"uid": entry.uid, **{name: args.get(name) for name in fields}}
-        self._forwarder.call(link, op, body, partial(self._told, entry, done), now)
 
-    def _started(self, entry: Entry, done: Done, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-        """The agent's answer to a start as it is, so that a repeat gets the same, whatever the job does meanwhile."""
+        def changed(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            self._settle(link, entry, value, error, settled, now)
 
-        def told(answer: dict[str, Any], problem: PRouterError | None, now: float) -> None:
-            if problem is None and "record" in value:
-                answer = {"job": self._ledger.info(entry, _record(value, entry))}
-            done(answer, problem, now)
+        def settled(record: JobRecord | None, problem: PRouterError | None, now: float) -> None:
+            done({"job": self._ledger.info(entry)} if problem is None else {}, problem, now)
 
-        self._told(entry, told, value, error, now)
+        body = {"uid": entry.uid, **{name: args.get(name) for name in fields}, **BY_REVISION}
+        self._forwarder.call(link, op, body, changed, now)
 
-    def _told(self, entry: Entry, done: Done, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-        """The agent's answer, its record taken as news."""
-        if error is None and "record" in value:
-            try:
-                self._ledger.apply(_record(value, entry), entry.agent)
-            except ProtocolError as problem:
-                self._malformed(entry, problem)
-                done({}, problem, now)
-                return
-        done({"job": self._ledger.info(entry)} if error is None else {}, error, now)
+    def _settle(
+        self,
+        link: Link,
+        entry: Entry,
+        value: dict[str, Any],
+        error: PRouterError | None,
+        settled: Settled,
+        now: float,
+    ) -> None:
+        if error is not None:
+            settled(None, error, now)
+        else:
+            self._replies.settle(link, entry.uid, value, settled, now)
 
     def _remove(self, request: Request, done: Done, now: float) -> None:
         args = request.args
@@ -231,7 +259,7 @@ class Service:
                 raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
             self._removed_for_good(entry, entry.last_record, done)
             return
-        self._creations.withdraw(str(args.get("key") or ""), entry.uid)
+        self._creations.keys.withdraw(str(args.get("key") or ""), entry.uid)
         removed = partial(self._removed, entry, request.call_id, done)
 
         def written(now: float) -> None:
@@ -258,7 +286,7 @@ class Service:
         before = entry.last_record
         if "record" in value:
             try:
-                before = _record(value, entry)
+                before = read_reply(value, entry.connection, entry.uid)
             except ProtocolError as problem:
                 self._malformed(entry, problem)  # The job is removed all the same.
         if not entry.removed:
@@ -302,7 +330,7 @@ class Service:
             record = None
             if error is None:
                 try:
-                    record = _record(value, entry)
+                    record = read_reply(value, entry.connection, entry.uid)
                 except ProtocolError as problem:
                     self._malformed(entry, problem)
             done({"job": self._ledger.info(entry, record)}, None, now)
@@ -335,10 +363,20 @@ class Service:
         self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
         self._bridges.listed(args, done, now)
 
-    def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link | None]:
-        """A job that exists, and the link to its agent, None when that is gone for good."""
+    def _reachable(self, args: dict[str, Any]) -> tuple[Entry, Link]:
+        """A job that exists, and the link to its agent.
+
+        Raises:
+            NotFound: there is no such job, or it was removed.
+            AgentUnavailable: the agent is gone.
+        """
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
-        return entry, self._links.get(entry.connection)
+        link = self._links.get(entry.connection)
+        if link is None:
+            raise AgentUnavailable(
+                f"the agent of job '{entry.uid}' is gone", job=entry.uid, state=entry.state.value, code="agent_lost"
+            )
+        return entry, link
 
 
 _REMOVED_ALL_THE_SAME = frozenset({"agent_lost", "answer_too_large"})
@@ -354,18 +392,6 @@ def _limit(args: dict[str, Any]) -> int:
     return min(limit, _PAGE)
 
 
-def _record(value: dict[str, Any], entry: Entry) -> JobRecord:
-    """The record an agent answered with.
-
-    Raises:
-        ProtocolError: it is no record of this job.
-    """
-    record = read_record(value.get("record"), entry.connection)
-    if record.uid != entry.uid:
-        raise ProtocolError("the agent answered for another job")
-    return record
-
-
 def _how_it_ended(entry: Entry) -> JobRecord:
     """A removed job as those see it who waited for its end: what was known last may be that it ran."""
     last = entry.last_record
@@ -373,9 +399,3 @@ def _how_it_ended(entry: Entry) -> JobRecord:
         return last
     removed: dict[str, Any] = {"state": State.FINISHED, "reason": Reason.REMOVED, "finished_at": entry.ended_at}
     return replace(last, **removed, endpoint=None, pid=None)
-
-
-def _gone(entry: Entry) -> PRouterError:
-    return AgentUnavailable(
-        f"the agent of job '{entry.uid}' is gone", job=entry.uid, state=entry.state.value, code="agent_lost"
-    )

@@ -18,6 +18,7 @@ import pytest
 from prouter.agent.archives.packer import pack
 from prouter.agent.sandbox.files import list_directory
 from prouter.agent.sandbox.sandbox import Sandbox
+from prouter.agent.service import Service
 from prouter.errors import Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason, State
 from prouter.processes import process_tree
@@ -66,6 +67,23 @@ def test_a_job_without_a_port_goes_through_its_states(jobs: Observed) -> None:
     assert revisions == sorted(set(revisions))
     assert not sandbox.exists()
     assert jobs.manager.records() == []
+
+
+def test_a_router_that_asks_for_it_gets_the_revision_of_the_newest_record(jobs: Observed) -> None:
+    service = Service(jobs.manager, lambda: None)
+    uid = new_uid()
+    create = {"uid": uid, "connection": CONNECTION, "name": "job"}
+    assert service.carry_out("job.create", {**create, "answer": "revision"}) == {"revision": jobs.records[-1].revision}
+    assert service.carry_out("job.create", create) == {"record": jobs.records[-1].to_wire()}
+    request = {"args": ["sleep", "1000"], "env": {}, "port_expected_count": 0}
+    start = {"uid": uid, "request": request, "request_id": "start-1"}
+    assert service.carry_out("job.start", {**start, "answer": "revision"}) == {"revision": jobs.records[-1].revision}
+    running = jobs.records[-1]
+    assert running.state is State.RUNNING
+    stop = {"uid": uid, "grace": 0, "answer": "revision"}
+    assert service.carry_out("job.stop", stop) == {"revision": jobs.ended(uid).revision}
+    again = service.carry_out("job.start", {**start, "answer": "revision"})
+    assert again == {"record": running.to_wire()}, "not the newest any more: routers have it no longer"
 
 
 def test_exit_code_and_signal_are_told(jobs: Observed) -> None:

@@ -114,7 +114,7 @@ def _check_calls(life: Schedule) -> None:
 
 
 def _check_effects(life: Schedule) -> None:
-    given_up = life.broker.core.creations.unwanted
+    given_up = life.broker.core.creations.keys.unwanted
     done = []
     for what, whom in life.effects:
         name, _, uid = whom.partition(" as ")
@@ -165,6 +165,7 @@ def _check_nothing_left(life: Schedule) -> None:
     _check_empty("creations", creations._by_key)
     _check_empty("creations to be placed", creations._placing)
     _check_empty("reserved slots", creations._reserved)
+    _check_empty("replies that wait for a record", core.replies)
     _check_empty("waits of workers", core.waits._waits)
     _check_empty("waits for jobs", core.waits._by_job)
     _check_empty("jobs that end", core.waits._ending)
@@ -203,8 +204,8 @@ def _check_written(life: Schedule) -> None:
     saved = life.broker.written()
     facts = {entry.uid: _facts(entry) for entry in ledger.table}
     _check_same("jobs written down", {entry.uid: _facts(entry) for entry in saved.jobs}, facts)
-    _check_same("keys written down", {key: (uid, job) for key, uid, job in saved.keys}, dict(core.creations._keys))
-    _check_same("unwanted jobs written down", set(saved.unwanted), set(core.creations._unwanted))
+    _check_same("keys written down", {key: (uid, job) for key, uid, job in saved.keys}, dict(core.creations.keys._jobs))
+    _check_same("unwanted jobs written down", set(saved.unwanted), set(core.creations.keys._unwanted))
     peers = {uid: (peer.mode, peer.info, uid in ledger._gone) for uid, peer in ledger.peers.items()}
     found = {known.uid: (known.mode, known.info, known.gone) for known in saved.connections}
     _check_same("connections written down", found, peers)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.replies import Replies
 from prouter.broker.jobs.waits import Waits
 from prouter.fabric.calls import Responder
 from prouter.fabric.frames import Frame
@@ -65,6 +66,17 @@ def test_answers_before_they_are_written_down_are_noticed(monkeypatch: pytest.Mo
     assert _fails()
 
 
+def test_replies_that_do_not_wait_for_their_records_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replies, "arrived", lambda self, uid, now: None)
+    assert _fails()
+
+
+def test_replies_of_agents_that_are_gone_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replies, "link_gone", lambda self, link, reason, now: None)
+    monkeypatch.setattr(Replies, "_too_late", lambda self, uid, now: None)
+    assert _fails()
+
+
 def test_waits_that_are_left_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Waits, "_go_on", lambda self, job, now: None)
     assert _fails()
@@ -104,4 +116,4 @@ def test_streams_opened_again_after_they_were_given_up_are_noticed(monkeypatch: 
 
 def test_streams_meant_for_the_process_before_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mux, "_meant_for_us", lambda self, frames: frames)
-    assert _fails(range(150, 250))  # few lives in a thousand; 191 is one
+    assert _fails(range(60, 160))  # few lives in a thousand; 118 is one

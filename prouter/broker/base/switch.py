@@ -17,16 +17,20 @@ __all__ = ["Outbox", "Owner", "Path", "Switch"]
 
 
 class Owner(Protocol):
-    """Whose path it is."""
+    """The peer at the other end of a path: a worker, an agent's link, or somebody who wants to become one.
 
-    def receive(self, path: Path, frame: Frame, now: float) -> None:
-        """A call, reply or event, or a session event of a dialling side; heartbeats do not get here."""
+    What is said of a path that is not the owner's own any more counts for nothing.
+    """
+
+    @property
+    def path(self) -> Path | None:
+        """Where the owner is reachable now."""
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
-        """The path is gone: `closed` when the peer's end closed it, else it fell silent."""
+        """The path is lost: `closed` when its connection was closed, else the peer fell silent."""
 
     def left(self, path: Path, reason: str, now: float) -> None:
-        """The peer said goodbye."""
+        """The peer said goodbye on the path."""
 
 
 class Path:

@@ -16,7 +16,7 @@ from prouter.broker.jobs.events import EventLog
 from prouter.broker.jobs.table import JobTable
 from prouter.broker.links.connection_info import job_facts, job_place
 from prouter.broker.links.hello import SERVER, AgentInfo
-from prouter.broker.links.links import Link
+from prouter.broker.links.link import Link
 from prouter.errors import NotFound, ProtocolError
 from prouter.fabric.frames import pack_body
 from prouter.jobs import JobRecord

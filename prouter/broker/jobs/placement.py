@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prouter.broker.links.links import Link
+from prouter.broker.links.link import Link
 from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFound
 
 __all__ = ["choose", "matching"]

@@ -11,7 +11,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.jobs import JobRecord, bounded
 
-__all__ = ["read_record", "read_usage", "record_uid"]
+__all__ = ["read_record", "read_revision", "read_usage", "record_uid"]
 
 _UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
 """One segment of a path, sent as it is."""
@@ -46,6 +46,18 @@ def read_record(wire: object, connection: str) -> JobRecord:
     if size > MAX_JOB_EVENT:
         raise ProtocolError(f"malformed job record: {size} characters are too many")
     return bounded(record)
+
+
+def read_revision(value: dict[str, Any]) -> int:
+    """The revision in an agent's reply that holds no record.
+
+    Raises:
+        ProtocolError: it is of the wrong kind or out of range.
+    """
+    revision = value.get("revision")
+    if not _whole(revision):
+        raise ProtocolError("malformed reply: its revision makes no sense")
+    return int(revision)  # type: ignore[arg-type]
 
 
 def read_usage(wire: object) -> tuple[str, float, int]:

@@ -17,7 +17,8 @@ from prouter.broker.base.env import Env
 from prouter.broker.base.switch import Path
 from prouter.broker.links.exclusion import Exclusion
 from prouter.broker.links.hello import CLIENT, SERVER, AgentInfo, check_protocol
-from prouter.broker.links.links import Link, Links
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
@@ -55,9 +56,6 @@ class _Challenger:
     def beaten(self) -> bool:
         """Whether the other one has answered, or goes on talking: an answer may have to queue on a slow way."""
         return self.rival.session.answered >= self.ping or self.rival.heard > (self.asked + self.due) / 2
-
-    def receive(self, path: Path, frame: Frame, now: float) -> None:
-        """Nothing counts before it is accepted."""
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
         """Noticed when its turn comes: whoever it was talks over a new path then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prouter.broker.links.hello import SERVER, AgentInfo
-from prouter.broker.links.links import Link
+from prouter.broker.links.link import Link
 from prouter.jobs import rfc3339
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]

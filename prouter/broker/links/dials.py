@@ -15,7 +15,8 @@ from prouter.broker.base.switch import Path
 from prouter.broker.base.timers import Timer
 from prouter.broker.links.heartbeats import Heartbeats
 from prouter.broker.links.hello import CLIENT, AgentInfo, connection_uid
-from prouter.broker.links.links import Link, Links
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.errors import AgentUnavailable, Forbidden, Overloaded, ProtocolError, PRouterError
 from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import Frame
@@ -113,6 +114,11 @@ class Dials:
         dial.link = link
         self._dials.append(dial)
         self._dial(dial, now)
+
+    def receive(self, path: Path, frame: Frame, now: float) -> None:
+        """Handle a session frame of a peer that was dialled and has not answered yet."""
+        if isinstance(path.owner, _Dial):
+            path.owner.receive(path, frame, now)
 
     def troubled(self, path: Path, text: str) -> None:
         """Why there is no agent at the end of a dialled path, as far as is known."""

@@ -10,7 +10,7 @@ from typing import Any
 from prouter.broker.base.env import Done, Env
 from prouter.broker.base.switch import Path
 from prouter.broker.base.timers import Timer
-from prouter.broker.links.links import Link
+from prouter.broker.links.link import Link
 from prouter.errors import AgentUnavailable, Overloaded, ProtocolError, PRouterError, TooLarge
 from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import Frame

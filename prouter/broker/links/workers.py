@@ -50,11 +50,6 @@ class Worker:
         self.bulk_elsewhere = 0
         self.away: Timer | None = None
 
-    def receive(self, path: Path, frame: Frame, now: float) -> None:
-        """A call or event of the worker."""
-        if path is self.path:
-            self._workers.listener.worker_receive(self, frame, now)
-
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
         """Its path is gone."""
         if path is self.path:
@@ -78,15 +73,13 @@ class WorkerListener(Protocol):
     def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
         """It will not come back."""
 
-    def worker_receive(self, worker: Worker, frame: Frame, now: float) -> None:
-        """A call or event of the worker."""
-
 
 class Workers:
     """The registry; see the module's docstring."""
 
-    def __init__(self, env: Env, heartbeats: Heartbeats, listener: WorkerListener) -> None:
-        self.listener = listener
+    listener: WorkerListener
+
+    def __init__(self, env: Env, heartbeats: Heartbeats) -> None:
         self._env = env
         self._heartbeats = heartbeats
         self._workers: dict[str, Worker] = {}

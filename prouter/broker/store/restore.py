@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger, PeerInfo
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.hello import CLIENT, AgentInfo
@@ -46,7 +46,7 @@ class Saved:
     """Time of the last event, seconds since the epoch."""
 
 
-def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations: Creations, now: float) -> None:
+def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, keys: Keys, now: float) -> None:
     """Fill the empty parts of a broker. Agents that were linked are away until they come back or can be dialled."""
     ledger.table.load(saved.jobs)
     for connection in saved.connections:
@@ -57,6 +57,6 @@ def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, creations:
         if connection.mode == CLIENT and connection.address is not None:
             dials.restore(*connection.address, link, now)
     for key, uid, job in saved.keys:
-        creations.restore(key, uid, job, saved.digests.get(key, ""))
+        keys.restore(key, uid, job, saved.digests.get(key, ""))
     for job in saved.unwanted:
-        creations.restore_unwanted(job)
+        keys.restore_unwanted(job)

@@ -1,4 +1,8 @@
-"""What agents say unasked: their jobs when they link, every change of a job, and their load."""
+"""Events of agents: all jobs when an agent links, every change of a job, the load, what running jobs use.
+
+These events are the one way by which a job's record reaches the job table. Replies to calls only name a revision
+(`prouter.broker.jobs.replies`).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_usage, record_uid
+from prouter.broker.jobs.replies import Replies
 from prouter.broker.links.forward import Forwarder
-from prouter.broker.links.links import Link
+from prouter.broker.links.link import Link
 from prouter.broker.views.directory import Directory
 from prouter.errors import ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.fabric.calls import event_name, read_event
 from prouter.fabric.frames import Frame
 from prouter.fabric.parts import PART_ITEMS
-from prouter.jobs import State
+from prouter.jobs import JobRecord, State
 
 __all__ = ["Announcements", "read_announcement"]
 
@@ -26,15 +31,15 @@ log = logging.getLogger("prouter.broker")
 
 
 _CHANGE = 7 * 1024
-"""Bytes that a change of a job counts for beside those of its record."""
+"""Bytes that a change of a job counts for, in addition to those of its record."""
 _COPIES = 3
-"""How many times more its record counts: it is written down twice and told to every worker."""
+"""How often the bytes of its record count: the broker stores the record twice and sends it to every worker."""
 _LARGE_EVENTS = frozenset({"jobs", "usage"})
 """Events about many jobs."""
 
 
 def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
-    """Name and body of an agent's event; one that is too large for what it tells is not even unpacked.
+    """Name and body of an agent's event. One that is too large for its kind is not even unpacked.
 
     Raises:
         ProtocolError: it is malformed or too large.
@@ -45,11 +50,11 @@ def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
 
 
 class Announcements:
-    """See the module's docstring.
+    """Takes the events of all agents to the job table.
 
     Args:
-        not_running: called with the uid of each job that its agent, back after a restart of the broker, says to be new:
-            what the broker before knew of it may have been newer than what was written down, but it was not.
+        not_running: called with the uid of each job that is NEW in the complete list of its agent. Somebody may wait
+            for its end, because an earlier broker knew of a start that it did not live to store.
     """
 
     def __init__(
@@ -57,19 +62,22 @@ class Announcements:
         env: Env,
         ledger: Ledger,
         directory: Directory,
-        creations: Creations,
+        keys: Keys,
+        replies: Replies,
         forwarder: Forwarder,
+        *,
         not_running: Callable[[str], None],
     ) -> None:
         self._env = env
         self._ledger = ledger
         self._directory = directory
-        self._creations = creations
+        self._keys = keys
+        self._replies = replies
         self._forwarder = forwarder
         self._not_running = not_running
 
     def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
-        """An event of the agent; unknown ones are ignored, as a newer agent may know more.
+        """Handle an event of an agent. Unknown events are ignored, because a newer agent may know more of them.
 
         Raises:
             ProtocolError: the body is malformed.
@@ -79,25 +87,25 @@ class Announcements:
         elif name == "jobs":
             self._jobs(link, body, now)
         elif name == "job.removed":
-            self._removed(link, body.get("record"))
+            self._removed(link, body.get("record"), now)
         elif name == "load":
             self._directory.load_reported(link, body)
         elif name == "usage":
             self._usage(link, body.get("jobs"))
 
     def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
-        """A part of the list of its jobs; after the last part, what it did not name is lost, or was removed."""
+        """Take a part of the list of an agent's jobs. After the last part, jobs that it did not name are lost."""
         wires = body.get("jobs")
         if not isinstance(wires, list):
             raise ProtocolError("jobs must be a list")
-        if len(wires) > PART_ITEMS:  # Each takes as long as a small frame.
+        if len(wires) > PART_ITEMS:  # Each record takes as long as a small frame.
             raise ProtocolError(f"a part of the list of jobs has more than {PART_ITEMS}")
         self._env.budget -= len(wires)
         for wire in wires:
             try:
                 self._job(link, wire, now, announced=link.announced is not None)
             except ProtocolError as error:
-                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
+                self._env.malformed(link.path, error)  # The other jobs are taken all the same.
             uid = record_uid(wire)
             if link.announced is not None and uid is not None and self._ledger.table.get(uid) is not None:
                 link.announced.add(uid)
@@ -105,6 +113,7 @@ class Announcements:
             return
         announced, link.announced = link.announced, None
         link.confirmed = True
+        self._replies.listed(link, now)
         self._removed_before(self._ledger.table.kept(link.connection) - announced)
         self._ledger.lose(
             link.connection, self._ledger.table.live(link.connection) - announced, "it knows nothing of the job"
@@ -116,15 +125,28 @@ class Announcements:
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
 
     def _removed_before(self, missing: set[str]) -> None:
-        """Jobs that were to be removed and that their agent does not have: a broker before had not written it down."""
+        """Close jobs that an earlier broker was asked to remove, and that their agent has not got any more."""
         for uid in sorted(missing):
             entry = self._ledger.table.get(uid)
             if entry is not None and entry.removal and not entry.lost:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
     def _job(self, link: Link, wire: object, now: float, *, announced: bool = False) -> None:
-        record = read_record(wire, link.connection)
-        if self._creations.unwanted(record.uid):
+        """Take a job's record, and settle the replies that wait for it.
+
+        Raises:
+            ProtocolError: the record is malformed, or the table takes none.
+        """
+        try:
+            self._take(link, read_record(wire, link.connection), now, announced=announced)
+        except ProtocolError as error:
+            uid = record_uid(wire)
+            if uid is not None:
+                self._replies.refused(link, uid, error, now)
+            raise
+
+    def _take(self, link: Link, record: JobRecord, now: float, *, announced: bool) -> None:
+        if self._keys.unwanted(record.uid):
             self._discard(link, record.uid, now)
             return
         entry = self._ledger.table.get(record.uid)
@@ -136,29 +158,31 @@ class Announcements:
             changed = self._ledger.apply(record, link.info.uid, announced=announced)
             if changed is not None and link.path is not None:
                 link.path.debt += _CHANGE + _COPIES * changed.size
+            self._replies.arrived(record.uid, now)
 
     def _usage(self, link: Link, usages: object) -> None:
-        """What some of its running jobs use now: shown in their info, no event."""
+        """Note what some running jobs use now. Their info shows it; it is no event."""
         if not isinstance(usages, list):
             raise ProtocolError("jobs must be a list")
         for usage in usages:
             try:
                 uid, cpu_seconds, rss_bytes = read_usage(usage)
             except ProtocolError as error:
-                self._env.malformed(link.path, error)  # It costs the other jobs nothing.
+                self._env.malformed(link.path, error)  # The other jobs are taken all the same.
                 continue
             entry = self._ledger.table.get(uid)
             if entry is not None and entry.connection == link.connection and not entry.ended:
                 entry.usage = (cpu_seconds, rss_bytes)
 
-    def _removed(self, link: Link, wire: object) -> None:
+    def _removed(self, link: Link, wire: object, now: float) -> None:
         record = read_record(wire, link.connection)
         entry = self._ledger.table.get(record.uid)
         if entry is not None and entry.connection == link.connection and not entry.removed:
             self._ledger.close(entry, record, "")
+            self._replies.arrived(record.uid, now)
 
     def _discard(self, link: Link, uid: str, now: float) -> None:
-        """The agent holds a job that nobody knows (any more)."""
+        """Have the agent remove a job that the router does not want, or has removed."""
 
         def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
             if error is not None:

@@ -13,7 +13,8 @@ from prouter.broker.base.env import Env
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.links.connection_info import connection_figures, connection_identity
 from prouter.broker.links.hello import AgentInfo
-from prouter.broker.links.links import Link, Links
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.frames import pack_body
 

@@ -24,7 +24,7 @@ def test_every_state_has_its_row_and_a_way_to_the_end() -> None:
         assert JobState.ENDED in reached
 
 
-@pytest.mark.parametrize(("before", "after"), product(JobState, JobState))
+@pytest.mark.parametrize(("before", "after"), list(product(JobState, JobState)))
 def test_a_job_changes_as_the_table_allows_and_no_other_way(before: JobState, after: JobState) -> None:
     job = job_in(before)
     if after in NEXT[before]:

@@ -149,7 +149,7 @@ def test_a_repeat_that_fails_because_the_agent_is_gone_gives_the_job_up() -> Non
     world.broker.links.drop(link, "not back", world.now)
     with pytest.raises(AgentUnavailable):
         create(worker)
-    assert world.broker.creations.unwanted(uid)
+    assert world.broker.creations.keys.unwanted(uid)
     assert world.broker.creations.pending == 0
     back(agent, world)
     world._uids = 10
