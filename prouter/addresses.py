@@ -1,15 +1,41 @@
-"""Addresses as users write them: ``host:port``, with brackets round IPv6 addresses."""
+"""Addresses as users write them: ``host:port``, with brackets round IPv6 addresses, and ``ipc://PATH``."""
 
 from __future__ import annotations
 
-__all__ = ["split_address"]
+import os
+
+__all__ = ["LOCAL", "router_endpoint", "split_address"]
+
+LOCAL = "ipc://"
+"""What the address of a unix socket begins with."""
+_LONGEST_PATH = 107
+"""Bytes of a path that the address of a unix socket holds (unix(7))."""
+
+
+def router_endpoint(address: str) -> str:
+    """Return the ZeroMQ endpoint of a router: ``tcp://HOST:PORT``, or the ``ipc://PATH`` of its unix socket as it is.
+
+    Raises:
+        ValueError: it is neither ``host:port`` nor ``ipc://`` and an absolute path.
+    """
+    if not address.startswith(LOCAL):
+        split_address(address)
+        return f"tcp://{address}"
+    path = address.removeprefix(LOCAL)
+    if not path.startswith("/"):
+        raise ValueError(f"must be 'host:port' or '{LOCAL}' and an absolute path, like {LOCAL}/run/prouter/agents.sock")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"the path of a unix socket has at most {_LONGEST_PATH} bytes; set a shorter server.socket on the router"
+        )
+    return address
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host, without brackets, and port.
+    """Split ``host:port`` into the host, without brackets, and the port.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: `text` is something else.
     """
     scheme, separator, rest = text.partition("://")
     if separator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.runner import Exit, LocalRunner
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.links.control import Control
+from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
 from prouter.agent.links.links import Links
 from prouter.agent.links.router_link import RouterLink
@@ -29,9 +30,12 @@ from prouter.agent.service import Service
 from prouter.config import AgentConfig, ConfigError
 from prouter.config.directories import agent_state_dir
 from prouter.errors import PRouterError
-from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
+from prouter.key_pairs import KeyPair
+from prouter.keys.destinations import agent_pair, destinations
+from prouter.keys.join_url import JoinUrl
+from prouter.keys.known_routers import KnownRouter, KnownRouters
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
 from prouter.transport.backoff import Backoff
@@ -56,7 +60,7 @@ _EXIT_FAILED = 1
 class _Agent:
     """Everything of one agent, wired together; the `Host` of its links."""
 
-    def __init__(self, config: AgentConfig, ready: Callable[[str], None]) -> None:
+    def __init__(self, config: AgentConfig, ready: Callable[[str], None], join: JoinUrl | None) -> None:
         self._config = config
         self._ready: Callable[[str], None] | None = ready
         self._stop = Event()
@@ -65,6 +69,11 @@ class _Agent:
         self._orphaned: gevent.Greenlet[[], None] | None = None
         self._listens = ""
         self._state_dir = agent_state_dir(config)
+        self._pair: KeyPair | None = None
+        """This agent's own keys, if any of its links is encrypted."""
+        self._known = KnownRouters(self._state_dir / "routers.json")
+        if join is not None:
+            self._known.join(join)
         self.identity: Identity
         self.manager = self._make_manager(self._state_dir)
         self.service = Service(self.manager, self._tell_load)
@@ -128,23 +137,28 @@ class _Agent:
             self._listens += f" control={url}"
             log.info("event=control_open url=%s", url)
         if config.client.enabled:
-            given = config.client.address
-            addresses = [given] if isinstance(given, str) else list(given)
-            self._leave_obituary(addresses)
-            for address in addresses:
-                try:
-                    backoff = Backoff(config.client.reconnect_delay, config.client.longest_reconnect_delay)
-                    self.links.dial(address, config.client.token, backoff)
-                except ValueError as error:
-                    raise ConfigError(f"client.address: {error}") from error
+            self._dial()
         else:
             self._tell_ready()
 
-    def _leave_obituary(self, routers: list[str]) -> None:
+    def _dial(self) -> None:
+        """Link to all routers of the configuration and to those that were joined."""
+        client = self._config.client
+        routers = destinations(self._config, self._known)
+        if any(router.keys for router in routers):
+            self._pair = agent_pair(self._config, self._state_dir)
+        self._leave_death_notice(routers)
+        for router in routers:
+            backoff = Backoff(client.reconnect_delay, client.longest_reconnect_delay)
+            try:
+                self.links.dial(router, self._pair, backoff)
+            except ValueError as error:
+                raise ConfigError(f"client.address: {error}") from error
+
+    def _leave_death_notice(self, routers: Sequence[KnownRouter]) -> None:
         """Have the routers told when this process dies: what they see by themselves may also be a broken network."""
-        about = {"uid": self.identity.uid, "incarnation": self.identity.incarnation, "protocol": VERSION}
-        body = {"kind": "obituary", "token": self._config.client.token, **about}
-        self._runner.leave_obituary(routers, [b"", *encode([Frame(HELLO, payload=pack_body(body))])])
+        left = notice_for(routers, self._pair, uid=self.identity.uid, incarnation=self.identity.incarnation)
+        self._runner.leave_death_notice(left.argv, left.environment, left.input)
 
     def _tell_ready(self) -> None:
         """Say once that this agent can be used: it is linked, or it waits to be dialled."""
@@ -200,10 +214,28 @@ class _Agent:
 
     def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
         """See `router_link.Host`."""
-        if self._config.client.exit_on_fail and link.address:
-            log.error("event=exit_on_fail router=%s reason=%r", link.address, reason)
+        joining = refused and self._known.is_joining(link.address)
+        if link.address and (self._config.client.exit_on_fail or joining):
+            event = "join_failed" if joining else "exit_on_fail"
+            log.error("event=%s router=%s reason=%r", event, link.address, reason)
             self._status = _EXIT_FAILED
             self._stop.set()
+
+    def router_keys(self, link: RouterLink, keys: Sequence[str]) -> None:
+        """See `router_link.Host`."""
+        try:
+            self._known.accepted(link.address, keys)
+        except ConfigError as error:
+            log.error("event=router_not_stored router=%s reason=%r", link.address, str(error))
+        if keys:
+            gevent.spawn(self._renew_death_notice)
+
+    def _renew_death_notice(self) -> None:
+        """Leave the notice with the keys that routers have now."""
+        try:
+            self._leave_death_notice(destinations(self._config, self._known))
+        except (ConfigError, PRouterError) as error:
+            log.error("event=death_notice_not_left reason=%r", str(error))
 
     def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """See `router_link.Host`."""
@@ -289,13 +321,14 @@ class _Agent:
         }
 
 
-def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
+def run(config: AgentConfig, *, ready: Callable[[str], None], join: JoinUrl | None = None) -> int:
     """Run an agent until TERM or INT; the exit status.
 
     Args:
         config: the agent's configuration.
         ready: called once, when the agent is linked first, or listens only: with its uid, followed by
             `` listen=tcp://HOST:PORT`` and `` control=http://HOST:PORT`` where it has those.
+        join: an invitation to a router. The agent remembers the router once it has accepted, and ends if it refuses.
 
     Raises:
         ConfigError: it could never be linked.
@@ -304,7 +337,7 @@ def run(config: AgentConfig, *, ready: Callable[[str], None]) -> int:
         raise ConfigError("client.enabled: both this and server.enabled are off; no router could ever use the agent")
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        return _Agent(config, ready).run()
+        return _Agent(config, ready, join).run()
     except PRouterError as error:
         log.error("event=agent_failed error=%r", error.detail)
     except (OSError, zmq.ZMQError) as error:

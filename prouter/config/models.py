@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from prouter.addresses import split_address
+from prouter.addresses import router_endpoint, split_address
 from prouter.host_names import check_domain, check_pattern
 from prouter.tokens import problem_of
 
@@ -305,7 +305,9 @@ class AgentClient(Section):
 
     enabled: bool = Field(True, description="Connect to routers.")
     address: str | tuple[str, ...] = Field(
-        "127.0.0.1:8889", description="Router address 'host:port', or a list of them."
+        "127.0.0.1:8889",
+        description="Router address 'host:port', or 'ipc://PATH' of the server.socket of a router on this machine, or "
+        "a list of them.",
     )
     token: str = Field("", description="Token to present to routers.")
     router_key: str | tuple[str, ...] = Field(
@@ -325,7 +327,7 @@ class AgentClient(Section):
     def _addresses(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
         if info.data.get("enabled", True):
             for address in [value] if isinstance(value, str) else value:
-                split_address(address)
+                router_endpoint(address)
         return value
 
     @field_validator("token")

@@ -15,6 +15,7 @@ from typing import Any
 
 from prouter.keeper.agent_link import AgentLink
 from prouter.keeper.cgroups import Group, Hierarchy
+from prouter.keeper.death_notice import Notice
 from prouter.keeper.job import WITH_PROCESSES, WITHOUT_PROCESSES, Job, JobState
 from prouter.keeper.journal import Journal, remove_sandbox
 from prouter.keeper.log_pipes import LogPipes, Output
@@ -53,8 +54,8 @@ class Operations:
         self.trees = Trees(self._tree_gone, link.log, helper=lambda: pipes.writer, on_helper_gone=pipes.writer_ended)
         self.keep_for = 0.0
         self.ending = False
-        self.obituary: tuple[list[str], list[bytes]] = ([], [])
-        """Routers to tell that the agent has died, and the message for them."""
+        self.death_notice = Notice([], {}, "")
+        """Command that tells the routers that the agent has died."""
         self._link = link
         self._journal = journal
         self._groups = groups
@@ -78,7 +79,7 @@ class Operations:
             "list": self._list,
             "forget": self._forget,
             "configure": self._configure,
-            "obituary": self._obituary,
+            "death_notice": self._death_notice,
             "end": self._end,
         }
 
@@ -162,9 +163,9 @@ class Operations:
         self.keep_for = keep_for
         request.answer(None)
 
-    def _obituary(self, request: Request, *, routers: list[str], message: list[str]) -> None:
-        """Remember the death notice: the routers that get it, and the parts of the message in hexadecimal."""
-        self.obituary = (routers, [bytes.fromhex(part) for part in message])
+    def _death_notice(self, request: Request, *, argv: list[str], environment: dict[str, str], text: str) -> None:
+        """Remember the command that tells the routers when the agent has died."""
+        self.death_notice = Notice(argv, environment, text)
         request.answer(None)
 
     def _hold(

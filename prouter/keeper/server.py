@@ -101,12 +101,16 @@ class Keeper:
             self._check_end()
         if not trees.empty:
             self._link.log("error", "event=processes_left_behind reason='they do not die'")
-        routers, message = self._operations.obituary if self._lost_at is not None else ([], [])
         self._pipes.close()
-        told = Delivery(routers, message, lambda text: self._link.log("info", text))
+        # An agent that ends on purpose says goodbye itself.
+        told = self._tell_routers() if self._lost_at is not None else None
         self._operations.clean_up()
-        told.finish()
+        if told is not None:
+            told.finish()
         self._link.close()
+
+    def _tell_routers(self) -> Delivery:
+        return Delivery(self._operations.death_notice, lambda text: self._link.log("info", text))
 
     def _watch_signals(self) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

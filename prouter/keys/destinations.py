@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from prouter.addresses import split_address
+from prouter.addresses import LOCAL, split_address
 from prouter.config import AgentConfig, ConfigError, is_loopback
 from prouter.key_pairs import KeyPair, is_key
 from prouter.keys.files import load_or_make, load_pair, load_public
@@ -13,8 +13,6 @@ from prouter.keys.known_routers import KnownRouter, KnownRouters
 from prouter.keys.router_keys import keys_directory
 
 __all__ = ["agent_pair", "destinations", "load_keys", "require_key"]
-
-_LOCAL = "ipc://"
 
 
 def destinations(config: AgentConfig, known: KnownRouters) -> list[KnownRouter]:
@@ -49,7 +47,7 @@ def require_key(address: str, keys: Iterable[str]) -> None:
     Raises:
         ConfigError: `address` is of another machine, and there is no key.
     """
-    if address.startswith(_LOCAL) or is_loopback(split_address(address)[0]) or any(keys):
+    if address.startswith(LOCAL) or is_loopback(split_address(address)[0]) or any(keys):
         return
     raise ConfigError(
         f"client.address: {address} is another machine, and the public key of its router is not known; join it with "

@@ -140,8 +140,14 @@ class Runner(Protocol):
     def configure(self, *, keep_for: float) -> None:
         """Change for how many seconds jobs outlive the agent."""
 
-    def leave_obituary(self, routers: list[str], message: list[bytes]) -> None:
-        """Have these routers (``host:port``) told by this message once the agent has died and its jobs have ended."""
+    def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
+        """Have a command run once the agent has died and its jobs have ended: it tells the routers.
+
+        Args:
+            argv: the program and its arguments.
+            environment: variables that it needs.
+            text: what it reads from stdin.
+        """
 
     def close(self, *, end_jobs: bool) -> None:
         """Stop. With `end_jobs` all trees are ended and sandboxes removed; otherwise jobs run on for `keep_for`."""
@@ -177,7 +183,7 @@ class LocalRunner:
         self._cgroup = cgroup
         self._keep_for = keep_for
         self._on_exit = on_exit
-        self._obituary: dict[str, Any] = {"routers": [], "message": []}
+        self._death_notice: dict[str, Any] = {"argv": [], "environment": {}, "text": ""}
         self.keeper_pid: int | None = None
         self._client: KeeperClient | None = None
         self._attaching = RLock()
@@ -252,10 +258,10 @@ class LocalRunner:
         self._keep_for = keep_for
         self._request("configure", keep_for=keep_for)
 
-    def leave_obituary(self, routers: list[str], message: list[bytes]) -> None:
-        """See `Runner.leave_obituary`."""
-        self._obituary = {"routers": routers, "message": [part.hex() for part in message]}
-        self._request("obituary", **self._obituary)
+    def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
+        """See `Runner.leave_death_notice`."""
+        self._death_notice = {"argv": argv, "environment": environment, "text": text}
+        self._request("death_notice", **self._death_notice)
 
     def close(self, *, end_jobs: bool) -> None:
         """See `Runner.close`."""
@@ -356,7 +362,7 @@ class LocalRunner:
         dead.close(wait=True)
         client = self._client
         assert client is not None, "a keeper that was started is attached"
-        client.request("obituary", **self._obituary)
+        client.request("death_notice", **self._death_notice)
         for job, tracked in list(self._jobs.items()):
             if tracked.spawned is not None and tracked.exit is None:
                 self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))

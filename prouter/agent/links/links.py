@@ -11,12 +11,16 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prouter.addresses import router_endpoint
 from prouter.agent.jobs.usage_reports import Usage
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
 from prouter.agent.links.server import Listener
 from prouter.jobs import JobRecord
+from prouter.key_pairs import KeyPair
+from prouter.keys.known_routers import KnownRouter
 from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
+from prouter.transport.zeromq.curve import ClientCurve
 
 __all__ = ["Links"]
 
@@ -45,26 +49,34 @@ class Links:
         """Whether any router is linked now."""
         return any(link.up for link in self)
 
-    def dial(self, address: str, token: str, backoff: Backoff) -> None:
-        """Keep a link to the router at ``host:port`` for as long as the agent lives.
+    def dial(self, router: KnownRouter, pair: KeyPair | None, backoff: Backoff) -> None:
+        """Keep a link to a router for as long as the agent lives.
 
         Args:
-            address: of the router.
-            token: that is presented to it.
+            router: its address, keys and token. Links are encrypted if it has keys; they are tried in turns.
+            pair: this agent's own key pair; None if the router has no keys.
             backoff: delays between attempts; of this router alone.
 
         Raises:
-            ValueError: `address` is malformed.
+            ValueError: the address is malformed.
         """
-        link = self._new(SERVER, address, "")  # The router names the connection in its WELCOME.
+        # The router names the connection in its WELCOME.
+        link = RouterLink(self._host, SERVER, router.address, "", self._resume_timeout, router.keys)
+
+        def curve(attempt: int) -> ClientCurve | None:
+            if pair is None or not link.keys:
+                return None
+            return ClientCurve(link.keys[(attempt - 1) % len(link.keys)], pair)
+
         link.dialler = Dialler(
             link.peer,
-            f"tcp://{address}",
+            router_endpoint(router.address),
             identity=uuid.uuid4().hex,
-            hello=lambda: {"kind": "agent", **self._host.hello(), "token": token},
+            hello=lambda: {"kind": "agent", **self._host.hello(), "token": router.token},
             heartbeat=self._heartbeat,
             backoff=backoff,
             on_trouble=link.troubled,
+            curve=curve,
         )
         self._links.append(link)
         link.dialler.start()
@@ -82,14 +94,15 @@ class Links:
         """
         incarnation = self._incarnation()
         connection = hashlib.sha256(f"{incarnation}:client".encode()).hexdigest()[:32]
-        self._listener = Listener(lambda: self._new(CLIENT, "", connection), tokens, self._heartbeat, incarnation)
+
+        def new_link() -> RouterLink:
+            return RouterLink(self._host, CLIENT, "", connection, self._resume_timeout)
+
+        self._listener = Listener(new_link, tokens, self._heartbeat, incarnation)
         return self._listener.bind(interface, port)
 
     def _incarnation(self) -> str:
         return str(self._host.hello()["incarnation"])
-
-    def _new(self, mode: str, address: str, connection: str) -> RouterLink:
-        return RouterLink(self._host, mode, address, connection, self._resume_timeout)
 
     def tell_job(self, record: JobRecord, name: str = "job") -> None:
         """Announce to the job's routers that it changed or, with ``job.removed``, was removed."""

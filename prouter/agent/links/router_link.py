@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from prouter.agent.jobs.usage_reports import Usage
@@ -29,6 +30,8 @@ CLIENT = "CLIENT"
 
 _LONGEST_UID = 64
 """Characters of a worker's uid; it has 32."""
+_KEYS = 4
+"""Public keys of one router; during a rotation it has two."""
 _TROUBLES = 16
 """Reasons of failure that are logged before the next link."""
 
@@ -51,6 +54,9 @@ class Host(Protocol):
     def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
         """Note that an attempt to link failed; `refused`: the router answered and does not want this agent."""
 
+    def router_keys(self, link: RouterLink, keys: Sequence[str]) -> None:
+        """Store that the dialled router accepted this agent, and the public keys that it may have from now on."""
+
     def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """Carry out a router's call, in a greenlet of its own; return the reply's value.
 
@@ -72,9 +78,19 @@ class RouterLink:
         up: whether the router is linked now.
         since: when it was linked first, seconds since the epoch; None before.
         router: what the router says of itself: uid, name, platform.
+        keys: public keys that a dialled router may have, in the order in which they are tried; none without encryption.
     """
 
-    def __init__(self, host: Host, mode: str, address: str, connection: str, resume_timeout: float) -> None:
+    def __init__(
+        self,
+        host: Host,
+        mode: str,
+        address: str,
+        connection: str,
+        resume_timeout: float,
+        keys: Sequence[str] = (),
+    ) -> None:
+        self.keys = tuple(keys)
         self.mode = mode
         self.address = address
         self.connection = connection
@@ -142,7 +158,16 @@ class RouterLink:
         self.connection = str(body.get("connection") or self.connection)
         if self.dialler is not None:
             self.dialler.succeeded()
+        self._learn_keys(body.get("keys"))
         self._established()
+
+    def _learn_keys(self, told: object) -> None:
+        """Use the keys that the router names, so that the next key is known before the router uses it."""
+        keys = tuple(str(key) for key in told[:_KEYS]) if isinstance(told, list) else ()
+        if not self.keys:
+            keys = ()  # What an unencrypted link says proves nothing.
+        self.keys = keys or self.keys
+        self._host.router_keys(self, keys)
 
     def _established(self) -> None:
         self.up = True
@@ -210,6 +235,8 @@ class RouterLink:
             peer.route_up(_route(body.get("worker")))
         elif name == "worker.down":
             peer.route_gone(_route(body.get("worker")), "worker_gone", "the worker is gone")
+        elif name == "keys" and self.mode == SERVER:
+            self._learn_keys(body.get("keys"))
         elif name == "linked" and self.mode == CLIENT:
             self.connection = str(body.get("connection") or self.connection)
             self._established()
