@@ -1,4 +1,4 @@
-"""The death notice reaches a router over each transport. The command that the agent leaves is run as its keeper does."""
+"""The death notice reaches a router over each transport, by the command that the agent leaves with its keeper."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +14,14 @@ from prouter.errors import ProtocolError
 class Host:
     """An agent that only says who it is."""
 
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
     def hello(self) -> dict[str, Any]:
         return {"process": "p"}
+
+    def router_keys(self, link: RouterLink, keys: Sequence[str]) -> None:
+        self.told.append(tuple(keys))
 
 
 @pytest.fixture
@@ -49,3 +56,26 @@ def test_odd_news_of_workers_is_malformed_and_changes_nothing(
     with pytest.raises(ProtocolError):
         link.on_event(link.peer, name, body)
     assert set(link.peer.muxes) == {b"w1"}
+
+
+def test_the_next_key_of_a_router_is_known_before_it_is_used() -> None:
+    host = Host()
+    link = RouterLink(host, SERVER, "router:1", "c" * 32, 30.0, ("first",))  # type: ignore[arg-type]
+    link.on_event(link.peer, "keys", {"keys": ["first", "second"]})
+    assert link.keys == ("first", "second")
+    assert host.told == [("first", "second")]
+
+
+def test_keys_that_come_unencrypted_are_not_believed() -> None:
+    host = Host()
+    link = RouterLink(host, SERVER, "router:1", "c" * 32, 30.0)  # type: ignore[arg-type]
+    link.on_event(link.peer, "keys", {"keys": ["first"]})
+    assert link.keys == ()
+    assert host.told == [()]
+
+
+@pytest.mark.parametrize("told", [None, "first", {"a": 1}, []])
+def test_an_odd_list_of_keys_changes_nothing(told: object) -> None:
+    link = RouterLink(Host(), SERVER, "router:1", "c" * 32, 30.0, ("first",))  # type: ignore[arg-type]
+    link.on_event(link.peer, "keys", {"keys": told})
+    assert link.keys == ("first",)
