@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 from prouter.addresses import split_address
+from prouter.broker.access.agent_keys import AgentKeys
 from prouter.broker.access.gate import Rules
 from prouter.broker.base.env import Env
 from prouter.broker.base.lag import Lag, process_figures
@@ -34,7 +35,7 @@ from prouter.key_pairs import KeyPair
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.zeromq.context import destroy_context
-from prouter.transport.zeromq.curve import ServerCurve
+from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
 from prouter.transport.zeromq.listener import RouterListener
 
 __all__ = ["run"]
@@ -135,6 +136,7 @@ class _Server:
         )
         self._access = watch_access(config, state, self._wake)
         self._pair = self._access.pair
+        self._agent_keys = AgentKeys(config.client.agent_keys, insecure=config.client.insecure)
         self._agents: RouterListener | None = None
         self._broker = Broker(self._env, saved, time.monotonic())
         self._broker.gate.bind = self._access.bind
@@ -361,7 +363,12 @@ class _Server:
         path.carrier = port = Port(self._connections.written)
         port.path = path
         host, number = split_address(address)
-        self._dialling.dial(port, host, number, None)
+        key = self._agent_keys.of(address)
+        self._dialling.dial(port, host, number, ClientCurve(key, self._pair) if key is not None else None)
+
+    def why_not_dialled(self, address: str) -> str:
+        """Why the agent at ``host:port`` must not be dialled; empty when it may."""
+        return self._agent_keys.why_not(address)
 
     def security(self, path: Path) -> Security:
         """How the path's connection is protected."""

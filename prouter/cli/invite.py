@@ -7,7 +7,6 @@ import os
 import shlex
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ import click
 from prouter.addresses import split_address
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
 from prouter.config import ConfigError, RouterConfig, is_loopback, uses_curve
-from prouter.config.directories import locate_router
+from prouter.config.directories import router_state_dir
 from prouter.keys.invitation_book import BOOK, InvitationBook
 from prouter.keys.invitations import Invitation
 from prouter.keys.join_url import JoinUrl, format_join_url
@@ -35,11 +34,11 @@ class _Options:
     def config(self, file: str | None, sets: tuple[str, ...]) -> RouterConfig:
         """The router's configuration; what was given after the subcommand counts for more."""
         first_file, first_sets, log_level = self._given
-        return locate_router(router_config(file or first_file, [*first_sets, *sets], log_level))
+        return router_config(file or first_file, [*first_sets, *sets], log_level)
 
 
 def _book(config: RouterConfig) -> InvitationBook:
-    return InvitationBook(Path(config.state.dir or ".") / BOOK)
+    return InvitationBook(router_state_dir(config) / BOOK)
 
 
 @click.group("invite", invoke_without_command=True)
@@ -79,7 +78,7 @@ def command(
             raise ConfigError("--name: at most 128 printable characters are expected")
         config = options.config(None, ())
         address = _address(config, host)
-        keys = load_router_keys(Path(config.state.dir or ".")).public if uses_curve(config.server) else ()
+        keys = load_router_keys(router_state_dir(config)).public if uses_curve(config.server) else ()
         if not keys and not is_loopback(config.server.interface):
             _note("links are not encrypted (server.insecure): the token and all traffic can be read on the way")
         invitation, token = _book(config).issue(

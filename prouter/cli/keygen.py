@@ -9,7 +9,7 @@ import click
 
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
 from prouter.config import ConfigError
-from prouter.config.directories import locate_router, make_private
+from prouter.config.directories import make_private, router_state_dir
 from prouter.key_pairs import KeyPair
 from prouter.keys.files import PUBLIC, SECRET, make_pair, store_pair
 from prouter.keys.router_keys import begin_rotation, keys_directory, load_router_keys
@@ -54,7 +54,7 @@ def command(
         elif name is not None or uid:
             raise ConfigError("--name, --uid: they name files of --out; say which directory")
         else:
-            state = Path(locate_router(router_config(file, sets, log_level)).state.dir or ".")
+            state = router_state_dir(router_config(file, sets, log_level))
             public = _rotate(state, switch_after) if rotate else _own(state)
     except ConfigError as error:
         refuse(error)

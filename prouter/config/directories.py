@@ -25,6 +25,7 @@ __all__ = [
     "load_from_environment",
     "locate_router",
     "make_private",
+    "router_state_dir",
 ]
 
 _MAX_INSTANCES = 64
@@ -112,10 +113,22 @@ def locate_router(config: RouterConfig) -> RouterConfig:
     Raises:
         ConfigError: one of them cannot be used.
     """
-    instance = f"router-{config.control.port}"
-    state = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / instance
-    run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / instance
-    return _located(config, make_private(state.absolute()), make_private(run.absolute()))
+    run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / _instance(config)
+    return _located(config, router_state_dir(config), make_private(run.absolute()))
+
+
+def router_state_dir(config: RouterConfig) -> Path:
+    """The router's state directory, for commands that need nothing else of it; it exists afterwards.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    directory = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / _instance(config)
+    return make_private(directory.absolute())
+
+
+def _instance(config: RouterConfig) -> str:
+    return f"router-{config.control.port}"
 
 
 def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:

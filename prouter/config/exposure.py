@@ -62,10 +62,15 @@ def _check_server(config: RouterConfig | AgentConfig) -> None:
     if is_loopback(server.interface):
         return
     reached = f"{server.interface} can be reached from other machines"
-    if not server.accept_tokens:
+    if not server.accept_tokens and not uses_curve(server):
         raise ConfigError(
-            f"server.interface: {reached} and server.accept_tokens is empty; set the tokens to accept, "
-            "or listen on 127.0.0.1"
+            f"server.interface: {reached}, server.insecure is set and server.accept_tokens is empty; "
+            "set the tokens to accept, remove server.insecure, or listen on 127.0.0.1"
+        )
+    if not server.accept_tokens and isinstance(config, AgentConfig) and server.accept_keys is None:
+        raise ConfigError(
+            f"server.interface: {reached}, and no router could link, since both server.accept_tokens is empty and "
+            "server.accept_keys is not set; set one of them, or listen on 127.0.0.1"
         )
     tokens = server.accept_tokens
     shortest = min(map(len, tokens.values() if isinstance(tokens, dict) else tokens), default=SHORTEST)

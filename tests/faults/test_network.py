@@ -47,10 +47,12 @@ def apart(launch: Launch, cable: Cable, work_dir: Path) -> Callable[..., Stand]:
             "control__drain_timeout": 1,
             "server__interface": cable.host,
             "server__accept_tokens": [TOKEN],
+            "server__insecure": True,
             **(router or {}),
         }
         started = launch(start_router, **about)
-        theirs = launch(start_agent, started, prefix=cable.prefix, client__token=TOKEN, **(agent or {}))
+        about = {"client__token": TOKEN, "client__insecure": True, **(agent or {})}
+        theirs = launch(start_agent, started, prefix=cable.prefix, **about)
         it = Stand(started, theirs, work_dir / "marks")
         it.serve()
         return it

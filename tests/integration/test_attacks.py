@@ -346,8 +346,8 @@ def test_what_is_kept_is_private(guarded: tuple[Router, Agent]) -> None:
     [
         ("up", "control.interface='0.0.0.0'"),
         ("up", "control.interface='0.0.0.0'", "control.tokens=['x']"),
-        ("up", "server.interface='0.0.0.0'"),
-        ("broker", "server.interface='::'"),
+        ("up", "server.interface='0.0.0.0'", "server.insecure=True"),
+        ("broker", "server.interface='::'", "server.insecure=True"),
         ("agent", "server.enabled=True", "server.interface='0.0.0.0'"),
         ("agent", "control.enabled=True", "control.interface='0.0.0.0'"),
     ],

@@ -300,9 +300,11 @@ def test_gunicorn_settings_lying_about_are_not_read(up: Up, work_dir: Path) -> N
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_other_machines_are_not_served_without_tokens(up: Up) -> None:
+def test_other_machines_are_not_served_without_encryption_or_tokens(up: Up) -> None:
     assert "0.0.0.0 can be reached from other" in ends_with_config_error(up("--set", "control.interface=0.0.0.0"))
-    assert "accept_tokens is empty" in ends_with_config_error(up("--set", "server.interface=0.0.0.0"))
+    assert "accept_tokens is empty" in ends_with_config_error(
+        up("--set", "server.interface=0.0.0.0", "--set", "server.insecure=True")
+    )
 
 
 def test_a_control_port_in_use_is_refused(up: Up, lasting: Router, work_dir: Path) -> None:

@@ -204,6 +204,9 @@ class BrokerNode:
     def accept(self, path: Path) -> None:
         path.carrier.paths[path.rid] = path
 
+    def why_not_dialled(self, address: str) -> str:
+        raise AssertionError("no agent listens in the simulation")
+
     def security(self, path: Path) -> Security:
         return PLAIN
 

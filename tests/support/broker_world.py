@@ -258,6 +258,8 @@ class World:
         """Connections that the broker has closed."""
         self.watched: dict[int, str] = {}
         self.dials: list[str] = []
+        self.undialable: dict[str, str] = {}
+        """Why agents must not be dialled, by address."""
         self.paused: list[tuple[Path, float]] = []
         self._uids = 0
         self._busy = False
@@ -389,6 +391,9 @@ class World:
         listener = self.listeners.get(address)
         if listener is not None:
             listener.dialled(path)
+
+    def why_not_dialled(self, address: str) -> str:
+        return self.undialable.get(address, "")
 
     def security(self, path: Path) -> Security:
         peer = self.peers.get((path.carrier, path.rid))

@@ -33,6 +33,9 @@ class Shell(Protocol):
     def dial(self, path: Path, address: str) -> None:
         """Open a socket of its own for `path` and connect it to ``host:port``; never blocks."""
 
+    def why_not_dialled(self, address: str) -> str:
+        """Why the agent at ``host:port`` must not be dialled; empty when it may."""
+
     def security(self, path: Path) -> Security:
         """How the path's connection is protected, and whose key its peer has proved to own."""
 

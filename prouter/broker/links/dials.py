@@ -170,6 +170,10 @@ class Dials:
         if dial.redial is not None:
             dial.redial.cancel()
             dial.redial = None
+        problem = self._env.shell.why_not_dialled(dial.address)
+        if problem:
+            self._fail(dial, Forbidden(problem, code="agent_key_unknown"), now)
+            return
         settings = self._env.settings
         hello = {
             "kind": "router",

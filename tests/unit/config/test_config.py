@@ -20,6 +20,7 @@ from prouter.config import (
     load_agent,
     load_router,
     sections,
+    uses_curve,
 )
 from prouter.config.models import AgentClient
 
@@ -237,12 +238,43 @@ def test_set_without_key_or_value_is_refused(setting: str) -> None:
 
 
 @pytest.mark.parametrize("interface", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_other_machines_are_served_only_with_tokens(interface: str) -> None:
-    for key in ("control", "server"):
+def test_other_machines_are_served_only_with_encryption_or_tokens(interface: str) -> None:
+    for settings in (("control", ()), ("server", ("server.insecure=True",))):
+        key, more = settings
         with pytest.raises(ConfigError, match=f"{key}.interface: {interface}"):
-            check_exposure(load_router(None, (f"{key}.interface={interface}",), {}))
-    check_exposure(load_router(None, (f"server.interface={interface}", "server.accept_tokens=['eight888']"), {}))
+            check_exposure(load_router(None, (f"{key}.interface={interface}", *more), {}))
+    tokens = "server.accept_tokens=['eight888']"
+    check_exposure(load_router(None, (f"server.interface={interface}", tokens, "server.insecure=True"), {}))
     check_exposure(load_router(None, (f"control.interface={interface}", "control.allow_open=True"), {}))
+    encrypted = load_router(None, (f"server.interface={interface}",), {})
+    check_exposure(encrypted)
+    assert uses_curve(encrypted.server)
+
+
+def test_links_are_encrypted_beyond_loopback_and_where_it_is_asked_for() -> None:
+    def encrypts(*sets: str) -> bool:
+        return uses_curve(load_router(None, sets, {}).server)
+
+    assert not encrypts()
+    assert not encrypts("server.accept_tokens=['eight888']")
+    assert encrypts("server.curve=True")
+    assert encrypts("server.accept_keys=/etc/agents")
+    assert encrypts("server.interface=192.0.2.1")
+    assert not encrypts("server.interface=192.0.2.1", "server.insecure=True")
+
+
+@pytest.mark.parametrize("other", ["server.curve=True", "server.accept_keys=/etc/agents"])
+def test_insecure_contradicts_what_needs_encryption(other: str) -> None:
+    for interface in ("127.0.0.1", "0.0.0.0"):
+        sets = (f"server.interface={interface}", "server.insecure=True", "server.accept_tokens=['eight888']", other)
+        with pytest.raises(ConfigError, match=f"server.insecure: without encryption {other.partition('=')[0]} has no"):
+            check_exposure(load_router(None, sets, {}))
+
+
+def test_keys_of_agents_are_named_by_address() -> None:
+    keys = {"gpu-7.example.org:8890": "gpu-7.key"}
+    assert load_router(None, (f"client.agent_keys={keys}",), {}).client.agent_keys == keys
+    assert "must be 'host:port'" in refusal(sets=("client.agent_keys={'gpu-7': 'gpu-7.key'}",))
 
 
 @pytest.mark.parametrize("interface", ["127.0.0.1", "0.0.0.0"])
@@ -253,8 +285,10 @@ def test_tokens_nobody_checks_are_not_taken_for_protection(interface: str) -> No
 
 
 def test_an_agent_listens_to_other_machines_only_with_tokens() -> None:
-    with pytest.raises(ConfigError, match=r"server\.interface"):
-        check_exposure(load_agent(None, ("server.enabled=True", "server.interface=0.0.0.0"), {}))
+    listens = ("server.enabled=True", "server.interface=0.0.0.0")
+    with pytest.raises(ConfigError, match=r"server\.interface: .* server\.accept_keys is not set"):
+        check_exposure(load_agent(None, listens, {}))
+    check_exposure(load_agent(None, (*listens, "server.accept_keys=/etc/routers"), {}))
     with pytest.raises(ConfigError, match=r"control\.interface"):
         check_exposure(load_agent(None, ("control.enabled=True", "control.interface=0.0.0.0"), {}))
     check_exposure(load_agent(None, ("server.interface=0.0.0.0",), {}))

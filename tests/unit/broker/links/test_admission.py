@@ -326,3 +326,16 @@ def test_connections_tell_whether_they_are_encrypted() -> None:
     plain = agent.again(2)
     world.join(plain)
     assert [link["encrypted"] for link in worker.connections()] == [False]
+
+
+def test_an_agent_whose_key_is_not_known_is_not_dialled() -> None:
+    world = World()
+    worker = world.worker()
+    world.listener("host:1")
+    world.undialable["host:1"] = "its key is not known"
+    agent = {"type": "address", "address": "host:1", "token": "secret"}
+    call = worker.call("jobs.create", name="job", key="k", agent=agent)
+    assert (worker.results[call].code, worker.results[call].detail) == ("agent_key_unknown", "its key is not known")
+    assert world.dials == []
+    del world.undialable["host:1"]
+    assert job_on(worker, agent)["state"] == "NEW"
