@@ -26,7 +26,7 @@ NEEDED = ("prouter/web/admin/static/dashboard.html", "prouter/keeper/__main__.py
 
 def main() -> int:
     """Print what is wrong and return the exit status."""
-    faults = [*_version(), *_repository()]
+    faults = [*version_faults(), *_repository()]
     if not faults:
         faults = [*_packages()]
     for fault in faults:
@@ -37,7 +37,7 @@ def main() -> int:
     return int(bool(faults))
 
 
-def _version() -> Iterator[str]:
+def version_faults() -> Iterator[str]:
     """Check the version and the changelog's first heading."""
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", __version__):
         yield f"prouter/__init__.py: {__version__!r} is no released version; write MAJOR.MINOR.PATCH"
