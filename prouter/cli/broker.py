@@ -1,4 +1,4 @@
-"""``prouter broker``: the broker as a service of its own."""
+"""``prouter broker``: the broker alone, as a service of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["command"]
 
 @click.command("broker", epilog=key_help(RouterConfig))
 @configuration_options
-@click.option("--status-fd", type=int, help="For the supervisor: where to write the agents' endpoint to.")
-@click.option("--bind-port", type=int, help="Port for agents, whatever server.port says.")
+@click.option("--status-fd", type=int, help="For the supervisor: the descriptor to write the agents' endpoint to.")
+@click.option("--bind-port", type=int, help="Port for agents, instead of server.port.")
 def command(
     file: str | None,
     sets: tuple[str, ...],
@@ -27,9 +27,17 @@ def command(
     status_fd: int | None,
     bind_port: int | None,
 ) -> None:
-    """Run the broker: agent links and the job table.
+    """Run the broker alone: agent links and the job table.
 
-    Workers of the same configuration (gunicorn -c gunicorn.conf.py) find it through state.run_dir.
+    Start the HTTP workers as another service with the same configuration (gunicorn -c gunicorn.conf.py). They find the
+    broker through state.run_dir. 'prouter up' runs both.
+
+    Prints "ready agents=tcp://HOST:PORT" once agents can link.
+
+    \b
+    Examples:
+      prouter broker --config router.yaml
+      prouter broker --set state.run_dir=/run/prouter --bind-port 9000
     """
     from prouter.broker.server import run
 

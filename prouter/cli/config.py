@@ -1,4 +1,4 @@
-"""``prouter config``: the effective configuration, every key explained."""
+"""``prouter config``: prints the effective configuration with an explanation of every key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ __all__ = ["command"]
 def command(
     file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool, of_agent: bool
 ) -> None:
-    """Print the effective configuration as YAML, every key explained; secrets are masked."""
+    """Print the effective configuration as YAML, with an explanation of every key. Secrets are masked.
+
+    The output is a configuration file: save it, fill secrets in, and change what you need.
+
+    \b
+    Examples:
+      prouter config > router.yaml
+      prouter config --agent --config agent.yaml --set client.address=router.example.org:8889
+    """
     try:
         config = agent_config(file, sets, log_level) if of_agent else router_config(file, sets, log_level)
     except ConfigError as error:
@@ -29,7 +37,7 @@ def command(
 
 
 def _render(config: RouterConfig | AgentConfig) -> Iterator[str]:
-    """The lines of a YAML file that says what each section and key is for."""
+    """Yield the lines of a YAML file that explains each section and key."""
     values = config.model_dump(mode="json")
     purposes = dict(sections(type(config)))
     open_sections: list[str] = []

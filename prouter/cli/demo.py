@@ -32,7 +32,7 @@ _QUIET = {
         "fetchNews": "false",
     }
 }
-"""Settings by file, so that JupyterLab asks nobody anything."""
+"""JupyterLab's settings by file: no questions, and no requests to other hosts."""
 
 
 class _Ended(BaseException):
@@ -40,15 +40,20 @@ class _Ended(BaseException):
 
 
 @click.command("demo")
-@click.option("--check", is_flag=True, help="Open the page, run a cell over WebSocket, print its output and end.")
+@click.option("--check", is_flag=True, help="Fetch the page, run a cell over WebSocket, print its output and exit.")
 def command(check: bool) -> None:
-    """Run JupyterLab as a job on an agent, and say where to open it.
+    """Run JupyterLab as a job on an agent, and print the address to open in a browser.
 
-    A router with two workers and an agent are started on free ports of this machine. Ctrl-C ends them and leaves
+    Starts a router with two workers and an agent on free ports of this machine. Ctrl-C ends everything and leaves
     nothing behind.
+
+    \b
+    Examples:
+      prouter demo
+      prouter demo --check
     """
     if importlib.util.find_spec("jupyterlab") is None:
-        raise click.ClickException("JupyterLab is not installed; install prouter[demo]")
+        raise click.ClickException("JupyterLab is not installed; run: pip install 'prouter[demo]'")
     console = Console(highlight=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)
@@ -84,13 +89,17 @@ def _run(console: Console, check: bool) -> None:
 
 
 def _temporary() -> str:
-    """The directory for temporary files; its path must be short enough for a unix socket below (unix(7))."""
+    """Return the directory for temporary files; its path must leave room for that of a unix socket (unix(7))."""
     usual = tempfile.gettempdir()
     return usual if len(os.fsencode(usual)) <= _LONGEST_DIRECTORY else "/tmp"  # noqa: S108 (made by tempfile)
 
 
 def _check(console: Console, lab: Lab) -> None:
-    """Do what a browser would. Raises `DemoFailed`."""
+    """Do what a browser would do.
+
+    Raises:
+        DemoFailed: something did not work.
+    """
     with _step(console, "page opened"):
         page = lab.get("lab")
         if b"<title>JupyterLab</title>" not in page:
@@ -113,7 +122,7 @@ def _show(console: Console, lab: Lab) -> None:
 
 @contextmanager
 def _step(console: Console, title: str) -> Iterator[None]:
-    """Say what is going on, and that it is done."""
+    """Show what is going on, and then that it is done."""
     with console.status(f"{title} …"):
         yield
     console.print(f"[green]✓[/green] {title}")
@@ -121,5 +130,5 @@ def _step(console: Console, title: str) -> Iterator[None]:
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     for repeated in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(repeated, signal.SIG_IGN)  # cleaning up takes seconds; impatience must not cut it short
+        signal.signal(repeated, signal.SIG_IGN)  # Cleaning up takes seconds; a second Ctrl-C must not cut it short.
     raise _Ended(number)

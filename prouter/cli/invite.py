@@ -1,4 +1,4 @@
-"""``prouter invite``: lets agents of other machines link, and says who was let in so."""
+"""``prouter invite``: makes, lists and revokes invitations, with which agents on other machines link."""
 
 from __future__ import annotations
 
@@ -67,8 +67,14 @@ def command(
 ) -> None:
     """Print the one line that links an agent on another machine to this router.
 
-    The line holds a token: whoever has it can link an agent until the invitation is used or expires. It works whether
-    the router runs or not, with the router's configuration.
+    The line holds a token: whoever has it can link an agent until the invitation is used up or expires. Run this
+    command with the router's configuration; the router need not be running.
+
+    \b
+    Examples:
+      prouter invite --host router.example.org
+      prouter invite --config router.yaml --uses 20 --expires 7d --name lab
+      prouter invite revoke ID
     """
     options = context.obj = _Options(file, sets, log_level)
     if context.invoked_subcommand is not None:
@@ -108,7 +114,13 @@ def list_command(
     connection_debug: bool,
     as_json: bool,
 ) -> None:
-    """List invitations and the agents that hold them."""
+    """List invitations and the agents that used them.
+
+    \b
+    Examples:
+      prouter invite list
+      prouter invite list --json
+    """
     try:
         invitations = _book(options.config(file, sets)).all()
     except ConfigError as error:
@@ -136,7 +148,15 @@ def revoke_command(
     identifier: str,
     as_json: bool,
 ) -> None:
-    """Revoke an invitation: agents that hold it lose their links within a second and are refused from then on."""
+    """Revoke an invitation.
+
+    Agents that used it lose their links within a second, and are refused from then on.
+
+    \b
+    Examples:
+      prouter invite revoke 3f9a2c
+      prouter invite --config router.yaml revoke 3f9a2c
+    """
     try:
         if not _book(options.config(file, sets)).revoke(identifier):
             raise ConfigError(f"there is no invitation '{identifier}'; 'prouter invite list' shows them")

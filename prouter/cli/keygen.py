@@ -1,4 +1,4 @@
-"""``prouter keygen``: makes key pairs, and rotates the router's."""
+"""``prouter keygen``: makes key pairs, and rotates the router's own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ def command(
 ) -> None:
     """Make a key pair and print its public key.
 
-    Without --out it is the router's own pair, in its state directory; one that is there already is kept and shown.
+    Without --out this is the router's own pair, in its state directory. A pair that is there already is kept and shown.
+
+    \b
+    Examples:
+      prouter keygen --config router.yaml
+      prouter keygen --out keys --name gpu-7 --uid gpu-7
+      prouter keygen --rotate --switch-after 7d
     """
     try:
         if out is not None:

@@ -20,15 +20,15 @@ LEVELS = ("warning", "debug", "error", "info", "fatal")
 
 
 def configuration_options(function: Function) -> Function:
-    """``--config``, ``--log-level``, ``--connection-debug`` and ``--set``, as the original has them.
+    """Add ``--config``, ``--log-level``, ``--connection-debug`` and ``--set``, as the original has them.
 
-    Its ``--log-format`` is taken as well, and said to have no effect.
+    The original's ``--log-format`` is accepted, with a warning that it has no effect.
     """
     for option in (
         click.option("--log-format", hidden=True, expose_value=False, callback=_no_log_format),
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a configuration key; values are "
-                     "Python literals, anything else is taken as text. May appear multiple times."),
-        click.option("--connection-debug", is_flag=True, help="Log every event of fabric connections."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a configuration key. A value is "
+                     "a Python literal, or else text. May be given several times."),
+        click.option("--connection-debug", is_flag=True, help="Log every event of connections between the processes."),
         click.option("--log-level", type=click.Choice(LEVELS), help="Output log level."),
         click.option("--config", "file", type=click.Path(dir_okay=False), help="Configuration file (YAML)."),
     ):  # fmt: skip
@@ -54,7 +54,7 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 def key_help(model: type[BaseModel]) -> str:
-    """Every key of a configuration with its description, for a command's help."""
+    """Return every key of a configuration with its description, for a command's help."""
     lines = ["\b", "Configuration keys:"]
     for key, field in keys(model):
         default = field.get_default(call_default_factory=True)
@@ -63,17 +63,21 @@ def key_help(model: type[BaseModel]) -> str:
 
 
 def router_config(file: str | None, sets: Sequence[str], log_level: str | None, *more: str) -> RouterConfig:
-    """The router's configuration from the command line. Raises `ConfigError`."""
+    """Load the router's configuration with the options of the command line.
+
+    Raises:
+        ConfigError: something is wrong.
+    """
     return load_router(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, more), os.environ)
 
 
 def agent_config(
     file: str | None, sets: Sequence[str], log_level: str | None, properties: Sequence[str] = ()
 ) -> AgentConfig:
-    """The agent's configuration from the command line.
+    """Load the agent's configuration with the options of the command line.
 
     Args:
-        properties: of ``--property``, each ``NAME=VALUE``; always texts, whatever they look like.
+        properties: values of ``--property``, each ``NAME=VALUE``. They stay texts, even if they look like numbers.
 
     Raises:
         ConfigError: something is wrong.
@@ -83,13 +87,13 @@ def agent_config(
     for item in properties:
         name, equals, value = item.partition("=")
         if not name or not equals:
-            raise ConfigError(f"--property: {item!r} is not NAME=VALUE")
+            raise ConfigError(f"--property: {item!r} is not NAME=VALUE, such as gpu=a100")
         given[name] = value
     return config.model_copy(update={"properties": given})
 
 
 def refuse(error: ConfigError) -> NoReturn:
-    """End the command: its configuration is wrong."""
+    """Print what is wrong with the configuration, and exit with status 2."""
     for line in str(error).splitlines():
         click.echo(f"prouter: {line}", err=True)
     raise SystemExit(EXIT_CONFIG)

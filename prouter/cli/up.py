@@ -1,4 +1,4 @@
-"""``prouter up``: a whole router host in one command."""
+"""``prouter up``: runs a whole router host."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ __all__ = ["command"]
 def command(
     file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool, workers: int | None
 ) -> None:
-    """Run broker and HTTP workers of a router under one parent.
+    """Run a router: the broker and the HTTP workers, under one parent that restarts them.
 
-    Prints "ready control=http://HOST:PORT agents=tcp://HOST:PORT" once both answer.
+    Prints "ready control=http://HOST:PORT agents=tcp://HOST:PORT" once both answer. SIGTERM drains the router and ends
+    it, SIGHUP reloads the configuration.
+
+    \b
+    Examples:
+      prouter up
+      prouter up --config router.yaml --workers 4 --set control.port=9000
     """
     more = [f"control.workers={workers}"] if workers else []
 

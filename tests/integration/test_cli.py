@@ -34,6 +34,17 @@ def test_help_lists_every_command() -> None:
         assert f"\n  {command} " in shown
 
 
+@pytest.mark.parametrize(
+    "command", ["", "broker", "config", "demo", "invite", "invite list", "invite revoke", "keygen", "up"]
+)
+def test_help_of_a_command_has_two_examples(command: str) -> None:
+    shown = prouter(*command.split(), "--help").stdout
+    _, _, examples = shown.partition("Examples:\n")
+    lines = examples.partition("\n\n")[0].splitlines()
+    assert len(lines) >= 2
+    assert all(line.strip().startswith("prouter") for line in lines)
+
+
 def test_an_unknown_command_is_refused() -> None:
     result = prouter("upp")
     assert result.returncode == 2
