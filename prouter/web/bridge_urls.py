@@ -1,4 +1,4 @@
-"""Addresses of the servers that bridges lead to: checked, and shown without what they hold of secrets."""
+"""URLs of the servers that bridges connect to: checked, and masked where they may hold secrets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _HIDDEN = "***"
 
 
 def websocket_url(url: str) -> str:
-    """`url` as a ``ws`` or ``wss`` URL that a client can connect to; ``http`` and ``https`` stand for these.
+    """Return `url` as a ``ws`` or ``wss`` URL; ``http`` and ``https`` stand for these.
 
     Raises:
-        InvalidRequest: no WebSocket server can be reached at it. The text does not repeat it: it may hold a password.
+        InvalidRequest: no WebSocket client can use the URL. The text does not repeat it: it may hold a password.
     """
     if any(character.isspace() or not character.isprintable() for character in url):
         raise _wrong("it holds a space, a line break or another control character")
@@ -42,7 +42,7 @@ def _wrong(why: str) -> InvalidRequest:
 
 
 def masked(url: str) -> str:
-    """`url`, or a path, for logs, lists and error texts: user information and the query may be passwords or tokens."""
+    """Return a URL or path for logs, lists and error texts, without user information and query: they may be secrets."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     shown = parts._replace(netloc=f"{_HIDDEN}{at}{host}" if user or at else host, query="", fragment="").geturl()

@@ -1,13 +1,11 @@
-"""WebSocket bridges: the router as client of two servers, a job's and another, each getting the other's messages.
+"""WebSocket bridges: the router as client of two servers, a job's and another one, passes messages between them.
 
-Both sides are servers, so raw bytes cannot be passed on (a client masks its frames, RFC 6455 section 5.3); the
-websockets library speaks both connections. The job's side runs over a fabric stream, behind a socket pair. Fragments
-are passed on as they come, so a long message needs no memory of its size. Pings are answered by the router, on either
-side.
+Raw bytes cannot be relayed, because both sides are servers and a client has to mask its frames (RFC 6455 section 5.3).
+So the websockets library handles both connections. The job's side runs over a stream, behind a socket pair. Fragments
+are relayed as they arrive, so that a long message needs no memory of its size. The router itself responds to pings.
 
-The certificate of a ``wss`` URL must be valid for its host. Which authorities count is OpenSSL's to say: the system's,
-or those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` in the router's environment, for private authorities and self-signed
-certificates.
+The certificate of a ``wss`` URL has to be valid for its host. OpenSSL decides which authorities count: the system's, or
+those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` in the router's environment.
 """
 
 from __future__ import annotations
@@ -41,21 +39,23 @@ log = logging.getLogger("prouter.bridges")
 _OPEN_TIMEOUT = 15.0
 _MAX_MESSAGE = None
 _MAX_FRAGMENT = 64 * 1024 * 1024
-"""Largest single frame; it is held in memory."""
+"""Bytes of the largest single frame, which is held in memory."""
 _KEEPALIVE = 30.0
-"""Seconds between pings to the other server: a bridge may be silent for days, what is between must not forget it."""
+"""Seconds between pings to the other server, so that firewalls do not forget a bridge that is silent for days."""
 _GOING_AWAY, _INTERNAL_ERROR, _BAD_GATEWAY = 1001, 1011, 1014
 _LINGER = 1.0
-"""Seconds a server that has closed its WebSocket has to end the connection, too."""
+"""Seconds a server has to close the connection after it closed its WebSocket."""
 _NO_STATUS = 1005
 _NEVER_SENT = frozenset({_NO_STATUS, 1006, 1015})
-"""Close codes that only tell how a connection ended (RFC 6455 section 7.4.1)."""
+"""Close codes that must not be sent: they only describe how a connection ended (RFC 6455 section 7.4.1)."""
 _MAX_REASON = 123
 
 
 class _Connection(ClientConnection):
-    """Ends the connection itself if the server that closed does not, as it should (RFC 6455 section 7.1.1): the library
-    would wait for that before it tells of the close.
+    """A connection that the router closes if the server does not.
+
+    After its close frame the server should close the connection (RFC 6455 section 7.1.1), and the library reports the
+    close only then.
     """
 
     def process_event(self, event: Event) -> None:
@@ -68,11 +68,13 @@ class Bridge:
     """One bridge between a job's WebSocket and another server's.
 
     Attributes:
-        uid: names it in the API.
+        uid: its name in the API.
+        connection: uid of the agent's connection.
         job: uid of the job.
-        url: where its other end is connected to.
-        shown: the same for people, without secrets.
-        since: epoch seconds of its beginning.
+        path: path and query of the job's WebSocket.
+        url: URL of the other server.
+        shown: the same URL without secrets.
+        since: epoch seconds at which the bridge was made.
     """
 
     def __init__(self, route: JobRoute, path: str, url: str) -> None:
@@ -91,7 +93,7 @@ class Bridge:
         self._broken: StreamReset | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The bridge as the API lists it."""
+        """Return the bridge as the API lists it."""
         return {
             "uid": self.uid,
             "connection": self.connection,
@@ -105,7 +107,7 @@ class Bridge:
         """Connect to the job, with `headers` in the handshake. Blocks the greenlet.
 
         Raises:
-            PRouterError: the job is not there, does not run, or is no WebSocket server.
+            PRouterError: the job does not exist, does not run, or has no WebSocket at the path.
         """
         self._stream = StreamIO(client.open_stream(self.connection, {"kind": "http", "job": self.job}))
         theirs, self._ours = socket.socketpair()
@@ -122,7 +124,7 @@ class Bridge:
         """Connect to the other server. Blocks the greenlet.
 
         Raises:
-            JobUnreachable: it cannot be reached, or is no WebSocket server; the code is ``url_unreachable``.
+            JobUnreachable: the server cannot be reached, or has no WebSocket there; the code is ``url_unreachable``.
         """
         try:
             self._other_side = self._connect(self.url, None, _KEEPALIVE, ())
@@ -130,7 +132,7 @@ class Bridge:
             raise JobUnreachable(f"{self.shown} cannot be opened: {error}", code="url_unreachable") from error
 
     def run(self) -> None:
-        """Pass messages both ways until one side closes, then close the other alike."""
+        """Relay messages both ways until one side closes, then close the other with the same code."""
         first, second = self._job_side, self._other_side
         assert first is not None
         assert second is not None
@@ -140,7 +142,7 @@ class Bridge:
         self.close()
 
     def close(self, code: int = _GOING_AWAY, reason: str = "the bridge ends") -> None:
-        """End both sides. Idempotent."""
+        """Close both sides. Idempotent."""
         closing = [
             gevent.spawn(_close, side, code, reason) for side in (self._job_side, self._other_side) if side is not None
         ]
@@ -193,22 +195,22 @@ class Bridge:
 
 
 def _copy(source: ClientConnection, target: ClientConnection) -> None:
-    """Pass messages on, fragment by fragment, text as text and binary as binary, and the close at the end."""
+    """Relay messages by fragments, text as text and binary as binary, and the close at the end."""
     try:
         while True:
             _copy_message(source, target)
     except ConnectionClosed:
-        told = source.protocol.close_rcvd
-        if told is not None:
-            _close(target, told.code, told.reason)
+        received = source.protocol.close_rcvd
+        if received is not None:
+            _close(target, received.code, received.reason)
         else:
-            _close(target, _GOING_AWAY, "the other side is gone")
+            _close(target, _GOING_AWAY, "the other side disconnected")
     except WebSocketException as error:
         _close(target, _INTERNAL_ERROR, str(error))
 
 
 def _close(side: ClientConnection, code: int, reason: str) -> None:
-    """Close with the status and reason of the other side, as far as they may be sent. Idempotent."""
+    """Close with the code and reason of the other side, as far as they may be sent. Idempotent."""
     if code == _NO_STATUS:
         code, reason = 1000, ""
     elif code in _NEVER_SENT:
@@ -238,7 +240,7 @@ class Bridges:
     """The bridges of one worker.
 
     Args:
-        client: the worker's connection to the broker; other workers' bridges are known through it.
+        client: the worker's connection to the broker, which knows all workers' bridges.
     """
 
     def __init__(self, client: RouterClient) -> None:
@@ -251,13 +253,13 @@ class Bridges:
         return len(self._bridges)
 
     def start(self, connection: str, job: str, path: str, url: str, headers: HeadersLike = ()) -> Bridge:
-        """Connect to the job, then, in the background, to `url`, and bridge them. Blocks until the job is connected.
+        """Connect to the job and, in the background, to `url`, and bridge them. Blocks until the job is connected.
 
         Args:
-            headers: what the job's handshake has beside what makes it one.
+            headers: additional fields of the handshake with the job.
 
         Raises:
-            InvalidRequest: no WebSocket server can be reached at the url.
+            InvalidRequest: no WebSocket client can use the URL.
             PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
         websocket_url(url)
@@ -296,7 +298,7 @@ class Bridges:
 
 
 def _obstacle(route: JobRoute) -> PRouterError | None:
-    """What keeps a job from being connected to: `NotFound` (removed), `Conflict` (not started, ended) and others."""
+    """Return why a job's WebSocket cannot be opened: `NotFound` (removed), `Conflict` (not running) or others."""
     record = route.record
     job, state = record.uid, record.state.value
     if record.state is State.CLOSED:
@@ -317,7 +319,7 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
 
 
 def _refusal(error: Exception, reset: StreamReset | None, job: str) -> PRouterError:
-    """Why a job's WebSocket did not open; the agent may know better than the record did a moment ago."""
+    """Return why a job's WebSocket did not open; the agent's reason is newer than the cached record."""
     if reset is None:
         return JobUnreachable(f"the job's WebSocket cannot be opened: {error}", job=job)
     if reset.code == "no_job":

@@ -1,6 +1,6 @@
-"""What agents say before and after the bytes of a stream (docs/fabric.md, *Targets*), checked before it is relied on.
+"""Checks of the control messages that agents send before and after the bytes of a stream (docs/fabric.md, *Targets*).
 
-An agent may be of another version, or hostile: what makes no sense is its error (502), not one of the router's (500).
+An agent may be of another version, or hostile. So a malformed message is its error (502), not the router's (500).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST = 2**63 - 1
 _YEAR_10000 = 253_402_300_800 * 10**9
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,256}"')
 _PATIENCE = 120.0
-"""Seconds an agent may take to begin its answer at most. A path that is away for a while is no reason to give up."""
+"""Longest time an agent may take to begin its reply, seconds; a link that is away for a moment is no failure."""
 
 
 def _whole(value: Any) -> bool:
@@ -58,10 +58,10 @@ _RESULTS: Mapping[str, _Checks] = {"file.write": {"etag": _etag}}
 
 
 def checked_preface(target: dict[str, Any], preface: dict[str, Any]) -> dict[str, Any]:
-    """The preface of a stream that was opened with `target`.
+    """Return the preface of a stream that was opened with `target`, if it is well formed.
 
     Raises:
-        ProtocolError: a field is missing or makes no sense, or it is about other bytes than were asked for.
+        ProtocolError: a field is missing or invalid, or the preface is about other bytes than were requested.
     """
     kind = str(target["kind"]).removesuffix(".if")
     _check(kind, _PREFACES.get(kind, {}), preface)
@@ -69,15 +69,15 @@ def checked_preface(target: dict[str, Any], preface: dict[str, Any]) -> dict[str
         size, offset, length = preface["size"], preface["offset"], preface["length"]
         asked = target.get("length")
         if offset != target["offset"] or offset + length > size or (asked is not None and length > asked):
-            raise ProtocolError(f"the agent's answer to {kind} is about other bytes than were asked for")
+            raise ProtocolError(f"the agent's reply to {kind} is about other bytes than were requested")
     return preface
 
 
 def checked_result(target: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """What came of an upload that was opened with `target`.
+    """Return the result of an upload that was opened with `target`, if it is well formed.
 
     Raises:
-        ProtocolError: a field is missing or makes no sense.
+        ProtocolError: a field is missing or invalid.
     """
     kind = str(target["kind"]).removesuffix(".if")
     _check(kind, _RESULTS.get(kind, {}), result)
@@ -87,23 +87,23 @@ def checked_result(target: dict[str, Any], result: dict[str, Any]) -> dict[str, 
 def _check(kind: str, checks: _Checks, told: dict[str, Any]) -> None:
     for name, fits in checks.items():
         if name not in told:
-            raise ProtocolError(f"the agent's answer to {kind} has no {name}")
+            raise ProtocolError(f"the agent's reply to {kind} has no {name}")
         if not fits(told[name]):
-            raise ProtocolError(f"the agent's answer to {kind} makes no sense: its {name} is {told[name]!r:.64}")
+            raise ProtocolError(f"the agent's reply to {kind} is malformed: its {name} is {told[name]!r:.64}")
 
 
 def patience_for(config: RouterConfig) -> float | None:
-    """Seconds an agent may take to begin an answer, or to take more of an upload; None for any time."""
+    """Return the seconds an agent may take to begin a reply or to read more of an upload; None for no limit."""
     limit = config.control.response_timeout
     return min(limit, _PATIENCE) if limit else None
 
 
 @contextmanager
 def within(seconds: float | None, job: str) -> Iterator[None]:
-    """Bound how long the block waits for an agent.
+    """Limit how long a block waits for an agent.
 
     Raises:
-        AgentTimeout: it took longer.
+        AgentTimeout: the block took longer.
     """
     timer = gevent.Timeout(seconds)
     try:
@@ -112,4 +112,4 @@ def within(seconds: float | None, job: str) -> Iterator[None]:
     except gevent.Timeout as timeout:
         if timeout is not timer:
             raise
-        raise AgentTimeout(f"the job's agent did not answer within {seconds:g} s", job=job, retry_after=5) from None
+        raise AgentTimeout(f"the job's agent did not reply within {seconds:g} s", job=job, retry_after=5) from None

@@ -26,8 +26,8 @@ from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 from prouter.web.agent_links import AgentLinks
-from prouter.web.joined import Joined
 from prouter.web.routes import JobRoute, RouteCache
+from prouter.web.shared_call import SharedCall
 
 __all__ = ["RouterClient", "current", "start"]
 
@@ -80,7 +80,7 @@ class RouterClient:
         """Ids of the calls that wait for a job's end."""
         self._patience = config.control.hold or 10.0
         """Seconds the broker has to say where a job is."""
-        self._sync = Joined(lambda: self.call("sync", {}, timeout=self._patience))
+        self._sync = SharedCall(lambda: self.call("sync", {}, timeout=self._patience))
         self._peer = Peer(self, resume_timeout=config.fabric.resume_timeout)
         self._links = AgentLinks(self._peer)
         self._routes = RouteCache(self._ask_for_route, self._links.is_up)
@@ -154,7 +154,7 @@ class RouterClient:
 
         The broker's replies and events arrive in order, so once it has replied to a call, everything it said before is
         known here. This is to be called before a request is refused because of what is cached: another worker, which
-        heard of a change earlier, may have told the client already. Simultaneous requests share a call (`Joined`), so
+        heard of a change earlier, may have told the client already. Simultaneous requests share a call, so
         that refusals cost the broker little.
 
         Args:

@@ -1,7 +1,7 @@
-"""Requests that are not for a job: carried out by the WSGI app, in a greenlet each.
+"""Requests of the API: each runs the WSGI app in a greenlet of its own.
 
-The request was parsed already; wsgi.py makes the WSGI environment and frames the answer. Reading goes on
-while the app works, so that a client that goes away ends its request (GreenletExit in the app).
+The request is parsed already, and `prouter.web.gunicorn.wsgi` makes the WSGI environment and frames the response. The
+connection is read while the app works, so that a client that disconnects ends its request (GreenletExit in the app).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["AdminExchange", "AdminService"]
 log = logging.getLogger("prouter.web")
 
 _READ_AHEAD = 64 * 1024
-"""Request body bytes buffered before reading waits for the app: few, lest what comes be joined and cut."""
+"""Bytes of a request body that are buffered for the app; few, because each read joins and cuts the buffer."""
 _WRITE_AHEAD = 256 * 1024
-"""Response bytes buffered before the app waits for the client."""
+"""Bytes of a response that are buffered for the client before the app has to wait."""
 _ACKNOWLEDGED_AFTER = 0.0005
-"""Seconds until it is looked again whether a client has acknowledged all; doubles up to `_ASKED_EVERY`."""
+"""First interval at which to look whether a client has acknowledged all, seconds; doubles up to `_ASKED_EVERY`."""
 _ASKED_EVERY = 0.1
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class ClientDisconnected(ConnectionError):
-    """The client went away while the app was reading or writing."""
+    """The client disconnected while the app was reading or writing."""
 
 
 class _Body(io.RawIOBase):
@@ -69,11 +69,17 @@ class _Body(io.RawIOBase):
 
 
 class AdminExchange:
-    """One request to the WSGI app; see the module's docstring."""
+    """One request to the WSGI app.
+
+    Args:
+        app: the WSGI app.
+        client: the client's connection.
+        forwarded: the request.
+    """
 
     recipient = API
     half_close = False
-    """A client that has ended its side may be gone; the connection finds out."""
+    """A client that shut down its sending side may have disconnected; the connection finds out."""
 
     def __init__(self, app: WsgiApp, client: Client, forwarded: Forwarded) -> None:
         head = forwarded.head
@@ -88,13 +94,13 @@ class AdminExchange:
         """Whether the body's chunks are so small that they take long to decode."""
         self._wake = Event()
         self._deadline = time.monotonic() + client.server.body_timeout if client.server.body_timeout else 0.0
-        """Monotonic time at which all of the body has to be here, 0 for none."""
+        """Monotonic time by which all of the body has to arrive, 0 for none."""
         self._pause = 0.0
-        """Seconds in which something has to come of the body, 0 for no limit."""
+        """Seconds the client may pause within its body, 0 for no limit."""
         self._asking = False
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
-        self._answer: ResponseWriter | None = None
+        self._response: ResponseWriter | None = None
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     @property
@@ -105,32 +111,32 @@ class AdminExchange:
     # -- the connection's side ----------------------------------------------------------------------------------
 
     def on_client_data(self) -> None:
-        """Body bytes for the app, or the next request's."""
+        """Wake the app for bytes of the body; hold those of the next request."""
         self._wake.set()
         if len(self._client.buffer) >= _READ_AHEAD or self._body_done:
             self._client.hold_pipelined()
 
     def on_client_end(self) -> None:
-        """What the app waits for may never come."""
+        """Wake the app: what it waits for may never arrive."""
         self._wake.set()
 
     def on_client_disconnected(self) -> None:
-        """End the app's greenlet where it waits."""
+        """End the app's greenlet wherever it waits (GreenletExit)."""
         self._wake.set()
         if self.greenlet is not None:
             self.greenlet.kill(block=False)
 
     def on_client_drained(self) -> None:
-        """The app may write on."""
+        """Let the app write again."""
         self._wake.set()
 
     def end(self, reason: str) -> None:
-        """End now (the worker stops): with an error if the answer has not begun, else with a cut."""
+        """End at once, because the worker stops: with an error if the response has not begun, else with a cut."""
         client = self._client
-        if self._answer is not None and self._answer.head_sent:
+        if self._response is not None and self._response.head_sent:
             client.abort()
         else:
-            client.fail(Overloaded(f"{reason}: ask again", code="draining", retry_after=1), self._head)
+            client.fail(Overloaded(f"{reason}: send the request again", code="draining", retry_after=1), self._head)
         if self.greenlet is not None:
             self.greenlet.kill(block=False)
 
@@ -141,12 +147,12 @@ class AdminExchange:
         return self._left == 0 if self._decoder is None else self._decoder.complete and not self._decoded
 
     def read_body(self, size: int) -> bytes:
-        """Up to `size` bytes of the request body, empty at its end. Blocks the greenlet.
+        """Return up to `size` bytes of the request body, none at its end. Blocks the greenlet.
 
         Raises:
-            ClientDisconnected: the client went away before the end.
+            ClientDisconnected: the client disconnected before the end.
             InvalidRequest: the chunked framing is broken.
-            ClientTooSlow: it did not come in time.
+            ClientTooSlow: the body did not arrive in time.
         """
         client = self._client
         client.receive_size = SMALL_READ if self._fragmented else min(max(size, client.receive_size), MAX_PIECE)
@@ -162,12 +168,12 @@ class AdminExchange:
             if self._decoder is not None and self._decoder.complete:
                 break
             if not client.alive or client.half_closed:
-                raise ClientDisconnected("the client went away in the middle of the request body")
+                raise ClientDisconnected("the client disconnected in the middle of the request body")
             self._wait_for_client()
         return b""
 
     def expect_upload(self) -> None:
-        """``prouter.upload``: the body may take as long as it likes, but not pause for long."""
+        """Limit pauses within the body in place of its whole time. In WSGI this is ``prouter.upload``."""
         self._deadline, self._pause = 0.0, self._client.server.upload_timeout
 
     def _wait_for_client(self) -> None:
@@ -202,7 +208,7 @@ class AdminExchange:
         return data
 
     def _discard_body(self) -> bool:
-        """Drop what has come of a body that the app does not want; whether that was the rest of it."""
+        """Drop what arrived of a body that the app does not read, and return whether that was the rest of it."""
         try:
             while not self._body_done and self._take(_WRITE_AHEAD):
                 pass
@@ -211,10 +217,10 @@ class AdminExchange:
         return self._body_done
 
     def send(self, data: bytes) -> None:
-        """Write bytes of the answer; blocks the greenlet while the client is slow.
+        """Send bytes of the response. Blocks the greenlet while the client is slow.
 
         Raises:
-            ClientDisconnected: the client went away.
+            ClientDisconnected: the client disconnected.
         """
         client = self._client
         client.write(data)
@@ -222,17 +228,17 @@ class AdminExchange:
             self._wake.clear()
             self._wake.wait()
         if not client.alive:
-            raise ClientDisconnected("the client went away")
+            raise ClientDisconnected("the client disconnected")
 
     def limit_write_ahead(self, size: int) -> None:
-        """``prouter.write_ahead``: from now on at most so many bytes of the answer wait for the client."""
+        """Set how many bytes of the response may be buffered. In WSGI this is ``prouter.write_ahead``."""
         self._write_ahead = size
 
     def wait_delivered(self) -> None:
-        """``prouter.delivered``: blocks until the client has acknowledged everything sent so far.
+        """Block until the client has acknowledged everything sent so far. In WSGI this is ``prouter.delivered``.
 
         Raises:
-            ClientDisconnected: the client went away before.
+            ClientDisconnected: the client disconnected before.
         """
         client = self._client
         pause = _ACKNOWLEDGED_AFTER
@@ -241,48 +247,48 @@ class AdminExchange:
             self._wake.wait(pause)
             pause = min(2 * pause, _ASKED_EVERY)
         if not client.alive:
-            raise ClientDisconnected("the client went away before it had everything")
+            raise ClientDisconnected("the client disconnected before it had everything")
 
     def run(self) -> None:
-        """Carry the request out. The greenlet's edge: nothing is raised."""
+        """Carry out the request. Runs in a greenlet and raises nothing."""
         client, head = self._client, self._head
-        answer = self._answer = ResponseWriter(
+        response = self._response = ResponseWriter(
             head,
             self.send,
             keep_alive=head.keep_alive and not client.server.draining,
             body_read=self._discard_body,
         )
         try:
-            self._respond(answer)
+            self._respond(response)
         except (ClientDisconnected, gevent.GreenletExit):
             if client.exchange is self:
                 client.exchange = None
                 client.close()
             return
         except Exception as error:
-            failure = self._told(error)
-            if answer.head_sent:
-                log.log(failure.level, "event=answer_cut path=%r detail=%r", self._path, failure.detail)
+            failure = self._as_error(error)
+            if response.head_sent:
+                log.log(failure.level, "event=response_cut path=%r detail=%r", self._path, failure.detail)
                 client.abort()
                 return
             if client.exchange is self:
                 client.fail(failure, head)
             return
         if client.exchange is self:
-            client.exchange_done(answer.keep_alive and self._body_done)
+            client.exchange_done(response.keep_alive and self._body_done)
 
     @property
     def _path(self) -> bytes:
         return self._head.target.partition(b"?")[0]
 
-    def _told(self, error: Exception) -> PRouterError:
-        """What the client is told of an error: one that was foreseen says so, others are explained in the log."""
+    def _as_error(self, error: Exception) -> PRouterError:
+        """Return the error for the client; one that was not foreseen goes into the log only."""
         if isinstance(error, PRouterError):
             return error
         log.error("event=request_crashed path=%r", self._path, exc_info=error)
-        return PRouterError("the request failed in the router")
+        return PRouterError("the request failed in the router: its log has the reason")
 
-    def _respond(self, answer: ResponseWriter) -> None:
+    def _respond(self, response: ResponseWriter) -> None:
         origin = self._client.origin
         public = self._forwarded.public
         environ = environment(
@@ -297,11 +303,11 @@ class AdminExchange:
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.upload"] = self.expect_upload
         environ["prouter.write_ahead"] = self.limit_write_ahead
-        result = self._app(environ, answer.start_response)
+        result = self._app(environ, response.start_response)
         try:
             for piece in result:
-                answer.write(piece)
-            answer.close()
+                response.write(piece)
+            response.close()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
@@ -319,7 +325,7 @@ class AdminService:
         self._app = app
 
     def start(self, client: Client, forwarded: Forwarded) -> None:
-        """Begin a request on a connection."""
+        """Start the request on a connection."""
         exchange = AdminExchange(self._app, client, forwarded)
         client.exchange = exchange
         if forwarded.head.body != BodyKind.NONE:

@@ -22,7 +22,7 @@ from gevent import get_hub
 from prouter.web.gunicorn.balance import Balance, Standing, standing
 from prouter.web.gunicorn.internals import GunicornWorker
 from prouter.web.metrics import counters
-from prouter.web.metrics.vitals import tell
+from prouter.web.metrics.vitals import publish
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -107,7 +107,7 @@ class ProxyWorker(GunicornWorker):
         self._stop_listening(listeners)
         client.leaving = True
         self._drain(client)
-        self._tell()
+        self._publish()
         client.stop()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -178,15 +178,15 @@ class ProxyWorker(GunicornWorker):
         now = time.monotonic()
         self._proxy.sweep(now)
         self._balance.beat(now, len(self._proxy.connections))
-        self._tell()
+        self._publish()
         if self.max_requests and self._proxy.requests >= self.max_requests and standing(self.age) is Standing.STAYS:
             log.info("event=worker_due requests=%d", self._proxy.requests)
             self._balance.ask_for_successor()
             self.wake_arbiter()
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         """Publish the worker's figures for ``/metrics``."""
-        tell(counters.current(), self._client, len(self._proxy.connections))
+        publish(counters.current(), self._client, len(self._proxy.connections))
 
     def _drain(self, client: RouterClient) -> None:
         """Finish requests and bridges in progress, for at most ``control.drain_timeout`` seconds.
@@ -199,7 +199,7 @@ class ProxyWorker(GunicornWorker):
         started = time.monotonic()
         while (proxy.connections or client.list_bridges()) and time.monotonic() - started < self._drain_timeout:
             self.notify()
-            self._tell()
+            self._publish()
             if self.orphaned and client.router_draining:
                 break  # its parent, which would kill it in time, is dead
             if time.monotonic() - started > _LAST_CHANCE and (self._hurried or client.router_draining):

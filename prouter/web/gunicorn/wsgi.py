@@ -1,7 +1,7 @@
-"""WSGI (PEP 3333) for requests that were parsed already: the environment an app gets, and its answer as HTTP/1.1.
+"""WSGI (PEP 3333) for requests that are parsed already: the app's environment, and its response as HTTP/1.1.
 
-The head leaves together with the first piece of the body, in one system call: two of them, and what gunicorn's own
-response does besides, cost more than all the app's work for a small answer (docs/performance.md).
+The head and the first piece of the body leave in one system call. Two calls, and the rest of what gunicorn's own
+response class does, would cost more than all of the app's work for a small response (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prouter.web.proxy.heads import HOP_BY_HOP, BodyKind, RequestHead
 __all__ = ["ResponseWriter", "environment"]
 
 _JOINED = 64 * 1024
-"""Bytes of a first piece that are copied behind the head; a larger one is sent by itself."""
+"""Bytes of a first piece up to which it is copied behind the head; a larger one is sent separately."""
 _BROKEN = re.compile(r"[\r\n\0]")
 _HOP_BY_HOP = frozenset(name.decode("ascii") for name in HOP_BY_HOP)
 _BASE: dict[str, Any] = {
@@ -38,13 +38,14 @@ Headers = list[tuple[str, str]]
 
 
 def environment(head: RequestHead, body: Any, *, scheme: str, client: str, port: int) -> dict[str, Any]:
-    """The WSGI environment of a request; its untouched target is ``RAW_URI``.
+    """Return the WSGI environment of a request; ``RAW_URI`` is the target as sent.
 
     Args:
-        body: for ``wsgi.input``.
-        scheme: ``http`` or ``https``, as the client sees it.
-        client: address, empty when it is not known.
-        port: that the client connected to.
+        head: the request's head.
+        body: file for ``wsgi.input``.
+        scheme: ``http`` or ``https``, as the client used it.
+        client: the client's address, empty if unknown.
+        port: port that the client connected to.
     """
     target = head.target.decode("latin-1")
     path, _, query = target.partition("?")
@@ -78,16 +79,17 @@ def environment(head: RequestHead, body: Any, *, scheme: str, client: str, port:
 
 
 class ResponseWriter:
-    """One answer on its way to the client: framed by length, by chunks, or by the connection's end.
+    """A response on its way to the client: framed by length, by chunks, or by the connection's end.
 
     Args:
-        head: the request.
-        send: takes bytes for the client; may block.
-        keep_alive: whether the connection may be used again.
-        body_read: asked before the head is sent: whether all of the request was read, without which it may not.
+        head: the request's head.
+        send: sends bytes to the client; may block.
+        keep_alive: whether the connection may serve another request.
+        body_read: called before the head is sent; returns whether all of the request was read. If not, the connection
+            cannot serve another request.
 
     Attributes:
-        head_sent: whether it is too late for another answer.
+        head_sent: whether it is too late for another response.
     """
 
     def __init__(
@@ -111,13 +113,13 @@ class ResponseWriter:
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the client can tell where the answer ended, so that the connection may be used again."""
+        """Whether the client knows where the response ends, so that the connection may serve another request."""
         return self._keep_alive and (self._left == 0 or self._chunked or self._bodiless)
 
     def start_response(self, status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
-        """See PEP 3333; the connection's headers are this writer's own."""
+        """Take the status and headers (PEP 3333); those about the connection are replaced."""
         if self._status and (exc_info is None or self.head_sent):
-            raise AssertionError("the answer has been started already")
+            raise AssertionError("the response has been started already")
         code = int(status[:3])
         self._bodiless = self._request.method == b"HEAD" or code < 200 or code in (204, 304)
         self._left = None
@@ -139,7 +141,7 @@ class ResponseWriter:
         """Send a piece of the body, after the head if that is still to be sent.
 
         Raises:
-            ValueError: more bytes than Content-Length says, or a header that is none.
+            ValueError: more bytes than Content-Length says, or a header with a line break.
         """
         data = self._framed(data)
         if self.head_sent:
@@ -161,12 +163,12 @@ class ResponseWriter:
             return encode_chunk(data)
         if self._left is not None:
             if len(data) > self._left:
-                raise ValueError("the answer is longer than its Content-Length")
+                raise ValueError("the response is longer than its Content-Length")
             self._left -= len(data)
         return data
 
     def close(self) -> None:
-        """The app has no more to say.
+        """End the response.
 
         Raises:
             ValueError: fewer bytes than Content-Length says.
@@ -176,21 +178,21 @@ class ResponseWriter:
         if self._chunked:
             self._send(LAST_CHUNK)
         elif self._left and not self._bodiless:
-            raise ValueError("the answer is shorter than its Content-Length")
+            raise ValueError("the response is shorter than its Content-Length")
 
     def _rendered_head(self) -> bytes:
         self._keep_alive = self._keep_alive and self._body_read()
-        lasting = self._keep_alive and (self._left is not None or self._chunked or self._bodiless)
+        persistent = self._keep_alive and (self._left is not None or self._chunked or self._bodiless)
         lines = [f"{name}: {value}" for name, value in self._headers]
         text = "\r\n".join(
             (
                 f"HTTP/1.1 {self._status}",
                 f"Date: {_date()}",
-                "Connection: keep-alive" if lasting else "Connection: close",
+                "Connection: keep-alive" if persistent else "Connection: close",
             )
         )
         if any(_BROKEN.search(line) for line in lines):
-            raise ValueError("a header of the answer holds a line break")
+            raise ValueError("a header of the response holds a line break")
         framing = "\r\nTransfer-Encoding: chunked" if self._chunked else ""
         return "\r\n".join((text + framing, *lines, "", "")).encode("latin-1")
 
@@ -199,7 +201,7 @@ _dated = (0, "")
 
 
 def _date() -> str:
-    """The value of Date (RFC 9110 section 6.6.1), made once a second."""
+    """Return the value of Date (RFC 9110 section 6.6.1), which is formatted once a second."""
     global _dated
     now = int(time.time())
     if _dated[0] != now:

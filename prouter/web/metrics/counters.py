@@ -1,9 +1,9 @@
-"""What a router's HTTP workers count, in memory that they share, so that any of them tells the figures of all.
+"""Counters and gauges of the HTTP workers, in memory that they share, so that each worker can report the sums of all.
 
-gunicorn's parent makes the memory and gives each worker a slot. Only its owner writes to a slot, so nothing is locked,
-and counting costs about a microsecond. A slot's counters stay when its worker ends, and the next owner counts on: sums
-never go down, whoever is killed, recycled or reloaded. When gunicorn's parent itself is replaced, the next one begins
-with the sums that the last one left in the router's run directory.
+gunicorn's parent makes the memory and gives each worker a slot. Only its owner writes to a slot, so that no lock is
+needed, and counting takes about a microsecond. A slot's counters stay when its worker ends, and the next owner adds to
+them: sums never decrease, whichever worker is killed, recycled or reloaded. If gunicorn's parent itself is replaced,
+the next one begins with the sums that the last one left in the router's run directory.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
 log = logging.getLogger("prouter.web")
 
 API, JOB = 0, 1
-"""Whom a request was for: the router itself, or a job."""
+"""Recipients of requests: the router's API, or a job."""
 _TO = 2
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
 STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the histogram's buckets, seconds; one more bucket has none."""
+"""Upper bounds of the histogram's buckets, seconds; the last bucket has none."""
 GAUGES = (
     "streams",
     "streams_fast",
@@ -53,23 +53,23 @@ GAUGES = (
     "greenlets",
     "resident_memory_bytes",
 )
-"""What workers tell of themselves once a second."""
+"""Gauges that each worker publishes once a second."""
 
 _SLOTS = 128
-"""Workers at once, those that drain included; more are not counted."""
+"""Workers at a time, draining ones included; further ones are not counted."""
 _BUCKETS = len(BOUNDS) + 1
 _TIMES = _TO * len(METHODS) * len(STATUSES)
 _CPU = _TIMES + _TO * (_BUCKETS + 1)
 _COUNTERS = _CPU + 1
-"""Cells of a slot that only grow: requests, then per recipient buckets and their sum, then CPU seconds."""
+"""Cells of a slot that only grow: requests, then per recipient the buckets and their sum, then CPU seconds."""
 _CELLS = _COUNTERS + len(GAUGES)
 _CELL = 8
 _HEAD = 4096
-"""Bytes before the slots: what the layout is, then when somebody last asked for all figures."""
+"""Bytes before the slots: the layout, then the time at which all gauges were last asked for."""
 _LAYOUT = struct.Struct("<16sII")
 _MAGIC = b"prouter figures1"
 _ASKED = 64
-"""Where in the head."""
+"""Offset of that time in the head."""
 
 _OF_METHOD: dict[str | bytes, int] = {
     **{name: place * len(STATUSES) for place, name in enumerate(METHODS)},
@@ -80,14 +80,14 @@ _PER_TO = len(METHODS) * len(STATUSES)
 
 
 class Totals(NamedTuple):
-    """All workers together.
+    """Sums over all workers.
 
     Attributes:
-        requests: how many answers, by recipient, method and status class.
-        buckets: by recipient, how many answers took at most each of `BOUNDS`, and longer (not cumulated).
-        seconds: by recipient, how long they took in all.
-        cpu_seconds: of all workers there have been.
-        gauges: by name, summed over the workers that live.
+        requests: number of responses, by recipient, method and status class.
+        buckets: by recipient, the number of responses per bucket of `BOUNDS` and beyond (not cumulative).
+        seconds: by recipient, the sum of their durations.
+        cpu_seconds: CPU time of all workers, past and present.
+        gauges: by name, the sums over the workers that run.
     """
 
     requests: dict[tuple[int, str, str], float]
@@ -98,10 +98,10 @@ class Totals(NamedTuple):
 
 
 class Board:
-    """The shared memory, and the slot of this process in it.
+    """The shared memory and this process's slot in it.
 
     Args:
-        memory: of `size` bytes, or larger.
+        memory: at least `size` bytes.
     """
 
     size = _HEAD + _SLOTS * _CELLS * _CELL
@@ -112,13 +112,13 @@ class Board:
         self._asked = view[_ASKED : _ASKED + _CELL].cast("d")
         self._cells = view[_HEAD : self.size].cast("d")
         self._owners: list[int | None] = [None] * _SLOTS
-        """Known to gunicorn's parent only."""
+        """Worker numbers by slot; up to date in gunicorn's parent only."""
         self._told = 0.0
-        """When this worker last told what takes long to find out."""
+        """Monotonic time at which this worker last published the gauges that take long to compute."""
         self._use(0)
 
     def _use(self, slot: int | None) -> None:
-        # A worker without a slot counts for itself.
+        # A worker without a slot counts in memory of its own, which nobody reads.
         if slot is None:
             self._own = memoryview(bytearray(_CELLS * _CELL)).cast("d")
         else:
@@ -128,14 +128,14 @@ class Board:
     # -- gunicorn's parent --------------------------------------------------------------------------------------
 
     def enter(self, worker: int) -> None:
-        """A worker is about to be forked, and will own a slot."""
+        """Give a slot to a worker that is about to be forked."""
         slot = self._owners.index(None) if None in self._owners else None
         if slot is not None:
             self._owners[slot] = worker
         self._use(slot)
 
     def leave(self, worker: int) -> None:
-        """A worker has ended: what it had is gone, what it counted stays."""
+        """Take back the slot of a worker that ended: clear its gauges, keep its counters."""
         if worker in self._owners:
             slot = self._owners.index(worker)
             self._owners[slot] = None
@@ -143,7 +143,7 @@ class Board:
                 self._cells[cell] = 0.0
 
     def begin_with(self, counters: Sequence[float]) -> None:
-        """Count on from these sums."""
+        """Begin with these sums."""
         for cell, value in enumerate(counters):
             self._cells[cell] = value
         self._use(0)
@@ -151,11 +151,11 @@ class Board:
     # -- a worker -----------------------------------------------------------------------------------------------
 
     def answered(self, to: int, method: str | bytes, status: int, seconds: float) -> None:
-        """A request was answered.
+        """Count a response.
 
         Args:
-            to: `API` or `JOB`.
-            seconds: until the answer's head.
+            to: the recipient of the request, `API` or `JOB`.
+            seconds: from the request to the response's head.
         """
         own = self._own
         own[to * _PER_TO + _OF_METHOD.get(method, _OTHER) + status // 100 - 1] += 1.0
@@ -165,11 +165,11 @@ class Board:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody has asked for all figures since this worker told those that take long to find out."""
+        """Whether all gauges were asked for since this worker last published those that take long to compute."""
         return self._asked[0] > self._told
 
     def publish(self, gauges: Mapping[str, float], cpu_seconds: float) -> None:
-        """What this worker has now; names that are not in `gauges` stay as they were told last."""
+        """Publish this worker's gauges and CPU time; gauges that are not given keep their values."""
         own = self._own
         for place, name in enumerate(GAUGES, _COUNTERS):
             if name in gauges:
@@ -178,14 +178,14 @@ class Board:
             self._told = time.monotonic()
         own[_CPU] = self._cpu_before + cpu_seconds
 
-    # -- whoever asks -------------------------------------------------------------------------------------------
+    # -- a reader -----------------------------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Have all workers tell what takes long to find out, when they tell their figures next."""
+        """Have all workers include the gauges that take long to compute, the next time they publish."""
         self._asked[0] = time.monotonic()
 
     def totals(self) -> Totals:
-        """The figures of all workers."""
+        """Return the sums over all workers."""
         sums = self._sums()
         requests = {
             (to, method, status): sums[to * _PER_TO + _OF_METHOD[method] + place]
@@ -208,7 +208,7 @@ class Board:
 
 
 def _counters(path: Path) -> list[float] | None:
-    """The sums of the counters in a file of a board before, None if there is none of this layout."""
+    """Return the sums of the counters in an earlier board's file, None if there is none of this layout."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -220,9 +220,9 @@ def _counters(path: Path) -> list[float] | None:
 
 
 def _open(path: Path | None) -> Board:
-    """A new board, which counts on from the one that was at `path`.
+    """Make a board that begins with the sums of the one that was at `path`.
 
-    Workers of the parent before that still drain keep the old file; what they count from now on is lost.
+    Draining workers of the previous parent keep the old file; what they count from now on is lost.
     """
     if path is None:
         return Board(mmap.mmap(-1, Board.size))
@@ -232,7 +232,7 @@ def _open(path: Path | None) -> Board:
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, Board.size)
-            os.posix_fallocate(descriptor, 0, Board.size)  # a full disk is an error now, not a signal later
+            os.posix_fallocate(descriptor, 0, Board.size)  # a full disk is an error here, not SIGBUS later
             board = Board(mmap.mmap(descriptor, Board.size))
         finally:
             os.close(descriptor)
@@ -250,14 +250,14 @@ _board: Board | None = None
 
 
 def setup(path: Path) -> None:
-    """Make the memory, in gunicorn's parent, before it forks; a reload keeps what is there."""
+    """Make the memory. To be called in gunicorn's parent before it forks; a reload keeps what there is."""
     global _board
     if _board is None:
         _board = _open(path)
 
 
 def current() -> Board:
-    """This process's board: gunicorn's, or one of its own where nobody has set one up."""
+    """Return the board made by `setup`, or one of this process's own."""
     global _board
     if _board is None:
         _board = _open(None)
@@ -265,10 +265,10 @@ def current() -> Board:
 
 
 def enter(worker: int) -> None:
-    """A worker of this number is about to be forked."""
+    """Give a slot to the worker of this number, which is about to be forked."""
     current().enter(worker)
 
 
 def leave(worker: int) -> None:
-    """It has ended."""
+    """Take back the slot of the worker of this number, which has ended."""
     current().leave(worker)

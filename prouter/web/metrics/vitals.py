@@ -1,4 +1,4 @@
-"""What a worker process tells of itself for ``/metrics``."""
+"""Figures that a worker process publishes about itself for ``/metrics``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prouter.web.metrics.counters import Board
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
 
-__all__ = ["tell"]
+__all__ = ["publish"]
 
 
-def tell(board: Board, router: RouterClient, connections: int | None = None) -> None:
-    """Put this worker's figures on the board; greenlets, which take milliseconds to count, only when they are wanted.
+def publish(board: Board, router: RouterClient, connections: int | None = None) -> None:
+    """Put this worker's figures on the board. Greenlets take milliseconds to count, so only if they are asked for.
 
     Args:
-        connections: of clients; None leaves what was told last.
+        connections: number of clients' connections; None keeps the last one.
     """
     gauges: dict[str, float] = {
         **router.stats(),
@@ -42,5 +42,5 @@ def _resident_memory() -> int:
 
 
 def _greenlets() -> int:
-    """Greenlets that live in this process; what existed when it began to serve (`gc.freeze`) is not looked at."""
+    """Return the number of live greenlets, without those that existed before ``gc.freeze``."""
     return sum(issubclass(type(thing), greenlet) and not thing.dead for thing in gc.get_objects())

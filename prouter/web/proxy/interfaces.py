@@ -15,7 +15,7 @@ from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.routes import JobRoute
 
-__all__ = ["Client", "ClientExchange", "JobExchange", "ProxyContext", "Unanswered"]
+__all__ = ["Client", "ClientExchange", "ExplainedExchange", "JobExchange", "ProxyContext"]
 
 
 class ClientExchange(Protocol):
@@ -62,7 +62,7 @@ class JobExchange(ClientExchange, Protocol):
         """
 
 
-class Unanswered(Protocol):
+class ExplainedExchange(Protocol):
     """An exchange whose stream ended before the job responded."""
 
     route: JobRoute | None
@@ -185,5 +185,5 @@ class ProxyContext(Protocol):
     def forget(self, client: Client) -> None:
         """Drop a connection that is closed."""
 
-    def explain(self, exchange: Unanswered, detail: str, patience: float, *, reached: bool) -> None:
+    def explain(self, exchange: ExplainedExchange, detail: str, patience: float, *, reached: bool) -> None:
         """Fail `exchange` as soon as it is known whether its job has ended."""

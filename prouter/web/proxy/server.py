@@ -23,7 +23,7 @@ from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.hops import pseudonym
-from prouter.web.proxy.interfaces import Client, JobExchange, Unanswered
+from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.router_client import RouterClient
@@ -230,7 +230,7 @@ class ProxyServer:
             raise PRouterError("the client disconnected")  # nobody is left to wait
         return obstacle(route)
 
-    def explain(self, exchange: Unanswered, detail: str, patience: float, *, reached: bool) -> None:
+    def explain(self, exchange: ExplainedExchange, detail: str, patience: float, *, reached: bool) -> None:
         """Fail an exchange whose stream ended, after a moment in which the news may arrive that its job has ended.
 
         Args:
@@ -240,7 +240,7 @@ class ProxyServer:
         """
         gevent.spawn(self._explain, exchange, detail, patience, reached)
 
-    def _explain(self, exchange: Unanswered, detail: str, patience: float, reached: bool) -> None:
+    def _explain(self, exchange: ExplainedExchange, detail: str, patience: float, reached: bool) -> None:
         route = exchange.route
         if route is not None and not route.record.ended:
             self._wait_for_end(route, time.monotonic() + patience)

@@ -141,7 +141,7 @@ def test_an_agent_that_never_answers_is_given_up(client: Client, agent: OddAgent
     assert result.status_code == 504
     if method != "HEAD":
         assert result.json["code"] == "agent_timeout"
-        assert "did not answer within 0.2 s" in result.json["detail"]
+        assert "did not reply within 0.2 s" in result.json["detail"]
 
 
 def begun(told: dict[str, Any]) -> Serve:

@@ -15,9 +15,9 @@ from gevent.event import Event
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Conflict, JobStarting, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.web.joined import Joined
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute
+from prouter.web.shared_call import SharedCall
 
 STARTING = JobRecord("job", "connection", "a job", State.PENDING, revision=3)
 RUNNING = replace(STARTING, state=State.RUNNING, revision=4, endpoint={"port": 5000})
@@ -210,7 +210,7 @@ def test_an_answer_is_never_older_than_the_question() -> None:
             released.wait(10)
         return mine
 
-    shared = Joined(ask)
+    shared = SharedCall(ask)
     first = gevent.spawn(shared.get, 10)
     gevent.sleep(0)
     gevent.sleep(0)
@@ -225,10 +225,10 @@ def test_errors_and_time_limits_of_a_shared_question_reach_all_who_asked() -> No
     def fail() -> None:
         raise AgentUnavailable("gone")
 
-    shared = Joined(fail)
+    shared = SharedCall(fail)
     for request in [gevent.spawn(shared.get, 10) for _ in range(3)]:
         with pytest.raises(AgentUnavailable, match="gone"):
             request.get(timeout=10)
-    never = Joined(Event().wait)
+    never = SharedCall(Event().wait)
     with pytest.raises(AgentUnavailable, match=r"within 0\.01 s"):
         never.get(0.01)

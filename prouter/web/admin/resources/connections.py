@@ -11,7 +11,7 @@ from prouter.errors import NotFound, Overloaded
 from prouter.web.admin.files.ranges import etag_in
 from prouter.web.admin.requests.body import discard_body
 from prouter.web.admin.requests.context import ApiRequest, send_json
-from prouter.web.joined import Joined
+from prouter.web.shared_call import SharedCall
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -33,7 +33,7 @@ class Connections:
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
-        self._fresh = Joined(self._ask)
+        self._fresh = SharedCall(self._ask)
         self._etag = ""
         self._answer = b""
         self._entries: dict[str, dict[str, Any]] | None = None

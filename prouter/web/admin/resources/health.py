@@ -13,7 +13,7 @@ from prouter.errors import Overloaded, PRouterError
 from prouter.web.admin.requests.context import ApiRequest, send_json
 from prouter.web.metrics import counters
 from prouter.web.metrics.exposition import families
-from prouter.web.metrics.vitals import tell
+from prouter.web.metrics.vitals import publish
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -62,7 +62,7 @@ class Metrics:
         """All figures; without the broker's when it is away."""
         board = counters.current()
         board.ask()
-        tell(board, self._router)
+        publish(board, self._router)
         try:
             broker = self._router.call("stats", {}, timeout=2)["metrics"]
         except PRouterError:
