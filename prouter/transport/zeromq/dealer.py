@@ -20,7 +20,16 @@ from prouter.fabric.bounds import MAX_PART
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.monitor import Monitor
-from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, check_size, queued_size, receive_rest, send_parts
+from prouter.transport.zeromq.parts import (
+    EVENTS,
+    NOBLOCK,
+    POLLIN,
+    check_size,
+    fast_calls,
+    queued_size,
+    receive_rest,
+    send_parts,
+)
 
 __all__ = ["DealerConnection", "NotConnected"]
 
@@ -75,8 +84,7 @@ class DealerConnection:
         self._more = True
         self._closed = False
         self._socket = socket = context().socket(zmq.DEALER)
-        self._recv: Callable[..., Any] = socket.recv
-        self._send: Callable[..., Any] = socket.send
+        self._recv, self._send = fast_calls(socket)
         self._get: Callable[[int], Any] = socket.get
         try:
             self._configure(identity, timeout)
@@ -93,6 +101,8 @@ class DealerConnection:
         self.fd = self._poll.fileno()
         for fd in (int(socket.getsockopt(zmq.FD)), self._monitor.fd):
             self._poll.register(fd, select.EPOLLIN)
+        # A descriptor of libzmq tells of what comes after it was looked at for the first time.
+        self._follow()
 
     def _configure(self, identity: bytes, timeout: float) -> None:
         set_option = self._socket.setsockopt
@@ -132,7 +142,8 @@ class DealerConnection:
         if self._closed:
             raise ConnectionResetError("closed by this end")
         self._more = self._touched = False
-        self._follow()
+        if self._monitor.fd in [fd for fd, _ in self._poll.poll(0)]:
+            self._follow()
         messages = self._drain()
         if not messages and self._failure is not None:
             raise self._failure
@@ -173,15 +184,16 @@ class DealerConnection:
         return ConnectionResetError("closed by the other end during the handshake")
 
     def _drain(self) -> list[list[Any]]:
-        recv, get = self._recv, self._get
+        recv = self._recv
         messages: list[list[Any]] = []
         size = 0
         for _ in range(_MESSAGES):
             try:
-                parts: list[Any] = [recv(NOBLOCK)]
+                frame = recv(NOBLOCK, False)
             except zmq.Again:
                 return messages
-            size += receive_rest(recv, get, parts)
+            parts: list[Any] = [frame.bytes]
+            size += receive_rest(recv, frame, parts)
             messages.append(parts)
             if size > _BYTES:
                 break

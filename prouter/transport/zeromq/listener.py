@@ -32,7 +32,7 @@ from prouter.key_pairs import KeyPair
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import ServerCurve
 from prouter.transport.zeromq.monitor import Monitor
-from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, receive_rest, send_parts
+from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, fast_calls, receive_rest, send_parts
 from prouter.transport.zeromq.router_connection import RouterConnection
 from prouter.transport.zeromq.zap import Authenticator, authenticator
 
@@ -82,8 +82,7 @@ class RouterListener:
         self._limit = limit
         self._curve = curve
         self._socket = socket_ = context().socket(zmq.ROUTER)
-        self._recv: Callable[..., Any] = socket_.recv
-        self._send: Callable[..., Any] = socket_.send
+        self._recv, self._send = fast_calls(socket_)
         self._get: Callable[[int], Any] = socket_.get
         """Like getsockopt, for plain integers: a third of its time."""
         self._authenticator: Authenticator | None = authenticator() if curve is not None else None
@@ -112,8 +111,11 @@ class RouterListener:
         if self._authenticator is not None:
             self._poll.register(self._authenticator.fd, select.EPOLLIN)
         self._bind()
+        # A descriptor of libzmq tells of what comes after it was looked at for the first time.
+        self._follow()
+        if self._authenticator is not None:
+            self._authenticator.answer()
         self._more = True
-        """The first hint of the descriptor comes only after somebody has looked once."""
 
     def _configure(self) -> None:
         set_option = self._socket.setsockopt
@@ -165,9 +167,11 @@ class RouterListener:
 
     def accept(self) -> list[RouterConnection]:
         """Connections that were made since. Their handshakes are not over, and some may have ended already."""
-        if self._authenticator is not None:
+        ready = [fd for fd, _ in self._poll.poll(0)]
+        if self._authenticator is not None and (self._authenticator.more or self._authenticator.fd in ready):
             self._authenticator.answer()
-        self._follow()
+        if self._monitor.fd in ready:
+            self._follow()
         new, self._new = self._new, []
         return new
 
@@ -188,7 +192,6 @@ class RouterListener:
     def arrived(self) -> Sequence[RouterConnection]:
         """Connections that have something to receive, have ended, or may be flushed again."""
         self._more = self._touched = False
-        self._follow()
         if self._blocked:
             self._retry(_RETRIED)
         arrived = self._arrived
@@ -204,7 +207,7 @@ class RouterListener:
 
     def _receive(self, arrived: dict[RouterConnection, None]) -> None:
         """Deliver what libzmq has, or part of it."""
-        recv, get, by_identity = self._recv, self._get, self._by_identity
+        recv, by_identity = self._recv, self._by_identity
         size = 0
         for _ in range(_MESSAGES):
             try:
@@ -213,14 +216,11 @@ class RouterListener:
                 self._drained()
                 return
             connection = by_identity.get(identity)
+            frame = recv(NOBLOCK, False)
             if connection is None:
-                frame = recv(NOBLOCK, False)
                 connection = self._identify(identity, frame)
-                first = frame.bytes
-            else:
-                first = recv(NOBLOCK)
-            parts: list[Any] = [first]
-            size += receive_rest(recv, get, parts)
+            parts: list[Any] = [frame.bytes]
+            size += receive_rest(recv, frame, parts)
             self._received += 1
             if connection is None:
                 continue
