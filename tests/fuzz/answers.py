@@ -1,4 +1,4 @@
-"""Answers of job servers, good, odd and bad, made from a seed; and a server that sends them."""
+"""Random responses of job servers, correct and broken, made from a seed; and a server that sends them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 __all__ = ["POISON", "SERVER", "any_answer", "any_fields"]
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
-"""What nobody may ever be answered with."""
+"""Bytes that must never reach a client."""
 
 _NAMES = """A-IM Accept Accept-Charset Accept-Encoding Accept-Language Accept-Patch Accept-Post Accept-Ranges
 Access-Control-Allow-Credentials Access-Control-Allow-Headers Access-Control-Allow-Methods Access-Control-Allow-Origin
@@ -26,7 +26,7 @@ Strict-Transport-Security Sunset Surrogate-Control TE Timeout Trailer Transfer-E
 Via Want-Digest Warning WWW-Authenticate X-Accel-Redirect X-Content-Type-Options X-Forwarded-For X-Forwarded-Host
 X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Proto X-Frame-Options
 X-PRouter-Error X-PRouter-Via X-Request-ID X-Sendfile X-SourceMap"""
-"""Fields that HTTP's registries know, and some that proxies and applications made up."""
+"""Header fields of HTTP's registries, and some that proxies and applications invented."""
 
 _VALUES = [
     b"", b"0", b"1", b"2", b"-1", b"+2", b"0x2", b"2, 2", b"2,3", b"9" * 20, b"chunked", b"Chunked", b"gzip, chunked",
@@ -94,11 +94,11 @@ while True:
     client, _ = server.accept()
     threading.Thread(target=serve, args=(client,), daemon=True).start()
 """
-"""Sends the answer of the number that ends the path, stays connected for a moment or not; ``goodN`` is good."""
+"""Source of a server that sends response N for a path that ends with N, and a correct one for ``goodN``."""
 
 
 def any_answer(random: Random) -> tuple[bytes, bool]:
-    """The bytes of an answer, and whether the server keeps the connection open after them."""
+    """Return the bytes of a response, and whether the server keeps the connection open after them."""
     body = b"ok" if random.random() < 0.8 else random.randbytes(random.choice([0, 10, 5000]))
     framing = random.choice([*["length"] * 5, *["chunked"] * 3, "close"])
     lines = any_fields(random)
@@ -116,7 +116,7 @@ def any_answer(random: Random) -> tuple[bytes, bool]:
 
 
 def any_fields(random: Random) -> list[bytes]:
-    """Lines of a head."""
+    """Return the lines of a response head."""
     lines: list[bytes] = []
     for _ in range(random.choice([0, 1, 1, 1, 2, 3])):
         name = random.choice(_NAMES.split()).encode()
@@ -132,7 +132,7 @@ def any_fields(random: Random) -> list[bytes]:
 
 
 def _spoilt(random: Random, data: bytes) -> bytes:
-    """With something before, in or after it, or without a part."""
+    """Return the bytes with something inserted, or with a part missing."""
     how = random.randrange(6)
     head = data.index(b"\r\n\r\n")
     if how == 0:

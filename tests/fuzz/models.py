@@ -1,4 +1,4 @@
-"""Where the fields of a request model are, however deep, so that a new field is tried without being named here."""
+"""Paths to all fields of a request model, however deep, so that a new field is fuzzed without being named here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Steps = tuple[str, ...]
 
 
 def paths(model: type[BaseModel], before: Steps = ()) -> Iterator[Steps]:
-    """The steps to each field of the model, and to those of the models in it."""
+    """Return the path to each field of the model, and to those of nested models."""
     seen = set()
     for name, field in model.model_fields.items():
         steps = (*before, name)
@@ -33,7 +33,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def put(body: dict[str, Any], steps: Steps, value: Any) -> dict[str, Any]:
-    """The body with a value at the end of these steps."""
+    """Return the body with a value at the end of this path."""
     first, *rest = steps
     inner = body.get(first)
     changed = put(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value

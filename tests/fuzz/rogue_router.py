@@ -1,4 +1,4 @@
-"""A router in name only: an agent links to it, and it says what a test likes."""
+"""A fake router to which an agent links, and which sends what a test tells it to."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RogueRouter:
         self._port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
 
     def start_agent(self, directory: Path) -> Agent:
-        """An agent that is linked to this router."""
+        """Start an agent that links to this router."""
         started: list[Agent] = []
 
         def start() -> None:
@@ -83,33 +83,33 @@ class RogueRouter:
         return agent
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._socket.close()
 
     # -- saying
 
     def say(self, *frames: Frame, route: bytes = b"") -> None:
-        """One message."""
+        """Send one message."""
         self._socket.send_multipart([self._rid, route, *encode(frames)])
 
     def event(self, name: Any, body: Any) -> None:
-        """News, of whatever kind."""
+        """Send an event of any kind."""
         self.say(Frame(EVENT, payload=pack_body({"event": name, "body": body})))
 
     def call(self, op: Any, args: Any) -> str:
-        """Ask the agent; the call's id."""
+        """Call the agent and return the call's id."""
         call_id = f"call-{next(self._numbers)}"
         self.say(Frame(CALL, payload=pack_body({"id": call_id, "op": op, "args": args})))
         return call_id
 
     def new_worker(self) -> None:
-        """Another worker, which has opened no stream yet."""
+        """Return the route of another worker, which has opened no stream yet."""
         self.worker = f"{next(self._numbers):032x}".encode()
         self.event("workers", {"workers": [self.worker.decode()]})
         self.say(Frame(RESUME), route=self.worker)
 
     def open(self, target: Any) -> int:
-        """A stream whose opener has nothing to say; its id."""
+        """Open a stream without data and return its id."""
         sid = next(self._numbers)
         opened = Frame(OPEN, sid=sid, offset=_WINDOW, payload=pack_body(target))
         self.say(opened, Frame(DATA, FIN, sid=sid), route=self.worker)
@@ -118,7 +118,7 @@ class RogueRouter:
     # -- hearing
 
     def hear(self, seconds: float = 0.0) -> bool:
-        """Take a message if one comes; whether one came."""
+        """Receive a message if one arrives, and return whether one did."""
         if not self._socket.poll(int(seconds * 1000)):
             return False
         rid, route, *parts = self._socket.recv_multipart()
@@ -139,23 +139,23 @@ class RogueRouter:
         return True
 
     def until(self, condition: Any, what: str) -> None:
-        """Hear until something holds."""
+        """Receive messages until a condition holds."""
         end = time.monotonic() + _PATIENCE
         while not condition():
             assert time.monotonic() < end, what
             self.hear(0.1)
 
     def answer(self, call_id: str) -> dict[str, Any]:
-        """The agent's answer to a call."""
+        """Return the agent's reply to a call."""
         self.until(lambda: call_id in self._replies, f"no answer to {call_id}")
         return self._replies.pop(call_id)
 
     def over(self, sid: int) -> bool:
-        """Whether the agent has ended its side of a stream."""
+        """Return whether the agent has ended its side of a stream."""
         return any(frame.type == RESET or frame.flags & FIN for frame in self.streams.get(sid, ()))
 
     def settle(self) -> None:
-        """Until the agent has heard all that was said, and is well."""
+        """Wait until the agent has processed every message, and answers a call."""
         number = 1_000_000 + next(self._numbers)
         self.say(Frame(PING, offset=number))
         self.until(lambda: number in self._pongs, "the agent does not answer")

@@ -1,4 +1,4 @@
-"""A client that takes nothing but correct HTTP/1.1 (RFC 9112), written apart from what it tries."""
+"""A client that accepts only correct HTTP/1.1 (RFC 9112), written independently of the code that it tests."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PATIENCE = 20.0
 
 
 class NotHttp(Exception):
-    """What came is no correct answer."""
+    """The received bytes are not a correct response."""
 
 
 class Answer(NamedTuple):
-    """A final answer; names are in lower case. `complete` tells whether the connection held until its end."""
+    """A final response; names are in lower case. `complete` is False if the connection broke before its end."""
 
     status: int
     fields: list[tuple[bytes, bytes]]
@@ -37,7 +37,7 @@ class _Ended(Exception):
 
 
 class StrictClient:
-    """Requests one after another over one connection, for as long as that is allowed."""
+    """A client that sends requests one after another over one connection, as long as the responses allow it."""
 
     def __init__(self, url: str) -> None:
         self._place = url.removeprefix("http://")
@@ -66,7 +66,7 @@ class StrictClient:
             raise
 
     def close(self) -> None:
-        """End the connection; the next request makes another."""
+        """Close the connection; the next request opens another."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -135,7 +135,7 @@ class StrictClient:
                 return
 
     def _end(self, closes: bool, complete: bool) -> None:
-        """Nothing may follow, neither at once nor before the close that was told."""
+        """Fail if bytes follow the response, at once or before an announced close."""
         if not complete:
             self.close()
             return

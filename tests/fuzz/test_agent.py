@@ -1,4 +1,4 @@
-"""What a router, or whoever answers in its place, may say to an agent: anything; the agent goes on."""
+"""An agent survives every message that a router, or an impostor, may send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes a job sends, its client gets one correct answer, or is told 502; what comes next is right."""
+"""Whatever bytes a job sends, its client gets one correct response or a 502, and the next response is correct."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.processes import Agent, Router, start_agent, start_router
 
 COUNT = 150
 INTERIM = re.compile(rb"\s*HTTP/1\.1 1\d\d ")
-"""What may be followed by another answer, which is the answer."""
+"""Beginning of an interim response, which another response follows."""
 MODES: list[dict[str, Any]] = [{}, {"path": "keep"}, {"host": "local"}]
 
 

@@ -1,4 +1,4 @@
-"""What a client may send to the HTTP API: anything; it is answered, and nobody else notices."""
+"""The HTTP API answers every request that a client may send, and no other client notices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.processes import Agent, start_agent, start_router
 
 MIB = 1024 * 1024
 CASES = 300
-"""Cases of a kind, drawn from all of them."""
+"""Number of cases of a kind that are drawn from all of them."""
 JSON_VALUES = [value for value in VALUES if not isinstance(value, bytes)]
 WORDS = [
     *(value if isinstance(value, str) else json.dumps(value) for value in JSON_VALUES), "0x10", "1e999", "٣", "²", "+5",
@@ -82,7 +82,7 @@ class Reply(NamedTuple):
 
 
 class Stand:
-    """A router with two workers, an agent with a finished job that has a file, and a neighbour who measures."""
+    """A router with two workers, an agent with a finished job that has a file, and another client that measures."""
 
     def __init__(self, directory: Path, held: ExitStack) -> None:
         self.router = start_router(directory / "api", control__hold=0.2)
@@ -119,7 +119,7 @@ class Stand:
     def ask(
         self, method: str, target: str, body: bytes | None = None, headers: Sequence[tuple[str, str]] = ()
     ) -> Reply:
-        """One request over a connection of its own, byte by byte what is said here."""
+        """Send one request over a connection of its own, byte by byte."""
         lines = [f"{method} {target} HTTP/1.1".encode("latin-1"), f"Host: 127.0.0.1:{self.port}".encode()]
         lines += [f"{name}: {value}".encode() for name, value in headers]
         if body is not None:
@@ -134,7 +134,7 @@ class Stand:
         return Reply(int(head.split(b" ", 2)[1]), head, content)
 
     def try_all(self, cases: list[Case]) -> None:
-        """Some of the cases, four at a time: each is answered as an API answers."""
+        """Send some of the cases, four at a time, and check each response."""
         some = Random(1).sample(cases, min(CASES, len(cases)))
         with ThreadPoolExecutor(4) as pool:
             for case, reply in zip(some, pool.map(lambda case: self.ask(*case), some), strict=True):
@@ -145,7 +145,7 @@ class Stand:
                     assert 0 < len(problem["detail"]) < 10_000, case
 
     def resident(self) -> int:
-        """Bytes of memory of broker, workers and agent."""
+        """Return the memory of broker, workers and agent in bytes."""
         parent = psutil.Process(self.router.child("gunicorn"))
         pids = [self.router.child("broker"), self.agent.pid, *(child.pid for child in parent.children())]
         return sum(psutil.Process(pid).memory_info().rss for pid in pids)
@@ -270,7 +270,7 @@ def test_a_name_is_only_a_name(stand: Stand) -> None:
 
 
 def check_events(stand: Stand) -> None:
-    """All lines of the events so far are fields of server-sent events, whatever jobs are called."""
+    """Check that every line of the events so far is a field of a server-sent event, whatever names jobs have."""
     answer = stand.router.get("/events?after=0", stream=True)
     lines = []
     with answer:

@@ -1,4 +1,4 @@
-"""What an accepted agent, or somebody who wants to be one, may say to the broker: anything; nobody else notices."""
+"""The broker survives every message of an agent or an unauthenticated peer, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ERROR_KEYS = ("code", "detail", "status", "kind", "retry_after", "job", "state")
 
 
 class Stand:
-    """A broker with a worker, an honest agent with a job, and a rogue."""
+    """A broker with a worker, an honest agent with a job, and a rogue agent."""
 
     def __init__(self) -> None:
         self.world = World()
@@ -47,12 +47,12 @@ class Stand:
         return {**wire, **changed}
 
     def event(self, name: Any, body: Any) -> None:
-        """The rogue says it, whatever it is, as slowly as it may."""
+        """Send an event from the rogue, at most ten a second."""
         self.rogue.say(Frame(EVENT, payload=pack_body({"event": name, "body": body})))
         self.world.run(0.1)
 
     def check(self) -> None:
-        """All that clients ask for can be told as JSON, and the honest agent's job is as it was."""
+        """Check that all lists can be written as JSON, and the honest agent's job is unchanged."""
         assert self.rogue.ready
         self.rogue.notify("job", record=self.record(uid="7" * 32))
         good = self.worker.ask("jobs.info", connection=self.rogue.connection, job="7" * 32)
@@ -119,7 +119,7 @@ def test_an_introduction_may_hold_anything_anywhere() -> None:
 
 
 def replies(call_id: str, value: Any) -> list[dict[str, Any]]:
-    """Answers to a call with a value where another is due."""
+    """Replies to a call with a wrong value in each place."""
     odd_error = dict.fromkeys(ERROR_KEYS, value)
     return [
         {"id": call_id, "value": value},

@@ -1,4 +1,4 @@
-"""Conditions and ranges in every combination, against the order of RFC 9110 section 13.2.2 written down once more."""
+"""Conditions and ranges in every combination, against a second implementation of RFC 9110 section 13.2.2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.api_stand import PATH, StandInAgent, StandInRouter
 
 CONTENT = b"0123456789" * 10
 MODIFIED = "Fri, 14 Jul 2017 02:40:00 GMT"
-"""When the stand-in's file was."""
+"""Modification time of the stand-in's file."""
 DATES = {
     MODIFIED: 0,
     "Friday, 14-Jul-17 02:40:00 GMT": 0,
@@ -27,7 +27,7 @@ DATES = {
     "soon": None,
     "": None,
 }
-"""Each with whether it is before (-1), at (0) or after (1) that; None is no date."""
+"""Dates, each with whether it is before (-1), at (0) or after (1) that time; None for what is not a date."""
 RANGES: dict[str, list[tuple[int, int]] | None] = {
     "bytes=0-0": [(0, 1)],
     "bytes=10-19": [(10, 20)],
@@ -44,11 +44,11 @@ RANGES: dict[str, list[tuple[int, int]] | None] = {
     "lines=0-1": None,
     "": None,
 }
-"""Each with what it selects; None is no range, which is ignored."""
+"""Range fields, each with what it selects; None for what is not a range and is ignored."""
 
 
 def tag_lists(etag: str) -> dict[str, tuple[bool, bool]]:
-    """Lists of entity tags, each with whether it matches strongly and weakly."""
+    """Yield lists of entity tags, each with whether it matches strongly and weakly."""
     return {
         "*": (True, True),
         etag: (True, True),
@@ -62,7 +62,7 @@ def tag_lists(etag: str) -> dict[str, tuple[bool, bool]]:
 
 
 def expected(headers: Mapping[str, str], method: str, etag: str) -> tuple[int, list[tuple[int, int]] | None]:
-    """Status, and the parts of the file that are to be sent; None for all of it."""
+    """Return the expected status, and the expected parts of the file; None for all of it."""
     lists = tag_lists(etag)
     match, none_match = headers.get("If-Match"), headers.get("If-None-Match")
     unmodified, modified = DATES.get(headers.get("If-Unmodified-Since", "")), headers.get("If-Modified-Since")

@@ -1,4 +1,4 @@
-"""What an agent may answer to a stream about files, archives and logs: anything; the client is answered well."""
+"""Clients get correct responses whatever an agent replies about files, archives and logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KNOWN = {200, 201, 204, 400, 404, 409, 412, 413, 416, 429, 500, 501, 502, 503, 5
 
 
 class OddAgent:
-    """Answers each stream with the next of its answers, and then with some bytes."""
+    """An agent that answers each stream with a prepared preface, before and after some bytes."""
 
     def __init__(self) -> None:
         self.preface: Any = GOOD

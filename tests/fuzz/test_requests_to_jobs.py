@@ -1,4 +1,4 @@
-"""Whatever fields a client sends, a job gets one correct request, or none and the client is told why."""
+"""Whatever fields a client sends, the job gets one correct request, or the client gets an error that says why."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ while True:
     client, _ = server.accept()
     threading.Thread(target=serve, args=(client,), daemon=True).start()
 """
-"""Answers with all bytes that it got."""
+"""Source of a job server that responds with the bytes of the request."""
 FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([\t \x21-\x7e\x80-\xff]*)")
 
 
@@ -106,7 +106,7 @@ def test_a_job_gets_one_request_or_none(pair: tuple[Router, Agent], seed: int) -
 
 
 def check(got: bytes, target: bytes, sent: list[bytes]) -> None:
-    """The bytes that a job got are one request, and nothing in it has become a field of its own."""
+    """Check that the job received one request, and no value became a field of its own."""
     head, separator, rest = got.partition(b"\r\n\r\n")
     assert separator, got[:500]
     assert rest == b"", (rest[:200], sent)

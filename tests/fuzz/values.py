@@ -1,4 +1,4 @@
-"""Values of every type and size, for fields that expect something else; and what makes them from a seed."""
+"""Values of every type and size, for fields that expect something else, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OTHERS: list[Any] = [
     {"type": "any"}, {str(n): n for n in range(300)}, {"code": "x"}, [[["x"] * 3] * 3], b"", b"x", b"\xff" * 300,
 ]  # fmt: skip
 VALUES: list[Any] = [*TEXTS, *NUMBERS, *OTHERS]
-"""What msgpack can say, of each kind and of many sizes."""
+"""Values of every type that msgpack has, in many sizes."""
 
 
 def any_value(random: Random, depth: int = 3) -> Any:
-    """One of `VALUES`, or some of them in a list or map."""
+    """Return one of `VALUES`, or some of them in a list or map."""
     kind = random.randrange(12)
     if depth == 0 or kind > 1:
         return random.choice(VALUES)

@@ -50,7 +50,7 @@ class Stage:
         return worker
 
     def agent(self, *brokers: BrokerProcess, home: str = "agent", **sets: Any) -> Agent:
-        """An agent that dials the brokers, ready; in the same home it finds what an earlier one left."""
+        """Start an agent that dials the brokers, and wait until it is ready. A `home` keeps its state for the next."""
         values = {"identity.uid": "agent-1", "fabric.heartbeat": 0.5, **_dotted(sets)}
         if brokers:
             values["client.address"] = [broker.endpoint.removeprefix("tcp://") for broker in brokers]
@@ -59,13 +59,13 @@ class Stage:
         return agent
 
     def listening_agent(self, home: str = "listener", **sets: Any) -> tuple[Agent, str]:
-        """An agent that only listens, and its ``host:port``."""
+        """Start an agent that only listens; return it and its ``host:port``."""
         agent = self.agent(home=home, client__enabled=False, server__enabled=True, server__port=0, **sets)
         found = agent.ready.split("listen=tcp://")[1].split()[0]
         return agent, found
 
     def failing_agent(self, broker: BrokerProcess, **sets: Any) -> Process:
-        """An agent that does not get as far as being ready."""
+        """Start an agent that fails before it is ready."""
         values = {
             "client.address": broker.endpoint.removeprefix("tcp://"),
             "client.reconnect_delay": 0.1,

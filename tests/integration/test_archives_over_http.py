@@ -1,4 +1,4 @@
-"""What is promised of archives, proved over HTTP: trees come back the same, bombs and intruders are stopped."""
+"""Archives over HTTP: trees come back the same; bombs, and members that would leave the sandbox, are refused."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_ten_thousand_small_files_come_back_the_same(sandbox: Sandbox, other: Sa
 
 
 def old_directory(name: str) -> bytes:
-    """A directory as tars had it before there was a kind for it."""
+    """A directory as old tars wrote it, before the format had a type for it."""
     block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
     block[156:157] = b"0"
     block[148:156] = b" " * 8

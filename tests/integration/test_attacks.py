@@ -1,4 +1,4 @@
-"""Who means harm is refused, and everybody else is served: the agents' port, HTTP, the sandbox, secrets."""
+"""Attacks on the agents' port, HTTP, the sandbox and secrets are refused, and everybody else is served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program written for the original can see, line by line: docs/compatibility.md names the tests that are here.
+"""Behaviour of the original, line by line: docs/compatibility.md names these tests.
 
 Ideas of the original's own test suite are among them: names with spaces and letters of other alphabets, batch scripts,
 archives with masks, uploads and queries through the proxy, WebSockets that either side ends.

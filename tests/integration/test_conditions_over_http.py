@@ -1,4 +1,4 @@
-"""Conditions on changes of a sandbox, and uploads that are not the thing itself: over HTTP, many clients at once."""
+"""Conditional changes of a sandbox, and uploads that are not plain files, over HTTP with many clients at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our end of ZMTP and ZeroMQ's own, over real sockets: each understands the other, and nothing is lost or stuck."""
+"""Our ZMTP against libzmq over real sockets: each understands the other, and no message is lost or stuck."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def files_left(work_dir: Path) -> list[Path]:
 
 @pytest.fixture
 def usual_ports_taken() -> Iterator[None]:
-    """Somebody listens on the ports that a router takes by default."""
+    """Listen on the ports that a router uses by default."""
     with ExitStack() as stack:
         for port in (8888, 8889):
             taken = stack.enter_context(socket.socket())

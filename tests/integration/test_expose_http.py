@@ -1,4 +1,4 @@
-"""Servers that know nothing of this system, put under a job's path; what they redirect to and the cookies they set."""
+"""Unmodified servers under a job's path, with their redirects and cookies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(router: Router, agent: Agent, jobs: Path) -> Callable[..., str]:
 
 
 def seen(router: Router, path: str, target: str = "/x?a=1") -> dict[str, Any]:
-    """What the job saw of a request below its root."""
+    """Return what the job saw of a request below its root."""
     answer = router.get(path + "/http" + target)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

@@ -1,4 +1,4 @@
-"""What is promised of files, proved over HTTP: ranges, names, broken transfers, full disks, large files, races."""
+"""Files over HTTP: ranges, names, broken transfers, full disks, large files, races."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cut(client: socket.socket) -> None:
 
 
 def own(sandbox: Sandbox) -> list[str]:
-    """What is in the sandbox on disk, but for the agent's own files."""
+    """Return the sandbox's contents on disk without the agent's own files."""
     return sorted(one.name for one in sandbox.root.iterdir() if not one.name.startswith(".pagent"))
 
 
@@ -229,7 +229,7 @@ def test_uploads_cut_at_any_point_leave_the_old_file_or_none(sandbox: Sandbox, f
 
 
 def test_a_chunked_upload_may_come_byte_by_byte(sandbox: Sandbox) -> None:
-    """Whatever arrives alone, be it the last chunk, is understood."""
+    """Every split of a chunked body is understood, even if the last chunk arrives alone."""
     request = f"POST {sandbox.path}/file/f HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     for body in (b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n", b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nTrailer: 1\r\n\r\n"):
         for piece in (1, 2, 5):

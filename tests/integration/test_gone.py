@@ -1,4 +1,4 @@
-"""Clients and jobs that go away at any point, and connections to jobs that are used again."""
+"""Clients and jobs that disconnect at any point, and reused connections to jobs."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_each_side_of_a_tunnel_ends_on_its_own(corner: Job) -> None:
 
 
 def fill(sock: socket.socket) -> int:
-    """Send until nothing more is taken; the number of bytes."""
+    """Send until the kernel accepts no more; return the number of bytes."""
     sock.settimeout(0.3)
     sent = 0
     try:
@@ -178,7 +178,7 @@ def test_a_half_closed_tunnel_whose_job_is_slow_loses_nothing(
 
 
 def abandon(job: Job) -> None:
-    """Leave an upload that is stuck, and wait until that was noticed."""
+    """Disconnect from a stuck upload, and wait until the router has noticed."""
     with Raw(job.router.url) as raw:
         raw.request("POST", job.root + "/slow-read?ms=60000", "Content-Length: 100000000\r\n", b"x" * 3_000_000)
         wait_until(lambda: job.connections() == 1)

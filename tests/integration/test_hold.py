@@ -1,4 +1,4 @@
-"""Requests that meet a job that is not ready, an agent that is away, or a job that has ended."""
+"""Requests for a job that is not ready, whose agent is away, or that has ended."""
 
 from __future__ import annotations
 

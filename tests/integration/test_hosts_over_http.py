@@ -1,4 +1,4 @@
-"""A page whose name was re-pointed at the router (DNS rebinding): all of the API is closed to it, job pages are not."""
+"""DNS rebinding: a page whose name was re-pointed at the router cannot use the API; pages of jobs are served."""
 
 from __future__ import annotations
 

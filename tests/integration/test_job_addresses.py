@@ -1,4 +1,4 @@
-"""Where a job is, seen from outside and by itself: missing slashes, host names of its own, local addresses, WebDAV."""
+"""Addresses of a job, from outside and from inside: missing slashes, host names of its own, local addresses, WebDAV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What jobs write reaches their logs, whole and in order, whatever they do to their outputs and to files they find."""
+"""Output of jobs reaches their logs, complete and in order, whatever they do to their outputs and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job table over HTTP: a long list in pages, what is kept of ended jobs, endings and limits, safe repeats."""
+"""The job table over HTTP: pages of a long list, history of ended jobs, reasons and limits, safe retries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path(router: Router, agent: Agent) -> Iterator[str]:
 
 
 def multiply(database: Path, count: int) -> None:
-    """Make `count` jobs like the one that is there, older and older; every tenth has another name."""
+    """Copy the existing job `count` times, each copy older than the last; every tenth has another name."""
     with closing(sqlite3.connect(database)) as connection, connection:
         cursor = connection.execute("SELECT * FROM jobs")
         columns = [one[0] for one in cursor.description]

@@ -1,4 +1,4 @@
-"""Jobs under a keeper, with real processes: starts, ends, limits, and trees that try to stay."""
+"""Jobs under a keeper, with real processes: starts, ends, limits, and trees that resist being ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs in control groups of their own, where a part of a real cgroup v2 hierarchy can be had (as root)."""
+"""Jobs in control groups of their own; needs a part of a real cgroup v2 hierarchy (as root)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIPE = "import resource; resource.setrlimit(resource.RLIMIT_RTTIME, (-1, -1))\n"
 
 
 def _mounted() -> Path | None:
-    """Where the cgroup v2 file system is."""
+    """Return where the cgroup v2 file system is mounted."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount, _, kind = line.partition(" - ")
         if kind.startswith("cgroup2 "):
@@ -30,7 +30,7 @@ def _mounted() -> Path | None:
 
 @pytest.fixture
 def delegated() -> Iterator[Path]:
-    """A group that is the test's to divide, with whatever controllers the machine can give it."""
+    """A group that the test may divide, with whatever controllers the machine can give it."""
     mounted = _mounted()
     if mounted is None or os.geteuid() != 0:
         pytest.skip("needs root and a mounted cgroup v2 file system")

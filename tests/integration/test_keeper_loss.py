@@ -1,4 +1,4 @@
-"""What becomes of jobs when their agent, their keeper or both are killed, with real processes."""
+"""Jobs whose agent, keeper or both are killed, with real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client's large request, one agent's large record, one long list: nobody else notices, and nothing is repeated."""
+"""A client's large request, an agent's large record, a long list: nobody else notices, nothing is resent forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised to those who follow logs and events: every byte once, resumption, an end, bounded memory."""
+"""Followers of logs and events: every byte once, resumption, an end, bounded memory."""
 
 from __future__ import annotations
 

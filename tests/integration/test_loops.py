@@ -1,4 +1,4 @@
-"""Requests that lead back to the router they came through end there, whatever is between."""
+"""Requests that come back to the router are refused, whatever is in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job manager with real jobs: what they see, how they start, run into limits, end and are removed."""
+"""The job manager with real jobs: environment, start, limits, end and removal."""
 
 from __future__ import annotations
 

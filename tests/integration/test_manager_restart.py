@@ -1,4 +1,4 @@
-"""Jobs that outlive their agent: found again by the next one, or ended and cleaned up."""
+"""Jobs that outlive their agent: the next agent takes them over, or the keeper ends them and cleans up."""
 
 from __future__ import annotations
 

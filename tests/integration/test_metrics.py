@@ -1,4 +1,4 @@
-"""``/metrics`` of any worker tells what all of them did, and what it counts never goes down."""
+"""``/metrics`` of any worker counts for all workers, and its counters never go down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped nginx configuration, run by the real nginx: before a plain job server, and before the whole router."""
+"""The shipped nginx configuration under the real nginx, in front of a plain job server and of a whole router."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where there is no connection between router and agent, the reason is told at once and in words."""
+"""A failed connection between router and agent is reported at once, with the reason in words."""
 
 from __future__ import annotations
 

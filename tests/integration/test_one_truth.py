@@ -1,4 +1,4 @@
-"""What one worker has answered, no other contradicts, however late it hears the broker's news.
+"""No worker contradicts what another has answered, however late it receives the broker's events.
 
 A client whose requests reach several workers sees one router: each row of these tables does something through one
 worker while the others hear nothing, asks them, and looks at what they answer. What they hear later comes only once

@@ -1,4 +1,4 @@
-"""A program written for the original pRouter works unchanged: its requests, its answers, its texts.
+"""Programs written for the original pRouter work unchanged: requests, responses, texts.
 
 The contract is told in docs/http-api.md.
 """

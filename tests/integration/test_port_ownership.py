@@ -1,4 +1,4 @@
-"""Which ports count as a job's: those on which its own processes listen, told by real processes and sockets."""
+"""Only ports on which a job's own processes listen count as the job's; with real processes and sockets."""
 
 from __future__ import annotations
 

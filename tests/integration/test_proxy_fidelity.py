@@ -1,4 +1,4 @@
-"""Requests and answers through the whole chain, compared byte by byte at socket level."""
+"""Requests and responses through the whole chain, compared byte by byte at socket level."""
 
 from __future__ import annotations
 

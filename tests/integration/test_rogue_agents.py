@@ -1,4 +1,4 @@
-"""Accepted agents that mean harm: they neither take another's place, nor the broker's memory, nor its next start."""
+"""Malicious accepted agents cannot take another's place, fill the broker's memory, or prevent its next start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that let their requests or answers wait: others are served all the while, and memory stays bounded."""
+"""Clients that stop sending or reading: others are served meanwhile, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def crowded(short_dir: Path) -> Iterator[tuple[Router, Agent]]:
-    """One worker with few places and short patience."""
+    """A router with one worker, few connections and short timeouts."""
     with ExitStack() as stack:
         router = start_router(
             short_dir / "crowded", workers=1, control__max_connections=PLACES, control__body_memory=8 * MIB
@@ -44,7 +44,7 @@ def connect(router: Router) -> socket.socket:
 
 
 class Crowd:
-    """More clients than there are places; each has sent `request`, and sends a byte of `trickle` now and then."""
+    """More clients than the worker accepts; each has sent `request`, and sends a byte of `trickle` now and then."""
 
     def __init__(self, router: Router, request: bytes, trickle: bytes = b"") -> None:
         self._done = threading.Event()
@@ -72,7 +72,7 @@ class Crowd:
 
 
 def serves(router: Router, times: int = 20, within: float = 5) -> None:
-    """Others are served within so many seconds, and again and again."""
+    """Check that other clients are served within so many seconds, repeatedly."""
 
     def answered() -> bool:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""``prouter up`` with real processes: what it says, what it restarts, how it ends, and what it refuses."""
+"""``prouter up`` with real processes: output, restarts, shutdown, refusals."""
 
 from __future__ import annotations
 

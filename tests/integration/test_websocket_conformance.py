@@ -1,4 +1,4 @@
-"""WebSockets frame by frame: whatever a client sends, it gets the same bytes through the router as from the job itself.
+"""WebSockets frame by frame: a client gets the same bytes through the router as from the job itself.
 
 The cases follow those of Autobahn's fuzzing client: framing, control frames, reserved bits and opcodes, fragmentation,
 UTF-8, the closing handshake, limits, compression.

@@ -1,4 +1,4 @@
-"""A job server that plays scripted misbehaviour, byte by byte on raw sockets, chosen by the request's path.
+"""A job server with scripted misbehaviour, byte by byte on raw sockets; the request's path chooses the script.
 
 Standard library only. Run it as ``corner_server.py [PORT]`` (default: ``$PORT``, else any free port, printed as
 ``listening HOST:PORT``). Unless it says otherwise a path reads the whole request first and keeps the connection open.
@@ -117,7 +117,7 @@ class Gone(Exception):
 
 
 class Seen:
-    """What all connections saw, for ``/last`` and ``/seen``."""
+    """Requests seen on all connections, for ``/last`` and ``/seen``."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -182,7 +182,7 @@ class Client:
         return data
 
     def read_until(self, mark: bytes) -> bytes:
-        """Everything up to and with `mark`."""
+        """Return everything up to and including `mark`."""
         data = b""
         while mark not in data:
             data += self.receive()
@@ -230,7 +230,7 @@ class Client:
     # Answering
 
     def play(self) -> bool:
-        """Play the path's script; whether the connection goes on."""
+        """Play the path's script and return whether the connection stays open."""
         name = self.path.strip("/")
         script = SCRIPTS.get(name.split("/")[0])
         if script is not None:
@@ -270,7 +270,7 @@ class Client:
         return int(self.options.get(name, default))
 
     def leave(self) -> bool:
-        """Close our side, the body unread; the socket waits for the client's close lest a reset eats the answer."""
+        """Close our side with the body unread, and wait for the client's close: a reset could drop the response."""
         self.sock.shutdown(socket.SHUT_WR)
         poll = select.poll()
         poll.register(self.sock, select.POLLRDHUP)
@@ -344,7 +344,7 @@ def expect(client: Client) -> bool:
 
 
 def expect_refuse(client: Client) -> bool:
-    """Do not want the body."""
+    """Refuse the body."""
     client.answer(417, b"no", b"Connection: close\r\n")
     return client.leave()
 

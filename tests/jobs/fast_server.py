@@ -1,4 +1,4 @@
-"""A job server that costs next to nothing: what benchmarks put behind every proxy, and tests use as a well-behaved job.
+"""A job server with hardly any cost of its own, for benchmarks behind every proxy, and for tests as a well-behaved job.
 
 HTTP/1.1 and WebSocket parsed by hand on asyncio (uvloop when it is installed). Run it as ``fast_server.py [PORT]``
 (default: ``$PORT``, else any free port, printed as ``listening HOST:PORT``) or ``fast_server.py --unix PATH``.

@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing: the job's stderr is for what matters."""
+        """Log nothing, so that stderr has only what tests look for."""
 
 
 def report(port: int) -> None:

@@ -1,4 +1,4 @@
-"""A job server that lives at its root or below a prefix, as web frameworks do, and redirects and sets cookies.
+"""A job server at its root or below a prefix, as with web frameworks, that redirects and sets cookies.
 
 Run it as ``prefix_server.py [--prefix PATH] [--port N] [--delay SECONDS] [--unready SECONDS]``: it listens on loopback
 after a delay, on ``$PORT`` or any free port unless told, and is not ready (503) for a while then. Outside its prefix
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 time.sleep(options.delay)

@@ -1,4 +1,4 @@
-"""A job server that passes every connection on to another port of this machine, byte by byte.
+"""A job server that forwards every connection to another port of this machine, byte by byte.
 
 Run it as ``tcp_relay.py PORT``: it listens on ``$PORT`` of loopback.
 """
