@@ -6,6 +6,7 @@ import click
 
 from prouter.cli.options import agent_config, configuration_options, key_help, refuse
 from prouter.config import AgentConfig, ConfigError, check_exposure
+from prouter.keys.join_url import parse_join_url
 from prouter.process.logging import configure_logging
 
 __all__ = ["command"]
@@ -15,8 +16,15 @@ __all__ = ["command"]
 @configuration_options
 @click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="Set a property of this agent to a "
               "text. May appear multiple times.")  # fmt: skip
+@click.option("--join", metavar="URL", help="Join the router whose 'prouter invite' printed this URL. The agent "
+              "remembers it: later starts need no --join.")  # fmt: skip
 def command(
-    file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool, properties: tuple[str, ...]
+    file: str | None,
+    sets: tuple[str, ...],
+    log_level: str | None,
+    connection_debug: bool,
+    properties: tuple[str, ...],
+    join: str | None,
 ) -> None:
     """Run jobs on this machine for one or more routers.
 
@@ -28,7 +36,8 @@ def command(
         config = agent_config(file, sets, log_level, properties)
         check_exposure(config)
         configure_logging(config.log, connection_debug=connection_debug)
-        status = run(config, ready=lambda uid: click.echo(f"ready agent={uid}"))
+        url = parse_join_url(join) if join is not None else None
+        status = run(config, join=url, ready=lambda uid: click.echo(f"ready agent={uid}"))
     except ConfigError as error:
         refuse(error)
     raise SystemExit(status)

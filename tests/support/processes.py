@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import requests
 
-__all__ = ["Agent", "Process", "Router", "processes_with", "start_agent", "start_router", "wait_until"]
+__all__ = ["Agent", "Process", "Router", "processes_with", "start_agent", "start_joined", "start_router", "wait_until"]
 
 Value = TypeVar("Value")
 
@@ -208,17 +208,24 @@ class Agent(Process):
         ready: the rest of its ready line: `` listen=…`` and `` control=…`` where it has those.
     """
 
-    def __init__(self, directory: Path, address: str, sets: Mapping[str, Any], prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        address: str | None,
+        sets: Mapping[str, Any],
+        prefix: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         values = {
-            "client.address": address,
+            **({"client.address": address} if address is not None else {}),
             "client.reconnect_delay": 0.1,
             "jobs.root": str(directory / "jobs"),
             "state.dir": str(directory / "state"),
             **sets,
         }
-        argv = [*prefix, sys.executable, "-m", "prouter", "agent"]
+        argv = [*prefix, sys.executable, "-m", "prouter", "agent", *arguments]
         for key, value in values.items():
             argv += ["--set", f"{key}={value!r}"]
         super().__init__(argv, directory / "agent.log")
@@ -229,6 +236,11 @@ class Agent(Process):
             raise
         self.uid = match[1]
         self.ready = match[2]
+
+
+def start_joined(directory: Path, *arguments: str, **sets: Any) -> Agent:
+    """An agent that links to the routers that it joined, with more options on its command line."""
+    return Agent(directory, None, {key.replace("__", "."): value for key, value in sets.items()}, arguments=arguments)
 
 
 def start_router(directory: Path, *, workers: int = 2, **sets: Any) -> Router:

@@ -173,14 +173,15 @@ class DealerConnection:
         if kind == _AUTH:
             return ProtocolError("the other end does not accept this end's key")
         if kind == _PROTOCOL and value == _MECHANISM_MISMATCH:
-            wanted = "does not use encryption" if self._curve is not None else "wants encryption"
-            return ProtocolError(
-                f"the other end {wanted}, this end {'does' if self._curve is not None else 'does not'}"
-            )
+            if self._curve is not None:
+                return ProtocolError(
+                    "the other end does not encrypt (see its server.curve), and this end knows a key of it"
+                )
+            return ProtocolError("the other end wants encryption, and this end does not know its public key")
         if kind == _PROTOCOL:
             return ProtocolError(f"the other end does not speak ZMTP 3 (code {value:#x})")
         if self._curve is not None:
-            return ProtocolError("the other end ends the handshake; it may have another key than the one expected")
+            return ProtocolError("the encrypted handshake failed: the address or the key of the other end may be wrong")
         return ConnectionResetError("closed by the other end during the handshake")
 
     def _drain(self) -> list[list[Any]]:
