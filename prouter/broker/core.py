@@ -1,6 +1,6 @@
-"""The broker without its sockets: messages, lost connections and the time in, frames out.
+"""The broker without its sockets: messages, lost connections and the time go in, frames come out.
 
-`Broker` wires the parts together and is what the I/O shell, or a simulation, talks to.
+`Broker` makes the parts and connects them. The I/O shell (`prouter.broker.server`) and the simulation call its methods.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prouter.broker.jobs.waits import Waits
 from prouter.broker.link_changes import LinkChanges
 from prouter.broker.links.admission import Admission
 from prouter.broker.links.dials import Dials
+from prouter.broker.links.flood_guard import FloodGuard
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.heartbeats import Heartbeats
 from prouter.broker.links.hello import CLIENT
@@ -39,7 +40,6 @@ from prouter.broker.views.bulk import BulkCounts
 from prouter.broker.views.directory import Directory
 from prouter.broker.worker_sessions import WorkerSessions
 from prouter.errors import ProtocolError
-from prouter.fabric.calls import event_frame
 from prouter.fabric.frames import CALL, EVENT, PONG, REPLY, Frame
 from prouter.fabric.session import Lost, SessionState
 
@@ -47,25 +47,17 @@ __all__ = ["Broker"]
 
 log = logging.getLogger("prouter.broker")
 
-_LONGEST_PAUSE = 1.0
-"""Seconds for which an agent that sends too many bytes is not read at once."""
-_OVERFLOW_PAUSE = 0.02
-"""Seconds for which an agent is not read after a message of it had to be dropped."""
-_MESSAGE_COST = 256
-"""Bytes that a dropped message counts for beside its own: reading it took time."""
 _STANDSTILL = 1.0
-"""Seconds a timer may be late before this process counts as having stood still, so that nobody's silence counts."""
+"""Seconds by which a timer may be late. Beyond that this process stood still, and no peer's silence counts."""
 
 
 class Broker:
-    """See the module's docstring.
+    """The state machine of one broker process.
 
     Attributes:
         stopping: whether the broker was asked to end.
-        draining: whether the router winds down.
-        extra_stats: figures of the shell, for `stats`.
-        on_shutdown: does what a ``shutdown`` call asks for; ends the broker itself unless somebody else drains the
-        router.
+        extra_stats: gives figures of the shell, for `stats`.
+        on_shutdown: called when a worker's ``shutdown`` asks the router to end; ends the broker by default.
     """
 
     def __init__(self, env: Env, saved: Saved, now: float) -> None:
@@ -96,6 +88,7 @@ class Broker:
         self.admission = Admission(env, self.links, self.gate)
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.links.jobs_of = self._jobs_of
+        self.flood_guard = FloodGuard(env, self.links, self.admission.exclusion, self.dials)
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger, self.replies)
         self.announcements = Announcements(
             env,
@@ -132,7 +125,7 @@ class Broker:
         )
 
     def _listen(self, now: float) -> None:
-        """Have the registries tell what becomes of workers and agents."""
+        """Make the listeners that the registries tell what becomes of workers and agents."""
         self.worker_sessions = WorkerSessions(
             self.env,
             self.links,
@@ -140,7 +133,7 @@ class Broker:
             self.bridges,
             BulkCounts(self.env, self.workers),
             self.broadcast,
-            flooded=self._flooded,
+            flooded=self.flood_guard.worker_flooded,
             started=now,
         )
         self.workers.listener = self.worker_sessions
@@ -158,16 +151,16 @@ class Broker:
             started=now,
         )
 
-    # -- what the shell reports -----------------------------------------------------------------------------------
+    # -- what the I/O shell reports -----------------------------------------------------------------------------------
 
     def receive(self, path: Path, frames: list[Frame], now: float) -> None:
-        """A control message from a known path."""
+        """Handle a control message of an accepted peer."""
         path.heard = self.env.now = now
-        if self._allowed(path, frames, now):
+        if self.flood_guard.allows(path, frames, now):
             self.inbox.receive(path, frames, now)
 
     def agent_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """A control message over a connection to the agents' port whose peer is not accepted.
+        """Handle a control message of an unauthenticated connection to the agents' port.
 
         Raises:
             ProtocolError: it is malformed.
@@ -176,7 +169,7 @@ class Broker:
         self.admission.stranger(carrier, rid, frames, now)
 
     def worker_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """A control message over a worker's connection that is not accepted.
+        """Handle a control message of a worker's connection before its handshake.
 
         Raises:
             ProtocolError: it is malformed.
@@ -185,11 +178,11 @@ class Broker:
         self.workers.stranger(carrier, rid, frames, now)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
-        """A message that is none; see `Env.malformed`."""
+        """Count a malformed message (`Env.malformed`)."""
         self.env.malformed(path, error)
 
     def disconnected(self, path: Path, now: float) -> None:
-        """The connection under a path was closed."""
+        """Handle the end of a path's connection, after the frames that came before it."""
         self.env.now = now
         self.inbox.after(path, partial(self._closed, path), now)
 
@@ -197,50 +190,13 @@ class Broker:
         if path.owner is not None:
             path.owner.lost(path, "the connection was closed", now, closed=True)
 
-    def overflowed(self, source: Path, size: int, now: float) -> None:
-        """A message of `source` was dropped, since too much of it waits for a peer that takes less.
-
-        Honest peers stop when their streams' windows are full. An agent is read more slowly; one that goes on is none.
-        """
-        self.env.now = now
-        self.env.counts["overflowed"] += 1
-        self.env.counts["overflowed_bytes"] += size
-        if not isinstance(source.owner, Link):
-            return
-        source.overflow += size + _MESSAGE_COST
-        if source.overflow > self.env.settings.bounds.overflow:
-            self._cut_off(source, "it sends too much for workers that do not take it", now)
-        else:
-            self.env.shell.pause(source, _OVERFLOW_PAUSE)
-
-    def unfinished(self, path: Path, now: float) -> None:
-        """An agent left much of a message unfinished, while others did so, too: its connection is closed."""
-        self.env.now = now
-        if path.owner is not None:
-            path.owner.lost(path, "it does not finish its messages", now, closed=True)
-
-    def ahead(self, path: Path, now: float) -> None:
-        """An agent that is to be read slowly sent much more meanwhile: its connection is closed."""
-        self.env.now = now
-        self._cut_off(path, "it sends on although the router reads it slowly", now)
-
-    def relieved(self, target: Path, sources: list[Path], now: float) -> None:
-        """There is room for what `sources` send to `target`: streams between them resume, as over a new path."""
-        for source in sources:
-            source.overflow = 0
-            pair = (source.owner, target.owner)
-            worker = next((owner for owner in pair if isinstance(owner, Worker)), None)
-            link = next((owner for owner in pair if isinstance(owner, Link)), None)
-            if worker is not None and worker.path is not None and link is not None and link.path is not None:
-                self.env.outbox.say(worker.path, event_frame("link.up", link.describe()))
-
     def worker_died(self, uid: str, now: float) -> None:
-        """A watched process has ended."""
+        """Handle the end of a worker's process."""
         self.env.now = now
         self.workers.gone(uid, "its process ended", now)
 
     def access_changed(self, rules: Rules, now: float) -> None:
-        """Keys or invitations are other ones: agents that hold a revoked invitation lose their links."""
+        """Apply changed keys and invitations; agents with a revoked invitation lose their links."""
         self.env.now = now
         before = self.gate.rules.router_keys
         self.gate.change(rules)
@@ -251,11 +207,11 @@ class Broker:
             self.broadcast.agents("keys", {"keys": list(rules.router_keys)})
 
     def excuse(self, seconds: float, now: float) -> None:
-        """The loop was kept from listening for so long: by its own work, or by others that had the processor."""
+        """Take seconds in which the event loop did not listen off the silence of all peers."""
         self.heartbeats.excuse(seconds, now)
 
     def turn(self, now: float) -> None:
-        """Once per turn of the loop, after everything that had arrived was received."""
+        """Run timers and go on with the inbox; once per event loop iteration, after all that arrived was received."""
         self.env.now = now
         deadline = self.env.timers.deadline()
         if deadline is not None and deadline <= now:
@@ -266,7 +222,7 @@ class Broker:
         self.inbox.turn(now)
 
     def farewell(self, reason: str) -> None:
-        """Tell everybody that this broker ends; they wait for the next."""
+        """Say goodbye to all peers. They wait for the next broker."""
         peers: list[Worker | Link] = [*self.workers, *self.links]
         for peer in peers:
             if peer.path is not None:
@@ -297,22 +253,6 @@ class Broker:
             **self.extra_stats(),
             **{f"total.{name}": count for name, count in self.env.counts.items()},
         }
-
-    def _flooded(self, connection: str, now: float) -> None:
-        """A worker is kept busy by what an agent sends it for no stream."""
-        link = self.links.get(connection)
-        if link is not None and link.path is not None:
-            self._cut_off(link.path, "it floods workers with frames that lead to no stream", now)
-
-    def _cut_off(self, path: Path, reason: str, now: float) -> None:
-        """Give up the path of a peer that floods others; an agent has to wait before it is heard again."""
-        self.env.counts["floods"] += 1
-        if isinstance(path.owner, Link):
-            info = path.owner.info
-            self.admission.exclusion.cut_off(info.uid, info.admitted_by, now)
-            self.dials.discourage(path.owner)
-        if path.owner is not None:
-            path.owner.lost(path, reason, now, closed=True)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -356,29 +296,12 @@ class Broker:
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
 
-    def _allowed(self, path: Path, frames: list[Frame], now: float) -> bool:
-        """Whether an agent keeps to its rate of control frames; one that does not has to link again."""
-        if path.routes is self.env.switch.agents:
-            return True
-        bounds = self.env.settings.bounds
-        size = sum(len(frame.payload) for frame in frames)
-        path.debt = max(0.0, path.debt - (now - path.refilled) * bounds.control_bytes) + size
-        if path.debt > bounds.control_bytes / 4:
-            self.env.shell.pause(path, min(_LONGEST_PAUSE, path.debt / bounds.control_bytes))
-        path.allowance = min(4.0 * bounds.frames, path.allowance + (now - path.refilled) * bounds.frames)
-        path.refilled = now
-        path.allowance -= max(1, len(frames))
-        if path.allowance >= 0:
-            return True
-        self._cut_off(path, "it sends too much", now)
-        return False
-
     def _workers_complete(self, now: float) -> None:
-        """Workers of the broker before had time to come back: those that did not are gone."""
+        """Tell agents which workers there are, now that those of an earlier broker had time to come back."""
         self.broadcast.agents("workers", {"workers": [worker.uid for worker in self.workers]})
 
     def _links_complete(self, now: float) -> None:
-        """Agents had time to link again, those that this broker did not know too: there are no others."""
+        """Tell workers that they know all agents, now that every agent had time to link again."""
         self.broadcast.workers("links.complete", {})
 
     def _job_ended(self, entry: Entry) -> None:

@@ -262,12 +262,12 @@ class _Server:
 
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
         """A message of `source` was dropped: too much waits for `target` already."""
-        self._broker.overflowed(source, size, now)
+        self._broker.flood_guard.overflowed(source, size, now)
         self.flush(now)
 
     def relieved(self, target: Path, sources: list[Path], now: float) -> None:
         """There is room again for what `sources` send to `target`."""
-        self._broker.relieved(target, sources, now)
+        self._broker.flood_guard.relieved(target, sources, now)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
         """A peer broke the protocol, which closed its connection."""
@@ -283,11 +283,11 @@ class _Server:
 
     def unfinished(self, path: Path, now: float) -> None:
         """An agent left too much of its messages unfinished: its connection is closed."""
-        self._broker.unfinished(path, now)
+        self._broker.flood_guard.unfinished(path, now)
 
     def ahead(self, path: Path, now: float) -> None:
         """An agent sent too much while it was to be read slowly: its connection is closed."""
-        self._broker.ahead(path, now)
+        self._broker.flood_guard.ahead(path, now)
 
     def flush(self, now: float) -> None:
         """Queue what the core wants to say."""

@@ -1,4 +1,4 @@
-"""What the broker's state machines share: settings, timers, the outbox, the switch, and the shell that does the I/O."""
+"""What the broker's state machines share: settings, clocks, timers, the outbox, the switch, and the I/O shell."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Done", "Env", "Persistence", "Shell"]
 log = logging.getLogger("prouter.broker")
 
 Done = Callable[[dict[str, Any], PRouterError | None, float], None]
-"""How something asked for ends: the value, or the error, and the time now."""
+"""Called with the reply to a call: its value, an error if there is one, and the time (monotonic seconds)."""
 
 
 class Shell(Protocol):
-    """The I/O the state machines ask for."""
+    """The I/O that the state machines ask for. No method blocks."""
 
     def accept(self, path: Path) -> None:
-        """From now on what comes over the path's connection is this path's."""
+        """Hand over messages of the path's connection as messages of this path from now on."""
 
     def dial(self, path: Path, address: str) -> None:
-        """Open a socket of its own for `path` and connect it to ``host:port``; never blocks."""
+        """Open a socket for `path` and connect it to ``host:port``."""
 
     def why_not_dialled(self, address: str) -> str:
         """Why the agent at ``host:port`` must not be dialled; empty when it may."""
@@ -40,35 +40,35 @@ class Shell(Protocol):
         """How the path's connection is protected, and whose key its peer has proved to own."""
 
     def forget(self, path: Path) -> None:
-        """The path is not used any more: its connection is closed once what is pending was sent."""
+        """Close the path's connection once its pending frames are sent."""
 
     def pause(self, path: Path, seconds: float) -> None:
-        """Read nothing more of the path for a while; meanwhile its silence counts for nothing."""
+        """Read nothing from the path for some seconds. Its silence does not count in that time."""
 
     def watch(self, pid: int, worker: str) -> None:
-        """Tell when the process ends."""
+        """Call `Broker.worker_died` when this process ends."""
 
 
 class Persistence(Protocol):
-    """Where state goes that outlives the broker."""
+    """The store: state that outlives the broker."""
 
     def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
-        """Have `statement` executed, in order; `done(now)` is called on the loop once it is committed."""
+        """Execute an SQL statement, in order; call ``done(now)`` on the loop once it is committed."""
 
 
 @dataclass(slots=True)
 class Env:
-    """See the module's docstring.
+    """The state machines' surroundings.
 
     Attributes:
-        wall: current time, seconds since the epoch.
+        wall: gives the current time, seconds since the epoch.
         new_uid: makes uids, 32 hex characters.
         incarnation: of this broker process.
         uniform: draws a number between its two arguments, for jitter.
-        now: the time of the message or timer being handled, monotonic.
+        now: time of the message or timer that is being handled, monotonic seconds.
         counts: metrics that only grow.
-        steady: the time by which the history ages.
-        budget: frames that this turn of the loop may still handle; what takes long is counted for several.
+        steady: the clock by which the history ages.
+        budget: frames that this event loop iteration may still handle; expensive ones count several times.
     """
 
     settings: Settings
@@ -87,12 +87,20 @@ class Env:
     steady: SteadyClock = field(init=False)
 
     def begin(self, now: float, last_seen: float | None) -> None:
-        """The broker starts; the one before is known to have run at `last_seen`, seconds since the epoch."""
+        """Start the clocks.
+
+        Args:
+            last_seen: when an earlier broker is known to have run, seconds since the epoch, or None.
+        """
         self.now = now
         self.steady = SteadyClock(self.wall, now, last_seen)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
-        """Count something that is not as it should be: logged once per peer, and once for all that are not accepted."""
+        """Count a malformed message. It is logged once per peer, and once for all unauthenticated connections together.
+
+        Args:
+            path: the peer's, None before the peer is authenticated.
+        """
         self.counts["malformed"] += 1
         if path is None:
             self.counts["malformed_strangers"] += 1

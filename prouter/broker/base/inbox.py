@@ -1,7 +1,7 @@
-"""Control frames that wait for their turn, so that no turn of the loop takes long whatever arrives at once.
+"""A queue of control frames, so that no event loop iteration takes long, whatever arrives at once.
 
-A few hundred frames are handled at once; what is beyond waits for the next turns, each peer's in order, the peers one
-after another. Large frames and expensive questions count for many.
+One iteration handles a bounded number of frames. The others wait for the next iterations: the frames of each peer in
+their order, the peers in turn. Large frames and expensive calls count several times.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from prouter.fabric.session import SessionState
 __all__ = ["Inbox"]
 
 _SHARE = 32
-"""Frames of one peer before the next gets its turn."""
+"""Frames of one peer that are handled before the next peer has its turn."""
 _BYTES = 4096
-"""Bytes of a frame that count like one more frame."""
+"""Bytes of a payload that count as one more frame."""
 
 
 class Inbox:
-    """See the module's docstring.
+    """The queue of all peers.
 
     Args:
-        handle: carries one frame out; its ProtocolError is reported to `malformed`.
+        handle: handles one frame.
+        malformed: is told of each `ProtocolError` that `handle` raises.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Inbox:
         return sum(len(frames) for frames in self._waiting.values())
 
     def receive(self, path: Path, frames: list[Frame], now: float) -> None:
-        """Handle the frames of a message, now as far as there is time."""
+        """Handle the frames of a message, as many of them now as the iteration's budget allows."""
         if now > self._reset_at:
             self._reset(now)
         waiting = self._waiting.get(path)
@@ -61,7 +62,7 @@ class Inbox:
             self._go_on(now)
 
     def turn(self, now: float) -> None:
-        """A new turn of the loop: go on with what waits."""
+        """Go on with the queue in a new event loop iteration."""
         self._reset(now)
         while self._waiting and self._env.budget > 0:
             path, frames = self._waiting.popitem(last=False)
@@ -73,7 +74,7 @@ class Inbox:
         self._go_on(now)
 
     def after(self, path: Path, action: Callable[[float], None], now: float) -> None:
-        """Run `action` once all that the peer has said so far is handled: at once if nothing waits."""
+        """Run ``action(now)`` once every frame that the peer has sent so far is handled, at once if none waits."""
         if path in self._waiting:
             self._last[path] = action
         else:
@@ -99,10 +100,10 @@ class Inbox:
         self._env.budget = self._env.settings.bounds.turn
 
     def _go_on(self, now: float) -> None:
-        """Do not let the loop sleep while something waits."""
+        """Keep the event loop from sleeping while frames wait."""
         if self._waiting:
             self._env.timers.at(now, _nothing)
 
 
 def _nothing(now: float) -> None:
-    """`Inbox.turn` does the work."""
+    """A timer that only wakes the loop; `Inbox.turn` does the work."""

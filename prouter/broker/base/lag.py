@@ -1,4 +1,4 @@
-"""How long the loop keeps others waiting: the busy part of its turns. And what its process uses."""
+"""Event loop lag: how long iterations keep other peers waiting. And the memory and CPU time of the process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import resource
 __all__ = ["Lag", "process_figures"]
 
 _WINDOW = 10.0
-"""Seconds over which the longest turn is shown."""
+"""Seconds over which the longest iteration is shown."""
 
 
 class Lag:
-    """Busy times of the loop's turns, seconds.
+    """Busy times of the event loop's iterations, in seconds.
 
     Attributes:
-        turns: since the start.
-        average: moving, of the last hundred turns or so.
+        turns: number of iterations since the start.
+        average: moving average over about a hundred iterations.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Lag:
 
     @property
     def longest(self) -> float:
-        """The longest turn of the last ten to twenty seconds."""
+        """The longest iteration of the last ten to twenty seconds."""
         return max(self._longest, self._before)
 
     def turned(self, started: float, ended: float) -> float:
-        """A turn is over; its end."""
+        """Count an iteration that was busy between these times, and return its end."""
         busy = ended - started
         self.turns += 1
         self.average += (busy - self.average) * 0.01

@@ -1,4 +1,4 @@
-"""What the broker's state machines need to know of the configuration, and the bounds they keep."""
+"""Configuration of the broker's state machines, and the bounds that they keep."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ __all__ = ["Bounds", "Settings"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits that keep an overload short and cheap; what is over them is answered with a fast 503.
+    """Bounds on what waits, so that an overload stays short and cheap. Calls beyond them fail at once with 503.
 
     Attributes:
-        waits: parked waits, all workers together.
-        calls: worker calls being carried out.
-        link_calls: calls to one agent without an answer.
+        waits: parked waits of all workers together.
+        calls: calls of workers that are being carried out.
+        link_calls: calls to one agent without a reply, and creations under way.
         dials: agents being dialled.
-        hellos: introductions looked at per second.
-        frames: control frames per second from one agent, four seconds of them at once.
-        control_bytes: bytes of control frames per second from one agent; who sends more is read more slowly.
+        hellos: HELLOs of unauthenticated connections that are read per second.
+        frames: control frames per second from one agent; a burst may have four times as many.
+        control_bytes: bytes of control frames per second from one agent; an agent that sends more is read more slowly.
         connection_jobs: jobs of one connection that have not ended.
-        connection_bytes: bytes of their records.
+        connection_bytes: bytes of the records of these jobs.
         history_bytes: bytes of the records of ended jobs.
-        overflow: bytes of routed messages of an agent that are dropped before its path is given up, since workers take
-            less than it sends.
-        turn: control frames handled in one turn of the loop, and answers given, callbacks and timers run at once.
-        hello_bytes: size of an introduction.
+        overflow: bytes of an agent's routed messages that are dropped, because workers take less than it sends, before
+            its path is given up.
+        turn: control frames handled in one event loop iteration; also replies, callbacks and timers.
+        hello_bytes: bytes of a HELLO message.
     """
 
     waits: int = 50_000
@@ -46,26 +46,26 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Values of the router's configuration; durations in seconds.
+    """Values of the router's configuration. Durations are in seconds.
 
     Attributes:
         platform: this host, as `/info` shows it.
         tokens: what agents may present, or of each uid its own; with none, anything goes unless `closed`.
         closed: whether agents need a token, a known key or an invitation in any case.
-        max_agents: agents that may be linked or waited for with one token.
-        max_absence: how long an agent that is away is waited for, whatever it says.
-        heartbeat: of agent links.
-        worker_heartbeat: of workers.
+        max_agents: agents that may be linked, or away, with one token.
+        max_absence: how long the broker waits at most for an agent that is away.
+        heartbeat: between the heartbeats of agents.
+        worker_heartbeat: between the heartbeats of workers.
         hold: how long a call waits for an agent that is away.
-        resume_timeout: how long a call in flight waits for its agent to come back.
-        polling_delay: how long a dialled agent without jobs is kept linked.
+        resume_timeout: how long a call in flight waits for its agent to come back, and a reply for the job's record.
+        polling_delay: how long a dialled agent without jobs stays linked.
         history: how many ended jobs are kept.
         history_age: how long ended jobs are kept, 0 for ever.
         dial_timeout: how long a create waits for the agent it dials.
         takeover_patience: how long an agent may take to prove that it is alive when another claims its uid.
-        return_patience: how long an agent whose connection was closed may take to come back before it counts as dead,
-            on top of the time it says its jobs outlive it.
-        workers_return: after the start, how long workers of the broker before may take to come back.
+        return_patience: how long an agent whose connection was closed may take to come back, in addition to the time
+            that its jobs outlive it. Then it counts as dead.
+        workers_return: how long workers of an earlier broker may take to come back after the start.
     """
 
     uid: str
@@ -90,5 +90,5 @@ class Settings:
 
     @property
     def auth(self) -> dict[str, str]:
-        """The router as others see it."""
+        """Uid and name of the router, as peers see it."""
         return {"uid": self.uid, "name": self.name}

@@ -1,7 +1,8 @@
-"""Time by which the history ages: it goes as fast as the monotonic clock, and never jumps as the wall clock may.
+"""A clock for the age of ended jobs, which never jumps as the wall clock may.
 
-It begins when the router starts, at the wall clock's time, or at that of the last event before if that is earlier: a
-machine that starts with a wrong clock must not find everything old. The time a router did not run does not count so.
+It starts with the router, at the wall clock's time or at the time of the last event before, whichever is earlier, and
+then runs with the monotonic clock. So a machine that starts with a wrong clock does not find every job old. The time in
+which no router ran does not count.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ __all__ = ["SteadyClock"]
 log = logging.getLogger("prouter.broker")
 
 _JUMP = 60.0
-"""Seconds by which the wall clock may leave the monotonic one before that is worth a line in the log."""
+"""Seconds between wall clock and monotonic clock from which on a jump is logged."""
 
 
 class SteadyClock:
-    """See the module's docstring.
+    """A clock that starts with the router.
 
     Args:
-        wall: the wall clock, seconds since the epoch.
-        now: the monotonic clock's time.
-        last_seen: when the router before is known to have run last, seconds since the epoch; None if it is not known.
+        wall: gives the wall clock's time, seconds since the epoch.
+        now: the monotonic clock's time, seconds.
+        last_seen: when an earlier router is known to have run last, seconds since the epoch; None if that is unknown.
     """
 
     def __init__(self, wall: Callable[[], float], now: float, last_seen: float | None) -> None:
@@ -33,7 +34,7 @@ class SteadyClock:
         self._begin = min(wall(), last_seen) if last_seen is not None else wall()
 
     def time(self, now: float) -> float:
-        """Seconds since the epoch, as if no clock had ever been set."""
+        """Seconds since the epoch, as if nobody had set the wall clock since the start."""
         return self._begin + (now - self._start)
 
     def ran(self, now: float) -> float:
@@ -41,11 +42,11 @@ class SteadyClock:
         return now - self._start
 
     def stamp(self, now: float) -> float:
-        """The wall clock's time for something that happens now, unless that clock is behind."""
+        """The time to store for something that happens now: the wall clock's, or this clock's if that is later."""
         return max(self._wall(), self.time(now))
 
     def look(self, now: float) -> None:
-        """Log it when the wall clock was set."""
+        """Log a jump of the wall clock since the last look."""
         jump = self._wall() - now - self._offset
         if abs(jump) > _JUMP:
             self._offset += jump

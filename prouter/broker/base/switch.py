@@ -1,8 +1,8 @@
-"""Paths to peers, what waits to be said on them, and where routed messages go.
+"""Paths to peers, the frames queued on them, and the routes of messages.
 
-A routed message is ``[route, block, bulk…]``: from a worker with a connection uid as its route, from an agent with a
-worker's uid. The switch finds the path that leads there and the sender's own name, which replaces the route: nobody
-can speak for another.
+A routed message is ``[route, block, bulk…]``. A worker's message has a connection uid as its route, an agent's the uid
+of a worker. The switch knows the path that a route leads to, and the sender's own name, which replaces the route. So no
+peer can send in the name of another.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["Outbox", "Owner", "Path", "Switch"]
 
 
 class Owner(Protocol):
-    """The peer at the other end of a path: a worker, an agent's link, or somebody who wants to become one.
+    """The peer at the other end of a path: a worker, a link to an agent, or one that has not been accepted yet.
 
-    What is said of a path that is not the owner's own any more counts for nothing.
+    An owner ignores what happens to a path that another path has replaced.
     """
 
     @property
@@ -27,31 +27,35 @@ class Owner(Protocol):
         """Where the owner is reachable now."""
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
-        """The path is lost: `closed` when its connection was closed, else the peer fell silent."""
+        """Handle the loss of the path.
+
+        Args:
+            closed: whether its connection was closed, rather than silent.
+        """
 
     def left(self, path: Path, reason: str, now: float) -> None:
-        """The peer said goodbye on the path."""
+        """Handle the peer's goodbye on the path."""
 
 
 class Path:
-    """One way to a peer: a connection, for as long as it lives.
+    """One connection to a peer, for as long as it lives.
 
     Attributes:
-        carrier: what the I/O shell sends through; opaque here.
-        rid: routing id the peer asked for; empty for one that was dialled.
-        session: heartbeats.
-        owner: who is at the other end, None before it is known.
-        source: name stamped on messages routed from here; empty until the peer is accepted.
-        routes: where messages routed from here may go.
-        heard: when something was last received.
+        carrier: the I/O shell's own object for the connection.
+        rid: routing id of the peer; empty if the broker dialled it.
+        session: handshake and heartbeats.
+        owner: the peer, None before it is known.
+        source: name of the peer, which replaces the route of its messages; empty before it is accepted.
+        routes: paths that its messages may go to, by route.
+        heard: when the last message came.
         measured: when the round trip was last measured.
         security: how the connection is protected.
-        pending: frames to be sent.
-        malformed: messages of it that were no messages.
-        allowance: control messages it may still send now; grows with time.
-        debt: bytes of control frames it sent lately; shrinks with time.
-        refilled: when these two last changed so.
-        overflow: bytes routed from here that were dropped because the receiver takes less.
+        pending: frames to send.
+        malformed: how many malformed messages it has sent.
+        allowance: control frames that it may still send now; grows with time.
+        debt: bytes of control frames that it sent lately; shrinks with time.
+        refilled: when allowance and debt were brought up to date.
+        overflow: bytes routed from here that were dropped because their receiver takes less.
     """
 
     __slots__ = (
@@ -91,7 +95,7 @@ class Path:
 
 
 class Outbox:
-    """Frames said and not sent yet, per path in the order the paths were first used."""
+    """Frames that are queued and not sent yet, by path."""
 
     def __init__(self) -> None:
         self._dirty: list[Path] = []
@@ -104,7 +108,7 @@ class Outbox:
             path.pending.extend(frames)
 
     def take(self) -> list[Path]:
-        """Paths with frames pending; the caller sends and clears them."""
+        """The paths with pending frames, in the order of their first one; the caller sends and clears the frames."""
         dirty, self._dirty = self._dirty, []
         return dirty
 
@@ -113,13 +117,13 @@ class Outbox:
 
 
 class Switch:
-    """Where routed messages go.
+    """Paths by the route of a message.
 
     Attributes:
-        agents: path of each linked agent, by connection uid.
-        workers: path of each linked worker, by worker uid.
-        routed: messages passed on.
-        dropped: messages that led nowhere; their streams resume when the way is back.
+        agents: path of each reachable agent, by connection uid.
+        workers: path of each reachable worker, by worker uid.
+        routed: messages that were forwarded.
+        dropped: messages whose route leads nowhere; their streams resume when the path is back.
     """
 
     def __init__(self) -> None:
@@ -129,19 +133,19 @@ class Switch:
         self.dropped = 0
 
     def add_agent(self, path: Path, connection: str) -> None:
-        """From now on `path` is where `connection` leads."""
+        """Route messages for this connection to `path`, and messages from there to workers."""
         path.source = connection.encode("ascii")
         path.routes = self.workers
         self.agents[path.source] = path
 
     def add_worker(self, path: Path, uid: str) -> None:
-        """From now on `path` is where the worker `uid` is."""
+        """Route messages for this worker to `path`, and messages from there to agents."""
         path.source = uid.encode("ascii")
         path.routes = self.agents
         self.workers[path.source] = path
 
     def remove(self, path: Path) -> None:
-        """Nothing is routed to or from `path` any more."""
+        """Route nothing to or from `path` any more."""
         for table in (self.agents, self.workers):
             if table.get(path.source) is path:
                 del table[path.source]

@@ -1,4 +1,4 @@
-"""Deadlines of the broker: a heap of callbacks, run by whoever knows the time."""
+"""Timers: a heap of callbacks by their time. The event loop runs those that are due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Action = Callable[[float], None]
 
 
 class Timer:
-    """A scheduled action; `cancel` it when it is not wanted any more."""
+    """A scheduled action, which `cancel` drops."""
 
     __slots__ = ("_timers", "action", "at", "queued")
 
@@ -23,7 +23,7 @@ class Timer:
         self.queued = True
 
     def cancel(self) -> None:
-        """Do not run. Idempotent."""
+        """Drop the action. Idempotent, also after it has run."""
         if self.action is not None:
             self.action = None
             if self.queued:
@@ -31,7 +31,7 @@ class Timer:
 
 
 class Timers:
-    """See the module's docstring. Times are seconds of the caller's monotonic clock."""
+    """All timers of a broker. Times are seconds of the caller's monotonic clock."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
@@ -49,7 +49,7 @@ class Timers:
         return timer
 
     def deadline(self) -> float | None:
-        """When `run` has something to do next; None when never."""
+        """When the next timer is due; None without timers."""
         heap = self._heap
         while heap and heap[0][2].action is None:
             heapq.heappop(heap)
@@ -57,9 +57,12 @@ class Timers:
         return heap[0][0] if heap else None
 
     def run(self, now: float, most: int = sys.maxsize) -> None:
-        """Run what is due at `now`, at most so many, in order of time, without what is scheduled meanwhile.
+        """Run the actions that are due, in the order of their times, without those scheduled meanwhile.
 
-        What an action raises is passed on; the others stay due.
+        An exception of an action goes to the caller; the actions after it stay due.
+
+        Args:
+            most: run at most so many.
         """
         heap = self._heap
         due: list[Timer] = []

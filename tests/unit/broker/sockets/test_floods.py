@@ -121,8 +121,8 @@ def test_streams_resume_when_there_is_room_again() -> None:
     assert workers_path is not None
     for source, target in ((agents_path, workers_path), (workers_path, agents_path)):
         told = len(worker.of("link.up"))
-        world.broker.overflowed(source, MIB, world.now)
-        world.broker.relieved(target, [source], world.now)
+        world.broker.flood_guard.overflowed(source, MIB, world.now)
+        world.broker.flood_guard.relieved(target, [source], world.now)
         world.settle()
         assert worker.of("link.up")[told:] == [world.broker.links.get(agent.connection).describe()]  # type: ignore[union-attr]
     assert [path for path, _ in world.paused] == [agents_path], "a worker serves others, too"
@@ -134,7 +134,7 @@ def test_an_agent_that_goes_on_sending_what_nobody_takes_loses_its_link() -> Non
     path = world.path_of(agent)
     assert path is not None
     for _ in range(11):
-        world.broker.overflowed(path, MIB, world.now)
+        world.broker.flood_guard.overflowed(path, MIB, world.now)
     world.settle()
     assert worker.of("link.down")
     assert world.env.counts["floods"]
