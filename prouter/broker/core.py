@@ -159,23 +159,23 @@ class Broker:
         if self.flood_guard.allows(path, frames, now):
             self.inbox.receive(path, frames, now)
 
-    def agent_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+    def agent_handshake(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
         """Handle a control message of an unauthenticated connection to the agents' port.
 
         Raises:
             ProtocolError: it is malformed.
         """
         self.env.now = now
-        self.admission.stranger(carrier, rid, frames, now)
+        self.admission.handshake(carrier, rid, frames, now)
 
-    def worker_stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+    def worker_handshake(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
         """Handle a control message of a worker's connection before its handshake.
 
         Raises:
             ProtocolError: it is malformed.
         """
         self.env.now = now
-        self.workers.stranger(carrier, rid, frames, now)
+        self.workers.handshake(carrier, rid, frames, now)
 
     def malformed(self, path: Path | None, error: ProtocolError) -> None:
         """Count a malformed message (`Env.malformed`)."""

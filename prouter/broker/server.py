@@ -243,9 +243,9 @@ class _Server:
             elif not frames:
                 raise ProtocolError("an empty message")
             elif port.worker:
-                self._broker.worker_stranger(port, port.identity, frames, now)
+                self._broker.worker_handshake(port, port.identity, frames, now)
             else:
-                self._broker.agent_stranger(port, port.identity, frames, now)
+                self._broker.agent_handshake(port, port.identity, frames, now)
         except ProtocolError as error:
             if port.path is None:
                 raise

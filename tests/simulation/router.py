@@ -162,9 +162,9 @@ class BrokerNode:
             if path is not None:
                 self.core.receive(path, frames, now)
             elif carrier is self.workers:
-                self.core.worker_stranger(carrier, rid, frames, now)
+                self.core.worker_handshake(carrier, rid, frames, now)
             else:
-                self.core.agent_stranger(carrier, rid, frames, now)
+                self.core.agent_handshake(carrier, rid, frames, now)
 
         self.turn(control)
 

@@ -167,7 +167,7 @@ class Schedule:
         self.world.note("the end")
         core = self.broker.core
         for link in [link for link in core.links if not link.up]:
-            self.broker.turn(partial(core.admission._mourn, link.info.uid, link.info.incarnation))
+            self.broker.turn(partial(core.admission._agent_died, link.info.uid, link.info.incarnation))
         for talk in self.talks:
             if talk.lingers and talk.worker.runtime.alive:
                 talk.release()

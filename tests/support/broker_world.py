@@ -354,9 +354,9 @@ class World:
         if path is not None:
             self.broker.receive(path, frames, self.now)
         elif isinstance(peer, Worker):
-            self.broker.worker_stranger("workers", peer.rid, frames, self.now)
+            self.broker.worker_handshake("workers", peer.rid, frames, self.now)
         elif not isinstance(peer, Listener):
-            self.broker.agent_stranger("agents", peer.rid, frames, self.now)
+            self.broker.agent_handshake("agents", peer.rid, frames, self.now)
 
     def _to_peer(self, path: Path, frames: list[Frame]) -> None:
         peer = self.peers.get((path.carrier, path.rid))

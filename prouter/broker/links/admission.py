@@ -1,8 +1,8 @@
-"""The door for agents and workers: who says HELLO is checked, then accepted, refused once, or made to wait.
+"""Handshakes of agents: a HELLO is checked, and its agent is linked, refused, or made to wait.
 
-Before it is accepted a peer costs a decoded frame and nothing that stays. An agent that claims the uid or the
-incarnation of a linked agent has to wait until that one failed to prove that it is alive: a HELLO may be an old one
-that somebody else repeats.
+An unauthenticated connection costs one decoded frame, and leaves nothing behind. If the uid or the incarnation in a
+HELLO is that of a linked agent, the new one is a *challenger*: the broker pings the linked agent, its *rival*, and the
+challenger waits until the rival has answered or has failed to. For the HELLO may be an old one that somebody replays.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ __all__ = ["Admission"]
 log = logging.getLogger("prouter.broker")
 
 _LATE = 0.25
-"""Seconds after the end of a challenge beyond which its timer ran too late to judge by it."""
+"""Seconds by which the timer of a challenge may be late. Beyond that this process stood still, and it runs again."""
 _LOGGED = 10
-"""Refusals logged in a second; all are counted."""
+"""Refusals that are logged per second; all are counted."""
 
 
 class _Challenger:
-    """An agent that waits for the fate of the one whose uid or incarnation it claims.
+    """An agent that waits for its rival to answer a ping.
 
     Attributes:
-        path: its own.
-        rival: path of the other one, which was asked for a sign of life.
-        ping: number of the question.
-        asked: when it was asked.
-        due: when it must have answered.
+        path: the challenger's own.
+        rival: path of the linked agent, which was pinged.
+        ping: number of the ping.
+        asked: when it was sent.
+        due: when the rival must have answered.
     """
 
     def __init__(self, path: Path, info: AgentInfo, rival: Path, ping: int, asked: float, due: float) -> None:
@@ -54,21 +54,21 @@ class _Challenger:
 
     @property
     def beaten(self) -> bool:
-        """Whether the other one has answered, or goes on talking: an answer may have to queue on a slow way."""
+        """Whether the rival is alive: it has answered, or sent something lately (its answer may be queued)."""
         return self.rival.session.answered >= self.ping or self.rival.heard > (self.asked + self.due) / 2
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
-        """Noticed when its turn comes: whoever it was talks over a new path then."""
+        """Do nothing: `_decide` finds the path lost, or replaced by a new one of the same agent."""
 
     def left(self, path: Path, reason: str, now: float) -> None:
         """As `lost`."""
 
 
 class Admission:
-    """See the module's docstring; this is the agents' side of it.
+    """Handshakes of the agents that dial this router.
 
     Attributes:
-        exclusion: agents that have to wait, since they flooded somebody.
+        exclusion: agents that have to wait because they flooded the router.
     """
 
     def __init__(self, env: Env, links: Links, gate: Gate) -> None:
@@ -77,22 +77,22 @@ class Admission:
         self._gate = gate
         self.exclusion = Exclusion()
         self._challengers: dict[str, _Challenger] = {}
-        """By the link that is claimed."""
+        """By the connection uid of the rival's link."""
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
         self._logged = 0
-        """Refusals in the second that `_logged_in` names."""
+        """Refusals logged in the second `_logged_in`."""
         self._logged_in = 0
 
-    def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """Control frames of a connection whose peer is not accepted.
+    def handshake(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """Handle the control frames of an unauthenticated connection.
 
         Raises:
-            ProtocolError: they are no introduction, or a malformed one.
+            ProtocolError: they are no HELLO, or a malformed one.
         """
         if frames[0].type != HELLO:
-            raise ProtocolError("a stranger does not introduce itself")
+            raise ProtocolError("the first frame of a connection is no HELLO")
         if not self._admit(now):
             self._env.counts["strangers_ignored"] += 1
             return
@@ -113,7 +113,7 @@ class Admission:
             return
         try:
             if body.get("kind") == "obituary":
-                self._mourn(str(body.get("uid")), str(body.get("incarnation")), now)
+                self._agent_died(str(body.get("uid")), str(body.get("incarnation")), now)
                 return
             info = self._read(body, decision.mark if isinstance(decision, Admitted) else "")
         except ProtocolError as error:
@@ -125,7 +125,7 @@ class Admission:
             self._admitted(path, info, now)
 
     def _claimed(self, path: Path, info: AgentInfo, outcome: Admitted | Denied, now: float) -> None:
-        """It is stored, or not, that an agent holds its invitation."""
+        """Go on with an agent whose use of an invitation was stored, or could not be."""
         self._env.now = now
         if isinstance(outcome, Denied):
             self._refuse(path, outcome.code, outcome.text, info.uid)
@@ -133,7 +133,7 @@ class Admission:
             self._admitted(path, replace(info, admitted_by=outcome.mark), now)
 
     def _admitted(self, path: Path, info: AgentInfo, now: float) -> None:
-        """An agent may link by what it presents: see whether it may in the place of others."""
+        """Go on with an agent whose credentials are right: link it, unless it has to wait or challenges another."""
         mark = info.admitted_by
         same = self._links.find(info.incarnation, SERVER)
         wait = self.exclusion.left(info.uid, now)
@@ -154,10 +154,10 @@ class Admission:
             self._welcome(path, info, now)
 
     def _read(self, body: dict[str, Any], mark: str) -> AgentInfo:
-        """Who introduces itself.
+        """Read the agent's HELLO.
 
         Raises:
-            ProtocolError: it is no agent, or none that can be understood.
+            ProtocolError: the peer is no agent, or its HELLO is malformed.
         """
         kind = body.get("kind")
         if kind != "agent":
@@ -166,22 +166,22 @@ class Admission:
             raise ProtocolError("the incarnation is this router's own")
         return AgentInfo.from_hello(body, mark)
 
-    def _mourn(self, uid: str, incarnation: str, now: float) -> None:
-        """The agent's keeper says that the agent has died and its jobs have ended."""
+    def _agent_died(self, uid: str, incarnation: str, now: float) -> None:
+        """Handle a death notice: the agent's keeper says that the agent has died and its jobs have ended."""
         for mode in (SERVER, CLIENT):
             link = self._links.find(incarnation, mode)
             if link is not None and link.info.uid == uid:
-                self._bury(link, now)
+                self._drop_dead(link, now)
 
-    def _bury(self, link: Link, now: float) -> None:
-        """Drop the link of a dead agent. One that seems to be up gets time for its connection's end to be noticed."""
+    def _drop_dead(self, link: Link, now: float) -> None:
+        """Drop the link of a dead agent; if it is still UP, only after the end of its connection was noticed."""
         if not link.up:
             self._links.drop(link, "its process ended", now)
         elif link.connection not in self._dying:
             self._dying.add(link.connection)
-            self._env.timers.at(now + self._env.settings.takeover_patience, partial(self._bury_late, link))
+            self._env.timers.at(now + self._env.settings.takeover_patience, partial(self._drop_late, link))
 
-    def _bury_late(self, link: Link, now: float) -> None:
+    def _drop_late(self, link: Link, now: float) -> None:
         self._dying.discard(link.connection)
         if not link.up:
             self._links.drop(link, "its process ended", now)
@@ -215,7 +215,7 @@ class Admission:
             self._env.counts["strangers_ignored"] += 1
             return
         if known is not None:
-            # The agent itself, perhaps: it gave up an attempt that took long and makes another.
+            # Probably the same agent, which gave up an attempt that took long and dialled again.
             self._env.shell.forget(known.path)
             known.path, known.info, path.owner = path, info, known
             return
@@ -228,7 +228,7 @@ class Admission:
         self._env.timers.at(due, partial(self._decide, rival, challenger))
 
     def rival_lost(self, link: Link, now: float) -> None:
-        """A link's path is gone: whoever claims it need not wait any longer."""
+        """Let the challenger of a link wait no longer: the rival's path is lost."""
         challenger = self._challengers.get(link.connection)
         if challenger is not None:
             self._env.timers.at(now, partial(self._decide, link, challenger))
@@ -238,7 +238,7 @@ class Admission:
             return
         waits = rival.path is challenger.rival and not challenger.beaten
         if waits and now > challenger.due + _LATE:
-            # This process stood still: the answer may have arrived and not been read.
+            # This process stood still: the rival's answer may have arrived unread.
             challenger.due = now + self._env.settings.takeover_patience
             self._env.timers.at(challenger.due, partial(self._decide, rival, challenger))
             return
@@ -260,7 +260,7 @@ class Admission:
         self._env.shell.forget(path)
 
     def _admit(self, now: float) -> bool:
-        """Whether there is time to look at one more stranger this second."""
+        """Whether the broker may read one more HELLO in this second."""
         limit = float(self._env.settings.bounds.hellos)
         if now > self._refilled:
             self._allowance = min(limit, self._allowance + (now - self._refilled) * limit)

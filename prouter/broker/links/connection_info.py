@@ -1,4 +1,4 @@
-"""Public views: job info as http-api.md's clients know it, and the list of connections."""
+"""Jobs and connections as the HTTP API shows them (docs/http-api.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 
 def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
-    """What a record (`JobRecord.to_wire`) tells clients."""
+    """The fields of a record (`JobRecord.to_wire`) that clients see."""
     info = {name: value for name, value in wire.items() if name not in _INTERNAL}
     for name in _TIMES:
         moment = info[name]
@@ -27,7 +27,7 @@ def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_place(*, agent: AgentInfo | None, agent_uid: str, mode: str, router: dict[str, str]) -> dict[str, Any]:
-    """Where a job is, as clients see it: the same for all jobs of a connection."""
+    """The fields of a job that are the same for all jobs of its connection."""
     return {
         "sender": {"direction": "CLIENT" if mode == SERVER else "SERVER", **router},
         "agent": {
@@ -40,7 +40,7 @@ def job_place(*, agent: AgentInfo | None, agent_uid: str, mode: str, router: dic
 
 
 def connection_identity(link: Link) -> dict[str, Any]:
-    """What clients see of a link that does not change while its agent lives. Never its token."""
+    """The fields of a connection that stay while its agent lives. The token is never among them."""
     return {
         "uid": link.connection,
         "mode": link.mode,
@@ -52,7 +52,7 @@ def connection_identity(link: Link) -> dict[str, Any]:
 
 
 def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
-    """What clients see of a link that changes."""
+    """The fields of a connection that change."""
     latency = link.latency
     return {
         "latency_ms": round(latency * 1000, 1) if latency is not None else None,

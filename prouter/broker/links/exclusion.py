@@ -1,8 +1,8 @@
-"""Agents that were cut off because they flooded somebody: they have to wait before they may link again.
+"""How long agents that were cut off for flooding have to wait before they may link again.
 
-When several agents that come with the same token do so, those that nobody knows yet have to wait, too: it may be the
-same one under new names. Without that one that links again at once would be heard most of the time, for what it sends
-counts only once it has arrived.
+If several agents with the same token were cut off, unknown agents with that token have to wait as well, because they
+may be the same agent under new names. Without the wait, an agent that links again at once would flood the router most
+of the time: what it sends is counted only once it has arrived.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from __future__ import annotations
 __all__ = ["Exclusion"]
 
 _FIRST = 2.0
-"""Seconds after the first time; twice as many after each further one."""
+"""Seconds to wait after the first time, doubled each further time."""
 _LONGEST = 20.0
-"""Seconds at most: below the time for which an agent's jobs wait for it."""
+"""Seconds to wait at most: less than the broker waits for an agent with jobs."""
 _FORGIVEN = 600.0
-"""Seconds after which an earlier time does not count any more."""
+"""Seconds after which an earlier time is forgotten."""
 _SEVERAL = 8
-"""Agents with the same token that may be cut off within the time for which one waits at most without that."""
+"""Agents with the same token that may be cut off within `_LONGEST` before unknown agents have to wait."""
 _MOST = 4096
-"""Agents remembered; the longest known are forgotten first."""
+"""Agents remembered, and tokens; the oldest are forgotten first."""
 
 
 class Exclusion:
-    """See the module's docstring."""
+    """The agents that were cut off."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float, float]] = {}
-        """By uid: until when, for how long, and since when."""
+        """By the agent's uid: when its wait ends, how long it is, and when the agent was cut off first."""
         self._strikes: dict[str, list[float]] = {}
-        """By mark of the token, when agents that came with it were cut off."""
+        """By mark of the token: when agents that presented it were cut off."""
 
     def cut_off(self, uid: str, mark: str, now: float) -> None:
-        """An agent was, that came with the token of this mark."""
+        """Have an agent wait.
+
+        Args:
+            mark: of the token that it presented.
+        """
         self._exclude(uid, now)
         strikes = [at for at in self._strikes.pop(mark, ()) if now - at < _LONGEST]
         self._strikes[mark] = [*strikes[-_SEVERAL:], now]
@@ -39,7 +43,7 @@ class Exclusion:
             del self._strikes[next(iter(self._strikes))]
 
     def left_for_new(self, mark: str, now: float) -> float:
-        """Seconds for which no unknown agent is let in with the token of this mark; 0 when they are."""
+        """Seconds for which unknown agents with this token have to wait; 0 if they need not."""
         strikes = self._strikes.get(mark, [])
         return max(0.0, strikes[0] + _LONGEST - now) if len(strikes) > _SEVERAL else 0.0
 
@@ -51,6 +55,6 @@ class Exclusion:
             del self._known[next(iter(self._known))]
 
     def left(self, uid: str, now: float) -> float:
-        """Seconds for which the agent is not let in; 0 when it is."""
+        """Seconds for which the agent has to wait; 0 if it need not."""
         until = self._known.get(uid, (0.0, 0.0, 0.0))[0]
         return max(0.0, until - now)

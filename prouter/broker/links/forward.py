@@ -1,4 +1,4 @@
-"""Calls to agents: sent when the agent is there, repeated when it is back, given up when it stays away too long."""
+"""Calls to agents: sent while the agent is reachable, resent when it is back, failed when it stays away too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Forwarder"]
 log = logging.getLogger("prouter.broker")
 
 _REFUSED = 60.0
-"""Seconds for which an agent is not asked again for what it was lost over, whoever asks."""
+"""Seconds for which a call that broke the link each time fails at once, whoever makes it."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _Pending:
 
 
 class Forwarder:
-    """See the module's docstring."""
+    """All calls to agents that have no reply yet."""
 
     def __init__(self, env: Env) -> None:
         self._env = env
@@ -40,20 +40,20 @@ class Forwarder:
         self._retries: dict[Link, Retries] = {}
         self._up: set[Link] = set()
         self._refused: dict[tuple[str, str], float] = {}
-        """By connection and what was asked, until when that is not asked again."""
+        """By connection and call: until when it fails at once."""
 
     @property
     def pending(self) -> int:
-        """Calls without an answer, all agents together."""
+        """How many calls have no reply, all agents together."""
         return sum(len(calls) for calls in self._pending.values())
 
     def call(
         self, link: Link, op: str, args: dict[str, Any], done: Done, now: float, *, limit: float | None = None
     ) -> None:
-        """Ask the agent; `done` is called exactly once.
+        """Send a call to the agent; `done` is called exactly once.
 
         Args:
-            limit: seconds for the answer, whatever happens; without it an agent that is there may take its time.
+            limit: seconds for the reply, whatever happens. Without it a reachable agent may take any time.
         """
         about = f"{op} {args.get('uid', '')}"
         if now < self._refused.get((link.connection, about), now):
@@ -78,12 +78,12 @@ class Forwarder:
             self._limit(link, call_id, pending, now + self._env.settings.hold)
 
     def tell(self, link: Link, name: str, body: dict[str, Any]) -> None:
-        """An event for the agent, lost when it is away."""
+        """Send an event to the agent; it is lost if the agent is away."""
         if link.path is not None:
             self._env.outbox.say(link.path, event_frame(name, body))
 
     def reply(self, link: Link, frame: Frame, now: float) -> None:
-        """A REPLY frame of the agent.
+        """Handle a REPLY frame of the agent.
 
         Raises:
             ProtocolError: the frame is malformed.
@@ -100,9 +100,9 @@ class Forwarder:
             pending.done(result.value, result.error, now)
 
     def link_up(self, link: Link) -> None:
-        """The agent is (back) there: ask everything again, but for what seems to be why it was lost."""
+        """Send all calls again, except those that seem to have broken the path."""
         if link in self._up:
-            self._lost(link, self._env.now)  # The new path has taken the place of one that nobody saw end.
+            self._lost(link, self._env.now)  # The new path replaces one whose end nobody noticed.
         self._up.add(link)
         for pending in self._pending.get(link, {}).values():
             if pending.timer is not None:
@@ -114,7 +114,7 @@ class Forwarder:
             self._wait_turn(link, retries)
 
     def link_down(self, link: Link, now: float) -> None:
-        """The agent is away: calls in flight wait for it, for a while."""
+        """Let calls in flight wait for the agent, for `resume_timeout`."""
         self._lost(link, now)
         until = now + self._env.settings.resume_timeout
         for call_id, pending in self._pending.get(link, {}).items():
@@ -122,7 +122,7 @@ class Forwarder:
                 self._limit(link, call_id, pending, until)
 
     def link_gone(self, link: Link, reason: str, now: float) -> None:
-        """The agent will not come back."""
+        """Fail all calls to an agent that does not come back."""
         self._up.discard(link)
         self._retries.pop(link, None)
         for call_id, pending in self._pending.pop(link, {}).items():
@@ -142,14 +142,14 @@ class Forwarder:
             pending.done({}, AgentUnavailable(f"agent '{link.info.uid}' {text}", retry_after=2), now)
 
     def _take(self, link: Link, call_id: str) -> _Pending | None:
-        """The call is over."""
+        """Forget a call that is over."""
         retries = self._retries.get(link)
         if retries is not None:
             retries.remove(call_id)
         return self._pending.get(link, {}).pop(call_id, None)
 
     def _lost(self, link: Link, now: float) -> None:
-        """The path is gone: calls that must be the reason fail."""
+        """Fail the calls that must have broken the path which was lost."""
         self._up.discard(link)
         retries = self._retries.get(link)
         for call_id in retries.path_lost(now) if retries is not None else ():
@@ -165,11 +165,12 @@ class Forwarder:
             pending.done({}, self._breaks(link, pending.about.partition(" ")[0]), now)
 
     def _breaks(self, link: Link, op: str) -> PRouterError:
-        text = f"the connection to agent '{link.info.uid}' broke each time it was asked for {op}; its log may tell why"
+        agent = f"agent '{link.info.uid}'"
+        text = f"the connection to {agent} broke each time the router sent it {op}; the agent's log may tell why"
         return ProtocolError(text, code="call_breaks_link")
 
     def _wait_turn(self, link: Link, retries: Retries) -> None:
-        """Send the calls that are held back when it is time."""
+        """Send the calls that are held back once it is time."""
         if retries.deadline is not None:
             self._env.timers.at(retries.deadline, partial(self._turn, link, link.path))
 

@@ -1,4 +1,4 @@
-"""Signs of life on every path: one timer per path, set to when its session wants attention next."""
+"""Heartbeats on every path: one timer per path, set to the time at which its session needs attention next."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from prouter.fabric.session import LOST_AFTER, Lost, SessionState
 __all__ = ["Heartbeats"]
 
 _MEASURE = 30.0
-"""Seconds between measurements of a round trip that nothing else asked for."""
+"""Seconds between measurements of the round trip."""
 _GRID = 0.05
-"""Seconds by which timers are rounded up, so that many run in one turn."""
+"""Timers are rounded up to multiples of these seconds, so that many run in one event loop iteration."""
 _NEVER = float("inf")
 
 
 class Heartbeats:
-    """See the module's docstring.
+    """Heartbeats of all peers.
 
     Attributes:
-        behind: whether others than those just heard may have said something that nobody has read yet.
+        behind: whether messages of peers may have arrived that the event loop has not read yet.
     """
 
     def __init__(self, env: Env) -> None:
@@ -33,23 +33,23 @@ class Heartbeats:
         return len(self._watched)
 
     def watch(self, path: Path) -> None:
-        """Keep `path` under observation until its session ends or it is dropped."""
+        """Send and expect heartbeats on `path` until its session ends or `drop` is called."""
         if path not in self._watched:
             self._watched.add(path)
             self._env.timers.at(path.session.deadline(), partial(self._beat, path))
 
     def drop(self, path: Path) -> None:
-        """The path is not used any more."""
+        """End the session of a path that is not used any more."""
         self._watched.discard(path)
         path.session.state = SessionState.LOST
 
     def forgive(self, now: float) -> None:
-        """This process itself stood still: nobody's silence counts."""
+        """Ignore the silence of all peers so far: this process itself stood still."""
         for path in self._watched:
             path.heard = now
 
     def excuse(self, seconds: float, now: float) -> None:
-        """This process did not listen for so long up to now: nobody's silence meanwhile counts."""
+        """Take so many seconds, in which this process did not listen, off the silence of all peers."""
         for path in self._watched:
             path.heard = min(now, path.heard + seconds)
 

@@ -1,4 +1,4 @@
-"""Introductions of agents: what a HELLO or WELCOME says, checked before anything else is done with it."""
+"""What an agent says of itself in its HELLO or WELCOME, checked."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CLIENT = "CLIENT"
 """Mode of a link: the router dialled out."""
 
 NAME_LIMIT = 128
-"""Characters of the texts by which an agent is known."""
+"""Characters of an agent's uid, name and version."""
 _DAY = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """An agent, as it introduced itself.
+    """An agent, as its HELLO or WELCOME describes it.
 
     Attributes:
         incarnation: 32 hex characters, new when the agent starts afresh.
-        process: new whenever it starts; empty where the agent does not tell.
-        slots: how many jobs it takes at once, None for any number.
-        keep_for: seconds its jobs outlive it.
+        process: new at each start of the agent, also if it finds its jobs again; empty if the agent does not tell.
+        slots: how many jobs may run at once, None for any number.
+        keep_for: seconds that its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
         admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
     """
@@ -81,25 +81,25 @@ class AgentInfo:
         )
 
     def to_wire(self) -> dict[str, Any]:
-        """A plain map, for storing."""
+        """The agent as a map, for the store."""
         return asdict(self)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> AgentInfo:
-        """Rebuild what `to_wire` gave; fields this version does not know are ignored."""
+        """Rebuild an agent from `to_wire`; fields that this version does not know are ignored."""
         return cls(**{f.name: wire[f.name] for f in fields(cls) if f.name in wire})
 
 
 def connection_uid(incarnation: str, mode: str) -> str:
-    """The connection uid of an agent linked in `mode`: the same for as long as the agent lives.
+    """The connection uid of an agent that is linked in `mode`: the same for as long as the agent lives.
 
-    It is part of every job's path, and so no secret; the incarnation, which it does not tell, is one.
+    It is part of every job's path. The incarnation is a secret, which the uid does not reveal.
     """
     return hashlib.sha256(f"{incarnation}:{mode.lower()}".encode()).hexdigest()[:32]
 
 
 def check_protocol(body: dict[str, Any]) -> str | None:
-    """Why a peer that says `body` cannot be talked to, None when it can."""
+    """Why the peer's protocol version is not accepted; None if it is."""
     theirs = body.get("protocol")
     if theirs == VERSION:
         return None
@@ -113,7 +113,7 @@ def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise ProtocolError(f"{key} must be a text of at most {NAME_LIMIT} characters")
     if len(value) > NAME_LIMIT:
-        raise ProtocolError(f"{key} has {len(value)} characters, at most {NAME_LIMIT} are taken")
+        raise ProtocolError(f"{key} has {len(value)} characters, at most {NAME_LIMIT} are allowed")
     if not value.isprintable():
         raise ProtocolError(f"{key} has characters that cannot be printed")
     return value

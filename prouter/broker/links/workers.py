@@ -1,7 +1,7 @@
-"""Workers of this host: who is linked, and who is dead.
+"""The registry of this host's workers.
 
-A worker that falls silent keeps its name: its streams and waits are held until its process is known to have ended, it
-said goodbye, or it did not come back in time.
+The streams and waits of a worker that falls silent are kept until its process has ended, it says goodbye, or it does
+not come back in time.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Worker:
 
     Attributes:
         path: None while it is not reachable.
-        responder: remembers what it was answered.
-        bridges: the WebSocket bridges it holds, as it describes them.
+        responder: remembers the replies to its calls.
+        bridges: the WebSocket bridges that it holds, as it describes them.
         bulk: how many fast streams it has.
-        bulk_elsewhere: how many it knows that others have.
+        bulk_elsewhere: how many fast streams others have, as it was last told.
     """
 
     def __init__(self, workers: Workers, uid: str, pid: int) -> None:
@@ -51,31 +51,35 @@ class Worker:
         self.away: Timer | None = None
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
-        """Its path is gone."""
+        """See `Owner`."""
         if path is self.path:
             self._workers.path_lost(self, reason, now)
 
     def left(self, path: Path, reason: str, now: float) -> None:
-        """The worker said goodbye."""
+        """See `Owner`."""
         if path is self.path:
             self._workers.gone(self.uid, f"goodbye: {reason}", now)
 
 
 class WorkerListener(Protocol):
-    """Who wants to know what becomes of workers."""
+    """What the registry asks and tells about its workers."""
 
     def worker_greeting(self) -> dict[str, Any]:
-        """What a worker is welcomed with."""
+        """The body of a worker's WELCOME."""
 
     def worker_up(self, worker: Worker, now: float) -> None:
-        """A new worker, or a new path of a known one."""
+        """A worker is reachable: a new one, or one with a new path."""
 
     def worker_gone(self, worker: Worker, reason: str, now: float) -> None:
-        """It will not come back."""
+        """A worker has ended, or did not come back."""
 
 
 class Workers:
-    """The registry; see the module's docstring."""
+    """The registry.
+
+    Attributes:
+        listener: is asked and told about workers; set once, before the first message.
+    """
 
     listener: WorkerListener
 
@@ -90,14 +94,14 @@ class Workers:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def stranger(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
-        """Control frames of a connection whose peer is not accepted.
+    def handshake(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
+        """Handle the control frames of a worker's connection before its handshake.
 
         Raises:
-            ProtocolError: they are no introduction, or a malformed one.
+            ProtocolError: they are no HELLO, or a malformed one.
         """
         if frames[0].type != HELLO:
-            raise ProtocolError("a stranger does not introduce itself")
+            raise ProtocolError("the first frame of a connection is no HELLO")
         path = Path(carrier, rid, Session(now, self._env.settings.worker_heartbeat), now)
         _, event = path.session.receive(frames[0], now)
         if not isinstance(event, Greeted):
@@ -110,18 +114,18 @@ class Workers:
             return
         uid, pid = body.get("uid"), body.get("pid")
         if not isinstance(uid, str) or not 0 < len(uid) <= _UID_LIMIT or not uid.isascii() or not isinstance(pid, int):
-            raise ProtocolError("a worker's introduction needs uid and pid")
+            raise ProtocolError("a worker's HELLO needs uid and pid")
         self._welcome(path, uid, pid, now)
 
     def path_lost(self, worker: Worker, reason: str, now: float) -> None:
-        """The worker is not reachable; it is waited for."""
+        """Wait for a worker whose path is lost."""
         log.warning("event=worker_away worker=%s pid=%d reason=%r", worker.uid, worker.pid, reason)
         self._detach(worker)
         patience = self._env.settings.resume_timeout
         worker.away = self._env.timers.at(now + patience, partial(self._not_back, worker))
 
     def gone(self, uid: str, reason: str, now: float) -> None:
-        """The worker's process ended or it said goodbye. Idempotent."""
+        """Forget a worker that has ended or said goodbye. Idempotent."""
         worker = self._workers.pop(uid, None)
         if worker is None:
             return
@@ -160,4 +164,4 @@ class Workers:
 
     def _not_back(self, worker: Worker, now: float) -> None:
         worker.away = None
-        self.gone(worker.uid, "not back in time", now)
+        self.gone(worker.uid, "it did not come back in time", now)
