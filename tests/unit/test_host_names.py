@@ -1,4 +1,4 @@
-"""Which host names are ours: the fence against DNS rebinding."""
+"""Host names that the router knows: the protection against DNS rebinding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which request bodies are taken and which are refused, with what explanation."""
+"""Request bodies that are accepted or refused, and the explanations."""
 
 from __future__ import annotations
 

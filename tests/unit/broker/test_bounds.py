@@ -1,4 +1,4 @@
-"""What one agent, one record or one long list may cost the broker and everybody else."""
+"""The cost of one agent, one record or one long list to the broker and everybody else is bounded."""
 
 from __future__ import annotations
 

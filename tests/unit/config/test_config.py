@@ -1,4 +1,4 @@
-"""Configuration: where values come from, which one wins, and what is said when one is wrong."""
+"""Configuration: sources, which one wins, and error texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever one end may encode, the other end takes; what it would not take fails where it is made."""
+"""Whatever one end may encode, the other end accepts; anything larger fails where it is made."""
 
 from __future__ import annotations
 

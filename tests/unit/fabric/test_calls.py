@@ -1,4 +1,4 @@
-"""Calls happen once, however often they are asked and whatever is lost."""
+"""Calls are carried out once, however often they are sent and whatever is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: what is encoded is decoded, and nothing that arrives can do more than be refused."""
+"""Frames: encoding and decoding agree, and malformed input is only ever refused."""
 
 from __future__ import annotations
 

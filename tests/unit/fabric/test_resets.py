@@ -1,4 +1,4 @@
-"""What the other end says of why it ends a stream: words that become header fields, pages and lines of logs."""
+"""Reset codes and texts from the other end, which become header fields, pages and log lines."""
 
 from __future__ import annotations
 

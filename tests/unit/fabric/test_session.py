@@ -1,4 +1,4 @@
-"""Sessions: introductions, signs of life, goodbyes."""
+"""Sessions: handshakes, heartbeats, goodbyes."""
 
 from __future__ import annotations
 

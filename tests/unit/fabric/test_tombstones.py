@@ -1,4 +1,4 @@
-"""Ended streams are remembered, but not for ever."""
+"""Ended streams are remembered, but not forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much may be in flight: windows that grow, shrink, and are shared."""
+"""Receive windows that grow, shrink, and are shared."""
 
 from __future__ import annotations
 

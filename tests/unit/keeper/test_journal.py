@@ -1,4 +1,4 @@
-"""What the keeper writes down stays whole when there is no room."""
+"""The keeper's journal stays whole when the disk is full."""
 
 from __future__ import annotations
 

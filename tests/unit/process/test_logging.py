@@ -1,4 +1,4 @@
-"""Lines of the log: an event each, whatever the texts in them hold."""
+"""Log lines: one event each, whatever texts they contain."""
 
 from __future__ import annotations
 

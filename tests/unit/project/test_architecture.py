@@ -1,4 +1,4 @@
-"""The package keeps to its floor plan: the table of docs/architecture.md, whose order is the order of imports."""
+"""The package keeps to its floor plan: the order of the table in docs/architecture.md is the order of imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents that answer oddly, or not at all: their error (502, 504), told clearly, and no traceback."""
+"""Agents that answer wrongly, or not at all: clients get a clear error (502, 504), and no traceback."""
 
 from __future__ import annotations
 

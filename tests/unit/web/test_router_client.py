@@ -1,4 +1,4 @@
-"""What a worker knows of jobs is never older than what it was told."""
+"""A worker's knowledge of jobs is never older than what the broker has told it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives of sandboxes: what is packed comes back the same, what leaves or bursts its limits is stopped."""
+"""Archives of sandboxes: a packed tree comes back the same; members that would leave or exceed limits are refused."""
 
 from __future__ import annotations
 

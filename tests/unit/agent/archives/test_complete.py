@@ -1,4 +1,4 @@
-"""Downloads of archives are complete or refused, and cost little memory however deep and long-named the tree is."""
+"""Downloads of archives are complete or refused, and take little memory however deep the tree and long its names."""
 
 from __future__ import annotations
 

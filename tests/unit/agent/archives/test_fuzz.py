@@ -1,4 +1,4 @@
-"""Damaged and hostile archives: an answer below 500, nothing outside the sandbox, no process and little memory left."""
+"""Damaged and hostile archives: a status below 500, nothing outside the sandbox, no process or memory left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint for ports stays up with bounded memory and connections, whatever bytes come. Fixed seeds."""
+"""The endpoint at which jobs report ports survives any bytes with bounded memory and connections. Fixed seeds."""
 
 from __future__ import annotations
 

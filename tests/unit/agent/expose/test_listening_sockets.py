@@ -1,4 +1,4 @@
-"""Who listens where, as the kernel tells it by netlink and by /proc."""
+"""Listening sockets and their processes, from netlink and from /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What presets set for each kind of server, and what they refuse because it could not work."""
+"""Presets: settings for each kind of server, and refusals of combinations that cannot work."""
 
 from __future__ import annotations
 

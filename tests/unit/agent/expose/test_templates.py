@@ -1,4 +1,4 @@
-"""Templates in arguments and variables: exactly the known tokens are filled in, whatever stands around them."""
+"""Templates in arguments and variables: exactly the known ones are filled in, whatever surrounds them."""
 
 from __future__ import annotations
 

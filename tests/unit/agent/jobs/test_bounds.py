@@ -1,4 +1,4 @@
-"""A job's record has a bounded size whatever is in it, and shows the beginning of what is long."""
+"""A job's record has a bounded size whatever is in it, and shows the beginning of long values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What running jobs use is told in small rounds, new jobs first, and only what changed."""
+"""Usage of running jobs is reported in small rounds, new jobs first, and only if it changed."""
 
 from __future__ import annotations
 

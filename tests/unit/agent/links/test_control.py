@@ -1,4 +1,4 @@
-"""The agent's own HTTP API, which every program on its machine can reach: jobs are not to suffer from it."""
+"""The agent's own HTTP API, which every program on its machine can reach, cannot harm its jobs."""
 
 from __future__ import annotations
 

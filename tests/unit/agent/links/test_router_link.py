@@ -1,4 +1,4 @@
-"""What an agent makes of a router's events."""
+"""An agent's reaction to a router's events."""
 
 from __future__ import annotations
 

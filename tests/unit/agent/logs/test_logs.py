@@ -1,4 +1,4 @@
-"""Logs of jobs: positions that never change, the last lines, a bound on size while the job writes on, and followers."""
+"""Logs of jobs: positions that never change, last lines, bounded size while the job writes on, followers."""
 
 from __future__ import annotations
 

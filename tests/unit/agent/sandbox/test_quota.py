@@ -1,4 +1,4 @@
-"""The account of a sandbox's room: how often it measures, and what it refuses."""
+"""A sandbox's quota: how often it measures, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sandboxes: made, measured, removed, and never left, by the kernel's confined open or the walk in its place."""
+"""Sandboxes: created, measured, removed, and confined, by the kernel's openat2 or by the walk in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished jobs go for their age by a clock that cannot be wrong: files are deleted with them."""
+"""Finished jobs age by a clock that cannot be set wrong, because their files are deleted with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the broker says of jobs, without sockets."""
+"""The broker's replies about jobs, without sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients were told stays true when broker, agents or workers are away at the worst moment."""
+"""Replies to clients stay true when broker, agents or workers are away at the worst moment."""
 
 from __future__ import annotations
 

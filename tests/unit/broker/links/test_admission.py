@@ -1,4 +1,4 @@
-"""Who is let in as an agent, in whose place, and how many."""
+"""Admission of agents: which may link, in whose place, and how many."""
 
 from __future__ import annotations
 

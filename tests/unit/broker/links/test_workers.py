@@ -1,4 +1,4 @@
-"""What the broker knows of workers, and tells them, without sockets."""
+"""The broker's knowledge of workers, and its events for them, without sockets."""
 
 from __future__ import annotations
 

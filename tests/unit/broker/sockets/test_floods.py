@@ -1,4 +1,4 @@
-"""Peers that send more than others take: what waits is bounded, and who is honest loses nothing for good."""
+"""Peers that send more than others take: pending bytes are bounded, and honest peers lose nothing for good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages that are not finished: what they hold together is bounded, and honest senders are not cut off."""
+"""Unfinished messages: their memory is bounded together, and honest senders are not disconnected."""
 
 from __future__ import annotations
 

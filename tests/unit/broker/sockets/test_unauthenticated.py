@@ -1,4 +1,4 @@
-"""Connections whose peers are not accepted have to go."""
+"""Unauthenticated connections are closed in time, and when there are too many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier version kept without any bound does not keep a router from starting, and does not stay."""
+"""Unbounded records of an earlier version do not keep a router from starting, and are shortened."""
 
 from __future__ import annotations
 

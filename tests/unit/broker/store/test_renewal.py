@@ -1,4 +1,4 @@
-"""The database is lost under a running broker: deleted, replaced or damaged. A new one gets everything."""
+"""A database that is deleted, replaced or damaged under a running broker: a new one gets everything."""
 
 from __future__ import annotations
 

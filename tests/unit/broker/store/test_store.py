@@ -1,4 +1,4 @@
-"""What the broker writes down, and what it finds again: restarts, damage, a disk that is full."""
+"""The broker's database: writing, restarts, damage, a full disk."""
 
 from __future__ import annotations
 

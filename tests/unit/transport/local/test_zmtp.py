@@ -1,4 +1,4 @@
-"""The ZMTP codec, without I/O: whatever is sent arrives, however it is cut, and what is no ZMTP is refused."""
+"""The ZMTP codec without I/O: messages survive any split, and bytes that are not ZMTP are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document tells of every route, and only of what there is."""
+"""The OpenAPI document describes every route, and only those that exist."""
 
 from __future__ import annotations
 

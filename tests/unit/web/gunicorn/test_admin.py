@@ -1,4 +1,4 @@
-"""A client that does not go on with its request body, on a real connection."""
+"""A client that stops sending its request body, on a real connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WSGI environments and the framing of an app's answer."""
+"""WSGI environments and the framing of an app's response."""
 
 from __future__ import annotations
 

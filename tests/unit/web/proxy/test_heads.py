@@ -1,4 +1,4 @@
-"""Parsing heads: what passes is exactly what was sent, what is ambiguous is refused."""
+"""Parsing heads: what passes is exactly what was sent, ambiguous input is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of our own under ``/http``: who gets a page, who a problem document."""
+"""The router's own responses under ``/http``: pages for browsers, problem documents for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which target a job sees, below its prefix and under its own host name, and when a page is asked for beside it."""
+"""Targets as a job sees them, below its prefix and under its own host name, and requests beside the prefix."""
 
 from __future__ import annotations
 

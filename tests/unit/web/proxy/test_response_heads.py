@@ -1,4 +1,4 @@
-"""Heads of jobs' answers: what browsers accept passes, put right; what stays refused says why."""
+"""Heads of jobs' responses: what browsers accept passes after repair, refusals say why."""
 
 from __future__ import annotations
 

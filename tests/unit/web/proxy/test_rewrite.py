@@ -1,4 +1,4 @@
-"""What changes in a head on its way, and what does not."""
+"""Changes to a head on its way, and everything that stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs over HTTP: plain text and events, followed over lost paths, with an end that is known to be one."""
+"""Logs over HTTP: plain text and events, followed over broken connections, with an end that is certain."""
 
 from __future__ import annotations
 

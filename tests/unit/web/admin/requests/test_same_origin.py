@@ -1,4 +1,4 @@
-"""Who may change things: programs and our own pages, not the pages of others."""
+"""Programs and the router's own pages may change things, pages of other sites may not."""
 
 from __future__ import annotations
 
