@@ -20,6 +20,7 @@ from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
 from prouter.agent.links.links import Links
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import RouterLink
 from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
@@ -129,7 +130,7 @@ class _Agent:
         log.info("event=agent_starts agent=%s name=%r", self.identity.uid, self.identity.name)
         self._await_routers()
         if config.server.enabled:
-            endpoint = self.links.listen(config.server.interface, config.server.port, config.server.accept_tokens)
+            endpoint = self.links.listen(config.server.interface, config.server.port, RouterGate.of(config))
             self._listens += f" listen={endpoint}"
             log.info("event=listening endpoint=%s", endpoint)
         if config.control.enabled:

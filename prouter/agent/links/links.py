@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from prouter.addresses import router_endpoint
 from prouter.agent.jobs.usage_reports import Usage
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
 from prouter.agent.links.server import Listener
 from prouter.jobs import JobRecord
@@ -81,13 +82,13 @@ class Links:
         self._links.append(link)
         link.dialler.start()
 
-    def listen(self, interface: str, port: int, tokens: Sequence[str] | Mapping[str, str]) -> str:
+    def listen(self, interface: str, port: int, gate: RouterGate) -> str:
         """Let routers link to this agent; return the bound endpoint, ``tcp://HOST:PORT``.
 
         Args:
             interface: address to listen on.
             port: 0 for any free one.
-            tokens: accepted tokens, or the token of each router's uid; with none any token is accepted.
+            gate: the rules by which routers are let in.
 
         Raises:
             zmq.ZMQError: the endpoint cannot be bound.
@@ -98,7 +99,7 @@ class Links:
         def new_link() -> RouterLink:
             return RouterLink(self._host, CLIENT, "", connection, self._resume_timeout)
 
-        self._listener = Listener(new_link, tokens, self._heartbeat, incarnation)
+        self._listener = Listener(new_link, gate, self._heartbeat, incarnation)
         return self._listener.bind(interface, port)
 
     def _incarnation(self) -> str:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
 import zmq
 
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import RouterLink
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
-from prouter.tokens import Tokens
 from prouter.transport.dialler import Punctual
 from prouter.transport.zeromq.router import RouterSocket
 
@@ -44,7 +44,7 @@ class Listener:
 
     Args:
         new_link: makes the link for a router that was not linked before.
-        tokens: that routers may present, or of each uid its own; none accept any.
+        gate: the rules by which routers are let in.
         heartbeat: seconds.
         incarnation: this agent's own.
     """
@@ -52,13 +52,13 @@ class Listener:
     def __init__(
         self,
         new_link: Callable[[], RouterLink],
-        tokens: Sequence[str] | Mapping[str, str],
+        gate: RouterGate,
         heartbeat: float,
         incarnation: str,
     ) -> None:
         self._new_link = new_link
         self._by_router: dict[str, RouterLink] = {}
-        self._tokens = Tokens(tokens)
+        self._gate = gate
         self._own_incarnation = incarnation
         self._heartbeat = heartbeat
         self._paths: dict[bytes, RouterLink] = {}
@@ -123,8 +123,9 @@ class Listener:
                 f"this agent speaks version {VERSION} of the protocol, not {body.get('protocol')!r:.16}",
             )
         uid = body.get("uid")
-        if self._tokens.mark(uid, body.get("token")) is None:
-            return "bad_token", "the token is not accepted here"
+        refusal = self._gate.refusal(uid, body.get("token"), "")
+        if refusal is not None:
+            return refusal
         if (
             body.get("kind") != "router"
             or not isinstance(uid, str)
