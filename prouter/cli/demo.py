@@ -53,7 +53,7 @@ def command(check: bool) -> None:
       prouter demo --check
     """
     if importlib.util.find_spec("jupyterlab") is None:
-        raise click.ClickException("JupyterLab is not installed; run: pip install 'prouter[demo]'")
+        raise click.ClickException("JupyterLab is not installed; install prouter[demo]: pip install 'prouter[demo]'")
     console = Console(highlight=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)

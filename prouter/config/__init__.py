@@ -1,8 +1,9 @@
-"""Typed configuration of router and agent: defaults < file < environment < ``--set``.
+"""Typed configuration of router and agent.
 
-Every key is a field of a model, with its description; a wrong key or value is refused with its name, where it came
-from and the nearest valid key. Keys are dotted: ``control.port`` is ``control: {port: …}`` or ``control.port: …`` in
-YAML and ``PROUTER_CONTROL__PORT`` in the environment.
+Values come from the defaults, a YAML file, the environment and ``--set``; a later source overrides an earlier one.
+Every key is a field of a model, with its description. A wrong key or value is refused; the error names the key, the
+place where it was set, and what would be right. Keys are dotted: ``control.port`` is ``control: {port: …}`` or
+``control.port: …`` in YAML, and ``PROUTER_CONTROL__PORT`` in the environment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where a process keeps state and sockets: by configuration, systemd's or XDG's conventions, always mode 0700.
+"""Directories for state and sockets: as configured, or by the conventions of systemd or XDG. They have mode 0700.
 
-Routers of one user do not share directories: each takes the first free *instance* (``router-8888``,
-``router-8888.2``, …), which a lock in the directory makes its own for as long as it runs.
+Routers of one user do not share directories. Each takes the first free *instance* (``router-8888``, ``router-8888.2``,
+…) and locks it for as long as it runs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
 
 _MAX_INSTANCES = 64
 _MAX_SOCKET_PATH = 100
-"""A unix socket's path holds 107 bytes on Linux (unix(7)); some are kept for names that may come."""
+"""Bytes of a socket's path, at most. Linux allows 107 (unix(7)); the rest is for longer names of sockets to come."""
 
 
 class Lock:
-    """An exclusive lock file that is released when the process ends.
+    """An exclusive lock file; the kernel releases the lock when the process ends.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -50,32 +50,32 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Give it up. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 Locks = tuple[Lock, ...]
-"""What a process holds for as long as its directories are its own."""
+"""Locks that a process holds for as long as it uses its directories."""
 
 
 def make_private(path: Path, *, follow: bool = True) -> Path:
-    """Make a directory, with its parents, that only its owner can enter.
+    """Make a directory that only its owner can enter, with its parents.
 
     Args:
-        follow: whether it may be a symbolic link; in a directory where everybody can make one it may not.
+        follow: whether the path may be a symbolic link. It must not be where other users can make one.
 
     Raises:
-        ConfigError: it cannot be made, or belongs to somebody else.
+        ConfigError: the directory cannot be made, or belongs to another user.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat(follow_symlinks=follow)
         if not stat.S_ISDIR(info.st_mode):
-            raise ConfigError(f"{path} is not a directory")
+            raise ConfigError(f"{path} is not a directory; remove it or choose another path")
         if info.st_uid != os.geteuid():
-            raise ConfigError(f"{path} belongs to another user")
+            raise ConfigError(f"{path} belongs to another user; choose a directory of your own")
         if info.st_mode & 0o077:
             path.chmod(0o700)
     except OSError as error:
@@ -108,10 +108,12 @@ def _located(config: RouterConfig, state: Path, run: Path) -> RouterConfig:
 
 
 def locate_router(config: RouterConfig) -> RouterConfig:
-    """The configuration with its directories filled in, as separate services find each other; both exist afterwards.
+    """Return the configuration with its directories filled in; both exist afterwards.
+
+    Nothing is locked: services of one router, started on their own, find each other in this way.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: one of the directories cannot be used.
     """
     run = Path(config.state.run_dir).expanduser() if config.state.run_dir else _runtime_home() / _instance(config)
     return _located(config, router_state_dir(config), make_private(run.absolute()))
@@ -132,7 +134,7 @@ def _instance(config: RouterConfig) -> str:
 
 
 def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:
-    """Like `locate_router`, for the broker as a service of its own; the lock says that the directories are taken.
+    """Do the same as `locate_router` for a broker that runs as a service of its own, and lock its state directory.
 
     Raises:
         ConfigError: another router or broker runs there.
@@ -145,7 +147,7 @@ def claim_broker(config: RouterConfig) -> tuple[RouterConfig, Lock]:
 
 
 def claim_router(config: RouterConfig) -> tuple[RouterConfig, Locks]:
-    """The configuration with directories that belong to this router alone, and the locks that say so.
+    """Return the configuration with directories that no other router uses, and their locks.
 
     Raises:
         ConfigError: a configured directory is in use by another router.
@@ -166,7 +168,7 @@ def claim_router(config: RouterConfig) -> tuple[RouterConfig, Locks]:
 
 
 def _claim(key: str, configured: str | None, home: Callable[[], Path], port: int) -> tuple[Path, Lock]:
-    """The configured directory or the first free instance's, with its lock."""
+    """Return the configured directory, or else that of the first free instance, with its lock."""
     name = f"{key.rpartition('.')[2]}.lock"
     if configured:
         directory = make_private(Path(configured).expanduser().absolute())
@@ -180,11 +182,11 @@ def _claim(key: str, configured: str | None, home: Callable[[], Path], port: int
             return directory, Lock(directory / name)
         except BlockingIOError:
             continue
-    raise ConfigError(f"{key}: {_MAX_INSTANCES} routers run already; choose a directory")
+    raise ConfigError(f"{key}: {_MAX_INSTANCES} routers of this user run already; set this key to a directory")
 
 
 def load_from_environment() -> RouterConfig:
-    """The router's configuration as services and child processes see it: PROUTER_CONFIG names the file.
+    """Load the configuration of a router for one of its services or child processes: PROUTER_CONFIG names the file.
 
     Raises:
         ConfigError: it is wrong, or its directories cannot be used.
@@ -193,7 +195,7 @@ def load_from_environment() -> RouterConfig:
 
 
 def broker_endpoint(config: RouterConfig) -> str:
-    """The ipc endpoint where broker and workers meet, for a configuration with its directories filled in."""
+    """Return the ipc endpoint of the broker for its workers; the configuration has its directories filled in."""
     return f"ipc://{config.state.run_dir}/broker.ipc"
 
 
@@ -205,7 +207,7 @@ def agents_socket(config: RouterConfig) -> Path | None:
 
 
 def agent_state_dir(config: AgentConfig) -> Path:
-    """The agent's own directory, by configuration or the usual conventions; it exists afterwards."""
+    """Return the agent's own directory, as configured or by the usual conventions; it exists afterwards."""
     if config.state.dir:
         return make_private(Path(config.state.dir).expanduser().absolute())
     name = f"agent-{config.identity.uid}" if config.identity.uid else "agent"

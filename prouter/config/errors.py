@@ -1,4 +1,4 @@
-"""What a wrong configuration raises."""
+"""The error that a wrong configuration raises."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["ConfigError"]
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the text says which key, where it came from, and what would be right."""
+    """The configuration is wrong; the text names the key, the place where it was set, and what would be right."""

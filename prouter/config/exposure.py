@@ -1,4 +1,4 @@
-"""What listens beyond loopback, and what protects it: access control, and encryption unless switched off."""
+"""Protection of endpoints that listen beyond loopback: access control, and encryption unless it is switched off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of all sources made into one configuration, and what is said when that fails."""
+"""Settings of all sources, merged into one validated configuration; error texts when that fails."""
 
 from __future__ import annotations
 
@@ -18,21 +18,30 @@ __all__ = ["load_agent", "load_router"]
 
 Config = TypeVar("Config", RouterConfig, AgentConfig)
 Invalid = dict[str, str]
-"""What is wrong, by key."""
+"""What is wrong with each key."""
 
 
 def load_router(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> RouterConfig:
-    """The router's effective configuration. Raises `ConfigError`, which names all that is wrong, one line each."""
+    """Return the router's effective configuration.
+
+    Args:
+        file: path of the YAML file, None without one.
+        sets: ``key=value`` of each ``--set``.
+        environ: environment variables.
+
+    Raises:
+        ConfigError: something is wrong; the text has one line for each wrong key.
+    """
     return _Loader(RouterConfig, AgentConfig, "router").load(file, sets, environ)
 
 
 def load_agent(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
-    """The agent's effective configuration. Raises `ConfigError`, which names all that is wrong, one line each."""
+    """Return the agent's effective configuration; arguments and errors are those of `load_router`."""
     return _Loader(AgentConfig, RouterConfig, "agent").load(file, sets, environ)
 
 
 class _Loader(Generic[Config]):
-    """Loads one kind of configuration, knowing the other kind to tell a stray key from a wrong one."""
+    """Loads the configuration of one kind of process. It knows the other kind's keys, to say whose a key is."""
 
     def __init__(self, model: type[Config], other: type[BaseModel], kind: str) -> None:
         self._model: type[Config] = model
@@ -58,11 +67,11 @@ class _Loader(Generic[Config]):
         return key in self._keys or _inside(key, self._free)
 
     def _is_for_other(self, key: str) -> bool:
-        """Router and agent may share one environment."""
+        """Whether a key of the environment is the other kind's: router and agent may share one environment."""
         return key in self._other_keys or _inside(key, self._other_free)
 
     def _leaves(self, setting: Setting) -> Iterator[Setting]:
-        """A setting for a whole section is one setting for each of its keys."""
+        """Split a setting for a whole section into one for each of its keys."""
         if setting.key not in self._sections:
             yield setting
         elif isinstance(setting.value, dict):
@@ -93,7 +102,7 @@ class _Loader(Generic[Config]):
         wrong, config = self._validate(tree)
         if config is not None:
             return config
-        # Text that looks like a literal but stands where text belongs, such as a token of digits, is text.
+        # A text may look like a literal, such as a token of digits. Where text is expected, it is text.
         as_text = [
             s for s in settings if s.text is not None and s.value is not None and self._field_key(s.key) in wrong
         ]
@@ -118,7 +127,7 @@ class _Loader(Generic[Config]):
             return wrong, None
 
     def _field_key(self, location: str) -> str:
-        """The key that holds `location`, which may lie deeper."""
+        """Return the key that holds `location`, which may lie deeper."""
         while location not in self._keys and "." in location:
             location = location.rpartition(".")[0]
         return location
@@ -131,7 +140,7 @@ class _Loader(Generic[Config]):
 
 
 def _free_keys(known: Mapping[str, FieldInfo]) -> frozenset[str]:
-    """Keys whose value is a mapping of the user's own."""
+    """Return the keys whose value is a mapping with names of the user's own."""
     return frozenset(key for key, field in known.items() if _takes_mapping(field.annotation))
 
 
@@ -163,7 +172,7 @@ def _at(tree: dict[str, Any], key: str) -> Any:
 
 
 def _expected(field: FieldInfo) -> str:
-    """What a key takes, in words."""
+    """Return in words what values a key takes."""
     return f"{_type_in_words(field.annotation)}{_bounds_in_words(field.metadata)}"
 
 

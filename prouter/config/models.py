@@ -1,4 +1,4 @@
-"""The keys of router and agent: one model per section, one field with its description per key."""
+"""Configuration keys of router and agent: one model per section, one field with its description per key."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["SECRET_KEYS", "AgentConfig", "Log", "RouterConfig", "Section", "keys
 
 MIB = 1024 * 1024
 SECRET_KEYS = frozenset({"server.accept_tokens", "client.token", "control.tokens"})
-"""Keys whose values are never shown."""
+"""Keys whose values are never shown or logged."""
 Tokens = tuple[str, ...] | dict[str, str]
-"""Those accepted of anybody, or the one of each uid."""
+"""Tokens that are accepted from anybody, or the token of each uid."""
 
 
 class Section(BaseModel):
-    """Base of all sections: strict about keys, never changed once made."""
+    """Base of all sections: it refuses unknown keys, and does not change once made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``port: yes`` is a mistake, although Python takes True for 1."""
+        """Refuse a truth value where a number is expected: ``port: yes`` is a mistake, but Python takes True for 1."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("truth_value", "not a truth value")
         return value
@@ -207,7 +207,7 @@ class Identity(Section):
 
 
 def _usable_tokens(value: Tokens) -> Tokens:
-    """Refuse tokens that protect nothing, without repeating them."""
+    """Refuse tokens that protect nothing; the error does not repeat them."""
     for token in value.values() if isinstance(value, dict) else value:
         problem = problem_of(token)
         if problem is not None:
@@ -407,7 +407,7 @@ class AgentJobs(Section):
     @field_validator("cgroup", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        """``off`` without quotes is a truth value to YAML."""
+        """Take False as ``off``: that is what YAML makes of ``off`` without quotes."""
         return "off" if value is False else value
 
     @field_validator("cgroup")
@@ -472,7 +472,7 @@ class AgentConfig(Section):
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key of a configuration with its pydantic field."""
+    """Yield every dotted key of a configuration with its pydantic field."""
     for name, field in model.model_fields.items():
         section = _section(field)
         if section is not None:
@@ -482,7 +482,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted name of a section, outer before inner, with what it is for."""
+    """Yield every dotted name of a section, outer before inner, with what it is for."""
     for name, field in model.model_fields.items():
         section = _section(field)
         if section is not None:

@@ -1,4 +1,4 @@
-"""Where settings come from: a YAML file with the line of each key, environment variables, ``--set`` options."""
+"""Sources of settings: a YAML file (with the line of each key), environment variables, ``--set`` options."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _PREFIX = "PROUTER_"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key and its value as somebody wrote it.
+    """One key with its value, and the place where it was set.
 
     Attributes:
-        key: dotted.
-        origin: where it was written, for messages: ``router.yaml:7``, ``PROUTER_LOG__LEVEL``, ``--set``.
-        text: how it was written, where the value was made from text.
+        key: the dotted name.
+        value: the value, as the YAML parser or the Python literal gives it.
+        origin: the place, for messages: ``router.yaml:7``, ``PROUTER_LOG__LEVEL``, ``--set``.
+        text: the text that the value was made from, None for one of a file.
     """
 
     key: str
@@ -34,25 +35,25 @@ class Setting:
 
     @property
     def may_be_text(self) -> bool:
-        """Whether `text` itself can have been meant."""
+        """Whether the user may have meant the text itself rather than the literal that it looks like."""
         return self.text is not None and self.value is not None
 
 
 def from_file(file: str, whole: frozenset[str]) -> list[Setting]:
-    """The settings of a YAML file, in its order; keys may be nested or dotted.
+    """Return the settings of a YAML file, in its order; keys may be nested or dotted.
 
     Args:
-        whole: keys whose value is a mapping.
+        whole: keys whose value is a mapping, so that the names in it are no keys.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or says something twice.
+        ConfigError: the file cannot be read, is not YAML, or sets a key twice.
     """
     try:
         loader = yaml.SafeLoader(Path(file).read_bytes())
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{file}: the configuration file cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not a text file: {error}") from error
+        raise ConfigError(f"{file}: a YAML file is expected, this is no text: {error}") from error
     try:
         root = loader.get_single_node()
         settings = list(_walk(loader, root, file, "", whole)) if root is not None else []
@@ -86,19 +87,19 @@ def _inside(key: str, whole: frozenset[str]) -> bool:
 
 
 def _refuse_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode, file: str, prefix: str) -> None:
-    """YAML forbids a key twice in one mapping; PyYAML lets the last one win in silence."""
+    """Refuse a key that a mapping has twice; YAML forbids it, and PyYAML silently takes the last value."""
     lines: dict[str, int] = {}
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
         key, line = f"{prefix}{loader.construct_object(key_node)}", key_node.start_mark.line + 1
         if key in lines:
-            raise ConfigError(f"{file}:{line}: {key} is here for the second time, after line {lines[key]}")
+            raise ConfigError(f"{file}:{line}: {key} is here for the second time, after line {lines[key]}; remove one")
         lines[key] = line
 
 
 def from_environ(environ: Mapping[str, str]) -> list[Setting]:
-    """The settings in variables like ``PROUTER_CONTROL__PORT``; values are Python literals, anything else is text."""
+    """Return the settings in variables such as ``PROUTER_CONTROL__PORT``; a value is a Python literal, or else text."""
     return [
         Setting(name.removeprefix(_PREFIX).lower().replace("__", "."), _literal(value), name, value)
         for name, value in sorted(environ.items())
@@ -107,10 +108,10 @@ def from_environ(environ: Mapping[str, str]) -> list[Setting]:
 
 
 def from_sets(sets: Sequence[str]) -> list[Setting]:
-    """The settings of ``--set key=value`` options; values are Python literals, anything else is text.
+    """Return the settings of ``--set key=value`` options; a value is a Python literal, or else text.
 
     Raises:
-        ConfigError: one has no ``=``.
+        ConfigError: an option has no ``=``.
     """
     settings = []
     for item in sets:

@@ -1,1 +1,1 @@
-"""``prouter demo``: JupyterLab as a job, started and used through nothing but a router's HTTP API."""
+"""The demonstration: JupyterLab as a job, started and used through a router's HTTP API alone."""

@@ -1,4 +1,4 @@
-"""A cell run in a Jupyter kernel over its WebSocket, as the notebook page does it.
+"""Execution of a notebook cell in a Jupyter kernel over its WebSocket, as the notebook page does it.
 
 Messages are those of the Jupyter messaging protocol 5 (jupyter-client's docs, "Messaging in Jupyter"), as JSON texts.
 """
@@ -22,7 +22,7 @@ _ANSWER_WITHIN = 60.0
 
 
 def run_cell(lab: Lab, code: str) -> str:
-    """Start a kernel and run code in it; what the code printed.
+    """Start a kernel and run `code` in it; return what the code printed.
 
     Raises:
         DemoFailed: the kernel cannot be reached, or the code failed.

@@ -18,7 +18,7 @@ _TIMEOUT = 120.0
 _JSON = {"Content-Type": "application/json"}
 _BYTES = {"Content-Type": "application/octet-stream"}
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Takes no detour over a proxy that the environment names."""
+"""Ignores proxies that the environment names: the router is on this machine."""
 
 
 class Lab:
@@ -37,20 +37,28 @@ class Lab:
 
     @property
     def url(self) -> str:
-        """The server's root: the job's public prefix."""
+        """URL of the server's root: the job's public prefix."""
         return f"{self._router}{self._path}/http"
 
     def link(self, page: str = "") -> str:
-        """A link to one of its pages that needs no login."""
+        """Return a link to one of its pages, with the token, so that no login is needed."""
         return f"{self.url}/{page}?token={quote(self._token)}"
 
     def upload(self, name: str, content: bytes) -> None:
-        """Put a file into the job's sandbox. Raises `DemoFailed`."""
+        """Upload a file into the job's sandbox.
+
+        Raises:
+            DemoFailed: the router refused it.
+        """
         self._send("POST", f"{self._router}{self._path}/file/{quote(name)}", content, _BYTES)
 
     def start(self) -> None:
-        """Start the server on a port that the agent chooses; returns once it answers. Raises `DemoFailed`."""
-        own = "{sandbox}/.jupyter"  # not the user's own settings and kernels
+        """Start the server on a port that the agent chooses, and wait until it answers.
+
+        Raises:
+            DemoFailed: it did not start.
+        """
+        own = "{sandbox}/.jupyter"  # The user's own settings and kernels stay untouched.
         self._post(
             f"{self._path}/start",
             {
@@ -69,15 +77,27 @@ class Lab:
         )
 
     def remove(self) -> None:
-        """End its processes and delete its sandbox. Raises `DemoFailed`."""
+        """End its processes and delete its sandbox.
+
+        Raises:
+            DemoFailed: the router refused it.
+        """
         self._post(f"{self._path}/remove", {})
 
     def get(self, page: str) -> bytes:
-        """One of the server's pages. Raises `DemoFailed`."""
+        """Fetch one of the server's pages.
+
+        Raises:
+            DemoFailed: it was answered with an error.
+        """
         return self._send("GET", f"{self.url}/{page}", None, self._authorization)
 
     def post(self, page: str, body: Any) -> Any:
-        """Send JSON to one of the server's addresses; its JSON answer. Raises `DemoFailed`."""
+        """Send JSON to one of the server's addresses; return its JSON response.
+
+        Raises:
+            DemoFailed: it was answered with an error.
+        """
         headers = {**_JSON, **self._authorization}
         return json.loads(self._send("POST", f"{self.url}/{page}", json.dumps(body).encode(), headers))
 

@@ -1,4 +1,4 @@
-"""A router and an agent of their own for a demonstration: in a directory that goes with them, on free ports, silent."""
+"""A router and an agent for the demonstration, on free ports, with all their files in one temporary directory."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Stand:
     """A running router with one agent, until `close`.
 
     Args:
-        directory: for configuration, state, sandboxes and logs; private to this user.
-        workers: of the router.
+        directory: for configuration, state, sandboxes and logs; only this user may enter it.
+        workers: number of the router's workers.
 
     Attributes:
         url: base URL of the router's HTTP API.
         agent: uid of the agent.
 
     Raises:
-        DemoFailed: one of them did not come up.
+        DemoFailed: one of them did not start.
     """
 
     def __init__(self, directory: Path, *, workers: int = 2) -> None:
@@ -72,7 +72,7 @@ class Stand:
         """Block until one of the processes ends.
 
         Raises:
-            DemoFailed: that has happened.
+            DemoFailed: one has ended.
         """
         with selectors.DefaultSelector() as selector:
             for process in self._processes:
@@ -110,7 +110,7 @@ def _agent_settings(directory: Path, token: str, address: str) -> dict[str, Any]
 
 
 class _Process:
-    """One ``prouter`` process that ends with this one, whatever happens to it."""
+    """One ``prouter`` process, which the kernel ends when this process dies."""
 
     def __init__(self, command: str, settings: Mapping[str, Any], directory: Path) -> None:
         self._name = f"prouter {command}"
@@ -129,12 +129,16 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={name: value for name, value in os.environ.items() if not name.startswith("PROUTER_")},
-                start_new_session=True,  # a terminal's Ctrl-C is for the demonstration, which ends them in order
+                start_new_session=True,  # Ctrl-C reaches the demonstration alone, which ends them in order.
                 preexec_fn=end_with_parent,
             )
 
     def wait_line(self, pattern: str) -> re.Match[str]:
-        """The first whole line on its stdout that matches. Raises `DemoFailed`."""
+        """Wait for a whole line on its stdout that matches; return the match.
+
+        Raises:
+            DemoFailed: none came in time, or the process ended.
+        """
         text, deadline = "", time.monotonic() + _READY_WITHIN
         with selectors.DefaultSelector() as selector:
             selector.register(self, selectors.EVENT_READ)
@@ -151,7 +155,11 @@ class _Process:
         return self._popen.stdout.fileno()
 
     def read(self) -> str:
-        """What its stdout has. Raises `DemoFailed` when it has ended."""
+        """Return what it wrote to stdout since the last call.
+
+        Raises:
+            DemoFailed: it has ended.
+        """
         data = os.read(self.fileno(), 4096)
         if not data:
             status = self._popen.wait(_STOP_WITHIN)
@@ -159,7 +167,7 @@ class _Process:
         return data.decode(errors="replace")
 
     def stop(self) -> None:
-        """TERM, and KILL when that takes too long."""
+        """Send TERM, and KILL if that takes too long."""
         self._popen.terminate()
         try:
             self._popen.wait(_STOP_WITHIN)

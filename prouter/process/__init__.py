@@ -1,1 +1,1 @@
-"""How every process of the project is set up: logging, descriptors, memory, systemd."""
+"""Set-up of every process: logging, descriptors, memory, systemd."""

@@ -1,4 +1,4 @@
-"""Log output of every process: one event per line, ``key=value`` text or JSON."""
+"""Log output of every process: one event per line, as ``key=value`` text or JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prouter.config import Log
 __all__ = ["configure_logging"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""What ends a line or steers a terminal."""
+"""Characters that end a line or control a terminal."""
 _LONGEST = 8192
-"""Characters of an event: texts of clients are in it, and a path may have 64 KiB."""
+"""Characters of an event, at most: it may hold texts of clients, and a path may have 64 KiB."""
 _LEVELS = {"fatal": logging.CRITICAL}
 
 
@@ -25,7 +25,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _bounded(text: str) -> str:
-    """The text, or its beginning if it is far too long for a line."""
+    """Return the text, or its beginning if it is too long for a line."""
     left_out = len(text) - _LONGEST
     return text if left_out <= 0 else f"{text[:_LONGEST]}… ({left_out} more characters)"
 
@@ -43,15 +43,15 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The event on one line, whatever the texts in it hold: nobody writes events of their own."""
+        """Put the event on one line, so that no text in it can look like an event of its own."""
         return _CONTROL.sub(_escaped, _bounded(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:
-        """A traceback, each line indented: an error's text may hold anything, but no line that looks like an event."""
+        """Indent each line of a traceback: an error's text may hold anything, but no line that looks like an event."""
         return _indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:
-        """The same for stacks."""
+        """Indent each line of a stack, for the same reason."""
         return _indented(super().formatStack(stack_info))
 
 
@@ -74,7 +74,7 @@ def configure_logging(settings: Log, *, connection_debug: bool = False) -> None:
 
     Args:
         settings: level and format.
-        connection_debug: log everything about fabric connections, whatever the level.
+        connection_debug: log everything about connections between the processes, whatever the level.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else _TextFormatter())

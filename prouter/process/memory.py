@@ -1,7 +1,7 @@
-"""Makes the C library keep the memory of message buffers instead of giving it back to the kernel after every message.
+"""Memory of message buffers: the C library keeps it instead of returning it to the kernel after every message.
 
-By default, buffers of 128 KiB and more are mapped and unmapped one by one, and a heap's free top is returned at once;
-each message then costs a page fault per 4 KiB, two to five times the price of copying it (docs/performance.md).
+By default the C library maps and unmaps each buffer of 128 KiB or more, and returns a heap's free top at once. Each
+message then costs a page fault for every 4 KiB, two to five times the price of copying it (docs/performance.md).
 Processes that carry streams call `keep_freed_memory` before they start threads.
 """
 
@@ -13,9 +13,9 @@ import logging
 __all__ = ["LOCAL_BUFFER", "give_back_memory", "keep_freed_memory"]
 
 LOCAL_BUFFER = 1024 * 1024
-"""Bytes the kernel holds in each direction of a connection between worker and broker. By default it is less than one
-bulk message, which then takes several turns of both processes (docs/performance.md). Agents' connections are left to
-TCP's own adaptation, which knows the network."""
+"""Bytes that the kernel buffers in each direction of a connection between worker and broker. The default is less than
+one bulk message, which then takes several event loop iterations of both processes (docs/performance.md). Agents'
+connections keep TCP's own adaptive buffers, which know the network."""
 
 log = logging.getLogger("prouter.transport")
 
@@ -34,7 +34,7 @@ _SETTINGS = (
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 16 MiB of freed memory. Does nothing where the C library is not glibc. Idempotent."""
+    """Let this process keep up to 16 MiB of freed memory. Does nothing if the C library is not glibc. Idempotent."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
@@ -44,7 +44,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Give what is free to the kernel, for once: much was used that is rarely needed. Takes milliseconds."""
+    """Return free memory to the kernel once, after much was used that is rarely needed. Takes milliseconds."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Telling systemd how a service is (sd_notify(3)), without a library."""
+"""Notification of systemd about a service's state (sd_notify(3)), without a library."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""One router host under one parent: starts broker and gunicorn, restarts what dies, drains on request.
+"""The supervisor of a router host: starts broker and gunicorn, restarts what dies, drains on request.
 
 The supervisor itself serves nothing. It holds the control endpoint's listening sockets, so that no client is refused
-while gunicorn restarts, and remembers the agents' port, so that a restarted broker is found where it was. Signals: TERM
-and INT drain (a second one hurries), HUP reloads configuration and workers, TTIN and TTOU change the number of workers.
+while gunicorn restarts. It remembers the agents' port, so that agents find a restarted broker where it was. Signals:
+TERM and INT drain (a second one shortens the drain), HUP reloads configuration and workers, TTIN and TTOU change the
+number of workers.
 """
 
 from __future__ import annotations

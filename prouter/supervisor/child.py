@@ -1,4 +1,4 @@
-"""One supervised process: started, signalled, and started again with growing delays when it fails."""
+"""One supervised process, which is started again with growing delays when it fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_FAILURES = 10
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to execute, with which environment and inherited descriptors."""
+    """A command line, with its environment and the descriptors it inherits."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -34,11 +34,17 @@ class Command:
 class Child:
     """A process that is kept running.
 
-    It leads a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, and gets `death_signal`
-    when the supervisor dies, however that happens (prctl(2), PR_SET_PDEATHSIG).
+    The process leads a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone. The kernel sends
+    it `death_signal` when the supervisor dies, however that happens (prctl(2), PR_SET_PDEATHSIG).
+
+    Args:
+        name: for the log.
+        death_signal: see above.
+        cwd: working directory.
+        command: called for each start.
 
     Attributes:
-        next_start: on the monotonic clock, when it may start; meaningful while it does not run.
+        next_start: seconds on the monotonic clock when it may start again; meaningful while it does not run.
     """
 
     def __init__(self, name: str, death_signal: int, cwd: str, command: Callable[[], Command]) -> None:
@@ -54,17 +60,17 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and `ended` has not told of its end yet."""
+        """Whether it was started, and `ended` has not reported its end yet."""
         return self._process is not None
 
     @property
     def works(self) -> bool:
-        """Whether it runs and `worked` was called since it started."""
+        """Whether it runs, and `worked` was called since it started."""
         return self._works
 
     @property
     def hopeless(self) -> bool:
-        """Whether it fails again and again, or for a reason that will not go away."""
+        """Whether to give it up: it failed too often in a row, or its configuration is wrong."""
         return self._failures >= _MAX_FAILURES
 
     def start(self) -> None:
@@ -74,6 +80,7 @@ class Child:
 
         def die_with_parent() -> None:
             libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+            # The parent may have died before prctl: then no signal will come.
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -89,12 +96,12 @@ class Child:
         log.info("event=child_started child=%s pid=%d", self.name, self._process.pid)
 
     def worked(self) -> None:
-        """It does its work: its next end is the first failure in a row."""
+        """Note that it does its work: earlier failures no longer count."""
         self._works = self._ever_worked = True
         self._failures = 0
 
     def ended(self, *, expected: bool = False) -> bool:
-        """Whether it has just ended; `next_start` is set then. An `expected` end is no failure."""
+        """Whether it has just ended; if so, `next_start` is set. An `expected` end counts as no failure."""
         status = self._process.poll() if self._process is not None else None
         if status is None:
             return False
@@ -102,6 +109,7 @@ class Child:
         self._works = False
         if expected:
             return True
+        # A wrong configuration fails again. Later, a reload may have brought it, and the next one may mend it.
         self._failures = _MAX_FAILURES if status == EXIT_CONFIG and not self._ever_worked else self._failures + 1
         delay = min(_FIRST_DELAY * 2 ** (self._failures - 1), _MAX_DELAY)
         self.next_start = time.monotonic() + delay
@@ -114,7 +122,7 @@ class Child:
             self._process.send_signal(number)
 
     def finish(self, patience: float) -> None:
-        """Terminate it, forcefully after `patience` seconds, and wait until it is gone."""
+        """Terminate it, kill it after `patience` seconds, and wait for its end."""
         if self._process is None:
             return
         self._process.terminate()

@@ -1,4 +1,4 @@
-"""The control endpoint's listening sockets, which outlive every process that accepts from them."""
+"""Listening sockets of the control endpoint, which outlive every process that accepts from them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class ControlSockets:
 
     @property
     def descriptors(self) -> list[int]:
-        """For processes that accept; TCP first."""
+        """The sockets' descriptors, for processes that accept; TCP first."""
         return [sock.fileno() for sock in (self._tcp, self._unix) if sock is not None]
 
     @property
     def url(self) -> str:
-        """Where the endpoint is, with the port that was taken."""
+        """The endpoint's URL, with the actual port."""
         return f"http://[{self._host}]:{self._port}" if ":" in self._host else f"http://{self._host}:{self._port}"
 
     @property
@@ -47,7 +47,7 @@ class ControlSockets:
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host), self._port  # noqa: S104
 
     def close(self) -> None:
-        """Listen no more; processes that inherited the sockets have to close them as well. Idempotent."""
+        """Stop listening; processes that inherited the sockets must close them as well. Idempotent."""
         if self._unix is not None and self._unix_path is not None and self._unix.fileno() >= 0:
             self._unix_path.unlink(missing_ok=True)
             self._unix.close()
@@ -63,14 +63,16 @@ def _listen_tcp(interface: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"control.interface, control.port: cannot listen on {interface}:{port}: {error.strerror or error}"
+            f"control.interface, control.port: cannot listen on {interface}:{port}: {error.strerror or error}; "
+            "choose another port, or an address of this machine"
         ) from error
     return sock
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    """Only owner and group may connect, so that a web server in the group can."""
+    """Listen at a path with mode 0660: a web server in the group may connect, others may not."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # A chmod after bind would come too late: a connection could be made in between.
     before = os.umask(0o117)
     try:
         if path.is_socket():
@@ -79,14 +81,16 @@ def _listen_unix(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise ConfigError(f"control.unix: cannot listen on {path}: {error.strerror or error}") from error
+        raise ConfigError(
+            f"control.unix: cannot listen on {path}: {error.strerror or error}; choose another path"
+        ) from error
     finally:
         os.umask(before)
     return sock
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that a process left behind; leave one that is in use, so that binding fails."""
+    """Remove a socket that a dead process left behind; one that is in use stays, and binding fails."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(os.fspath(path))

@@ -1,4 +1,4 @@
-"""What the supervisor hands to its children: the configuration in a file, sockets, and a clean environment."""
+"""Command lines of the supervisor's children, with the configuration in a file and a clean environment."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from prouter.supervisor.child import Command
 __all__ = ["Handover"]
 
 _NOT_FOR_CHILDREN = ("PROUTER_", "GUNICORN_", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
-"""Variables that were meant for the supervisor: its configuration is in the file, readiness is its own to tell."""
+"""Variables that were meant for the supervisor alone: children read its configuration from the file, and only the
+supervisor notifies the service manager."""
 
 
 class Handover:
     """Makes the children's command lines for one run directory.
 
     Args:
-        run_dir: of mode 0700; holds the configuration, which has tokens in it.
-        connection_debug: have fabric connections logged in full.
+        run_dir: directory of mode 0700 for the configuration file, which holds tokens.
+        connection_debug: make children log everything about connections between the processes.
     """
 
     def __init__(self, run_dir: Path, *, connection_debug: bool) -> None:
@@ -32,7 +33,7 @@ class Handover:
         self._connection_debug = connection_debug
 
     def write(self, config: RouterConfig) -> None:
-        """Leave the configuration for processes that start from now on."""
+        """Write the configuration for children that start from now on."""
         fresh = self._file.with_suffix(".new")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
@@ -40,11 +41,16 @@ class Handover:
         fresh.rename(self._file)
 
     def remove(self) -> None:
-        """Take the file away again. Idempotent."""
+        """Delete the file. Idempotent."""
         self._file.unlink(missing_ok=True)
 
     def broker(self, status: int, port: str | None) -> Command:
-        """The broker, which writes its endpoint to the descriptor `status` and takes `port` for agents if given."""
+        """Return the broker's command.
+
+        Args:
+            status: the descriptor to which the broker writes its endpoint for agents.
+            port: the port for agents, None to take the configured one.
+        """
         argv = [sys.executable, "-m", "prouter", "broker", "--status-fd", str(status)]
         if port is not None:
             argv += ["--bind-port", port]
@@ -53,11 +59,12 @@ class Handover:
         return Command(argv, self._environment(), [status])
 
     def gunicorn(self, listeners: Sequence[int]) -> Command:
-        """gunicorn, on inherited listening sockets. Its settings are named, so that it looks for none by itself."""
+        """Return gunicorn's command, for inherited listening sockets."""
         environment = self._environment()
         environment["PROUTER_LISTEN_FDS"] = ",".join(map(str, listeners))
         if self._connection_debug:
             environment["PROUTER_CONNECTION_DEBUG"] = "1"
+        # Named, because gunicorn would read a gunicorn.conf.py of the working directory otherwise.
         settings = Path(prouter.__file__).parent / "web" / "gunicorn" / "conf.py"
         return Command([sys.executable, "-m", "gunicorn", "-c", str(settings)], environment, listeners)
 

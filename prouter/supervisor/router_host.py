@@ -1,8 +1,8 @@
-"""The supervisor's loop: children kept running, signals, readiness, and the drain.
+"""The supervisor's loop: keeps children running, handles signals, reports readiness, drains.
 
-The router starts, is ready, drains, and is done. A drain has three steps, each of which a second TERM cuts short: say
-that the router is not ready any more (``control.drain_delay``), finish what is in progress (``control.drain_timeout``),
-end the broker. The broker is kept running until nobody needs it.
+A drain has three steps. First the router answers that it is not ready, for ``control.drain_delay`` seconds, and still
+serves. Then it accepts nothing new and finishes requests, within ``control.drain_timeout`` seconds. Then the broker
+ends: requests need it to the last. A second TERM shortens the present step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _READY_WITHIN = 60.0
 _PROBE_PAUSE = 0.05
 _PROBE_TIMEOUT = 0.5
 _PATIENCE = 10.0
-"""Seconds a process has for its own goodbyes, beyond what it has for its work."""
+"""Seconds that a process has to clean up, beyond those that it has for its work."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _FORWARDED = (signal.SIGTTIN, signal.SIGTTOU)
 
@@ -42,18 +42,18 @@ class _Phase(Enum):
     STARTING = 1
     READY = 2
     CLOSING = 3
-    """The router says that it is not ready, and still takes requests."""
+    """The router answers that it is not ready, and still takes requests."""
     FINISHING = 4
-    """Nothing new is taken; what is in progress is finished."""
+    """The router takes no new requests, and finishes those in progress."""
 
 
 class Supervisor:
     """Runs a router until it is told to stop.
 
     Args:
-        load: makes the configuration; called again on HUP.
-        announce: gets the line that says the router is ready.
-        connection_debug: have fabric connections logged in full.
+        load: loads the configuration; called again on HUP.
+        announce: called with the line to print when the router is ready.
+        connection_debug: make children log everything about connections between the processes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Supervisor:
         self._status_text = b""
 
     def run(self) -> int:
-        """Run the router until it is told to stop; the exit status.
+        """Run the router until it is told to stop; return the exit status.
 
         Raises:
             ConfigError: the configuration is wrong or an address is in use.
@@ -104,7 +104,7 @@ class Supervisor:
     # -- one turn -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
-        """Do what is due; whether there will be more."""
+        """Do what is due; whether the router still runs."""
         for number in self._take_signals():
             self._handle(number)
         self._read_status()
@@ -121,7 +121,7 @@ class Supervisor:
         return True
 
     def _keep(self, child: Child) -> None:
-        """Note that `child` ended, start it when it is time, give up when that is hopeless."""
+        """Start `child` again when it has ended and it is time; give the router up if `child` fails for good."""
         over = child is self._gunicorn and self._phase is _Phase.FINISHING
         if child.ended(expected=over) and child.hopeless and self._phase is not _Phase.FINISHING:
             log.error("event=child_given_up child=%s", child.name)
@@ -145,7 +145,7 @@ class Supervisor:
     # -- the drain ----------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        """Begin to stop."""
+        """Begin to drain: answer that the router is not ready."""
         delay = self._config.control.drain_delay if self._phase is _Phase.READY else 0.0
         log.info("event=draining delay=%g timeout=%g", delay, self._config.control.drain_timeout)
         self._phase = _Phase.CLOSING
@@ -155,7 +155,7 @@ class Supervisor:
             self._broker.signal(signal.SIGUSR1)
 
     def _finish(self) -> None:
-        """Take nothing new."""
+        """Accept nothing new, and let gunicorn finish what is in progress."""
         self._phase = _Phase.FINISHING
         self._deadline = time.monotonic() + self._config.control.drain_timeout + _PATIENCE
         self._sockets.close()
@@ -181,7 +181,7 @@ class Supervisor:
         return self._handover.gunicorn(self._sockets.descriptors)
 
     def _read_status(self) -> None:
-        """The broker says once where agents link: it works."""
+        """Read the broker's endpoint, which it writes once when it works."""
         if self._status_read < 0 or self._broker.works:
             return
         try:
@@ -196,7 +196,7 @@ class Supervisor:
                 self._broker.signal(signal.SIGUSR1)
 
     def _answers(self) -> bool:
-        """Whether workers answer and reach the broker."""
+        """Whether workers answer, and reach the broker."""
         if not self._gunicorn.running or self._phase is _Phase.FINISHING:
             return False
         connection = http.client.HTTPConnection(*self._sockets.reachable, timeout=_PROBE_TIMEOUT)
@@ -237,7 +237,7 @@ class Supervisor:
             self._gunicorn.signal(number)
 
     def _reload(self) -> None:
-        """Take the new configuration, as far as it concerns the workers, and have them replaced one by one."""
+        """Load the configuration again for the workers, and have gunicorn replace them one by one."""
         try:
             fresh = self._load()
             check_exposure(fresh)
@@ -245,13 +245,13 @@ class Supervisor:
             log.error("event=reload_refused error=%s", error)
             return
         if _needs_restart(self._config) != _needs_restart(fresh):
-            log.warning("event=reload_partial text='addresses and what is the broker's change with a restart only'")
+            log.warning("event=reload_partial text='addresses and settings of the broker change with a restart only'")
         self._config = fresh.model_copy(update={"state": self._config.state})
         self._handover.write(self._config)
         self._gunicorn.signal(signal.SIGHUP)
 
     def _sleep(self) -> None:
-        """Wait for a signal (a child's end is one), the broker's word, or the next thing to do."""
+        """Wait for a signal (a child's end is one), for the broker's endpoint, or until something is due."""
         sources = [self._wake_read]
         if self._status_read >= 0 and not self._broker.works and self._broker.running:
             sources.append(self._status_read)
@@ -273,6 +273,6 @@ class Supervisor:
 
 
 def _needs_restart(config: RouterConfig) -> tuple[object, ...]:
-    """What a reload leaves as it was: the addresses, and all that is the broker's."""
+    """Return the settings that a reload does not change: addresses, and those of the broker."""
     control = config.control
     return control.interface, control.port, control.unix, config.server, config.client, config.jobs, config.identity

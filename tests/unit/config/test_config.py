@@ -211,7 +211,7 @@ def test_a_section_is_no_value(write) -> None:  # type: ignore[no-untyped-def]
 
 def test_a_key_given_twice_is_refused(write) -> None:  # type: ignore[no-untyped-def]
     file = write("control:\n  port: 1\n  port: 2\n")
-    assert refusal(file) == f"{file}:3: control.port is here for the second time, after line 2"
+    assert refusal(file) == f"{file}:3: control.port is here for the second time, after line 2; remove one"
 
 
 @pytest.mark.parametrize(
