@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from prouter.keys.files import PUBLIC, PublicKey, load_certificate
 __all__ = ["AcceptedKeys"]
 
 log = logging.getLogger("prouter.keys")
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which a directory's modification time is trusted: two changes may get the same time."""
+_WHOLE = 10
+"""Looks after which every file is looked at, whatever the directory says: a file may be written over in place."""
 
 _Seen = tuple[int, int, int]
 """Modification time in nanoseconds, size and inode of a file."""
@@ -36,6 +42,9 @@ class AcceptedKeys:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._changed_at = 0
+        """When the directory was changed last, in nanoseconds, as far as the files were looked at."""
+        self._looks = 0
         self._files: dict[str, tuple[_Seen, PublicKey | None]] = {}
         """By name, what was seen of the file and the key it holds."""
         self.keys: Mapping[str, str] = {}
@@ -48,15 +57,21 @@ class AcceptedKeys:
             ) from error
 
     def refresh(self) -> bool:
-        """Read what has changed; whether `keys` is another set now.
+        """Read what has changed; return whether `keys` is another set now.
 
         A directory that cannot be read any more lets nobody in.
         """
         before = self.keys
         try:
+            changed_at = self._directory.stat().st_mtime_ns
+            self._looks += 1
+            settled = changed_at == self._changed_at < time.time_ns() - _SETTLED
+            if settled and self._looks % _WHOLE:
+                return False
             self._scan()
+            self._changed_at = changed_at
         except OSError as error:
-            self._files, self.keys = {}, {}
+            self._files, self.keys, self._changed_at = {}, {}, 0
             if before:
                 log.error("event=accept_keys_unreadable directory=%s error=%r", self._directory, str(error))
         return self.keys != before

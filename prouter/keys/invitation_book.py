@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,28 +101,38 @@ class InvitationBook:
 
     def bind(self, identifier: str, uid: str, public_key: str, now: float) -> Bound | Refused:
         """Make an agent a holder, if the invitation still allows it: another process may have revoked it meanwhile."""
+        return self.bind_all([(identifier, Holder(uid, public_key, now))])[0]
+
+    def bind_all(self, agents: Sequence[tuple[str, Holder]]) -> list[Bound | Refused]:
+        """Make agents holders of invitations, in one transaction: it waits for the disk once.
+
+        Args:
+            agents: the id of the invitation and the agent, for each.
+        """
         with self._transaction():
-            row = self._database.execute(
-                "SELECT id, token_hash, name, uses, created, expires FROM invitations WHERE id = ?", (identifier,)
-            ).fetchone()
-            if row is None:
-                return Refused(f"invitation {identifier} was revoked; 'prouter invite' makes another one")
-            known = self._database.execute(
-                "SELECT uid, public_key, since FROM holders WHERE invitation = ? AND uid = ?", (identifier, uid)
-            ).fetchone()
-            taken, first = self._database.execute(
-                "SELECT count(*), coalesce(min(uid), '') FROM holders WHERE invitation = ?", (identifier,)
-            ).fetchone()
-            holder = Holder(*known) if known is not None else None
-            verdict = decide(_invitation(row, {}), holder, taken, first, Holder(uid, public_key, now))
-            if isinstance(verdict, Usable):
-                agent = verdict.holder
-                self._database.execute(
-                    "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?)",
-                    (identifier, agent.uid, agent.public_key, agent.since),
-                )
-                return Bound()
-        return verdict
+            return [self._bind(identifier, agent) for identifier, agent in agents]
+
+    def _bind(self, identifier: str, agent: Holder) -> Bound | Refused:
+        row = self._database.execute(
+            "SELECT id, token_hash, name, uses, created, expires FROM invitations WHERE id = ?", (identifier,)
+        ).fetchone()
+        if row is None:
+            return Refused(f"invitation {identifier} was revoked; 'prouter invite' makes another one")
+        known = self._database.execute(
+            "SELECT uid, public_key, since FROM holders WHERE invitation = ? AND uid = ?", (identifier, agent.uid)
+        ).fetchone()
+        taken, first = self._database.execute(
+            "SELECT count(*), coalesce(min(uid), '') FROM holders WHERE invitation = ?", (identifier,)
+        ).fetchone()
+        verdict = decide(_invitation(row, {}), Holder(*known) if known is not None else None, taken, first, agent)
+        if not isinstance(verdict, Usable):
+            return verdict
+        holder = verdict.holder
+        self._database.execute(
+            "INSERT OR REPLACE INTO holders VALUES (?, ?, ?, ?)",
+            (identifier, holder.uid, holder.public_key, holder.since),
+        )
+        return Bound()
 
     def version(self) -> int:
         """A number that changes whenever another process has changed something.

@@ -29,7 +29,7 @@ Bind = Callable[[str, Holder, Settle], None]
 """Stores who holds an invitation: its id, the agent, and who wants to know the outcome."""
 
 _REVOKED = "the invitation was revoked, or is another router's; 'prouter invite' makes another one"
-_BINDINGS = 256
+_BINDINGS = 4096
 """Agents whose binding is being stored at the same time; others are told to try again."""
 
 

@@ -30,6 +30,9 @@ _ANNOUNCED = 5.0
 _AT_START = 60.0
 """The same for a router that finds at its start that it should use the next key: its agents have to link first."""
 
+_AT_ONCE = 1000
+"""Holders of invitations stored in one transaction."""
+
 Change = Callable[[Rules, KeyPair, float], None]
 """Gets what the files say, the key pair to use, and the time now."""
 
@@ -77,6 +80,7 @@ class AccessWatcher:
         self._book_stamp = (0, 0)
         self._book_version = 0
         self._failed = ""
+        self._ending = False
         self._read_book()
         self.rules, self.pair = self._rules(), self._keys.current
         self._thread = threading.Thread(target=self._run, name="access", daemon=True)
@@ -115,24 +119,41 @@ class AccessWatcher:
                 self._look()
                 due = time.monotonic() + _INTERVAL
                 continue
-            if binding is None:
+            bindings = self._waiting(binding)
+            if not bindings:
                 return
-            self._tell(partial(binding.settle, self._store(binding)))
+            for one, outcome in zip(bindings, self._store(bindings), strict=True):
+                self._tell(partial(one.settle, outcome))
+            if self._ending:
+                return
 
     def _tell(self, done: Callable[[float], None]) -> None:
         self._done.append(done)
         self._wake()
 
-    def _store(self, binding: _Binding) -> Bound | Refused:
+    def _waiting(self, first: _Binding | None) -> list[_Binding]:
+        """The bindings that wait to be stored, not too many at once; notes that the thread is to end."""
+        found: list[_Binding] = []
+        following = first
+        while True:
+            if following is None:
+                self._ending = True
+                return found
+            found.append(following)
+            if len(found) >= _AT_ONCE or self._queue.empty():
+                return found
+            following = self._queue.get()
+
+    def _store(self, bindings: list[_Binding]) -> list[Bound | Refused]:
         try:
             book = self._open_book()
             if book is None:
-                return Refused("the invitation was revoked")
-            holder = binding.holder
-            return book.bind(binding.invitation, holder.uid, holder.public_key, holder.since)
+                return [Refused("the invitation was revoked") for _ in bindings]
+            return book.bind_all([(binding.invitation, binding.holder) for binding in bindings])
         except ConfigError as error:
-            log.error("event=invitation_not_stored invitation=%s reason=%r", binding.invitation, str(error))
-            return Refused("the router cannot store who uses the invitation; see the router's log, then try again")
+            log.error("event=invitations_not_stored agents=%d reason=%r", len(bindings), str(error))
+            text = "the router cannot store who uses the invitation; see the router's log, then try again"
+            return [Refused(text) for _ in bindings]
 
     def _look(self) -> None:
         """See whether a file has changed, and tell the loop."""

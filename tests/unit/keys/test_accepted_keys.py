@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,23 @@ def test_a_directory_that_is_not_there_is_an_error_at_the_start_and_shuts_everyb
     (tmp_path / "moved").rename(directory)
     assert accepted.refresh()
     assert accepted.keys
+
+
+def test_a_directory_that_does_not_change_is_not_read_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair()
+    store_pair(tmp_path, "gpu", pair)
+    os.utime(tmp_path, (1000, 1000))
+    accepted = AcceptedKeys(tmp_path)
+    accepted.refresh()
+    scans: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scans.append(path) or scandir(path))  # type: ignore[func-returns-value]
+    for _ in range(40):
+        assert not accepted.refresh()
+    assert 1 <= len(scans) <= 5
+    (tmp_path / "gpu.key").write_text("written over in place")
+    os.utime(tmp_path, (1000, 1000))
+    assert any(accepted.refresh() for _ in range(10))
+    assert not accepted.keys

@@ -135,7 +135,7 @@ def test_claims_under_way_are_bounded() -> None:
     door = gate((), one)
     door.bind = lambda invitation, holder, settle: None
     claim = door.decide("gpu", token, by(KEY), NOW)
-    assert [settled(door, claim) for _ in range(256)] == [None] * 256
+    assert [settled(door, claim) for _ in range(4096)] == [None] * 4096
     assert code(settled(door, claim)) == "overloaded"
 
 
