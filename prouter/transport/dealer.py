@@ -22,7 +22,7 @@ from prouter.errors import ProtocolError
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.connection import Connection
 from prouter.transport.local.wire import Wire
-from prouter.transport.probe import CLOSED, NO_ANSWER, Address, probe
+from prouter.transport.probe import CLOSED, NO_ANSWER, NO_ENCRYPTION, WANTS_ENCRYPTION, Address, probe
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection, NotConnected
 
@@ -301,10 +301,15 @@ class DealerSocket:
         self._try_next()
 
     def _finding(self, error: Exception, address: Address) -> str:
-        """Return the reason in words. With encryption the handshake's own is better than that of the plain probe."""
-        probing = self._explains and (self._curve is None or isinstance(error, NotConnected))
-        found = probe(address) if probing else ""
-        return found or (_refusal(error) if isinstance(error, ProtocolError) else CLOSED)
+        """Return in words why a TCP connection or a handshake failed."""
+        told = _refusal(error) if isinstance(error, ProtocolError) else CLOSED
+        if not self._explains:
+            return told
+        found = probe(address)
+        if self._curve is None or isinstance(error, NotConnected):
+            return found or told
+        # The probe does not encrypt, so it succeeds exactly where this socket must not.
+        return {WANTS_ENCRYPTION: told, "": NO_ENCRYPTION}.get(found, found)
 
     def _end(self, reason: str) -> None:
         """Report that this socket has no connection and gets none any more."""

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from tests.faults.load import Load
@@ -60,8 +61,11 @@ def test_a_killed_agent_leaves_nothing_and_its_successor_takes_over_at_once(
     assert it.router.post(path + "/wait").json()["exit_code"] == 0
 
 
-def test_waits_are_answered_soon_when_the_agent_is_killed_and_nobody_comes(stand: Callable[..., Stand]) -> None:
-    it = stand()
+@pytest.mark.parametrize("transport", ["tcp", "ipc", "curve"])
+def test_waits_are_answered_soon_when_the_agent_is_killed_and_nobody_comes(
+    stand: Callable[..., Stand], transport: str
+) -> None:
+    it = stand(transport=transport)
     with Load() as waiting:
         it.wait_everywhere(waiting, 5)
         it.agent.kill()

@@ -47,12 +47,11 @@ def apart(launch: Launch, cable: Cable, work_dir: Path) -> Callable[..., Stand]:
             "control__drain_timeout": 1,
             "server__interface": cable.host,
             "server__accept_tokens": [TOKEN],
-            "server__insecure": True,
             **(router or {}),
         }
         started = launch(start_router, **about)
-        about = {"client__token": TOKEN, "client__insecure": True, **(agent or {})}
-        theirs = launch(start_agent, started, prefix=cable.prefix, **about)
+        link = {"client__token": TOKEN, "client__router_key": started.key_file}  # beyond loopback links are encrypted
+        theirs = launch(start_agent, started, prefix=cable.prefix, **{**link, **(agent or {})})
         it = Stand(started, theirs, work_dir / "marks")
         it.serve()
         return it

@@ -167,6 +167,11 @@ class Router(Process):
         self.url = match[1]
         self.agents = match[2]
 
+    @property
+    def key_file(self) -> str:
+        """File with the router's public key."""
+        return str(self.directory / "state" / "keys" / "router.key")
+
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=options.pop("timeout", 30), **options)
 
@@ -246,6 +251,13 @@ def start_joined(directory: Path, *arguments: str, **sets: Any) -> Agent:
 def start_router(directory: Path, *, workers: int = 2, **sets: Any) -> Router:
     """A router in `directory`; configuration keys as ``section__key=value``."""
     return Router(directory, {key.replace("__", "."): value for key, value in sets.items()}, workers)
+
+
+def link_settings(router: Router, transport: str) -> dict[str, Any]:
+    """Settings of an agent that links to `router` over ``tcp``, ``ipc`` or, encrypted over tcp, ``curve``."""
+    if transport == "ipc":
+        return {"client__address": f"ipc://{router.directory}/run/agents.sock"}
+    return {"client__router_key": router.key_file} if transport == "curve" else {}
 
 
 def start_agent(directory: Path, router: Router | str, *, prefix: Sequence[str] = (), **sets: Any) -> Agent:
