@@ -1,4 +1,4 @@
-"""``python -m prouter`` is the ``prouter`` command."""
+"""``python -m prouter``: the ``prouter`` command."""
 
 from prouter.cli import main
 

@@ -1,6 +1,6 @@
-"""Conditional requests: RFC 9110 section 13, without I/O. The API reads the fields, the agent compares.
+"""Conditional requests (RFC 9110 section 13), without I/O. The API reads the header fields, the agent compares.
 
-A write is carried out only if its conditions hold at the very moment at which the file gets its name.
+A write is carried out only if its conditions hold at the moment at which the file gets its name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prouter.errors import InvalidRequest, PreconditionFailed
 __all__ = ["ANY", "Conditions", "entity_tags", "http_date", "matches"]
 
 ANY = ("*",)
-"""What ``*`` is parsed to."""
+"""What `entity_tags` makes of ``*``."""
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG}[ \t]*(?:,[ \t,]*|\Z))*")
@@ -33,11 +33,12 @@ _DATES = (
 )
 _TWO_DIGITS = 100
 _FUTURE = 50
-"""Years by which a date with a year of two digits may lie ahead before it means the century before."""
+"""Years that a date with a two-digit year may lie ahead; beyond that it means the century before (RFC 9110 section
+5.6.7)."""
 
 
 def http_date(text: str) -> int | None:
-    """An HTTP date in any of its three formats (RFC 9110 section 5.6.7) as seconds since the epoch, else None."""
+    """Return an HTTP date, in any of the formats of RFC 9110 section 5.6.7, as seconds since the epoch; else None."""
     found = next((match for pattern in _DATES if (match := pattern.fullmatch(text.strip(" \t")))), None)
     if found is None:
         return None
@@ -47,7 +48,7 @@ def http_date(text: str) -> int | None:
         year += now - now % _TWO_DIGITS
         if year > now + _FUTURE:
             year -= _TWO_DIGITS
-    leap = second == 60  # a leap second
+    leap = second == 60  # A leap second, which datetime does not know.
     try:
         month = _MONTHS.index(found["month"]) + 1
         day, hour, minute = int(found["day"]), int(found["hour"]), int(found["minute"])
@@ -58,7 +59,7 @@ def http_date(text: str) -> int | None:
 
 
 def entity_tags(field: str) -> tuple[str, ...] | None:
-    """The entity tags of If-Match or If-None-Match, weak ones with their ``W/``; `ANY` for ``*``, None if malformed."""
+    """Return the entity tags of If-Match or If-None-Match with their ``W/``; `ANY` for ``*``, None if malformed."""
     if field.strip(" \t") == "*":
         return ANY
     if _TAGS.fullmatch(field) is None:
@@ -67,11 +68,11 @@ def entity_tags(field: str) -> tuple[str, ...] | None:
 
 
 def matches(tags: tuple[str, ...], etag: str | None, *, weak: bool) -> bool:
-    """Whether one of the `tags` is that of something that exists (RFC 9110 section 8.8.3.2).
+    """Whether one of the `tags` belongs to a file that exists (RFC 9110 section 8.8.3.2).
 
     Args:
-        etag: of what exists; None if it has none, as directories.
-        weak: compare weakly (If-None-Match) or strongly (If-Match).
+        etag: the file's entity tag; None for a directory, which has none.
+        weak: whether to compare weakly (If-None-Match) or strongly (If-Match).
     """
     if tags == ANY:
         return True
@@ -84,12 +85,13 @@ def matches(tags: tuple[str, ...], etag: str | None, *, weak: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What must hold for a request that changes something.
+    """Conditions of a request that changes a file.
 
     Attributes:
-        match: entity tags, one of which the file must have now; none of them when the field was malformed.
-        none_match: entity tags, none of which it may have; `ANY` means that nothing may be there.
-        unmodified_since: seconds since the epoch after which it may not have been modified; ignored with `match`.
+        match: entity tags, one of which the file must have now. Empty if the field was malformed, so that the condition
+            fails.
+        none_match: entity tags, none of which the file may have; `ANY` means that there may be no file.
+        unmodified_since: seconds since the epoch after which the file may not have been modified; ignored with `match`.
     """
 
     match: tuple[str, ...] | None = None
@@ -98,14 +100,13 @@ class Conditions:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> Conditions | None:
-        """The conditions in a request's header fields, None if there are none.
+        """Return the conditions in a request's header fields, None if there are none.
 
         Args:
             headers: by upper-case name, as `falcon.Request.headers` has them.
 
         Raises:
-            InvalidRequest: If-None-Match is malformed: carried out all the same the request might overwrite what it
-                was to spare.
+            InvalidRequest: If-None-Match is malformed. To ignore it could overwrite the file that it should protect.
         """
         match, none_match = headers.get("IF-MATCH"), headers.get("IF-NONE-MATCH")
         excluded = None if none_match is None else entity_tags(none_match)
@@ -120,15 +121,16 @@ class Conditions:
 
     @property
     def forbids_existing(self) -> bool:
-        """Whether nothing may be there (``If-None-Match: *``)."""
+        """Whether there may be no file (``If-None-Match: *``)."""
         return self.none_match == ANY
 
     def check(self, *, exists: bool, etag: str | None = None, mtime: float | None = None) -> None:
-        """Compare with what is there, in the order of RFC 9110 section 13.2.2.
+        """Compare the conditions with a file, in the order of RFC 9110 section 13.2.2.
 
         Args:
-            etag: None if it has none.
-            mtime: seconds since the epoch; None if it has none that counts.
+            exists: whether there is a file.
+            etag: its entity tag, None if it has none.
+            mtime: its modification time in seconds since the epoch, None if it has none that counts.
 
         Raises:
             PreconditionFailed: a condition does not hold.
@@ -144,15 +146,15 @@ class Conditions:
             raise PreconditionFailed("If-None-Match does not hold: it exists already")
 
     def to_wire(self) -> dict[str, Any]:
-        """The conditions as a msgpack-ready map."""
+        """Return the conditions as a map for msgpack."""
         return {"match": self.match, "none_match": self.none_match, "unmodified_since": self.unmodified_since}
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Conditions:
-        """What `to_wire` made.
+        """Rebuild conditions from the map that `to_wire` made.
 
         Raises:
-            InvalidRequest: it did not.
+            InvalidRequest: the map is another one.
         """
         match, none_match, since = wire.get("match"), wire.get("none_match"), wire.get("unmodified_since")
         for tags in (match, none_match):

@@ -1,8 +1,8 @@
-"""The error hierarchy: what can go wrong, as clients, logs and other processes see it.
+"""The error hierarchy, for clients, logs and other processes.
 
 Every error has a stable ``code`` (the ``code`` of RFC 9457 problem documents and of the ``X-PRouter-Error`` header), an
-HTTP ``status`` and a log ``level``. Errors cross the fabric as ``{"code", "detail", "job", "state", "retry_after"}``
-maps and are rebuilt on the other side by `from_wire`.
+HTTP ``status`` and a log ``level``. Errors cross the fabric as maps ``{"type", "code", "detail", "job", "state",
+"retry_after"}``; `from_wire` rebuilds them on the other side.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = [
 
 
 _MOST_TOLD = 8192
-"""Characters of a detail that an answer repeats."""
+"""Characters of a detail that a response holds, at most."""
 
 
 class PRouterError(Exception):
     """Base of all errors of this project.
 
     Args:
-        detail: one sentence for a person: what is wrong and, where it helps, what to do.
-        job: the job's uid, where one is concerned.
-        state: the job's state, where it matters.
-        retry_after: seconds after which a repeat makes sense (becomes ``Retry-After``).
-        code: overrides the class's code, to tell finer cases apart.
+        detail: one sentence for a person: the thing, what is wrong with it and, where it helps, what to do.
+        job: the job's uid, if one is concerned.
+        state: the job's state, if it matters.
+        retry_after: seconds after which a retry makes sense; becomes ``Retry-After``.
+        code: replaces the class's code, to distinguish finer cases.
     """
 
     code: str = "internal"
@@ -78,11 +78,11 @@ class PRouterError(Exception):
 
     @property
     def told(self) -> str:
-        """The detail as clients are told it: what they sent may have made it long."""
+        """The detail for clients, shortened: a long text of a client's own may be part of it."""
         return self.detail if len(self.detail) <= _MOST_TOLD else self.detail[: _MOST_TOLD - 1] + "…"
 
     def to_wire(self) -> dict[str, Any]:
-        """The error as a msgpack- and JSON-ready map, empty fields left out."""
+        """Return the error as a map for msgpack and JSON, without empty fields."""
         wire: dict[str, Any] = {"type": type(self).__name__, "code": self.code, "detail": self.detail}
         if self.job is not None:
             wire["job"] = self.job
@@ -110,7 +110,7 @@ class Unauthorized(PRouterError):
 
 
 class Forbidden(PRouterError):
-    """The credentials are valid but not enough, or a path leaves its sandbox."""
+    """The credentials are valid but do not suffice, or a path leaves its sandbox."""
 
     code = "forbidden"
     status = 403
@@ -126,7 +126,7 @@ class NotFound(PRouterError):
 
 
 class Conflict(PRouterError):
-    """The thing is in the wrong state for this request, for example a job started twice."""
+    """The job or file is in the wrong state for this request: a job is started twice, for example."""
 
     code = "conflict"
     status = 409
@@ -134,13 +134,13 @@ class Conflict(PRouterError):
 
 
 class IsDirectory(Conflict):
-    """The path names a directory where a file is needed: a reader may list it instead."""
+    """The path names a directory, but a file is needed. A client that reads may list it instead."""
 
     code = "is_directory"
 
 
 class PreconditionFailed(PRouterError):
-    """A condition of the request does not hold, such as If-Match: the file is another one by now."""
+    """A condition of the request, such as If-Match, does not hold: the file has changed."""
 
     code = "precondition_failed"
     status = 412
@@ -148,7 +148,7 @@ class PreconditionFailed(PRouterError):
 
 
 class Unsupported(PRouterError):
-    """A body in a coding or format that is not understood here."""
+    """The body has a content coding or format that is not supported."""
 
     code = "unsupported"
     status = 415
@@ -156,7 +156,7 @@ class Unsupported(PRouterError):
 
 
 class TooLarge(PRouterError):
-    """A body or an archive is over its limit."""
+    """A request body or an archive exceeds its limit."""
 
     code = "too_large"
     status = 413
@@ -164,7 +164,7 @@ class TooLarge(PRouterError):
 
 
 class RangeNotSatisfiable(PRouterError):
-    """The byte range asked for lies outside the file."""
+    """The requested byte range lies outside the file."""
 
     code = "range_not_satisfiable"
     status = 416
@@ -182,7 +182,7 @@ class KeyReused(PRouterError):
 
 
 class NotSupported(PRouterError):
-    """What is asked for takes something that is not installed where it would be done."""
+    """The request needs a program or library that is not installed on the agent's machine."""
 
     code = "not_supported"
     status = 501
@@ -190,7 +190,7 @@ class NotSupported(PRouterError):
 
 
 class JobEnded(PRouterError):
-    """A request under ``/http`` met a job that has ended or was removed."""
+    """A request under ``/http`` is for a job that has ended or was removed."""
 
     code = "job_ended"
     status = 424
@@ -198,7 +198,7 @@ class JobEnded(PRouterError):
 
 
 class LimitReached(PRouterError):
-    """A quota is used up, or no agent has a free slot."""
+    """A quota is exhausted, or no agent has a free slot."""
 
     code = "limit_reached"
     status = 429
@@ -214,7 +214,7 @@ class StartFailed(PRouterError):
 
 
 class JobUnreachable(PRouterError):
-    """The job refused or reset the connection, or broke HTTP."""
+    """The job refused or reset the connection, or violated HTTP."""
 
     code = "job_unreachable"
     status = 502
@@ -230,7 +230,7 @@ class JobStarting(PRouterError):
 
 
 class AgentUnavailable(PRouterError):
-    """The job's agent is away, or refused its link."""
+    """The job's agent has no connection to the router, or refused the link."""
 
     code = "agent_unavailable"
     status = 503
@@ -238,7 +238,7 @@ class AgentUnavailable(PRouterError):
 
 
 class Overloaded(PRouterError):
-    """A bound was hit, or the router drains."""
+    """A limit is reached, or the router drains."""
 
     code = "overloaded"
     status = 503
@@ -246,7 +246,7 @@ class Overloaded(PRouterError):
 
 
 class JobTimeout(PRouterError):
-    """The job gave no answer in time."""
+    """The job did not respond in time."""
 
     code = "job_timeout"
     status = 504
@@ -254,7 +254,7 @@ class JobTimeout(PRouterError):
 
 
 class AgentTimeout(PRouterError):
-    """The agent is linked and gave no answer in time."""
+    """The agent is linked, but did not answer in time."""
 
     code = "agent_timeout"
     status = 504
@@ -262,7 +262,7 @@ class AgentTimeout(PRouterError):
 
 
 class NoSpace(PRouterError):
-    """The disk is full, or the sandbox is over its size limit."""
+    """The disk is full, or the sandbox exceeds its quota."""
 
     code = "no_space"
     status = 507
@@ -270,7 +270,7 @@ class NoSpace(PRouterError):
 
 
 class ProtocolError(PRouterError):
-    """A fabric peer sent something the protocol does not allow."""
+    """A peer sent something that the fabric's protocol does not allow."""
 
     code = "protocol_error"
     status = 502
@@ -290,7 +290,7 @@ def _classes(base: type[PRouterError]) -> dict[str, type[PRouterError]]:
 def from_wire(wire: dict[str, Any]) -> PRouterError:
     """Rebuild an error that crossed the fabric; an unknown type becomes a plain `PRouterError`.
 
-    Codes become header fields and all of it is shown and logged: what is no such thing is left out.
+    The map comes from a peer, and its fields become header fields and log lines, so malformed fields are left out.
     """
     cls = _classes(PRouterError).get(str(wire.get("type")), PRouterError)
     code, job, state, retry_after = (wire.get(name) for name in ("code", "job", "state", "retry_after"))

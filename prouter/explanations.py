@@ -1,4 +1,4 @@
-"""What is wrong with a request's body, told to a client who knows JSON and no Python."""
+"""Texts of validation errors, for clients who know JSON and no Python."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ValidationError
 __all__ = ["explain"]
 
 _EXPLAINED = 10
-"""Wrong keys that an error names."""
+"""Wrong keys that an error names, at most."""
 _EXPLANATION = 300
-"""Characters of what it says of each."""
+"""Characters about each of them, at most."""
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with a body, in one line: ``Invalid request: env.PORT: Input should be a valid string``.
+    """Return what is wrong with a body, in one line: ``Invalid request: env.PORT: Input should be a valid string``.
 
-    Of many things only the first ones are named: the body may have brought a thousand.
+    Only the first few errors are named: a body may have thousands.
     """
     items = error.errors(include_url=False, include_context=False, include_input=False)
     parts = []
@@ -32,7 +32,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _told(kind: str, message: str, place: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """A message of pydantic's in the words of a client, who knows JSON and no Python."""
+    """Return one of pydantic's messages in the words of JSON."""
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return "Input should be an object, {…}"
     if kind in ("list_type", "tuple_type"):
@@ -47,7 +47,7 @@ def _told(kind: str, message: str, place: tuple[int | str, ...], model: type[Bas
 
 
 def _keys_at(place: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """The keys of the object at `place`; none where it may be of several kinds."""
+    """Return the keys of the object at `place`; none if objects of several kinds may be there."""
     for step in place:
         field = model.model_fields.get(str(step))
         kinds = () if field is None else get_args(field.annotation) or (field.annotation,)

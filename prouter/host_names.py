@@ -1,10 +1,10 @@
-"""The host names a server answers to: its fence against DNS rebinding.
+"""Host names that a server answers to, as a protection against DNS rebinding.
 
-A page of ``evil.example`` may have that name point to 127.0.0.1 once it is loaded. For the browser the page and our API
-are then one origin, so neither the same-origin policy nor a comparison of Origin with Host helps. But such a request
-still has the attacker's name in Host. A server on loopback is asked for by addresses of its own machine only. One that
-listens beyond it may be reached by others (behind a port forwarding they cannot be known), and is asked for by any: no
-page can make an IP address point elsewhere.
+A page of ``evil.example`` can let that name point to 127.0.0.1 once the page is loaded. For the browser the page and
+this API are then one origin, so neither the same-origin policy nor a comparison of Origin with Host helps. But such a
+request still has the attacker's name in Host, and is refused for it. IP addresses are safe in Host: no page can let one
+point elsewhere. A server on loopback accepts those of its own machine. One that listens beyond loopback accepts any: it
+cannot know by which address clients reach it, for example through a forwarded port.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ANY = "*"
 
 
 def host_of(authority: str) -> str:
-    """The host in the value of Host, in lower case, without port, brackets or the dot at an absolute name's end."""
+    """Return the host in the value of Host, in lower case, without port, brackets or the final dot of a full name."""
     bracketed = _BRACKETED.fullmatch(authority)
     if bracketed is not None:
         return bracketed[1].lower()
@@ -31,7 +31,7 @@ def host_of(authority: str) -> str:
 
 
 def check_pattern(text: str) -> str:
-    """An entry of ``control.hosts`` as it is compared: in lower case, without a dot at its end.
+    """Return an entry of ``control.hosts`` as it is compared: in lower case, without a dot at its end.
 
     Raises:
         ValueError: it is no host name, IP address, ``*.`` followed by a name, or ``*``.
@@ -48,7 +48,7 @@ def check_pattern(text: str) -> str:
 
 
 def check_domain(text: str) -> str:
-    """``control.job_domain`` as it is compared: in lower case, without dots around it.
+    """Return ``control.job_domain`` as it is compared: in lower case, without dots around it.
 
     Raises:
         ValueError: it is no domain below which there can be host names.
@@ -72,7 +72,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an interface has this address: only such can be bound."""
+    """Whether an interface of this machine has the address; only then can a socket be bound to it."""
     if address.is_unspecified or address.is_multicast:
         return False
     try:
@@ -85,19 +85,19 @@ def _is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
 
 @lru_cache(1)
 def _full_name() -> str:
-    """The machine's full name as the resolver knows it."""
+    """Return the machine's full name as the resolver knows it."""
     return host_of(socket.getfqdn())
 
 
 class HostNames:
-    """Decides whether a request's host is one of ours.
+    """Decides whether a server answers to the host of a request.
 
-    Always accepted: ``localhost`` and names below it, the machine's own names and its IP addresses.
+    It always accepts ``localhost`` and names below it, the machine's own names and its IP addresses.
 
     Args:
-        patterns: further names, as `check_pattern` takes them.
-        any_address: whether literal IP addresses of other machines are accepted as well.
-        resolve: whether the resolver may be asked for the machine's full name, which may block for seconds, once.
+        patterns: further names, as `check_pattern` accepts them.
+        any_address: whether to accept literal IP addresses of other machines as well.
+        resolve: whether to ask the resolver for the machine's full name; that may block for seconds, once.
     """
 
     def __init__(self, patterns: Iterable[str] = (), *, any_address: bool = False, resolve: bool = True) -> None:
@@ -112,7 +112,7 @@ class HostNames:
         """Whether a request may have this value of Host.
 
         Args:
-            authority: host and, after a colon, port; any port will do.
+            authority: the value of Host: a host, and maybe a colon and a port, which is ignored.
         """
         if self._any:
             return True

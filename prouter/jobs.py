@@ -1,6 +1,7 @@
-"""Job states and records: what an agent says of its jobs, as it crosses the fabric and is stored.
+"""Job states and records, as agents report them, the fabric carries them and the broker stores them.
 
-Standard library only; used by agent, broker and API alike. Times are seconds since the epoch (float, UTC), sizes bytes.
+Agent, broker and API use this module; it needs the standard library only. Times are seconds since the epoch (float,
+UTC), sizes are bytes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ __all__ = ["ENDED", "MAX_NAME", "MAX_RECORD", "JobRecord", "Reason", "State", "b
 MAX_NAME = 512
 """Characters of a job's name."""
 MAX_RECORD = 16 * 1024
-"""Bytes of a packed record that `bounded` has been over, at most."""
+"""Bytes of an encoded record after `bounded`, at most."""
 _ARGS = 256
-"""Arguments that a record shows."""
+"""Arguments in a record, at most."""
 _ARGS_BYTES = 4096
-"""Bytes (UTF-8) of arguments that a record shows."""
+"""Bytes (UTF-8) of arguments in a record, at most."""
 _ARG_COST = 8
-"""Bytes that count for each argument beside its own."""
+"""Bytes that each argument counts beside its own: its encoding takes some."""
 _ERROR_BYTES = 4096
+"""Bytes (UTF-8) of the error text in a record, at most."""
 _PORTS = 1000
-"""Ports that a record shows."""
+"""Ports in a record, at most."""
 _CUT = "…"
-"""Ends a text that was longer."""
+"""Ends a text that was shortened."""
 
 
 class State(str, Enum):
@@ -74,20 +76,21 @@ _TOLD = {
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job, as its agent announces it.
+    """One job, as its agent reports it.
 
     Attributes:
         uid: the job's uid, chosen by the router that created it; unique for ever.
         connection: uid of the connection it was created through; with `uid` it makes the job's path.
-        revision: grows with every change of this job; a lower one is stale news.
-        endpoint: where its server answers on the agent's host: ``{"port": int}`` (on 127.0.0.1, or on ``"host"`` if
-            that is there too, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or None without one.
-        path_mode: ``strip`` (the job sees paths without the public prefix) or ``keep``.
-        host_mode: ``public`` (the job sees the Host that the client asked for) or ``local`` (that of its own address).
-        args: as started, templates filled in; only their beginning where they are long.
-        args_shortened: whether there was more of them.
-        ports: the ports it reported or was given, a thousand at most.
-        pid: of its first process, while it runs.
+        revision: grows with every change of this job; records with a lower one are stale.
+        endpoint: where the job's server listens on the agent's machine: ``{"port": int}`` (on 127.0.0.1, or on the
+            address ``"host"`` if that is given, for example ``::1``), ``{"socket": str}`` (path of a unix socket), or
+            None without a server.
+        path_mode: ``strip`` (the job gets paths without the public prefix) or ``keep``.
+        host_mode: ``public`` (the job gets the client's Host) or ``local`` (the Host of its own address).
+        args: arguments as started, with templates filled in; only the beginning of long ones.
+        args_shortened: whether there are more arguments than `args` holds.
+        ports: ports that the job reported or was given, at most a thousand.
+        pid: process id of the job's first process, while it runs.
     """
 
     uid: str
@@ -124,7 +127,7 @@ class JobRecord:
 
     @property
     def ending(self) -> str:
-        """How an ended job ended, one sentence for a person; empty for one that has not."""
+        """How the job ended, as a sentence for a person; empty while it has not."""
         if not self.ended:
             return ""
         if self.reason is None:
@@ -136,7 +139,7 @@ class JobRecord:
         return f"the job has ended: {_TOLD[self.reason]}"
 
     def to_wire(self) -> dict[str, Any]:
-        """The record as a msgpack- and JSON-ready map."""
+        """Return the record as a map for msgpack and JSON."""
         wire: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         wire["args"] = list(self.args)
         wire["ports"] = list(self.ports)
@@ -147,11 +150,11 @@ class JobRecord:
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> JobRecord:
-        """Rebuild a record; fields this version does not know are ignored.
+        """Rebuild a record from a map; fields that this version does not know are ignored.
 
         Raises:
             KeyError: uid, connection or name is missing.
-            ValueError: the state or the reason is not one of the known.
+            ValueError: the state or the reason is unknown.
         """
         known = {name: wire[name] for name in _FIELDS if name in wire}
         known["state"] = State(known.get("state", State.NEW))
@@ -167,9 +170,9 @@ _FIELDS = tuple(f.name for f in fields(JobRecord))
 
 
 def bounded(record: JobRecord) -> JobRecord:
-    """The record with its beginnings where something in it is long, so that it packs into `MAX_RECORD` bytes.
+    """Shorten long fields of a record, so that its encoding has at most `MAX_RECORD` bytes.
 
-    A record is sent, stored and listed many times over; who needs all of the arguments has sent them.
+    Records are sent, stored and listed many times. The only one who needs all arguments is the client, which sent them.
     """
     changes: dict[str, Any] = {}
     if len(record.name) > MAX_NAME:
@@ -185,7 +188,7 @@ def bounded(record: JobRecord) -> JobRecord:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, or its beginning and an ellipsis if it has more than `most` bytes (UTF-8)."""
+    """Return the text, or its beginning and an ellipsis if it has more than `most` bytes (UTF-8)."""
     data = text[:most].encode("utf-8", "surrogatepass")
     if len(data) <= most and len(text) <= most:
         return text
@@ -193,7 +196,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def _beginning(args: list[str]) -> list[str] | None:
-    """As much of the arguments as a record shows; None if that is all of them."""
+    """Return as many of the arguments as a record holds; None if that is all of them."""
     left = _ARGS_BYTES
     shown: list[str] = []
     for arg in args:
@@ -208,11 +211,11 @@ def _beginning(args: list[str]) -> list[str] | None:
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 writes them, UTC, with milliseconds."""
+    """Format seconds since the epoch by RFC 3339, in UTC with milliseconds."""
     whole, rest = divmod(round(seconds * 1_000_000), 1_000_000)
     return f"{_second(whole)}.{rest // 1000:03d}Z"
 
 
-@lru_cache(maxsize=4096)  # The times of jobs in a list lie close together.
+@lru_cache(maxsize=4096)  # Jobs in a list often share the second.
 def _second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))

@@ -1,7 +1,7 @@
-"""Request bodies of the HTTP API as typed models: the API and the agent validate with them, OpenAPI is made from them.
+"""Request bodies of the HTTP API as typed models. API and agent validate with them; OpenAPI is generated from them.
 
-The models are strict, as the original's schemas are: no key beyond those listed, no number where a text is asked for. A
-model's `model_dump()` is the plain map that crosses the fabric; the agent validates it again on arrival.
+The models are strict, as the original's schemas are: they refuse unknown keys, and a number where text is expected. A
+model's `model_dump()` is the plain map that crosses the fabric; the agent validates it again when it arrives.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ PresetName = Literal[
     "jupyterlab", "notebook", "voila", "streamlit", "dash", "bokeh", "panel", "gradio", "uvicorn", "marimo", "mlflow",
     "vite", "code-server", "datasette", "tensorboard",
 ]  # fmt: skip
-"""Kinds of servers whose usual variables the agent knows (see docs/jobs.md)."""
+"""Kinds of servers whose usual variables and arguments the agent knows (docs/jobs.md)."""
 
 UNNAMED = "<unnamed job>"
 """The name of a job whose request leaves it empty; the original's."""
 START_TIMEOUT = 30.0
-"""Seconds a start may take unless the request says otherwise; the original's figure."""
+"""Seconds that a start may take unless the request says otherwise; the original's default."""
 MAX_GRACE = 3600.0
-"""Longest grace of a stop, in seconds."""
+"""Seconds of grace of a stop, at most."""
 MAX_STRING = 128 * 1024 - 1
-"""Bytes of one argument or variable: the kernel's MAX_ARG_STRLEN without the NUL (execve(2))."""
+"""Bytes of one argument or variable, at most: the kernel's MAX_ARG_STRLEN without the NUL (execve(2))."""
 MAX_DURATION = 1e9
-"""Longest limit of time, in seconds; thirty years."""
+"""Seconds of a time limit, at most: thirty years."""
 
 _MAX_ARGS = 131_072
 _MAX_VARIABLES = 16_384
 _MAX_UIDS = 10_000
 _MAX_UID = 1024
-"""Characters of an agent's uid."""
+"""Characters of an agent's uid, at most."""
 _MAX_TOKEN = 4096
 _MAX_ADDRESS = 512
 _MAX_PATH = 4096
-"""Bytes of a path: the system's PATH_MAX."""
+"""Bytes of a path, at most: the system's PATH_MAX."""
 _MAX_PROPERTIES = 16 * 1024
-"""Bytes of the properties an agent is to have, as JSON."""
+"""Bytes of the properties that an agent must have, as JSON, at most."""
 _MAX_URL = 8192
 
 
@@ -129,7 +129,7 @@ def _variables(env: dict[str, str]) -> dict[str, str]:
 
 
 def _or(default: Callable[[], Any]) -> Callable[[Any], Any]:
-    """What stands for an explicit null, as clients send it that write out empty fields."""
+    """Replace an explicit null by the default: some clients write empty fields out as null."""
     return lambda value: default() if value is None else value
 
 
@@ -153,7 +153,7 @@ def _readiness(text: str) -> str:
 
 
 def signal_number(name: str) -> int:
-    """The number of a signal: ``SIGTERM``, or a real-time one as ``SIGRTMIN+n`` or ``SIGRTMAX-n``.
+    """Return the number of a signal: ``SIGTERM``, or a real-time one as ``SIGRTMIN+n`` or ``SIGRTMAX-n``.
 
     Raises:
         ValueError: there is no such signal.
@@ -323,11 +323,11 @@ class RunRequest(StartRequest):
     env: Variables = Field(default_factory=dict, description="Environment variables; they override all others.")
 
     def create(self) -> CreateRequest:
-        """The part that creates the job."""
+        """Return the part that creates the job."""
         return CreateRequest(name=self.name, agent=self.agent)
 
     def start(self) -> StartRequest:
-        """The part that starts it."""
+        """Return the part that starts the job."""
         return StartRequest.model_validate(self.model_dump(exclude={"name", "agent"}))
 
 
@@ -361,10 +361,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], body: object) -> Model:
-    """The body, parsed from JSON or msgpack, as a model.
+    """Return a body, decoded from JSON or msgpack, as a model.
 
     Raises:
-        InvalidRequest: it does not fit; the detail starts with ``Invalid request`` and names every wrong key.
+        InvalidRequest: the body does not fit; the detail begins with ``Invalid request`` and names the wrong keys.
     """
     try:
         return model.model_validate(body)
@@ -373,9 +373,9 @@ def validated(model: type[Model], body: object) -> Model:
 
 
 def digest(request: BaseModel) -> str:
-    """What tells a request from another: the same for bodies that say the same, however they write it.
+    """Return a hash of a request's content: the same for bodies that mean the same, however they are written.
 
-    Fields that a later version adds do not change it.
+    Fields that a later version adds do not change it, as long as they have their defaults.
     """
     said = json.dumps(request.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Tokens by which agents and routers let each other in: which are accepted, and of whom."""
+"""Tokens by which agents and routers authenticate each other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 __all__ = ["SHORTEST", "Tokens", "problem_of"]
 
 SHORTEST = 8
-"""Characters of a token that is accepted from other machines, at least."""
+"""Characters of a token for endpoints that other machines reach, at least."""
 _VARIABLE = re.compile(r"\$(\w+|\{\w*\})")
 
 
 def problem_of(token: str) -> str | None:
-    """Why a token protects nothing, whoever can reach the endpoint; None when there is nothing to say."""
+    """Return why a token protects nothing, as part of a sentence; None if it is usable."""
     if not token.strip():
         return "one is empty, which is what everybody presents who has none"
     if _VARIABLE.fullmatch(token.strip()):
@@ -24,19 +24,20 @@ def problem_of(token: str) -> str | None:
 
 
 class Tokens:
-    """What is accepted: any of a list, or of each uid its own.
+    """The tokens that an endpoint accepts.
 
     Args:
-        accepted: tokens, or the token of each uid. None at all accept anything.
+        accepted: tokens that are accepted from anybody, or the token of each uid. Without any, every peer is accepted.
     """
 
     def __init__(self, accepted: Sequence[str] | Mapping[str, str] = ()) -> None:
         self._accepted = accepted
 
     def mark(self, uid: object, presented: object) -> str | None:
-        """By what the peer is let in: a short mark of its token, empty when none is asked for; None when it is not.
+        """Return a short mark of the peer's token if it is accepted, and None if it is not.
 
-        Takes the same time whichever token it is.
+        The mark tells peers with the same token from others without revealing the token; it is empty if no token is
+        required. The comparison takes the same time whichever token is presented.
         """
         if not self._accepted:
             return ""
