@@ -30,6 +30,7 @@ from prouter.broker.links.hello import CLIENT
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker, Workers
+from prouter.broker.removals import Removals
 from prouter.broker.service import Service
 from prouter.broker.store.restore import Saved, restore
 from prouter.broker.store.rewriting import Rewriting
@@ -120,6 +121,7 @@ class Broker:
             self.waits,
             self.directory,
             self.bridges,
+            Removals(self.env, self.links, self.forwarder, self.ledger, self.creations.keys),
             stats=self.stats,
             stop=self._shutdown,
         )

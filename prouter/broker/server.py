@@ -25,7 +25,8 @@ from prouter.broker.sockets.listeners import listen_for_agents, listen_for_local
 from prouter.broker.sockets.poller import Poller
 from prouter.broker.sockets.port import Port
 from prouter.broker.startup import settings_of, watch_access
-from prouter.broker.store.store import Store, open_store
+from prouter.broker.store.opening import open_store
+from prouter.broker.store.store import Store
 from prouter.config import ConfigError, RouterConfig, uses_curve
 from prouter.config.directories import Lock
 from prouter.errors import ProtocolError

@@ -18,6 +18,7 @@ from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker
+from prouter.broker.removals import Removals
 from prouter.broker.views.bridges import Bridges
 from prouter.broker.views.directory import Directory
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
@@ -30,19 +31,19 @@ __all__ = ["Service"]
 log = logging.getLogger("prouter.broker")
 
 _USAGE_LIMIT = 2.0
-"""Seconds an agent has to tell a job's use of CPU and memory before the table's figures are shown."""
+"""Seconds that an agent has to tell a job's usage; after that the table's figures are shown."""
 _PAGE = 250
-"""Most jobs or events in one answer: more would hold up everybody else."""
+"""Most jobs or events in one reply; more would delay all other work."""
 _LIST = 20
-"""What a page costs, as a part of the frames of one turn (`prouter.broker.base.settings.Bounds.turn`)."""
+"""Frames that a page counts for in the budget of an event loop iteration (`Bounds.turn`)."""
 _READS = frozenset(
     {"info", "sync", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"}
 )
-"""Calls that change nothing: a repeat is carried out again rather than remembered."""
+"""Calls that change nothing: a repeated one is carried out again, so their replies are not kept."""
 
 
 class Service:
-    """See the module's docstring."""
+    """Carries out the calls of workers."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Service:
         waits: Waits,
         directory: Directory,
         bridges: Bridges,
+        removals: Removals,
         *,
         stats: Callable[[float], dict[str, float]],
         stop: Callable[[], None],
@@ -68,12 +70,13 @@ class Service:
         self._waits = waits
         self._directory = directory
         self._bridges = bridges
+        self._removals = removals
         self._stats = stats
         self._stop = stop
         self.running = 0
-        """Calls being carried out."""
+        """Number of calls that are being carried out."""
         self.calls = 0
-        """Calls since the start."""
+        """Number of calls since the start."""
         self._handlers: dict[str, Callable[[dict[str, Any], Done, float], None]] = {
             "info": self._info,
             "sync": self._sync,
@@ -103,34 +106,37 @@ class Service:
             if request.op == "jobs.wait":
                 self._wait(worker, request, done, now)
             elif request.op == "jobs.remove":
-                self._remove(request, done, now)
+                self._removals.remove(request, done, now)
             elif request.op == "connections":
                 self._connections(worker, request, now)
             elif request.op in self._handlers:
                 self._handlers[request.op](request.args, done, now)
             else:
-                raise PRouterError(f"the broker does not know the call '{request.op}'", code="unknown_call")
+                raise PRouterError(
+                    f"the broker does not know the call '{request.op}'; its version may be older than the worker's",
+                    code="unknown_call",
+                )
         except PRouterError as error:
             done({}, error, now)
 
     def failed(self, worker: Worker, request: Request, error: PRouterError, now: float) -> None:
-        """A call broke off: answer it all the same."""
+        """Answer a call that raised an unexpected exception."""
         self._reply(worker, request, {}, error, now)
 
     def cancel_wait(self, worker: Worker, call_id: str) -> None:
-        """The client of a wait is gone."""
+        """Drop a wait whose client disconnected."""
         if self._waits.cancel(worker.uid, call_id):
             self.running -= 1
             worker.responder.forget(call_id)
 
     def keep_waits(self, worker: Worker, call_ids: Collection[str]) -> None:
-        """The worker is back and waits for nothing else: clients left while it could not say so."""
+        """Drop all other waits of a worker that is back: their clients disconnected while it could not tell."""
         for call_id in self._waits.of_worker(worker.uid):
             if call_id not in call_ids:
                 self.cancel_wait(worker, call_id)
 
     def worker_gone(self, worker: Worker) -> None:
-        """Nobody is left to answer."""
+        """Drop the waits of a worker that has ended."""
         self.running -= self._waits.worker_gone(worker.uid)
 
     def _reply(
@@ -147,11 +153,11 @@ class Service:
         done({"auth": self._env.settings.auth, "platform": self._env.settings.platform}, None, now)
 
     def _sync(self, args: dict[str, Any], done: Done, now: float) -> None:
-        """The worker then knows all that was said before this answer: what is said to a worker keeps its order."""
+        """Reply at once. What is sent to a worker keeps its order, so it then knows all that was sent before."""
         done({}, None, now)
 
     def _connections(self, worker: Worker, request: Request, now: float) -> None:
-        """All links; nothing but the etag when the caller has that version already."""
+        """Reply with all connections, or with the etag alone if the caller has that version."""
         self.running -= 1
         packed = self._directory.connections(request.args, now)
         frame = worker.responder.reply_packed(request.call_id, packed)
@@ -251,57 +257,10 @@ class Service:
         else:
             self._replies.settle(link, entry.uid, value, settled, now)
 
-    def _remove(self, request: Request, done: Done, now: float) -> None:
-        args = request.args
-        entry = self._ledger.find(str(args.get("connection") or ""), str(args.get("job")))
-        if entry.removed:
-            if entry.removal != request.call_id:
-                raise NotFound(f"job '{entry.uid}' is not found: it was removed", job=entry.uid, state="CLOSED")
-            self._removed_for_good(entry, entry.last_record, done)
-            return
-        self._creations.keys.withdraw(str(args.get("key") or ""), entry.uid)
-        removed = partial(self._removed, entry, request.call_id, done)
-
-        def written(now: float) -> None:
-            link = self._links.get(entry.connection)
-            if link is None or entry.removed:
-                removed({}, None, now)
-            else:
-                self._forwarder.call(link, "job.remove", {"uid": entry.uid}, removed, now)
-
-        self._ledger.removing(entry, request.call_id, written)
-
-    def _removed(
-        self,
-        entry: Entry,
-        call_id: str,
-        done: Done,
-        value: dict[str, Any],
-        error: PRouterError | None,
-        now: float,
-    ) -> None:
-        if error is not None and not isinstance(error, NotFound) and error.code not in _REMOVED_ALL_THE_SAME:
-            done({}, error, now)
-            return
-        before = entry.last_record
-        if "record" in value:
-            try:
-                before = read_reply(value, entry.connection, entry.uid)
-            except ProtocolError as problem:
-                self._malformed(entry, problem)  # The job is removed all the same.
-        if not entry.removed:
-            self._ledger.close(entry, before, call_id)
-        self._removed_for_good(entry, before, done)
-
     def _malformed(self, entry: Entry, problem: ProtocolError) -> None:
-        """Count an answer that holds no sensible record."""
+        """Count a reply with a malformed record."""
         link = self._links.get(entry.connection)
         self._env.malformed(link.path if link is not None else None, problem)
-
-    def _removed_for_good(self, entry: Entry, before: JobRecord, done: Done) -> None:
-        """Answer a remove once it is written down: a broker that comes after a crash must not show the job again."""
-        answer = {"job": self._ledger.info(entry, before)}
-        self._ledger.when_written(partial(done, answer, None))
 
     def _wait(self, worker: Worker, request: Request, done: Done, now: float) -> None:
         args = request.args
@@ -379,10 +338,6 @@ class Service:
         return entry, link
 
 
-_REMOVED_ALL_THE_SAME = frozenset({"agent_lost", "answer_too_large"})
-"""Codes of errors after which a job that was to be removed is gone."""
-
-
 def _limit(args: dict[str, Any]) -> int:
     limit = args.get("limit")
     if limit is None:
@@ -393,7 +348,7 @@ def _limit(args: dict[str, Any]) -> int:
 
 
 def _how_it_ended(entry: Entry) -> JobRecord:
-    """A removed job as those see it who waited for its end: what was known last may be that it ran."""
+    """A removed job, as the clients see it that waited for its end. Its last record may say that it runs."""
     last = entry.last_record
     if last.ended:
         return last

@@ -11,8 +11,8 @@ from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.settings import Bounds, Settings
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
+from prouter.broker.store.opening import read_store
 from prouter.broker.store.restore import Saved
-from prouter.broker.store.store import read_store
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode, encode
 from tests.simulation.world import Message, Runtime, Wire, World

@@ -1,4 +1,4 @@
-"""One job in the job table: alive as a record, ended as packed bytes."""
+"""One job in the job table: a record while it is alive, packed bytes once it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prouter.jobs import ENDED, JobRecord, Reason, State
 __all__ = ["Entry", "packed_size"]
 
 _REST = 200
-"""Bytes of a packed record beside its name, arguments, ports and error, about."""
+"""Approximate bytes of a packed record without its name, arguments, ports and error."""
 
 
 class Entry:
@@ -20,14 +20,14 @@ class Entry:
 
     Attributes:
         agent: uid of its agent.
-        state: CLOSED once it was removed; its last record is then as it was before.
-        revision: of the newest news.
-        removal: id of the last call that was to remove it, empty if there was none.
-        confirmed: whether its agent spoke of it since this broker started (or it has ended).
-        lost: whether it was given up because its agent is gone.
+        state: CLOSED once the job was removed; its last record stays as it was before that.
+        revision: of the newest record that its agent told.
+        removal: id of the last call that asked for its removal, empty if there was none.
+        confirmed: whether its agent has told its record since this broker started, or it has ended.
+        lost: whether it counts as ended because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
-        size: about how many bytes its record has, packed.
-        usage: CPU seconds and resident bytes as its agent last told, while it runs; None when they are not known.
+        size: approximate bytes of its packed record.
+        usage: CPU seconds and resident bytes as its agent last told, while it runs; None if they are not known.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Entry:
 
     @classmethod
     def heard(cls, record: JobRecord, agent: str) -> Entry:
-        """A job its agent speaks of for the first time."""
+        """A job whose agent tells its record for the first time."""
         entry = cls(
             record.uid,
             record.connection,
@@ -100,7 +100,7 @@ class Entry:
 
     @property
     def ended(self) -> bool:
-        """Whether it will never run again (unless a lost agent returns)."""
+        """Whether it has ended; only a job that was lost may run again, when its agent returns."""
         return self.state in ENDED
 
     @property
@@ -109,7 +109,7 @@ class Entry:
         return self.state is State.CLOSED
 
     def set(self, record: JobRecord) -> None:
-        """Take newer news."""
+        """Take a newer record."""
         self.state = record.state
         self.revision = record.revision
         self.lost = record.reason is Reason.AGENT_LOST
@@ -119,9 +119,15 @@ class Entry:
             self.usage = None
 
     def close(self, before: JobRecord, removal: str) -> None:
-        """It was removed; `before` is its last record."""
-        if before.revision >= self.revision:
+        """Note that the job was removed.
+
+        Args:
+            before: its last record; from agents also the record with the state CLOSED.
+            removal: id of the call that asked for it, empty if the agent removed it by itself.
+        """
+        if before.revision >= self.revision and before.state is not State.CLOSED:
             self.set(before)
+        self.revision = max(self.revision, before.revision)
         self._packed = self.packed
         self.size = len(self._packed)
         self._record = None
@@ -130,18 +136,18 @@ class Entry:
 
     @property
     def last_record(self) -> JobRecord:
-        """The record as it was before a removal."""
+        """The record, as it was before a removal."""
         return self._record if self._record is not None else JobRecord.from_wire(unpack_body(self._packed))
 
     @property
     def record(self) -> JobRecord:
-        """The record, with the state CLOSED when it was removed."""
+        """The record, with the state CLOSED if the job was removed."""
         record = self.last_record
-        return replace(record, state=State.CLOSED) if self.removed else record
+        return replace(record, state=State.CLOSED, revision=self.revision) if self.removed else record
 
     @property
     def wire(self) -> dict[str, Any]:
-        """The record as a map (`JobRecord.to_wire`), CLOSED when it was removed, with the usage last told."""
+        """`record` as a map (`JobRecord.to_wire`), with the usage that the agent last told."""
         if self._record is None:
             wire = {**_EMPTY, **unpack_body(self._packed), "state": self.state.value}
             return wire if len(wire) == len(_EMPTY) else {name: wire[name] for name in _EMPTY}
@@ -152,12 +158,12 @@ class Entry:
 
     @property
     def packed(self) -> bytes:
-        """The last record, packed for storing."""
+        """The last record, packed for the store."""
         return self._packed if self._record is None else _pack(self._record)
 
 
 def packed_size(record: JobRecord) -> int:
-    """About how many bytes a record has once it is packed."""
+    """Approximate bytes of a record once it is packed."""
     texts = len(record.name) + len(record.error or "") + sum(map(len, record.args)) + 2 * len(record.args)
     return _REST + texts + 3 * len(record.ports)
 
@@ -166,7 +172,7 @@ _EMPTY = JobRecord("", "", "").to_wire()
 
 
 def _pack(record: JobRecord) -> bytes:
-    """The record without its empty fields: there may be a hundred thousand of them."""
+    """The record without its empty fields, because a hundred thousand of them may be kept."""
     wire: dict[str, Any] = record.to_wire()
     return pack_body(
         {name: value for name, value in wire.items() if value is not None and value is not False and value != []}

@@ -1,4 +1,4 @@
-"""The last events, for clients that were away for a moment, with ids that keep growing over restarts."""
+"""The last events, for clients that were disconnected for a moment. Their ids grow, also over restarts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prouter.fabric.frames import pack_body, unpack_body
 __all__ = ["EventLog"]
 
 _JUMP = 1_000_000
-"""How far ids leap beyond the last one known at a restart: more events than can have gone unsaved."""
+"""Added to the last stored id at a restart: more events than an earlier broker can have sent and not stored."""
 
 
 class EventLog:
-    """A ring of the last `size` events, packed: they are many, and hardly ever asked for again.
+    """The last `size` events, packed, because there are many and clients seldom ask for them.
 
     Args:
         size: how many events at most.
-        most_bytes: and how many bytes of them (but always one event).
-        last: the last id a broker before may have given.
-        wall: current time, seconds since the epoch; ids start there (in microseconds) or beyond `last`.
-        kept: the last events of the broker before, with their ids.
+        most_bytes: how many bytes of them at most; one event is always kept.
+        last: the last id that an earlier broker may have given.
+        wall: current time, seconds since the epoch. Ids start there, in microseconds, or beyond `last`.
+        kept: the last events of an earlier broker, with their ids.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class EventLog:
 
     @property
     def first(self) -> int:
-        """Id of the oldest event kept; of the next one when there is none."""
+        """Id of the oldest event that is kept; of the next event if there is none."""
         return self._events[0][0] if self._events else self.last + 1
 
     def __len__(self) -> int:
         return len(self._events)
 
     def all(self) -> list[tuple[int, bytes]]:
-        """The events kept, packed, with their ids."""
+        """All events that are kept, packed, with their ids."""
         return list(self._events)
 
     def append(self, name: str, body: dict[str, Any], at: float) -> tuple[dict[str, Any], bytes]:
-        """A new event: its body with its id and time, as workers are told of it, and the packed event."""
+        """Add an event; return its body with id and time, as workers get it, and the packed event."""
         self.last += 1
         told = {**body, "id": self.last, "at": at}
         packed = pack_body({"id": self.last, "at": at, "name": name, "body": told})
@@ -68,7 +68,7 @@ class EventLog:
             self._bytes -= len(self._events.popleft()[1])
 
     def after(self, last_seen: int | None, limit: int, most: int = MAX_PAGE) -> list[dict[str, Any]]:
-        """Events newer than `last_seen`, oldest first; with None the newest `limit`.
+        """Events newer than `last_seen`, the oldest first; with None the newest `limit`.
 
         Args:
             most: bytes of them together, beyond which there is but one.

@@ -1,7 +1,7 @@
-"""Keeping the history within its bounds: the longest ended jobs are forgotten, and removed from their agents.
+"""Bounds of the history: jobs that ended the longest ago are forgotten, and removed from their agents.
 
-Removing deletes their files, so a clock that is wrong for a while must not be able to do it: jobs age by a clock of
-the router's own (`prouter.broker.base.steady`), and nothing goes for its age before the router has run for an hour.
+A removal deletes files, and a wall clock that is wrong for a while must not cause it. So jobs age by the router's own
+clock (`prouter.broker.base.steady`), and none is removed for its age before the router has run for an hour.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["History"]
 log = logging.getLogger("prouter.broker")
 
 _EVERY = 60.0
-"""Seconds between looks at the age of ended jobs."""
+"""Seconds between checks of the age of ended jobs."""
 _BATCH = 200
-"""Jobs forgotten at once: more would hold up everybody else."""
+"""Jobs that are forgotten in one event loop iteration; more would delay all other work."""
 _PAUSE = 0.05
 _SETTLED = 3600.0
-"""Seconds a router runs before jobs go for their age: time to notice, and to set, a wrong clock."""
+"""Seconds after the start before jobs are removed for their age: time to notice and set a wrong clock."""
 
 
 class History:
-    """See the module's docstring."""
+    """Forgets the jobs that the history has no space for."""
 
     def __init__(self, env: Env, ledger: Ledger, links: Links, forwarder: Forwarder) -> None:
         self._env = env
@@ -39,14 +39,14 @@ class History:
         self._scheduled = False
 
     def start(self, now: float) -> None:
-        """Look now, and from time to time when ended jobs grow too old."""
+        """Check now, and every minute if the age of jobs is bounded."""
         self._env.steady.look(now)
         self._trim(now)
         if self._env.settings.history_age > 0:
             self._env.timers.at(now + _EVERY, self.start)
 
     def job_ended(self) -> None:
-        """One more: soon there may be too many."""
+        """Check soon if the history is full: one more job has ended."""
         table, settings = self._ledger.table, self._env.settings
         full = table.ended_count > settings.history or table.ended_bytes > settings.bounds.history_bytes
         if full and not self._scheduled:

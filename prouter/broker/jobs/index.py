@@ -1,4 +1,4 @@
-"""The order of jobs: newest first, by state, agent and name, so that a page of a long list costs a page."""
+"""Index of jobs by state, agent and name, the newest first, so that a page costs the same however long the list is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["JobIndex", "Listed"]
 _CLOSED = State.CLOSED.value
 _OPEN = "open"
 Key = tuple[int, str]
-"""Creation time in microseconds, and the job's uid: unique, and in the order of creation."""
+"""Creation time in microseconds and uid of a job: unique, and in the order of creation."""
 
 
 class Listed(NamedTuple):
-    """What a list can be filtered by."""
+    """One job in the index, with the fields by which lists are filtered."""
 
     uid: str
     created: int
@@ -29,14 +29,14 @@ class Listed(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """Its place in the order."""
+        """The job's place in the order."""
         return self.created, self.uid
 
 
 class JobIndex:
-    """See the module's docstring.
+    """Sorted keys for every filter that lists have.
 
-    Removed jobs (state CLOSED) are listed only when their state is asked for.
+    Removed jobs (state CLOSED) are listed only if a request asks for that state.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class JobIndex:
         return len(self._jobs)
 
     def load(self, jobs: Collection[Listed]) -> None:
-        """Put many jobs at once."""
+        """Add many jobs at once, faster than one by one."""
         for job in jobs:
             self._jobs[job.uid] = job
             key = job.key
@@ -57,7 +57,7 @@ class JobIndex:
             keys.sort()
 
     def put(self, job: Listed) -> None:
-        """A new job, or a job that changed."""
+        """Add a job, or bring it up to date."""
         known = self._jobs.get(job.uid)
         if known == job:
             return
@@ -73,7 +73,7 @@ class JobIndex:
                 insort(self._order.setdefault(group, []), key)
 
     def remove(self, uid: str) -> None:
-        """The job is forgotten. Idempotent."""
+        """Remove a job. Idempotent."""
         job = self._jobs.pop(uid, None)
         if job is not None:
             for group in _groups(job):
@@ -92,10 +92,10 @@ class JobIndex:
         limit: int = 100,
         cursor: str | None = None,
     ) -> tuple[list[str], str | None]:
-        """Uids of jobs, newest first, and the cursor of the next page, None at the end.
+        """Uids of a page of jobs, the newest first, and the cursor of the next page, None at the end.
 
         Raises:
-            InvalidRequest: the cursor is none of ours.
+            InvalidRequest: the cursor is not one that `page` or `cursor` gave.
         """
         wanted = frozenset(states)
         before = None if cursor is None else _read_cursor(cursor)
@@ -120,7 +120,7 @@ class JobIndex:
         return _cursor(self._jobs[uid].key)
 
     def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[list[Key]]:
-        """The shortest lists that together hold every job that matches, each of them once."""
+        """The shortest lists of keys that together hold every matching job once."""
         parts = {_part(state) for state in states} or {_OPEN}
         ways: list[list[tuple[str, ...]]] = [[(part,) for part in parts]]
         if states:
@@ -157,7 +157,7 @@ def _groups(job: Listed) -> tuple[tuple[str, ...], ...]:
 
 
 def _newest_first(lists: list[list[Key]], before: Key | None) -> Iterator[Key]:
-    """The keys of all lists that are older than `before`."""
+    """The keys of all lists that are older than `before`, the newest first."""
     return merge(*(_backwards(keys, before) for keys in lists), reverse=True)
 
 

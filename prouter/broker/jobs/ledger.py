@@ -1,6 +1,6 @@
-"""The one place where jobs change: table, store, events, waits and workers are told together, and in this order.
+"""The one place where jobs change: table, store, events and workers, in this order.
 
-Also keeps what is known of connections that jobs belong to, for as long as one of their jobs is remembered.
+The ledger also keeps what is known of a connection for as long as one of its jobs is in the table.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["EVENTS", "Ledger", "PeerInfo"]
 log = logging.getLogger("prouter.broker")
 
 EVENTS = 4096
-"""Events kept, in memory and in the store."""
+"""Events that are kept, in memory and in the store."""
 _TRIM = 64
-"""Events written between deletions of old ones."""
+"""Events that are stored between two deletions of old ones."""
 
 
 _SAVE = """
@@ -39,21 +39,21 @@ _SAVE = """
 
 
 class PeerInfo(NamedTuple):
-    """What is remembered of a connection."""
+    """What the broker remembers of a connection."""
 
     mode: str
     info: AgentInfo
 
 
 class Ledger:
-    """See the module's docstring.
+    """Jobs, their connections, and the log of events.
 
     Args:
         tell: sends an event to every worker.
-        ended: called with every job that ended or was removed.
-        unneeded: called with the connection uid when the last job of a connection is removed.
-        last_event: the last event id that may have been given before.
-        events: the last events of the broker before, with their ids.
+        ended: called with every job that ends or is removed.
+        unneeded: called with the uid of a connection whose last job was removed.
+        last_event: the last event id that an earlier broker may have given.
+        events: the last events of an earlier broker, with their ids.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Ledger:
         self.events = EventLog(EVENTS, last_event, env.wall(), kept=events)
         self.peers: dict[str, PeerInfo] = {}
         self.changes = 0
-        """How many changes of jobs there were."""
+        """Number of changes of jobs since the start."""
         self._gone: set[str] = set()
         self._env = env
         self._tell = tell
@@ -80,7 +80,7 @@ class Ledger:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def find(self, connection: str, job: str) -> Entry:
-        """The job, removed ones included; an empty `connection` matches any.
+        """The job, also if it was removed; an empty `connection` matches any.
 
         Raises:
             NotFound: no such connection, or no such job on it.
@@ -104,15 +104,19 @@ class Ledger:
         return entry
 
     def info(self, entry: Entry, record: JobRecord | None = None) -> dict[str, Any]:
-        """The job as clients see it; `record` is shown instead of its own."""
+        """The job as clients see it.
+
+        Args:
+            record: shown instead of the job's own.
+        """
         wire = record.to_wire() if record is not None else entry.wire
         return {**job_facts(wire), **self._place(entry), "confirmed": entry.confirmed}
 
     def listed(self, entries: Iterable[Entry], most: int) -> tuple[bytes, int]:
-        """Jobs as clients see them: JSON objects, commas between them; and how many of them there are.
+        """Jobs as clients see them, as JSON objects with commas between them, and the number of them.
 
         Args:
-            most: bytes after which no other job is begun; the first one always is there.
+            most: bytes after which no other job is added; the first one is always there.
         """
         size = 0
         parts: list[str] = []
@@ -140,7 +144,11 @@ class Ledger:
         )
 
     def restore(self, connection: str, peer: PeerInfo, *, gone: bool) -> None:
-        """What a broker before knew of a connection."""
+        """Take over a connection that an earlier broker stored.
+
+        Args:
+            gone: whether its agent does not come back.
+        """
         self.peers[connection] = peer
         if gone:
             self._gone.add(connection)
@@ -149,7 +157,7 @@ class Ledger:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def meet(self, link: Link, address: tuple[str, str] | None = None) -> None:
-        """Remember a link, so that it is known after a restart and as long as its jobs are."""
+        """Remember a link: it is known after a restart, and for as long as one of its jobs is."""
         peer = PeerInfo(link.mode, link.info)
         known = self.peers.get(link.connection) if link.connection not in self._gone else None
         self._gone.discard(link.connection)
@@ -158,36 +166,43 @@ class Ledger:
             self.write_connection(link.connection, link.since, address)
 
     def part(self, link: Link) -> None:
-        """A link is gone: remember it only for its jobs' sake."""
+        """Forget a link that is gone once none of its jobs is in the table."""
         self._gone.add(link.connection)
         self._env.store.submit("UPDATE connections SET gone = 1 WHERE uid = ?", link.connection)
         self._forget_connection(link.connection)
 
     def apply(self, record: JobRecord, agent: str, *, announced: bool = False) -> Entry | None:
-        """What an agent says of a job; the job if anything changed. `announced`: see `JobTable.apply`.
+        """Take a job's record from its agent; return the job if anything changed.
+
+        Args:
+            announced: see `JobTable.apply`.
 
         Raises:
-            ProtocolError: its connection has no room for a job, or for so long a record.
+            ProtocolError: its connection has too many jobs, or too many bytes of records.
         """
-        self._check_room(record)
+        self._check_space(record)
         entry = self.table.apply(record, agent, self._stamp(), announced=announced)
         if entry is not None:
             self._changed(entry, "job")
         return entry
 
-    def _check_room(self, record: JobRecord) -> None:
+    def _check_space(self, record: JobRecord) -> None:
         if record.ended:
             return
         bounds, table, known = self._env.settings.bounds, self.table, self.table.get(record.uid)
         live = known is not None and not known.ended
         if not live and len(table.live(record.connection)) >= bounds.connection_jobs:
-            raise ProtocolError(f"connection '{record.connection}' has {bounds.connection_jobs} jobs already")
+            raise ProtocolError(
+                f"connection '{record.connection}' has {bounds.connection_jobs} jobs already, which is the most"
+            )
         more = packed_size(record) - (known.size if live and known is not None else 0)
         if more > 0 and table.live_bytes(record.connection) + more > bounds.connection_bytes:
-            raise ProtocolError(f"the jobs of connection '{record.connection}' have {bounds.connection_bytes} bytes")
+            raise ProtocolError(
+                f"the records of connection '{record.connection}' have {bounds.connection_bytes} bytes already"
+            )
 
     def lose(self, connection: str, uids: set[str], reason: str) -> None:
-        """The agent of these jobs is gone, and they with it."""
+        """Mark jobs as lost: their agent is gone, or does not know them."""
         for uid in sorted(uids):
             entry = self.table.get(uid)
             if entry is not None and not entry.ended:
@@ -201,7 +216,11 @@ class Ledger:
         return list(self.peers)
 
     def write_connection(self, connection: str, since: float, address: tuple[str, str] | None) -> None:
-        """Write down a connection, if it is still remembered; `address` is where and with which token it is dialled."""
+        """Store a connection that is still remembered.
+
+        Args:
+            address: where the router dials it, and with which token; None if the agent dialled.
+        """
         peer = self.peers.get(connection)
         if peer is not None:
             body = {"mode": peer.mode, "info": peer.info.to_wire(), "since": since, "address": address}
@@ -213,7 +232,7 @@ class Ledger:
             )
 
     def write_all(self) -> Iterator[None]:
-        """Write down every job and event again, one for each step; those that come meanwhile are written anyway."""
+        """Store every job and event again, one for each step. What changes meanwhile is stored as usual."""
         for uid in [entry.uid for entry in self.table]:
             entry = self.table.get(uid)
             if entry is not None:
@@ -224,27 +243,27 @@ class Ledger:
             yield
 
     def when_written(self, done: Callable[[float], None]) -> None:
-        """Call ``done(now)`` once everything so far is written down."""
+        """Call ``done(now)`` once all that was submitted to the store so far is committed."""
         self._env.store.submit("SELECT 1", done=done)
 
     def removing(self, entry: Entry, removal: str, done: Callable[[float], None]) -> None:
-        """The call `removal` is about to remove the job; `done` is called once that is written down.
+        """Store that the call `removal` is about to remove the job, then call ``done(now)``.
 
-        A broker that comes after a crash then knows the call's repeat from a second removal, also if it hears of the
-        removal from the agent first.
+        After a crash, the next broker can then tell the repeated call from a second removal, also if the agent tells of
+        the removal first.
         """
         entry.removal = removal
         self._env.store.submit("UPDATE jobs SET removal = ? WHERE uid = ?", removal, entry.uid, done=done)
 
     def close(self, entry: Entry, before: JobRecord, removal: str) -> None:
-        """The job was removed by the call `removal`, or by its agent; `before` is what it was until then."""
+        """Note that a job was removed. Arguments as of `Entry.close`."""
         self.table.close(entry, before, removal, self._stamp())
         self._changed(entry, "job.removed")
         if not self.table.kept(before.connection):
             self._unneeded(before.connection)
 
     def forget(self, entry: Entry) -> None:
-        """The history has no room for the job."""
+        """Drop a job that the history has no space for."""
         connection = entry.connection
         self.table.forget(entry)
         self._env.store.submit("DELETE FROM jobs WHERE uid = ?", entry.uid)
@@ -253,7 +272,7 @@ class Ledger:
         self._forget_connection(connection)
 
     def agent_changed(self, link: Link, change: str) -> None:
-        """News of an agent for whoever follows events."""
+        """Publish an event about an agent."""
         self._publish("agent", {"connection": link.connection, "agent": link.agent, "change": change})
 
     def _forget_connection(self, connection: str) -> None:
@@ -273,7 +292,7 @@ class Ledger:
             self._ended(entry)
 
     def _publish(self, name: str, body: dict[str, Any]) -> None:
-        """An event for workers, and for those who ask later, the next broker's clients among them."""
+        """Send an event to workers, and keep it for clients that ask later, also after a restart."""
         told, packed = self.events.append(name, body, self._env.wall())
         self._env.store.submit("INSERT OR REPLACE INTO events (id, body) VALUES (?, ?)", self.events.last, packed)
         if not self.events.last % _TRIM:

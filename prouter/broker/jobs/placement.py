@@ -1,4 +1,4 @@
-"""Placement: which agent a new job goes to. Pure functions: the same links, the same choice."""
+"""Placement: which agent a new job goes to. Pure functions of the links."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFo
 __all__ = ["choose", "matching"]
 
 _NAMED = 10
-"""Agents named in an error."""
+"""Most agents that an error names."""
 _JOB_LOAD = 0.25
-"""Load per core that a job just placed is taken for until the agent has reported its load again."""
+"""Load per core that a newly placed job counts for, until its agent has reported its load."""
 
 Used = Callable[[Link], int]
 
 
 def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
-    """The links a selector of type ``uid``, ``select`` or ``any`` allows, whether up or away.
+    """The links that a selector of type ``uid``, ``select`` or ``any`` allows, UP or AWAY.
 
     Raises:
         NotFound: there is none.
@@ -49,7 +49,7 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
 
 
 def _who_is_there(links: list[Link]) -> str:
-    """What somebody who asks for an agent that is not there should know."""
+    """The part of an error that tells which agents there are."""
     if not links:
         return "no agent is connected: start one with 'prouter agent', which logs why if it cannot reach this router"
     there = [link for link in links if link.up]
@@ -59,20 +59,22 @@ def _who_is_there(links: list[Link]) -> str:
 
 
 def choose(candidates: Iterable[Link], used: Used) -> Link | None:
-    """The least loaded link that is up, takes jobs and has a free slot; None when all that could are away.
+    """The least loaded link that is UP, accepts jobs and has a free slot; None if all that could take the job are AWAY.
 
     Args:
-        used: how many slots of a link are taken.
+        used: tells how many slots of a link are taken.
 
     Raises:
-        LimitReached: those that are there have no free slot.
-        AgentUnavailable: they are draining.
+        LimitReached: no link that is UP has a free slot.
+        AgentUnavailable: all are draining.
     """
     links = list(candidates)
     willing = [link for link in links if not link.draining]
     if not willing:
         names = ", ".join(sorted({f"'{link.info.uid}'" for link in links}))
-        raise AgentUnavailable(f"agent {names} is draining and takes no new job", code="agent_draining")
+        raise AgentUnavailable(
+            f"agent {names} is draining and takes no new job; choose another, or resume it", code="agent_draining"
+        )
     there = [link for link in willing if link.up]
     free = [link for link in there if link.info.slots is None or used(link) < link.info.slots]
     if free:
@@ -94,7 +96,7 @@ def _has(link: Link, properties: dict[str, Any]) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; true is not 1, as it is in Python."""
+    """Whether two JSON values are equal. Unlike in Python, true does not equal 1."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):

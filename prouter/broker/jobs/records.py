@@ -1,4 +1,4 @@
-"""Job records as agents send them, checked before anybody relies on them: one that is odd would spoil lists."""
+"""Checks of job records that agents send: a malformed one would break the lists that it is shown in."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from prouter.jobs import JobRecord, bounded
 __all__ = ["read_record", "read_revision", "read_usage", "record_uid"]
 
 _UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
-"""One segment of a path, sent as it is."""
+"""One segment of a URL's path that needs no escaping."""
 _YEAR_10000 = 253_402_300_800.0
 _LARGEST = 2**63 - 1
-"""What SQLite can hold."""
+"""The largest integer that SQLite can hold."""
 _SHORT = 256
-"""Characters of a text that nobody has reason to make long: a signal, a host, the path of a unix socket."""
+"""Most characters of short texts: a signal, a host, the path of a unix socket."""
 
 
 def read_record(wire: object, connection: str) -> JobRecord:
     """The record of a job that was created through `connection`.
 
-    Agents of earlier versions do not shorten what is long in a record: that is done here, within reason.
+    Agents of earlier versions do not shorten long fields. This function does, up to a bound.
 
     Raises:
-        ProtocolError: something is missing, of the wrong kind, out of range or far too large, or it is another
-            connection's.
+        ProtocolError: a field is missing, has the wrong type, is out of range or far too large, or the record is of
+            another connection.
     """
     try:
         if not isinstance(wire, dict):
@@ -75,7 +75,7 @@ def read_usage(wire: object) -> tuple[str, float, int]:
 
 
 def record_uid(wire: object) -> str | None:
-    """Whose record that is which `read_record` refused, if it says so."""
+    """The uid in a record that `read_record` refused, None if it has none."""
     uid = wire.get("uid") if isinstance(wire, dict) else None
     return uid if isinstance(uid, str) else None
 

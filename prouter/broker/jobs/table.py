@@ -1,9 +1,9 @@
-"""The job table: what the agents last said of their jobs, and the history of those that ended.
+"""The job table: the last record of every job, and the history of jobs that have ended.
 
-Agents are the authority: news with a lower revision is stale, and a job given up for lost comes back to life when its
-agent does. What an agent says of its jobs when it links counts whatever its revision: what was heard over an earlier
-path may have come from somebody else, or from a process that knew more than the next one found. Ended jobs are kept
-packed (they are many and seldom read) until the history is full.
+Agents are the authority on their jobs. A record with a lower revision than the table's is stale. A job that was lost
+lives again when its agent is back. The list that an agent sends when it links counts whatever its revisions: records of
+an earlier path may have come from another peer, or from an agent process that knew more than the next one has found.
+Ended jobs are kept packed until the history is full, because there are many and they are seldom read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prouter.jobs import JobRecord, Reason, State
 __all__ = ["JobTable"]
 
 _KEEPING = 600
-"""Bytes that keeping a job costs beside its record."""
+"""Bytes of memory that a job takes in addition to its record."""
 
 
 class JobTable:
-    """See the module's docstring."""
+    """All jobs, with the sets and sums by which the broker bounds and finds them."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
@@ -34,7 +34,7 @@ class JobTable:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._remembered: Counter[str] = Counter()
         self._sizes: dict[str, tuple[str, int]] = {}
-        """Of each job, the connection if it has not ended, and what it counts there or for the history."""
+        """By job: its connection while it is alive, else an empty text for the history, and its bytes there."""
         self._bytes: Counter[str] = Counter()
         self.index = JobIndex()
 
@@ -51,11 +51,11 @@ class JobTable:
 
     @property
     def ended_bytes(self) -> int:
-        """Bytes of the records that the history holds, with what keeping a job costs."""
+        """Bytes of the history: records, and what each job takes in addition."""
         return self._bytes[""]
 
     def live_bytes(self, connection: str) -> int:
-        """Bytes of the records of the jobs of a connection that have not ended."""
+        """Bytes of the records of a connection's jobs that have not ended."""
         return self._bytes[connection]
 
     def get(self, uid: str) -> Entry | None:
@@ -63,23 +63,23 @@ class JobTable:
         return self._entries.get(uid)
 
     def live(self, connection: str) -> set[str]:
-        """Uids of the jobs of a connection that have not ended."""
+        """Uids of a connection's jobs that have not ended."""
         return self._live.get(connection, set())
 
     def running(self, connection: str) -> int:
-        """How many jobs of a connection run, those whose server is awaited included."""
+        """How many of a connection's jobs run; those whose server is awaited count."""
         return len(self._running.get(connection, ()))
 
     def kept(self, connection: str) -> set[str]:
-        """Uids of the jobs of a connection that were not removed."""
+        """Uids of a connection's jobs that were not removed."""
         return self._kept.get(connection, set())
 
     def remembered(self, connection: str) -> int:
-        """How many jobs of a connection are in the table, removed ones included."""
+        """How many of a connection's jobs are in the table, removed ones included."""
         return self._remembered[connection]
 
     def load(self, entries: Iterable[Entry]) -> None:
-        """Fill an empty table; nothing alive is confirmed until its agent is back."""
+        """Fill an empty table with stored jobs. Those alive are confirmed once their agent has told of them."""
         listed = []
         ended: list[Entry] = []
         for entry in entries:
@@ -94,12 +94,14 @@ class JobTable:
         self.index.load(listed)
 
     def apply(self, record: JobRecord, agent: str, wall: float, *, announced: bool = False) -> Entry | None:
-        """Take what an agent says of a job; the job if that changed anything anybody can see, else None.
-
-        An ended job's age counts from `wall`: the agent's clock may be wrong.
+        """Take a job's record from its agent; return the job if anything visible changed, else None.
 
         Args:
-            announced: whether this is what the agent has now that it is linked, rather than news, which may be late.
+            agent: uid of the agent.
+            wall: time of the router, seconds since the epoch. The age of an ended job counts from it, because the
+                agent's clock may be wrong.
+            announced: whether the record is in the list that an agent sends when it links. Such a record counts
+                whatever its revision.
         """
         entry = self._entries.get(record.uid)
         if entry is None:
@@ -122,7 +124,7 @@ class JobTable:
         return entry
 
     def lose(self, entry: Entry, reason: str, wall: float) -> None:
-        """Its agent is gone, and the job with it."""
+        """Mark a job as lost: its agent is gone, or does not know it."""
         entry.set(
             replace(
                 entry.last_record,
@@ -138,13 +140,13 @@ class JobTable:
         self._settle(entry, wall)
 
     def close(self, entry: Entry, before: JobRecord, removal: str, wall: float) -> None:
-        """The job was removed; `before` is what it was until then."""
+        """Mark a job as removed. Arguments as of `Entry.close`."""
         entry.close(before, removal)
         entry.confirmed = True
         self._settle(entry, wall)
 
     def forget(self, entry: Entry) -> None:
-        """Drop the job altogether."""
+        """Drop a job from the table."""
         del self._entries[entry.uid]
         self._weigh(entry.uid, "", 0)
         self._ended.pop(entry.uid, None)
@@ -157,8 +159,13 @@ class JobTable:
             del self._remembered[entry.connection]
 
     def overdue(self, keep: int, keep_bytes: int, ended_before: float, most: int) -> list[Entry]:
-        """Jobs the history has no room for: the longest ended beyond `keep` and `keep_bytes`, and those ended before
-        that time; at most so many of them.
+        """Jobs that the history has no space for, those that ended first at the beginning.
+
+        Args:
+            keep: jobs that the history may hold.
+            keep_bytes: bytes that it may hold.
+            ended_before: time before which jobs are too old, seconds since the epoch.
+            most: return at most so many.
         """
         found: list[Entry] = []
         surplus, surplus_bytes = len(self._ended) - keep, self.ended_bytes - keep_bytes
@@ -184,7 +191,7 @@ class JobTable:
         self.index.put(_listed(entry))
 
     def _weigh(self, uid: str, account: str, size: int) -> None:
-        """A job counts so many bytes there now: under its connection, or under nothing for the history; 0 for none."""
+        """Count a job's bytes for an account: its connection, or an empty text for the history. 0 removes it."""
         before = self._sizes.pop(uid, None)
         if before is not None:
             self._bytes[before[0]] -= before[1]

@@ -1,4 +1,4 @@
-"""Parked waits: calls that are answered when a job ends, or when their time is up."""
+"""Parked waits: calls of workers that are answered when a job ends, or when their time is up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prouter.errors import Overloaded
 __all__ = ["Waits"]
 
 Answer = Callable[[bool], None]
-"""How a wait ends: whether the job has."""
+"""Called at the end of a wait with whether the job has ended."""
 
 
 @dataclass(slots=True)
@@ -25,21 +25,25 @@ class _Wait:
 
 
 class Waits:
-    """See the module's docstring. A wait is known by its worker and call id."""
+    """All parked waits, by worker and call id."""
 
     def __init__(self, env: Env) -> None:
         self._env = env
         self._waits: dict[str, dict[str, _Wait]] = {}
         self._by_job: dict[str, dict[tuple[str, str], _Wait]] = {}
         self._ending: set[str] = set()
-        """Jobs that have ended while some still wait for them."""
+        """Jobs that have ended and whose waits are answered in the next event loop iterations."""
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def park(self, worker: str, call_id: str, job: str, until: float | None, answer: Answer) -> None:
-        """Answer when `job` ends, or at the time `until` of the monotonic clock.
+        """Park a call until `job` ends.
+
+        Args:
+            until: when the wait ends at the latest (monotonic seconds), None for never.
+            answer: called once.
 
         Raises:
             Overloaded: too many are parked already.
@@ -54,7 +58,7 @@ class Waits:
         self._count += 1
 
     def job_ended(self, job: str) -> None:
-        """Answer all that wait for it: some now, the others in the next turns of the loop."""
+        """Answer all waits for a job, some now and the others in the next event loop iterations."""
         some = list(islice(self._by_job.get(job, {}).items(), self._env.settings.bounds.turn))
         for (worker, call_id), wait in some:
             self._take(worker, call_id)
@@ -68,15 +72,15 @@ class Waits:
         self.job_ended(job)
 
     def cancel(self, worker: str, call_id: str) -> bool:
-        """The client does not wait any more; whether it did."""
+        """Drop a wait whose client disconnected; return whether there was one."""
         return self._take(worker, call_id) is not None
 
     def of_worker(self, worker: str) -> list[str]:
-        """Call ids of the waits of a worker."""
+        """Call ids of a worker's waits."""
         return list(self._waits.get(worker, {}))
 
     def worker_gone(self, worker: str) -> int:
-        """Nobody is left to answer; how many waited."""
+        """Drop the waits of a worker that has ended; return how many."""
         calls = self.of_worker(worker)
         for call_id in calls:
             self._take(worker, call_id)

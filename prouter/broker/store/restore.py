@@ -1,4 +1,4 @@
-"""What a broker finds of the broker before, and how it takes it over."""
+"""What an earlier broker stored, and how a new broker takes it over."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["Saved", "SavedConnection", "restore"]
 
 @dataclass(frozen=True, slots=True)
 class SavedConnection:
-    """A connection as it was written down.
+    """A stored connection.
 
     Attributes:
-        address: where it was dialled and with which token, None when the agent dialled in.
+        gone: whether its agent does not come back; only its jobs are still known.
+        address: where the router dialled it, and with which token; None if the agent dialled.
     """
 
     uid: str
@@ -32,13 +33,13 @@ class SavedConnection:
 
 @dataclass(slots=True)
 class Saved:
-    """Everything that was written down; empty for a router that starts for the first time."""
+    """All that an earlier broker stored; empty for a router that starts for the first time."""
 
     connections: list[SavedConnection] = field(default_factory=list)
     jobs: list[Entry] = field(default_factory=list)
     keys: list[tuple[str, str, str]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
-    """By key, what tells the request from another (`prouter.requests.digest`)."""
+    """By key, the digest of its request (`prouter.requests.digest`)."""
     unwanted: list[str] = field(default_factory=list)
     events: list[tuple[int, bytes]] = field(default_factory=list)
     last_event: int = 0
@@ -47,7 +48,7 @@ class Saved:
 
 
 def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, keys: Keys, now: float) -> None:
-    """Fill the empty parts of a broker. Agents that were linked are away until they come back or can be dialled."""
+    """Fill the parts of a new broker. All links are AWAY until their agents come back or are dialled."""
     ledger.table.load(saved.jobs)
     for connection in saved.connections:
         ledger.restore(connection.uid, PeerInfo(connection.mode, connection.info), gone=connection.gone)

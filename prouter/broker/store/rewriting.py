@@ -1,7 +1,7 @@
-"""Writing everything down again, after the database was lost under a running broker.
+"""Storing everything again, after the database was lost under a running broker.
 
-The broker's memory holds all of it. It is submitted in parts, so that nobody is kept waiting; what changes meanwhile is
-submitted as always, and comes later.
+The broker's memory holds all of it. The broker submits it in parts, so that other work is not delayed. Changes
+meanwhile are submitted as usual, after the part that they change.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Rewriting"]
 log = logging.getLogger("prouter.broker")
 
 _PART = 200
-"""Rows submitted in one turn of the loop."""
+"""Rows that are submitted in one event loop iteration."""
 
 
 class Rewriting:
-    """See the module's docstring."""
+    """Submits the whole state of the broker to the store."""
 
     def __init__(self, env: Env, ledger: Ledger, links: Links, dials: Dials, keys: Keys) -> None:
         self._env = env
@@ -36,7 +36,7 @@ class Rewriting:
         self._rows: Iterator[None] | None = None
 
     def begin(self, now: float) -> None:
-        """Submit everything, from the start if that is under way."""
+        """Submit everything; begin anew if that is under way."""
         log.warning("event=rewriting jobs=%d", len(self._ledger.table))
         idle = self._rows is None
         self._rows = self._everything()
@@ -53,7 +53,7 @@ class Rewriting:
             log.info("event=rewritten jobs=%d", len(self._ledger.table))
 
     def _everything(self) -> Iterator[None]:
-        """Submits a row for each step."""
+        """Submit one row in each step."""
         for connection in self._ledger.connections:
             link = self._links.get(connection)
             address = self._dials.address_of(link) if link is not None else None

@@ -24,18 +24,18 @@ __all__ = ["Repair", "read_tables"]
 log = logging.getLogger("prouter.store")
 
 Repair = tuple[str, tuple[Any, ...]]
-"""A statement that corrects a row, and its parameters."""
+"""An SQL statement that corrects a row, and its parameters."""
 
 _COLUMNS = "uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event"
 _MAX_EVENT = 2 * MAX_RECORD
-"""Bytes of a packed event: a record, and little else."""
+"""Most bytes of a packed event: a record, and little else."""
 _EVENTS_BYTES = 32 << 20
 _MAX_CONNECTION = 2 * (MAX_PROPERTIES + MAX_PLATFORM)
-"""Bytes of a packed connection."""
+"""Most bytes of a packed connection."""
 
 
 def read_tables(database: sqlite3.Connection) -> tuple[Saved, list[Repair]]:
-    """Read the tables of this version, and tell how to correct what was too large in them."""
+    """Read the tables of this version; return their content, and how to correct rows that are too large."""
     saved, repairs = Saved(), list[Repair]()
     _read_connections(database, saved, repairs)
     _read_jobs(database, saved, repairs)
@@ -86,7 +86,7 @@ def _read_jobs(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]
 
 
 def _read_events(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:
-    """The newest events, as many as are kept; those that are too large are left out."""
+    """The newest events, as many as are kept. Events that are too large are left out."""
     left = _EVENTS_BYTES
     query = "SELECT id, CASE WHEN length(body) <= ? THEN body END FROM events ORDER BY id DESC LIMIT ?"
     for number, body in database.execute(query, (_MAX_EVENT, EVENTS)):

@@ -1,4 +1,4 @@
-"""WebSocket bridges that workers hold: listed for everybody, ended wherever they are."""
+"""WebSocket bridges of all workers: lists of them, and their end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Bridges"]
 
 
 class Bridges:
-    """What the workers said of their bridges; each tells its whole list whenever it changes and when it links."""
+    """The bridges as the workers tell them. Each worker sends its whole list when it links and after every change."""
 
     def __init__(self, env: Env, workers: Workers) -> None:
         self._env = env
         self._workers = workers
 
     def told(self, worker: Worker, body: dict[str, Any]) -> None:
-        """A part of a worker's list: the first one takes the place of what it said before.
+        """Take a part of a worker's list; the first part replaces the list of before.
 
         Raises:
             ProtocolError: it is malformed.
@@ -33,7 +33,7 @@ class Bridges:
         worker.bridges = bridges if body.get("first", True) else worker.bridges + bridges
 
     def listed(self, args: dict[str, Any], done: Done, now: float) -> None:
-        """A job's bridges, oldest first: a page of them, and the cursor of the next, None at the end."""
+        """Answer with a page of a job's bridges, the oldest first, and the cursor of the next page, None at the end."""
         after = args.get("cursor")
         if after is not None and not isinstance(after, list):
             raise InvalidRequest("Invalid request: the cursor is not one that this router gave")
@@ -61,7 +61,7 @@ class Bridges:
                 self._env.outbox.say(worker.path, event_frame("bridge.end", {"uid": uid}))
                 done({}, None, now)
                 return
-        raise NotFound(f"bridge '{uid}' is not found")
+        raise NotFound(f"bridge '{uid}' is not found: it has ended, or it is not a bridge of this job")
 
     def _of(self, args: dict[str, Any]) -> list[tuple[Worker, dict[str, Any]]]:
         connection, job = args.get("connection"), args.get("job")

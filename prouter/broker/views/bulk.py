@@ -1,4 +1,4 @@
-"""How many fast streams the workers have, told to each other: they share the way from agents, and cannot see it."""
+"""The number of fast streams of each worker, told to the others, with which it shares the bandwidth of agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BulkCounts:
         self._workers = workers
 
     def told(self, worker: Worker, body: dict[str, Any]) -> None:
-        """A worker has another number of fast streams than before.
+        """Take the number of a worker's fast streams.
 
         Raises:
             ProtocolError: that is no number.
@@ -32,7 +32,7 @@ class BulkCounts:
         self.tell()
 
     def tell(self) -> None:
-        """Tell each worker how many the others have, if that is news to it."""
+        """Tell each worker how many fast streams the others have, if that has changed."""
         total = sum(worker.bulk for worker in self._workers)
         for worker in self._workers:
             elsewhere = total - worker.bulk

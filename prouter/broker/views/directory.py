@@ -1,4 +1,4 @@
-"""The list of connections as clients poll it: JSON, written once per version, so that a hundred dashboards cost one.
+"""The list of connections that clients poll, as JSON. It is written once per version, so a hundred pollers cost one.
 
 Workers hand it on as it is. Of each link, what stays and what changes is written apart.
 """
@@ -21,14 +21,14 @@ from prouter.fabric.frames import pack_body
 __all__ = ["Directory"]
 
 _FIGURES_AGE = 2.0
-"""Seconds for which load, latency and numbers of jobs that changed may be shown as they were."""
+"""Seconds for which the list may show old loads, latencies and numbers of jobs."""
 
 _SLOW = 0.02
-"""Round trips (seconds) from here on are news by themselves."""
+"""Round trips of so many seconds make a new version by themselves."""
 
 
 class _Shown:
-    """What was last shown of a link."""
+    """The JSON of one link, as it was last written."""
 
     __slots__ = ("figures", "identity", "info", "text")
 
@@ -40,7 +40,7 @@ class _Shown:
 
 
 class Directory:
-    """See the module's docstring."""
+    """The list, and what makes a new version of it."""
 
     def __init__(self, env: Env, links: Links, ledger: Ledger) -> None:
         self._env = env
@@ -50,7 +50,7 @@ class Directory:
         self._version: tuple[int, int] = (-1, -1)
         self._text = b""
         self._versions: dict[str, bytes] = {}
-        """The last two texts, by their etags."""
+        """The last two versions, by etag."""
         self._packed = b""
         self._unchanged = b""
         self._etag = ""
@@ -58,16 +58,16 @@ class Directory:
         self._shown: dict[str, _Shown] = {}
 
     def figures_changed(self) -> None:
-        """Load or latency is another than was shown."""
+        """Note that the list shows an old load or latency."""
         self._figures += 1
 
     def latency_measured(self, seconds: float | None) -> None:
-        """A round trip was measured; one that is not much of a change is shown with the next."""
+        """Note a measured round trip. A short one is shown with the next version."""
         if seconds is not None and seconds >= _SLOW:
             self.figures_changed()
 
     def load_reported(self, link: Link, body: dict[str, Any]) -> None:
-        """An agent's own figures; whatever is not a figure is ignored."""
+        """Take the figures of an agent's `load` event; values that are no figures are ignored."""
         load, running = body.get("load"), body.get("running")
         before = (link.load, link.running)
         if isinstance(load, (int, float)) and 0 <= load < inf:
@@ -81,7 +81,7 @@ class Directory:
             self.drained(link, body["draining"])
 
     def drained(self, link: Link, on: bool) -> None:
-        """An agent takes no new jobs, or takes them again."""
+        """Note whether an agent refuses new jobs."""
         if link.draining != on:
             link.draining = on
             self._links.version += 1
@@ -103,7 +103,7 @@ class Directory:
         return self._unchanged if args.get("etag") == self._etag else self._packed
 
     def _show(self, link: Link) -> str:
-        """A link as clients see it, written again only as far as it changed."""
+        """The JSON of a link. The part that stays is written once, the figures only when they change."""
         known = self._shown.get(link.connection)
         if known is None or known.info is not link.info:
             known = self._shown[link.connection] = _Shown(link.info, _json(connection_identity(link)))

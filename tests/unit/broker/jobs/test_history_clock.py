@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from prouter.broker.base.steady import SteadyClock
+from prouter.broker.store.opening import read_store
 from prouter.broker.store.restore import Saved
-from prouter.broker.store.store import read_store
 from prouter.jobs import Reason, State
 from tests.support.broker_world import Agent, World, job_on, listed
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prouter.broker.base.settings import Bounds
-from prouter.broker.store.store import read_store
+from prouter.broker.store.opening import read_store
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, NotFound
 from prouter.jobs import State

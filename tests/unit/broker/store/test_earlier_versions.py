@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prouter.broker.links.hello import AgentInfo
-from prouter.broker.store.store import open_store
+from prouter.broker.store.opening import open_store
 from prouter.errors import KeyReused
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import MAX_NAME, MAX_RECORD, JobRecord, State

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from prouter.broker.store.opening import open_store
 from prouter.broker.store.restore import Saved
-from prouter.broker.store.store import Store, open_store
+from prouter.broker.store.store import Store
 from prouter.jobs import Reason, State
 from tests.support.broker_world import World
 from tests.support.processes import wait_until

@@ -14,7 +14,9 @@ import pytest
 
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import EVENTS
-from prouter.broker.store.store import SCHEMA, Store, open_store
+from prouter.broker.store.database import SCHEMA
+from prouter.broker.store.opening import open_store
+from prouter.broker.store.store import Store
 from prouter.jobs import JobRecord, Reason, State
 from tests.support.broker_world import World
 from tests.support.processes import wait_until
@@ -264,7 +266,8 @@ def test_a_directory_in_the_databases_place_is_set_aside(path: Path) -> None:
 _ON_A_FULL_DISK = """
 import logging, resource, signal, sys
 from pathlib import Path
-from prouter.broker.store.store import Store, open_store
+from prouter.broker.store.opening import open_store
+from prouter.broker.store.store import Store
 
 logging.basicConfig()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
