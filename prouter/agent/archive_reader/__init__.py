@@ -1,4 +1,4 @@
 """The process that reads archives with libarchive for the agent, so that no archive can crash or bloat the agent.
 
-Everything here runs isolated and without site packages, so it imports the standard library only.
+It runs isolated and without site packages, so it imports the standard library only.
 """

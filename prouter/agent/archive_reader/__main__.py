@@ -1,7 +1,7 @@
 """Start of the archive reader: ``python -I -S …/archive_reader/__main__.py pipe|file|check``.
 
 Reads an archive from descriptor 0 (``file``: one that can be sought and written), writes `messages` to descriptor 1.
-``check`` only ends with status 0 if libarchive can be loaded. The agent starts it; it is of no use by hand.
+``check`` reads nothing and ends with status 0 if libarchive can be loaded. Only the agent starts this program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Appended, not put first: a module of ours must never stand in for one of the standard library.
+    # Appended, not put first, so that no module of ours replaces one of the standard library.
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
     from prouter.agent.archive_reader.reader import main
 

@@ -1,6 +1,6 @@
 """The part of libarchive's reading interface that the archive reader uses, through ctypes.
 
-Only formats and filters that libarchive decodes by itself are switched on: the filters lzop, lrzip and grzip start
+Only formats and filters that libarchive decodes by itself are enabled: the filters lzop, lrzip and grzip start
 programs, and the format mtree opens files of the machine that an archive names.
 
 Source: archive_read(3), archive_entry(3) and their neighbours.
@@ -49,14 +49,14 @@ _FORMAT_ZIP = 0x50000
 
 
 class ArchiveError(Exception):
-    """libarchive cannot read on; the text is its own, and begins with the member's name where there is one."""
+    """libarchive cannot continue; the text is libarchive's, and begins with the member's name where there is one."""
 
 
 class Library:
-    """libarchive, loaded.
+    """The loaded library.
 
     Raises:
-        OSError: it is not installed, or too old to have what is needed.
+        OSError: it is not installed, or too old.
     """
 
     def __init__(self) -> None:
@@ -82,10 +82,10 @@ class Library:
         return ctypes.CDLL(_NAMES[-1])
 
     def members(self, fd: int) -> Iterator[Member]:
-        """The members of the archive that descriptor `fd` gives; each is valid until the next.
+        """Yield the members of the archive on descriptor `fd`; each is valid until the next.
 
         Raises:
-            ArchiveError: it is no archive, damaged, or of a kind that is not read.
+            ArchiveError: it is not an archive, damaged, or of an unsupported kind.
         """
         archive = self.archive_read_new()
         if not archive:
@@ -111,13 +111,13 @@ class Library:
             raise ArchiveError("parts of it are damaged and were passed over")
 
     def error(self, archive: Any) -> str:
-        """What libarchive says went wrong last."""
+        """Return libarchive's text for its last error."""
         said: bytes | None = self.archive_error_string(archive)
         return (said or b"libarchive gives no reason").decode("utf-8", "backslashreplace").strip()
 
 
 class Member:
-    """The member an archive is at."""
+    """The current member of an archive."""
 
     def __init__(self, library: Library, archive: Any, entry: Any) -> None:
         self._library = library
@@ -132,7 +132,7 @@ class Member:
 
     @property
     def type(self) -> int:
-        """As `stat.S_IFMT`; what an archive does not say is a file."""
+        """The type as in `stat.S_IFMT`; a file if the archive does not say."""
         return self._library.archive_entry_filetype(self._entry) or stat.S_IFREG
 
     @property
@@ -142,13 +142,13 @@ class Member:
 
     @property
     def size(self) -> int | None:
-        """Bytes, where they are known."""
+        """The size in bytes, if it is known."""
         known = self._library.archive_entry_size_is_set(self._entry)
         return int(self._library.archive_entry_size(self._entry)) if known else None
 
     @property
     def mtime_ns(self) -> int | None:
-        """Nanoseconds since the epoch, where they are known and can be a file's."""
+        """The time in nanoseconds since the epoch, if it is known and a file can have it."""
         library, entry = self._library, self._entry
         if not library.archive_entry_mtime_is_set(entry):
             return None
@@ -157,19 +157,19 @@ class Member:
 
     @property
     def symlink(self) -> bytes:
-        """Where a symbolic link leads."""
+        """The target of a symbolic link."""
         return self._library.archive_entry_symlink(self._entry) or b""
 
     @property
     def hardlink(self) -> bytes:
-        """The member this one is another name of; empty if it is not."""
+        """The member of which this one is another name; empty if it is none."""
         return self._library.archive_entry_hardlink(self._entry) or b""
 
     def blocks(self) -> Iterator[tuple[int, bytes, str]]:
-        """The contents: offset, bytes, and what is suspicious about them, which comes with the last block only.
+        """Yield the contents: offset, bytes, and a warning about them, which only the last block has.
 
         Raises:
-            ArchiveError: they are damaged.
+            ArchiveError: the contents are damaged.
         """
         library = self._library
         data, size, offset = _handle(), ctypes.c_size_t(), _int64()

@@ -1,4 +1,4 @@
-"""What the archive reader tells the agent: a kind and a length, then as many bytes, over a pipe.
+"""Messages of the archive reader to the agent over a pipe: a kind and a length, then as many bytes.
 
 A member is an ENTRY; a file's is followed by its DATA, pieces in ascending order with holes between them, and END.
 The last message is DONE or FAILED.
@@ -34,25 +34,25 @@ __all__ = [
 HEADER = struct.Struct("<cI")
 """A message's kind, and bytes of its payload."""
 PAYLOAD_MAX = 1 << 24
-"""Bytes; a larger message is none of ours."""
+"""Largest payload in bytes; a larger one did not come from our code."""
 
 ENTRY = b"E"
 """Payload: an `Entry`."""
 DATA = b"D"
-"""Payload: `OFFSET` in the file, then bytes that belong there."""
+"""Payload: `OFFSET` in the file, then the bytes at that offset."""
 END = b"."
-"""The file is complete. Payload: `LENGTH`, bytes of the file with its holes, -1 where that is not known."""
+"""The file is complete. Payload: `LENGTH`, bytes of the file with its holes, -1 if that is unknown."""
 DONE = b"Z"
 """The archive has been read to its end. No payload."""
 FAILED = b"!"
-"""Payload: a byte that says why (below), then a text in UTF-8."""
+"""Payload: a byte with the reason (below), then a text in UTF-8."""
 OFFSET = LENGTH = struct.Struct("<q")
 
 UNREADABLE, NO_MEMORY, NO_LIBRARY = b"u", b"m", b"l"
 
 FILE, DIRECTORY, SYMLINK, HARDLINK, OTHER = b"f", b"d", b"s", b"h", b"o"
 LINKED_FILE = b"L"
-"""A hard link that brings the contents of the file (cpio: the last of a file's names does)."""
+"""A hard link that has the contents of the file (in cpio, the last of a file's names)."""
 
 _FIXED = struct.Struct("<cIqBI")
 _HAS_TIME = 1
@@ -65,7 +65,7 @@ class Entry:
     Attributes:
         kind: FILE, DIRECTORY, SYMLINK, HARDLINK, LINKED_FILE or OTHER (a device, fifo or socket).
         mode: permission bits.
-        mtime_ns: nanoseconds since the epoch, None where there is none.
+        mtime_ns: nanoseconds since the epoch, None if there is none.
         target: of a link.
     """
 
@@ -76,13 +76,13 @@ class Entry:
     target: bytes = b""
 
     def encode(self) -> bytes:
-        """The message's payload."""
+        """Return the message's payload."""
         has = 0 if self.mtime_ns is None else _HAS_TIME
         return _FIXED.pack(self.kind, self.mode, self.mtime_ns or 0, has, len(self.name)) + self.name + self.target
 
     @classmethod
     def decode(cls, payload: bytes) -> Entry:
-        """The member a payload holds.
+        """Return the member in a payload.
 
         Raises:
             struct.error: it is too short.

@@ -1,4 +1,4 @@
-"""The archive reader's work: gives up what it could do harm with, then reads one archive and tells what is in it."""
+"""The archive reader's work: give up rights that could do harm, then read one archive and report its contents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from prouter.agent.archive_reader.zip_index import About, ZipIndex
 __all__ = ["main"]
 
 _MEMORY_MAX = 320 << 20  # bytes of address space; some 60 MiB of it are Python and libraries
-_CPU_SECONDS = 60  # without anything to tell
+_CPU_SECONDS = 60  # seconds of CPU time without a message
 _GATHERED = 1 << 17  # bytes of messages written at once
 _PR_SET_NO_NEW_PRIVS = 38
 _WRONG_SIZE = "uncompressed data is wrong size"
@@ -47,7 +47,7 @@ _KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 
 
 class _Output:
-    """Messages on their way to the agent. Whoever reads for long without telling anything is ended by the kernel."""
+    """Messages on their way to the agent. The kernel ends the process if it computes for long without sending one."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -56,7 +56,7 @@ class _Output:
         self._allow_time()
 
     def tell(self, kind: bytes, *payload: bytes) -> None:
-        """Write one message, soon."""
+        """Queue one message; it is written soon."""
         length = sum(map(len, payload))
         self._parts += (HEADER.pack(kind, length), *payload)
         self._size += HEADER.size + length
@@ -64,7 +64,7 @@ class _Output:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the queued messages."""
         left = memoryview(b"".join(self._parts))
         self._parts, self._size = [], 0
         while left:
@@ -79,10 +79,10 @@ class _Output:
 
 
 def main(how: str) -> int:
-    """Read the archive on descriptor 0; the exit status."""
+    """Read the archive on descriptor 0 and return the exit status."""
     out = _Output()
     try:
-        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # names come out as UTF-8 where an archive says what they are
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # names come out as UTF-8 where an archive declares their encoding
         library = Library()
     except (OSError, locale.Error) as error:
         out.tell(FAILED, NO_LIBRARY, str(error).encode("utf-8", "replace"))
@@ -106,7 +106,7 @@ def main(how: str) -> int:
 
 
 def _index() -> ZipIndex:
-    """The index of the zip on descriptor 0, empty where it is none; its end is made what libarchive finds."""
+    """Return the index of the zip on descriptor 0, empty if it is not a zip; cut off what follows its end."""
     with open(0, "r+b", closefd=False) as file:
         index = ZipIndex.of(file)
     os.lseek(0, 0, os.SEEK_SET)
@@ -114,7 +114,7 @@ def _index() -> ZipIndex:
 
 
 def _confine() -> None:
-    """From here on: no new descriptors, no files grown, no processes, bounded memory. The kernel prefers to kill us."""
+    """Give up new descriptors, file growth, processes and unbounded memory, and make the kernel kill us first."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -133,7 +133,7 @@ def _read(library: Library, index: ZipIndex, out: _Output) -> None:
     for member in library.members(0):
         number += 1
         if not member.name:
-            continue  # as bsdtar does; there is no place for it
+            continue  # skipped, as in bsdtar: the sandbox cannot store it
         try:
             _tell_member(member, out, index.about(number) if member.in_zip else About())
         except ArchiveError as error:
@@ -170,7 +170,7 @@ def _tell_contents(
             if checksum is not None:
                 crc = zlib.crc32(data, crc)
         if doubt:
-            # Some zips declare a wrong size and are fine otherwise; unzip takes them too.
+            # Some zips declare a wrong size but are intact otherwise; unzip accepts them, too.
             if checksum != crc or _WRONG_SIZE not in doubt:
                 raise ArchiveError(doubt)
             declared = None

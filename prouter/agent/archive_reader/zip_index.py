@@ -1,7 +1,7 @@
-"""What a zip's central directory says that libarchive 3.6 does not pass on: exact times and checksums of its members.
+"""Facts of a zip's central directory that libarchive 3.6 does not pass on: exact times and checksums of members.
 
-Also marks the members whose names have backslashes: those are separators if a program for DOS or Windows made the
-archive, and libarchive, which takes them for that everywhere, goes by a mark in the local header.
+It also marks members whose names have backslashes. These are separators only if a program for DOS or Windows made the
+archive; libarchive decides that by a mark in the local header.
 
 Source: PKWARE's APPNOTE.TXT 6.3.10 (4.3.12 to 4.3.16, 4.4.2, 4.5.5).
 """
@@ -23,7 +23,7 @@ _LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _RECORD = struct.Struct("<4s6H3I5H2I")
 _MARK, _LOCAL, _SPANNED = b"PK\5\6", b"PK\3\4", b"PK\7\x08"
-_SEARCHED = 1 << 16  # bytes looked at at once
+_SEARCHED = 1 << 16  # bytes read at once
 _TRAILER_MAX = 64 << 20  # bytes that may follow an archive
 _MAX32 = 0xFFFFFFFF
 _ZIP64, _NTFS = 0x0001, 0x000A
@@ -42,9 +42,9 @@ class About:
 
 
 class ZipIndex:
-    """Checksums and times of a zip's members, in the order of their data in the file, as libarchive gives them.
+    """Checksums and times of a zip's members, in the order of their data in the file, which is libarchive's order.
 
-    Empty where the file is no zip, or its directory is not understood.
+    Empty if the file is not a zip, or its directory is not understood.
     """
 
     def __init__(self) -> None:
@@ -54,21 +54,21 @@ class ZipIndex:
 
     @classmethod
     def of(cls, file: BinaryIO) -> ZipIndex:
-        """Read the index of an open archive, and correct its marks and its end. Leaves it at its beginning.
+        """Read the index of an open archive, correct its marks and its end, and seek to its beginning.
 
         Raises:
-            ArchiveError: a zip that is cut short.
+            ArchiveError: the zip is cut short.
         """
         index = cls()
         try:
             index._read(file)
-        except (struct.error, ValueError):  # no zip, or one that libarchive is left alone with
+        except (struct.error, ValueError):  # not a zip, or one that only libarchive may understand
             index = cls()
         file.seek(0)
         return index
 
     def about(self, number: int) -> About:
-        """What is known of member `number`."""
+        """Return the facts about member `number`."""
         if number >= len(self._order):
             return About()
         at = self._order[number]
@@ -99,7 +99,7 @@ class ZipIndex:
 
 
 def _mark(file: BinaryIO, record: int, local: int, *, by_dos: bool) -> None:
-    """Say in both of a member's headers, the central one at `record`, whether it was made by DOS or by Unix."""
+    """Mark in both of a member's headers, the central one at `record`, whether DOS or Unix made it."""
     if local < 0 or _at(file, local, len(_LOCAL)) != _LOCAL:
         return
     for position in (record + 5, local + 5):
@@ -108,11 +108,11 @@ def _mark(file: BinaryIO, record: int, local: int, *, by_dos: bool) -> None:
 
 
 def _end_of(file: BinaryIO) -> int:
-    """Where the end record begins; what follows it is cut off, as libarchive looks for it in the last 16 KiB only.
+    """Find the end record, and cut off what follows it, because libarchive searches only the last 16 KiB for it.
 
     Raises:
-        ArchiveError: a zip without one.
-        ValueError: no zip.
+        ArchiveError: a zip without an end record.
+        ValueError: not a zip.
     """
     length = file.seek(0, os.SEEK_END)
     is_zip = _at(file, 0, len(_LOCAL)) in (_LOCAL, _SPANNED)
@@ -129,7 +129,7 @@ def _end_of(file: BinaryIO) -> int:
                 file.truncate(min(length, end + comment))
                 return found
         after = data[: len(_MARK) - 1]
-    # Some archives have a damaged record and are whole otherwise; libarchive reads them by their local headers.
+    # Some archives have a damaged record but are intact otherwise; libarchive reads them by their local headers.
     tail = _at(file, max(0, length - _SEARCHED), _SEARCHED)
     if is_zip and not 0 <= tail.rfind(_MARK[1:]) <= len(tail) - _END.size + 1:
         raise ArchiveError("the zip is cut short: its end record is missing")
@@ -146,15 +146,15 @@ def _at(file: BinaryIO, position: int, size: int) -> bytes:
 
 
 def _directory(file: BinaryIO) -> tuple[int, int, int]:
-    """Where the central directory is, its length in bytes, and how far all is behind where the archive says it is.
+    """Find the central directory: its offset, its length in bytes, and how far the archive's own offsets are off.
 
     Raises:
-        ArchiveError, ValueError, struct.error: there is none.
+        ArchiveError, ValueError, struct.error: there is no central directory.
     """
     end = _end_of(file)
     size, said = _END.unpack(_at(file, end, _END.size))[5:7]
     if _has_locator(file, end):
-        # The record's own offset may be off by what precedes the archive; that it is written just before is not.
+        # Bytes before the archive make the record's offset wrong, but the directory always ends just before it.
         record = end - _LOCATOR.size - _END64.size
         fields = _END64.unpack(_at(file, max(0, record), _END64.size))
         if fields[0] == b"PK\6\6":
@@ -174,7 +174,7 @@ def _extras(extra: bytes) -> dict[int, bytes]:
 
 
 def _offset(fields: tuple[int, ...], extras: dict[int, bytes]) -> int:
-    """Where a member's local header is; the zip64 field has only those of the values that are too large."""
+    """Return the offset of a member's local header; the zip64 field has only values that are too large elsewhere."""
     wide = extras.get(_ZIP64, b"")
     if fields[16] != _MAX32:
         return fields[16]

@@ -1,4 +1,4 @@
-"""Archives of sandboxes: `Unpacker` puts one into a sandbox while it comes, `Packer` makes one while it is sent."""
+"""Archives of sandboxes: `Unpacker` unpacks an upload while it arrives, `Packer` packs a download while it is sent."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Archive members made real in a sandbox, whatever format they come from: files, directories and links inside it.
+"""Creation of archive members in a sandbox, whatever their format: files, directories, and links inside it.
 
-A member whose name or link leads outside, or that is a device or fifo, is refused by name; what came before it stays.
+A member whose name or link leads outside, or that is a device or fifo, is refused by name; earlier members stay.
 Owners are ignored, and of modes only the permission bits count. Existing files are replaced, existing directories kept.
 """
 
@@ -31,12 +31,12 @@ _TARGET_MAX = 4096  # bytes of a link's target; PATH_MAX
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """Where unpacking stops with `TooLarge`. None: no limit.
+    """Limits at which unpacking stops with `TooLarge`; None for no limit.
 
     Attributes:
-        sandbox_size: bytes on disk that the sandbox may hold, with all that is in it already.
+        sandbox_size: bytes on disk that the sandbox may hold, including its present contents.
         members: files, directories and links together.
-        ratio: bytes unpacked per byte uploaded, looked at once `ratio_from` bytes are unpacked.
+        ratio: bytes unpacked per byte uploaded, checked once `ratio_from` bytes are unpacked.
     """
 
     sandbox_size: int | None = None
@@ -47,7 +47,7 @@ class ArchiveLimits:
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What an archive held; `bytes` counts the contents of its files."""
+    """Counts of an archive's members; `bytes` counts the contents of its files."""
 
     files: int
     directories: int
@@ -57,7 +57,7 @@ class Unpacked:
 
 @dataclass(slots=True)
 class _OpenFile:
-    """The file being written. `hidden` is its name until it replaces `name`; None when it had `name` from the start.
+    """The file being written. `hidden` is its name until it replaces `name`; None if it had `name` from the start.
 
     Attributes:
         written: bytes so far.
@@ -74,25 +74,25 @@ class _OpenFile:
 
 
 def refused(member: bytes, what: str) -> InvalidRequest:
-    """The error for a member that is never made, `what` says why."""
+    """Return the error for a member that is refused; `what` says why."""
     return InvalidRequest(f"Invalid request: archive member '{shown(member)}' is refused: {what}")
 
 
 @final
 class Extraction:
-    """Makes one archive's members below `base`, one after another; a file's bytes come between `file` and `end_file`.
+    """Creates one archive's members below `base`, one after another; a file's bytes come between `file` and `end_file`.
 
     Args:
-        sandbox: where.
-        base: the directory inside that takes the archive's names; made when missing.
+        sandbox: the sandbox to unpack into.
+        base: the directory in it to which the archive's names are relative; created if missing.
         limits: size, members and ratio.
 
     Attributes:
-        files, directories, links, bytes: made so far.
-        received: bytes of the archive that came so far, kept by its owner, for the ratio.
+        files, directories, links, bytes: counts so far.
+        received: bytes of the archive received so far, updated by the owner, for the ratio.
 
     Raises:
-        Conflict: something that is no directory is in the way of `base`.
+        Conflict: something other than a directory is in the way of `base`.
     """
 
     def __init__(self, sandbox: Sandbox, base: tuple[bytes, ...], limits: ArchiveLimits) -> None:
@@ -113,10 +113,10 @@ class Extraction:
             self._root = (info.st_dev, info.st_ino)
 
     def close(self) -> None:
-        """Drop the file being written and give all descriptors back; what is complete stays. Closing twice is fine."""
+        """Delete the unfinished file and close all descriptors; complete members stay. Idempotent."""
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(OSError):  # gone already, with its directory
+            with contextlib.suppress(OSError):  # deleted already, with its directory
                 os.unlink(file.hidden or file.name, dir_fd=file.parent)
             os.close(file.fd)
             if self._claim is not None:
@@ -125,7 +125,7 @@ class Extraction:
             os.close(self._open.popitem()[1])
 
     def finish(self, *, sync: bool = False) -> Unpacked:
-        """Give directories their modes and times, now that nothing more is put into them; with `sync` go to disk."""
+        """Set the modes and times of directories, as nothing changes them any more; with `sync` sync to disk."""
         for member, mtime_ns in self._times:
             self._set_attributes(member, None, mtime_ns)
         for member, mode in reversed(self._modes):
@@ -145,7 +145,7 @@ class Extraction:
                 os.close(fd)
 
     def file(self, member: bytes, mode: int, mtime_ns: int | None, size: int | None = None) -> None:
-        """Begin a file. `size` in bytes, where known, lets a too large one be refused before any of it is written."""
+        """Begin a file. With `size` in bytes, a file that is too large is refused before anything is written."""
         parts = self._parts(member)
         if not parts or member.endswith(b"/"):
             raise refused(member, "a file without a name")
@@ -162,10 +162,10 @@ class Extraction:
         self._file = _OpenFile(fd, parent, parts[-1], hidden, member, mode & 0o777, mtime_ns)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append to the file begun last.
+        """Append to the current file.
 
         Raises:
-            TooLarge: the sandbox is at its size limit, or the archive over its ratio.
+            TooLarge: the sandbox is at its size limit, or the archive exceeds its ratio.
             NoSpace: the disk is full.
         """
         file = self._file
@@ -182,19 +182,19 @@ class Extraction:
         self.check_ratio(self.bytes)
 
     def skip_to(self, offset: int) -> None:
-        """Leave a hole: what is written next belongs at `offset` of the file begun last."""
+        """Leave a hole: the next bytes belong at `offset` of the current file."""
         assert self._file is not None
         with translated(self._file.member, writing=True):
             os.lseek(self._file.fd, offset, os.SEEK_SET)
 
     def set_length(self, size: int) -> None:
-        """End the file begun last at `size` bytes, with a hole if it is shorter."""
+        """Set the length of the current file to `size` bytes, with a hole if it is shorter."""
         assert self._file is not None
         with translated(self._file.member, writing=True):
             os.ftruncate(self._file.fd, size)
 
     def check_ratio(self, unpacked: int) -> None:
-        """Refuse an archive that unpacks to far more than came."""
+        """Raise `TooLarge` for an archive that unpacks to far more than its own size."""
         limits = self._limits
         if limits.ratio is not None and unpacked > limits.ratio_from and unpacked > limits.ratio * self.received:
             raise TooLarge(
@@ -203,7 +203,7 @@ class Extraction:
             )
 
     def end_file(self) -> None:
-        """The file is complete: its mode, its time, its name."""
+        """Finish the current file: set its mode and time, and give it its name."""
         file = self._file
         assert file is not None
         with translated(file.member, writing=True):
@@ -222,10 +222,10 @@ class Extraction:
         self.files += 1
 
     def directory(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
-        """Make a directory, or keep the one that is there. Mode and time are set at the end; None leaves them alone."""
+        """Create a directory, or keep an existing one. `finish` sets mode and time; None leaves them alone."""
         parts = self._parts(member)
         if not parts:
-            return  # the archive's own root: the sandbox keeps its mode
+            return  # the archive's root entry: the sandbox keeps its mode
         self._count(member)
         with translated(member, writing=True):
             self._directory(parts)
@@ -236,10 +236,10 @@ class Extraction:
         self.directories += 1
 
     def symlink(self, member: bytes, target: bytes, mtime_ns: int | None) -> None:
-        """Make a symbolic link whose target stays inside; it may lead nowhere (yet).
+        """Create a symbolic link whose target stays inside the sandbox; the target need not exist.
 
         Raises:
-            Forbidden: it leaves, or that cannot be ruled out.
+            Forbidden: it leaves the sandbox, or could.
         """
         parts = self._named_parts(member)
         if not target or b"\0" in target or len(target) >= _TARGET_MAX:
@@ -257,10 +257,10 @@ class Extraction:
         self.links += 1
 
     def hardlink(self, member: bytes, target: bytes) -> None:
-        """Give a file that is in the sandbox already another name; `target` is relative to the archive's root.
+        """Give an existing file of the sandbox another name; `target` is relative to the archive's root.
 
         Raises:
-            Forbidden: `target` is no path inside, or not a regular file.
+            Forbidden: `target` leads outside, or is not a regular file.
             InvalidRequest: it does not exist.
         """
         parts = self._named_parts(member)
@@ -274,10 +274,10 @@ class Extraction:
             try:
                 found = self._sandbox.open(source, _PEEK)
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise refused(member, f"a link to '{shown(target)}', which is not there") from error
+                raise refused(member, f"a link to '{shown(target)}', which does not exist") from error
             try:
                 info = os.fstat(found)
-                if stat.S_ISLNK(info.st_mode):  # made anew, as its target means something else in another directory
+                if stat.S_ISLNK(info.st_mode):  # a relative target means something else in another directory
                     self.symlink(member, os.readlink(b"", dir_fd=found), info.st_mtime_ns)
                     return
                 if not stat.S_ISREG(info.st_mode):
@@ -289,7 +289,7 @@ class Extraction:
         self.links += 1
 
     def _set_attributes(self, member: bytes, mode: int | None, mtime_ns: int | None) -> None:
-        """Of a file or directory; a link, or what is gone by now, is left alone."""
+        """Set mode and time of a file or directory; links, and members that no longer exist, are left alone."""
         parts = self._parts(member)
         with translated(member, writing=True), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = self._sandbox.open((*self._base, *parts), _PEEK)
@@ -314,7 +314,7 @@ class Extraction:
         return parts
 
     def _directory(self, parts: tuple[bytes, ...]) -> int:
-        """A descriptor of the directory, made when missing; valid until the next call but `_OPEN_DIRECTORIES`."""
+        """Return a descriptor of the directory, created if missing; valid for the next `_OPEN_DIRECTORIES` calls."""
         self._sandbox.refuse_removed()
         fd = self._open.get(parts)
         if fd is not None:
@@ -335,14 +335,14 @@ class Extraction:
             raise TooLarge(f"the archive has more than {limit} members; unpacking stopped at '{shown(member)}'")
 
     def _made(self) -> None:
-        """Count a directory made on the way to a member, which an archive need not list."""
+        """Count a directory created above a member; the archive need not list it."""
         self._implied += 1
         limit = self._limits.members
         if limit is not None and self._implied > limit:
             raise TooLarge(f"the archive makes more than {limit} directories; unpacking stopped")
 
     def _cover(self, member: bytes, size: int) -> None:
-        """Make sure of room for `size` bytes of the member at hand."""
+        """Claim quota for `size` bytes of the current member."""
         if self._claim is not None:
             try:
                 self._claim.cover(size)
@@ -350,9 +350,9 @@ class Extraction:
                 raise TooLarge(f"unpacking stopped at '{shown(member)}': {error.detail}") from error
 
     def _missing(self, parts: tuple[bytes, ...]) -> int:
-        """How many of the directories down to this one are still to be made."""
+        """Return how many of the directories down to this one do not exist yet."""
         there, most = 0, len(parts)
-        while there < most:  # by halves: a name may have thousands of directories
+        while there < most:  # binary search: a name may have thousands of directories
             middle = (there + most + 1) // 2
             try:
                 os.close(self._sandbox.open((*self._base, *parts[:middle]), os.O_PATH))

@@ -1,7 +1,7 @@
-"""Bytes that came, for parsers that are generators: they take what they need, and yield when it has not come yet.
+"""Received bytes for parsers that are generators: a parser takes the bytes it needs, and yields while they are missing.
 
-A parser is a generator without values: ``yield`` means *more input, please*. It is resumed after each `Inbox.put`, and
-after `Inbox.close`, when nothing more will come.
+A parser is a generator without values: ``yield`` means *more input, please*. Its owner resumes it after each
+`Inbox.put`, and after `Inbox.close`, when no more bytes will come.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Parser = Generator[None, None, None]
 
 
 class Inbox:
-    """A queue of bytes with a position; what has been taken can be put back as long as nothing new came."""
+    """A queue of bytes with a position; taken bytes can be put back until the next `put`."""
 
     __slots__ = ("_before", "_data", "_position", "closed")
 
@@ -27,7 +27,7 @@ class Inbox:
         self.closed = False
 
     def put(self, chunk: bytes) -> None:
-        """Append bytes; what was taken is forgotten."""
+        """Append bytes and forget those that were taken."""
         self._before += self._position
         if self._position == len(self._data):
             self._data = chunk
@@ -36,36 +36,36 @@ class Inbox:
         self._position = 0
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Note that no more bytes will come."""
         self.closed = True
 
     @property
     def taken(self) -> int:
-        """Bytes taken so far: the position in the archive."""
+        """The number of bytes taken so far, which is the position in the archive."""
         return self._before + self._position
 
     @property
     def available(self) -> int:
-        """Bytes that can be taken now."""
+        """The number of bytes that can be taken now."""
         return len(self._data) - self._position
 
     def peek(self, n: int) -> bytes:
-        """The next `n` bytes, or fewer if fewer are here, left in place."""
+        """Return the next `n` bytes, or fewer if fewer are available, and leave them in place."""
         return self._data[self._position : self._position + n]
 
     def find(self, mark: bytes) -> int:
-        """How far ahead `mark` begins, among the bytes that are here; -1 when it is not."""
+        """Return how far ahead `mark` begins in the available bytes; -1 if it is not there."""
         at = self._data.find(mark, self._position)
         return at - self._position if at >= 0 else -1
 
     def take(self, n: int) -> bytes:
-        """The next `n` bytes, or fewer if fewer are here."""
+        """Take the next `n` bytes, or fewer if fewer are available."""
         taken = self._data[self._position : self._position + n]
         self._position += len(taken)
         return taken
 
     def take_view(self, n: int) -> memoryview:
-        """As `take`, without a copy."""
+        """Take bytes as `take` does, without a copy."""
         taken = memoryview(self._data)[self._position : self._position + n]
         self._position += len(taken)
         return taken
@@ -78,7 +78,7 @@ class Inbox:
         """Wait until `n` bytes can be taken.
 
         Raises:
-            InvalidRequest: they will never come: the archive is cut short.
+            InvalidRequest: the archive ends before them.
         """
         while self.available < n:
             if self.closed:

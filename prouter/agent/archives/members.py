@@ -1,8 +1,8 @@
-"""What goes into an archive of a sandbox: the tree, through its masks, as members whose contents can be read.
+"""Members of an archive of a sandbox: the files and directories of a tree that its masks select, ready to be read.
 
-Directories, files and symbolic links (as links, wherever they lead: their target is only a text). A file with several
-names goes in once per name. Sockets, fifos and devices are left out, as is what vanishes; `notes` say so. What may not
-be read, or has too long a path, is never left out silently: an archive of it is refused, or ends in an error.
+Directories, files and symbolic links (as links, whatever their target). A file with several names is packed once per
+name. Sockets, fifos, devices and vanished files are left out, and `notes` say so. Files that may not be read, or whose
+path is too long, are never left out silently: the archive is refused, or ends in an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Member:
         path: relative to the packed directory, without a trailing slash.
         mode: type and permission bits.
         size: bytes of a file's contents, 0 for others.
-        target: of a symbolic link.
+        target: the target of a symbolic link.
     """
 
     path: bytes
@@ -62,8 +62,8 @@ class Masks:
     """fnmatch masks on whole relative paths; ``*`` matches ``/`` too.
 
     Args:
-        include: what goes in matches one of these; none: everything.
-        exclude: what matches one of these stays out, and all below it; it wins.
+        include: only paths that match one of these are packed; empty for everything.
+        exclude: paths that match one of these are left out, with everything below; it wins over `include`.
     """
 
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
@@ -73,18 +73,18 @@ class Masks:
         self._exclude = _compiled(exclude)
 
     def take(self, path: bytes) -> bool:
-        """Whether this one goes in."""
+        """Return whether this path is packed."""
         return self.enter(path) and (self._include is None or self._include.match(text(path)) is not None)
 
     def concern(self, path: bytes) -> bool:
-        """Whether this one goes in, or might have something below it that does."""
+        """Return whether this path is packed, or could have something below it that is."""
         if not self.enter(path) or not self._beginnings:
             return self.enter(path)
         below = text(path) + "/"
         return self.take(path) or any(one.startswith(below) or below.startswith(one) for one in self._beginnings)
 
     def enter(self, path: bytes) -> bool:
-        """Whether what is below this directory is looked at."""
+        """Return whether the contents of this directory are examined."""
         return self._exclude is None or self._exclude.match(text(path)) is None
 
 
@@ -106,7 +106,7 @@ class Tree:
     _missing_count: int = 0
 
     def refuse_incomplete(self) -> None:
-        """Raise if something was met that belongs in the archive and cannot be put there.
+        """Raise if something that belongs in the archive cannot be packed.
 
         Raises:
             Forbidden: it may not be read; the text names the first few.
@@ -136,14 +136,14 @@ class Tree:
             self._missing.append((path, error))
 
     def note(self, path: bytes, what: str) -> None:
-        """Keep, for whoever logs it, that something is not in the archive as it was; at most 100 of them."""
+        """Note, for the log, a difference between archive and disk; at most 100 notes are kept."""
         if len(self.notes) < _NOTES_MAX:
             self.notes.append(f"{shown(path)}: {what}")
 
     def members(self) -> Iterator[Member]:
-        """All members, sorted, directories before what is in them; their contents are not opened.
+        """Yield all members, sorted, directories before their contents; files are not opened.
 
-        What cannot be put in is left to `refuse_incomplete`.
+        Members that cannot be packed are left to `refuse_incomplete`.
         """
         for found in self._found():
             if stat.S_ISREG(found.info.st_mode) and not os.access(found.name, os.R_OK, dir_fd=found.parent):
@@ -154,7 +154,7 @@ class Tree:
                 yield member
 
     def opened(self) -> Iterator[tuple[Member, FileHandle | None]]:
-        """All members, each file with its contents open; a handle is closed when the next member is asked for.
+        """Yield all members, files with an open handle, which is closed when the next member is requested.
 
         Raises:
             PRouterError: as `refuse_incomplete`.
@@ -174,10 +174,10 @@ class Tree:
         self.refuse_incomplete()
 
     def open(self, member: Member) -> FileHandle | None:
-        """The contents of a file listed before; None when it is gone.
+        """Open a file that was listed before; None if it no longer exists.
 
         Raises:
-            Forbidden: it may not be read any more.
+            Forbidden: it may no longer be read.
         """
         parts = (*self.base, *member.path.split(b"/"))
         log = self.sandbox.logs.open_listed(parts[0]) if len(parts) == 1 else None
@@ -206,7 +206,7 @@ class Tree:
             self._miss(path, error)
 
     def _enter(self, path: bytes) -> bool:
-        """Whether this is looked at: the sandbox's directory for temporary files only if that is what is packed."""
+        """Return whether this path is examined; the directory for temporary files only if it is named itself."""
         return (bool(self.base) or path != SCRATCH_NAME) and self.masks.enter(path)
 
     def _member(self, found: trees.Found) -> Member | None:
@@ -226,7 +226,7 @@ class Tree:
         return Member(found.path, info.st_mode, size, info.st_mtime_ns, target)
 
     def _size(self, found: trees.Found) -> int:
-        """Its length; of a log whose oldest part was cut away, what a reader gets."""
+        """Return a file's length; for a log whose oldest part was cut, the length that a reader gets."""
         if not self.base and found.path in LOG_FILES:
             handle = self._open_in(found.parent, found.name, found.path)
             if handle is not None:
@@ -244,6 +244,6 @@ class Tree:
             return None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            self.note(path, "left out: no file any more")
+            self.note(path, "left out: no longer a file")
             return None
         return FileHandle(fd, self.sandbox, (*self.base, *path.split(b"/")))

@@ -1,8 +1,7 @@
-"""Packs a sandbox, or a directory in it, into an archive while it is being downloaded: tar, tar.gz, tar.zst or zip.
+"""Packing of a sandbox, or a directory in it, while it is downloaded: tar, tar.gz, tar.zst or zip.
 
-Nothing is prepared on disk. A plain tar's size can be told beforehand (`Packer.size`). What is promised then is kept
-even when files change while they are packed: longer ones are cut, shorter ones filled with zeros, and comments take the
-place of those that vanished.
+Nothing is prepared on disk. `Packer.size` computes a plain tar's size beforehand. The archive keeps that size even if
+files change meanwhile: longer ones are cut, shorter ones are filled with zeros, comments replace vanished ones.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ FORMATS = {
     "tar.zst": "application/zstd",
     "zip": "application/zip",
 }
-_CHUNK = 1 << 16  # bytes at least, but for the last chunk
+_CHUNK = 1 << 16  # least bytes of a chunk, except the last
 _PIECE = 1 << 18
-_PLANNED_MAX = 50_000  # members looked at before the start, whose sizes are remembered to keep a promise
+_PLANNED_MAX = 50_000  # members examined before the start, whose sizes are remembered to keep the promised length
 _PLANNED_BYTES = 4 << 20  # of their names
 _GZIP_LEVEL = 1
 _ZSTD_LEVEL = 3
@@ -39,20 +38,20 @@ _ZSTD_LEVEL = 3
 
 @final
 class Packer:
-    """One archive to be made; iterate over it once for its bytes.
+    """One archive to pack; iterate over it once for its bytes.
 
     Args:
-        sandbox: whose files.
+        sandbox: the sandbox to pack.
         path: the directory to pack (default: all); names in the archive are relative to it.
         include: fnmatch masks on relative paths; none: everything.
-        exclude: masks of what stays out, with all below it; they win.
+        exclude: masks of what is left out, with everything below it; they win over `include`.
         archive_format: one of `FORMATS`, which gives their media types.
 
     Attributes:
-        notes: after packing, what is not in the archive as it was on disk (at most 100 lines).
+        notes: after packing, how the archive differs from the disk (at most 100 lines).
 
     Raises:
-        NotFound, Conflict, Forbidden, InvalidRequest: no such directory, a file, outside, no such format.
+        NotFound, Conflict, Forbidden, InvalidRequest: no such directory, a file, outside the sandbox, no such format.
     """
 
     def __init__(
@@ -75,13 +74,13 @@ class Packer:
         self.notes = self._tree.notes
 
     def size(self) -> int | None:
-        """Look through the tree; the archive's size in bytes, which is then kept to.
+        """Look through the tree and return the archive's size in bytes, which the archive then keeps.
 
-        None where it cannot be told: compressed, more than 50,000 members (the rest is not looked at either), or names
-        of some MiB.
+        None if it is unknown: compressed, more than 50,000 members (the rest is not examined either), or names of some
+        MiB.
 
         Raises:
-            Forbidden, TooLarge: something may not be read, or its path is too long; the text names it.
+            Forbidden, TooLarge: a file may not be read, or its path is too long; the text names it.
         """
         plan: list[Member] | None = [] if self._format == "tar" else None
         total, room = len(tar_writer.END), _PLANNED_BYTES
@@ -100,7 +99,7 @@ class Packer:
         return None if plan is None else total
 
     def __iter__(self) -> Iterator[bytes]:
-        """The archive in chunks of at least 64 KiB, but for the last."""
+        """Yield the archive in chunks of at least 64 KiB, except the last."""
         pieces = ZipWriter(self._tree).pieces() if self._format == "zip" else self._tar()
         if self._format == "tar.gz":
             pieces = _compressed(pieces, zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS))
@@ -140,7 +139,7 @@ class Packer:
                 left -= len(piece)
                 yield piece
         except Conflict:
-            pass  # it became shorter: what is missing is filled below, and noted
+            pass  # it became shorter: the rest is filled below, and noted
         if left:
             self._tree.note(member.path, f"became shorter while it was packed: the last {left} bytes are zeros")
         elif handle.size > member.size:
@@ -158,7 +157,7 @@ def pack(
     exclude: Iterable[str] = (),
     archive_format: str = "tar",
 ) -> Iterator[bytes]:
-    """The archive's bytes; see `Packer`, which can also tell a tar's size."""
+    """Yield an archive's bytes; arguments as for `Packer`, which also computes a tar's size."""
     return iter(Packer(sandbox, path, include=include, exclude=exclude, archive_format=archive_format))
 
 
@@ -173,7 +172,7 @@ def _compressed(pieces: Iterator[bytes], compressor: zlib._Compress | zstandard.
 
 
 def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes with small pieces joined."""
+    """Yield the same bytes with small pieces joined."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:

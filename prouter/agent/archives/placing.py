@@ -1,6 +1,6 @@
-"""How an archive member gets its name in a directory, and whether a link's target stays beneath the sandbox.
+"""Names for archive members, and the check that a link's target stays beneath the sandbox.
 
-Both work on open directories and single names, so nothing here can be led astray by a link.
+Both work on open directories and single names, so no link can redirect them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["leaves", "place", "refuse_directory", "set_attributes"]
 
 
 def refuse_directory(name: bytes, parent: int) -> None:
-    """Raise IsADirectoryError when `name` is a directory, which no file or link replaces."""
+    """Raise IsADirectoryError if `name` is a directory, which no file or link may replace."""
     if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def place(make: Callable[[bytes], None], name: bytes, parent: int) -> None:
-    """Let `make` create `name` in the directory `parent`, in place of a file or link that is there.
+    """Let `make` create `name` in the directory `parent`, replacing an existing file or link.
 
     Raises:
-        OSError: EISDIR when a directory has the name, and whatever `make` raises.
+        OSError: EISDIR if a directory has the name, and whatever `make` raises.
     """
     try:
         make(name)
@@ -44,11 +44,11 @@ def place(make: Callable[[bytes], None], name: bytes, parent: int) -> None:
 
 
 def leaves(root: tuple[int, int], parent: int, target: bytes) -> bool:
-    """Whether a symbolic link in the directory `parent` with this target leads out of the directory `root`.
+    """Return whether a symbolic link in the directory `parent` with this target leads out of the directory `root`.
 
-    It is followed name by name from where it really is. As long as its names are real directories, ``..`` is exact;
-    after a name that is missing or a link, a ``..`` might mean anything later on, and counts as leaving. So a link that
-    is let through stays inside whatever links are made after it.
+    The target is followed name by name from the link's real place. As long as its names are real directories, ``..`` is
+    exact. After a missing name or a link, a ``..`` could mean anything later on, and counts as leaving. So an accepted
+    link stays inside, whatever links are created after it.
 
     Args:
         root: device and inode of the directory to stay in.
@@ -82,7 +82,7 @@ def _identity(directory: int) -> tuple[int, int]:
 
 
 def set_attributes(found: int, mode: int | None, mtime_ns: int | None) -> None:
-    """Set permission bits and time of exactly the open file or directory (O_PATH will do, so it goes through /proc)."""
+    """Set permission bits and time of exactly this open file or directory (through /proc, because it may be O_PATH)."""
     path = f"/proc/self/fd/{found}"
     if mode is not None:
         os.chmod(path, mode & 0o777)

@@ -1,6 +1,6 @@
-"""The agent's end of the archive reader: a process that reads an archive with libarchive, one for each upload.
+"""The agent's end of the archive reader, a process that reads one upload with libarchive.
 
-What the process tells is checked like what a client sends: a process that an archive took over could say anything.
+The agent checks the process's messages like a client's input, because an archive might have taken the process over.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ log = logging.getLogger("prouter.agent.archives")
 
 NO_LIBRARY_ADVICE = "install libarchive on the agent's machine (Debian: apt-get install libarchive13)"
 _SCRIPT = str(Path(archive_reader.__file__).with_name("__main__.py"))
-_RECEIVED = 1 << 18  # bytes taken from the process at once
-_SENT = 1 << 16  # bytes given to it at once: a pipe's
+_RECEIVED = 1 << 18  # bytes read from the process at once
+_SENT = 1 << 16  # bytes written to it at once: the size of a pipe
 _LINKS_KEPT = 1000
 _CHECK_SECONDS = 30.0
 
@@ -67,27 +67,27 @@ def _start(how: str, source: int) -> subprocess.Popen[bytes]:
 
 
 def library_missing() -> bool:
-    """Whether libarchive cannot be loaded; blocks while a process tries."""
+    """Return whether libarchive cannot be loaded; blocks while a process tries."""
     process = _start("check", subprocess.DEVNULL)
     try:
         process.communicate(timeout=_CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return False  # the machine is too busy to tell
+        return False  # the machine is too busy to find out
     return process.returncode != 0
 
 
 @final
 class Reader:
-    """One archive read by a process and made real in `out`. Use it from one thread at a time.
+    """One archive that a process reads and `out` creates members of. Use it from one thread at a time.
 
     Args:
-        out: where members go.
-        spool: a descriptor of the whole archive, which the process may seek in; None if the archive comes by `put`.
+        out: creates the members.
+        spool: a descriptor of the whole archive, in which the process may seek; None if `put` brings the archive.
 
     Raises:
-        OSError: no process could be made.
+        OSError: the process could not be started.
     """
 
     def __init__(self, out: Extraction, spool: int | None = None) -> None:
@@ -107,23 +107,23 @@ class Reader:
             os.set_blocking(self._process.stdin.fileno(), False)
 
     def put(self, data: bytes) -> None:
-        """Append to the archive; `work` passes it on. What follows the archive's end is dropped."""
+        """Append to the archive; `work` passes it on. Bytes after the archive's end are dropped."""
         if data and not self._done:
             self._waiting.append(memoryview(data))
 
     def complete(self) -> None:
-        """The archive has come whole."""
+        """Note that the archive has arrived completely."""
         self._complete = True
 
     def work(self, seconds: float | None = None) -> bool:
-        """Pass on what was put and make members of what comes back, for at most `seconds`; None: without a limit.
+        """Pass bytes to the process and create the members that it reports, for at most `seconds`; None for no limit.
 
         Returns:
-            Whether there is more to do: something waits to be passed on, or, after `complete`, the end did not come.
+            Whether there is more to do: bytes wait to be passed on or, after `complete`, the end has not been reported.
 
         Raises:
-            InvalidRequest: no archive, damaged, of a kind that is not read, or the process died of it.
-            NotSupported: there is no libarchive.
+            InvalidRequest: not an archive, damaged, of an unsupported kind, or it crashed the process.
+            NotSupported: libarchive is not installed.
             PRouterError: as `Extraction`'s methods.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -139,7 +139,7 @@ class Reader:
         return not self._done and (bool(self._waiting) or self._complete)
 
     def _step(self, seconds: float | None) -> None:
-        """Wait until the process takes or tells something, and do that."""
+        """Wait until the process accepts bytes or has a message, and handle it."""
         stdin = self._process.stdin
         if stdin is not None and self._complete and not self._waiting:
             stdin.close()
@@ -161,7 +161,7 @@ class Reader:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self._waiting.clear()  # it has seen enough, and says so
+            self._waiting.clear()  # it needs no more bytes; its messages say why
             self._complete = True
             return
         if taken == len(piece):
@@ -244,7 +244,7 @@ class Reader:
         if length > self._position:
             self._out.set_length(length)
         self._out.end_file()
-        if entry.kind == LINKED_FILE:  # all of the file's names are names of the one that came with its contents
+        if entry.kind == LINKED_FILE:  # earlier names of the file become names of this one, which has the contents
             for name in (entry.target, *self._names.pop(entry.target, ())):
                 self._out.hardlink(name, entry.name)
 
@@ -253,7 +253,7 @@ class Reader:
         return InvalidRequest("Invalid request: the archive cannot be read: it misled the process that reads it")
 
     def _died(self) -> PRouterError:
-        """The process ended without a last word."""
+        """Return the error for a process that ended without a final message."""
         status = self._process.wait()
         if status == -signal.SIGXCPU:
             return InvalidRequest("Invalid request: the archive is refused: a minute of work showed nothing in it")
@@ -264,7 +264,7 @@ class Reader:
         )
 
     def close(self) -> None:
-        """End the process. Closing twice is fine."""
+        """End the process. Idempotent."""
         process = self._process
         self._waiting.clear()
         for pipe in (process.stdin, process.stdout):

@@ -1,4 +1,4 @@
-"""An archive kept until it has come whole, for formats that are read from their end."""
+"""Storage of an archive until it has arrived completely, for formats that are read from their end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WHAT = b"the archive"
 
 @final
 class Spool:
-    """A file without a name in the sandbox's file system; its bytes count for the sandbox's size limit.
+    """A nameless file on the sandbox's file system; its bytes count for the sandbox's size limit.
 
     Args:
         limit: bytes the sandbox may hold; None for any number.
@@ -60,12 +60,12 @@ class Spool:
             raise refusal(error, _WHAT, writing=True) from error
 
     def rewind(self) -> int:
-        """Its descriptor, at its beginning."""
+        """Return the descriptor, positioned at the beginning."""
         os.lseek(self.fd, 0, os.SEEK_SET)
         return self.fd
 
     def close(self) -> None:
-        """Drop it. Closing twice is fine."""
+        """Delete the file. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,4 +1,4 @@
-"""What tar headers hold: numbers of two kinds, names, checksums, pax records.
+"""Fields of tar headers: numbers of two kinds, names, checksums, pax records.
 
 Sources: POSIX.1-2017 pax ("ustar Interchange Format", "pax Header Block"), the GNU tar manual ("Basic Tar Format").
 """
@@ -14,7 +14,7 @@ _DIGITS_MAX = 18
 
 
 def number(data: bytes) -> int:
-    """An octal number, or GNU's base-256 one (first bit set).
+    """Parse an octal number, or GNU's base-256 one (first bit set).
 
     Raises:
         ValueError: neither.
@@ -27,12 +27,12 @@ def number(data: bytes) -> int:
 
 
 def padded(size: int) -> int:
-    """Bytes of the blocks that hold `size` bytes."""
+    """Return the bytes of the blocks that hold `size` bytes."""
     return -(-size // BLOCK) * BLOCK
 
 
 def is_header(block: bytes) -> bool:
-    """Whether the 512 bytes are a tar header: its checksum is right."""
+    """Return whether the 512 bytes are a tar header, by its checksum."""
     try:
         return len(block) == BLOCK and _checksum_fits(block, number(block[148:156]))
     except ValueError:
@@ -40,7 +40,7 @@ def is_header(block: bytes) -> bool:
 
 
 def _checksum_fits(header: bytes, checksum: int) -> bool:
-    """The sum of all bytes, the field itself taken as spaces; some old programs summed signed bytes."""
+    """Return the sum of all bytes, with the checksum field as spaces; some old programs summed signed bytes."""
     field = header[148:156]
     unsigned = sum(header) - sum(field) + 8 * 0x20
     if unsigned == checksum:
@@ -50,14 +50,14 @@ def _checksum_fits(header: bytes, checksum: int) -> bool:
 
 
 def name_of(header: bytes) -> bytes:
-    """The name in a header itself, with ustar's prefix."""
+    """Return the name in the header itself, with ustar's prefix."""
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0]
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
 def records(data: bytes) -> dict[bytes, bytes]:
-    """The ``<length> <key>=<value>\\n`` records of a pax header; values stay bytes, whatever hdrcharset says.
+    """Parse the ``<length> <key>=<value>\\n`` records of a pax header; values stay bytes, whatever hdrcharset says.
 
     Raises:
         ValueError: malformed.
@@ -75,7 +75,7 @@ def records(data: bytes) -> dict[bytes, bytes]:
 
 
 def seconds_as_ns(value: bytes | int) -> int | None:
-    """Nanoseconds of a time in seconds; None for a time that is no number, or none a file can have."""
+    """Return a time in seconds as nanoseconds; None if it is not a number, or not a time that a file can have."""
     try:
         seconds = Decimal(value if isinstance(value, int) else value.decode("ascii"))
         ns = int(seconds * 1_000_000_000)

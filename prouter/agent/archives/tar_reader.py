@@ -1,8 +1,7 @@
-"""An ordinary tar archive read as it comes, in the agent itself: ustar, pax, GNU long names, and the older v7.
+"""Reading of an ordinary tar archive in the agent itself, while it arrives: ustar, pax, GNU long names, and old v7.
 
-Quick for what nearly all uploads are, and there without any library. It reads files, directories and links whose
-headers hold nothing unusual; at the first other member (sparse files, devices, damage) it stops, and libarchive reads
-on from there.
+It is fast for what nearly all uploads are, and needs no library. It reads files, directories and links with ordinary
+headers. At the first other member (sparse files, devices, damage) it stops, and libarchive continues from there.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _IGNORED_FAMILIES = (b"SCHILY.xattr.", b"SCHILY.acl.", b"LIBARCHIVE.", b"RHT.sec
 
 @dataclass(slots=True)
 class _Member:
-    """What is known of the member at hand.
+    """The current member.
 
     Attributes:
-        raw: all of its headers as they came, for whoever reads on.
-        said: what its extension headers say.
+        raw: all of its headers as received, for libarchive if it has to continue.
+        said: values of its extension headers.
     """
 
     raw: list[bytes] = field(default_factory=list)
@@ -43,16 +42,16 @@ class _Member:
 
 
 class _Unusual(Exception):
-    """A header holds what is left to libarchive."""
+    """A header has something unusual, which is left to libarchive."""
 
 
 @final
 class TarReader:
-    """Reads one tar: `read` is its parser, which ends at the archive's end mark or at an unusual member.
+    """Reads one tar: the parser `read` ends at the archive's end mark or at an unusual member.
 
     Attributes:
         ended: whether the end mark was seen; an archive may also end without one, between two members.
-        unread: None, or the headers of the unusual member it stopped at; what follows them is in the inbox.
+        unread: None, or the headers of the unusual member at which it stopped; the bytes after them are in the inbox.
     """
 
     def __init__(self, inbox: Inbox, out: Extraction) -> None:
@@ -62,7 +61,7 @@ class TarReader:
         self.unread: bytes | None = None
 
     def read(self) -> Parser:
-        """Read on.
+        """Read members until the archive ends or is unusual.
 
         Raises:
             InvalidRequest: cut short within a member.
@@ -73,7 +72,7 @@ class TarReader:
             while not inbox.available and not inbox.closed:
                 yield
             if not inbox.available and not member.raw:
-                return  # without an end mark; GNU tar takes that too
+                return  # without an end mark, which GNU tar accepts, too
             if inbox.available < BLOCK:
                 yield from inbox.need(BLOCK)
             header = inbox.take(BLOCK)
@@ -90,10 +89,10 @@ class TarReader:
                 member = _Member()
 
     def _member(self, header: bytes, member: _Member) -> Parser:
-        """The member, if nothing about it is unusual, or what an extension header says of the next one.
+        """Create the member if it is ordinary, or remember the values of an extension header for the next one.
 
         Raises:
-            _Unusual, ValueError: nothing was made, and nothing but headers taken.
+            _Unusual, ValueError: nothing was created, and only headers were consumed.
         """
         if not is_header(header):
             raise _Unusual
@@ -113,8 +112,8 @@ class TarReader:
         size = _decimal(said[b"size"]) if b"size" in said else size
         target = said.get(b"linkpath") or header[157:257].split(b"\0", 1)[0]
         if not name or not 0 <= size <= _SIZE_MAX or (kind == b"1" and size):
-            raise _Unusual  # some old programs let a hard link's contents follow, some do not
-        if kind == b"5" or (kind in _FILES and name.endswith(b"/")):  # v7 has no kind for directories
+            raise _Unusual  # some old programs repeat the contents after a hard link, others do not
+        if kind == b"5" or (kind in _FILES and name.endswith(b"/")):  # v7 has no type for directories
             self._out.directory(name, mode, mtime_ns)
         elif kind == b"1":
             self._out.hardlink(name, target)

@@ -1,4 +1,4 @@
-"""Tar headers made: ustar where that is enough, pax records for the rest (POSIX.1-2017, "pax Interchange Format").
+"""Writing of tar headers: ustar where possible, pax records for the rest (POSIX.1-2017, "pax Interchange Format").
 
 Times keep their nanoseconds, names any bytes. Owners are not written.
 """
@@ -19,12 +19,12 @@ _FILLER = 1 << 16  # bytes of one comment that fills a gap
 
 
 def padding(size: int) -> int:
-    """Zeros that follow contents of `size` bytes."""
+    """Return the zeros that follow contents of `size` bytes."""
     return -size % BLOCK
 
 
 def header(member: Member) -> bytes:
-    """The header of a member, preceded by a pax header where ustar cannot say all of it."""
+    """Return the header of a member, preceded by a pax header where ustar cannot express all of it."""
     records: list[tuple[bytes, bytes]] = []
     name = member.path + b"/" if member.is_directory else member.path
     prefix, short = _split(name)
@@ -47,22 +47,22 @@ def header(member: Member) -> bytes:
 
 
 def filler(size: int) -> Iterator[bytes]:
-    """`size` bytes of tar that say nothing (comments), in place of members that vanished after their size was promised.
+    """Return `size` bytes of comments, in place of members that vanished after their size was promised.
 
     Args:
-        size: a multiple of 512, 0 or at least 1024. A member must follow: some readers want no comment at the end.
+        size: a multiple of 512, 0 or at least 1024. A member must follow: some readers reject a comment at the end.
     """
     while size:
         body = min(_FILLER, size) - BLOCK
         if size - body == 2 * BLOCK:
-            body -= BLOCK  # a lone block would be left, too short for a comment
+            body -= BLOCK  # else a single block would remain, too short for a comment
         start = b"%d comment=vanished while it was packed" % body
         yield _block(b"pax_global_header", b"", 0o644, body, 0, b"g", b"") + start.ljust(body - 1, b".") + b"\n"
         size -= BLOCK + body
 
 
 def last_filler(size: int) -> Iterator[bytes]:
-    """As `filler`, at the end of the archive: an empty file follows the comments, named for what it is."""
+    """Return `filler` bytes for the end of the archive: an empty file, whose name says so, follows the comments."""
     if size:
         empty = _block(b".vanished-while-it-was-packed", b"", 0o644, 0, 0, b"0", b"")
         rest = size - BLOCK
@@ -74,7 +74,7 @@ def last_filler(size: int) -> Iterator[bytes]:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
-    """The name as ustar's prefix and name fields, or None when it does not fit."""
+    """Return the name as ustar's prefix and name fields, or None if it does not fit."""
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", len(name) - 101, min(156, len(name) - 1))
@@ -94,7 +94,7 @@ def _pax(kind: bytes, records: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """``<length> <key>=<value>\\n``, where the length counts its own digits."""
+    """Return ``<length> <key>=<value>\\n``, where the length counts its own digits."""
     rest = b" %s=%s\n" % (key, value)
     length = len(rest) + len(str(len(rest)))
     length = len(rest) + len(str(length))

@@ -1,8 +1,8 @@
-"""Unpacks an archive into a sandbox while it is being uploaded: what kind it is, its contents tell.
+"""Unpacking of an archive into a sandbox while it is uploaded; the contents decide its kind.
 
 Ordinary tars, plain or in gzip or zstd, are read in the agent: a chunk is decompressed in pieces, the pieces are
-parsed, and file contents are written at once, so memory stays bounded whatever the archive's size. All else is for
-libarchive, in a process of its own (`reader`); docs/decisions/archives.md says why.
+parsed, and file contents are written at once, so memory stays bounded whatever the archive's size. libarchive reads
+everything else, in a process of its own (`reader`); docs/decisions/archives.md says why.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from prouter.errors import InvalidRequest
 
 __all__ = ["Unpacker"]
 
-_INPUT = 1 << 16  # compressed bytes given to a decompressor at once
+_INPUT = 1 << 16  # compressed bytes passed to a decompressor at once
 _OUTPUT = 1 << 18  # bytes taken from it at once
-_WINDOW_MAX = 64 << 20  # bytes: what zstd --ultra -21 needs; each upload in progress may take that much
+_WINDOW_MAX = 64 << 20  # bytes that zstd --ultra -21 needs; each upload in progress may take that much
 _GZIP = b"\x1f\x8b"
 _ZEROS = bytes(BLOCK)  # an empty tar, or the beginning of an ISO image (ECMA-119, 6.2.1 and 8.1)
 _ISO_MARK, _ISO_MARK_END = b"CD001", 32774
@@ -53,7 +53,7 @@ class _Gzip:
             if self._inflater is None:
                 data = data.lstrip(b"\0")
                 if not data or (self._ended and not data.startswith(_GZIP)):
-                    return  # what follows the last member is ignored, as gzip(1) does
+                    return  # bytes after the last member are ignored, as in gzip(1)
                 self._inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
             data = self._inflate(self._inflater, data)
 
@@ -79,10 +79,10 @@ class _Gzip:
 
 @final
 class _Zstd:
-    """One or more zstd frames. Whether the last one is whole is not told; see `Unpacker.complete`."""
+    """One or more zstd frames. The library does not tell whether the last one is complete; see `Unpacker.complete`."""
 
     def __init__(self, sink: _Sink) -> None:
-        self.write = sink  # the writer's end: it is handed pieces of the library's own size, 128 KiB
+        self.write = sink  # the library's stream writer calls this with pieces of 128 KiB
         self._ended = False
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
         self._decompressor = decompressor.stream_writer(cast("IO[bytes]", self))
@@ -93,7 +93,7 @@ class _Zstd:
         try:
             self._decompressor.write(data)
         except zstandard.ZstdError as error:
-            if "descriptor" in str(error):  # the last frame is over; what follows it is ignored, as with gzip
+            if "descriptor" in str(error):  # bytes after the last frame are ignored, as with gzip
                 self._ended = True
                 return
             if "emory" in str(error):
@@ -103,7 +103,7 @@ class _Zstd:
             raise _damaged("zstd", error) from error
 
     def finish(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: all output was passed on."""
 
 
 def _damaged(how: str, error: Exception) -> InvalidRequest:
@@ -115,29 +115,28 @@ _COMPRESSIONS: dict[bytes, Callable[[_Sink], _Gzip | _Zstd]] = {
     b"\x28\xb5\x2f\xfd": _Zstd,
     **{bytes((low, 0x2A, 0x4D, 0x18)): _Zstd for low in range(0x50, 0x60)},  # skippable frames come first
 }
-"""What is decompressed here, because the agent packs with it."""
+"""Compressions by their first bytes that the agent reads itself, because it also packs with them."""
 _STREAMED = (b"\xfd7zXZ\0", b"BZh", b"\x04\x22\x4d\x18", b"LZIP", b"\x1f\x9d")
-"""How what libarchive reads as it comes begins: xz, bzip2, lz4, lzip, compress. All else is stored first."""
+"""First bytes of what libarchive reads while it arrives: xz, bzip2, lz4, lzip, compress. Others are stored first."""
 
 
 @final
 class Unpacker:
-    """One archive on its way into a sandbox: `feed` it as it comes, then `finish`; `abort` at any time.
+    """One upload being unpacked: call `feed` with its bytes, then `finish`; `abort` at any time.
 
-    What was unpacked before an error stays in the sandbox, but no half-written file. Any error ends the unpacker.
-    Ordinary tars, plain or in gzip or zstd, are read here; everything else by libarchive in a process of its own.
+    Members unpacked before an error stay in the sandbox, but never half a file. Any error ends the unpacker.
 
     Args:
-        sandbox: where.
-        path: the directory inside that takes the archive's names (default: the sandbox itself); made when missing.
-        limits: where to stop.
-        may_start_reader: whether a process may be started at once; else `work` does nothing before `start_reader`.
+        sandbox: the sandbox to unpack into.
+        path: the directory in it to which names are relative (default: the sandbox itself); created if missing.
+        limits: limits at which to stop.
+        may_start_reader: whether a process may be started at once; else `work` waits for `start_reader`.
 
     Attributes:
-        waits_for_reader: whether there is nothing to do before `start_reader`.
+        waits_for_reader: whether `work` can do nothing before `start_reader`.
 
     Raises:
-        InvalidRequest, Forbidden, Conflict: `path` is none, leaves the sandbox, or is in the way.
+        InvalidRequest, Forbidden, Conflict: `path` is not a path, leaves the sandbox, or is not a directory.
     """
 
     def __init__(
@@ -184,18 +183,18 @@ class Unpacker:
         """Unpack the next chunk, of any size.
 
         Args:
-            seconds: how long to work at most; None: until all is done.
+            seconds: longest time to work; None for no limit.
 
         Returns:
             Whether `work` has to be called until it has nothing more to do.
 
         Raises:
-            InvalidRequest: no archive of a known kind, damaged, or with a member that is refused.
-            Forbidden: a member or link leaves the sandbox; its name is in the text.
-            TooLarge: over a limit; the text says which.
+            InvalidRequest: not an archive of a known kind, damaged, or with a member that is refused.
+            Forbidden: a member or link leaves the sandbox; the text names it.
+            TooLarge: a limit is exceeded; the text says which.
             Conflict: a file or directory is in the way of a member.
             NoSpace: the disk is full.
-            NotSupported: it takes libarchive, which is not installed.
+            NotSupported: the archive needs libarchive, which is not installed.
         """
         self._out.received += len(chunk)
         with self._aborting():
@@ -203,7 +202,7 @@ class Unpacker:
         return self.work(seconds)
 
     def work(self, seconds: float | None = None) -> bool:
-        """Go on with what was fed; see `feed`."""
+        """Process more of the fed bytes; arguments, result and errors as for `feed`."""
         if not self._reader_wanted or self.waits_for_reader:
             return self._reader_wanted
         with self._aborting():
@@ -213,10 +212,10 @@ class Unpacker:
             return self._reader.work(seconds)
 
     def complete(self, seconds: float | None = None) -> bool:
-        """The archive has come whole: read what is left of it. Called once, then `work` while there is more to do.
+        """Read the rest of an archive that has arrived completely. Call it once, then `work` while there is more to do.
 
         Raises:
-            InvalidRequest: it is cut short.
+            InvalidRequest: the archive is cut short.
             PRouterError: as `feed`.
         """
         with self._aborting():
@@ -237,7 +236,7 @@ class Unpacker:
         return self.work(seconds)
 
     def _refuse_cut_zstd(self) -> None:
-        """The library does not say whether its data came to an end; what a tar without an end mark is in, must say."""
+        """Refuse zstd data without an end if its tar has none either: the library does not report a missing end."""
         tar = self._tar
         whole = self._unpacked >= BLOCK if tar is None or tar.unread is not None else tar.ended
         if isinstance(self._stage, _Zstd) and not whole:
@@ -246,10 +245,10 @@ class Unpacker:
             )
 
     def finish(self, *, sync: bool = False) -> Unpacked:
-        """Complete it, if that was not done, and set what is left to set. What it held.
+        """Complete the archive if necessary, set the attributes of directories, and return the counts.
 
         Args:
-            sync: bring everything to disk.
+            sync: sync everything to disk.
 
         Raises:
             PRouterError: as `complete`.
@@ -262,7 +261,7 @@ class Unpacker:
             self.abort()
 
     def abort(self) -> None:
-        """Stop: drop the file that is being written and give everything back. Aborting twice is fine."""
+        """Stop: delete the unfinished file and release everything. Idempotent."""
         if self._reader is not None:
             self._reader.close()
         if self._spool is not None:
@@ -278,7 +277,7 @@ class Unpacker:
             self.abort()
             raise
 
-    # -- what kind it is ----------------------------------------------------------------------------------------
+    # -- kind of archive ----------------------------------------------------------------------------------------
 
     def _take(self, data: bytes) -> None:
         if self._head is not None:
@@ -291,7 +290,7 @@ class Unpacker:
             self._route(data)
 
     def _start(self, head: bytes) -> None:
-        """Tell from the first bytes whether it is decompressed here."""
+        """Choose by the first bytes whether the agent decompresses the archive itself."""
         if not head:
             raise InvalidRequest("Invalid request: the archive is empty")
         self._head = None
@@ -303,7 +302,7 @@ class Unpacker:
         self._route(head)
 
     def _route(self, data: bytes) -> None:
-        """Give the bytes, decompressed, to whatever reads this archive."""
+        """Pass decompressed bytes to the archive's reader."""
         self._unpacked += len(data)
         self._out.check_ratio(self._unpacked)
         if self._sink is not None:
@@ -314,7 +313,7 @@ class Unpacker:
             self._choose()
 
     def _choose(self) -> None:
-        """Choose who reads what begins like this."""
+        """Choose the archive's reader by its first bytes."""
         first, self._first = self._first, b""
         if is_header(first[:BLOCK]) or (first.startswith(_ZEROS) and not first.endswith(_ISO_MARK, 0, _ISO_MARK_END)):
             self._tar = TarReader(self._inbox, self._out)
@@ -327,7 +326,7 @@ class Unpacker:
             self._sink = self._spool.write
         self._sink(first)
 
-    # -- who reads it -------------------------------------------------------------------------------------------
+    # -- its reader -----------------------------------------------------------------------------------------------
 
     def _parse(self, data: bytes) -> None:
         if self._parser is not None and data:

@@ -1,4 +1,4 @@
-"""The records of a zip archive that is made, as bytes.
+"""Records of a zip archive as bytes, for writing.
 
 Sources: PKWARE's APPNOTE.TXT 6.3.10 (4.3 to 4.5); Info-ZIP's proginfo/extrafld.txt for the extra fields of times.
 """
@@ -40,7 +40,7 @@ _FILETIME_EPOCH = 11_644_473_600  # seconds from 1601 to 1970
 
 
 def time_extras(mtime_ns: int) -> bytes:
-    """The extra fields that hold a time: Info-ZIP's (seconds, where they fit) and NTFS's (100 ns)."""
+    """Return the extra fields for a time: Info-ZIP's (seconds, where they fit) and NTFS's (100 ns)."""
     seconds, ticks = mtime_ns // 1_000_000_000, mtime_ns // 100 + _FILETIME_EPOCH * 10_000_000
     extra = b""
     if -(1 << 31) <= seconds < 1 << 31:
@@ -51,7 +51,7 @@ def time_extras(mtime_ns: int) -> bytes:
 
 
 def dos_time(mtime_ns: int) -> tuple[int, int]:
-    """Time and date as zip's oldest fields hold them: local time, even seconds, 1980 to 2107."""
+    """Return time and date for zip's oldest fields: local time, even seconds, 1980 to 2107."""
     year, month, day, hour, minute, second = time.localtime(min(max(mtime_ns // 1_000_000_000, 0), 1 << 32))[:6]
     if year < 1980:
         return 0, 1 << 5 | 1

@@ -1,7 +1,7 @@
-"""A zip archive made as it is sent, with zip64 where sizes need it (APPNOTE.TXT 6.3.10).
+"""Writing of a zip archive while it is sent, with zip64 where sizes need it (APPNOTE.TXT 6.3.10).
 
-Small files are deflated before their header is written, so that it holds their sizes; larger ones are followed by a
-descriptor. Modes and symbolic links are in the central directory as Info-ZIP has them, times to 100 ns in NTFS's extra
+Small files are deflated before their header is written, so that it can contain their sizes; larger ones are followed
+by a descriptor. Modes and symbolic links are in the central directory as in Info-ZIP, times to 100 ns in NTFS's extra
 field.
 """
 
@@ -49,14 +49,14 @@ _Sizes = tuple[int, int, int, int, int]  # checksum, packed bytes, bytes, method
 
 @final
 class ZipWriter:
-    """Writes one zip of a tree: `pieces` is the archive."""
+    """Writes one zip of a tree; `pieces` yields the archive."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._offset = 0
 
     def pieces(self) -> Iterator[bytes]:
-        """The archive's bytes, in pieces of any size."""
+        """Yield the archive's bytes, in pieces of any size."""
         count = 0
         with tempfile.SpooledTemporaryFile(_CENTRAL_IN_MEMORY) as directory:
             for member, handle in self._tree.opened():
