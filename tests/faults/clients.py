@@ -1,4 +1,4 @@
-"""The kinds of clients of a load: each function gives the round of one kind, for `Load.add`."""
+"""The kinds of clients of a load: each function returns one kind's round, for `Load.add`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Round = Callable[[Gauge], None]
 
 
 def request(url: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-    """One request over a connection of its own; the JSON of its answer.
+    """Send one request over a connection of its own; return the JSON of the response.
 
     Raises:
         AssertionError: any status but 2xx.
@@ -63,7 +63,7 @@ def request(url: str, method: str, path: str, body: Any = None, headers: dict[st
 
 
 def download(url: str, path: str, size: int, rate: float = 0.0, *, chunked: bool = False) -> Round:
-    """Download `size` bytes from a job (`job_server`) at `rate` bytes per second, 0 for as fast as they come."""
+    """Download `size` bytes from a job (`job_server`) at `rate` bytes per second; 0 means as fast as possible."""
 
     def one_round(gauge: Gauge) -> None:
         seed = next(_seeds)
@@ -99,7 +99,7 @@ def file_round_trip(url: str, path: str, size: int, rate: float = 0.0) -> Round:
 
 
 def echo(url: str, path: str, pause: float = 0.02, seconds: float = inf) -> Round:
-    """A WebSocket to a job (`fast_server`) that sends numbers for so long, and gets each back once, in order."""
+    """Send numbers over a WebSocket to a job (`fast_server`); each must come back once and in order."""
 
     def one_round(gauge: Gauge) -> None:
         target = f"ws://{urlsplit(url).netloc}{path}/http/ws"
@@ -119,7 +119,7 @@ def echo(url: str, path: str, pause: float = 0.02, seconds: float = inf) -> Roun
 
 
 def wait_for(url: str, path: str, check: Callable[[dict[str, Any]], None]) -> Round:
-    """Wait for the end of a job; `check` gets its info. For `Load.park`."""
+    """Wait for the end of a job, and call `check` with its info. For `Load.park`."""
 
     def one_round(gauge: Gauge) -> None:
         connection = _connect(url, None)
@@ -136,7 +136,7 @@ def wait_for(url: str, path: str, check: Callable[[dict[str, Any]], None]) -> Ro
 
 
 def follow_log(url: str, path: str, seconds: float = inf) -> Round:
-    """Follow for so long the log of a job that prints the numbers from 0 on, one a line; every one must come, once."""
+    """Follow the log of a job that prints numbers from 0 on, one a line; each must come once and in order."""
 
     def one_round(gauge: Gauge) -> None:
         connection = _connect(url)
@@ -158,7 +158,7 @@ def follow_log(url: str, path: str, seconds: float = inf) -> Round:
 
 
 def events(url: str, path: str, count: int, interval_ms: int) -> Round:
-    """`count` server-sent events of a job (`fast_server`), in the order of their times."""
+    """Read `count` server-sent events of a job (`fast_server`), in the order of their times."""
 
     def one_round(gauge: Gauge) -> None:
         connection = _connect(url)
@@ -182,7 +182,7 @@ def events(url: str, path: str, count: int, interval_ms: int) -> Round:
 
 
 def small_request(url: str, target: str, *, fresh: bool) -> Round:
-    """GET `target`, which must answer 200; over one connection again and again, or a `fresh` one each time."""
+    """GET `target`, which must answer 200, over one connection or over a `fresh` one each time."""
     kept = threading.local()
 
     def one_round(gauge: Gauge) -> None:
@@ -201,7 +201,7 @@ def small_request(url: str, target: str, *, fresh: bool) -> Round:
 
 
 def dropped(url: str, bytes_job: str, fast_job: str) -> None:
-    """Leave in the middle of a download, an upload, a long poll and a WebSocket."""
+    """Disconnect in the middle of a download, an upload, a long poll and a WebSocket."""
     head = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     with Raw(url, _TIMEOUT) as raw:
         raw.request("GET", f"{bytes_job}/http/pattern/1/{8 * MIB}")
@@ -231,7 +231,7 @@ class Creations:
         self._paths: set[str] = set()
 
     def one_round(self, gauge: Gauge) -> None:
-        """One job's life."""
+        """Create, start, wait for and remove one job."""
         name = f"mark-{next(self._numbers)}"
         selector = {"type": "uid", "uid": self._agent}
         path = request(self._url, "POST", "/jobs/create", {"name": name, "agent": selector})["path"]
@@ -247,7 +247,7 @@ class Creations:
         self.names.append(name)
 
     def check(self) -> None:
-        """Every job ran exactly once, and none was created twice."""
+        """Check that every job ran exactly once, and that none was created twice."""
         ran = self._marks.read_text().split()
         assert sorted(ran) == sorted(self.names), set(ran) ^ set(self.names) or "some ran twice"
         for name in self.names:
@@ -274,7 +274,7 @@ class Events:
         threading.Thread(target=self._follow, daemon=True).start()
 
     def check(self, names: list[str]) -> None:
-        """The end and the removal of all these jobs were told, and everything in order."""
+        """Check that the end and the removal of all these jobs were reported, and all events in order."""
         told = {"finished": self.finished, "removed": self.removed}
 
         def missing() -> dict[str, list[str]]:
@@ -306,7 +306,7 @@ class Events:
             self._connection.close()
 
     def _take(self, answer: http.client.HTTPResponse) -> None:
-        """One event, or a comment."""
+        """Read one event, or a comment."""
         event: dict[str, str] = {}
         while (line := answer.readline()) != b"\n":
             if not line:
@@ -372,7 +372,7 @@ def _send(url: str, target: str, seed: int, size: int, rate: float, gauge: Gauge
 
 
 def _keep_to(rate: float, started: float, done: int, gauge: Gauge) -> None:
-    """Wait as long as `rate` asks for; without hurry at the load's end."""
+    """Wait as long as `rate` demands; not at the load's end."""
     ahead = done / rate - (time.monotonic() - started) if rate else 0.0
     if ahead > 0.001:
         gauge.rest(ahead)

@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the paths of the module's docstring."""
+    """Serves the paths that the module's docstring lists."""
 
     protocol_version = "HTTP/1.1"
 
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
                 _open -= 1
 
     def do_GET(self) -> None:
-        """Send a pattern, or one of the small answers."""
+        """Send a pattern, or one of the small responses."""
         parts = urlsplit(self.path)
         options = {key: value[-1] for key, value in parse_qs(parts.query).items()}
         words = parts.path.strip("/").split("/")
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(b"hello")
 
     def do_POST(self) -> None:
-        """Check a body."""
+        """Check a request body."""
         checker = Checker(int(urlsplit(self.path).path.split("/")[-1]))
         error = None
         for data in self._body():
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Requests are not logged; what goes wrong is."""
+        """Log no requests, only what goes wrong."""
 
 
 class Server(ThreadingHTTPServer):
@@ -125,7 +125,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 1024
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A connection that broke is said in one line."""
+        """Log a broken connection in one line."""
         print("connection broke:", repr(sys.exc_info()[1]), file=sys.stderr, flush=True)
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger("tests.faults")
 
 @dataclass(slots=True)
 class Gauge:
-    """How one client gets on.
+    """The progress of one client.
 
     Attributes:
         rounds: how many were finished.
@@ -41,14 +41,14 @@ class Gauge:
     longest: float = 0.0
 
     def tick(self) -> None:
-        """Something arrived, or was accepted."""
+        """Note progress: something arrived, or was accepted."""
         now = time.monotonic()
         self.longest = max(self.longest, now - self.last)
         self.last = now
         self.ticks += 1
 
     def rest(self, seconds: float) -> None:
-        """Do nothing for a while; that is no pause of the router's."""
+        """Do nothing for a while; this does not count as a pause of the router."""
         self.stopping.wait(seconds)
         self.last = time.monotonic()
 
@@ -88,13 +88,13 @@ class Load:
             self._begin(gauge, partial(self._run, gauge, one_round, forgiving))
 
     def park(self, kind: str, one_round: Callable[[Gauge], None], count: int = 1) -> None:
-        """Start `count` clients that wait for one answer each, and are done then."""
+        """Start `count` clients that wait for one response each, and end then."""
         for _ in range(count):
             gauge = Gauge(kind, self.stopping, parked=True)
             self._begin(gauge, partial(self._once, gauge, one_round))
 
     def at_end(self, check: Callable[[], None]) -> None:
-        """Have `check` called by `finish`, after the clients."""
+        """Let `finish` call `check` after the clients have ended."""
         self._final.append(check)
 
     def started(self, deadline: float = 30.0, ticks: int = 2) -> None:
@@ -122,7 +122,7 @@ class Load:
             gauge.longest, gauge.last = 0.0, now
 
     def pauses(self) -> dict[str, float]:
-        """The longest pause of any client of each kind since `watch`, in seconds; one that lasts counts."""
+        """Return for each kind the longest pause of a client since `watch`, in seconds; one that lasts counts, too."""
         now = time.monotonic()
         found: dict[str, float] = {}
         for gauge in self.gauges:
@@ -133,14 +133,14 @@ class Load:
         return found
 
     def rounds(self) -> dict[str, int]:
-        """Rounds finished, by kind."""
+        """Return the number of finished rounds by kind."""
         found: dict[str, int] = {}
         for gauge in self.gauges:
             found[gauge.kind] = found.get(gauge.kind, 0) + gauge.rounds
         return found
 
     def check(self) -> None:
-        """Fail if anything went wrong so far."""
+        """Fail if anything has gone wrong so far."""
         if self.errors:
             kind, error = self.errors[0]
             raise AssertionError(f"{len(self.errors)} clients failed, the first: {kind}: {error!r}") from error

@@ -1,4 +1,4 @@
-"""What the processes of a router and an agent hold at a moment: memory, descriptors, streams, sandboxes, database."""
+"""Resources of a router's and an agent's processes at one moment: memory, descriptors, streams, sandboxes, database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Sample", "sample"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One look.
+    """One measurement.
 
     Attributes:
         rss: bytes of resident memory, by kind of process; that of the largest where there are several.
@@ -34,7 +34,7 @@ class Sample:
 
 
 def sample(it: Stand) -> Sample:
-    """Look at all processes of the stand."""
+    """Measure all processes of the stand."""
     kinds = {"supervisor": [it.router.pid], "broker": [it.router.child("broker")], "agent": [it.agent.pid]}
     parent = it.router.child("gunicorn")
     kinds["gunicorn"] = [parent]

@@ -26,7 +26,7 @@ _TABLE = "prouter_test"
 
 
 def why_no_namespaces() -> str:
-    """Why this machine cannot make network namespaces; empty when it can."""
+    """Return why this machine cannot make network namespaces; empty if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     lacking = missing("ip", "nft")
@@ -80,7 +80,7 @@ class Cable:
         return self
 
     def _plug(self) -> None:
-        """Make the devices at both ends."""
+        """Make the pair of devices."""
         run("ip", "link", "add", self._device, "type", "veth", "peer", "name", self._inside, "netns", self.name)
 
     def __exit__(self, *_: object) -> None:
@@ -88,7 +88,7 @@ class Cable:
             subprocess.run(command, check=False, capture_output=True)
 
     def change_address(self) -> None:
-        """Give the namespace another address; the one it had is gone."""
+        """Give the namespace another address instead of its present one."""
         run("ip", "-n", self.name, "addr", "flush", "dev", self._inside, "scope", "global")
         run("ip", "-n", self.name, "addr", "add", f"{self._network}.{next(self._addresses)}/24", "dev", self._inside)
 
@@ -101,7 +101,7 @@ class Cable:
         self._rules("", "drop")
 
     def lose(self, percent: int) -> None:
-        """Drop that many packets of a hundred in each direction, at random."""
+        """Drop `percent` of the packets in each direction, at random."""
         rule = f"numgen random mod 100 < {percent} drop"
         self._rules(rule, rule)
 
@@ -130,7 +130,7 @@ class Cable:
 
 
 def run(*command: str, script: str = "") -> None:
-    """Run a command that has to succeed."""
+    """Run a command, which must succeed."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, input=script)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
@@ -175,7 +175,7 @@ class Wire:
         self.cut()
 
     def accept(self) -> None:
-        """Take connections again after `refuse`."""
+        """Accept connections again after `refuse`."""
         self._listen(self._bound[1])
 
     def cut(self) -> None:
@@ -214,7 +214,7 @@ class Wire:
                 threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        """Move bytes one way; those on their way are at most as many as a real wire of this length holds, or 4 MiB."""
+        """Move bytes in one direction; in flight are as many as a real wire of this length holds, at most 4 MiB."""
         waiting: deque[tuple[float, bytes]] = deque()
         size, due, over = 0, 0.0, False
         try:

@@ -26,11 +26,11 @@ _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TUN_NO_PI = 0x1001
 _QUEUE = 0.5
-"""Seconds a packet waits at most for its turn on a slow cable; what would wait longer is dropped."""
+"""Seconds that a packet waits on a slow cable, at most; one that would wait longer is dropped."""
 
 
 def why_no_packets() -> str:
-    """Why this machine cannot make such cables; empty when it can (besides what any cable needs)."""
+    """Return why this machine cannot make such cables, beyond what every cable needs; empty if it can."""
     try:
         os.close(os.open(_TUN, os.O_RDWR))
     except OSError as error:
@@ -65,7 +65,7 @@ class _Direction:
 
 
 class Impaired(Cable):
-    """See the module's docstring.
+    """A cable with faults between two TUN devices.
 
     Attributes:
         impairment: may be replaced at any time.

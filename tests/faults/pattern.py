@@ -1,4 +1,4 @@
-"""Bytes that say where they belong: a lost, repeated or moved piece is found at its first byte.
+"""Bytes that tell their own position, so that a lost, repeated or moved piece is found at its first byte.
 
 Standard library only; job servers run it too.
 """
@@ -24,14 +24,14 @@ class Pattern:
         self._base = bytearray(filler * (BLOCK // _PAGE))
 
     def block(self, number: int) -> bytes:
-        """The `number`-th MiB."""
+        """Return the `number`-th MiB."""
         base, first = self._base, number * (BLOCK // _PAGE)
         for page in range(BLOCK // _PAGE):
             _MARK.pack_into(base, page * _PAGE, self._seed, first + page)
         return bytes(base)
 
     def blocks(self, size: int, piece: int = BLOCK) -> Iterator[bytes]:
-        """The first `size` bytes in pieces of at most `piece` bytes."""
+        """Yield the first `size` bytes in pieces of at most `piece` bytes."""
         for number in range((size + BLOCK - 1) // BLOCK):
             block = self.block(number)[: size - number * BLOCK]
             for start in range(0, len(block), piece):

@@ -1,4 +1,4 @@
-"""Lines over time as one SVG picture; nothing but the standard library."""
+"""Line charts over time as one SVG picture, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Series:
 
 
 def draw(title: str, diagrams: list[Series]) -> str:
-    """The diagrams below each other, as the text of an SVG file."""
+    """Return the text of an SVG file with the diagrams below each other."""
     height = _TOP + len(diagrams) * (_HEIGHT + _TOP)
     size = f'width="{_WIDTH}" height="{height}"'
     parts = [

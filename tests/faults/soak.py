@@ -27,12 +27,12 @@ from tests.faults.stand import MIB, Amount, Stand
 from tests.support.processes import start_agent, start_router, wait_until
 
 _GROWTH = 24 * MIB
-"""Bytes by which a process may be larger at the end than after its first minutes."""
+"""Bytes by which a process may grow between its first minutes and the end."""
 _SAMPLE_EVERY = 5.0
 _DRAIN_TIMEOUT = 600
-"""Seconds that recycled workers have for the connections that they hold."""
+"""Seconds that replaced workers have to finish their connections."""
 _LASTING = 200.0
-"""Seconds that the longest connections last."""
+"""Seconds that the longest connections live."""
 
 
 class Soak:
@@ -53,7 +53,7 @@ class Soak:
         self.worst: dict[str, float] = {}
 
     def run(self, minutes: float, amount: Amount) -> list[str]:
-        """Load and faults for that long; what is wrong at the end, in words."""
+        """Run load and faults for so long; return what is wrong at the end, in words."""
         faults = [self._kill_broker, self._cut, self._refuse, self._swallow, self._stop_agent, self._reload]
         wrong: list[str] = []
         self._look()
@@ -82,7 +82,7 @@ class Soak:
         return wrong
 
     def _quiet(self, load: Load) -> None:
-        """Some seconds without a fault."""
+        """Wait some seconds without a fault."""
         if not self.samples or time.monotonic() - self._began - self.samples[-1][0] >= _SAMPLE_EVERY:
             self._look()
         load.stopping.wait(self._random.uniform(1, 5))
@@ -134,19 +134,19 @@ class Soak:
         os.kill(self._it.agent.pid, signal.SIGCONT)
 
     def _reload(self) -> None:
-        """One worker more, then one less: the oldest, which goes on serving the connections it has."""
+        """Add a worker, then remove one: the oldest, which goes on serving its connections."""
         os.kill(self._it.router.pid, signal.SIGTTIN)
         time.sleep(2)
         os.kill(self._it.router.pid, signal.SIGTTOU)
 
     def _drop_things(self, gauge: object) -> None:
-        """Requests whose clients leave, transfers broken off, WebSockets dropped."""
+        """Let clients disconnect in the middle of requests, transfers and WebSockets."""
         clients.dropped(self._it.router.url, self._it.bytes_job, self._it.fast_job)
         time.sleep(0.1)
 
 
 def series(samples: list[tuple[float, Sample]]) -> list[Series]:
-    """What to draw."""
+    """Return the diagrams to draw."""
 
     def one(title: str, unit: str, get: Callable[[Sample], dict[str, float]]) -> Series:
         names = sorted(get(samples[-1][1]))
@@ -162,7 +162,7 @@ def series(samples: list[tuple[float, Sample]]) -> list[Series]:
 
 
 def main() -> int:
-    """Run, draw, tell."""
+    """Run the soak test, draw its diagrams and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None, help="order of the faults; a random one is told")

@@ -1,4 +1,4 @@
-"""A router with an agent, the jobs a load needs, and all kinds of clients at once."""
+"""A router with an agent, the jobs that a load needs, and clients of all kinds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Amount:
 
 @dataclass
 class Stand:
-    """See the module's docstring.
+    """A router, its agent, their jobs and a load.
 
     Attributes:
         bytes_job: path of a job that runs `job_server`.
@@ -66,7 +66,7 @@ class Stand:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def serve(self) -> None:
-        """Start the jobs."""
+        """Start the jobs of the load."""
         router, agent = self.router, self.agent.uid
         self.broker = router.child("broker")
         self.bytes_job = router.serve(agent, HERE / "job_server.py")

@@ -1,1 +1,1 @@
-"""Router, workers and agents on a virtual network and clock: the real state machines, thousands of random lives."""
+"""The simulation: the real state machines of router, workers and agents, on a virtual network and a virtual clock."""

@@ -1,5 +1,4 @@
-"""``python -m tests.simulation --seed N [--trace]`` lives one schedule again; without a seed it looks for one that
-fails."""
+"""``python -m tests.simulation --seed N [--trace]`` runs one schedule again; without a seed it looks for failures."""
 
 from __future__ import annotations
 
@@ -13,9 +12,9 @@ from tests.simulation.schedule import Schedule
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, help="the schedule to live again")
-    parser.add_argument("--trace", action="store_true", help="tell what happens, and the broker's log")
-    parser.add_argument("--count", type=int, default=1000, help="how many schedules to try without a seed")
+    parser.add_argument("--seed", type=int, help="the schedule to run again")
+    parser.add_argument("--trace", action="store_true", help="print what happens, and the broker's log")
+    parser.add_argument("--count", type=int, default=1000, help="how many schedules to run without a seed")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     options = parser.parse_args()
     logging.basicConfig(level=logging.DEBUG if options.trace else logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What has to add up: once all is quiet, and once what lasted is ended."""
+"""Promises of the protocol, checked when a schedule has become quiet and again at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOST = ("path_lost", "agent_gone", "worker_gone", "enough", "unknown_stream")
 
 
 def settled(life: Schedule) -> None:
-    """All is quiet: nobody waits for anything but jobs that run and streams that are left open.
+    """Check a quiet system: nobody waits for anything but running jobs, and only lingering streams are open.
 
     Raises:
         Violation: a promise was broken.
@@ -32,7 +32,7 @@ def settled(life: Schedule) -> None:
 
 
 def over(life: Schedule) -> None:
-    """All has ended: nothing is left anywhere.
+    """Check a system in which everything has ended: nothing is left anywhere.
 
     Raises:
         Violation: a promise was broken.
@@ -86,7 +86,7 @@ def _check_streams(life: Schedule) -> None:
 
 
 def _check_routes(life: Schedule) -> None:
-    """Who is gone is forgotten, with all that was kept for its streams."""
+    """Check that nobody remembers peers that are gone, or keeps anything for their streams."""
     workers = {worker.uid.encode() for worker in life.workers}
     links = {link.connection.encode() for link in life.broker.core.links}
     for node, there in [(agent, workers) for agent in life.agents] + [(worker, links) for worker in life.workers]:
@@ -183,7 +183,7 @@ def _check_nothing_left(life: Schedule) -> None:
 
 
 def _check_peers(life: Schedule) -> None:
-    """The broker knows who is there, once, and has a timer for each and nothing else."""
+    """Check that the broker knows each peer once, and has one timer for each and no others."""
     core = life.broker.core
     up = {link.info.uid for link in core.links if link.up}
     _check_same("linked agents", up, {agent.uid for agent in life.agents})
@@ -198,7 +198,7 @@ def _check_peers(life: Schedule) -> None:
 
 
 def _check_written(life: Schedule) -> None:
-    """A broker that starts now knows what this one knows."""
+    """Check that a broker that starts now would know what this one knows."""
     core = life.broker.core
     ledger = core.ledger
     saved = life.broker.written()

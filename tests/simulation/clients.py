@@ -1,4 +1,4 @@
-"""Clients of the workers: they want jobs, wait for them, lose patience, and know what was promised."""
+"""Clients of the workers, who create jobs, wait for them, give up, and remember what they were promised."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.simulation.world import World
 __all__ = ["Call", "Clients", "Job"]
 
 _MANY = 6
-"""Waits for one job that are more than the broker answers in one turn."""
+"""Waits for one job: more than the broker answers in one event loop iteration."""
 
 
 @dataclass(slots=True)
 class Call:
-    """Something asked of the broker.
+    """A call to the broker.
 
     Attributes:
         job: the job it is about; None for a create.
@@ -42,7 +42,7 @@ class Call:
 
 @dataclass(slots=True)
 class Job:
-    """What clients know of a job whose creation they were told of."""
+    """What clients know of a job that was created for them."""
 
     uid: str
     connection: str
@@ -56,12 +56,12 @@ class Job:
 
 
 class Clients:
-    """See the module's docstring.
+    """All clients of a schedule.
 
     Args:
-        workers: those that serve now; changes.
-        agents: those that there are now; changes.
-        forgotten: uids of jobs that an agent has lost the memory of.
+        workers: workers that serve now; the list changes.
+        agents: agents that exist now; the list changes.
+        forgotten: uids of jobs that an agent has forgotten.
 
     Attributes:
         refused: names of jobs whose creation failed.
@@ -77,7 +77,7 @@ class Clients:
         self._forgotten = forgotten
 
     def work(self) -> None:
-        """Do something with jobs."""
+        """Do something at random with jobs."""
         world = self._world
         chance = world.random.random()
         jobs = [job for job in self.jobs if not job.removals]
@@ -100,7 +100,7 @@ class Clients:
             self._remove(world.random.choice(jobs))
 
     def worker_died(self, worker: WorkerNode) -> None:
-        """Its clients hear nothing any more; those that wanted a job ask again elsewhere, with the same key."""
+        """Give up the calls of a dead worker's clients; some of those that wanted a job ask again with the same key."""
         for call in self.calls:
             if call.worker is worker and call.open:
                 call.orphaned = True
@@ -108,7 +108,7 @@ class Clients:
                     self._create(self._worker(), call.args["name"], call.args["agent"]["uid"])
 
     def parked(self) -> list[Call]:
-        """Waits without an answer."""
+        """Return the waits without a reply."""
         return [call for call in self.calls if call.open and call.op == "jobs.wait"]
 
     def _worker(self) -> WorkerNode:
@@ -163,7 +163,7 @@ class Clients:
         self._ask(self._worker(), "jobs.wait", {**job.of, "until": until}, job, waited)
 
     def _look(self, job: Job) -> None:
-        """Ask for a job: there until its removal is asked for, and never again once that was answered."""
+        """Ask for a job: it exists until its removal is requested, and never again after that was confirmed."""
         removed = job.removed
 
         def seen(result: Result) -> None:
@@ -173,7 +173,7 @@ class Clients:
         self._ask(self._worker(), "jobs.info", {**job.of, "usage": self._world.random.random() < 0.5}, job, seen)
 
     def _leave(self) -> None:
-        """A client does not wait any longer; rather one whose worker cannot say so."""
+        """Let a client disconnect that waits; preferably one whose worker has no connection to the broker."""
         waits = self.parked()
         waits = [call for call in waits if not call.worker.peer.ready] or waits
         if waits:

@@ -1,4 +1,4 @@
-"""The other processes of the simulation: workers and agents round the real `Peer`."""
+"""Workers and agents of the simulation, built around the real `Peer`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Dialling(ABC):
     """A process that keeps itself linked to the broker, like `prouter.transport.dialler.Dialler`.
 
     Attributes:
-        apart_until: when it can reach the broker again.
+        apart_until: time when it can reach the broker again.
         delays: first and longest upper bound of its backoff, seconds.
         attempts: how often it has dialled.
     """
@@ -50,11 +50,11 @@ class Dialling(ABC):
 
     @abstractmethod
     def hello(self) -> dict[str, Any]:
-        """How it introduces itself."""
+        """Return the body of its HELLO."""
 
     @abstractmethod
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
-        """See `PeerDelegate`, like the following."""
+        """Do as `PeerDelegate` says; the methods below likewise."""
 
     @abstractmethod
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None: ...
@@ -66,7 +66,7 @@ class Dialling(ABC):
     def on_stream(self, peer: Peer, route: bytes, stream: Stream, target: dict[str, Any]) -> None: ...
 
     def crash(self, *, noticed: bool = True) -> None:
-        """kill -9, or a power cut, which the broker does not notice."""
+        """Die as by kill -9, or as by a power failure, which the broker does not notice."""
         self.world.note(f"{self.kind} {self.uid[:4]} crashes")
         self.runtime.alive = False
         if self.wire is not None:
@@ -119,7 +119,7 @@ class Dialling(ABC):
 
 
 class WorkerNode(Dialling):
-    """A worker: follows links as `RouterClient` does."""
+    """A worker, which follows links as `RouterClient` does."""
 
     kind, carrier = "worker", "workers"
 
@@ -138,7 +138,7 @@ class WorkerNode(Dialling):
         self.world.after(0.01, lambda: self.broker.process_ended(self.pid))
 
     def ask(self, op: str, args: dict[str, Any], done: Callable[[Result], None]) -> str:
-        """A call to the broker; its id."""
+        """Make a call to the broker; return its id."""
         call_id = self.peer.ask(op, args, lambda result: self._answered(call_id, result, done))
         if op == "jobs.wait":
             self.waits.add(call_id)
@@ -149,7 +149,7 @@ class WorkerNode(Dialling):
         done(result)
 
     def leave(self, call_id: str) -> None:
-        """The client of a wait is gone."""
+        """Note that the client of a wait disconnected."""
         self.peer.forget(call_id)
         self.waits.discard(call_id)
         self.peer.notify("wait.cancel", {"id": call_id})
@@ -207,11 +207,11 @@ class WorkerNode(Dialling):
 
 
 class AgentNode(Dialling):
-    """An agent with a table of make-believe jobs, idempotent as the job manager is.
+    """An agent whose jobs are entries in a table; it is as idempotent as the job manager.
 
     Attributes:
         endless: jobs that run until they are stopped.
-        earlier: whether it is of an earlier version, which replies with records rather than revisions.
+        earlier: whether it has an earlier version, which replies with records rather than revisions.
     """
 
     kind, carrier = "agent", "agents"
@@ -245,7 +245,7 @@ class AgentNode(Dialling):
         }  # fmt: skip
 
     def forget_one(self) -> str:
-        """Lose the memory of a job, as if it had never been; its uid, empty if there is none."""
+        """Forget a job as if it had never existed; return its uid, empty if there is none."""
         if not self.jobs:
             return ""
         uid = self.world.random.choice(list(self.jobs))
@@ -254,7 +254,7 @@ class AgentNode(Dialling):
         return uid
 
     def finish(self, uid: str) -> None:
-        """A job ends by itself."""
+        """Let a job end by itself."""
         record = self.jobs.get(uid)
         if record is not None and record.state is State.RUNNING:
             self._change(uid, state=State.FINISHED, reason=Reason.EXITED, exit_code=0, finished_at=self.world.wall)
@@ -344,7 +344,7 @@ class AgentNode(Dialling):
         return started
 
     def _spawn(self, function: Callable[..., None], *args: Any) -> None:
-        """Some calls take long, like the end of a job that is stopped; some answers are lost on their way."""
+        """Carry out a call: some take long, like the end of a job that is stopped, and some replies are lost."""
         chance = self.world.random
         slow, unlucky = chance.random() < 0.05, chance.random() < 0.03
         if self.world.calm:

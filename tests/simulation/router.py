@@ -1,4 +1,4 @@
-"""The router's process in the simulation: the real broker core in a virtual shell."""
+"""The broker's process in the simulation: the real core with virtual sockets and a virtual clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SETTINGS = Settings(
 
 
 class _Carrier:
-    """A socket of the broker: who is at the other end of each routing id."""
+    """A socket of the broker, with the peer behind each routing id."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class _Carrier:
 
 
 class _Store:
-    """The broker's persistence: commits a little later, in order; a crash loses what was not committed."""
+    """The broker's database, which commits a little later and in order; a crash loses what was not committed."""
 
     def __init__(self, broker: BrokerNode, database: sqlite3.Connection) -> None:
         self._broker = broker
@@ -83,7 +83,7 @@ class BrokerNode:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """A new process."""
+        """Start a new process."""
         world = self.world
         self.runtime = Runtime(world)
         self._watched: dict[int, str] = {}
@@ -104,7 +104,7 @@ class BrokerNode:
         world.note("broker starts")
 
     def crash(self) -> None:
-        """kill -9."""
+        """Die as by kill -9."""
         self.world.note("broker crashes")
         self.up = False
         self.runtime.alive = False
@@ -113,7 +113,7 @@ class BrokerNode:
                 wire.cut(noticed_by_broker=False, noticed_by_dialler=True)
 
     def written(self) -> Saved:
-        """What a broker that started now would find."""
+        """Return what a broker that started now would find."""
         return read_store(self._database)
 
     # -- wires ----------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class BrokerNode:
         *,
         reachable: bool,
     ) -> Wire:
-        """A connection from a dialling process; dead at once while the broker is down or not to be reached."""
+        """Connect a dialling process; the connection is dead at once while the broker is down or unreachable."""
         runtime = self.runtime
         carrier: _Carrier = getattr(self, carrier_name)
 
@@ -169,7 +169,7 @@ class BrokerNode:
         self.turn(control)
 
     def turn(self, handle: Callable[[float], None]) -> None:
-        """One turn of the broker's loop: handle something, run what is due, send."""
+        """Run one event loop iteration of the broker: handle messages, do what is due, send."""
         now = self.world.now
         try:
             handle(now)
@@ -225,7 +225,7 @@ class BrokerNode:
         self._watched[pid] = worker
 
     def process_ended(self, pid: int) -> None:
-        """What a pidfd tells."""
+        """Notice that a worker ended, as a pidfd would tell."""
         uid = self._watched.pop(pid, None)
         if uid is not None and self.up:
             self.turn(lambda now: self.core.worker_died(uid, now))

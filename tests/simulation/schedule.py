@@ -1,4 +1,4 @@
-"""One life of the whole: random work and random misfortune, then quiet, then everything has to add up."""
+"""One schedule: random work and random faults, then quiet, then the checks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tests.simulation.world import World
 __all__ = ["Schedule", "run"]
 
 _CHAOS = 4.0
-"""Seconds of work and misfortune."""
+"""Seconds of work and faults."""
 _QUIET = 12.0
-"""Seconds without misfortune, more than every timeout."""
+"""Seconds without faults, longer than every timeout."""
 _REST = 1.5
-"""Seconds after which nothing is left of what was ended in the quiet."""
+"""Seconds in which everything that was ended in the quiet disappears."""
 _SLOW_PIECE = 700
-"""Bytes of a frame that is sent again: small, so that pieces are cut."""
+"""Bytes of a frame that is resent: few, so that pieces are cut."""
 _MESSAGE = 2000
-"""Bytes of a message with several frames: small, so that some of what is sent at once is lost and some is not."""
+"""Bytes of a message with several frames: few, so that a part of what is sent at once is lost."""
 
 
 class Schedule:
-    """See the module's docstring.
+    """One schedule; its seed determines everything in it.
 
     Attributes:
-        agents: those that there are; one that will never return is none of them.
-        forgotten: jobs an agent has lost the memory of.
+        agents: agents that exist, or will come back.
+        forgotten: uids of jobs that an agent has forgotten.
     """
 
     def __init__(self, seed: int, *, tracing: bool = False) -> None:
@@ -50,7 +50,7 @@ class Schedule:
         self._next_pid = 103
 
     def run(self) -> None:
-        """Live.
+        """Run the schedule.
 
         Raises:
             Violation: a promise was broken.
@@ -88,7 +88,7 @@ class Schedule:
         else:
             self.clients.work()
 
-    # -- misfortune -----------------------------------------------------------------------------------------------
+    # -- faults ---------------------------------------------------------------------------------------------------
 
     def _misfortune(self) -> None:
         world = self.world
@@ -163,7 +163,7 @@ class Schedule:
         self._broker_back()
 
     def _end(self) -> None:
-        """Whatever lasted is ended; the keepers of agents that never came back say so."""
+        """End everything that lasts; keepers of agents that never came back send their death notices."""
         self.world.note("the end")
         core = self.broker.core
         for link in [link for link in core.links if not link.up]:
@@ -183,7 +183,7 @@ _MISFORTUNES = (
 
 
 def run(seed: int, *, tracing: bool = False) -> Schedule:
-    """Live through the schedule of a seed.
+    """Run the schedule of a seed.
 
     Raises:
         Violation: a promise was broken.

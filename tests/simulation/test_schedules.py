@@ -1,6 +1,6 @@
-"""Ten thousand random lives of router, workers and agents; a failing one is lived again with the command it names.
+"""Ten thousand random schedules. A failing one names the command that runs it again.
 
-Classes, because tests of one class run in one process and several processes share the work.
+They are in classes, because all tests of a class run in one process, and several processes share the work.
 """
 
 from __future__ import annotations

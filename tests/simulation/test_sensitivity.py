@@ -1,4 +1,4 @@
-"""The simulation would notice: a protocol with a piece missing fails within some lives."""
+"""The simulation notices faults: without one piece of the protocol, a schedule fails soon."""
 
 from __future__ import annotations
 

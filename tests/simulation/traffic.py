@@ -1,4 +1,4 @@
-"""Streams with every byte checked: workers write a pattern, agents echo it, both at their own uneven pace."""
+"""Streams with every byte checked: workers write a pattern and agents echo it, both at uneven speeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _expected(start: int, size: int) -> bytes:
 
 
 def _check_kept(world: World, stream: Stream) -> None:
-    """At most the largest window is kept, and the rest of the piece of which the peer has consumed a part."""
+    """Check that the stream keeps no more than the largest window and the rest of a partly consumed piece."""
     kept = [data for _, data in stream._kept]
     most = stream.window * GROWTH
     if sum(map(len, kept[1:])) > most or stream.sent - stream.acknowledged > most + 1:
@@ -31,7 +31,7 @@ def _check_kept(world: World, stream: Stream) -> None:
 
 
 class _End:
-    """What both ends have in common: consuming what arrives, some of it later."""
+    """What both ends have in common: they consume what arrives, some of it later."""
 
     takes_views = False
 
@@ -59,17 +59,17 @@ class _End:
         self.finished = True
 
     def on_writable(self) -> None:
-        """Nothing by default."""
+        """Do nothing."""
 
     def on_reset(self, code: str, text: str) -> None:
         self.reset_code = code
 
     def on_closed(self) -> None:
-        """Looked at in the end."""
+        """Do nothing; the checks look at the stream in the end."""
 
 
 class Echo(_End):
-    """The agent's end: sends back what arrives, and its end after the worker's."""
+    """The agent's end: sends back what arrives, and ends after the worker has."""
 
     def __init__(self, agent: AgentNode, stream: Stream, target: dict[str, Any]) -> None:
         super().__init__(agent.world, agent.runtime, stream)
@@ -101,7 +101,7 @@ class Talk(_End):
     """The worker's end: writes `total` bytes in uneven pieces, then ends; or resets in the middle.
 
     Attributes:
-        lingers: whether it waits with its end for `release`.
+        lingers: whether it does not end before `release`.
     """
 
     def __init__(self, worker: WorkerNode, connection: str, total: int) -> None:
@@ -115,7 +115,7 @@ class Talk(_End):
         self._write()
 
     def release(self) -> None:
-        """Lingers no longer."""
+        """Let the stream end now."""
         self.lingers = False
         self._write()
 

@@ -1,8 +1,8 @@
-"""Virtual time and a virtual network, driven by one seeded source of chance.
+"""Virtual time and a virtual network, with one seeded random generator.
 
-A wire behaves like a ZeroMQ connection over TCP: messages arrive in order and once; when the wire is cut, everything
-that has not arrived is lost, in either direction. A cut is noticed at once (a reset) or not at all (packets are
-dropped).
+A wire behaves like a ZeroMQ connection over TCP: messages arrive in order and once. When the wire is cut, everything
+that has not arrived is lost, in both directions. Its ends notice the cut at once (a reset) or not at all (dropped
+packets).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Violation(AssertionError):
 
 
 class World:
-    """The clock, what is due, and chance.
+    """The clock, what is due, and the random generator.
 
     Attributes:
-        now: monotonic seconds.
-        wall: seconds since the epoch; jumps.
-        trace: what happened, for a failing seed.
-        calm: whether no misfortune happens any more, and nothing takes long.
+        now: seconds of a monotonic clock.
+        wall: seconds since the epoch; they jump.
+        trace: what happened, for a seed that fails; None when not traced.
+        calm: whether faults are over, and nothing takes long any more.
         broken: promises that were broken.
     """
 
@@ -40,7 +40,7 @@ class World:
         self.calm = False
         self.broken: list[str] = []
         self.opened: set[tuple[bytes, int]] = set()
-        """Streams that agents were asked to serve: routes to their workers, and ids."""
+        """Streams that workers opened at agents: the worker's route and the stream's id."""
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -54,7 +54,7 @@ class World:
         heapq.heappush(self._due, (self.now + delay, self._count, action))
 
     def run_until(self, end: float) -> None:
-        """Let everything happen that is due until `end`."""
+        """Do everything that is due until `end`."""
         due = self._due
         while due and due[0][0] <= end:
             at, _, action = heapq.heappop(due)
@@ -63,16 +63,16 @@ class World:
         self.now = end
 
     def uid(self) -> str:
-        """32 hexadecimal digits."""
+        """Return 32 random hexadecimal digits."""
         return f"{self.random.getrandbits(128):032x}"
 
     def fail(self, text: str) -> None:
-        """A promise was broken, found where an exception would not get through."""
+        """Report a broken promise where an exception would be caught."""
         self.note(f"VIOLATION {text}")
         self.broken.append(text)
 
     def note(self, text: str) -> None:
-        """Remember what happened."""
+        """Add a line to the trace."""
         if self.trace is not None:
             self.trace.append(f"{self.now - 1000:9.4f} {text}")
 
@@ -108,7 +108,7 @@ class Wire:
     """A connection between a dialling process and the broker.
 
     Args:
-        to_broker, to_dialler: get the messages that arrive.
+        to_broker, to_dialler: called with each message that arrives there.
         broker_closed, dialler_closed: called when the other side finds the connection reset.
     """
 
@@ -128,7 +128,7 @@ class Wire:
         self._base = world.random.choice((0.0005, 0.002, 0.05))
 
     def send(self, direction: int, parts: Sequence[bytes]) -> bool:
-        """Send to the broker (0) or to the dialler (1); what is lost is lost silently."""
+        """Send to the broker (0) or to the dialler (1). The sender does not learn what is lost."""
         if not self.open:
             return True
         world = self._world
@@ -144,7 +144,7 @@ class Wire:
         return True
 
     def cut(self, *, noticed_by_broker: bool, noticed_by_dialler: bool) -> None:
-        """End it."""
+        """Close the connection."""
         if not self.open:
             return
         self.open = False
@@ -153,6 +153,6 @@ class Wire:
                 self._world.after(self._world.random.uniform(0, 0.05), closed)
 
     def stall(self, seconds: float) -> None:
-        """Let nothing through for a while; nothing is lost."""
+        """Delay everything for a while; nothing is lost."""
         until = self._world.now + seconds
         self._last = [max(last, until) for last in self._last]
