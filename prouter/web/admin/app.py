@@ -1,6 +1,6 @@
-"""The WSGI app of the HTTP API: which resource answers which path.
+"""The WSGI app of the HTTP API: which resource handles which path.
 
-`application` is what gunicorn serves; it is made with a worker's first request, when its link to the broker exists.
+gunicorn serves `application`, which is made at a worker's first request, when its link to the broker exists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import falcon
 from prouter.config import RouterConfig
 from prouter.web.admin.errors import add_error_handlers
 from prouter.web.admin.feeds.event_feed import EventFeed
-from prouter.web.admin.middleware import EmptyAnswers, HeadRequests, RequestLog, Router
+from prouter.web.admin.middleware import EmptyResponses, HeadRequests, RequestLog, Router
 from prouter.web.admin.openapi import OpenApi
 from prouter.web.admin.requests.body_memory import BodyMemory
 from prouter.web.admin.requests.context import ApiRequest, ApiResponse
@@ -41,11 +41,12 @@ _JOB = "/jobs/{connection}/{job}"
 
 
 def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:
-    """A Falcon app that answers through `router`.
+    """Make the Falcon app.
 
     Args:
+        router: the worker's connection to the broker.
         config: the router's configuration.
-        guards: Falcon middleware that looks at every request before its resource does, for example access control.
+        guards: Falcon middleware that sees every request before its resource, for example access control.
     """
     requests = RequestLog()
     app: App = falcon.App(
@@ -55,7 +56,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
         middleware=[
             requests,
             HeadRequests(),
-            EmptyAnswers(),
+            EmptyResponses(),
             KnownHosts(config),
             SameOrigin(),
             BodyMemory(config.control.body_memory),
@@ -71,7 +72,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
 
 
 def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
-    """``OPTIONS *`` (RFC 9110 section 9.3.7): a sign of life."""
+    """Respond to ``OPTIONS *`` (RFC 9110 section 9.3.7), a kind of ping."""
     resp.status = 204
     resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
@@ -110,7 +111,7 @@ _app: App | None = None
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The WSGI app of this worker process."""
+    """Serve a request (PEP 3333); the WSGI app of this worker process."""
     global _app
     if _app is None:
         router = current()

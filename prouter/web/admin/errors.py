@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: RFC 9457 problem documents, the same for our errors, Falcon's and the unforeseen."""
+"""Errors as HTTP responses: problem documents (RFC 9457) for the router's own errors, Falcon's and unforeseen ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger("prouter.web")
 _RETRY_STATUSES = (429, 503)
 _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _SHOWN_PATH = 200
-"""Characters of a path that an error repeats."""
+"""Characters of a path that an error text repeats."""
 _FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
-"""Codes of errors that people meet in a browser, who get a page."""
+"""Codes of errors that people meet in a browser: they get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
 
 
 class MethodNotAllowed(PRouterError):
-    """The path exists, the method does not apply to it."""
+    """The path exists but does not take the method."""
 
     code = "method_not_allowed"
     status = 405
@@ -36,7 +36,7 @@ class MethodNotAllowed(PRouterError):
 
 
 def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
-    """The RFC 9457 document for an error."""
+    """Return the problem document (RFC 9457) for an error."""
     document: dict[str, Any] = {
         "type": "about:blank",
         "title": falcon.code_to_http_status(error.status).partition(" ")[2],
@@ -53,14 +53,14 @@ def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
 
 
 def add_error_handlers(app: falcon.App[Any, Any]) -> None:
-    """Make `app` answer every error with a problem document and a log line."""
+    """Have `app` turn every error into a problem document and a log line."""
     app.add_error_handler(Exception, _on_unforeseen)
     app.add_error_handler(falcon.HTTPError, _on_falcon_error)
     app.add_error_handler(PRouterError, _on_error)
 
 
 def _on_error(req: ApiRequest, resp: falcon.Response, error: PRouterError, _params: dict[str, Any]) -> None:
-    _answer(req, resp, error)
+    _respond(req, resp, error)
 
 
 def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]) -> None:
@@ -81,32 +81,32 @@ def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPE
     elif status == 400:
         detail = f"Invalid request: {detail}"
     known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
-    _answer(req, resp, known(detail, code=code))
+    _respond(req, resp, known(detail, code=code))
 
 
 def _asking_job(req: ApiRequest) -> str | None:
-    """The path of the job whose page asked, by Referer; None if no job's page did."""
+    """Return the path of the job whose page sent the request, by Referer; None if no job's page did."""
     match = _JOB_PAGE.search(req.get_header("Referer", default="").partition("?")[0])
     return match[0].rstrip("/") if match is not None else None
 
 
 def _outside(path: str, job: str) -> str:
     return (
-        f"there is nothing at '{path}', which a page below {job}/ asked for: this application asks outside its prefix. "
+        f"there is nothing at '{path}', which a page below {job}/ requested: its application links outside its prefix. "
         "Start its job with a preset (expose.preset), or with expose.path 'keep' if it can be told its prefix, "
         "{base_url}; or give jobs host names of their own with control.job_domain in the router's configuration"
     )
 
 
 def _on_unforeseen(req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:
-    """The request's edge: a bug becomes a 500 and a traceback in the log."""
+    """Turn an unforeseen error into a 500, with a traceback in the log."""
     if isinstance(error, ConnectionError):
         raise error
     log.error("event=request_crashed request=%s method=%s path=%s", req.id, req.method, req.raw_path, exc_info=error)
-    _answer(req, resp, PRouterError("the request failed in the router; its log tells more under the request id"))
+    _respond(req, resp, PRouterError("the request failed in the router: its log has the reason under the request id"))
 
 
-def _answer(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
+def _respond(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
     log.log(
         error.level,
         "event=request_failed code=%s status=%d request=%s method=%s path=%s job=%s detail=%r",

@@ -1,6 +1,4 @@
-"""What happens around every request: its id goes into the answer, it is counted, HEAD is GET without a body,
-and no body is no JSON.
-"""
+"""Middleware around every request: request ids and counters, HEAD as GET without a body, types of empty responses."""
 
 from __future__ import annotations
 
@@ -14,26 +12,26 @@ from prouter.web.admin.operations import BYTES
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.metrics import counters
 
-__all__ = ["EmptyAnswers", "HeadRequests", "RequestLog", "Router"]
+__all__ = ["EmptyResponses", "HeadRequests", "RequestLog", "Router"]
 
 _NO_TYPE = frozenset({204, 304})
-"""Statuses whose answers have neither body nor type (RFC 9110 sections 15.3.5 and 15.4.5)."""
+"""Statuses of responses without body and type (RFC 9110 sections 15.3.5 and 15.4.5)."""
 
 
 class RequestLog:
-    """Puts the request id into the answer and counts it for /metrics."""
+    """Middleware that adds the request id to the response and counts the response for ``/metrics``."""
 
     def process_response(self, req: ApiRequest, resp: falcon.Response, _resource: Any, _succeeded: bool) -> None:
-        """Falcon calls this after the resource, also after errors."""
+        """Run after the resource, also after errors (Falcon)."""
         resp.set_header("X-Request-ID", req.id)
         counters.current().answered(counters.API, req.method, resp.status_code, time.monotonic() - req.began)
 
 
 class Router(CompiledRouter):
-    """Falcon's router; what takes GET takes HEAD too (RFC 9110 section 9.1)."""
+    """Falcon's router, where every resource with GET has HEAD, too (RFC 9110 section 9.1)."""
 
     def map_http_methods(self, resource: object, **kwargs: Any) -> Any:
-        """See Falcon."""
+        """Map HTTP methods to the resource's methods (Falcon)."""
         methods: Any = super().map_http_methods(resource, **kwargs)
         if "GET" in methods:
             methods.setdefault("HEAD", methods["GET"])
@@ -41,25 +39,25 @@ class Router(CompiledRouter):
 
 
 class HeadRequests:
-    """Gives back what a resource has opened for a body that is not wanted; Falcon leaves it alone."""
+    """Middleware that closes the body of a response to HEAD, which Falcon does not."""
 
     def process_response(self, req: ApiRequest, resp: falcon.Response, _resource: Any, _succeeded: bool) -> None:
-        """Falcon calls this after the resource, also after errors."""
+        """Run after the resource, also after errors (Falcon)."""
         if req.method == "HEAD" and resp.stream is not None:
             close = getattr(resp.stream, "close", None)
             if close is not None:
                 close()
-            resp.stream = iter(())  # Its length is not known.
+            resp.stream = iter(())  # of unknown length
 
 
-class EmptyAnswers:
-    """Keeps answers without a body from being called JSON, which clients that go by the type would try to parse.
+class EmptyResponses:
+    """Middleware that types empty responses ``application/octet-stream``, as in the original.
 
-    They are `application/octet-stream`, as in the original.
+    Falcon's default is JSON, which clients would try to parse.
     """
 
     def process_response(self, req: ApiRequest, resp: falcon.Response, _resource: Any, _succeeded: bool) -> None:
-        """Falcon calls this after the resource, also after errors."""
+        """Run after the resource, also after errors (Falcon)."""
         if req.method == "HEAD" or resp.content_type is not None or resp.status_code in _NO_TYPE:
             return
         if not (resp.text or resp.data) and resp.media is None and resp.stream is None:

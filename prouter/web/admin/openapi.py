@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the operations' table and the models that validate requests."""
+"""The OpenAPI 3.1 document, made from the table of operations and the models that validate requests."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _FIELD_TEXTS = {
     "connection": "Uid of the connection with the job's agent.",
     "job": "Uid of the job.",
     "name": "stdout or stderr.",
-    "rest": "Path relative to the sandbox, percent-encoded; slashes stand for themselves.",
+    "rest": "Path relative to the sandbox, percent-encoded except for slashes.",
 }
 
 
 class OpenApi:
-    """``/openapi.json``"""
+    """The resource ``/openapi.json``."""
 
     def __init__(self) -> None:
         self._document: bytes | None = None
 
     def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
-        """The document."""
+        """Send the document."""
         if self._document is None:
             self._document = json.dumps(document()).encode("ascii")
         resp.data = self._document
@@ -44,7 +44,7 @@ class OpenApi:
 
 
 def document() -> dict[str, Any]:
-    """The whole document."""
+    """Return the whole document."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
@@ -56,8 +56,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "pRouter",
             "version": __version__,
-            "description": "Jobs on many machines, behind one HTTP endpoint. What is below "
-            "`/jobs/{connection}/{job}/http/` is the job's own.",
+            "description": "Jobs on many machines behind one HTTP endpoint. The router forwards requests below "
+            "`/jobs/{connection}/{job}/http/` to the job.",
         },
         "paths": paths,
         "components": {"schemas": _schemas()},
@@ -67,7 +67,7 @@ def document() -> dict[str, Any]:
 def _models() -> set[type[BaseModel]]:
     found: set[type[BaseModel]] = {responses.Problem, responses.Listing}
     for operation in OPERATIONS:
-        for content in (operation.body, *operation.answers.values()):
+        for content in (operation.body, *operation.success.values()):
             if isinstance(content, type):
                 found.add(content)
     return found
@@ -84,7 +84,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     made: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.text,
-        "responses": {str(status): _answer(status, content) for status, content in operation.answers.items()},
+        "responses": {str(status): _response(status, content) for status, content in operation.success.items()},
     }
     if operation.parameters:
         made["parameters"] = [_parameter(parameter) for parameter in operation.parameters]
@@ -96,7 +96,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     return made
 
 
-def _answer(status: int, content: type[BaseModel] | tuple[str, ...] | None) -> dict[str, Any]:
+def _response(status: int, content: type[BaseModel] | tuple[str, ...] | None) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if content is not None:
         answer["content"] = _content(content)

@@ -1,4 +1,4 @@
-"""What the HTTP API offers, as a table: the source of the OpenAPI document's paths."""
+"""The operations of the HTTP API as a table, from which the OpenAPI document is made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Parameter:
     """A query parameter or a request header.
 
     Attributes:
-        kind: its JSON schema.
+        kind: JSON schema of the value.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Operation:
 
     Attributes:
         text: one sentence.
-        body: what the request carries: a model, or media types of raw bytes.
-        body_required: whether a request without it is refused.
-        answers: by status, what comes back: a model, media types of raw bytes, or None for no body.
-        errors: statuses of problem documents that are particular to it.
+        body: the request body: a model, or media types of raw bytes.
+        body_required: whether a request without a body is refused.
+        success: the response body by status: a model, media types of raw bytes, or None for no body.
+        errors: statuses of problem documents that are particular to the operation.
     """
 
     method: str
     path: str
     name: str
     text: str
-    answers: Mapping[int, type[BaseModel] | tuple[str, ...] | None]
+    success: Mapping[int, type[BaseModel] | tuple[str, ...] | None]
     parameters: tuple[Parameter, ...] = ()
     body: type[BaseModel] | tuple[str, ...] | None = None
     body_required: bool = True
@@ -73,10 +73,10 @@ _FILE_ERRORS = (400, 403, 404, 409, 503)
 _KEY = Parameter(
     "Idempotency-Key",
     {"type": "string", "minLength": 1, "maxLength": 255},
-    "A repeat with the same key and body is done once.",
+    "Requests with the same key and body take effect once.",
     "header",
 )
-_LAST_ID = Parameter("Last-Event-ID", _TEXT, "Go on after the event with this id.", "header")
+_LAST_ID = Parameter("Last-Event-ID", _TEXT, "Continue after the event with this id.", "header")
 _CONDITIONS = tuple(
     Parameter(name, _TEXT, f"RFC 9110: {name}.", "header")
     for name in ("Range", "If-Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since")
@@ -95,14 +95,14 @@ def _about_the_router() -> list[Operation]:
         Operation(
             "get", "/", "dashboard", "A page that shows agents and jobs, live.", {200: ("text/html",)}, errors=()
         ),
-        Operation("get", "/info", "info", "Who this router is.", {200: responses.Info}),
+        Operation("get", "/info", "info", "Name, uid and platform of this router.", {200: responses.Info}),
         Operation(
             "get",
             "/connections",
             "connections",
-            "All connections with agents; polls with If-None-Match are cheap.",
+            "All connections to agents; polling with If-None-Match is cheap.",
             {200: responses.Connections, 304: None},
-            (Parameter("If-None-Match", _TEXT, "The ETag of the last answer.", "header"),),
+            (Parameter("If-None-Match", _TEXT, "The ETag of the last response.", "header"),),
         ),
         Operation(
             "get", "/connections/{connection}", "connection", "One connection.", {200: connection}, errors=(404, 503)
@@ -111,7 +111,7 @@ def _about_the_router() -> list[Operation]:
             "post",
             "/connections/{connection}/drain",
             "drain",
-            "The agent takes no new jobs.",
+            "Stop placing new jobs on the agent.",
             {200: connection},
             errors=_JOB_ERRORS,
         ),
@@ -119,23 +119,23 @@ def _about_the_router() -> list[Operation]:
             "post",
             "/connections/{connection}/resume",
             "resume",
-            "It takes new jobs again.",
+            "Place new jobs on the agent again.",
             {200: connection},
             errors=_JOB_ERRORS,
         ),
-        Operation("post", "/shutdown", "shutdown", "Drain and exit.", {200: None}),
+        Operation("post", "/shutdown", "shutdown", "Drain the router and end it.", {200: None}),
         Operation(
             "get",
             "/events",
             "events",
-            "Job and agent changes as server-sent events: job, job.removed, agent; dropped when some were missed.",
+            "Changes of jobs and agents as server-sent events: job, job.removed, agent; dropped if events were missed.",
             {200: (SSE,)},
-            (_LAST_ID, Parameter("after", _TEXT, "The same, for clients that cannot set headers.")),
+            (_LAST_ID, Parameter("after", _TEXT, "The same as Last-Event-ID, for clients that cannot set headers.")),
             errors=(400, 503),
         ),
-        Operation("get", "/healthz", "healthz", "Whether this process answers.", status, errors=()),
-        Operation("get", "/readyz", "readyz", "Whether new requests are welcome.", status),
-        Operation("get", "/metrics", "metrics", "Figures for Prometheus.", {200: (TEXT,)}, errors=()),
+        Operation("get", "/healthz", "healthz", "Whether this process responds.", status, errors=()),
+        Operation("get", "/readyz", "readyz", "Whether the router takes new requests.", status),
+        Operation("get", "/metrics", "metrics", "Metrics for Prometheus.", {200: (TEXT,)}, errors=()),
         Operation("get", "/openapi.json", "openapi", "This document.", {200: (JSON,)}, errors=()),
     ]
 
@@ -145,21 +145,21 @@ def _about_jobs() -> list[Operation]:
         Parameter(
             "state",
             {"type": "array", "items": {"type": "string", "enum": [state.value for state in State]}},
-            "Only jobs in this state, or in one of these; without it, all that were not removed.",
+            "Only jobs in one of these states; without it, all that were not removed.",
         ),
         Parameter("agent", _TEXT, "Only jobs of the agent with this uid."),
         Parameter("name", _TEXT, "Only jobs of this name."),
         Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Jobs in a page."),
-        Parameter("cursor", _TEXT, "`next` of the page before."),
+        Parameter("cursor", _TEXT, "`next` of the previous page."),
     )
-    wait = Parameter("wait", _SECONDS, "Also wait for the end, for so many seconds; then 202.")
+    wait = Parameter("wait", _SECONDS, "Seconds to wait for the job's end; then 202.")
     return [
         Operation("get", "/jobs", "list", "Jobs, newest first.", {200: responses.JobList}, page, errors=(400, 503)),
         Operation(
             "post",
             "/jobs/create",
             "create",
-            "A new, empty job.",
+            "Create an empty job.",
             _INFO,
             (_KEY,),
             CreateRequest,
@@ -169,7 +169,7 @@ def _about_jobs() -> list[Operation]:
             "post",
             "/jobs/run",
             "run",
-            "Create and start in one call.",
+            "Create and start a job in one request.",
             _WAITED,
             (_KEY, wait),
             RunRequest,
@@ -179,32 +179,47 @@ def _about_jobs() -> list[Operation]:
 
 
 def _about_a_job() -> list[Operation]:
-    usage = Parameter("usage", _FLAG, "Ask the agent for fresh CPU time and memory.")
+    usage = Parameter("usage", _FLAG, "Ask the agent for current CPU time and memory.")
     timeout = Parameter("timeout", _SECONDS, "Seconds to wait; then 202. Without it, no limit.")
     changing = (400, 404, 409, 503)
     return [
-        Operation("get", f"{_JOB}/info", "jobInfo", "Its info.", _INFO, (usage,), errors=_JOB_ERRORS),
+        Operation("get", f"{_JOB}/info", "jobInfo", "Info of a job.", _INFO, (usage,), errors=_JOB_ERRORS),
         Operation(
-            "post", f"{_JOB}/info", "jobInfoByPost", "The same, for old clients.", _INFO, (usage,), errors=_JOB_ERRORS
+            "post",
+            f"{_JOB}/info",
+            "jobInfoByPost",
+            "Info of a job, for old clients.",
+            _INFO,
+            (usage,),
+            errors=_JOB_ERRORS,
         ),
         Operation(
             "post",
             f"{_JOB}/start",
             "start",
-            "Start it; answers once it runs.",
+            "Start a job; the response follows once it runs.",
             _INFO,
             (_KEY,),
             StartRequest,
             errors=(*changing, 422, 502),
         ),
-        Operation("post", f"{_JOB}/wait", "wait", "Wait for its end.", _WAITED, (timeout,), errors=_JOB_ERRORS),
-        Operation("post", f"{_JOB}/remove", "remove", "End it and delete its sandbox.", _INFO, errors=_JOB_ERRORS),
-        Operation("post", f"{_JOB}/signal", "signal", "Send a signal.", _INFO, (), SignalRequest, errors=changing),
+        Operation("post", f"{_JOB}/wait", "wait", "Wait for a job's end.", _WAITED, (timeout,), errors=_JOB_ERRORS),
+        Operation("post", f"{_JOB}/remove", "remove", "End a job and delete its sandbox.", _INFO, errors=_JOB_ERRORS),
+        Operation(
+            "post",
+            f"{_JOB}/signal",
+            "signal",
+            "Send a signal to a job's processes.",
+            _INFO,
+            (),
+            SignalRequest,
+            errors=changing,
+        ),
         Operation(
             "post",
             f"{_JOB}/stop",
             "stop",
-            "SIGTERM, then SIGKILL.",
+            "Stop a job: SIGTERM, then SIGKILL.",
             _INFO,
             (),
             StopRequest,
@@ -218,8 +233,8 @@ def _about_a_job() -> list[Operation]:
             "stdout or stderr; as plain text, or as server-sent events by Accept.",
             {200: (TEXT, SSE), 204: None},
             (
-                Parameter("follow", _FLAG, "Go on until the job has ended."),
-                Parameter("tail", _NUMBER, "Begin so many lines before the end."),
+                Parameter("follow", _FLAG, "Continue until the job has ended."),
+                Parameter("tail", _NUMBER, "Begin this many lines before the end."),
                 Parameter("offset", _NUMBER, "Begin at this byte."),
                 _LAST_ID,
             ),
@@ -246,14 +261,14 @@ def _about_sandboxes() -> list[Operation]:
             "download",
             "A file, or the listing of a directory as JSON.",
             found,
-            (Parameter("remove", _FLAG, "Delete the file once it was sent."), *_CONDITIONS),
+            (Parameter("remove", _FLAG, "Delete the file after the client has received all of it."), *_CONDITIONS),
             errors=(*_FILE_ERRORS, 412, 416),
         ),
         Operation(
             "head",
             file,
             "headers",
-            "The download's headers.",
+            "Headers of a download.",
             {200: None, 304: None},
             _CONDITIONS,
             errors=(*_FILE_ERRORS, 412),
@@ -264,7 +279,7 @@ def _about_sandboxes() -> list[Operation]:
             "delete",
             "Delete a file or a directory.",
             {204: None},
-            (Parameter("recursive", _FLAG, "A directory with all that is in it."), *_WRITE_CONDITIONS),
+            (Parameter("recursive", _FLAG, "Delete a directory with everything in it."), *_WRITE_CONDITIONS),
             errors=(*_FILE_ERRORS, 412),
         ),
     ]
@@ -287,22 +302,24 @@ def _about_sandboxes() -> list[Operation]:
 def _about_archives() -> list[Operation]:
     parameters = (
         Parameter("include", _MANY, "fnmatch masks of relative paths to pack."),
-        Parameter("exclude", _MANY, "fnmatch masks of what not to pack; they win."),
+        Parameter("exclude", _MANY, "fnmatch masks of relative paths not to pack; they take precedence."),
         Parameter("compress", _FLAG, "tar.gz instead of tar."),
         Parameter("format", {"type": "string", "enum": ["tar", "tar.gz", "tar.zst", "zip"]}, "Kind of archive."),
     )
     packed = {200: ("application/x-tar", "application/gzip", "application/zstd", "application/zip")}
     packing = _FILE_ERRORS
     unpacking, conditions = (*_FILE_ERRORS, 412, 413, 415, 501, 507), _WRITE_CONDITIONS
-    told = "Unpack a tar, compressed or not, a zip, or what else libarchive reads into it."
+    unpack = "Unpack a tar, compressed or not, a zip, or another archive that libarchive reads."
     operations = []
     for what, path in (("sandbox", f"{_JOB}/archive"), ("directory", f"{_JOB}/archive/{{rest}}")):
         text = f"The {what} as an archive."
         operations += [
             Operation("get", path, f"pack_{what}", text, packed, parameters, errors=packing),
-            Operation("head", path, f"pack_{what}_head", "Its headers.", {200: None}, parameters, errors=packing),
-            Operation("post", path, f"unpack_{what}", told, {200: None}, conditions, (BYTES,), errors=unpacking),
-            Operation("put", path, f"unpack_{what}_put", told, {200: None}, conditions, (BYTES,), errors=unpacking),
+            Operation(
+                "head", path, f"pack_{what}_head", "Headers of the archive.", {200: None}, parameters, errors=packing
+            ),
+            Operation("post", path, f"unpack_{what}", unpack, {200: None}, conditions, (BYTES,), errors=unpacking),
+            Operation("put", path, f"unpack_{what}_put", unpack, {200: None}, conditions, (BYTES,), errors=unpacking),
         ]
     return operations
 
@@ -336,4 +353,4 @@ OPERATIONS: tuple[Operation, ...] = (
     *_about_archives(),
     *_about_bridges(),
 )
-"""Everything but the jobs' own HTTP (``/jobs/C/J/http/…``), which is whatever the job makes of it."""
+"""All operations but those of the jobs' own servers (``/jobs/C/J/http/…``)."""

@@ -1,4 +1,4 @@
-"""Response bodies of the HTTP API as models: the source of OpenAPI's schemas, and what tests hold answers against."""
+"""Response bodies of the HTTP API as models, for OpenAPI's schemas and for tests of the responses."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = [
 Time = Field(description="RFC 3339, UTC.")
 
 
-class _Answer(BaseModel):
+class _Response(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Identity(_Answer):
-    """Who a router or an agent is."""
+class Identity(_Response):
+    """Identity of a router or an agent."""
 
     uid: str
-    name: str = Field(description="For people.")
+    name: str = Field(description="Name for people.")
 
 
-class Info(_Answer):
-    """Answer of GET /info."""
+class Info(_Response):
+    """Response to GET /info."""
 
     auth: Identity
     platform: dict[str, str] = Field(description="system, node, release, version, machine, processor")
 
 
-class Peer(_Answer):
+class Peer(_Response):
     """The agent at the other end of a connection."""
 
     auth: Identity
@@ -47,30 +47,30 @@ class Peer(_Answer):
     properties: dict[str, Any] = Field(description="As configured on the agent.")
 
 
-class Connection(_Answer):
-    """A connection with an agent."""
+class Connection(_Response):
+    """A connection to an agent."""
 
     uid: str
     mode: Literal["SERVER", "CLIENT"] = Field(
         description="SERVER: the agent dialled in; CLIENT: the router dialled out."
     )
     peer: Peer
-    since: str = Field(description="When it was linked; RFC 3339, UTC.")
+    since: str = Field(description="Time at which the agent linked; RFC 3339, UTC.")
     latency_ms: float | None = Field(description="Round trip time, milliseconds.")
-    load: float | None = Field(description="Load of the agent's machine over a minute, per core.")
-    jobs: int = Field(description="Jobs that run.")
-    version: str = Field(description="Of the agent.")
-    draining: bool = Field(description="Whether it takes no new jobs.")
-    up: bool = Field(description="Whether it can be reached now.")
+    load: float | None = Field(description="Load average of the agent's machine over a minute, per core.")
+    jobs: int = Field(description="Number of running jobs.")
+    version: str = Field(description="Version of the agent.")
+    draining: bool = Field(description="Whether no new jobs are placed on the agent.")
+    up: bool = Field(description="Whether the agent can be reached now.")
 
 
-class Connections(_Answer):
-    """Answer of GET /connections."""
+class Connections(_Response):
+    """Response to GET /connections."""
 
     connections: list[Connection]
 
 
-class Sender(_Answer):
+class Sender(_Response):
     """The router, as the agent sees it."""
 
     direction: Literal["CLIENT", "SERVER"] = Field(
@@ -80,8 +80,8 @@ class Sender(_Answer):
     name: str
 
 
-class JobAgent(_Answer):
-    """Where a job is."""
+class JobAgent(_Response):
+    """The agent of a job."""
 
     uid: str
     name: str
@@ -89,7 +89,7 @@ class JobAgent(_Answer):
     properties: dict[str, Any]
 
 
-class JobInfo(_Answer):
+class JobInfo(_Response):
     """A job."""
 
     uid: str
@@ -97,19 +97,19 @@ class JobInfo(_Answer):
     state: Literal["NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"]
     sender: Sender
     path: str = Field(description="JOB_PATH: prefix of all requests for this job.")
-    base_url: str | None = Field(description="Path of its server as seen through the router; null without one.")
+    base_url: str | None = Field(description="Path of the job's server on the router; null without one.")
     url: str | None = Field(
-        description="Address at which a person opens its server: its own host name with control.job_domain, else "
-        "base_url under the host name this request was sent to; null without a server."
+        description="URL at which a person opens the job's server: on its own host name with control.job_domain, else "
+        "base_url on the host name of this request; null without a server."
     )
     agent: JobAgent
     confirmed: bool = Field(description="False between a restart of the router and the return of the agent.")
-    args: list[str] = Field(description="As started, templates filled in; the beginning of them where they are long.")
-    args_shortened: bool = Field(description="Whether there was more of them.")
-    pid: int | None = Field(description="Of its first process, while it runs.")
-    ports: list[int] = Field(description="Ports it reported or was given, a thousand at most.")
+    args: list[str] = Field(description="As started, templates filled in; shortened if long.")
+    args_shortened: bool = Field(description="Whether args was shortened.")
+    pid: int | None = Field(description="Process id of the first process, while it runs.")
+    ports: list[int] = Field(description="Ports the job reported or was given, at most a thousand.")
     exit_code: int | None
-    signal: str | None = Field(description="The signal that ended it, for example SIGTERM.")
+    signal: str | None = Field(description="Signal that ended the job, for example SIGTERM.")
     reason: (
         Literal[
             "exited",
@@ -125,7 +125,7 @@ class JobInfo(_Answer):
             "start_failed",
         ]
         | None
-    ) = Field(description="Why it ended.")
+    ) = Field(description="Why the job ended.")
     error: str | None = Field(description="What went wrong, for people.")
     created_at: str = Time
     started_at: str | None = Time
@@ -134,55 +134,55 @@ class JobInfo(_Answer):
     rss_bytes: int | None = Field(description="Resident memory of the whole process tree.")
 
 
-class JobList(_Answer):
-    """Answer of GET /jobs."""
+class JobList(_Response):
+    """Response to GET /jobs."""
 
     jobs: list[JobInfo] = Field(description="Newest first.")
-    next: str | None = Field(description="Cursor of the next page; null on the last.")
+    next: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
-class Entry(_Answer):
-    """One thing in a directory."""
+class Entry(_Response):
+    """One entry of a directory."""
 
-    name: str = Field(description="Bytes that are not UTF-8 as lone surrogates.")
-    href: str = Field(description="The name percent-encoded, to be appended to the directory's URL.")
+    name: str = Field(description="Bytes that are not UTF-8 are lone surrogates.")
+    href: str = Field(description="The name, percent-encoded, to append to the directory's URL.")
     type: Literal["file", "dir", "link", "other"]
     size: int
     mtime: float = Field(description="Seconds since the epoch.")
     mode: int = Field(description="Permission bits.")
 
 
-class Listing(_Answer):
-    """A directory."""
+class Listing(_Response):
+    """Listing of a directory."""
 
     path: str
     entries: list[Entry]
 
 
-class Bridge(_Answer):
+class Bridge(_Response):
     """A WebSocket bridge between a job and another server."""
 
     uid: str
     connection: str
     job: str
-    path: str = Field(description="Of the job's WebSocket, below the job's root.")
-    url: str = Field(description="Of the other server's.")
+    path: str = Field(description="Path of the job's WebSocket below the job's root.")
+    url: str = Field(description="URL of the other server's WebSocket, without secrets.")
     since: str = Field(description="RFC 3339, UTC.")
 
 
-class Bridges(_Answer):
+class Bridges(_Response):
     """The bridges of a job."""
 
     bridges: list[Bridge]
 
 
-class Status(_Answer):
-    """Answer of /healthz and /readyz."""
+class Status(_Response):
+    """Response of /healthz and /readyz."""
 
     status: Literal["ok", "ready"]
 
 
-class Problem(_Answer):
+class Problem(_Response):
     """An error (RFC 9457)."""
 
     type: str
@@ -191,5 +191,5 @@ class Problem(_Answer):
     detail: str = Field(description="What is wrong, for people.")
     code: str = Field(description="What is wrong, for programs; also in the header X-PRouter-Error.")
     request_id: str = Field(description="Also in the logs and in the header X-Request-ID.")
-    job: str | None = Field(default=None, description="Uid of the job concerned.")
-    state: str | None = Field(default=None, description="State of the job concerned.")
+    job: str | None = Field(default=None, description="Uid of the job that the error is about.")
+    state: str | None = Field(default=None, description="State of that job.")

@@ -232,5 +232,5 @@ def test_an_agent_that_says_too_much_is_told_of_in_one_line(caplog: pytest.LogCa
             pass
         client.close()
     (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "the agent sent more bytes than it said" in told.getMessage()
+    assert "the agent sent more bytes than it announced" in told.getMessage()
     assert not told.exc_info

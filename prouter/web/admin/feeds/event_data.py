@@ -1,4 +1,4 @@
-"""What an event tells the world: the broker's bodies with public names and times."""
+"""Events as clients see them: the broker's bodies with public names and times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 
 def public_event(body: dict[str, Any]) -> dict[str, Any]:
-    """An event's data: ``id``, ``at``, ``connection``, and ``job`` (as in job info) or ``agent`` and ``change``."""
+    """Return an event's data: ``id``, ``at``, ``connection``; then ``job`` (its info), or ``agent`` and ``change``."""
     told: dict[str, Any] = {"id": body["id"], "at": rfc3339(body["at"])}
     record = body.get("record")
     if record is None:

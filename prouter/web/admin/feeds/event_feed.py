@@ -1,8 +1,8 @@
-"""Job and agent changes for all who follow ``/events`` on this worker: one subscription, one ring of ready-made bytes.
+"""Events for all followers of ``/events`` on this worker: one subscription and one ring of formatted events.
 
-A follower is a position in the ring. One that is slower than the ring is long is dropped; it resumes by the id of the
-last event it got. When the broker was away, and when ids skip numbers, the worker has missed something; the broker is
-asked for it then.
+A follower is a position in the ring. A follower that falls behind by more than the ring is dropped; it can resume from
+the id of its last event. If the broker was away, or if ids skip numbers, the worker has missed events and asks the
+broker for them.
 """
 
 from __future__ import annotations
@@ -30,25 +30,29 @@ __all__ = ["EventFeed", "Follower"]
 log = logging.getLogger("prouter.web")
 
 RING = 1000
-"""Events a follower may be behind."""
+"""Events that a follower may be behind."""
 RING_BYTES = 8 << 20
-"""Bytes a follower may be behind: jobs with long arguments make long events."""
+"""Bytes that a follower may be behind: jobs with long arguments make long events."""
 _PIECE = 1 << 16
-"""Bytes a follower is given at once, or a single event: what a client that takes nothing costs."""
+"""Bytes that a follower gets at once, or a single event: the memory of a client that does not read."""
 _PAGE = 500
-"""Events asked for at once."""
+"""Events requested from the broker at once."""
 _SWEEP = 5.0
-"""Seconds between looks for followers that are stuck."""
+"""Seconds between searches for followers that are stuck."""
 _CALL_TIMEOUT = 30.0
 
 
 class EventFeed:
-    """See the module's docstring.
+    """The ring of events and its followers.
+
+    Args:
+        router: the worker's connection to the broker.
+        size: number of events in the ring.
 
     Attributes:
-        last: id of the newest event known, None before the first follower came.
-        floor: events up to this id are not in the ring (any more).
-        overrun: events up to this id were pushed out of the ring by newer ones.
+        last: id of the newest event known, None before the first follower.
+        floor: events up to this id are not in the ring.
+        overrun: events up to this id were in the ring and made place for newer ones.
     """
 
     def __init__(self, router: RouterClient, size: int = RING) -> None:
@@ -56,7 +60,7 @@ class EventFeed:
         self._size = size
         self._ring: deque[tuple[int, bytes]] = deque()
         self._bytes = 0
-        """In the ring."""
+        """Size of the events in the ring."""
         self._changed = Event()
         self._followers: set[Follower] = set()
         self._sweeper: Any = None
@@ -69,12 +73,12 @@ class EventFeed:
     # -- followers ----------------------------------------------------------------------------------------------
 
     def follow(self, after: int | None) -> Follower:
-        """A response body with every event from now on, or after the one with that id.
+        """Return a response body with every event from now on, or after the event with the id `after`.
 
-        Where "now" is, the broker says: this worker may be behind what its client has heard from another.
+        The broker says where "now" is: this worker may be behind what its client has heard from another one.
 
         Raises:
-            PRouterError: the broker does not answer.
+            PRouterError: the broker does not reply.
         """
         if self.last is None:
             self._begin()
@@ -91,31 +95,31 @@ class EventFeed:
 
     @property
     def draining(self) -> bool:
-        """Whether followers are to go: they connect again, to whoever serves then, and resume."""
+        """Whether followers are to end: they connect again, to a worker that serves, and resume."""
         return self._router.draining
 
     def leave(self, follower: Follower) -> None:
-        """A follower has ended."""
+        """Remove a follower that has ended."""
         self._followers.discard(follower)
 
     def newer(self, position: int) -> tuple[bytes, int] | None:
-        """Events after `position`, a piece of them, and the position reached; None when there is nothing."""
+        """Return a piece of events after `position` and the position it reaches; None if there are none."""
         ring = self._ring
         if not ring or ring[-1][0] <= position:
             return None
         return next(_pieces(islice(ring, bisect_right(ring, position, key=itemgetter(0)), None)))
 
     def wait(self, timeout: float) -> None:
-        """Until something is new, for at most so many seconds."""
+        """Block until there is a new event, for at most `timeout` seconds."""
         self._changed.wait(timeout)
 
     def replay(self, after: int) -> list[tuple[bytes, int]]:
-        """A page of events after `after` that are not in the ring any more, in pieces with the position each reaches.
+        """Return events after `after` that are no longer in the ring: a page of pieces with the position each reaches.
 
-        When the broker does not have all of them any more, the page begins with an event ``dropped`` that says so.
+        If the broker no longer has all of them, the page begins with an event ``dropped`` that says so.
 
         Raises:
-            PRouterError: the broker does not answer.
+            PRouterError: the broker does not reply.
         """
         answer = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
         first, events = int(answer["first"]), answer["events"]
@@ -128,7 +132,7 @@ class EventFeed:
             pieces.append((sse.COMMENT, max(position, self.floor)))
         return pieces
 
-    # -- news ---------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         answer = self._router.call("events", {"after": None, "limit": 1}, timeout=_CALL_TIMEOUT)
@@ -166,7 +170,7 @@ class EventFeed:
             gevent.spawn(self._catch_up)
 
     def _catch_up(self) -> None:
-        """Ask the broker for what was missed, until nothing is. A greenlet's edge."""
+        """Request missed events from the broker until none is missing. Runs in a greenlet."""
         try:
             while True:
                 self._missed = False
@@ -189,7 +193,7 @@ class EventFeed:
             self._catching_up = False
 
     def _sweep(self) -> None:
-        """While there are followers: drop those that are stuck, and look for what was missed unnoticed."""
+        """Drop followers that are stuck and look for missed events, while there are followers."""
         quiet = 0.0
         while self._followers:
             gevent.sleep(_SWEEP)
@@ -206,22 +210,22 @@ class EventFeed:
 
 
 class Follower:
-    """A response body: events as they happen, with a comment when nothing does.
+    """A response body: events as they happen, and comments while none does.
 
     Attributes:
-        position: id of the last event handed out.
+        position: id of the last event that was returned.
     """
 
     def __init__(self, feed: EventFeed, position: int) -> None:
         self._feed = feed
         self.position = position
         self._past: deque[tuple[bytes, int]] = deque()
-        """Of a page that was asked for: what is still to be handed out."""
+        """Rest of a page from the broker."""
         self._live = False
         self._begun = False
         self._ended = False
         self._taken = 0
-        """Pieces taken, and how many had been at the last sweep:"""
+        """Number of pieces taken, now and at the last sweep."""
         self._swept = 0
         self._greenlet: Any = None
 
@@ -259,7 +263,7 @@ class Follower:
         return data
 
     def _behind(self) -> bytes:
-        """The ring has gone on without this follower: slow ones go, those that just came are shown the past."""
+        """Handle that the ring does not reach back to this follower: drop it if it is slow, replay if it is new."""
         if self._live and self.position < self._feed.overrun:
             self._ended = True
             return sse.event("dropped", {"reason": "slow", "after": self.position}, self.position)
@@ -273,19 +277,19 @@ class Follower:
         return data
 
     def drop_if_stuck(self) -> None:
-        """End the request when the ring went round, and its client took nothing since the last look."""
+        """End the request if the ring has passed this follower and its client has read nothing since the last look."""
         stuck, self._swept = self._taken == self._swept, self._taken
         if stuck and self.position < self._feed.overrun and isinstance(self._greenlet, gevent.Greenlet):
             log.info("event=follower_dropped after=%d", self.position)
             self._greenlet.kill(block=False)
 
     def close(self) -> None:
-        """The server calls this in any case."""
+        """End the body; the server calls this in any case."""
         self._feed.leave(self)
 
 
 def _pieces(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """Events joined to what a follower is given at once, and the id of the last in each."""
+    """Yield events joined into pieces, with the id of the last event in each."""
     parts: list[bytes] = []
     size = position = 0
     for event_id, data in events:

@@ -1,4 +1,4 @@
-"""A job's log as a request reads it: from a position on, over every loss of the path, to an end known to be one."""
+"""A reader of a job's log: from a position on, across losses of the link, to an end that is known to be one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["LogTail", "TailPosition"]
 log = logging.getLogger("prouter.web")
 
 _LASTING = frozenset({"path_lost", "worker_gone", "agent_gone", "overloaded", "unknown_stream"})
-"""Ends of a stream that say nothing about the log: it is opened again where it was."""
+"""Codes of a stream's end that say nothing about the log: the reader opens another stream."""
 
 
 _WINDOW = 128 * 1024
-"""Bytes in flight between agent and worker: a log may have many followers, and some of them may not read."""
+"""Receive window, bytes: a log may have many followers, and some of them may not read."""
 
 
 class TailPosition:
-    """Where reading starts.
+    """The position at which reading starts.
 
     Attributes:
-        offset: position in the log, None for not given.
-        tail: how many lines from the end, None for not given.
+        offset: position in the log, bytes; None if not given.
+        tail: number of lines before the end; None if not given.
     """
 
     __slots__ = ("offset", "tail")
@@ -45,13 +45,13 @@ class TailPosition:
 
 
 class LogTail:
-    """A log being read; the first stream to the agent is opened at once.
+    """A log that is being read; the first stream to the agent is opened at once.
 
     Attributes:
         offset: position of the next byte `read` returns.
 
     Raises:
-        PRouterError: there is no such job or log, or no way to it.
+        PRouterError: there is no such job or log, or its agent cannot be reached.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LogTail:
         self.offset = 0
         self._patience = None if follow else patience_for(router.config)
         self._waited = 0.0
-        """Seconds of waiting for the agent since it last sent something."""
+        """Seconds spent waiting for the agent since it last sent something."""
         self._open(start)
 
     def _open(self, start: TailPosition) -> None:
@@ -82,11 +82,11 @@ class LogTail:
         self.offset = int(preface["offset"])
 
     def read(self, patience: float) -> bytes | None:
-        """The next bytes; b"" at the end of the log, None when `patience` seconds passed without any.
+        """Return the next bytes; b"" at the end of the log, None if `patience` seconds passed without any.
 
         Raises:
-            PRouterError: the log cannot be read on, ever.
-            AgentTimeout: a log that is not followed has to come without long pauses.
+            PRouterError: the rest of the log cannot be read, now or later.
+            AgentTimeout: the agent paused for too long within a log that is not followed.
         """
         began = time.monotonic()
         most = patience if self._patience is None else min(patience, self._patience)
@@ -112,12 +112,12 @@ class LogTail:
         return data
 
     def _reopen(self) -> None:
-        """Go on where the last stream ended, as soon as there is a way to the agent."""
+        """Continue where the last stream ended, as soon as the agent can be reached."""
         try:
             self._open(TailPosition(self.offset, None))
         except AgentUnavailable as error:
             log.debug("event=log_waits job=%s log=%s code=%s", self._job, self._name, error.code)
-        except RangeNotSatisfiable:  # The job truncated its own log: it begins anew.
+        except RangeNotSatisfiable:  # the job truncated its own log: begin again
             self._open(TailPosition(0, None))
 
     def _lost(self, error: StreamReset) -> None:
@@ -128,7 +128,7 @@ class LogTail:
         log.info("event=log_reopened job=%s log=%s offset=%d code=%s", self._job, self._name, self.offset, error.code)
 
     def ending(self) -> dict[str, Any]:
-        """The job's info once its log has ended; waits a moment for news of the job's end."""
+        """Return the job's info at the end of its log, after a moment in which the event of its end may arrive."""
         until = time.monotonic() + (2.0 if self._follow else 0.0)
         args = {"connection": self._connection, "job": self._job, "until": until}
         try:
@@ -138,6 +138,6 @@ class LogTail:
         return info
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Reset the stream."""
         if self._io is not None and not self._io.stream.closed:
-            self._io.reset("client_gone", "the client went away")
+            self._io.reset("client_gone", "the client disconnected")

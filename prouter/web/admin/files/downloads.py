@@ -1,4 +1,4 @@
-"""One download of one file: preconditions, whole or in ranges, and the body that goes with the answer."""
+"""One download of one file: preconditions, byte ranges, and the response body."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["Download", "MultipartBody"]
 _TYPE = "application/octet-stream"
 _CONDITIONS = ("IF-MATCH", "IF-NONE-MATCH", "IF-MODIFIED-SINCE", "IF-UNMODIFIED-SINCE")
 _ATTEMPTS = 5
-"""How often a ranged download starts again because the file changes under it."""
+"""Attempts at a download whose file changes between looking at it and opening it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file to be read for one request.
+    """A file that one request downloads.
 
     Attributes:
         path: relative to the sandbox.
-        remove: delete the file once the client has its last byte.
+        remove: delete the file after the client has received all of it.
     """
 
     router: RouterClient
@@ -43,11 +43,11 @@ class Download:
     remove: bool = False
 
     def answer(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """Fill in the answer to a GET or HEAD.
+        """Fill in the response to a GET or HEAD.
 
         Raises:
-            IsDirectory: the path is a directory's.
-            PRouterError: any other reason not to get the file.
+            IsDirectory: the path names a directory.
+            PRouterError: the file cannot be read for another reason.
         """
         headers = req.headers
         resp.set_header("Accept-Ranges", "bytes")
@@ -61,7 +61,7 @@ class Download:
     def _answer_with_care(
         self, req: ApiRequest, resp: falcon.Response, headers: Mapping[str, str], ranged: bool
     ) -> None:
-        """Look first, then decide; again when the file changes in between."""
+        """Look at the file, decide on ranges and preconditions, open it; repeat if it changed in between."""
         for _attempt in range(_ATTEMPTS):
             io, known = self._open(0, 0)
             self.body(io, 0).close()
@@ -91,7 +91,7 @@ class Download:
     def _send(
         self, req: ApiRequest, resp: falcon.Response, wanted: list[tuple[int, int]] | None, known: dict[str, Any]
     ) -> bool:
-        """Open what is to be sent; False when the file is not the `known` one any more."""
+        """Open what is to be sent; return False if the file is no longer the `known` one."""
         start, stop = wanted[0] if wanted else (0, None)
         io, found = self._open(start, None if stop is None else stop - start)
         if found["etag"] != known["etag"]:
@@ -128,15 +128,15 @@ class Download:
         return open_io(self.router, self.route, target, close=not remove)
 
     def body(self, io: StreamIO, length: int, delivered: Callable[[], None] | None = None) -> StreamBody:
-        """A part of the file, from a stream that was opened for it."""
+        """Return the body for a part of the file, from a stream that was opened for it."""
         job, patience = self.route.record.uid, patience_for(self.router.config)
         return StreamBody(io, length, job, patience, delivered=delivered)
 
     def part(self, start: int, stop: int, etag: str) -> StreamBody:
-        """A further part of the file.
+        """Open a further part of the file.
 
         Raises:
-            ProtocolError: it is not the same file any more; the answer that was begun has to be broken off.
+            ProtocolError: the file was replaced, so the response has to be cut.
         """
         io, found = self._open(start, stop - start)
         if found["etag"] != etag:
@@ -146,14 +146,14 @@ class Download:
 
 
 def _at_once() -> None:
-    """A server that cannot tell what has reached the client: handed over is as good as delivered."""
+    """Stand in for a server that does not know what has reached the client: what was sent counts as delivered."""
 
 
 class MultipartBody:
-    """A ``multipart/byteranges`` body (RFC 9110 section 14.6); parts are opened one after the other.
+    """A ``multipart/byteranges`` body (RFC 9110 section 14.6), whose parts are opened one after the other.
 
     Attributes:
-        boundary: what separates the parts.
+        boundary: text that separates the parts.
         length: bytes of the whole body.
     """
 
@@ -198,5 +198,5 @@ class MultipartBody:
         return self._head(*bounds)
 
     def close(self) -> None:
-        """See `StreamBody.close`."""
+        """Close the current part; the server calls this in any case."""
         self._part.close()

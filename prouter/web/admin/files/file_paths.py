@@ -1,4 +1,4 @@
-"""The file a request names: from the untouched request target, so that every name a file system can hold works."""
+"""File paths in request targets, taken from the raw target, so that every name a file system can hold works."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def path_below(raw_path: str) -> bytes:
-    """The path after ``/jobs/C/J/<noun>/`` of a request target, percent-decoded once; ``+`` stays ``+``.
+    """Return the path after ``/jobs/C/J/<noun>/`` of a request target, percent-decoded once; ``+`` stays ``+``.
 
-    Whether it stays inside the sandbox is for the agent to judge, who alone sees the sandbox's links.
+    The agent decides whether the path stays inside the sandbox: only the agent sees the sandbox's links.
 
     Args:
         raw_path: path of the request target as sent, each character one byte (latin-1).

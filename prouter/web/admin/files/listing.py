@@ -1,4 +1,4 @@
-"""A directory's listing as one JSON document, made while the entries come."""
+"""A directory's listing as one JSON document, made while its entries arrive."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ListingBody:
 
     Args:
         io: the stream, its preface read.
-        path: the directory, relative to the sandbox, as sent; what is not UTF-8 becomes surrogates (PEP 383).
-        job: whose it is.
-        patience: see `StreamBody`.
+        path: the directory, relative to the sandbox; bytes that are not UTF-8 become surrogates (PEP 383).
+        job: uid of the job.
+        patience: seconds the agent may pause; None for no limit.
     """
 
     def __init__(self, io: StreamIO, path: bytes, job: str, patience: float | None) -> None:
@@ -42,7 +42,7 @@ class ListingBody:
         return head + b"]}"
 
     def _joined(self, data: bytes) -> bytes:
-        """The lines with commas between them; a newline at the end waits for a line to follow."""
+        """Return the lines joined by commas; a newline at the end waits for the next line."""
         before = b"," if self._newline and data else b""
         self._newline = data.endswith(b"\n")
         if self._newline:
@@ -50,5 +50,5 @@ class ListingBody:
         return before + data.replace(b"\n", b",")
 
     def close(self) -> None:
-        """See `StreamBody.close`."""
+        """Reset the stream unless it was read to its end; the server calls this in any case."""
         self._lines.close()

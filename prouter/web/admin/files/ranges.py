@@ -1,4 +1,4 @@
-"""Byte ranges and preconditions of downloads: RFC 9110 sections 13 and 14, without I/O."""
+"""Byte ranges and preconditions of downloads (RFC 9110 sections 13 and 14), without I/O."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from prouter.errors import PreconditionFailed, RangeNotSatisfiable
 __all__ = ["Validators", "byte_ranges", "etag_in"]
 
 MAX_RANGES = 32
-"""More ranges than this in one request are answered with the whole file (RFC 9110 section 17.15)."""
+"""Ranges in one request; for more, the response is the whole file (RFC 9110 section 17.15)."""
 
 _SPEC = re.compile(r"([0-9]{0,40})-([0-9]{0,40})")
 
 
 def etag_in(header: str, etag: str, *, weak: bool) -> bool:
-    """Whether a list of entity tags, or ``*``, covers `etag`; a malformed one covers none.
+    """Return whether a list of entity tags, or ``*``, matches `etag`; a malformed list does not.
 
     Args:
-        weak: compare weakly (If-None-Match) or strongly (If-Match).
+        weak: whether to compare weakly (If-None-Match) or strongly (If-Match).
     """
     tags = entity_tags(header)
     return tags is not None and matches(tags, etag, weak=weak)
@@ -31,10 +31,10 @@ def etag_in(header: str, etag: str, *, weak: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What identifies a file's present content.
+    """Validators of a file's present content.
 
     Attributes:
-        etag: strong entity tag, quotes included.
+        etag: strong entity tag with its quotes.
         mtime_ns: nanoseconds since the epoch.
     """
 
@@ -43,11 +43,11 @@ class Validators:
 
     @property
     def last_modified(self) -> str:
-        """For the header: whole seconds, never later than now (RFC 9110 section 8.8.2.1)."""
+        """Value of Last-Modified: whole seconds, not later than now (RFC 9110 section 8.8.2.1)."""
         return formatdate(min(self.mtime_ns // 10**9, int(time.time())), usegmt=True)
 
     def not_modified(self, headers: Mapping[str, str]) -> bool:
-        """Whether a GET or HEAD with these headers is answered by 304 (RFC 9110 section 13.2.2).
+        """Return whether the response to a GET or HEAD with these headers is 304 (RFC 9110 section 13.2.2).
 
         Args:
             headers: by upper-case name, as `falcon.Request.headers` has them.
@@ -58,9 +58,9 @@ class Validators:
         match = headers.get("IF-MATCH")
         if match is not None:
             if not etag_in(match, self.etag, weak=False):
-                raise PreconditionFailed("the file's entity tag is another one by now")
+                raise PreconditionFailed("the file has changed: its entity tag is another one")
         elif (since := http_date(headers.get("IF-UNMODIFIED-SINCE", ""))) is not None and self._mtime > since:
-            raise PreconditionFailed("the file was modified since")
+            raise PreconditionFailed("the file was modified after the time in If-Unmodified-Since")
         none_match = headers.get("IF-NONE-MATCH")
         if none_match is not None:
             return etag_in(none_match, self.etag, weak=True)
@@ -68,7 +68,7 @@ class Validators:
         return modified_since is not None and self._mtime <= modified_since
 
     def range_applies(self, if_range: str | None) -> bool:
-        """Whether If-Range, if sent, lets Range count (RFC 9110 section 13.1.5); a date must match exactly."""
+        """Return whether Range applies under If-Range (RFC 9110 section 13.1.5); a date has to match exactly."""
         if if_range is None:
             return True
         if if_range.lstrip().startswith(('"', "W/")):
@@ -81,9 +81,10 @@ class Validators:
 
 
 def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
-    """The ranges a Range header asks for as ``[start, stop)``, in the order asked; those that overlap or touch joined.
+    """Return the ranges of a Range header as ``[start, stop)``, in order; overlapping or adjacent ones are joined.
 
-    None when the header is to be ignored: another unit, malformed, too many ranges.
+    Returns:
+        The ranges, None if the header is to be ignored: another unit, malformed, or too many ranges.
 
     Raises:
         RangeNotSatisfiable: no range lies within the file.
@@ -92,9 +93,7 @@ def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
     if not separator or unit.strip().lower() != "bytes":
         return None
     found: list[tuple[int, int]] = []
-    asked = [
-        spec.strip() for spec in specs.split(",") if spec.strip()
-    ]  # empty elements count nothing (section 5.6.1.2)
+    asked = [spec.strip() for spec in specs.split(",") if spec.strip()]  # empty elements do not count (section 5.6.1.2)
     if not asked or len(asked) > MAX_RANGES:
         return None
     for spec in asked:
@@ -111,14 +110,14 @@ def byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
         if start < stop:
             found.append((start, stop))
     if not found and not size and any(spec.startswith("-") and spec.strip("-0") for spec in asked):
-        return None  # a suffix of nothing can be had, but no Content-Range could tell of it
+        return None  # an empty suffix exists, but no Content-Range can describe it
     if not found:
-        raise RangeNotSatisfiable(f"the file has {size} bytes; none of the ranges asked for lies within")
+        raise RangeNotSatisfiable(f"the file has {size} bytes, and no requested range lies within")
     return _joined(found)
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges that overlap or touch made one (RFC 9110 section 15.3.7.2), the others in the order given."""
+    """Join ranges that overlap or touch (RFC 9110 section 15.3.7.2), and keep the order of the others."""
     joined: list[tuple[int, int]] = []
     for start, stop in ranges:
         for known in [known for known in joined if known[0] <= stop and start <= known[1]]:

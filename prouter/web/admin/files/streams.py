@@ -1,4 +1,4 @@
-"""Streams to a job's sandbox as requests use them: opened patiently, written until the agent speaks, read fully."""
+"""Streams to a job's sandbox: opened once the agent is there, written until it responds, read to the end."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ __all__ = ["StreamBody", "UploadIO", "open_io", "reset_error", "sandbox_route", 
 log = logging.getLogger("prouter.web")
 
 _SLOW = frozenset({"file.delete"})
-"""Kinds of streams whose preface comes when everything is done, which may be much."""
+"""Kinds of streams whose preface arrives only after all the work is done, which may take long."""
 SMALL = 64 * 1024
-"""Bytes of a request body that are gathered before anything is sent; the agent writes as much without ado."""
+"""Bytes up to which a request body is read first, so that opening, bytes and end leave in one message."""
 
 
 def sandbox_route(router: RouterClient, connection: str, job: str) -> JobRoute:
-    """Where the job's sandbox is; waits for an agent that is away, for at most ``control.hold`` seconds.
+    """Return the route to a job's sandbox, after at most ``control.hold`` seconds for an agent that is away.
 
     Raises:
-        NotFound: no such connection or job, or its sandbox is gone.
+        NotFound: no such connection or job, or its sandbox was deleted.
         AgentUnavailable: the agent stayed away.
     """
     return router.usable_route(connection, job, _obstacle, time.monotonic() + router.config.control.hold)
 
 
 def _obstacle(route: JobRoute) -> PRouterError | None:
-    """Why a job's sandbox cannot be reached; status 503 for what may pass."""
+    """Return why a job's sandbox cannot be reached, None if it can; status 503 marks what may pass by itself."""
     record = route.record
     job = record.uid
     if record.state is State.CLOSED:
@@ -53,7 +53,7 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
 
 
 class UploadIO(StreamIO):
-    """A stream that is written until the agent has its final say, which may come early when it is an error."""
+    """A stream that is written until the agent sends its result, which arrives early if it is an error."""
 
     __slots__ = ("_accepted", "_job", "_patience")
 
@@ -64,21 +64,21 @@ class UploadIO(StreamIO):
         self._patience = patience
 
     def on_data(self, data: bytes) -> None:
-        """See `StreamHandler`; a writer that waits for room is to look what the agent has to say."""
+        """Wake a writer that waits for the window: the agent's result may have arrived."""
         super().on_data(data)
         self.on_writable()
 
     def on_finish(self) -> None:
-        """See `StreamHandler`."""
+        """Wake a writer that waits for the window: the agent has finished."""
         super().on_finish()
         self.on_writable()
 
     def accept(self) -> None:
-        """Wait until the agent is ready to take bytes.
+        """Wait until the agent accepts the upload.
 
         Raises:
-            PRouterError: it refuses.
-            AgentTimeout: it says nothing for too long.
+            PRouterError: the agent refuses.
+            AgentTimeout: the agent sends nothing for too long.
         """
         if not self._accepted:
             with within(self._patience, self._job):
@@ -86,7 +86,7 @@ class UploadIO(StreamIO):
             self._accepted = True
 
     def offer(self, data: bytes) -> bool:
-        """Write all of `data`; False, with the rest not written, when the agent gave its result before the end.
+        """Write all of `data`; return False, with the rest unwritten, if the agent sent its result before the end.
 
         Raises:
             PRouterError: the agent refuses.
@@ -94,7 +94,7 @@ class UploadIO(StreamIO):
         """
         view = data
         while view:
-            if self._answered():
+            if self._responded():
                 if self._accepted:
                     return False
                 self.accept()
@@ -102,13 +102,13 @@ class UploadIO(StreamIO):
             most = max(CHUNK, self.stream.piece)
             taken = self.stream.write(view if len(view) <= most else view[:most])
             view = view[taken:]
-            if view and not taken and not self._answered():
+            if view and not taken and not self._responded():
                 with within(self._patience, self._job):
                     self._wait_writable()
         return True
 
-    def _answered(self) -> bool:
-        """Whether something of the agent waits to be read.
+    def _responded(self) -> bool:
+        """Return whether bytes of the agent wait to be read.
 
         Raises:
             StreamReset: the stream ended early.
@@ -118,11 +118,14 @@ class UploadIO(StreamIO):
         return bool(self._chunks) or self._finished
 
     def result(self, patience: float | None) -> dict[str, Any]:
-        """End the writing and wait for what came of it, for so long.
+        """End the upload and wait for its result.
+
+        Args:
+            patience: seconds the agent may take; None for no limit.
 
         Raises:
-            PRouterError: it failed.
-            AgentTimeout: the agent says nothing for too long.
+            PRouterError: the upload failed.
+            AgentTimeout: the agent sends nothing for too long.
         """
         self.close()
         self.accept()
@@ -133,17 +136,17 @@ class UploadIO(StreamIO):
 def send_body(
     router: RouterClient, route: JobRoute, target: dict[str, Any], read: Callable[[int], bytes], *, patient: bool
 ) -> dict[str, Any]:
-    """Send a request body through a new stream; the agent's result. Whatever goes wrong, the stream is reset.
+    """Send a request body through a new stream and return the agent's result. After any error the stream is reset.
 
     A small body is read first, so that opening, bytes and end travel in one message.
 
     Args:
-        target: what to open; its ``size`` is the body's length, None when that is not known.
-        read: returns up to so many bytes of the body, none at its end, and raises when the client goes away before.
-        patient: wait until the agent is ready before the first byte is read (Expect: 100-continue).
+        target: what to open; its ``size`` is the body's length, None if unknown.
+        read: returns up to so many bytes of the body, none at its end; raises if the client disconnects before.
+        patient: whether to wait until the agent accepts before the first byte is read (Expect: 100-continue).
 
     Raises:
-        PRouterError: the agent's error, or no way to it.
+        PRouterError: the agent's error, or the agent cannot be reached.
     """
     size = target["size"]
     small = size is not None and size <= SMALL and not patient
@@ -156,7 +159,7 @@ def send_body(
             io.offer(body)
         else:
             _send_as_it_comes(io, read, patient)
-        # What was sent may have to be unpacked, or brought to disk.
+        # The agent may have to unpack what was sent, or to write it to disk.
         result = checked_result(target, io.result(control.response_timeout or None))
         finished = True
         return result
@@ -189,16 +192,16 @@ def _send_as_it_comes(io: UploadIO, read: Callable[[int], bytes], patient: bool)
 def open_io(
     router: RouterClient, route: JobRoute, target: dict[str, Any], *, close: bool = True, window: int | None = None
 ) -> tuple[StreamIO, dict[str, Any]]:
-    """Open a stream that is only read; it and its preface.
+    """Open a stream that is only read, and return it and its preface.
 
     Args:
-        close: end our side at once; else `StreamBody` does so at the very end.
-        window: most bytes in flight, if that is to be less than ``fabric.window``.
+        close: whether to shut down our side at once; else `StreamBody` does so at the end.
+        window: limit of the bytes in flight; ``fabric.window`` by default.
 
     Raises:
-        PRouterError: the agent's error, or no way to it.
-        ProtocolError: the agent's answer makes no sense.
-        AgentTimeout: there is none.
+        PRouterError: the agent's error, or the agent cannot be reached.
+        ProtocolError: the agent's reply is malformed.
+        AgentTimeout: the agent does not reply in time.
     """
     io = StreamIO(router.open_stream(route.connection, {"job": route.record.uid, **target}, window=window))
     finished = False
@@ -219,7 +222,7 @@ def open_io(
 
 
 def reset_error(error: StreamReset, route: JobRoute) -> Exception:
-    """What a reset means for the request that used the stream."""
+    """Return the error that a reset means for the request that used the stream."""
     if error.code == "no_job":
         return NotFound(f"job '{route.record.uid}' is not found", job=route.record.uid)
     return AgentUnavailable(error.detail, job=route.record.uid, retry_after=2, code=error.code)
@@ -229,11 +232,11 @@ class StreamBody:
     """A response body read from a stream: all of it, or an exception that makes the server cut the connection.
 
     Args:
-        length: bytes to come; None for as many as there are.
-        job: whose sandbox they come from.
-        patience: seconds the agent may say nothing; None for any time. `AgentTimeout` ends the body then.
-        delivered: waits until the client has everything, or raises. Then our side of the stream is ended, for an agent
-            that waits for that, and the body ends when the agent has done what it waited with. None: our side is ended.
+        length: bytes to come; None if unknown.
+        job: uid of the job.
+        patience: seconds the agent may pause before `AgentTimeout` ends the body; None for no limit.
+        delivered: blocks until the client has everything, or raises. After it, our side of the stream is shut down, and
+            the body ends when the agent, which waits for that, has done its last step. None if our side is shut down.
     """
 
     def __init__(
@@ -264,7 +267,7 @@ class StreamBody:
             if self._left is not None:
                 self._left -= len(data)
                 if self._left < 0:
-                    raise ProtocolError("the agent sent more bytes than it said")
+                    raise ProtocolError("the agent sent more bytes than it announced")
             return data
         if self._left:
             raise ProtocolError(f"the transfer ended {self._left} bytes early", code="truncated")
@@ -286,10 +289,10 @@ class StreamBody:
         try:
             while self._read():
                 pass
-        except (StreamReset, AgentTimeout) as error:  # the client has all it asked for
+        except (StreamReset, AgentTimeout) as error:  # the client has the whole file
             log.warning("event=delivery_not_confirmed code=%s detail=%r", error.code, error.detail)
 
     def close(self) -> None:
-        """The server calls this in any case; a body that was not read to its end resets the stream."""
+        """Reset the stream unless it was read to its end; the server calls this in any case."""
         if not self._done and (self._left != 0 or self._delivered is not None):
-            self._io.reset("client_gone", "the client went away")
+            self._io.reset("client_gone", "the client disconnected")

@@ -1,4 +1,4 @@
-"""Reading JSON request bodies: whatever their Content-Type, up to a limit, into a model."""
+"""JSON request bodies: read up to a limit, whatever their Content-Type, into a model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MANY_DIGITS = re.compile(rb"\d{19}")
 
 
 def _read(req: falcon.Request) -> bytes | bytearray:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
-        TooLarge: it is longer than `MAX_JSON`.
-        Overloaded: the worker holds too much of bodies that are not complete.
+        TooLarge: the body is longer than `MAX_JSON`.
+        Overloaded: the worker holds too many bytes of incomplete bodies.
     """
     length = req.content_length
     if length is not None and length > MAX_JSON:
@@ -39,7 +39,7 @@ def _read(req: falcon.Request) -> bytes | bytearray:
     left = MAX_JSON + 1 if length is None else length
     data: bytes = read(min(left, _PIECE))
     if len(data) == length:
-        return data  # all at once, as nearly always
+        return data  # in one piece, as nearly always
     with BodyMemory.of(req).body() as body:
         while data:
             body.add(data)
@@ -51,12 +51,12 @@ def _read(req: falcon.Request) -> bytes | bytearray:
 
 
 def read_json(req: falcon.Request) -> Any:
-    """The body as JSON (RFC 8259), None when there is none.
+    """Return the body as JSON (RFC 8259), None if there is none.
 
     Raises:
-        InvalidRequest: it is no JSON.
-        Unsupported: it is coded.
-        TooLarge: it is longer than `MAX_JSON`.
+        InvalidRequest: the body is not JSON.
+        Unsupported: the body has a content coding.
+        TooLarge: the body is longer than `MAX_JSON`.
     """
     refuse_coded(req)
     data = _read(req)
@@ -72,7 +72,7 @@ def read_json(req: falcon.Request) -> Any:
 
 
 def _refuse_long_numbers(value: Any, where: tuple[str, ...]) -> None:
-    """Refuse integers that the fabric cannot carry (msgpack: 64 bits)."""
+    """Refuse integers beyond the 64 bits of msgpack, which carries the request to the agent."""
     if isinstance(value, dict):
         for key, item in value.items():
             _refuse_long_numbers(item, (*where, key))
@@ -84,14 +84,14 @@ def _refuse_long_numbers(value: Any, where: tuple[str, ...]) -> None:
 
 
 def read_model(model: type[Model], req: falcon.Request, *, optional: bool = False) -> Model:
-    """The body as a model.
+    """Return the body as a model.
 
     Args:
-        optional: whether no body stands for a model made of defaults.
+        optional: whether a missing body means the model's defaults.
 
     Raises:
-        InvalidRequest: it is no JSON or does not fit; the detail says where.
-        TooLarge: it is longer than `MAX_JSON`.
+        InvalidRequest: the body is not JSON or does not fit the model; the detail says where.
+        TooLarge: the body is longer than `MAX_JSON`.
     """
     body = read_json(req)
     if body is None:
@@ -102,10 +102,10 @@ def read_model(model: type[Model], req: falcon.Request, *, optional: bool = Fals
 
 
 def discard_body(req: falcon.Request) -> None:
-    """Read a body nobody needs, so that the connection can be used again.
+    """Read and drop a body, so that the connection can serve another request.
 
     Raises:
-        TooLarge: it is longer than `MAX_JSON`.
+        TooLarge: the body is longer than `MAX_JSON`.
     """
     _read(req)
 

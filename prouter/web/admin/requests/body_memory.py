@@ -1,4 +1,4 @@
-"""The memory that JSON bodies of all of a worker's clients take together while they arrive."""
+"""A limit on the memory of all JSON bodies that are arriving at a worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN = 64 * 1024 * 1024
 
 
 class PartialBody:
-    """A body that is still arriving; `BodyMemory.body` makes it."""
+    """A body that is arriving; made by `BodyMemory.body`."""
 
     def __init__(self, memory: BodyMemory) -> None:
         self.data = bytearray()
@@ -24,30 +24,32 @@ class PartialBody:
         self._dropped = False
 
     def add(self, data: bytes) -> None:
-        """Keep more of the body.
+        """Add bytes.
 
         Raises:
-            Overloaded: it was given up, now or while nothing came, to make room for smaller ones.
+            Overloaded: the body was dropped, now or earlier, in favour of smaller ones.
         """
         if not self._dropped:
             self.data += data
             self._memory.grown(len(data))
         if self._dropped:
-            raise Overloaded("too many large request bodies are on their way to this worker", retry_after=1)
+            raise Overloaded(
+                "too many large request bodies are arriving at this worker: send the request again", retry_after=1
+            )
 
     def drop(self) -> int:
-        """Give it up at once; how many bytes that frees. Its client is told when more of it comes."""
+        """Drop the body and return how many bytes that frees. Its next `add` raises."""
         size, self.data, self._dropped = len(self.data), bytearray(), True
         return size
 
 
 class BodyMemory:
-    """Falcon middleware that lends requests memory for their bodies, up to a bound in all.
+    """Falcon middleware that limits the memory of incomplete bodies.
 
-    When that is reached the largest body is given up, so that small ones are read whatever others send.
+    At the limit the largest body is dropped, so that small ones are read whatever other clients send.
 
     Args:
-        limit: bytes.
+        limit: bytes of all bodies together.
     """
 
     def __init__(self, limit: int = _OWN) -> None:
@@ -57,22 +59,22 @@ class BodyMemory:
 
     @property
     def total(self) -> int:
-        """Bytes lent now."""
+        """Bytes in use."""
         return self._total
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        """Falcon calls this before the resource."""
+        """Attach this memory to the request; run before the resource (Falcon)."""
         req.env[_KEY] = self
 
     @classmethod
     def of(cls, req: falcon.Request) -> BodyMemory:
-        """The worker's memory; one of its own for a request outside the app."""
+        """Return the memory of a request; a new one for a request outside the app."""
         found = req.env.get(_KEY)
         return found if isinstance(found, cls) else cls()
 
     @contextmanager
     def body(self) -> Iterator[PartialBody]:
-        """A body whose memory is given back at the end of the block."""
+        """Yield a body whose memory is released at the end of the block."""
         body = PartialBody(self)
         self._bodies[body] = None
         try:
@@ -82,7 +84,7 @@ class BodyMemory:
             self._total -= body.drop()
 
     def grown(self, size: int) -> None:
-        """A body has grown by so many bytes."""
+        """Count bytes that a body has grown by, and drop the largest body at the limit."""
         self._total += size
         while self._total > self._limit:
             self._total -= max(self._bodies, key=lambda body: len(body.data)).drop()

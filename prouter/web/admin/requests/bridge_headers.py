@@ -1,6 +1,6 @@
-"""What a job is told in a bridge's handshake of the request that asked for the bridge: cookies, credentials and such.
+"""Fields of a request for a bridge that go into the bridge's handshake with the job: cookies, credentials and others.
 
-The original passes these on, too: a job that lets in only who has its token or cookie can be bridged by who has it.
+The original passes them on, too: a client with the job's token or cookie can bridge a job that requires one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from prouter.web.proxy.fields import REQUEST_FIELDS, RequestField
 __all__ = ["handshake_headers"]
 
 _OF_THE_REQUEST = frozenset({"accept", "accept-encoding", "date", "idempotency-key", "user-agent"})
-"""Fields that are about the request for the bridge, or its answer."""
+"""Fields about the request for the bridge, or about its response."""
 _PREFIXES_OF_THE_REQUEST = ("content-", "if-", "sec-")
-"""Fields about its body, of conditions, and of how a browser came to send it or what WebSocket it speaks."""
+"""Prefixes of fields about the body, conditions, the browser's context, or another WebSocket handshake."""
 
 
 def handshake_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Those of a request's `headers` that go into the handshake with the job.
+    """Return the fields of a request that go into the handshake with the job.
 
-    What would not pass the proxy does not pass here: fields of one hop, and what claims to be a proxy's word. Host and
-    Origin stay out as well, since it is the router that speaks to the job.
+    Fields that do not pass the proxy do not pass here: those for one hop, and those of untrusted proxies. Host and
+    Origin stay out, too, because the router is the client of the job.
 
     Args:
-        headers: as WSGI has them: one value per name, joined by commas if there were several.
+        headers: one value per name, joined by commas, as in WSGI.
     """
     dropped = {name.strip().lower() for name in headers.get("CONNECTION", "").split(",")}
     return [

@@ -1,4 +1,4 @@
-"""What the resources know of a request and say in every answer: the untouched path, a request id, no caching."""
+"""Requests and responses of the API: the raw path, a request id, headers against caching."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prouter.web.proxy.pages import USABLE_ID
 __all__ = ["ApiRequest", "ApiResponse", "send_json"]
 
 _NOWHERE = "/-/-"
-"""No route: for paths that begin with several slashes, which Falcon's router would ignore."""
+"""A path without a route, for paths that begin with several slashes, which Falcon's router would ignore."""
 _process = uuid.uuid4().hex[:8]
 _numbers = itertools.count(1)
 
 
 class ApiRequest(falcon.Request):
-    """A request with an id, routed by its path as the client sent it, percent-encoding and all.
+    """A request with an id, routed by its path as sent, without percent-decoding.
 
     Attributes:
-        id: goes into the answer and into log lines about the request; the client's ``X-Request-ID`` if it sent one.
+        id: id for the response and log lines; the client's ``X-Request-ID`` if it sent one.
         raw_path: path of the request target as sent.
-        began: when it came, of the monotonic clock.
+        began: monotonic time at which the request arrived.
     """
 
     __slots__ = ("began", "id", "raw_path")
@@ -51,25 +51,25 @@ class ApiRequest(falcon.Request):
 
 
 class ApiResponse(falcon.Response):
-    """A response with the headers every answer of the administrative API has."""
+    """A response with the headers that every response of the API has."""
 
     __slots__ = ()
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options=options)
         self.set_header("Cache-Control", "no-store, must-revalidate")
-        self.set_header("Expires", "0")  # As the original says it to caches of HTTP/1.0.
+        self.set_header("Expires", "0")  # for caches of HTTP/1.0, as in the original
 
 
 def send_json(resp: falcon.Response, body: Any, status: int = 200) -> None:
-    """Answer with a JSON document."""
+    """Respond with a JSON document."""
     resp.status = status
     resp.content_type = MEDIA_JSON
     resp.data = json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def _path_of_absolute_form(target: str) -> str:
-    """The path in ``http://host/path`` (RFC 9112 section 3.2.2)."""
+    """Return the path in ``http://host/path`` (RFC 9112 section 3.2.2)."""
     scheme, separator, rest = target.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         return target

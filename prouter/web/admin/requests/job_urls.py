@@ -1,7 +1,7 @@
-"""The address at which a person opens a job, as far as the request for its info tells it.
+"""The URL at which a person opens a job, derived from the request for the job's info.
 
-A worker knows its own public side from requests alone: the host name they were sent to, and what trusted proxies say of
-scheme, host and path (`prouter.web.proxy.forwarded`). So a job's URL belongs to the answer, not to the job.
+A worker knows its public address from requests alone: from their Host, and from what trusted proxies say about scheme,
+host and path (`prouter.web.proxy.forwarded`). So a job's URL belongs to the response, not to the job's record.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ __all__ = ["JobUrls"]
 
 _JOB = "{job}"
 _LISTED = re.compile(rb'"path":"(/jobs/[^"/]+/([^"/]+))","base_url":("[^"]*"|null)')
-"""What a job's info says of its place, in the JSON that the broker makes of lists. No text in it can look like this,
-because its quotes are escaped."""
+"""The end of a job's info in the broker's JSON. No text in that JSON can match, because its quotes are escaped."""
 
 
 class JobUrls:
@@ -42,18 +41,18 @@ class JobUrls:
             self._root, _, self._after = (own_origin(public, _JOB, domain) + "/").partition(_JOB)
 
     def url(self, job: Mapping[str, Any]) -> str | None:
-        """The URL of a job's server, by the job's info; None without a server."""
+        """Return the URL of a job's server by the job's info; None without a server."""
         base: str | None = job.get("base_url")
         if base is None:
             return None
         return self._root + (str(job["uid"]) + self._after if self._after else base)
 
     def add_to(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """A job's info with its URL."""
+        """Return a job's info with its URL."""
         return {**job, "url": self.url(job)}
 
     def add_to_list(self, jobs: bytes) -> bytes:
-        """The same for jobs in JSON as the broker lists them."""
+        """Return the broker's JSON list of jobs with their URLs."""
         root, after = (json.dumps(text)[1:-1].encode("ascii") for text in (self._root, self._after))
 
         def told(match: re.Match[bytes]) -> bytes:

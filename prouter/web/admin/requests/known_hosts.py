@@ -1,4 +1,4 @@
-"""Requests for host names that are not this router's: refused, lest a page reaches the API by DNS rebinding."""
+"""Refusal of requests for host names that are not this router's, which protects the API from DNS rebinding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from prouter.host_names import HostNames
 __all__ = ["KnownHosts", "UnknownHost"]
 
 _SHOWN = 100
-"""Characters of a refused name that the error repeats."""
+"""Characters of a refused name that the error text repeats."""
 
 
 class UnknownHost(PRouterError):
-    """The request is for a host name that this router does not go by (RFC 9110 section 15.5.20)."""
+    """The request is for a host name that is not this router's (RFC 9110 section 15.5.20)."""
 
     code = "unknown_host"
     status = 421
@@ -26,9 +26,9 @@ class UnknownHost(PRouterError):
 
 
 class KnownHosts:
-    """Falcon middleware that refuses what is for another host; see `prouter.host_names`.
+    """Falcon middleware that refuses requests for other hosts, by the rules of `prouter.host_names`.
 
-    Jobs' own pages never come here: they are reached under whatever name, and the proxy passes them on.
+    Requests for jobs do not pass here: the proxy forwards them under any name.
 
     Args:
         config: the router's configuration.
@@ -42,10 +42,10 @@ class KnownHosts:
         )
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        """Falcon calls this before the resource.
+        """Check the host names; run before the resource (Falcon).
 
         Raises:
-            UnknownHost: a name the client used, or that a trusted proxy says it used, is not known.
+            UnknownHost: a name that the client used, or that a trusted proxy says it used, is not the router's.
         """
         hosts: tuple[str, ...] = req.env.get("prouter.hosts") or (req.env.get("HTTP_HOST", "localhost"),)
         for host in hosts:

@@ -20,20 +20,20 @@ def _wrong(name: str, needed: str) -> InvalidRequest:
 
 
 def text(req: falcon.Request, name: str) -> str | None:
-    """The last value of the parameter, None when it is absent or empty."""
+    """Return the last value of the parameter, None if it is absent or empty."""
     values = req.params.get(name)
     value = values[-1] if isinstance(values, list) else values
     return value or None
 
 
 def repeated(req: falcon.Request, name: str) -> list[str]:
-    """All values of the parameter that are not empty."""
+    """Return all values of the parameter that are not empty."""
     values = req.params.get(name, [])
     return [value for value in (values if isinstance(values, list) else [values]) if value]
 
 
 def flag(req: falcon.Request, name: str) -> bool:
-    """Whether the parameter is 1 (or true, yes, on); absent and empty mean no."""
+    """Return whether the parameter is 1 (or true, yes, on); absent and empty mean no."""
     value = (text(req, name) or "").lower()
     if value in _TRUE:
         return True
@@ -43,7 +43,7 @@ def flag(req: falcon.Request, name: str) -> bool:
 
 
 def integer(req: falcon.Request, name: str, *, low: int = 0, high: int = 2**63 - 1) -> int | None:
-    """A whole number in [low, high]."""
+    """Return a whole number in [low, high], None if the parameter is absent."""
     value = text(req, name)
     if value is None:
         return None
@@ -53,7 +53,7 @@ def integer(req: falcon.Request, name: str, *, low: int = 0, high: int = 2**63 -
 
 
 def seconds(req: falcon.Request, name: str, *, high: float = 1e9) -> float | None:
-    """A number of seconds ≥ 0."""
+    """Return a number of seconds in [0, high], None if the parameter is absent."""
     value = text(req, name)
     if value is None:
         return None
@@ -63,7 +63,7 @@ def seconds(req: falcon.Request, name: str, *, high: float = 1e9) -> float | Non
 
 
 def octal(req: falcon.Request, name: str) -> int | None:
-    """Permission bits, 0 to 0777 in octal."""
+    """Return permission bits, 0 to 0777, given in octal; None if the parameter is absent."""
     value = text(req, name)
     if value is None:
         return None
@@ -74,7 +74,7 @@ def octal(req: falcon.Request, name: str) -> int | None:
 
 
 def choices(req: falcon.Request, name: str, among: tuple[str, ...]) -> list[str]:
-    """Some of a few words: the parameter repeated, or with commas between them."""
+    """Return the words given, each one of `among`: the parameter is repeated, or has commas between words."""
     values = [value for given in repeated(req, name) for value in given.split(",")]
     if any(value not in among for value in values):
         raise _wrong(name, f"one or more of {', '.join(among)}")
@@ -82,7 +82,7 @@ def choices(req: falcon.Request, name: str, among: tuple[str, ...]) -> list[str]
 
 
 def choice(req: falcon.Request, name: str, among: tuple[str, ...]) -> str | None:
-    """One of a few words."""
+    """Return the word given, one of `among`; None if the parameter is absent."""
     value = text(req, name)
     if value is not None and value not in among:
         raise _wrong(name, f"one of {', '.join(among)}")

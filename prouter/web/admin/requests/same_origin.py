@@ -1,7 +1,7 @@
-"""Web pages of other sites must not use the API through a visitor's browser (cross-site request forgery).
+"""Protection from cross-site request forgery: pages of other sites must not use the API through a visitor's browser.
 
-Bodies are JSON whatever their Content-Type, as in the original, so any page could have a browser send one without
-asking first (a "simple request" of the Fetch standard). Browsers say who asked; programs send neither header.
+As in the original, bodies are JSON whatever their Content-Type. So any page could have a browser send one without a
+preflight (a "simple request" of the Fetch standard). Browsers name the page's origin; programs do not.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_foreign(environ: Mapping[str, Any]) -> bool:
-    """Whether a browser sent the request described by a WSGI environment for a page of another origin.
+    """Return whether a browser sent a request (as WSGI environment) for a page of another origin.
 
-    Host names may have been changed on the way here; X-Forwarded-Host counts from anybody, because no page can set it
-    without being asked first.
+    A proxy may have changed Host, so X-Forwarded-Host counts, from any client: no page can set it without a preflight.
     """
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
@@ -33,7 +32,7 @@ def is_foreign(environ: Mapping[str, Any]) -> bool:
 
 
 def _is_elsewhere(environ: Mapping[str, Any], origin: str) -> bool:
-    """Whether an origin, or an address below it, is not of the host that was asked."""
+    """Return whether an origin, or a URL below it, is of another host than the request."""
     try:
         asked_by = urlsplit(origin).netloc.lower()
     except ValueError:
@@ -43,9 +42,9 @@ def _is_elsewhere(environ: Mapping[str, Any], origin: str) -> bool:
 
 
 def refuse_foreign(req: falcon.Request) -> None:
-    """To be called where a request changes something though its method does not tell.
+    """Refuse a foreign request that changes something although its method is safe.
 
-    Browsers send no Origin with GET, and over plain http no Sec-Fetch-Site: then Referer counts, if there is one.
+    Browsers send no Origin with GET, and over plain http no Sec-Fetch-Site. Then Referer counts, if there is one.
 
     Raises:
         Forbidden: the request comes from another site's page.
@@ -61,14 +60,14 @@ def _refusal() -> Forbidden:
 
 
 class SameOrigin:
-    """Falcon middleware that refuses what would change something for another site's page."""
+    """Falcon middleware that refuses foreign requests whose methods change something."""
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        """Falcon calls this before the resource.
+        """Check the origin; run before the resource (Falcon).
 
         Raises:
             Forbidden: the request comes from another site's page.
         """
-        # Browsers send Origin with these methods, so Referer, which programs behind proxies may have, does not count.
+        # Browsers send Origin with these methods. Referer does not count, because programs send it, too.
         if req.method not in _SAFE_METHODS and is_foreign(req.env):
             raise _refusal()

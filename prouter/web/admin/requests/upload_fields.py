@@ -1,4 +1,4 @@
-"""Header fields of uploads that change what a body means, or whether it is wanted."""
+"""Header fields of uploads that change what the body means or whether it is accepted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["body_of", "conditional", "refuse_coded", "refuse_unfit"]
 
 
 def refuse_coded(req: falcon.Request) -> None:
-    """Refuse a body that is coded: nothing here decodes it (RFC 9110 section 8.4).
+    """Refuse a body with a content coding (RFC 9110 section 8.4), which nothing here decodes.
 
     Raises:
         Unsupported: Content-Encoding names a coding.
@@ -28,14 +28,14 @@ def refuse_coded(req: falcon.Request) -> None:
 
 
 def refuse_unfit(req: falcon.Request, what: str) -> None:
-    """Refuse an upload whose body is not, or not all of, the thing itself.
+    """Refuse an upload whose body is not the file or archive itself, or not all of it.
 
     Args:
-        what: is uploaded, for the error text.
+        what: word for what is uploaded, for the error text.
 
     Raises:
-        InvalidRequest: it is a part (Content-Range): nothing is appended or patched here (RFC 9110 section 14.5).
-        Unsupported: it is coded, or a form.
+        InvalidRequest: the body is a part (Content-Range), and uploads replace the whole (RFC 9110 section 14.5).
+        Unsupported: the body has a content coding, or is a form.
     """
     if "HTTP_CONTENT_RANGE" in req.env:
         raise InvalidRequest(
@@ -51,7 +51,7 @@ def refuse_unfit(req: falcon.Request, what: str) -> None:
 
 
 def body_of(req: falcon.Request) -> Callable[[int], bytes]:
-    """The reader of an upload's body, which may take long, but must not pause for long (``control.upload_timeout``)."""
+    """Return a reader for an upload's body, whose pauses are limited (``control.upload_timeout``), not its duration."""
     expect_upload = req.env.get("prouter.upload")
     if expect_upload is not None:
         expect_upload()
@@ -60,7 +60,7 @@ def body_of(req: falcon.Request) -> Callable[[int], bytes]:
 
 
 def conditional(target: dict[str, Any], req: falcon.Request) -> dict[str, Any]:
-    """`target`, what the agent is asked to change, with the conditions of the request; see `Conditions.of`."""
+    """Return `target` with the request's conditions, under which the agent makes the change."""
     conditions = Conditions.of(req.headers)
     if conditions is None:
         return target

@@ -1,4 +1,4 @@
-"""Archives of a job's sandbox: pack it into the answer, unpack the request's body into it."""
+"""Archives of a job's sandbox: packed into a response, unpacked from a request body."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ FORMATS = {
     "tar.zst": "application/zstd",
     "zip": "application/zip",
 }
-"""What can be downloaded, and its media type."""
+"""Formats for downloads, with their media types."""
 
 
 class Archives:
-    """``JOB_PATH/archive``, and ``JOB_PATH/archive/REL`` for a directory below"""
+    """The resources ``JOB_PATH/archive`` and, for a directory in the sandbox, ``JOB_PATH/archive/REL``."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """An archive, made while it is sent."""
+        """Send an archive, which is packed meanwhile."""
         path = path_below(req.raw_path)
         form = query.choice(req, "format", tuple(FORMATS)) or ("tar.gz" if query.flag(req, "compress") else "tar")
         target = {
@@ -51,18 +51,18 @@ class Archives:
         resp.set_header("Content-Disposition", f'attachment; filename="{route.record.uid}.{form}"')
         if size is not None:
             resp.set_header("Content-Length", str(size))
-        # Between two bytes a large tree of which nothing is wanted may be looked through.
+        # No time limit: between two bytes the agent may search a large tree in which nothing matches.
         body = StreamBody(io, size, job, self._router.config.control.response_timeout or None)
         if req.method == "HEAD":
             body.close()
-            resp.stream = iter(())  # of unknown length, unless it was said above
+            resp.stream = iter(())  # of unknown length, unless set above
         else:
             resp.stream = body
 
     on_head = on_get
 
     def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """Unpack the body: tar, zip or what else the agent reads, by its content."""
+        """Unpack the body: tar, zip or another format, by its content."""
         refuse_unfit(req, "archive")
         target = {"kind": "archive.write", "path": path_below(req.raw_path), "size": body_size(req)}
         target = conditional(target, req)

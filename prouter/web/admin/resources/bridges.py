@@ -1,4 +1,4 @@
-"""WebSocket bridges between a job and another server: made, listed, ended."""
+"""WebSocket bridges between a job and another server: make, list, end."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ _ENDS_WITHIN = 10.0
 
 
 class BridgeResource:
-    """``JOB_PATH/wsconnect/PATH`` makes a bridge; ``JOB_PATH/wsconnect`` lists them; ``DELETE …/wsconnect/UID`` ends
-    one."""
+    """The resources ``JOB_PATH/wsconnect`` (list), ``…/wsconnect/PATH`` (make) and ``…/wsconnect/UID`` (end)."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
         self._bridges = Bridges(router)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """The job's bridges, whichever worker holds them."""
+        """List the job's bridges, of all workers."""
         send_json(resp, {"bridges": self._list(connection, job)})
 
     def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """Bridge the job's WebSocket at the path with the one at ``url``."""
+        """Bridge the job's WebSocket at PATH with the one at ``url``."""
         request = read_model(BridgeRequest, req)
         target = req.env.get("RAW_URI", req.raw_path)
         path, _, query = target.partition("?")
@@ -49,21 +48,23 @@ class BridgeResource:
         resp.data = b""
 
     def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """End a bridge; answers once it is gone."""
+        """End a bridge, and respond once it has ended."""
         discard_body(req)
         args = {"connection": connection, "job": job, "uid": rest}
         self._router.call("bridges.end", args, timeout=_CALL_TIMEOUT)
         deadline = time.monotonic() + _ENDS_WITHIN
         while self._exists(connection, job, rest):
             if time.monotonic() >= deadline:
-                raise JobTimeout(f"bridge '{rest}' is being ended, and does not answer yet", job=job)
+                raise JobTimeout(
+                    f"bridge '{rest}' is ending, but one of its servers has not confirmed the close yet", job=job
+                )
             time.sleep(0.02)
         resp.status = falcon.HTTP_204
 
     def _exists(self, connection: str, job: str, uid: str) -> bool:
         try:
             return any(entry["uid"] == uid for entry in self._list(connection, job))
-        except NotFound:  # its job was removed meanwhile
+        except NotFound:  # the job was removed meanwhile
             return False
 
     def _list(self, connection: str, job: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The router's connections with agents."""
+"""The router's connections to agents."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ __all__ = ["Connections"]
 
 _CALL_TIMEOUT = 30.0
 _CHANGES = 5
-"""New versions of a list that may come while it is read."""
+"""Times the list may change while it is read in parts."""
 
 
 class Connections:
-    """``/connections`` and ``/connections/UID``
+    """The resources ``/connections`` and ``/connections/UID``.
 
-    Dashboards poll them. So requests that come at once share a question to the broker, which answers with an ETag alone
-    when nothing has changed. What was answered before is no answer to a later request: it may be older than what
-    another worker has shown meanwhile.
+    Dashboards poll them. So simultaneous requests share a call to the broker, whose reply is an ETag alone if nothing
+    has changed. An earlier reply is not used for a later request: another worker may have shown a newer list meanwhile.
     """
 
     def __init__(self, router: RouterClient) -> None:
@@ -37,10 +36,10 @@ class Connections:
         self._etag = ""
         self._answer = b""
         self._entries: dict[str, dict[str, Any]] | None = None
-        """By uid; None until somebody asks for a single one."""
+        """Connections by uid; None until a single one is requested."""
 
     def _ask(self) -> None:
-        """Ask for the list, piece by piece when it is long; anew when it has changed too much meanwhile."""
+        """Get the list from the broker, in parts if it is long, and again if it changes between parts."""
         answer = self._call({"etag": self._etag})
         if "connections" not in answer:
             return
@@ -62,11 +61,11 @@ class Connections:
         return answer
 
     def _refresh(self) -> None:
-        """Have an answer that is not older than this call."""
+        """Get a list that is not older than this call."""
         self._fresh.get(_CALL_TIMEOUT)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """All of them; 304 when nothing has changed since the ETag the client knows."""
+        """Send all connections, or 304 if the client's ETag is current."""
         self._refresh()
         etag = f'W/"{self._etag}"'
         resp.set_header("ETag", etag)
@@ -79,7 +78,7 @@ class Connections:
     on_head = on_get
 
     def on_get_one(self, _req: ApiRequest, resp: falcon.Response, connection: str) -> None:
-        """One of them."""
+        """Send one connection."""
         self._refresh()
         send_json(resp, self._entry(connection))
 
@@ -94,11 +93,11 @@ class Connections:
         return entry
 
     def on_post_drain(self, req: ApiRequest, resp: falcon.Response, connection: str) -> None:
-        """The agent takes no new jobs from now on."""
+        """Stop placing new jobs on the agent."""
         self._set_drain(req, resp, connection, on=True)
 
     def on_post_resume(self, req: ApiRequest, resp: falcon.Response, connection: str) -> None:
-        """The agent takes new jobs again."""
+        """Place new jobs on the agent again."""
         self._set_drain(req, resp, connection, on=False)
 
     def _set_drain(self, req: ApiRequest, resp: falcon.Response, connection: str, *, on: bool) -> None:

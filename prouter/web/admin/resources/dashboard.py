@@ -1,4 +1,4 @@
-"""The dashboard: one page, served as it is; everything it shows comes from the API."""
+"""The dashboard: one static page that gets its data from the API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Dashboard"]
 
 
 class Dashboard:
-    """``/``. Nothing but the page's own script and style may run in it (Content-Security-Policy by their hashes)."""
+    """The resource ``/``. Content-Security-Policy allows only the page's own script and style, by their hashes."""
 
     def __init__(self) -> None:
         self._page = (files("prouter.web.admin") / "static" / "dashboard.html").read_bytes()
@@ -25,7 +25,7 @@ class Dashboard:
         )
 
     def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
-        """The page."""
+        """Send the page."""
         resp.content_type = "text/html; charset=utf-8"
         resp.set_header("Content-Security-Policy", self._policy)
         resp.set_header("X-Content-Type-Options", "nosniff")
@@ -35,7 +35,7 @@ class Dashboard:
 
 
 def _hash(page: bytes, tag: bytes) -> str:
-    """The source expression that allows the page's one inline element of this kind (CSP level 3, section 2.3.1)."""
+    """Return the source expression that allows the page's one inline element of this kind (CSP 3, section 2.3.1)."""
     found = re.search(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
     assert found is not None
     return f"'sha256-{base64.b64encode(hashlib.sha256(found[1]).digest()).decode('ascii')}'"

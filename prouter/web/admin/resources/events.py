@@ -1,4 +1,4 @@
-"""Job and agent changes as server-sent events."""
+"""Changes of jobs and agents as server-sent events."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Events"]
 
 
 class Events:
-    """``/events``"""
+    """The resource ``/events``."""
 
     def __init__(self, feed: EventFeed) -> None:
         self._feed = feed
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """Every change from now on, or after the event of ``Last-Event-ID``."""
+        """Send every change from now on, or after the event of ``Last-Event-ID``."""
         after = req.get_header("Last-Event-ID") or req.get_param("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise InvalidRequest("Invalid request: Last-Event-ID (or ?after=) must be the id of an event, a number")

@@ -27,13 +27,13 @@ __all__ = ["Files"]
 
 
 class Files:
-    """``JOB_PATH/file/REL``"""
+    """The resource ``JOB_PATH/file/REL``."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """The file, in whole or in part, or the listing of a directory."""
+        """Send a file, whole or in ranges, or the listing of a directory."""
         path = path_below(req.raw_path)
         remove = query.flag(req, "remove") and req.method == "GET"
         if remove:
@@ -58,12 +58,12 @@ class Files:
         resp.delete_header("Accept-Ranges")
         if req.method == "HEAD":
             body.close()
-            resp.stream = iter(())  # of unknown length, as the listing
+            resp.stream = iter(())  # of unknown length, like the listing
         else:
             resp.stream = body
 
     def on_post(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """Upload the request's body, or make a directory."""
+        """Store the request body as a file, or make a directory."""
         path = path_below(req.raw_path)
         refuse_unfit(req, "file")
         if query.flag(req, "directory"):
@@ -91,7 +91,7 @@ class Files:
         resp.data = b""
 
     def on_delete(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
-        """Delete a file or a tree."""
+        """Delete a file or a directory."""
         path = path_below(req.raw_path)
         recursive = query.flag(req, "recursive")
         discard_body(req)
@@ -100,7 +100,7 @@ class Files:
         resp.status = 204
 
     def _ask(self, connection: str, job: str, target: dict[str, Any]) -> dict[str, Any]:
-        """A stream that is nothing but its preface."""
+        """Open a stream that has no bytes and return its preface."""
         route = sandbox_route(self._router, connection, job)
         io, preface = open_io(self._router, route, target)
         StreamBody(io, 0, job, None).close()
@@ -108,7 +108,7 @@ class Files:
 
 
 def body_size(req: ApiRequest) -> int | None:
-    """How long the request's body will be; None when it comes in chunks."""
+    """Return the length of the request body in bytes; None if it is chunked."""
     if "HTTP_TRANSFER_ENCODING" in req.env:
         return None
     return req.content_length or 0

@@ -1,4 +1,4 @@
-"""Whether this router works, for load balancers and monitoring."""
+"""Health and metrics of the router, for load balancers and monitoring."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["Health", "Metrics"]
 
 _READY_TIMEOUT = 2.0
-"""Seconds the broker may take to answer while the router counts as ready."""
+"""Seconds the broker may take to reply while the router counts as ready."""
 
 
 class Health:
-    """``/healthz`` and ``/readyz``"""
+    """The resources ``/healthz`` and ``/readyz``."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_get_live(self, _req: ApiRequest, resp: falcon.Response) -> None:
-        """This worker answers."""
+        """Respond: this worker is alive."""
         send_json(resp, {"status": "ok"})
 
     on_head_live = on_get_live
 
     def on_get_ready(self, _req: ApiRequest, resp: falcon.Response) -> None:
-        """New requests are welcome here: the broker is linked and the router does not drain."""
+        """Respond whether the router takes new requests: the broker is linked and the router does not drain."""
         if self._router.ready and not self._router.router_draining:
             try:
                 self._router.catch_up(_READY_TIMEOUT)
@@ -53,13 +53,13 @@ class Health:
 
 
 class Metrics:
-    """``/metrics``: the broker's figures and those of all workers, in the format that the client prefers."""
+    """The resource ``/metrics``: figures of the broker and all workers, in the format that the client prefers."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """All figures; without the broker's when it is away."""
+        """Send all figures, without the broker's while it is away."""
         board = counters.current()
         board.ask()
         publish(board, self._router)
@@ -75,7 +75,7 @@ class Metrics:
 
 
 class _Registry:
-    """What prometheus_client takes metrics from."""
+    """A registry as prometheus_client reads it."""
 
     def __init__(self, found: Iterable[Metric]) -> None:
         self._found = found

@@ -1,4 +1,4 @@
-"""Who this router is."""
+"""Identity of the router."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Info"]
 
 
 class Info:
-    """``/info``. A router's identity does not change while it runs: the answer is made once per worker."""
+    """The resource ``/info``. A running router's identity does not change, so each worker makes the response once."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
         self._answer: bytes | None = None
 
     def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
-        """Uid, name and platform."""
+        """Send uid, name and platform."""
         if self._answer is None:
             info = self._router.call("info", {}, timeout=30)
             self._answer = json.dumps({"auth": info["auth"], "platform": info["platform"]}).encode("ascii")

@@ -1,4 +1,4 @@
-"""Jobs: listed, created, run; and one job: started, waited for, looked at, signalled, stopped, removed."""
+"""Jobs: list, create, run; and one job: start, wait, info, signal, stop, remove."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["Job", "Jobs"]
 
 _MOST_JOBS = 1000
-"""Most jobs in one page of a list."""
+"""Jobs in one page of a list, at most."""
 _ENOUGH = 128 * 1024
-"""Bytes that a page of a list may have left without being filled: one job may need them."""
+"""Free bytes at which a page of a list counts as full: one more job may need them."""
 _PAGE = 100
 _MAX_KEY = 255
 _CALL_TIMEOUT = 60.0
-"""Seconds an answer of the broker may take; it holds back calls to an agent that is away for less than that."""
+"""Seconds the broker may take to reply; it holds calls to an agent that is away for less than that."""
 _GOING_ON = frozenset({State.PENDING.value, State.RUNNING.value})
 
 JobInfo = dict[str, Any]
 
 
 def _given(req: ApiRequest) -> bool:
-    """Whether the client says itself which requests are repeats."""
+    """Return whether the client sent an Idempotency-Key."""
     return req.get_header("Idempotency-Key") is not None
 
 
 def _key(req: ApiRequest, scope: str) -> str:
-    """What makes a repeat of this request known as one: the client's Idempotency-Key, or an id nobody repeats."""
+    """Return the key by which the broker recognizes a repeated request: the client's, or a new one."""
     given = req.get_header("Idempotency-Key")
     if given is None:
         return uuid.uuid4().hex
@@ -56,7 +56,7 @@ _log = logging.getLogger("prouter.web")
 
 
 class _Calls:
-    """The broker's calls about jobs, as the resources need them."""
+    """Calls to the broker about jobs."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
@@ -66,7 +66,11 @@ class _Calls:
         return answer
 
     def _create(self, request: CreateRequest, key: str, told: str) -> JobInfo:
-        """A new job, or that of the first request with this key; `told` is the digest of a body with a key, or empty.
+        """Create a job, or return that of the first request with this key.
+
+        Args:
+            told: digest of the request body if the client sent a key, else empty.
+
 
         Raises:
             KeyReused: the first request had another body.
@@ -84,11 +88,11 @@ class _Calls:
         return JobUrls(req.env, self._router.config.control.job_domain)
 
     def _send(self, req: ApiRequest, resp: falcon.Response, info: JobInfo, status: int = 200) -> None:
-        """Answer with a job's info."""
+        """Send a job's info."""
         send_json(resp, self._urls(req).add_to(info), status)
 
     def _wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
-        """Answer with the job's info, 200 once it does not go on, 202 when time was up."""
+        """Send the job's info: with 200 once it does not run, with 202 after `timeout` seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         args = {"connection": connection, "job": job, "until": until}
         info = self._call("jobs.wait", args, timeout=None)["job"]
@@ -96,10 +100,10 @@ class _Calls:
 
 
 class Jobs(_Calls):
-    """``/jobs``, ``/jobs/create`` and ``/jobs/run``"""
+    """The resources ``/jobs``, ``/jobs/create`` and ``/jobs/run``."""
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """A page of jobs, newest first; the broker gives it in portions, so that nobody waits for a long one."""
+        """Send a page of jobs, newest first. The broker gives it in parts, so that a long one delays no other call."""
         limit = query.integer(req, "limit", low=1, high=_MOST_JOBS) or _PAGE
         args = {
             "states": query.choices(req, "state", tuple(state.value for state in State)),
@@ -127,12 +131,12 @@ class Jobs(_Calls):
     on_head = on_get
 
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """A new, empty job."""
+        """Create an empty job."""
         request = read_model(CreateRequest, req)
         self._send(req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """Create and start; with ``wait=SECONDS`` also wait for the end."""
+        """Create and start a job; with ``wait=SECONDS`` also wait for its end."""
         request = read_model(RunRequest, req)
         patience = query.seconds(req, "wait")
         info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "")
@@ -144,7 +148,7 @@ class Jobs(_Calls):
             self._wait(req, resp, connection, job, patience)
 
     def _run(self, request: RunRequest, key: str, told: str) -> JobInfo:
-        """Create and start. A request that makes no sense to the agent leaves neither job nor key."""
+        """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
             created = self._create(request.create(), f"{key} create", told)
@@ -155,13 +159,13 @@ class Jobs(_Calls):
                 self._withdraw(connection, job, f"{key} create")
                 raise
             except NotFound:
-                # Perhaps the same request was sent twice at once, and the other one has withdrawn the job of both.
+                # The same request may have been sent twice at once, and the other one removed the job of both.
                 if not told or job == before:
                     raise
                 before = job
 
     def _withdraw(self, connection: str, job: str, key: str) -> None:
-        """Remove a job that was not started, and its key: it would keep a slot of its agent for ever."""
+        """Remove a job that was not started, and its key: it would occupy a slot of its agent for ever."""
         try:
             self._call("jobs.remove", {"connection": connection, "job": job, "key": key})
         except NotFound:
@@ -171,44 +175,44 @@ class Jobs(_Calls):
 
 
 class Job(_Calls):
-    """``JOB_PATH/…``"""
+    """The resources below ``JOB_PATH``."""
 
     def on_get_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """The job's info; with ``usage=1`` the agent is asked for fresh CPU time and memory."""
+        """Send the job's info, with ``usage=1`` with current CPU time and memory from the agent."""
         args = {"connection": connection, "job": job, "usage": query.flag(req, "usage")}
         self._send(req, resp, self._call("jobs.info", args)["job"])
 
     on_head_info = on_get_info
 
     def on_post_info(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """The same, for clients that know no better."""
+        """Send the job's info to old clients, which use POST."""
         discard_body(req)
         self.on_get_info(req, resp, connection, job)
 
     def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """Start it; answered once it runs and its ports are known."""
+        """Start the job, and respond once it runs and its ports are known."""
         request = read_model(StartRequest, req)
         self._send(req, resp, self._start(connection, job, request, _key(req, f"start {job}")))
 
     def on_post_wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """Answered when it has ended, or is not running, or after ``timeout`` seconds."""
+        """Respond once the job has ended or does not run, or after ``timeout`` seconds."""
         timeout = query.seconds(req, "timeout")
         discard_body(req)
         self._wait(req, resp, connection, job, timeout)
 
     def on_post_remove(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """End its processes, delete its sandbox, forget it; its info as it was before."""
+        """End the job's processes, delete its sandbox and its record, and send its last info."""
         discard_body(req)
         self._send(req, resp, self._call("jobs.remove", {"connection": connection, "job": job})["job"])
 
     def on_post_signal(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """Send a signal to its processes."""
+        """Send a signal to the job's processes."""
         request = read_model(SignalRequest, req)
         args = {"connection": connection, "job": job, "signal": request.signal}
         self._send(req, resp, self._call("jobs.signal", args)["job"])
 
     def on_post_stop(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """SIGTERM to the whole tree, and SIGKILL after the grace; answered once it has ended."""
+        """Send SIGTERM to the process tree, SIGKILL after the grace period, and respond once the job has ended."""
         request = read_model(StopRequest, req, optional=True)
         args = {"connection": connection, "job": job, "grace": request.grace}
         self._send(req, resp, self._call("jobs.stop", args, timeout=request.grace + _CALL_TIMEOUT)["job"])

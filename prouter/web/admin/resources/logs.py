@@ -1,4 +1,4 @@
-"""A job's stdout and stderr: read, tailed and followed, as plain text or as server-sent events."""
+"""A job's stdout and stderr: read, tail and follow, as plain text or as server-sent events."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ __all__ = ["EventLog", "Logs", "PlainLog", "utf8_runs"]
 _NAMES = ("stdout", "stderr")
 _EVENT_ID = re.compile(r"(\d{1,18})(\.end)?")
 _RUN = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
-"""Bytes that are no UTF-8, as Python's ``surrogateescape`` shows them, or text."""
+"""Runs of bytes that are no UTF-8, as Python's ``surrogateescape`` shows them, or of text."""
 _BAD_RUNS = 64
-"""Runs of bad bytes in one piece of a log that are told exactly."""
+"""Runs of bad bytes in one piece of a log that are reported exactly."""
 _NEAR = 256
-"""Characters between bad bytes that are no run of their own where there are more of these."""
+"""Characters of text between bad bytes that are joined with these where there are more runs."""
 _PATIENCE = 5.0
-"""Seconds between looks whether the router drains."""
+"""Seconds between looks at whether the router drains."""
 _ENDING = ("state", "exit_code", "signal", "reason", "error")
 
 
 class Logs:
-    """``JOB_PATH/logs/stdout`` and ``JOB_PATH/logs/stderr``"""
+    """The resources ``JOB_PATH/logs/stdout`` and ``JOB_PATH/logs/stderr``."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, name: str) -> None:
-        """The log from an offset, or its last lines; with follow=1 until the job has ended."""
+        """Send the log from an offset, or its last lines; with ``follow=1`` until the job has ended."""
         if name not in _NAMES:
             raise NotFound(f"there is no log '{name}', only {' and '.join(_NAMES)}")
         start = TailPosition(query.integer(req, "offset"), query.integer(req, "tail"))
@@ -69,10 +69,11 @@ class Logs:
 
 
 class PlainLog:
-    """Response body: the log's bytes. A log that cannot be read to its end raises, so that the connection is cut.
+    """Response body with the log's bytes. It raises if the log cannot be read to its end, so that the response is cut.
 
     Args:
-        follow: the log may be silent for long; an empty piece comes first, upon which the head of the answer leaves.
+        tail: reader of the log.
+        follow: whether the log may be silent for long. Then an empty piece comes first, which sends the response head.
     """
 
     def __init__(self, tail: LogTail, *, follow: bool = False) -> None:
@@ -94,7 +95,7 @@ class PlainLog:
         return data
 
     def close(self) -> None:
-        """The server calls this in any case."""
+        """Close the reader; the server calls this in any case."""
         self._tail.close()
 
 
@@ -103,10 +104,10 @@ def _base64(data: bytes) -> str:
 
 
 def utf8_runs(data: bytes) -> tuple[list[str | bytes], bytes]:
-    """Split bytes into texts, the bytes between them that are no UTF-8, and the beginning of a character at the end.
+    """Split bytes into runs of text and of bytes that are no UTF-8, and the beginning of a character at the end.
 
-    Where there are many bad bytes, those close to each other are one run with what is between them, so that binary data
-    become no multitude of tiny events.
+    If there are many bad bytes, those close to each other become one run with the text between them, so that binary
+    data does not become very many tiny events.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text = decoder.decode(data)
@@ -125,12 +126,12 @@ def utf8_runs(data: bytes) -> tuple[list[str | bytes], bytes]:
 
 
 class EventLog:
-    """Response body: the log as events.
+    """Response body with the log as events.
 
     Each event's id is the position after its bytes. Its data has ``offset``, the position of its first byte, and
-    ``text``, or ``base64`` for bytes that are no UTF-8: these alone, unless there are very many. The last event is
-    ``end``, which tells how the job stands, or ``error``. While the router drains it ends without one, so that the
-    client connects again and resumes elsewhere.
+    ``text``, or ``base64`` for bytes that are no UTF-8: only these, unless there are very many. The last event is
+    ``end``, with the job's info, or ``error``. If the router drains, the body ends without either, so that the client
+    connects again and resumes elsewhere.
     """
 
     def __init__(self, tail: LogTail, draining: Callable[[], bool]) -> None:
@@ -163,7 +164,7 @@ class EventLog:
             return sse.event("error", {"code": error.code, "detail": error.detail})
 
     def _read(self) -> bytes | None:
-        """The next bytes, b"" at the end, None after a while of silence."""
+        """Return the next bytes, b"" at the end, None after some seconds of silence."""
         deadline = time.monotonic() + sse.HEARTBEAT
         data = None
         while data is None and time.monotonic() < deadline:
@@ -173,7 +174,7 @@ class EventLog:
         return data
 
     def _event(self, data: bytes) -> bytes:
-        """The bytes as an event; the beginning of a character is kept for the next one."""
+        """Return bytes as events; the beginning of a character is kept for the next one."""
         start = self._tail.offset - len(data)
         if self._rest and start != self._position:
             return self._kept() + self._event(data)
@@ -193,7 +194,7 @@ class EventLog:
         return sse.event("log", {"offset": first, **content}, after)
 
     def _kept(self) -> bytes:
-        """An event with what was kept, the beginning of a character whose rest did not come."""
+        """Return an event with the kept beginning of a character whose rest did not arrive."""
         rest, self._rest = self._rest, b""
         if not rest:
             return b""
@@ -201,7 +202,7 @@ class EventLog:
         return self._log_event(self._position - len(rest), content, self._position)
 
     def _end(self) -> bytes:
-        """What was kept, then the explicit end."""
+        """Return what was kept, then the event ``end``."""
         offset = self._tail.offset
         kept = self._kept()
         info = self._tail.ending()
@@ -209,5 +210,5 @@ class EventLog:
         return kept + sse.event("end", {"offset": offset, **state}, f"{offset}.end")
 
     def close(self) -> None:
-        """The server calls this in any case."""
+        """Close the reader; the server calls this in any case."""
         self._tail.close()

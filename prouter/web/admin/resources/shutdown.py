@@ -1,4 +1,4 @@
-"""The end of the router, on request."""
+"""Shutdown of the router on request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Shutdown"]
 
 
 class Shutdown:
-    """``/shutdown``"""
+    """The resource ``/shutdown``."""
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
 
     def on_post(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """Ask the router host to drain and exit; answered at once."""
+        """Have the router host drain and exit, and respond at once."""
         discard_body(req)
         self._router.call("shutdown", {}, timeout=30)
         resp.data = b""
