@@ -60,6 +60,7 @@ class Connection(_Response):
     load: float | None = Field(description="Load average of the agent's machine over a minute, per core.")
     jobs: int = Field(description="Number of running jobs.")
     version: str = Field(description="Version of the agent.")
+    encrypted: bool = Field(description="Whether the link is encrypted.")
     draining: bool = Field(description="Whether no new jobs are placed on the agent.")
     up: bool = Field(description="Whether the agent can be reached now.")
 
