@@ -35,13 +35,10 @@ class ServerCurve:
     pair: KeyPair
     accepts: Accepts = _anybody
 
-    def apply(self, socket: zmq.Socket[bytes], domain: str) -> None:
-        """Set the options of a socket that will bind; `domain` is where its handshakes are decided (zap.py)."""
+    def apply(self, socket: zmq.Socket[bytes]) -> None:
+        """Set the options of a socket that will bind."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.pair.secret)
-        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
-        # Without a handler nobody gets in, rather than everybody.
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ descriptor), and delivers messages by routing id from then on. What libzmq does 
 - Telling of a connection's end after its last message: an ended connection counts as closed once the socket had nothing
   left, or once each peer had so many turns that nothing of it can be left.
 - Bounding a message that has not arrived whole: what the kernel received is compared with what was delivered.
-- Changing the server's key without a gap: the listening descriptor belongs to this module, libzmq gets duplicates.
+- Changing the server's key without a gap and without dropping connections: the listening descriptor belongs to this
+  module, libzmq gets duplicates, and the one with the old key is turned away from the port.
 
 The socket's descriptor only says "look at me", and sending consumes that hint as well as receiving (ZMQ_FD in
 zmq_getsockopt(3)). So whoever has sent looks whether something has arrived (`RouterListener.more`).
@@ -22,19 +23,19 @@ import socket
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import zmq
 
 from prouter.fabric.bounds import MAX_PART
 from prouter.key_pairs import KeyPair
+from prouter.transport.zeromq.acceptors import listen, unreachable_listener
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import ServerCurve
 from prouter.transport.zeromq.monitor import Monitor
 from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, fast_calls, receive_rest, send_parts
 from prouter.transport.zeromq.router_connection import RouterConnection
-from prouter.transport.zeromq.zap import Authenticator, authenticator
+from prouter.transport.zeromq.zap import authenticator
 
 __all__ = ["RouterListener"]
 
@@ -50,7 +51,6 @@ _RECEIVE_QUEUE = 16
 """Messages of a peer that libzmq reads ahead."""
 _HANDSHAKE = 10_000
 """Milliseconds for libzmq's handshake."""
-_BACKLOG = 4096
 _RETRIED = 8
 """Blocked connections that are tried again whenever libzmq has news; all of them are at each tick."""
 _INSPECTED = 128
@@ -76,7 +76,7 @@ class RouterListener:
     """
 
     def __init__(self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int = 64 * 1024) -> None:
-        self._bound = _listen(interface, port)
+        self._bound = listen(interface, port)
         host, number = self._bound.getsockname()[:2]
         self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
         self._limit = limit
@@ -85,8 +85,13 @@ class RouterListener:
         self._recv, self._send = fast_calls(socket_)
         self._get: Callable[[int], Any] = socket_.get
         """Like getsockopt, for plain integers: a third of its time."""
-        self._authenticator: Authenticator | None = authenticator() if curve is not None else None
-        self._domain = ""
+        self._accepting = -1
+        """Descriptor of libzmq's acceptor."""
+        self._retired: list[int] = []
+        """Those of acceptors with earlier keys."""
+        self._nobody: socket.socket | None = None
+        self._authenticator = authenticator()
+        self._domain = self._authenticator.register(curve.accepts if curve is not None else None)
         self._by_pipe: dict[int, RouterConnection] = {}
         self._by_identity: dict[bytes, RouterConnection] = {}
         self._new: list[RouterConnection] = []
@@ -106,15 +111,12 @@ class RouterListener:
         self._monitor = Monitor(socket_, int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
         self._poll = select.epoll()
         self.fd = self._poll.fileno()
-        for fd in (int(socket_.getsockopt(zmq.FD)), self._monitor.fd):
+        for fd in (int(socket_.getsockopt(zmq.FD)), self._monitor.fd, self._authenticator.fd):
             self._poll.register(fd, select.EPOLLIN)
-        if self._authenticator is not None:
-            self._poll.register(self._authenticator.fd, select.EPOLLIN)
         self._bind()
         # A descriptor of libzmq tells of what comes after it was looked at for the first time.
         self._follow()
-        if self._authenticator is not None:
-            self._authenticator.answer()
+        self._authenticator.answer()
         self._more = True
 
     def _configure(self) -> None:
@@ -132,13 +134,17 @@ class RouterListener:
         set_option(zmq.HEARTBEAT_IVL, 0)
         set_option(zmq.TCP_KEEPALIVE, 0)
         set_option(zmq.IPV6, int(self._bound.family == socket.AF_INET6))
-        if self._curve is not None and self._authenticator is not None:
-            self._domain = self._authenticator.register(self._curve.accepts)
-            self._curve.apply(self._socket, self._domain)
+        # With a domain libzmq refuses ZMTP 1 and 2, whose messages do not name their connection, and garbage that it
+        # would take for them. Without a handler nobody gets in, rather than everybody.
+        self._socket.setsockopt_string(zmq.ZAP_DOMAIN, self._domain)
+        set_option(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        if self._curve is not None:
+            self._curve.apply(self._socket)
 
     def _bind(self) -> None:
-        # libzmq closes the descriptor that it is given; the duplicate leaves the port bound.
-        self._socket.setsockopt(zmq.USE_FD, os.dup(self._bound.fileno()))
+        # A duplicate: libzmq closes the descriptor that it is given.
+        self._accepting = os.dup(self._bound.fileno())
+        self._socket.setsockopt(zmq.USE_FD, self._accepting)
         self._socket.bind(self.endpoint)
 
     @property
@@ -159,8 +165,13 @@ class RouterListener:
         if self._curve is None or self._curve.pair == pair:
             return
         self._curve = ServerCurve(pair, self._curve.accepts)
-        self._socket.unbind(self.endpoint)
-        self._curve.apply(self._socket, self._domain)
+        # Unbinding would end the connections that were accepted there. So libzmq keeps the acceptor with the old key,
+        # which accepts from a socket that nobody can reach.
+        if self._nobody is None:
+            self._nobody = unreachable_listener()
+        os.dup2(self._nobody.fileno(), self._accepting, inheritable=False)
+        self._retired.append(self._accepting)
+        self._curve.apply(self._socket)
         self._bind()
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -168,7 +179,7 @@ class RouterListener:
     def accept(self) -> list[RouterConnection]:
         """Connections that were made since. Their handshakes are not over, and some may have ended already."""
         ready = [fd for fd, _ in self._poll.poll(0)]
-        if self._authenticator is not None and (self._authenticator.more or self._authenticator.fd in ready):
+        if self._authenticator.more or self._authenticator.fd in ready:
             self._authenticator.answer()
         if self._monitor.fd in ready:
             self._follow()
@@ -186,8 +197,7 @@ class RouterListener:
             elif kind == _DISCONNECTED:
                 gone = by_pipe.pop(value, None)
                 if gone is not None:
-                    gone.lost()
-                    self._ending[gone] = self._received
+                    self._lose(gone)
 
     def arrived(self) -> Sequence[RouterConnection]:
         """Connections that have something to receive, have ended, or may be flushed again."""
@@ -197,13 +207,13 @@ class RouterListener:
         arrived = self._arrived
         self._receive(arrived)
         self._finish_ended(arrived)
-        if not self._new:  # The caller must hear of a connection before it hears from it.
-            for _ in range(min(_UNAUTHENTICATED, len(self._introducing))):
-                arrived[self._introducing.popitem(last=False)[0]] = None
-        if self._introducing or self._new or (self._authenticator is not None and self._authenticator.more):
+        for _ in range(min(_UNAUTHENTICATED, len(self._introducing))):
+            arrived[self._introducing.popitem(last=False)[0]] = None
+        if self._introducing or self._new or self._authenticator.more:
             self._more = True
-        self._arrived = {}
-        return list(arrived)
+        fresh = set(self._new)  # The caller must hear of a connection before it hears from it.
+        self._arrived = dict.fromkeys(one for one in arrived if one in fresh) if fresh else {}
+        return [one for one in arrived if one not in self._arrived]
 
     def _receive(self, arrived: dict[RouterConnection, None]) -> None:
         """Deliver what libzmq has, or part of it."""
@@ -234,28 +244,44 @@ class RouterListener:
         self._more = True
 
     def _identify(self, identity: bytes, frame: zmq.Frame) -> RouterConnection | None:
-        """The connection of a first message, which names libzmq's descriptor."""
+        """The connection of a first message, which names libzmq's descriptor.
+
+        The number may have been that of an earlier connection, which ended before its first message was read. Then the
+        two change places: the later one speaks with the earlier one's routing id until its own message comes.
+        """
         self._follow()
-        pipe = frame.get(_SRCFD)
+        try:
+            pipe = frame.get(_SRCFD)
+        except zmq.ZMQError:
+            return None  # Of an earlier version of ZMTP; libzmq refuses those.
         connection = self._by_pipe.get(pipe)
-        if connection is None:  # It has ended already.
-            connection = next((one for one in self._ending if one.pipe == pipe and not one.identity), None)
-        elif connection.identity:
-            # The identity was that of an earlier connection, whose descriptor had the same number.
-            fresh = RouterConnection(self, pipe)
-            connection.lost()
-            self._ending[connection] = self._received
-            self._by_pipe[pipe] = connection = fresh
-            self._new.append(fresh)
-            self._inspecting.append(fresh)
         if connection is None:
-            return None
+            silent = (one for one in self._ending if one.pipe == pipe and not one.identity)
+            connection = next(silent, None) or self._unexpected(pipe, is_open=False)
+        elif connection.identity:
+            self._lose(connection)
+            connection = self._unexpected(pipe, is_open=True)
         connection.identity = identity
         if self._curve is not None:
-            with suppress(zmq.ZMQError):  # There is none without authentication.
-                connection.peer_key = str(frame.get("User-Id"))
+            connection.peer_key = str(frame.get("User-Id"))
         self._by_identity[identity] = connection
         return connection
+
+    def _unexpected(self, pipe: int, *, is_open: bool) -> RouterConnection:
+        """A connection for a message that belongs to none of those that are known."""
+        connection = RouterConnection(self, pipe)
+        self._new.append(connection)
+        if is_open:
+            self._by_pipe[pipe] = connection
+            self._inspecting.append(connection)
+        else:
+            self._lose(connection)
+        return connection
+
+    def _lose(self, connection: RouterConnection) -> None:
+        """libzmq has closed a connection, of which messages may be left."""
+        connection.lost()
+        self._ending[connection] = self._received
 
     def _drained(self) -> None:
         """Nothing is left of ended connections either."""
@@ -314,10 +340,14 @@ class RouterListener:
         self._closed = True
         self._poll.close()
         self._monitor.close()
+        for fd in self._retired:
+            # libzmq takes its descriptors out of its epoll set, which must find the sockets that it put there.
+            os.dup2(self._bound.fileno(), fd, inheritable=False)
+        if self._nobody is not None:
+            self._nobody.close()
         self._socket.close(int(linger * 1000))
         self._bound.close()
-        if self._authenticator is not None:
-            self._authenticator.forget(self._domain)
+        self._authenticator.forget(self._domain)
 
     # -- called by connections ----------------------------------------------------------------------------------------
 
@@ -350,21 +380,3 @@ class RouterListener:
     def close_later(self, connection: RouterConnection, seconds: float) -> None:
         """Shut a connection down after so long."""
         self._leaving[connection] = time.monotonic() + seconds
-
-
-def _listen(interface: str, port: int) -> socket.socket:
-    """A listening socket; IPv6 wildcards take IPv4, too."""
-    found = socket.getaddrinfo(interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, address = found[0][0], found[0][4]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock

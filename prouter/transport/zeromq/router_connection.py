@@ -118,6 +118,8 @@ class RouterConnection:
     def trust(self) -> None:
         """The peer is authenticated: it may send large messages, and many."""
         self.trusted = True
+        self._delivered = False
+        self._seen = received_bytes(self.pipe, self._cookie)
 
     def receive(self) -> list[list[bytes]]:
         """Messages that have arrived, in order; perhaps not all of them.

@@ -47,24 +47,36 @@ class Authenticator:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.bind(_ENDPOINT)
         self._accepts: dict[bytes, Accepts] = {}
+        """By domain."""
+        self._open: set[bytes] = set()
+        """Domains of listeners without encryption."""
         self._numbers = count(1)
         self.fd = int(self._socket.getsockopt(zmq.FD))
         self.more = False
         self.refused = 0
         self._logged = self._logged_in = 0
 
-    def register(self, accepts: Accepts) -> str:
-        """Have `accepts` asked about the clients of a listener; the domain that the listener is to use."""
+    def register(self, accepts: Accepts | None) -> str:
+        """Have `accepts` asked about the clients of a listener; the domain that the listener is to use.
+
+        With None, clients need no key and get none: libzmq then refuses the versions of ZMTP before 3 only.
+        """
         domain = f"listener-{next(self._numbers)}"
-        self._accepts[domain.encode()] = accepts
+        if accepts is None:
+            self._open.add(domain.encode())
+        else:
+            self._accepts[domain.encode()] = accepts
         return domain
 
     def forget(self, domain: str) -> None:
-        """A listener is closed. Without any, the handler is closed, too."""
+        """A listener is closed. The handler stays: libzmq frees its endpoint only some time after it was closed."""
         self._accepts.pop(domain.encode(), None)
-        if not self._accepts and not self._socket.closed:
-            self._socket.close()
-            _authenticators.pop(os.getpid(), None)
+        self._open.discard(domain.encode())
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handler was closed together with its context."""
+        return bool(self._socket.closed)
 
     def answer(self) -> None:
         """Decide handshakes that wait."""
@@ -82,11 +94,15 @@ class Authenticator:
         route, empty, _version, number, domain, address, _identity, mechanism, *credentials = request
         key = ""
         accepts = self._accepts.get(domain)
-        if accepts is not None and mechanism == b"CURVE" and credentials and len(credentials[0]) == _KEY_SIZE:
-            key = from_bytes(credentials[0])
-        accepted = bool(key) and accepts is not None and _asked(accepts, key)
-        if not accepted:
-            self._refuse(key, address)
+        if accepts is not None:
+            if mechanism == b"CURVE" and credentials and len(credentials[0]) == _KEY_SIZE:
+                key = from_bytes(credentials[0])
+            accepted = bool(key) and _asked(accepts, key)
+            if not accepted:
+                self._refuse(key, address)
+        else:
+            # Of a listener without encryption; or the listener was closed meanwhile.
+            accepted = domain in self._open and mechanism == b"NULL"
         status = (b"200", b"OK") if accepted else (b"400", b"the key is not accepted")
         return [route, empty, _VERSION, number, *status, key.encode() if accepted else b"", b""]
 
@@ -117,6 +133,6 @@ def authenticator() -> Authenticator:
     """Return the handler of this process, made at the first call."""
     pid = os.getpid()
     found = _authenticators.get(pid)
-    if found is None:
+    if found is None or found.closed:
         found = _authenticators[pid] = Authenticator()
     return found
