@@ -1,1 +1,1 @@
-"""How a job's server is found and reached: ports, sockets, presets, probes."""
+"""Finding and reaching a job's server: ports, sockets, presets, probes."""

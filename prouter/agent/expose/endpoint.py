@@ -1,10 +1,10 @@
-"""The agent's loopback HTTP endpoint, at which jobs report their ports: ``GET <endpoint>?job_id=<uid>&port=<port>``.
+"""The agent's loopback HTTP endpoint where jobs report their ports: ``GET <endpoint>?job_id=<uid>&port=<port>``.
 
-The answer is 200 ``OK``, or 400 with the reason as text, as in the original. A job's uid is 128 random bits, so that no
+The response is 200 ``OK``, or 400 with the reason as text, as in the original. A job's uid is 128 random bits, so no
 job can report for another by guessing.
 
-Every process of the machine may connect, so what a connection costs is bounded: bytes of a head, seconds, requests, and
-the number of connections, of which the oldest makes room for the newest. Source: RFC 9112 (message syntax, 9.3
+Every process of the machine may connect, so connections are bounded: bytes of a head, seconds, requests, and their
+number; the oldest one is closed for the newest. Source: RFC 9112 (message syntax, 9.3
 persistence, 9.6 tear-down).
 """
 
@@ -28,16 +28,16 @@ __all__ = ["PATH", "PortEndpoint"]
 PATH = "/notify_port"
 
 _HEAD_MOST = 8192
-"""Bytes of a request's head; the original's clients send some 200."""
+"""Largest request head in bytes; the original's clients send some 200."""
 _PATIENCE = 10.0
-"""Seconds a connection may take in all."""
+"""Longest life of a connection in seconds."""
 _REQUESTS = 100
-"""Requests of one connection."""
+"""Most requests on one connection."""
 _CONNECTIONS = 256
 _BACKLOG = 512
 _PARAMETERS = 16
 _DRAINED_MOST = 1 << 16
-"""Bytes read and dropped before a close: unread ones would make the kernel reset the connection, answer and all."""
+"""Bytes read and dropped before a close: unread bytes would make the kernel reset the connection."""
 
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/1\.([01])")
 _END = re.compile(rb"\r?\n\r?\n")
@@ -46,7 +46,7 @@ _log = logging.getLogger("prouter.agent")
 
 
 class _Answered(Exception):
-    """The request cannot be read further: a status line's text and a reason, after which the connection is closed."""
+    """The request cannot be read: respond with this status and reason, then close the connection."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(text)
@@ -58,7 +58,7 @@ class PortEndpoint:
     """The endpoint's server.
 
     Args:
-        report: called with job uid and port; a `PRouterError` it raises becomes the 400 answer.
+        report: called with job uid and port; its `PRouterError` becomes a 400.
     """
 
     def __init__(self, report: Callable[[str, int], None]) -> None:
@@ -68,10 +68,10 @@ class PortEndpoint:
         self._connections: dict[socket.socket, None] = {}
 
     def open(self, port: int | None = None) -> int:
-        """Listen on loopback and serve; returns the port.
+        """Listen on loopback, serve, and return the port.
 
         Args:
-            port: the one to prefer: jobs that outlived the agent still know it. If it is taken, any.
+            port: the preferred port, which jobs that outlived an earlier agent know. If it is taken, any other.
         """
         listener = _listen(port or 0) or _listen(0)
         assert listener is not None
@@ -82,7 +82,7 @@ class PortEndpoint:
 
     @property
     def url(self) -> str:
-        """What jobs get as their endpoint."""
+        """The URL that jobs get as their endpoint."""
         return f"http://127.0.0.1:{self._port}{PATH}"
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class PortEndpoint:
         try:
             self._converse(connection, time.monotonic() + _PATIENCE)
         except OSError:
-            pass  # Reset, or too slow: a client of no further interest.
+            pass  # Reset, or too slow: nothing is left to answer.
         except Exception:
             _log.exception("event=port_endpoint_failed")
         finally:
@@ -122,7 +122,7 @@ class PortEndpoint:
         _drain(connection, deadline)
 
     def _answer(self, head: bytes) -> tuple[bool, str, str]:
-        """Whether the connection stays open, the status and the text."""
+        """Answer one request: return whether the connection stays open, the status and the text."""
         line, *fields = head.replace(b"\r\n", b"\n").split(b"\n")
         match = _REQUEST_LINE.fullmatch(line)
         if match is None:
@@ -162,11 +162,11 @@ def _single(query: dict[str, list[str]], name: str) -> str:
 
 
 def _read_head(connection: socket.socket, data: bytearray, deadline: float) -> bytes | None:
-    """The next head, taken out of `data`, which holds what was received beyond the last one; None at the end.
+    """Receive the next head; `data` holds bytes received beyond the last one. None at the connection's end.
 
     Raises:
-        OSError: it is not whole in time.
-        _Answered: it is too long.
+        OSError: the head is not complete in time.
+        _Answered: the head is too long.
     """
     while True:
         del data[: len(data) - len(data.lstrip(b"\r\n"))]  # Empty lines before a request (RFC 9112, 2.2).
@@ -184,7 +184,7 @@ def _read_head(connection: socket.socket, data: bytearray, deadline: float) -> b
 
 
 def _in_time(connection: socket.socket, deadline: float) -> socket.socket:
-    """The connection, whose next operation raises `TimeoutError` at the deadline."""
+    """Return the connection with a timeout, so that its next operation raises `TimeoutError` at the deadline."""
     connection.settimeout(max(0.001, deadline - time.monotonic()))
     return connection
 
@@ -207,8 +207,8 @@ def _drain(connection: socket.socket, deadline: float) -> None:
 
 
 def _wake(connection: socket.socket) -> None:
-    """Have whoever reads from a connection see its end."""
-    with contextlib.suppress(OSError):  # It has ended by itself.
+    """Shut down a connection, so that its reader sees the end."""
+    with contextlib.suppress(OSError):  # The client has closed it already.
         connection.shutdown(socket.SHUT_RDWR)
 
 

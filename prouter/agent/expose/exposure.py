@@ -1,9 +1,8 @@
-"""How a job's HTTP server is found and waited for: the ``expose`` option of a start (docs/jobs.md).
+"""The wait for a job's HTTP server: the ``expose`` option of a start (docs/jobs.md).
 
-`plan.resolve` turns the option into a `Plan` in which nothing is left open; an `Exposure` carries the
-plan out for one start: it chooses the address where that is the agent's to choose, takes the ports the job reports, and
-blocks until the server is ready. Whatever the mode, only a port on which the job's own processes listen is its server's
-(`prouter.agent.expose.ownership`).
+`plan.resolve` turns the option into a complete `Plan`. An `Exposure` carries the plan out for one start: it chooses the
+address if the agent may, takes the ports that the job reports, and blocks until the server is ready. In every mode,
+only a port on which the job's own processes listen counts (`prouter.agent.expose.ownership`).
 """
 
 from __future__ import annotations
@@ -35,31 +34,31 @@ _GROWTH = 1.5
 _LOOK_DELAY = 0.02
 """Seconds between looks at the process tree; a look costs more than a probe."""
 _PROBE_TIMEOUT = 10.0
-"""Seconds one connection or answer may take before it is tried anew."""
+"""Seconds a connection or response may take before the agent tries again."""
 _TOGETHER = 64
-"""Detected ports that are tried."""
+"""Most detected ports that are tried."""
 _GRACE = 0.1
-"""Seconds that lower ports have to answer too, once one has."""
+"""Seconds that lower ports have to respond, too, once one has."""
 _FRESH = 0.1
-"""Seconds for which a look at the job's sockets serves all its reports: a job may send very many."""
+"""Seconds for which one look at the job's sockets serves all its reports, of which a job may send very many."""
 _SHOWN = 5
-"""Sockets named of a job that listens elsewhere than it should."""
+"""Most sockets that an error text names for a job that listens elsewhere."""
 _READY_STATUSES = frozenset({*range(200, 400), 401, 403})
 
 
 NO_REPORT = (
     "a job without a server is started with port_expected_count: 0, a server that does not report its port with expose"
 )
-"""What to do when no port was reported."""
+"""Advice for a job that reported no port."""
 
 
 class NotReady(Exception):
-    """The server did not come up; the text says why, in words that follow the job's name."""
+    """The server did not become ready; the text says why and follows the job's name."""
 
 
 @dataclass(frozen=True)
 class Exposed:
-    """Where a job's server was found, every port known, and whether it sees paths with its prefix."""
+    """Where a job's server was found, all its ports, and whether it sees paths with its prefix."""
 
     address: Address
     ports: list[int]
@@ -67,12 +66,12 @@ class Exposed:
 
 
 class Exposure:
-    """One start's plan, carried out.
+    """The execution of one start's plan.
 
     Args:
-        base_url: the job's public prefix, with a slash at its end.
-        sandbox: its directory.
-        port: the port reserved for it, with ``assign``.
+        base_url: the job's public prefix, with a trailing slash.
+        sandbox: the job's directory.
+        port: the port reserved for the job, with ``assign``.
         socket: the unix socket's path, with ``unix``.
     """
 
@@ -95,18 +94,18 @@ class Exposure:
             self.tokens["{socket}"] = str(socket)
 
     def detach(self) -> None:
-        """Give up the reservation of the port, which the server goes on using."""
+        """Forget the port without releasing its reservation, because the server goes on using it."""
         if self.port is not None:
             self.port.release()
 
     def release(self) -> None:
-        """Give back the port and remove the socket; more than once is fine."""
+        """Release the port and remove the socket. Idempotent."""
         self.detach()
         if self.socket is not None:
             self.socket.unlink(missing_ok=True)
 
     def arguments(self, args: Sequence[str]) -> list[str]:
-        """The job's arguments: tokens filled in, options of the preset added that are not there yet."""
+        """Return the job's arguments, with templates filled in and missing options of the preset added."""
         if not self.plan.templates:
             return list(args)
         preset = self.plan.preset
@@ -114,8 +113,10 @@ class Exposure:
         return fill_all(result, self.tokens)
 
     def variables(self, config: Path) -> dict[str, str]:
-        """What the job's environment gets besides its place: PORT, HOST and the preset's; `config` is for the preset's
-        files.
+        """Return PORT, HOST and the preset's variables for the job's environment.
+
+        Args:
+            config: directory for the preset's configuration files.
         """
         if not self.plan.templates:
             return {}
@@ -132,15 +133,15 @@ class Exposure:
         return result
 
     def report(self, port: int, look: Callable[[], Sockets]) -> None:
-        """Take a port from the job: one that is its own, or nobody's yet, as some report before they listen.
+        """Accept a port that the job reports: its own, or nobody's yet, because some jobs report before they listen.
 
-        A repeated report, and one that comes when all expected ports are known, change nothing, as in the original.
+        Repeated reports, and reports after the last expected one, change nothing, as in the original.
 
         Args:
             look: where the job's processes listen now, and who else does.
 
         Raises:
-            InvalidRequest: no port is waited for; this one is another program's.
+            InvalidRequest: the job is not waiting for a port, or the port is another program's.
         """
         if not self.plan.expected or self._died.is_set():
             raise InvalidRequest("the job is not waiting for a port")
@@ -155,7 +156,7 @@ class Exposure:
         self.accept(port)
 
     def accept(self, port: int) -> None:
-        """Take a reported port without a look at who listens on it; `wait` has that look."""
+        """Accept a reported port without checking who listens on it; `wait` checks that."""
         if port not in self.reported and len(self.reported) < self.plan.expected:
             self.reported.append(port)
         if len(self.reported) >= self.plan.expected:
@@ -163,11 +164,11 @@ class Exposure:
 
     @property
     def unreported(self) -> bool:
-        """Whether the job had to report ports, and has reported none."""
+        """Return whether the job had to report ports and has reported none."""
         return bool(self.plan.expected) and not self.reported
 
     def died(self) -> None:
-        """The job's first process has ended: a wait under way ends at once."""
+        """Note that the job's first process has ended, which ends a wait at once."""
         self._died.set()
         self._woken.set()
 
@@ -179,7 +180,7 @@ class Exposure:
             timeout: seconds.
 
         Raises:
-            NotReady: it died, or the time is up.
+            NotReady: the job ended, or the time is up.
         """
         deadline = time.monotonic() + timeout
         if self.plan.port == "notify":
@@ -223,7 +224,7 @@ class Exposure:
             sockets = look()
 
     def _await_answer(self, look: Callable[[], Sockets], deadline: float, timeout: float) -> Address:
-        """Try every candidate again and again, often at first, until one is ready; a silent one keeps none waiting."""
+        """Probe all candidates repeatedly, often at first, until one is ready; silent ones delay no others."""
         delay = _LOOK_DELAY if self.plan.port == "detect" else _FIRST_DELAY
         tried: list[Address] = []
         probes: dict[Address, gevent.Greenlet[..., bool]] = {}
@@ -254,7 +255,7 @@ class Exposure:
     def _ready_one(
         self, candidates: list[Address], probes: dict[Address, gevent.Greenlet[..., bool]], patience: float
     ) -> Address | None:
-        """The first candidate that is ready, if any is within `patience` seconds; those before it have a moment too."""
+        """Return the first candidate that is ready within `patience` seconds; those before it get another moment."""
         running = [probes[address] for address in candidates]
         for done in gevent.iwait(running, timeout=patience):
             if done.value:
@@ -273,7 +274,7 @@ class Exposure:
         return addresses(self.reported[0], self._seen)
 
     def _is_own(self, address: Address, look: Callable[[], Sockets]) -> bool:
-        """Whether it is the job that answers there; of an assigned port, that is known only once something answers."""
+        """Return whether the job listens there; for an assigned port this is known only once something responds."""
         if self.port is None:
             return True
         sockets = look()
@@ -285,7 +286,7 @@ class Exposure:
     def _ready(self, address: Address, timeout: float) -> bool:
         ready = self.plan.ready or "tcp"
         if address.path is not None and os.path.islink(address.path):
-            return False  # It would lead to somebody else's socket.
+            return False  # The link would lead to another program's socket.
         if ready == "tcp":
             return probe.connects(address, timeout)
         status = probe.http_status(address, self._below_root("/", self.plan.path), timeout)
@@ -295,12 +296,12 @@ class Exposure:
         return probe.http_status(address, path, timeout) in _READY_STATUSES
 
     def _below_root(self, path: str, path_mode: str) -> str:
-        """The path as the server sees it; while that is not known, any answer is as good."""
+        """Return the path to probe as the server sees it; while the path mode is unknown, any response will do."""
         return self.base_url + path[1:] if path_mode == "keep" else path
 
     def _path_mode(self, address: Address) -> str:
-        """``keep`` or ``strip``; with ``auto`` a server that answers 404 below the prefix, or not at all, does not
-        know it.
+        """Return ``keep`` or ``strip``; with ``auto``, a server that answers 404 below the prefix, or nothing, does not
+        know the prefix.
         """
         if self.plan.path != "auto":
             return self.plan.path
@@ -309,12 +310,12 @@ class Exposure:
 
     def _expectation(self, tried: list[Address]) -> str:
         what = {None: "a connection", "tcp": "a connection", "http": "an HTTP answer"}.get(
-            self.plan.ready, f"a good answer to GET {self.plan.ready}"
+            self.plan.ready, f"a good response to GET {self.plan.ready}"
         )
         return f"{what} on {tried[0]}" if tried else "its processes listened on any port"
 
     def _late(self, timeout: float, tried: list[Address], sockets: Sockets) -> str:
-        """What was waited for in vain."""
+        """Return what the agent waited for, for an error text."""
         text = f"not within {timeout:g} s: {self._expectation(tried)}{self._elsewhere(sockets.own)}"
         number = self.port.number if self.port is not None else 0
         if any(one.port == number for one in sockets.foreign) and not any(one.port == number for one in sockets.own):
@@ -324,7 +325,7 @@ class Exposure:
         return text
 
     def _elsewhere(self, found: list[Listener]) -> str:
-        """Where the job listens instead of where it should."""
+        """Return where the job listens instead, for an error text."""
         if self.plan.port == "detect":
             return ""
         expected = self.port.number if self.port is not None else self.reported[0] if self.reported else 0

@@ -1,7 +1,7 @@
-"""Which sockets a set of processes listens on: how the agent finds the server of a job that does not report its port.
+"""Listening sockets of a set of processes: how the agent finds the server of a job that does not report its port.
 
-Works on the network namespace of the calling process, as only those sockets can be connected to. Sources: sock_diag(7),
-or where that is not to be had proc_net(5); proc(5).
+It looks at the network namespace of the calling process, because it can connect to these sockets only. Sources:
+sock_diag(7), or where that is not available proc_net(5); proc(5).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNIX_ACCEPTS = 1 << 16
 _UNIX_STREAM = 1
 
 _has_sock_diag = True
-"""Whether the kernel has told its listening sockets by netlink so far; else /proc does, more slowly."""
+"""Whether netlink has worked so far; otherwise /proc is read, which is slower."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -45,12 +45,12 @@ class Listener(NamedTuple):
 
 
 class Sockets(NamedTuple):
-    """The listening stream sockets of a set of processes, and what else listens on this machine.
+    """The listening stream sockets of a set of processes, and all others on this machine.
 
     Attributes:
-        own: those of the processes, TCP before unix, each once however many processes share it.
+        own: sockets of the processes, TCP before unix, each once even if several processes share it.
         foreign: TCP sockets of everybody else; their `pid` is 0.
-        hidden: processes of the set whose sockets this process may not look at: they run as another user, or run a
+        hidden: processes of the set whose sockets this process may not see: they run as another user, or run a
             setuid program (ptrace(2), "Ptrace access mode checking").
     """
 
@@ -60,12 +60,12 @@ class Sockets(NamedTuple):
 
 
 def listening(pids: Iterable[int]) -> list[Listener]:
-    """The sockets these processes listen on: `Sockets.own`."""
+    """Return the sockets on which these processes listen: `Sockets.own`."""
     return survey(pids).own
 
 
 def survey(pids: Iterable[int]) -> Sockets:
-    """Who listens where: these processes, and everybody else."""
+    """Return the listening sockets of these processes, and of everybody else."""
     owners: dict[int, int] = {}
     hidden: list[int] = []
     for pid in pids:
@@ -95,7 +95,7 @@ def _socket_inodes(pid: int) -> Iterator[int]:
         try:
             target = os.readlink(f"{directory}/{name}")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # Closed meanwhile, or the process has become somebody else's.
+            continue  # Closed meanwhile, or the process now runs as another user.
         if target.startswith("socket:["):
             yield int(target[8:-1])
 
@@ -120,7 +120,7 @@ def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]
         for line in table:
             fields = line.split()
             if fields[3] != _TCP_LISTEN:
-                return  # The kernel lists all listening sockets first, then perhaps very many connections.
+                return  # The kernel lists all listening sockets before the connections, which may be very many.
             address, port = fields[1].split(b":")
             # Each 32-bit word of the address is printed as a number in the machine's byte order.
             words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]

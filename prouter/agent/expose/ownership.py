@@ -1,12 +1,13 @@
-"""Which addresses lead to a job's own listeners: the only ones that may be served as the job's.
+"""Addresses that lead to a job's own listeners, the only ones that may be served as the job's.
 
-A port alone says little. Another program may listen on the same port of another address: a job that listens on
-``[::]:8889`` for IPv6 only has not got ``127.0.0.1:8889``. The kernel gives a connection to the listener that is bound
-most exactly, and to one for all addresses of IPv6 also those over IPv4 that no listener of IPv4 takes (ip(7), ipv6(7)).
+A port alone does not identify a listener, because another program may have the same port of another address: a job that
+listens on ``[::]:8889`` for IPv6 only does not own ``127.0.0.1:8889``. The kernel gives a connection to the listener
+with the most specific address. A listener for all IPv6 addresses also gets IPv4 connections that no IPv4 listener takes
+(ip(7), ipv6(7)).
 
-A job in a network namespace of its own cannot be reached, and its sockets are not seen; nor are those of a process that
-the agent may not look at (`Sockets.hidden`). A port chosen by the agent is believed to be such a process's if nobody
-else is known to have taken it, a port that the job names is not: it could name anybody's.
+The agent sees neither sockets in another network namespace, which it could not reach, nor those of a process that it
+may not examine (`Sockets.hidden`). It accepts a port that it chose itself for such a process if nobody else is known to
+have taken it, but not a port that the job reports, which could be anybody's.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 
 def loopback(port: int) -> list[Address]:
-    """The port's two loopback addresses."""
+    """Return the port's two loopback addresses."""
     return [Address(host, port) for host in _LOOPBACK]
 
 
 def addresses(port: int, sockets: Sockets) -> list[Address]:
-    """Where connections to this port reach the job, IPv4 before IPv6."""
+    """Return the addresses with this port that reach the job, IPv4 before IPv6."""
     found = [address for one in sockets.own if one.port == port for address in _reached(one, sockets.foreign)]
     return sorted(dict.fromkeys(found), key=lambda address: ":" in address.host)
 
 
 def all_addresses(sockets: Sockets) -> list[Address]:
-    """Where connections reach the job, lower ports first."""
+    """Return all addresses that reach the job, lower ports first."""
     ports = sorted({one.port for one in sockets.own if one.family != "unix"})
     return [address for port in ports for address in addresses(port, sockets)]
 
 
 def refusal(port: int, sockets: Sockets) -> str | None:
-    """Why a port that the job reports cannot be its own; None if it is, or may become so as nobody has it."""
+    """Return why a reported port cannot be the job's; None if it is, or if nobody has it yet."""
     if addresses(port, sockets) or not any(one.port == port and _near(one.host) for one in sockets.foreign):
         return None
     text = f"port {port} is another program's: a job may report only ports on which its own processes listen"
@@ -67,5 +68,5 @@ def _reached(own: Listener, foreign: list[Listener]) -> list[Address]:
 
 
 def _near(host: str) -> bool:
-    """Whether connections to loopback may reach a listener bound to this address."""
+    """Return whether connections to loopback may reach a listener bound to this address."""
     return host in _ANY or host == "::1" or host.removeprefix("::ffff:").startswith("127.")

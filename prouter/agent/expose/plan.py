@@ -1,4 +1,4 @@
-"""What a start's ``expose`` means once all that it leaves open is filled in (docs/jobs.md)."""
+"""A start's ``expose`` with its preset and all defaults filled in (docs/jobs.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prouter.requests import START_TIMEOUT, Expose, StartRequest
 __all__ = ["Plan", "resolve"]
 
 _READY = {"notify": None, "assign": "tcp", "unix": "tcp", "detect": "http"}
-"""When a server is ready unless somebody says otherwise. Not every port that a job opens is one of HTTP."""
+"""Default of ``ready`` by port mode. A detected port must speak HTTP, because a job may open other ports."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Plan:
         port: ``none`` (no server), ``notify``, ``assign``, ``detect`` or ``unix``.
         path: ``strip``, ``keep`` or ``auto``.
         host: ``public`` or ``local``.
-        ready: ``tcp``, ``http``, a path, or None when a reported port is enough.
+        ready: ``tcp``, ``http``, a path, or None if a reported port is enough.
         timeout: seconds.
         expected: how many ports the job has to report.
-        templates: whether tokens are filled in; a start without ``expose`` is left as the original leaves it.
+        templates: whether templates are filled in; without ``expose`` they are not, as in the original.
     """
 
     port: str
@@ -39,12 +39,12 @@ class Plan:
 
     @property
     def awaited(self) -> bool:
-        """Whether the start has to wait for a server."""
+        """Whether the start waits for a server."""
         return self.port != "none"
 
 
 def resolve(request: StartRequest) -> Plan:
-    """The plan of a start: what the request says, else what its preset says, else the defaults.
+    """Return the plan of a start: values of the request, else of its preset, else defaults.
 
     Raises:
         InvalidRequest: the preset's kind of server cannot work that way.
@@ -73,7 +73,7 @@ def resolve(request: StartRequest) -> Plan:
 
 
 def _refuse(option: Expose, preset: Preset, port: str) -> None:
-    """Refuse what is known not to work, rather than have it start and serve nothing."""
+    """Raise `InvalidRequest` for a combination that is known not to work."""
     name = f"Invalid request: expose: the preset '{option.preset}'"
     why = preset.refused.get(option.path or preset.path)
     if why is not None:

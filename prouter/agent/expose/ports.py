@@ -1,9 +1,9 @@
 """Loopback ports for jobs whose address the agent chooses.
 
-A port is handed out long before the job listens on it, so it must not be taken meanwhile. Ports are therefore picked
-outside the range the kernel uses for ``bind(0)`` and outgoing connections (ip_local_port_range in ip(7)), and each is
-reserved by an abstract unix socket named after it: like ports, these names are one namespace for all programs of the
-machine (unix(7)), so that several agents on it never hand out the same port.
+A port is chosen long before the job listens on it, and must not be taken meanwhile. Ports therefore lie outside the
+range that the kernel uses for ``bind(0)`` and outgoing connections (ip_local_port_range in ip(7)). Each is reserved by
+an abstract unix socket named after it: like ports, these names are one namespace for all programs of the machine
+(unix(7)), so that several agents never hand out the same port.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Port:
         self._lock = lock
 
     def release(self) -> None:
-        """Give the port back; more than once is fine."""
+        """Release the port. Idempotent."""
         if self._lock is not None:
             self._lock.close()
 
 
 def reserve() -> Port:
-    """A port that is free now, reserved.
+    """Reserve a port that is free now.
 
     Raises:
         LimitReached: no free port was found.
     """
     low, high = _choice()
     size = high - low
-    at = random.randrange(size)  # noqa: S311 - no secret: spreads agents over the range
+    at = random.randrange(size)  # noqa: S311 - not a secret: spreads agents over the range
     for step in range(min(size, _TRIES)):
         port = take(low + (at + step) % size)
         if port is not None:
@@ -55,7 +55,7 @@ def reserve() -> Port:
 
 
 def take(number: int) -> Port | None:
-    """Reserve this very port, whoever listens on it; None if it is reserved already."""
+    """Reserve this port, even if something listens on it; None if it is reserved already."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         lock.bind(f"\0prouter-port-{number}")
@@ -68,12 +68,12 @@ def take(number: int) -> Port | None:
 
 
 def again(number: int) -> Port:
-    """The port of a job that an earlier agent started, reserved unless another agent has been faster."""
+    """Return the port of a job that an earlier agent started, reserved unless another agent was faster."""
     return take(number) or Port(number, None)
 
 
 def _choice() -> tuple[int, int]:
-    """Half-open range of ports to hand out: the larger part outside the kernel's own range."""
+    """Return the half-open range of ports to hand out: the larger part outside the kernel's own range."""
     try:
         low, high = (int(word) for word in Path(_RANGE_FILE).read_text().split())
     except (OSError, ValueError):
@@ -92,5 +92,5 @@ def _free(number: int) -> bool:
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False
-            # No IPv6 here: nothing that could be in the way.
+            # Without IPv6 nothing can be in the way there.
     return True

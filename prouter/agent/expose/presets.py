@@ -1,8 +1,8 @@
-"""What the usual kinds of servers need to run behind a path prefix, by the names their own documentation uses.
+"""Presets: variables, options and files that common servers need to run behind a path prefix.
 
-Every value may hold the templates of `templates.fill`. The request's own variables win over them. Where
-a server has no variable for something, the preset adds a command-line option, unless the request's arguments have it
-already, or writes a configuration file into the sandbox.
+Values may contain the templates of `templates.fill`. The request's own variables override them. Where a server has no
+variable, the preset adds a command-line option, unless the request's arguments have it already, or writes a
+configuration file into the sandbox.
 
 Sources: jupyter_server's ``ServerApp`` options and JUPYTER_CONFIG_PATH; ``streamlit config show``; the ``Dash`` class
 and its ``run``; gradio's guide to environment variables; ``bokeh serve --help`` and ``bokeh.settings``; uvicorn's
@@ -21,11 +21,11 @@ from prouter.agent.sandbox.scratch import SOCKET_NAME
 __all__ = ["PRESETS", "Preset", "applying", "with_options"]
 
 Settings = Mapping[str, Mapping[str, str]]
-"""Names and values, by when they apply: always (``""``), or with one port mode (``assign``, ``unix``) or path mode
+"""Names and values by when they apply: always (``""``), or with one port mode (``assign``, ``unix``) or path mode
 (``strip``, ``keep``; ``auto`` counts as ``keep``)."""
 
-_ABSOLUTE = "its pages name their parts by absolute paths, so it must see its prefix"
-_ROOT = "it serves below no prefix"
+_ABSOLUTE = "its pages use absolute paths, so it must see its prefix"
+_ROOT = "it cannot serve below a prefix"
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Preset:
 
     Attributes:
         port, path, host, ready, timeout: defaults of the same keys of ``expose``.
-        refused: path modes in which it cannot work, and why.
-        reports: whether such a server may be somebody's own program, which can report its port.
-        variables: for the environment.
-        options: for the command line: ``--name`` with its value as the next word, ``--name=`` with it in the same word,
-            ``--name`` alone where the value is empty.
-        ends: words that end the options of its command line, so that what the preset adds goes before them.
-        socket_name: bytes that sockets below TMPDIR need for their names.
-        config: writes configuration files into a directory, given all tokens, and returns variables.
+        refused: path modes in which it cannot work, with the reason.
+        reports: whether such a server may be a program of the user's, which can report its port.
+        variables: environment variables.
+        options: command-line options: ``--name`` with its value as the next word, ``--name=`` with it in the same word,
+            ``--name`` alone if the value is empty.
+        ends: words that end the options of its command line; the preset's options go before them.
+        socket_name: bytes that the names of its sockets below TMPDIR need.
+        config: writes configuration files into a directory, given all template values, and returns variables.
     """
 
     path: str
@@ -64,13 +64,13 @@ class Preset:
 
 
 def applying(settings: Settings, port: str, path: str) -> dict[str, str]:
-    """The settings for one port mode and path mode."""
+    """Return the settings for one port mode and path mode."""
     modes = ("", port, "strip" if path == "strip" else "keep")
     return {name: value for mode in modes for name, value in settings.get(mode, {}).items()}
 
 
 def with_options(args: Sequence[str], preset: Preset, port: str, path: str) -> list[str]:
-    """The arguments with those options of the preset that they have not got yet."""
+    """Return the arguments with the preset's missing options added."""
     end = next((at for at, word in enumerate(args) if word in preset.ends), len(args))
     added: list[str] = []
     for option, value in applying(preset.options, port, path).items():
@@ -81,7 +81,7 @@ def with_options(args: Sequence[str], preset: Preset, port: str, path: str) -> l
 
 
 def _has(args: Sequence[str], words: list[str]) -> bool:
-    """Whether these words stand there one after another, the last perhaps joined to its value."""
+    """Return whether these words follow one another in the arguments, the last perhaps joined to its value."""
     for at in range(len(args) - len(words) + 1):
         *first, last = args[at : at + len(words)]
         if first == words[:-1] and (last == words[-1] or last.startswith(f"{words[-1]}=")):
@@ -90,11 +90,11 @@ def _has(args: Sequence[str], words: list[str]) -> bool:
 
 
 def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str]:
-    """A configuration file, as Jupyter has no variables for most of this.
+    """Write a configuration file, because Jupyter has no variables for most of this.
 
-    On a unix socket, which only the agent's user can open, the server asks for no token of its own: who gets through
-    the router may use it. A TCP port can be opened by every user of the machine, so there the token stays on; set
-    JUPYTER_TOKEN to choose it, or read it from the job's stderr.
+    Only the agent's user can open a unix socket, so the server needs no token there: the router decides who gets in.
+    Every user of the machine can connect to a TCP port, so there the token stays on; set JUPYTER_TOKEN to choose it, or
+    read it from the job's stderr.
     """
     server: dict[str, object] = {
         "base_url": tokens["{base_url}"],
@@ -145,7 +145,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "dash": Preset(
-        path="keep",  # HOST and PORT, which its app.run reads, every job with an assigned port gets.
+        path="keep",  # Its app.run reads HOST and PORT, which every job with an assigned port gets.
         reports=True,
         variables={
             "strip": {"DASH_REQUESTS_PATHNAME_PREFIX": "{base_url}", "DASH_ROUTES_PATHNAME_PREFIX": "/"},
@@ -172,7 +172,7 @@ PRESETS: Mapping[str, Preset] = {
         variables={
             "strip": {"UVICORN_ROOT_PATH": "{base_path}"},
             "assign": {"UVICORN_HOST": "127.0.0.1", "UVICORN_PORT": "{port}"},
-            # Peers on a unix socket have no address; only the agent can reach it, so its forwarded headers are taken.
+            # Peers on a unix socket have no address; only the agent reaches it, so its forwarded headers are trusted.
             "unix": {"UVICORN_UDS": "{socket}", "FORWARDED_ALLOW_IPS": "*"},
         },
     ),
@@ -194,7 +194,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mlflow": Preset(
         path="strip",
-        host="local",  # It answers to no other host than those it is told of.
+        host="local",  # It answers only to host names that it is told.
         timeout=180.0,
         options={
             "": {"--host": "127.0.0.1"},
@@ -204,28 +204,28 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "vite": Preset(
         path="keep",
-        host="local",  # As MLflow.
+        host="local",  # Host names as with MLflow.
         refused={"strip": _ABSOLUTE},
         options={
             "": {"--host": "127.0.0.1", "--base": "{base_url}"},
             "assign": {"--port": "{port}", "--strictPort": ""},
         },
-        ends=frozenset(),  # What follows `npm run dev --` is vite's own.
+        ends=frozenset(),  # Options after `npm run dev --` are vite's.
     ),
     "code-server": Preset(
         path="strip",
         port="unix",
         refused={"keep": _ROOT},
-        socket_name=54,  # vscode-ipc-UUID.sock
+        socket_name=54,  # the length of vscode-ipc-UUID.sock
         options={
-            # In HOME it would open again what another job has opened before.
+            # In HOME it would reopen what another job had open.
             "": {
                 "--disable-telemetry": "",
                 "--disable-update-check": "",
                 "--user-data-dir": "{sandbox}/.code-server",
             },
             "assign": {"--bind-addr": "127.0.0.1:{port}"},
-            # As with Jupyter: nobody but the agent gets at the socket, so it asks for no password of its own.
+            # As with Jupyter: only the agent's user can open the socket, so it needs no password.
             "unix": {"--socket": "{socket}", "--auth": "none"},
             "strip": {"--abs-proxy-base-path": "{base_path}"},
         },
@@ -247,4 +247,4 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
 }
-"""By name; `prouter.requests.PresetName` lists the same names."""
+"""All presets by name; `prouter.requests.PresetName` lists the same names."""

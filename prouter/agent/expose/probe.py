@@ -1,4 +1,4 @@
-"""Asks a job's server whether it answers: by a connection, or by one small HTTP request. Blocks its greenlet only."""
+"""Probes of a job's server: a connection, or one small HTTP request. They block only their own greenlet."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LONGEST_LINE = 4096
 
 
 class Address(NamedTuple):
-    """Where a server listens on this machine: a port of a host, or the path of a unix socket."""
+    """The address of a server on this machine: a port of a host, or the path of a unix socket."""
 
     host: str = "127.0.0.1"
     port: int = 0
     path: str | None = None
 
     def endpoint(self) -> dict[str, str | int]:
-        """The address as a job record gives it: ``{"port"}``, with ``"host"`` unless that is 127.0.0.1, or
+        """Return the address in a job record's form: ``{"port"}``, with ``"host"`` unless that is 127.0.0.1, or
         ``{"socket"}``.
         """
         if self.path is not None:
@@ -37,7 +37,7 @@ class Address(NamedTuple):
 
 
 def connects(address: Address, timeout: float) -> bool:
-    """Whether something accepts a connection there within `timeout` seconds."""
+    """Return whether something accepts a connection there within `timeout` seconds."""
     connection = _connect(address, timeout)
     if connection is None:
         return False
@@ -46,7 +46,7 @@ def connects(address: Address, timeout: float) -> bool:
 
 
 def reachable(port: int, timeout: float) -> Address | None:
-    """The loopback address, IPv4 before IPv6, at which something accepts a connection on this port."""
+    """Return the loopback address, IPv4 before IPv6, at which something accepts a connection on this port."""
     for host in ("127.0.0.1", "::1"):
         address = Address(host, port)
         if connects(address, timeout):
@@ -55,7 +55,7 @@ def reachable(port: int, timeout: float) -> Address | None:
 
 
 def http_status(address: Address, path: str, timeout: float) -> int | None:
-    """The status of the answer to a GET, or None if there is no HTTP answer within `timeout` seconds."""
+    """Return the status of the response to a GET, or None without an HTTP response within `timeout` seconds."""
     connection = _connect(address, timeout)
     if connection is None:
         return None
@@ -74,7 +74,7 @@ def http_status(address: Address, path: str, timeout: float) -> int | None:
                 return None
             head += data
     except OSError:
-        return None  # Reset, or no answer in time: not ready.
+        return None  # Reset, or no response in time: not ready.
     finally:
         connection.close()
     match = _STATUS_LINE.match(head)

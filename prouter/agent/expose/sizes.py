@@ -1,4 +1,4 @@
-"""Whether the system can start a program with these arguments, told before anything is started.
+"""Check, before a start, that the system accepts arguments and environment of this size.
 
 Source: execve(2), "Limits on size of arguments and environment".
 """
@@ -15,19 +15,19 @@ from prouter.requests import MAX_STRING, StartRequest
 __all__ = ["check_sizes"]
 
 _MOST = 6 * 1024 * 1024
-"""Bytes of arguments and environment together; the kernel takes no more, however large the stack may be."""
+"""Most bytes of arguments and environment together; the kernel accepts no more, whatever the stack's limit."""
 _POINTER = 9
-"""Bytes that each string costs beside its own: its NUL, and a pointer to it."""
+"""Bytes that each string costs in addition: its NUL, and a pointer to it."""
 
 
 def check_sizes(request: StartRequest, plan: Plan, tokens: Mapping[str, str]) -> None:
-    """Measure the arguments and variables of a start with their templates filled in, without filling them in.
+    """Check the size of a start's arguments and variables with their templates filled in, without filling them in.
 
     Args:
-        tokens: what each template becomes (`prouter.agent.jobs.environment.fill`).
+        tokens: the value of each template (`prouter.agent.jobs.environment.fill`).
 
     Raises:
-        InvalidRequest: one is longer than the system takes, or all together are.
+        InvalidRequest: one of them, or all together, are longer than the system accepts.
     """
     filled = tokens if plan.templates else {}
     total = 0
@@ -59,5 +59,5 @@ def _size(text: str, tokens: Mapping[str, str]) -> int:
 
 def _too_long(what: str, size: int) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid request: {what}: {size} bytes with its templates filled in; the system takes {MAX_STRING}"
+        f"Invalid request: {what}: {size} bytes with its templates filled in; the system accepts {MAX_STRING}"
     )

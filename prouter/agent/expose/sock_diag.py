@@ -1,7 +1,7 @@
-"""The TCP sockets that listen, asked of the kernel by netlink: it looks at its listening sockets only.
+"""Listening TCP sockets from the kernel by netlink, which does not look at other sockets for them.
 
-The files ``/proc/net/tcp`` and ``tcp6`` list them too, but to find that there is no further one the kernel goes through
-its whole table of connections, which takes many milliseconds on a large machine. Sources: sock_diag(7), netlink(7),
+The files ``/proc/net/tcp`` and ``tcp6`` list them, too, but to reach their end the kernel goes through its whole table
+of connections, which takes many milliseconds on a large machine. Sources: sock_diag(7), netlink(7),
 linux/inet_diag.h.
 """
 
@@ -22,22 +22,22 @@ _LISTEN = 1 << 10
 """The state TCP_LISTEN as a bit of idiag_states."""
 _TIMEOUT = 2.0
 _DATAGRAM = 1 << 17
-"""Bytes; the kernel sends dumps in datagrams of at most 32 KiB."""
+"""Bytes to receive at once; the kernel sends dumps in datagrams of at most 32 KiB."""
 
 _HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 _REQUEST = struct.Struct("=BBBBI48x")
-"""struct inet_diag_req_v2: family, protocol, extensions, padding, states; no particular socket."""
+"""struct inet_diag_req_v2: family, protocol, extensions, padding, states; the rest, zeros, selects no single socket."""
 _ANSWER = struct.Struct("=4x2s2x16s16x12x16xI")
-"""struct inet_diag_msg: of it the source's port and address, and the inode."""
+"""struct inet_diag_msg: only the source's port and address, and the inode."""
 _ERROR = struct.Struct("=i")
 
 
 def listening(family: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
-    """Address, port and inode of every socket of this family that listens, in the caller's network namespace.
+    """Return address, port and inode of every listening socket of this family in the caller's network namespace.
 
     Raises:
-        OSError: the kernel cannot tell (no such module, a filter of system calls).
+        OSError: netlink is not available (no such module, a filter of system calls).
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_TIMEOUT)
@@ -57,11 +57,11 @@ def listening(family: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:
-    """Type and body of each message, which begin at multiples of four bytes."""
+    """Yield type and body of each message; messages begin at multiples of four bytes."""
     rest = memoryview(datagram)
     while len(rest) >= _HEADER.size:
         length, kind, *_ = _HEADER.unpack_from(rest)
         if not _HEADER.size <= length <= len(rest):
-            raise OSError("a netlink message is not whole")
+            raise OSError("a netlink message is incomplete")
         yield kind, rest[_HEADER.size : length]
         rest = rest[(length + 3) & ~3 :]

@@ -1,4 +1,4 @@
-"""Templates in a job's arguments and variables, filled with its address and its place (see docs/jobs.md)."""
+"""Templates in a job's arguments and variables, for its address, prefix and sandbox (docs/jobs.md)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _TOKEN = re.compile(r"\{(?:port|socket|base_url|base_path|sandbox)\}")
 
 
 def fill(text: str, tokens: Mapping[str, str]) -> str:
-    """Replace ``{port}``, ``{socket}``, ``{base_url}``, ``{base_path}``, ``{sandbox}`` by what `tokens` has for them.
+    """Replace ``{port}``, ``{socket}``, ``{base_url}``, ``{base_path}``, ``{sandbox}`` by their values in `tokens`.
 
-    A token without a value and all other braces stay as they are, so that JSON passes.
+    Templates without a value, and all other braces, stay as they are, so that JSON passes.
     """
     if "{" not in text:
         return text
@@ -21,5 +21,5 @@ def fill(text: str, tokens: Mapping[str, str]) -> str:
 
 
 def fill_all(texts: Iterable[str], tokens: Mapping[str, str]) -> list[str]:
-    """`fill` for each of several texts."""
+    """Apply `fill` to several texts."""
     return [fill(text, tokens) for text in texts]

@@ -659,7 +659,7 @@ def test_a_path_is_ready_by_its_status(
     if good:
         assert waited(one).path_mode == path
     else:
-        with pytest.raises(NotReady, match=r"not within 0\.03 s: a good answer to GET /health on port"):
+        with pytest.raises(NotReady, match=r"not within 0\.03 s: a good response to GET /health on port"):
             waited(one, timeout=0.03)
 
 
