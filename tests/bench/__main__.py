@@ -71,18 +71,18 @@ def main(
 
 
 def adjusted(settings: Settings, rounds: int | None, seconds: float | None) -> Settings:
-    """Settings with what the command line says."""
+    """Return the settings with the values of the command line."""
     changed = {name: value for name, value in (("rounds", rounds), ("seconds", seconds)) if value is not None}
     return Settings(**{**vars(settings), **changed})
 
 
 def row_keys() -> list[str]:
-    """Keys of all rows."""
+    """Return the keys of all rows."""
     return [row.key for probe in PROBES for row in probe.rows]
 
 
 def matches(probe: Probe, pattern: str) -> bool:
-    """Whether a probe or one of its rows is asked for."""
+    """Whether the pattern names a probe or one of its rows."""
     keys = [probe.key, *(row.key for row in probe.rows)]
     return any(fnmatch.fnmatch(key, one) for key in keys for one in pattern.split(","))
 

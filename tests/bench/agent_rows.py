@@ -1,4 +1,4 @@
-"""Rows about many connected agents: what they cost while nothing happens, and what watching them costs the others."""
+"""Rows about many linked agents: their cost while idle, and the cost of dashboards that poll them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["PROBES"]
 
 POLLERS = 10
 POLLS = 100
-"""GET /connections per second, all pollers together."""
+"""Requests per second of GET /connections, from all dashboards together."""
 
 
 @contextlib.contextmanager
 def agents(stack: Prouter, count: int) -> Iterator[None]:
-    """Meanwhile `count` fake agents are linked to the router."""
+    """Keep `count` fake agents linked to the router meanwhile."""
     command = [sys.executable, "-m", "tests.bench.fake_agents", stack.agents_endpoint, str(count)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT, env=environ)
@@ -43,7 +43,7 @@ def agents(stack: Prouter, count: int) -> Iterator[None]:
 
 
 def broker_share(stack: Stack, seconds: float) -> float:
-    """Per cent of one core that the broker uses, nobody asking anything."""
+    """Return the per cent of one core that the broker uses without any requests."""
     brokers = [process for process in stack.processes() if process.role == "broker"]
     before = sum(used.cpu for one in brokers if (used := usage(one)))
     started = time.monotonic()
@@ -70,7 +70,7 @@ def etag(stack: Stack) -> str:
 
 @contextlib.contextmanager
 def polls(stack: Stack) -> Iterator[None]:
-    """Meanwhile dashboards poll GET /connections with the last ETag they saw, `POLLS` times a second."""
+    """Let dashboards poll GET /connections with the last ETag they saw, `POLLS` times a second, meanwhile."""
     stop = threading.Event()
 
     def run() -> None:
@@ -92,7 +92,7 @@ def polls(stack: Stack) -> Iterator[None]:
 
 
 def many_agents(stack: Stack, settings: Settings) -> dict[str, float]:
-    """Idle cost, then what watching costs."""
+    """Measure the idle cost, then the cost of dashboards."""
     assert isinstance(stack, Prouter)
     with agents(stack, settings.agents):
         idle = broker_share(stack, 3 * settings.seconds)
@@ -106,7 +106,7 @@ def many_agents(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def lua_text(text: str) -> str:
-    """A Lua string."""
+    """Return a Lua string."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -1,4 +1,4 @@
-"""A small blocking HTTP/1.1 client on raw sockets: cheap enough to generate load, and it sees what arrives when."""
+"""A small blocking HTTP/1.1 client on raw sockets: cheap enough to generate load, and aware of when pieces arrive."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ READ = 1024 * 1024
 
 
 class BadAnswer(Exception):
-    """The answer broke HTTP, was cut off, or had another status than expected."""
+    """The response violated HTTP, was cut off, or had an unexpected status."""
 
 
 class Answer(NamedTuple):
-    """A whole answer; header names in lower case, the last of repeated ones."""
+    """A complete response; header names are in lower case, and of repeated ones the last counts."""
 
     status: int
     headers: dict[str, str]
@@ -63,7 +63,7 @@ class Connection:
         self.sock.close()
 
     def request(self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
-        """Ask and read the whole answer.
+        """Send a request and read the whole response.
 
         Raises:
             BadAnswer: the answer is malformed or cut off.
@@ -74,7 +74,7 @@ class Connection:
         return Answer(status, fields, b"".join(bytes(part) for part in self.read_body(fields, method, status)))
 
     def post(self, target: str, body: Any = None, *, expect: int = 200) -> Any:
-        """POST JSON and return the JSON that comes back; None for an empty answer.
+        """POST JSON and return the JSON of the response; None if it is empty.
 
         Raises:
             BadAnswer: another status than `expect`.
@@ -90,7 +90,7 @@ class Connection:
         self.sock.sendall(f"{method} {target} HTTP/1.1\r\nHost: {self.host}\r\n{lines}\r\n".encode("latin-1") + body)
 
     def read_head(self) -> tuple[int, dict[str, str]]:
-        """Status and headers of the next final answer; what follows them is kept for `read_body`."""
+        """Return status and headers of the next final response; what follows them is kept for `read_body`."""
         while True:
             head = self._read_until(b"\r\n\r\n").decode("latin-1")
             line, *lines = head.split("\r\n")
@@ -102,7 +102,7 @@ class Connection:
     def read_body(
         self, headers: dict[str, str], method: str = "GET", status: int = 200
     ) -> Iterator[bytes | memoryview]:
-        """The body piece by piece as it arrives; each piece is valid until the next.
+        """Yield the body in pieces as they arrive; each is valid until the next.
 
         Raises:
             BadAnswer: it ended early.
@@ -154,7 +154,7 @@ class Connection:
             yield view[:count]
 
     def _read_chunks(self) -> Iterator[bytes | memoryview]:
-        """Large reads, chunk borders found within them."""
+        """Yield chunks from large reads, in which the chunk borders are looked for."""
         view = memoryview(bytearray(READ))
         data: bytes | memoryview = self._rest
         self._rest = b""

@@ -53,12 +53,12 @@ class FakeAgent:
         self.send(self.session.start())
 
     def send(self, frames: list[Frame]) -> None:
-        """Tell the broker."""
+        """Send frames to the broker."""
         if frames:
             self.socket.send_multipart([b"", *encode(frames)])
 
     def look(self, now: float) -> None:
-        """Take what arrived, then let the session do what is due.
+        """Receive what arrived, then let the session do what is due.
 
         Raises:
             SystemExit: the router refused.

@@ -1,4 +1,4 @@
-"""Load: what clients do to a stack, each function one kind, each cheap enough not to be what is measured.
+"""Load generators: one function for each kind of client, each cheap enough not to limit what is measured.
 
 Small requests come from wrk, WebSocket messages from wsload.c (compiled on first use), the rest from raw sockets.
 Rates are per second, times milliseconds, sizes bytes.
@@ -48,11 +48,11 @@ end
 
 
 class LoadFailed(Exception):
-    """A generator could not do its work, or got wrong answers."""
+    """A load generator failed, or got wrong responses."""
 
 
 class Load(NamedTuple):
-    """What a generator saw."""
+    """Results of a load generator."""
 
     rate: float
     p50: float
@@ -99,7 +99,7 @@ def get(stack: Stack, path: str, connections: int, seconds: float, script: str =
 
 
 def wsload() -> Path:
-    """The WebSocket generator, compiled when its source is newer.
+    """Return the path of the WebSocket generator, compiled if its source is newer.
 
     Raises:
         LoadFailed: no compiler.
@@ -133,7 +133,7 @@ def ws(stack: Stack, connections: int, in_flight: int, size: int, seconds: float
 
 
 def download(stack: Stack, target: str, size: int) -> float:
-    """MB/s of one download.
+    """Measure one download in MB/s.
 
     Args:
         target: the whole request target.
@@ -153,7 +153,7 @@ def download(stack: Stack, target: str, size: int) -> float:
 
 
 def upload(stack: Stack, target: str, size: int, *, chunked: bool, count_back: bool = True) -> float:
-    """MB/s of one upload.
+    """Measure one upload in MB/s.
 
     Args:
         count_back: whether the answer tells how many bytes arrived.
@@ -180,7 +180,7 @@ def upload(stack: Stack, target: str, size: int, *, chunked: bool, count_back: b
 
 
 def sse(stack: Stack, count: int) -> Load:
-    """Delay of server-sent events at 10 ms spacing, from the job's clock reading to the client's."""
+    """Measure the delay of server-sent events, 10 ms apart, from the job's reading of the clock to the client's."""
     delays = []
     started = time.perf_counter()
     with contextlib.closing(stack.connect()) as http:
@@ -199,7 +199,7 @@ def sse(stack: Stack, count: int) -> Load:
 
 @contextlib.contextmanager
 def fast_downloads(stack: Stack, count: int) -> Iterator[None]:
-    """Meanwhile `count` clients download as fast as they can."""
+    """Let `count` clients download as fast as they can meanwhile."""
     stop = threading.Event()
 
     def run() -> None:
@@ -224,7 +224,7 @@ def fast_downloads(stack: Stack, count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def slow_readers(stack: Stack, rate: int, reading: int, stalled: int = 0) -> Iterator[None]:
-    """Meanwhile clients download 1 GiB: `reading` of them at `rate` bytes/s, `stalled` of them not reading at all."""
+    """Let clients download 1 GiB meanwhile: `reading` clients at `rate` bytes/s, `stalled` ones without reading."""
     connections = [Connection(stack.address, receive_buffer=65536) for _ in range(reading + stalled)]
     for http in connections:
         http.send_head("GET", f"{stack.prefix}/bytes/{GIB}", {})
@@ -253,7 +253,7 @@ def slow_readers(stack: Stack, rate: int, reading: int, stalled: int = 0) -> Ite
 
 
 def read_some(http: Connection, size: int) -> None:
-    """Read up to `size` bytes, as far as they are there."""
+    """Read up to `size` bytes that have arrived."""
     with contextlib.suppress(BlockingIOError):
         while size > 0:
             part = http.sock.recv(min(size, 65536))
@@ -264,7 +264,7 @@ def read_some(http: Connection, size: int) -> None:
 
 @contextlib.contextmanager
 def idle_websockets(stack: Stack, count: int) -> Iterator[None]:
-    """Meanwhile `count` WebSockets are open, each of which has echoed one message."""
+    """Keep `count` WebSockets open meanwhile, each of which has echoed one message."""
     connections: list[Connection] = []
     try:
         for _ in range(count):

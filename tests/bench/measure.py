@@ -1,4 +1,4 @@
-"""Measuring: every probe on every stack in turns, with what the processes used meanwhile."""
+"""Measurement of every probe on every stack in turns, with the CPU time and memory of all processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.stack import Stack
 __all__ = ["Measured", "ProcessUse", "measure"]
 
 FAILURES = (OSError, BadAnswer, LoadFailed, subprocess.SubprocessError)
-"""What a measurement may raise when a stack does not do its work."""
+"""Errors of a measurement on a stack that does not work."""
 
 
 @dataclass
@@ -49,12 +49,12 @@ class Measured:
     failures: list[str] = field(default_factory=list)
 
     def median(self, value: str) -> float | None:
-        """The median of a value over the rounds; None when no round has it."""
+        """Return the median of a value over the rounds; None if no round has it."""
         found = [one[value] for one in self.rounds if value in one]
         return statistics.median(found) if found else None
 
     def to_json(self) -> dict[str, Any]:
-        """For the result file."""
+        """Return the map for the result file."""
         return {
             "rounds": self.rounds,
             "processes": {role: vars(use) for role, use in self.processes.items()},
@@ -66,7 +66,7 @@ class Measured:
 def measure(
     probes: Iterable[Probe], stacks: dict[str, Stack], settings: Settings, report: Callable[[str], None]
 ) -> dict[str, dict[str, Measured]]:
-    """Run the probes; results by probe and stack.
+    """Run the probes; return the results by probe and stack.
 
     Each probe runs once on each stack before anything counts: a just-in-time compiler that is still cold would make a
     neighbour look two times dearer than it is. In each round the stacks take turns, and each round starts with another

@@ -39,7 +39,7 @@ http {{
 
 
 class NginxFailed(Exception):
-    """nginx did not come up; the text holds what it said."""
+    """nginx did not start; the text holds its output."""
 
 
 def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto", users: str | None = None) -> Path:
@@ -137,7 +137,7 @@ class Nginx:
         raise NginxFailed(self.stderr.read_text())
 
     def close(self) -> None:
-        """End it, and its workers."""
+        """End nginx and its workers."""
         if self.process.poll() is None:
             self.process.terminate()
             try:

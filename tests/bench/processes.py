@@ -22,7 +22,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Process:
-    """One process, known by pid and start time, with the part it plays (``broker``, ``worker 1``, ``job`` …)."""
+    """One process, identified by pid and start time, with its role (``broker``, ``worker 1``, ``job`` …)."""
 
     pid: int
     started: int
@@ -31,7 +31,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has used so far, and its peak of resident memory since `peak_reset`."""
+    """CPU time of a process so far, and its peak resident memory since `peak_reset`."""
 
     cpu: float
     resident: int
@@ -40,7 +40,7 @@ class Usage:
 
 
 def stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the third on (state, ppid, …), or None for a process that is gone."""
+    """Return the fields of /proc/PID/stat from the third on (state, ppid, …), or None if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -48,7 +48,7 @@ def stat(pid: int) -> list[str] | None:
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file of /proc/PID; empty for a process that is gone."""
+    """Read a file of /proc/PID; it is empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -56,7 +56,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def find(mark: str, directory: Path) -> list[Process]:
-    """All live processes of the stack with this mark and directory, roles numbered where several share one."""
+    """Return all live processes of the stack with this mark and directory; roles that several share are numbered."""
     needle, place = f"{MARK}={mark}".encode(), os.fsencode(directory)
     everything = {
         int(entry): fields for entry in os.listdir("/proc") if entry.isdigit() and (fields := stat(int(entry)))
@@ -82,7 +82,7 @@ def _number(found: list[tuple[int, int, str]]) -> list[Process]:
 
 
 def role(command: bytes, parent: int) -> str:
-    """The part a process plays, by its command line and its parent's."""
+    """Return the role of a process, by its command line and its parent's."""
     words = command.replace(b"\0", b" ").decode(errors="replace")
     if "nginx" in words:
         return "nginx worker" if "worker process" in words else "nginx master"
@@ -101,7 +101,7 @@ def role(command: bytes, parent: int) -> str:
 
 
 def usage(process: Process) -> Usage | None:
-    """What it used; None once it is gone."""
+    """Return what a process has used; None if it has ended."""
     fields = stat(process.pid)
     if fields is None or int(fields[19]) != process.started:
         return None
@@ -119,19 +119,19 @@ def usage(process: Process) -> Usage | None:
 
 
 def peak_reset(process: Process) -> None:
-    """Let the peak start again from what is resident now (proc(5), clear_refs)."""
+    """Reset the peak to what is resident now (proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
 def busy_seconds() -> float:
-    """CPU seconds all processors of this machine have been busy since it started."""
+    """Return the seconds for which all CPUs of this machine were busy since it started."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / TICK
 
 
 def end(mark: str, directory: Path, grace: float) -> None:
-    """End whatever is left of a stack: TERM, and KILL after `grace` seconds."""
+    """End all processes of a stack: TERM, and KILL after `grace` seconds."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         for process in find(mark, directory):

@@ -35,13 +35,13 @@ WORKLOADS: dict[str, Callable[[Stack, float], object]] = {
 
 
 def downloads(stack: Stack, seconds: float) -> None:
-    """One client downloads over and over."""
+    """Let one client download over and over."""
     with load.fast_downloads(stack, 1):
         threading.Event().wait(seconds)
 
 
 def record(process: Process, seconds: float, into: Path) -> str:
-    """Sample one process; what py-spy said when it failed, else nothing.
+    """Sample one process; return py-spy's message if it failed, else an empty text.
 
     Args:
         into: file for the folded stacks, one ``frame;frame;… count`` a line, which flamegraph.pl and speedscope read.
@@ -54,7 +54,7 @@ def record(process: Process, seconds: float, into: Path) -> str:
 
 
 def functions(folded: str) -> tuple[int, collections.Counter[str], collections.Counter[str]]:
-    """Samples in all, and by function: in it itself, and in it or below."""
+    """Return the number of samples: in all, by function itself, and by function with its callees."""
     total = 0
     own: collections.Counter[str] = collections.Counter()
     below: collections.Counter[str] = collections.Counter()

@@ -1,4 +1,4 @@
-"""Rows about what goes through a job's own HTTP server: requests, transfers, events, WebSockets, and disturbances."""
+"""Rows about traffic to a job's own HTTP server: requests, transfers, events, WebSockets, and disturbances."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ws_large(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def ws_idle(stack: Stack, settings: Settings) -> dict[str, float]:
-    """Memory of each further WebSocket that does nothing, once the first tenth has set things up."""
+    """Memory of each further idle WebSocket, after the first tenth has made what all share."""
     first = settings.sockets // 10
     with load.idle_websockets(stack, first):
         before = resident(stack)
@@ -80,7 +80,7 @@ def ws_idle(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def resident(stack: Stack) -> float:
-    """Resident bytes of all processes but the job."""
+    """Return the resident bytes of all processes but the job."""
     used = [usage(process) for process in stack.processes() if not process.role.startswith("job")]
     return float(sum(one.resident for one in used if one is not None))
 
@@ -93,7 +93,7 @@ def beside_downloads(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def beside_slow(stack: Stack, settings: Settings) -> dict[str, float]:
-    """Small GETs beside clients that read slowly or not at all, while these begin and later, and without them."""
+    """Small GETs beside clients that read slowly or not at all: while these begin, later, and without them."""
     before = load.get(stack, "/", 64, settings.seconds)
     with load.slow_readers(stack, load.MB, reading=8, stalled=8):
         first = load.get(stack, "/", 64, settings.seconds)
@@ -110,7 +110,7 @@ def beside_slow(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def slow_memory(stack: Stack, settings: Settings) -> dict[str, float]:
-    """Growth of the process that grows most while a 1 GiB download is read at 10 MB/s, over its first seconds."""
+    """Growth of the process that grows most in the first seconds of a 1 GiB download that is read at 10 MB/s."""
     group = [process for process in stack.processes() if not process.role.startswith("job")]
     if not group:
         return {}
@@ -150,7 +150,7 @@ MEMORY = (
         once=True,
     ),
 )
-"""To be run first: memory that earlier load left behind would hide what these cost."""
+"""Probes to run first: memory that earlier load left behind would hide their cost."""
 
 PROBES = (
     Probe(

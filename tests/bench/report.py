@@ -1,4 +1,4 @@
-"""Results: as a table for people, as a file for comparisons."""
+"""Results of a run, as a table to read and a file to compare."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["compare", "document", "failed_musts", "save", "show"]
 
 Results = dict[str, dict[str, Measured]]
 DISTURBED = 0.15
-"""Share of the machine used by others from which on a value is marked."""
+"""Share of the machine that other processes use, above which a value is marked."""
 
 
 def number(value: float) -> str:
-    """Three significant figures or so."""
+    """Format a number with about three significant figures."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def values_of(row: Row, measured: dict[str, Measured]) -> dict[str, float]:
-    """The row's median by stack."""
+    """Return the row's median for each stack."""
     return {name: median for name, one in measured.items() if (median := one.median(row.value)) is not None}
 
 
 def verdict(bound: Bound | None, values: dict[str, float], measured: dict[str, Measured]) -> str:
-    """A bound and whether it holds; with a ~ where a value it rests on was measured on a machine that others used."""
+    """Format a bound and whether it holds; with a ~ if other processes used the machine during a measurement."""
     if bound is None:
         return ""
     holds = bound.holds(values)
@@ -85,7 +85,7 @@ def show(
 
 
 def cell(name: str, values: dict[str, float], measured: dict[str, Measured]) -> str:
-    """One stack's value in one row."""
+    """Format one stack's value in one row."""
     if name not in values:
         return "[red]failed[/]" if name in measured and measured[name].failures else ""
     return ("~" if measured[name].disturbed > DISTURBED else "") + number(values[name])
@@ -115,7 +115,7 @@ def show_processes(
 
 
 def failed_musts(probes: Sequence[Probe], results: Results) -> list[str]:
-    """Keys of the rows that miss what they must reach."""
+    """Return the keys of the rows that miss their bound."""
     return [
         row.key
         for probe in probes
@@ -125,7 +125,7 @@ def failed_musts(probes: Sequence[Probe], results: Results) -> list[str]:
 
 
 def document(probes: Sequence[Probe], results: Results, settings: Settings) -> dict[str, Any]:
-    """Everything about a run, ready for JSON."""
+    """Return everything about a run, for JSON."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -155,7 +155,7 @@ def document(probes: Sequence[Probe], results: Results, settings: Settings) -> d
 
 
 def save(result: dict[str, Any], directory: Path) -> Path:
-    """Write a run's document; the file's path."""
+    """Write a run's document; return the file's path."""
     directory.mkdir(exist_ok=True)
     path = directory / f"{result['at'].replace(':', '')}-{result['commit'] or 'uncommitted'}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Rows about the router's own API: the life of jobs, files, and what dashboards ask for."""
+"""Rows about the router's own API: jobs, files, and the requests of dashboards."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def many_clients(stack: Stack, settings: Settings) -> dict[str, float]:
 
 
 def lives(stack: Stack, seconds: float) -> list[float]:
-    """Create, start ``true``, wait, remove, over and over; the seconds that each took."""
+    """Create a job, start ``true``, wait, remove, over and over; yield the seconds of each round."""
     assert isinstance(stack, Prouter)
     times = []
     with contextlib.closing(stack.connect()) as http:
@@ -67,7 +67,7 @@ def lives(stack: Stack, seconds: float) -> list[float]:
 
 
 def sandbox(stack: Stack) -> str:
-    """Path of the file API of the job that serves."""
+    """Return the path of the file API of the serving job."""
     return stack.prefix.removesuffix("/http") + "/file"
 
 

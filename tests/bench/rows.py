@@ -1,4 +1,4 @@
-"""The rows of the table: what is measured, in which unit, and what it has to reach."""
+"""Rows of the table: what is measured, in which unit, and with which bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROUTER = ("prouter1", "prouter2")
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how much.
+    """Durations and amounts of a run.
 
     Attributes:
         rounds: how often each stack is measured, in turns; the table shows medians.
@@ -38,7 +38,7 @@ QUICK = Settings(rounds=1, seconds=1.0, bulk=128 << 20, sockets=500, agents=200)
 
 @dataclass(frozen=True)
 class Bound:
-    """What a stack's value has to be, compared with a number or with another stack's value.
+    """A bound of a stack's value: a number, or a multiple of another stack's value.
 
     Attributes:
         sign: ``>=`` or ``<=``.
@@ -55,7 +55,7 @@ class Bound:
     stack: str = "prouter2"
 
     def limit(self, values: Mapping[str, float]) -> float | None:
-        """The limit in the row's unit; None when the stack to compare with was not measured."""
+        """Return the limit in the row's unit; None if the stack to compare with was not measured."""
         if self.of is not None:
             return values[self.of] * self.number if self.of in values else None
         if self.above is not None:
@@ -63,7 +63,7 @@ class Bound:
         return self.number
 
     def holds(self, values: Mapping[str, float]) -> bool | None:
-        """Whether the bound holds; None when it cannot be told."""
+        """Whether the bound holds; None if that is not known."""
         limit = self.limit(values)
         if limit is None or self.stack not in values:
             return None
@@ -71,7 +71,7 @@ class Bound:
         return bool(compare(values[self.stack], limit))
 
     def text(self) -> str:
-        """For the table."""
+        """Format the bound for the table."""
         sign = "≥" if self.sign == ">=" else "≤"
         if self.of is not None:
             return f"{sign} {self.number:g} x {self.of}"
@@ -79,12 +79,12 @@ class Bound:
 
 
 def at_least(number: float, of: str | None = None) -> Bound:
-    """A lower bound."""
+    """Return a lower bound."""
     return Bound(">=", number, of=of)
 
 
 def at_most(number: float, of: str | None = None, above: str | None = None) -> Bound:
-    """An upper bound."""
+    """Return an upper bound."""
     return Bound("<=", number, of=of, above=above)
 
 

@@ -34,7 +34,7 @@ NAMES = ("direct", "nginx", "chp", "prouter1", "prouter2")
 
 
 class StackFailed(Exception):
-    """A stack did not come up; the text holds what its processes said."""
+    """A stack did not start; the text holds the output of its processes."""
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -71,7 +71,7 @@ class Stack:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def processes(self) -> list[Process]:
-        """All live processes of this stack, the job server that it stands in front of included."""
+        """Return all live processes of this stack, with the job server behind it."""
         return processes.find(self.mark, self.directory) + (self.job.processes() if self.job else [])
 
     def start(self, name: str, *command: str | Path) -> Path:
@@ -120,7 +120,7 @@ class Stack:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def connect(self, **options: float) -> Connection:
-        """A client connection."""
+        """Open a client connection."""
         return Connection(self.address, timeout=options.get("timeout", 60.0))
 
 
@@ -232,7 +232,7 @@ class Prouter(Stack):
         wait_for("the job", lambda: answers(self.address, f"{self.prefix}/"))
 
     def create_job(self, http: Connection, name: str = "bench") -> str:
-        """Create an empty job on this stack's agent; its path."""
+        """Create an empty job on this stack's agent; return its path."""
         answer = http.post("/jobs/create", {"name": name, "agent": {"type": "uid", "uid": self.agent_uid}})
         return str(answer["path"])
 

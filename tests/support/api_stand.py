@@ -36,7 +36,7 @@ PLATFORM = dict.fromkeys(("system", "node", "release", "version", "machine", "pr
 
 
 def job_info(**changed: Any) -> dict[str, Any]:
-    """A job's public info, as the broker gives it."""
+    """Return a job's public info, as the broker gives it."""
     record = JobRecord(JOB, CONNECTION, "a job").to_wire()
     for internal in ("connection", "revision", "endpoint", "path_mode", "host_mode"):
         del record[internal]
@@ -79,7 +79,7 @@ class StandInAgent:
         self.archive = b"an archive"
 
     def accept(self, stream: Stream, target: dict[str, Any]) -> None:
-        """A stream was opened."""
+        """Serve a stream that was opened."""
         self.targets.append(target)
         gevent.spawn(self._serve, StreamIO(stream), target)
 
@@ -258,7 +258,7 @@ class StandInRouter:
         return lambda: self.subscribers.discard(callback)
 
     def emit(self, name: str, body: dict[str, Any]) -> None:
-        """What the broker would tell every worker."""
+        """Publish an event that the broker would send to every worker."""
         for subscriber in list(self.subscribers):
             subscriber(name, body)
 
@@ -292,7 +292,7 @@ class StandInServer:
         self.proxy.accept(_socket.socket(fileno=fd), address)
 
     def connect(self, request: str, body: bytes = b"", *, receive_buffer: int | None = None) -> gevent_socket.socket:
-        """A client that has sent a request; `request` is its head with plain newlines, without the empty line."""
+        """Connect a client and send `request`: a head with plain newlines, without the empty line."""
         client = gevent_socket.socket()
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

@@ -1,4 +1,4 @@
-"""Between workers and their broker: lets tests hold back what the broker tells some of the workers."""
+"""A relay between workers and their broker, which can hold back what the broker sends to some workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.processes import Router, wait_until
 __all__ = ["BrokerRelay"]
 
 _PEER = struct.Struct("iII")
-"""pid, uid and gid (unix(7), SO_PEERCRED)."""
+"""Layout of a peer's credentials: pid, uid and gid (unix(7), SO_PEERCRED)."""
 
 
 class BrokerRelay:
@@ -31,9 +31,9 @@ class BrokerRelay:
         self.said: dict[int, int] = {}
         self._held: frozenset[int] = frozenset()
         self._workers: dict[socket.socket, int] = {}
-        """Pids by the workers' sockets."""
+        """The worker's pid for each socket."""
         self._backlog: dict[socket.socket, bytes] = {}
-        """By the worker's socket, what it is to get later."""
+        """For each worker's socket, what is held back from it."""
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._sockets: set[socket.socket] = set()
@@ -57,7 +57,7 @@ class BrokerRelay:
         return pids if len(pids) == workers else []
 
     def hold(self, pids: Collection[int]) -> None:
-        """From now on these workers hear nothing of the broker; others hear what was held back."""
+        """Hold back what the broker sends to these workers from now on; the others get what was held back."""
         with self._lock:
             self._held = frozenset(pids)
             for worker, data in list(self._backlog.items()):
@@ -66,7 +66,7 @@ class BrokerRelay:
                     worker.sendall(data)
 
     def close(self) -> None:
-        """End; workers find the broker itself again."""
+        """End the relay; workers link to the broker itself again."""
         os.write(self._stop_write, b"x")
         self._thread.join()
         self._listener.close()
@@ -121,5 +121,5 @@ class BrokerRelay:
 
 
 def _pid(worker: socket.socket) -> int:
-    """The process at the other end."""
+    """Return the pid of the process at the other end."""
     return int(_PEER.unpack(worker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0])

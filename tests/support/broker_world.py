@@ -1,4 +1,4 @@
-"""A broker without sockets: peers are objects, the clock is a number, everything happens when the test says so."""
+"""A broker without sockets: peers are objects, the clock is a number, and the test decides when things happen."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ADDRESS = {"type": "address", "address": "host:1", "token": "secret"}
 
 
 class Recorder:
-    """Keeps what is to be stored, in an SQLite database in memory; commits when told, or at once."""
+    """The broker's store, an SQLite database in memory, which commits at once or when the test says so."""
 
     def __init__(self) -> None:
         self.held: deque[Callable[[float], None]] | None = None
@@ -61,7 +61,7 @@ class Recorder:
 
 
 class Peer:
-    """Somebody at the other end of a path."""
+    """A peer of the broker, at the other end of a path."""
 
     def __init__(self, world: World, rid: bytes, hello: dict[str, Any]) -> None:
         self.world = world
@@ -78,7 +78,7 @@ class Peer:
         self.results: dict[str, Any] = {}
         self.frozen = False
         self.held: list[Frame] | None = None
-        """Signs of life that were asked for and are still to be given; None: they are given at once."""
+        """PINGs that are not answered yet; None: they are answered at once."""
 
     @property
     def ready(self) -> bool:
@@ -88,13 +88,13 @@ class Peer:
         self.world.deliver(self, list(frames))
 
     def call(self, op: str, call_id: str | None = None, **args: Any) -> str:
-        """Ask the broker; the call id, under which `results` has the answer."""
+        """Make a call to the broker; return its id, under which `results` holds the reply."""
         call_id, frame = self.caller.call(op, args, call_id)
         self.say(frame)
         return call_id
 
     def ask(self, op: str, **args: Any) -> dict[str, Any]:
-        """Ask the broker for what it answers at once."""
+        """Make a call that the broker answers at once; return the value."""
         call_id = self.call(op, **args)
         answer = self.results.pop(call_id)
         if isinstance(answer, PRouterError):
@@ -103,7 +103,7 @@ class Peer:
         return answer
 
     def connections(self) -> list[dict[str, Any]]:
-        """The connections as clients see them."""
+        """Return the connections as clients see them."""
         listed: list[dict[str, Any]] = json.loads(self.ask("connections")["connections"])["connections"]
         return listed
 
@@ -140,10 +140,10 @@ class Peer:
                 self.asked(frame)
 
     def welcomed(self) -> None:
-        """Overridden."""
+        """Do nothing; subclasses override this."""
 
     def asked(self, frame: Frame) -> None:
-        """Overridden."""
+        """Do nothing; subclasses override this."""
 
 
 class Worker(Peer):
@@ -155,7 +155,7 @@ class Worker(Peer):
 
 
 class Agent(Peer):
-    """An agent whose jobs are records. With `silent` it does not answer calls."""
+    """An agent whose jobs are records. While `silent` is set, it does not answer calls."""
 
     def __init__(self, world: World, uid: str, incarnation: str, path: int = 1, **hello: Any) -> None:
         introduction = {"kind": "agent", "uid": uid, "name": uid.upper(), "incarnation": incarnation, **hello}
@@ -169,7 +169,7 @@ class Agent(Peer):
         self.fails: dict[str, PRouterError] = {}
 
     def again(self, path: int) -> Agent:
-        """The same agent over another path."""
+        """Return the same agent over another path."""
         new = Agent(self.world, self.uid, self.incarnation, path)
         new.hello, new.jobs, new.responder = dict(self.hello), self.jobs, self.responder
         new.session = Session(self.world.now, 2.0, new.hello)
@@ -255,11 +255,11 @@ class World:
         self.listeners: dict[str, Listener] = {}
         self.paths: dict[tuple[str, bytes], Path] = {}
         self.closed: set[tuple[str, bytes]] = set()
-        """Connections that the broker has closed."""
+        """Connections that the broker closed."""
         self.watched: dict[int, str] = {}
         self.dials: list[str] = []
         self.undialable: dict[str, str] = {}
-        """Why agents must not be dialled, by address."""
+        """Reasons why agents cannot be dialled, by address."""
         self.paused: list[tuple[Path, float]] = []
         self._uids = 0
         self._busy = False
@@ -301,13 +301,13 @@ class World:
         return made
 
     def join(self, peer: Peer) -> None:
-        """Say HELLO over a new connection."""
+        """Let a peer send HELLO over a new connection."""
         self.closed.discard((self.carrier(peer), peer.rid))
         self.peers[(self.carrier(peer), peer.rid)] = peer
         peer.say(*peer.session.start())
 
     def vanish(self, peer: Peer, *, closed: bool = True) -> None:
-        """The peer's end is closed, or just silent."""
+        """Let a peer close its end of the connection, or fall silent."""
         path = self.path_of(peer)
         self.peers.pop((self.carrier(peer), peer.rid), None)
         if closed and path is not None:
@@ -325,12 +325,12 @@ class World:
     # -- time and messages
 
     def deliver(self, peer: Peer, frames: list[Frame]) -> None:
-        """A message of a peer to the broker."""
+        """Send a message of a peer to the broker."""
         self._queue.append((peer, frames))
         self.settle()
 
     def settle(self) -> None:
-        """Pass messages on until nobody has more to say."""
+        """Deliver messages until nobody sends any more."""
         if self._busy:
             return
         self._busy = True
@@ -411,12 +411,12 @@ class World:
 
 
 def job_on(worker: Worker, agent: dict[str, Any] | None = None, key: str = "key-1") -> dict[str, Any]:
-    """A new job, as `created` gives it."""
+    """Create a job; return it as `created` does."""
     return created(worker, worker.call("jobs.create", name="job", agent=agent or BY_UID, key=key))
 
 
 def created(worker: Worker, call_id: str) -> dict[str, Any]:
-    """The job that a call created, and under ``at`` what names it in calls."""
+    """Return the job that a call created; ``at`` holds its address for further calls."""
     answer = worker.results[call_id]
     if isinstance(answer, PRouterError):
         raise answer
@@ -425,7 +425,7 @@ def created(worker: Worker, call_id: str) -> dict[str, Any]:
 
 
 def listed(worker: Worker, **filters: Any) -> list[dict[str, Any]]:
-    """Jobs as the broker lists them."""
+    """Return jobs as the broker lists them."""
     answer = worker.ask("jobs.list", **filters)
     jobs: list[dict[str, Any]] = json.loads(b"[%b]" % answer["jobs"])
     assert len(jobs) == answer["count"]

@@ -1,4 +1,4 @@
-"""Server-sent events as a client reads them (WHATWG HTML, section 9.2)."""
+"""A reader of server-sent events (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["log_bytes", "read_events"]
 
 
 def read_events(answer: requests.Response) -> Iterator[dict[str, Any]]:
-    """Events as maps of their fields, ``data`` parsed; comments left out."""
+    """Yield events as maps of their fields, with ``data`` decoded; comments are skipped."""
     fields: dict[str, Any] = {}
     for line in answer.iter_lines(chunk_size=1):
         name, separator, value = line.decode().partition(": ")
@@ -26,6 +26,6 @@ def read_events(answer: requests.Response) -> Iterator[dict[str, Any]]:
 
 
 def log_bytes(event: dict[str, Any]) -> bytes:
-    """What a ``log`` event holds."""
+    """Return the bytes that a ``log`` event holds."""
     data = event["data"]
     return base64.b64decode(data["base64"]) if "base64" in data else str(data["text"]).encode()

@@ -1,4 +1,4 @@
-"""A broker process, and agents and workers that live in the test: real sockets, jobs that are only records."""
+"""A broker process, with agents and workers in the test's process: real sockets, but jobs that are only records."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ sys.exit(run(config, bind_port=port or None, ready=lambda endpoint: print(endpoi
 
 
 def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "") -> Any:
-    """Let the loop run until `condition` gives something true; that.
+    """Let the event loop run until `condition` returns something true; return that.
 
     Raises:
         TimeoutError: it did not in time.
@@ -57,7 +57,7 @@ def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "") ->
 
 
 class BrokerProcess:
-    """A broker with directories of its own; keeps its port over restarts."""
+    """A broker with directories of its own, which keeps its port over restarts."""
 
     def __init__(self, directory: Path, **sets: Any) -> None:
         self.directory = directory
@@ -75,7 +75,7 @@ class BrokerProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it (again), on the port it had."""
+        """Start it, or start it again on the same port."""
         arguments = [f"{key}={value!r}" for key, value in self.sets.items()]
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -93,30 +93,30 @@ class BrokerProcess:
         self.port = int(line.rpartition(":")[2])
 
     def kill(self) -> None:
-        """End it without a chance to say goodbye."""
+        """Kill it, so that it cannot say goodbye."""
         self.process.kill()
         self.process.wait(10)
 
     def terminate(self) -> int:
-        """Ask it to end; its exit status."""
+        """Ask it to end; return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(10)
 
     def stop(self) -> None:
-        """End it however it is."""
+        """End it in whatever state it is."""
         if self.process.poll() is None:
             self.kill()
         if self.process.stdout is not None:
             self.process.stdout.close()
 
     def cpu_seconds(self) -> float:
-        """CPU time it has used."""
+        """Return the CPU seconds that it has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class EchoHandler:
-    """Sends back what a stream brings."""
+    """A stream handler that sends back what arrives."""
 
     takes_views = False
 
@@ -148,7 +148,7 @@ class EchoHandler:
 
 
 class Collector:
-    """Keeps what a stream brings."""
+    """A stream handler that keeps what arrives."""
 
     takes_views = False
 
@@ -178,7 +178,7 @@ class Collector:
 
 
 class FakeAgent:
-    """An agent whose jobs are records: it speaks the protocol, and starts nothing."""
+    """An agent whose jobs are records: it speaks the protocol and starts no processes."""
 
     def __init__(self, uid: str = "agent-1", *, token: str = "", incarnation: str | None = None, **hello: Any) -> None:
         self.uid = uid
@@ -230,7 +230,7 @@ class FakeAgent:
         return self
 
     def listen(self, port: int = 0) -> int:
-        """Be dialled; the port."""
+        """Listen for a broker that dials; return the port."""
         self._routers: dict[bytes, bytes] = {}
         self._current = b""
         self.socket = RouterSocket(self._arrived)
@@ -256,7 +256,7 @@ class FakeAgent:
             self.socket.close()
 
     def vanish(self) -> None:
-        """As `kill -9` would leave it: connections closed, no goodbye."""
+        """Close all connections without a goodbye, as after `kill -9`."""
         if self.dialler is not None:
             self.dialler._stopped = True
             self.peer.detach()
@@ -385,21 +385,21 @@ class FakeWorker:
         return self.peer.call(op, args, timeout=timeout, call_id=call_id)
 
     def create(self, agent: dict[str, Any], key: str | None = None, name: str = "a job") -> dict[str, Any]:
-        """Create a job; its info with ``connection`` added."""
+        """Create a job; return its info with ``connection`` added."""
         job = self.call("jobs.create", name=name, agent=agent, key=key or uuid.uuid4().hex)["job"]
         return {**job, "connection": job["path"].split("/")[2]}
 
     def connections(self, etag: str | None = None) -> list[dict[str, Any]]:
-        """The connections as clients see them."""
+        """Return the connections as clients see them."""
         listed: list[dict[str, Any]] = json.loads(self.call("connections", etag=etag)["connections"])["connections"]
         return listed
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        """Bodies of the events of that name."""
+        """Return the bodies of the events with this name."""
         return [body for event, body in self.events if event == name]
 
     def echo(self, connection: str, data: bytes = b"") -> Collector:
-        """A stream to an agent that sends everything back."""
+        """Open a stream to an agent that sends everything back."""
         stream = self.peer.mux(connection.encode()).open({"kind": "http", "job": "x"})
         stream.handler = Collector(stream)
         if data:

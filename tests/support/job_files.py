@@ -1,4 +1,4 @@
-"""A job's sandbox as its users see it, over HTTP, and as it lies on the agent's disk."""
+"""A job's sandbox, over HTTP as users see it, and on the agent's disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sandbox:
         return requests.request(method, f"{self.url}/file/{name}", timeout=60, **options)
 
     def raw(self, head: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body of a request whose target goes out as it is."""
+        """Send a request whose target is not normalised; return status and body of the response."""
         url = urlsplit(self.router.url)
         with socket.create_connection((url.hostname or "", url.port or 0), timeout=30) as client:
             client.sendall((head + "\r\nHost: localhost\r\nConnection: close\r\n\r\n").encode("latin-1") + body)
@@ -46,7 +46,7 @@ class Sandbox:
         return requests.request(method, f"{self.url}/archive{query}", timeout=120, **options)
 
     def names(self) -> list[str]:
-        """What the listing of the sandbox shows."""
+        """Return the names that the sandbox's listing shows."""
         listing = self.file("").json()
         responses.Listing.model_validate(listing)
         return [entry["name"] for entry in listing["entries"]]

@@ -1,4 +1,4 @@
-"""Helpers for tests of the job manager: managers in the test itself, one after another on one state, and a server."""
+"""Helpers for tests of the job manager: managers in the test's process, one after another on one state directory."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ while True:
 
 
 def python(code: str, *arguments: str) -> list[str]:
-    """A command that runs Python code and starts fast."""
+    """Return a command that runs Python code and starts fast."""
     return [sys.executable, "-I", "-S", "-c", code, *arguments]
 
 
 def new_uid() -> str:
-    """A job uid as routers make them."""
+    """Return a new job uid, as routers make them."""
     return uuid.uuid4().hex
 
 
 def get(endpoint: dict[str, Any] | None, path: str) -> tuple[int, str]:
-    """Status and text of a job's answer to a GET."""
+    """Send a GET to a job; return status and text of the response."""
     assert endpoint is not None
     if "socket" in endpoint:
         connection = gevent_socket.socket(socket.AF_UNIX)
@@ -71,7 +71,7 @@ def get(endpoint: dict[str, Any] | None, path: str) -> tuple[int, str]:
 
 
 class Observed:
-    """A job manager and all it has announced."""
+    """A job manager, with all that it announced."""
 
     def __init__(self, directory: Path, *, keep_for: float = 0, **settings: Any) -> None:
         self.records: list[JobRecord] = []
@@ -90,46 +90,46 @@ class Observed:
         )
 
     def states(self, uid: str) -> list[State]:
-        """The states announced of one job, in order."""
+        """Return the states that were announced for a job, in order."""
         return [record.state for record in self.records + self.removed if record.uid == uid]
 
     def create(self, name: str = "job") -> str:
-        """A new job's uid."""
+        """Create a job; return its uid."""
         uid = new_uid()
         self.manager.create(uid, CONNECTION, name)
         return uid
 
     def start(self, uid: str, *args: str, **body: Any) -> JobRecord:
-        """Start a job with a request id of its own; without a port unless told so."""
+        """Start a job with a new request id, and without a port unless `body` says otherwise."""
         if "expose" not in body:
             body.setdefault("port_expected_count", 0)
         with gevent.Timeout(20):
             return self.manager.start(uid, {"args": list(args), "env": {}, **body}, f"start {uid}")
 
     def run(self, *args: str, **body: Any) -> str:
-        """A new job that was started."""
+        """Create and start a job; return its uid."""
         uid = self.create()
         self.start(uid, *args, **body)
         return uid
 
     def ended(self, uid: str, seconds: float = 8.0) -> JobRecord:
-        """A job's record once it is FINISHED."""
+        """Wait until a job is FINISHED; return its record."""
         until(lambda: self.manager.record(uid).ended, seconds)
         return self.manager.record(uid)
 
     def file(self, uid: str, name: str) -> str:
-        """The text of a file in a job's sandbox, once it is there and not empty."""
+        """Wait for a file in a job's sandbox that is not empty; return its text."""
         path = self.manager.sandbox(uid).root / name
         until(lambda: path.exists() and path.stat().st_size > 0)
         return path.read_text()
 
     def output(self, uid: str) -> Any:
-        """What a job that has ended printed on stdout, as JSON."""
+        """Return the JSON that a job has printed, which has ended."""
         self.ended(uid)
         return json.loads(self.log(uid))
 
     def log(self, uid: str, name: str = "stdout") -> bytes:
-        """All that is in a job's log now."""
+        """Return what is in a job's log now."""
         log, pieces, position = self.manager.log(uid, name), [], 0
         while (chunk := log.read(position)).data:
             pieces.append(chunk.data)
@@ -138,21 +138,21 @@ class Observed:
 
 
 class Managers:
-    """The managers of one test; those before the last have crashed or were closed."""
+    """The managers of one test; all but the last have crashed or were closed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.all: list[Observed] = []
 
     def open(self, **settings: Any) -> Observed:
-        """A manager on the test's state."""
+        """Open a manager on the test's state directory."""
         one = Observed(self.directory, **settings)
         self.all.append(one)
         one.manager.open()
         return one
 
     def close(self) -> None:
-        """End all that runs."""
+        """End everything that runs."""
         for one in reversed(self.all):
             one.manager.close(end_jobs=True)
 

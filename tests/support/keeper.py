@@ -1,4 +1,4 @@
-"""Helpers for tests of the keeper: a runner in the test itself, agents to kill, jobs that hide from their parents."""
+"""Helpers for tests of the keeper: a runner in the test's process, agents to kill, jobs that escape their parents."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ os.execv("/bin/sleep", ["sleep", "1000"])
 
 
 def until(condition: Callable[[], T], seconds: float = 8.0) -> T:
-    """Wait for a condition and give its value; greenlets run meanwhile."""
+    """Wait for a condition and return its value; greenlets run meanwhile."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -60,13 +60,13 @@ def alive(pid: int) -> bool:
 
 
 def number(path: Path) -> int:
-    """The pid that a job wrote to a file, once it is there."""
+    """Wait for a file with a pid; return the pid."""
     until(path.exists)
     return int(path.read_text())
 
 
 class Bench:
-    """A state directory, sandboxes, runners and stand-in agents of one test; `close` leaves no process behind."""
+    """State directory, sandboxes, runners and stand-in agents of one test; `close` leaves no process behind."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -78,7 +78,7 @@ class Bench:
         self._jobs: set[str] = set()
 
     def runner(self, *, keep_for: float = 0.0, cgroup: str = "off") -> LocalRunner:
-        """A runner that is not open yet; its exits go to `exits`."""
+        """Make a runner, not open yet, that reports exits to `exits`."""
         runner = LocalRunner(
             self.state_dir,
             keep_for=keep_for,
@@ -89,7 +89,7 @@ class Bench:
         return runner
 
     def spec(self, *argv: str, **options: Any) -> SpawnSpec:
-        """A job of its own sandbox; its output goes to files there unless told otherwise."""
+        """Make the spec of a job with its own sandbox; its output goes to files there unless `options` differ."""
         job = token_hex(16)
         self._jobs.add(job)
         sandbox = self.directory / job
@@ -105,15 +105,15 @@ class Bench:
         return SpawnSpec(job, list(argv), **options)
 
     def escape(self, *arguments: str, **options: Any) -> SpawnSpec:
-        """A job that runs `ESCAPE`."""
+        """Make the spec of a job that runs `ESCAPE`."""
         return self.spec(sys.executable, "-I", "-S", "-c", ESCAPE, *arguments, **options)
 
     def sandbox(self, job: str) -> Path:
-        """Where a job of `spec` runs."""
+        """Return the sandbox of a job that `spec` made."""
         return self.directory / job
 
     def exit(self, spawned: Spawned) -> Exit:
-        """A job's exit, once it is told; it must be told once."""
+        """Wait for a job's exit, which must be reported once."""
         until(lambda: spawned.job in self.exits)
         exits = self.exits[spawned.job]
         assert len(exits) == 1
@@ -122,7 +122,7 @@ class Bench:
     def agent(
         self, *specs: SpawnSpec, keep_for: float, held: dict[str, str] | None = None, cgroup: str = "off"
     ) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-        """A stand-in agent that runs these jobs; its process, with stdout to read, and its line."""
+        """Start a stand-in agent with these jobs; return its process and its first line."""
         told = {
             "state_dir": str(self.state_dir),
             "keep_for": keep_for,
@@ -146,7 +146,7 @@ class Bench:
         return process, line
 
     def close(self) -> None:
-        """End whatever is left."""
+        """End every process that is left."""
         for agent in self._agents:
             agent.kill()
             agent.wait()

@@ -1,4 +1,4 @@
-"""A worker's and an agent's `Peer` joined in one process without a broker: for tests of what drives streams."""
+"""A worker's and an agent's `Peer`, joined in one process without a broker, for tests of stream handlers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Accept = Callable[[Stream, dict[str, Any]], None]
 
 
 class Loopback:
-    """Streams opened here (`open`) arrive at `accept`, over a path that can be cut and mended."""
+    """Opens streams that arrive at `accept`, over a path that can be cut and mended."""
 
     def __init__(self, accept: Accept) -> None:
         self.worker = Peer(_Delegate(lambda stream, target: None))
@@ -28,7 +28,7 @@ class Loopback:
         self.mend()
 
     def mend(self) -> None:
-        """Join the two, anew if they were joined."""
+        """Join the two peers over a new path."""
         now = time.monotonic()
         self.agent.attach(self._carrier(self.worker, b"agent"), Session(now, 3600))
         self.worker.attach(self._carrier(self.agent, b"worker"), Session(now, 3600, {"kind": "worker"}))
@@ -37,25 +37,25 @@ class Loopback:
         self.worker.route_up(b"agent")
 
     def cut(self) -> None:
-        """Lose the path, and whatever is on it."""
+        """Lose the path and all that is in flight on it."""
         self.worker.detach()
         self.agent.detach()
 
     def open(self, target: dict[str, Any], window: int = DEFAULT_WINDOW) -> Stream:
-        """A new stream to the agent."""
+        """Open a stream to the agent."""
         return self.worker.mux(b"agent").open(target, window)
 
     def worker_gone(self) -> None:
-        """What an agent does when it hears that a worker is gone."""
+        """Do what an agent does when it hears that a worker is gone."""
         self.agent.route_gone(b"worker", "worker_gone", "the worker is gone")
 
     @property
     def open_streams(self) -> int:
-        """Streams that either end still knows."""
+        """Return how many streams either end still knows."""
         return sum(len(mux.streams) for peer in (self.worker, self.agent) for mux in peer.muxes.values())
 
     def _carrier(self, sink: Peer, source: bytes) -> Callable[[Sequence[bytes]], bool]:
-        """Carries messages to `sink` in a later turn of the loop, with the route swapped as a broker does."""
+        """Return a function that carries messages to `sink` in a later event loop iteration, with the route swapped."""
 
         def carry(parts: Sequence[bytes]) -> bool:
             session = sink.session
@@ -94,7 +94,7 @@ class _Delegate:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Let the loop run until `condition` holds; `gevent.Timeout` after `seconds`."""
+    """Let the event loop run until `condition` holds; raise `gevent.Timeout` after `seconds`."""
     with gevent.Timeout(seconds):
         while not condition():
             gevent.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Two ends of streams joined without a path, and what their applications saw: for tests of the protocol alone."""
+"""Two muxes without a transport, and what their applications saw, for tests of the protocol alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["End", "exchange", "linked", "opened"]
 
 
 class End:
-    """One application with its mux: what it wrote, what it read, how it was told."""
+    """One application with its mux, and what it wrote, read and was told."""
 
     def __init__(self, *, accepts: bool, **options: Any) -> None:
         self.mux = Mux(lambda mux: None, accepts=accepts, **options)
@@ -66,7 +66,7 @@ def linked(**options: Any) -> tuple[End, End]:
 
 
 def exchange(opener: End, acceptor: End) -> list[Frame]:
-    """Deliver everything; the frames that passed."""
+    """Deliver frames until neither end has any; return them all."""
     passed: list[Frame] = []
     while True:
         there, back = opener.mux.take(), acceptor.mux.take()

@@ -1,4 +1,4 @@
-"""The most memory that processes had in a stretch of time, as the kernel counts it (proc(5), VmHWM and clear_refs)."""
+"""Peak memory of processes since a moment, as the kernel counts it (proc(5), VmHWM and clear_refs)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 __all__ = ["PeakMemory", "descendants"]
 
 _GONE = (FileNotFoundError, ProcessLookupError)
-"""What is raised for processes that ended meanwhile."""
+"""Errors for processes that have ended."""
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that come from it."""
+    """Return a process and all its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(*_GONE):
@@ -24,7 +24,7 @@ def descendants(pid: int) -> list[int]:
 
 
 class PeakMemory:
-    """Measures from when it is made; `growth` is what each process had at most beyond what it had then, in bytes."""
+    """Measures from its creation; `growth` is how many bytes each process had at most beyond those it had then."""
 
     def __init__(self, pids: list[int]) -> None:
         self._before: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""TCP ports for servers that are told theirs before they listen: nobody else takes them meanwhile."""
+"""TCP ports for servers that get theirs before they listen; nobody else takes them meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _reserved: list[Port] = []
 
 
 def free_port() -> int:
-    """A port nobody listens on; neither the kernel nor an agent nor another test run will pick it."""
+    """Return a free port that neither the kernel nor an agent nor another test run picks."""
     port = reserve()
     _reserved.append(port)
     return port.number

@@ -1,4 +1,4 @@
-"""Real processes for tests: started with a ready line to wait for, always gone afterwards."""
+"""Real processes for tests, which print a line when they are ready and are always ended afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_DEADLINE = 60.0
 
 
 def processes_with(text: str) -> list[int]:
-    """Pids of living processes whose command line or environment holds `text`."""
+    """Return the pids of live processes whose command line or environment holds `text`."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -40,7 +40,7 @@ def processes_with(text: str) -> list[int]:
 
 
 def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str = "") -> Value:
-    """The first true value of `condition`, tried often until `deadline` seconds have passed.
+    """Call `condition` until it returns something true, for at most `deadline` seconds; return that.
 
     Raises:
         AssertionError: it never was true.
@@ -58,7 +58,7 @@ def wait_until(condition: Callable[[], Value], deadline: float = 20.0, what: str
 
 
 def _ends_with_tests() -> list[str]:
-    """A prefix for commands that must not outlive a test run, however it ends (PR_SET_PDEATHSIG counts per thread)."""
+    """Return a prefix for commands that must not outlive the test run (PR_SET_PDEATHSIG works per thread)."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM"] if setpriv and threading.current_thread() is threading.main_thread() else []
 
@@ -95,7 +95,7 @@ class Process:
         return self.popen.pid
 
     def wait_line(self, pattern: str, deadline: float = START_DEADLINE) -> re.Match[str]:
-        """The first stdout line that matches.
+        """Wait for a line on stdout that matches; return it.
 
         Raises:
             AssertionError: none came in time, or the process ended before.
@@ -113,16 +113,16 @@ class Process:
                 return match
 
     def log_end(self, size: int = 4000) -> str:
-        """The end of its stderr."""
+        """Return the end of its stderr."""
         return self.log.read_text(errors="replace")[-size:]
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would end it."""
+        """Kill it, as a crash would."""
         self.popen.kill()
         self.popen.wait(10)
 
     def stop(self, deadline: float = 20.0) -> int:
-        """TERM, and KILL if that does not help; its exit status. Idempotent."""
+        """Send TERM, and KILL if that does not help; return the exit status. Idempotent."""
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
@@ -179,12 +179,12 @@ class Router(Process):
         return requests.post(self.url + path, json=body, timeout=options.pop("timeout", 30), **options)
 
     def child(self, name: str) -> int:
-        """Pid of the running ``broker`` or ``gunicorn`` (its parent process) child, from the log."""
+        """Return the pid of the child ``broker`` or ``gunicorn`` (its parent process) from the log."""
         found = re.findall(rf"event=child_started child={name} pid=(\d+)", self.log.read_text())
         return int(found[-1])
 
     def create(self, agent: str, name: str = "test") -> str:
-        """A new job's path."""
+        """Create a job; return its path."""
         answer = self.post("/jobs/create", {"name": name, "agent": {"type": "uid", "uid": agent}})
         assert answer.status_code == 200, answer.text
         path = answer.json()["path"]
@@ -192,14 +192,14 @@ class Router(Process):
         return path
 
     def start(self, path: str, args: Sequence[str], **options: Any) -> dict[str, Any]:
-        """Start a job; its info."""
+        """Start a job; return its info."""
         answer = self.post(path + "/start", {"args": list(args), "env": {}, **options}, timeout=60)
         assert answer.status_code == 200, answer.text
         info: dict[str, Any] = answer.json()
         return info
 
     def serve(self, agent: str, script: Path, **expose: Any) -> str:
-        """Create and start a job server that takes its port from ``$PORT``; its path."""
+        """Create and start a job server that reads its port from ``$PORT``; return its path."""
         path = self.create(agent, script.stem)
         self.start(path, [sys.executable, str(script)], expose={"port": "assign", **expose})
         return path

@@ -1,4 +1,4 @@
-"""Programs that tests call: all are named in tools/programs, by which they are installed."""
+"""Programs that tests call. tools/programs names them all, and they are installed from there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["in_ci", "missing", "needed", "packages", "program"]
 
 LIST = Path(__file__).parents[2] / "tools" / "programs"
 _SBIN = "/usr/sbin:/sbin"
-"""Not everybody's PATH has it."""
+"""Directories that not everybody's PATH has."""
 
 
 def packages(group: str) -> dict[str, str]:
-    """Debian packages by the command they bring, of a group in tools/programs."""
+    """Return the commands of a group in tools/programs, each with its Debian package."""
     lines = (line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#"))
     return {command: package for command, package, of in lines if of == group}
 
@@ -32,17 +32,17 @@ def program(command: str) -> str | None:
 
 
 def missing(*commands: str) -> str:
-    """Which of these are not installed, as a reason; empty if none."""
+    """Return which of these are not installed, as a reason; empty if none."""
     known = packages("test")
     return ", ".join(f"{name} (Debian package {known[name]})" for name in commands if program(name) is None)
 
 
 def in_ci() -> bool:
-    """Whether continuous integration runs the tests: what tests need has to be there."""
+    """Whether continuous integration runs the tests, where everything must be installed."""
     return os.environ.get("CI", "") not in ("", "0", "false")
 
 
 def needed(*commands: str) -> pytest.MarkDecorator:
-    """A mark for tests that call these: without them, they are skipped on a developer's machine and fail in CI."""
+    """Mark a test that calls these programs: without them it is skipped on a developer's machine, and fails in CI."""
     reason = missing(*commands)
     return pytest.mark.skipif(bool(reason) and not in_ci(), reason=f"not installed: {reason}")

@@ -1,4 +1,4 @@
-"""A client at socket level: sends exactly the bytes it is told, shows exactly the bytes that come back."""
+"""An HTTP client at socket level, which sends and shows exact bytes."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Raw:
         version: str = "1.1",
         host: str = "router.localhost",
     ) -> None:
-        """Send a request; `headers` are whole lines; with an empty `host` it has no Host of its own."""
+        """Send a request; `headers` are whole lines; with an empty `host` there is no Host but one of those."""
         named = f"Host: {host}\r\n" if host else ""
         head = f"{method} {target} HTTP/{version}\r\n{named}{headers}\r\n"
         self.send(head.encode("latin-1") + body)
 
     def read_until(self, marker: bytes) -> bytes:
-        """Take everything up to and including `marker`.
+        """Read everything up to and including `marker`.
 
         Raises:
             EOFError: the connection ended before.
@@ -64,7 +64,7 @@ class Raw:
         return taken + marker
 
     def read_exactly(self, size: int) -> bytes:
-        """Take `size` bytes."""
+        """Read exactly `size` bytes."""
         while len(self.received) < size:
             if not self._read():
                 raise EOFError(self.received)
@@ -72,7 +72,7 @@ class Raw:
         return taken
 
     def read_to_end(self) -> bytes:
-        """Everything until the other side closes or resets (`cut`)."""
+        """Read until the other side closes or resets the connection (`cut`)."""
         while self._read():
             pass
         taken, self.received = self.received, b""
@@ -98,7 +98,7 @@ def exchange(
     timeout: float = 10.0,
     host: str = "router.localhost",
 ) -> tuple[bytes, bool]:
-    """All bytes of the answer to one request with ``Connection: close``, and whether it was cut off."""
+    """Send one request with ``Connection: close``; return all bytes of the response, and whether it was cut off."""
     with Raw(url, timeout) as raw:
         raw.request(method, target, headers + "Connection: close\r\n", body, version, host)
         return raw.read_to_end(), raw.cut

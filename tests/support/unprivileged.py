@@ -1,4 +1,4 @@
-"""Code that runs as an ordinary user, for whom permissions count: as root, in a child process."""
+"""Execution of code as an ordinary user, whom permissions restrict; if root runs the tests, in a child process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOBODY = 65534
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A temporary folder in which every user may make things."""
+    """Make a temporary directory in which every user may make files."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     try:

@@ -1,4 +1,4 @@
-"""WebSocket frames byte by byte (RFC 6455 section 5.2), valid or not, and a client that sends nothing but them."""
+"""WebSocket frames byte by byte (RFC 6455 section 5.2), valid or not, and a client that sends them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def frame(
 
 
 def close(code: int | None = 1000, reason: bytes = b"") -> bytes:
-    """A close frame."""
+    """Return a close frame."""
     return frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + reason)
 
 
@@ -70,7 +70,7 @@ class RawWebSocket(Raw):
         return self
 
     def send_pieces(self, pieces: Sequence[bytes]) -> None:
-        """Send each piece as a segment of its own; a server that hung up meanwhile is no error."""
+        """Send each piece as a segment of its own; that the server has closed the connection is no error."""
         try:
             for piece in pieces:
                 self.sock.send(piece, socket.MSG_NOSIGNAL) if len(piece) < 4096 else self.sock.sendall(piece)
@@ -78,7 +78,7 @@ class RawWebSocket(Raw):
             self.cut = True
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Take the next frame of the server: first byte and payload."""
+        """Read the server's next frame; return its first byte and payload."""
         first, size = self.read_exactly(2)
         if size >= 126:
             size = int.from_bytes(self.read_exactly(2 if size == 126 else 8), "big")

@@ -1,4 +1,4 @@
-"""Clients that talk to one certain worker each: a connection belongs to the worker that accepted it."""
+"""Clients that each talk to one known worker: a connection belongs to the worker that accepted it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Client", "clients_of_workers"]
 
 
 class Client:
-    """A connection that one of the workers has accepted."""
+    """A connection that a worker has accepted."""
 
     def __init__(self, url: str) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
@@ -29,7 +29,7 @@ class Client:
         self.http.request(method, path, None if body is None else json.dumps(body))
 
     def answer(self) -> tuple[int, Any]:
-        """Status and body, decoded where it is JSON."""
+        """Read the response; return its status and body, which is decoded if it is JSON."""
         response: HTTPResponse = self.http.getresponse()
         body = response.read()
         is_json = body and "json" in (response.getheader("Content-Type") or "")
@@ -37,7 +37,7 @@ class Client:
 
     @property
     def answered(self) -> bool:
-        """Whether some of an answer has come."""
+        """Whether a part of the response has arrived."""
         return bool(select.select([self.http.sock], [], [], 0)[0])
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -49,7 +49,7 @@ class Client:
 
 
 def clients_of_workers(router: Router, pids: Collection[int]) -> dict[int, Client]:
-    """A client for each of these workers."""
+    """Return a client for each of these workers."""
     clients: dict[int, Client] = {}
     spare: list[Client] = []
 
