@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import zmq
 from gevent.event import Event
 
 from prouter.agent.jobs.manager import JobManager
@@ -20,20 +19,21 @@ from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
 from prouter.agent.links.links import Links
-from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import RouterLink
+from prouter.agent.links.server import Access
 from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
 from prouter.agent.relays.files import FILE_KINDS
 from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.service import Service
-from prouter.config import AgentConfig, ConfigError
+from prouter.config import AgentConfig, ConfigError, uses_curve
 from prouter.config.directories import agent_state_dir
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
 from prouter.key_pairs import KeyPair
+from prouter.keys.accepted_keys import AcceptedKeys
 from prouter.keys.destinations import agent_pair, destinations
 from prouter.keys.join_url import JoinUrl
 from prouter.keys.known_routers import KnownRouter, KnownRouters
@@ -130,9 +130,7 @@ class _Agent:
         log.info("event=agent_starts agent=%s name=%r", self.identity.uid, self.identity.name)
         self._await_routers()
         if config.server.enabled:
-            endpoint = self.links.listen(config.server.interface, config.server.port, RouterGate.of(config))
-            self._listens += f" listen={endpoint}"
-            log.info("event=listening endpoint=%s", endpoint)
+            self._listen()
         if config.control.enabled:
             url = self.control.open(config.control.interface, config.control.port)
             self._listens += f" control={url}"
@@ -141,6 +139,16 @@ class _Agent:
             self._dial()
         else:
             self._tell_ready()
+
+    def _listen(self) -> None:
+        """Let routers dial this agent."""
+        server = self._config.server
+        pair = agent_pair(self._config, self._state_dir) if uses_curve(server) else None
+        known = AcceptedKeys(Path(server.accept_keys).expanduser()) if server.accept_keys is not None else None
+        access = Access(server.accept_tokens, pair, known.current if known is not None else lambda: None)
+        endpoint = self.links.listen(server.interface, server.port, access)
+        self._listens += f" listen={endpoint}"
+        log.info("event=listening endpoint=%s key=%s", endpoint, pair.public if pair is not None else "none")
 
     def _dial(self) -> None:
         """Link to all routers of the configuration and to those that were joined."""
@@ -341,7 +349,7 @@ def run(config: AgentConfig, *, ready: Callable[[str], None], join: JoinUrl | No
         return _Agent(config, ready, join).run()
     except PRouterError as error:
         log.error("event=agent_failed error=%r", error.detail)
-    except (OSError, zmq.ZMQError) as error:
+    except OSError as error:
         log.error("event=agent_failed error=%r", str(error))
     finally:
         destroy_context(_LAST_WORDS)

@@ -20,6 +20,9 @@ _SETTLED = 2_000_000_000
 _WHOLE = 10
 """Looks after which every file is looked at, whatever the directory says: a file may be written over in place."""
 
+_FRESH = 0.5
+"""Seconds between two looks at the directory for `AcceptedKeys.current`: a flood of handshakes must not cause a scan
+each."""
 _Seen = tuple[int, int, int]
 """Modification time in nanoseconds, size and inode of a file."""
 
@@ -48,6 +51,7 @@ class AcceptedKeys:
         self._files: dict[str, tuple[_Seen, PublicKey | None]] = {}
         """By name, what was seen of the file and the key it holds."""
         self.keys: Mapping[str, str] = {}
+        self._looked = time.monotonic()
         try:
             self._scan()
         except OSError as error:
@@ -75,6 +79,14 @@ class AcceptedKeys:
             if before:
                 log.error("event=accept_keys_unreadable directory=%s error=%r", self._directory, str(error))
         return self.keys != before
+
+    def current(self) -> Mapping[str, str]:
+        """Return the keys as the directory has them now, or had them within the last half second."""
+        now = time.monotonic()
+        if now - self._looked > _FRESH:
+            self._looked = now
+            self.refresh()
+        return self.keys
 
     def _scan(self) -> None:
         found: dict[str, tuple[_Seen, PublicKey | None]] = {}

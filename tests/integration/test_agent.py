@@ -6,11 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -468,36 +470,66 @@ def test_an_agent_linked_both_ways_shows_two_connections(stage: Stage) -> None:
 
 def test_strangers_are_refused_and_floods_ignored(stage: Stage) -> None:
     agent, address = stage.listening_agent(server__accept_tokens=["secret"])
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    try:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVTIMEO, 3000)
-        socket.connect(f"tcp://{address}")
-        hello = {"kind": "router", "uid": "r", "protocol": VERSION, "token": "secret"}
-        for body, code in (
-            ({**hello, "token": "wrong"}, "bad_token"),
-            ({**hello, "token": None}, "bad_token"),
-            ({**hello, "protocol": 99}, "bad_version"),
-            ({**hello, "kind": "agent"}, "bad_hello"),
-            ({**hello, "uid": ""}, "bad_hello"),
-        ):
-            socket.send_multipart([b"", *encode([Frame(HELLO, payload=pack_body(body))])])
-            frame = decode(socket.recv_multipart()[1:])[0]
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+
+    def connected() -> zmq.Socket[bytes]:
+        dealer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RCVTIMEO, 3000)
+        dealer.connect(f"tcp://{address}")
+        return dealer
+
+    hello = {"kind": "router", "uid": "r", "protocol": VERSION, "token": "secret"}
+    for body, code in (
+        ({**hello, "token": "wrong"}, "bad_token"),
+        ({**hello, "token": None}, "bad_token"),
+        ({**hello, "protocol": 99}, "bad_version"),
+        ({**hello, "kind": "agent"}, "bad_hello"),
+        ({**hello, "uid": ""}, "bad_hello"),
+    ):
+        with connected() as dealer:
+            dealer.send_multipart([b"", *encode([Frame(HELLO, payload=pack_body(body))])])
+            frame = decode(dealer.recv_multipart()[1:])[0]
             assert frame.type == REFUSE
             assert unpack_body(frame.payload)["code"] == code
-        memory = _rss(agent.pid)
+    memory = _rss(agent.pid)
+    with connected() as dealer:
         for number in range(3000):
-            socket.send_multipart([b"", os.urandom(1000)])
-            socket.send_multipart([b"x" * 32, b"\x20" * 32, b"bulk"])
-            socket.send_multipart([b"", *encode([Frame(HELLO, payload=pack_body({**hello, "uid": str(number)}))])][:1])
+            dealer.send_multipart([b"", os.urandom(1000)])
+            dealer.send_multipart([b"x" * 32, b"\x20" * 32, b"bulk"])
+            dealer.send_multipart([b"", *encode([Frame(HELLO, payload=pack_body({**hello, "uid": str(number)}))])][:1])
         gevent.sleep(0.3)
         assert agent.popen.poll() is None
         assert _rss(agent.pid) - memory < 8 * MIB
-    finally:
-        socket.close()
     broker = stage.broker()
     worker = stage.worker(broker)
     assert run(worker, SLEEPER, {"type": "address", "address": address, "token": "secret"})["state"] == "RUNNING"
+
+
+def test_connections_that_say_nothing_keep_no_router_from_linking(stage: Stage) -> None:
+    agent, address = stage.listening_agent()
+    host, _, port = address.rpartition(":")
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(400)]
+        broker = stage.broker()
+        worker = stage.worker(broker)
+        job = run(worker, SLEEPER, {"type": "address", "address": address, "token": ""})
+        assert job["state"] == "RUNNING"
+        until(lambda: sum(_is_closed(one) for one in silent) >= 400 - 256, 20)
+    assert agent.popen.poll() is None
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end has closed, whatever it said before."""
+    connection.setblocking(False)
+    try:
+        while data := connection.recv(4096):
+            del data
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return True
 
 
 def _rss(pid: int) -> int:

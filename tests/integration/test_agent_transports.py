@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from prouter.keys.files import make_pair
+from prouter.keys.files import load_public, make_pair
 from tests.support.processes import Agent, Router, link_settings, start_agent, start_router, wait_until
 
 Launch = Callable[..., Any]
@@ -84,3 +87,40 @@ def test_a_socket_that_is_none_is_named_with_the_reason(launch: Launch, path: st
     address = f"ipc://{router.directory}/{path}"
     with pytest.raises(AssertionError, match=expected):
         launch(start_agent, router, client__exit_on_fail=True, client__address=address)
+
+
+def _listening(launch: Launch, **sets: Any) -> tuple[Agent, str, str]:
+    """An agent that routers dial over an encrypted connection; its address and public key file."""
+    agent = launch(
+        start_agent, "", client__enabled=False, server__enabled=True, server__port=0, server__curve=True, **sets
+    )
+    return agent, agent.ready.split("listen=tcp://")[1].split()[0], f"{agent.directory}/state/keys/agent.key"
+
+
+def _create(router: Router, address: str, token: str = "") -> requests.Response:
+    return router.post("/jobs/create", {"name": "x", "agent": {"type": "address", "address": address, "token": token}})
+
+
+def test_an_agent_that_listens_is_dialled_by_its_key(launch: Launch) -> None:
+    _, address, key = _listening(launch)
+    router = launch(start_router, client__agent_keys={address: load_public(Path(key))})
+    created = _create(router, address)
+    assert created.status_code == 200, created.text
+    assert links(router)[0]["mode"] == "CLIENT"
+
+
+def test_an_agent_that_listens_does_not_link_to_a_router_that_expects_another_key(launch: Launch) -> None:
+    _, address, _ = _listening(launch)
+    router = launch(start_router, client__agent_keys={address: make_pair().public})
+    created = _create(router, address)
+    assert created.status_code == 503, created.text
+
+
+def test_only_routers_of_known_keys_link_to_an_agent_that_knows_some(launch: Launch, work_dir: Path) -> None:
+    known = work_dir / "known"
+    known.mkdir()
+    _, address, key = _listening(launch, server__accept_keys=str(known))
+    router = launch(start_router, client__agent_keys={address: load_public(Path(key))})
+    assert _create(router, address).status_code == 503
+    shutil.copy(router.key_file, known / "router.key")
+    wait_until(lambda: _create(router, address).status_code == 200, 20, "the added key counts")

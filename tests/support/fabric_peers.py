@@ -23,9 +23,10 @@ from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason, State
 from prouter.transport.backoff import Backoff
+from prouter.transport.connection import Connection
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
-from prouter.transport.zeromq.router import RouterSocket
+from prouter.transport.router_socket import RouterSocket
 
 _BROKER = """
 import sys
@@ -231,23 +232,22 @@ class FakeAgent:
 
     def listen(self, port: int = 0) -> int:
         """Listen for a broker that dials; return the port."""
-        self._routers: dict[bytes, bytes] = {}
-        self._current = b""
-        self.socket = RouterSocket(self._arrived)
-        return int(self.socket.bind(f"tcp://127.0.0.1:{port or '*'}").rpartition(":")[2])
+        self._current: Connection | None = None
+        self.socket = RouterSocket("127.0.0.1", port, self._arrived, lambda connection: None)
+        return int(self.socket.endpoint.rpartition(":")[2])
 
-    def _arrived(self, parts: list[bytes]) -> None:
-        rid = parts[0]
-        if rid != self._current:
-            self._current = rid
+    def _arrived(self, connection: Connection, parts: list[bytes]) -> None:
+        if connection is not self._current:
+            self._current = connection
             socket = self.socket
             assert socket is not None
+            socket.trust(connection)
 
             def send(message: Sequence[bytes]) -> bool:
-                return socket.send([rid, *message])
+                return socket.send(connection, message)
 
             self.peer.attach(send, Session(time.monotonic(), 2.0))
-        self.peer.receive(parts[1:])
+        self.peer.receive(parts)
 
     def stop(self) -> None:
         if self.dialler is not None:

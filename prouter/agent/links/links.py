@@ -13,9 +13,8 @@ from typing import Any
 
 from prouter.addresses import router_endpoint
 from prouter.agent.jobs.usage_reports import Usage
-from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
-from prouter.agent.links.server import Listener
+from prouter.agent.links.server import Access, Listener
 from prouter.jobs import JobRecord
 from prouter.key_pairs import KeyPair
 from prouter.keys.known_routers import KnownRouter
@@ -82,16 +81,16 @@ class Links:
         self._links.append(link)
         link.dialler.start()
 
-    def listen(self, interface: str, port: int, gate: RouterGate) -> str:
+    def listen(self, interface: str, port: int, access: Access) -> str:
         """Let routers link to this agent; return the bound endpoint, ``tcp://HOST:PORT``.
 
         Args:
             interface: address to listen on.
             port: 0 for any free one.
-            gate: the rules by which routers are let in.
+            access: which routers may link.
 
         Raises:
-            zmq.ZMQError: the endpoint cannot be bound.
+            OSError: the endpoint cannot be bound.
         """
         incarnation = self._incarnation()
         connection = hashlib.sha256(f"{incarnation}:client".encode()).hexdigest()[:32]
@@ -99,8 +98,8 @@ class Links:
         def new_link() -> RouterLink:
             return RouterLink(self._host, CLIENT, "", connection, self._resume_timeout)
 
-        self._listener = Listener(new_link, gate, self._heartbeat, incarnation)
-        return self._listener.bind(interface, port)
+        self._listener = Listener(new_link, access, self._heartbeat, incarnation, interface, port)
+        return self._listener.endpoint
 
     def _incarnation(self) -> str:
         return str(self._host.hello()["incarnation"])

@@ -18,11 +18,11 @@ from prouter.broker.base.switch import Path
 from prouter.broker.sockets.partial_messages import Unfinished
 from prouter.broker.sockets.poller import Poller, Turn
 from prouter.broker.sockets.port import Port
-from prouter.broker.sockets.unauthenticated import Unauthenticated
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
 from prouter.process.memory import give_back_memory
 from prouter.transport.connection import Connection, Listener
+from prouter.transport.unauthenticated import Unauthenticated
 
 __all__ = ["Authority", "Connections"]
 
@@ -97,7 +97,7 @@ class Connections:
         self._poller = poller
         self._authority = authority
         self._guard = guard
-        self.unauthenticated = Unauthenticated(most_unauthenticated)
+        self.unauthenticated: Unauthenticated[Port] = Unauthenticated(most_unauthenticated)
         self._ports: dict[Connection, Port] = {}
         self._listeners: dict[Listener, bool] = {}
         """Whether workers connect there."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prouter.broker.sockets.port import Port
-from prouter.broker.sockets.unauthenticated import Unauthenticated
+from prouter.transport.unauthenticated import Unauthenticated
 
 
 def test_who_is_not_accepted_in_time_has_to_go() -> None:
-    unauthenticated, port = Unauthenticated(), Port([])
+    unauthenticated, port = Unauthenticated[object](), object()
     unauthenticated.opened(port, 100.0)
     assert unauthenticated.take_due(109.0) == []
     assert unauthenticated.take_due(111.0) == [port]
@@ -15,7 +14,7 @@ def test_who_is_not_accepted_in_time_has_to_go() -> None:
 
 
 def test_who_is_accepted_stays() -> None:
-    unauthenticated, port = Unauthenticated(), Port([])
+    unauthenticated, port = Unauthenticated[object](), object()
     unauthenticated.opened(port, 100.0)
     unauthenticated.gone(port)
     assert not unauthenticated.due(200.0)
@@ -23,8 +22,8 @@ def test_who_is_accepted_stays() -> None:
 
 
 def test_the_oldest_of_too_many_go_before_their_time() -> None:
-    unauthenticated = Unauthenticated()
-    ports = [Port([]) for _ in range(4346)]
+    unauthenticated = Unauthenticated[object]()
+    ports = [object() for _ in range(4346)]
     for port in ports:
         unauthenticated.opened(port, 100.0)
     assert unauthenticated.due(100.0)
