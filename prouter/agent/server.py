@@ -1,4 +1,4 @@
-"""The agent process: job manager, links to routers, relays and control API, and their common life."""
+"""The agent process: it makes the job manager, links, relays and the control API, and connects them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
-from prouter.agent.jobs.runner import Exit, LocalRunner
+from prouter.agent.jobs.runner import Exit
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
@@ -47,11 +48,11 @@ __all__ = ["run"]
 log = logging.getLogger("prouter.agent")
 
 _LOAD_INTERVAL = 5.0
-"""Seconds between reports of the load while nothing changes."""
+"""Seconds between `load` events while nothing changes."""
 _LOAD_DELAY = 0.3
-"""Seconds within which changes of the number of jobs make one report."""
+"""Seconds within which changes of the number of jobs make one `load` event."""
 _SWITCH_INTERVAL = 0.001
-"""Seconds a thread that packs or unpacks may keep the loop waiting (`sys.setswitchinterval`)."""
+"""Seconds for which a thread that packs or unpacks may delay the event loop (`sys.setswitchinterval`)."""
 _CLOSE_TIMEOUT = 20.0
 _LAST_WORDS = 0.5
 """Seconds that libzmq's thread has to send the goodbyes before the process ends."""
@@ -59,7 +60,7 @@ _EXIT_FAILED = 1
 
 
 class _Agent:
-    """Everything of one agent, wired together; the `Host` of its links."""
+    """The parts of one agent; the `Host` of its links."""
 
     def __init__(self, config: AgentConfig, ready: Callable[[str], None], join: JoinUrl | None) -> None:
         self._config = config
@@ -109,11 +110,11 @@ class _Agent:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Live until told to stop; the exit status."""
+        """Run until a signal or the control API ends the agent; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop.set)
         self.manager.open()
-        raise_descriptor_limit()  # after the keeper was started, whose jobs keep the usual limit
+        raise_descriptor_limit()  # After the keeper was started: its jobs keep the usual limit.
         try:
             self._open()
             gevent.spawn(self.usage_reports.run)
@@ -165,18 +166,18 @@ class _Agent:
                 raise ConfigError(f"client.address: {error}") from error
 
     def _leave_death_notice(self, routers: Sequence[KnownRouter]) -> None:
-        """Have the routers told when this process dies: what they see by themselves may also be a broken network."""
+        """Leave the death notice, because routers cannot tell a dead agent from a broken network by themselves."""
         left = notice_for(routers, self._pair, uid=self.identity.uid, incarnation=self.identity.incarnation)
         self._runner.leave_death_notice(left.argv, left.environment, left.input)
 
     def _tell_ready(self) -> None:
-        """Say once that this agent can be used: it is linked, or it waits to be dialled."""
+        """Say once that the agent is ready: it is linked, or it waits to be dialled."""
         ready, self._ready = self._ready, None
         if ready is not None:
             ready(self.identity.uid + self._listens)
 
     def _close(self) -> None:
-        """End or leave the jobs, and say goodbye; what takes too long is left to the keeper."""
+        """End the jobs or leave them to the keeper, and say goodbye. The keeper does what takes too long."""
         keep = self._config.jobs.keep_for > 0
         log.info("event=agent_stops jobs=%d kept=%s", len(self.manager.records()), keep)
         self.service.drain(True)
@@ -258,7 +259,7 @@ class _Agent:
             self.transfers.open(stream, target)
 
     def _await_routers(self) -> None:
-        """No router is linked: end the jobs unless that changes in time."""
+        """Have the jobs end after `jobs.orphan_timeout` unless a router is linked by then."""
         if self._orphaned is None:
             self._orphaned = gevent.spawn_later(self._config.jobs.orphan_timeout, self._end_orphans)
 
@@ -316,7 +317,7 @@ class _Agent:
         return {"jobs": [self._job(record, senders.get(record.connection)) for record in self.manager.records()]}
 
     def _job(self, record: JobRecord, sender: dict[str, Any] | None) -> dict[str, Any]:
-        """A job as the original's agent lists it, but without the sender's token."""
+        """A job as the agent of the original pRouter lists it, without the sender's token."""
         auth = sender["peer"]["auth"] if sender is not None else {"uid": None, "name": None}
         direction = sender["mode"] if sender is not None else None
         endpoint = record.endpoint or {}
@@ -331,7 +332,7 @@ class _Agent:
 
 
 def run(config: AgentConfig, *, ready: Callable[[str], None], join: JoinUrl | None = None) -> int:
-    """Run an agent until TERM or INT; the exit status.
+    """Run an agent until SIGTERM or SIGINT; return the exit status.
 
     Args:
         config: the agent's configuration.

@@ -15,7 +15,8 @@ import gevent
 import pytest
 
 from prouter.agent.expose.listening_sockets import listening
-from prouter.agent.jobs.runner import Exit, Limits, LocalRunner
+from prouter.agent.jobs.local_runner import LocalRunner
+from prouter.agent.jobs.runner import Exit, Limits
 from prouter.errors import Conflict, InvalidRequest, NotFound, StartFailed
 from prouter.processes import process_tree
 from tests.support.keeper import Bench, alive, number, until

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import gevent
 
-from prouter.agent.jobs.runner import LocalRunner, SpawnSpec
+from prouter.agent.jobs.local_runner import LocalRunner
+from prouter.agent.jobs.runner import SpawnSpec
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import gevent
 from gevent import socket as gevent_socket
 
+from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
-from prouter.agent.jobs.runner import LocalRunner
 from prouter.jobs import JobRecord, State
 from tests.support.keeper import alive, until
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import gevent
 
-from prouter.agent.jobs.runner import Exit, LocalRunner, Spawned, SpawnSpec
+from prouter.agent.jobs.local_runner import LocalRunner
+from prouter.agent.jobs.runner import Exit, Spawned, SpawnSpec
 from prouter.processes import halting, process_tree
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""How jobs end: by themselves, because they are told to, or because a limit says so; always by `Ender.finish`."""
+"""The end of jobs: by themselves, on request, or because of a limit. Every end goes through `Ender.finish`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from prouter.jobs import JobRecord, Reason, State
 __all__ = ["Ender"]
 
 _LIMIT_GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL for a job that ran out of time."""
+"""Seconds between SIGTERM and SIGKILL for a job that exceeded its time limit."""
 _END_TIMEOUT = 30.0
-"""Seconds to wait for the end of a job that the runner has killed; a process that waits for a dead disk may take for
-ever.
-"""
+"""Seconds to wait for the end of a killed job. A process that waits for a failed disk may never end."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -31,8 +29,8 @@ class Ender:
     """Ends the jobs of one agent.
 
     Args:
-        keep: hands what is known of a job to the runner, for a later agent.
-        finished: called with each job that has become FINISHED.
+        keep: gives the runner what a later agent needs to know of a job.
+        finished: called with each job that becomes FINISHED.
     """
 
     def __init__(self, runner: Runner, *, keep: Callable[[Job], None], finished: Callable[[Job], None]) -> None:
@@ -41,7 +39,7 @@ class Ender:
         self._finished = finished
 
     def finish(self, job: Job) -> JobRecord:
-        """Make a job FINISHED, of which nothing runs any more."""
+        """Make a job FINISHED. No process of it may be left."""
         job.release()
         record = job.change(State.FINISHED, **outcome(job))
         reason = record.reason.value if record.reason else None
@@ -50,14 +48,14 @@ class Ender:
         )
         self._finished(job)
         if job.ending is not None or job.failure is not None:
-            self._keep(job)  # The runner cannot know of this part.
+            self._keep(job)  # The runner does not know this part of the outcome.
         return record
 
     def kill(self, job: Job) -> None:
-        """Kill all that runs of a job, and wait until that is known to be done.
+        """Kill a job's process tree, and wait for its end.
 
         Raises:
-            PRouterError: it does not end.
+            PRouterError: it does not end in time.
         """
         try:
             self._runner.kill(job.uid)
@@ -65,26 +63,30 @@ class Ender:
             _log.warning("event=job_not_killed job=%s error=%r", job.uid, error.detail)
         if not job.exited.wait(_END_TIMEOUT):
             _log.error("event=job_does_not_end job=%s", job.uid)
-            raise PRouterError(f"job '{job.uid}' was killed but does not end", job=job.uid, code="not_ended")
+            raise PRouterError(
+                f"job '{job.uid}' was killed, but has not ended in {_END_TIMEOUT:g} s: a process may wait for a disk",
+                job=job.uid,
+                code="not_ended",
+            )
 
     def end(self, job: Job, reason: Reason, text: str | None = None, *, grace: float | None = None) -> None:
-        """End a job and wait until it is FINISHED; nothing happens to one that has ended or was never started.
+        """End a job and wait until it is FINISHED. A job that has ended or was never started stays as it is.
 
         Args:
-            grace: seconds between SIGTERM and SIGKILL to its whole tree; without, it is SIGKILL at once.
+            grace: seconds between SIGTERM and SIGKILL to its whole tree; None for SIGKILL at once.
 
         Raises:
-            PRouterError: it does not end.
+            PRouterError: it does not end in time.
         """
         if job.start_id is None or job.record.ended:
             return
         job.end(reason, text)
         if job.record.state is State.NEW:
-            job.started.wait()  # It is being spawned; its start sees that it is to end.
+            job.started.wait()  # The runner is starting it, and `Starter` sees that it is to end.
         elif grace is None or not self._terminated(job, grace):
             self.kill(job)
         if not job.ended.wait(_END_TIMEOUT):
-            raise PRouterError(f"job '{job.uid}' does not end", job=job.uid, code="not_ended")
+            raise PRouterError(f"job '{job.uid}' has not ended after {_END_TIMEOUT:g} s", job=job.uid, code="not_ended")
 
     def _terminated(self, job: Job, grace: float) -> bool:
         try:
@@ -94,17 +96,21 @@ class Ender:
         return bool(job.ended.wait(grace))
 
     def arm(self, job: Job) -> None:
-        """End a job that has begun to run when its time is up."""
+        """Have a running job end at its time limit."""
         limit, began = job.limits.timeout, job.record.started_at
         if limit is not None and began is not None:
             job.expiry = gevent.spawn_later(max(0.0, began + limit - time.time()), self._expire, job, limit)
 
     def _expire(self, job: Job, limit: float) -> None:
-        job.expiry = None  # `release` must not kill the greenlet that runs this.
+        job.expiry = None  # Else `release` would kill the greenlet that runs this.
         self._over(job, Reason.TIMEOUT, f"it ran longer than its limit of {limit:g} seconds", _LIMIT_GRACE)
 
     def sandbox_full(self, job: Job, size: int) -> None:
-        """End a job whose sandbox takes `size` bytes, which is over its limit."""
+        """End a job whose sandbox exceeds its limit.
+
+        Args:
+            size: bytes that the sandbox takes.
+        """
         limit = job.limits.sandbox_size
         self._over(job, Reason.SANDBOX, f"its sandbox takes {size} bytes, its limit is {limit}", None)
 

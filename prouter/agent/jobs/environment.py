@@ -1,4 +1,4 @@
-"""What a job sees in its environment (see docs/jobs.md).
+"""The environment variables of jobs (docs/jobs.md).
 
 Later sources win: the agent's environment without what is the agent's own, the agent's properties, the job's place in
 the system, its preset, the request. What follows from all of these together, `completed` adds at the end.
@@ -16,10 +16,10 @@ from prouter.jobs import JobRecord
 __all__ = ["ENDPOINT_VARIABLE", "at_home", "base_environment", "completed", "place"]
 
 ENDPOINT_VARIABLE = "DA__PAGENT__JOB_ENDPOINT"
-"""URL at which a job reports its port; the original's name."""
+"""Variable with the URL at which a job reports its port; the name is that of the original pRouter."""
 REPORT_ID_VARIABLE = "DA__PAGENT__JOB_ID"
 MARK_VARIABLE = "PROUTER_JOB_ID"
-"""Marks every process of a job; not even the request may change it."""
+"""Variable that marks every process of a job. A request cannot change it."""
 
 _PROPERTY_PREFIX = "DA__PAGENT__"
 _OWN_PREFIXES = ("PROUTER_", "LISTEN_", "WATCHDOG_")

@@ -1,6 +1,6 @@
-"""One job of an agent: its record, which only `Job.change` replaces, and what the agent knows beside it.
+"""One job of an agent: its record, which only `Job.change` replaces, and what else the agent knows of it.
 
-Which state may follow which is the table `NEXT`; that is the whole life of a job::
+The table `NEXT` says which state may follow which; it is the whole life of a job::
 
     NEW ──► PENDING ──► RUNNING ──► FINISHED ──► CLOSED
      │         └───────────────────────▲ ▲          ▲
@@ -45,27 +45,26 @@ NEXT: dict[State, frozenset[State]] = {
 """The states that may follow each state."""
 
 RECLAIM_STEP = 1000
-"""Added to the revision of a reclaimed job: more changes than may have been announced since its record was last kept.
-"""
+"""Added to the revision of a reclaimed job: more changes than can have been told since its record was kept."""
 
 
 class Job:
     """A job and its sandbox.
 
     Args:
-        announce: called with every new record.
+        announce: called with every new record; it tells the routers.
 
     Attributes:
-        request, limits, start_id: of the start, once there was one; after a restart of the agent the request is as
+        request, limits, start_id: of the start, once there is one. After a restart of the agent the request is as
             `kept` has it.
-        request_digest: of the whole request (`prouter.requests.digest`); empty where an earlier version kept none.
-        started: the start's answer, a record or a `StartFailed`, once there is one.
+        request_digest: of the whole request (`prouter.requests.digest`); empty if an earlier version kept none.
+        started: the outcome of the start, a record or a `StartFailed`, once there is one.
         exit: how the process ended, once it has.
         ending: why the agent ends the job, and a text for people, once it does.
-        exited: set once its process has ended and nothing of its tree is left.
+        exited: set once no process of its tree is left.
         ended: set once the job is FINISHED.
         failure: why its start failed, if it did.
-        removed: the answer of its removal, once that is under way.
+        removed: the outcome of its removal, once that is under way.
         scratch: its directory for temporary files, once it was started.
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
     """
@@ -103,11 +102,11 @@ class Job:
 
     @property
     def alive(self) -> bool:
-        """Whether it has processes, as far as is known."""
+        """Whether it has processes, as far as the agent knows."""
         return self.record.state in (State.PENDING, State.RUNNING)
 
     def change(self, state: State | None = None, **fields: Any) -> JobRecord:
-        """Replace the record by one with these fields, and announce it.
+        """Replace the record by one with these fields, and tell the routers.
 
         Raises:
             RuntimeError: `state` may not follow the present one; a programming error.
@@ -117,7 +116,7 @@ class Job:
             state = now
         elif state is not now and state not in NEXT[now]:
             raise RuntimeError(f"job {self.uid} cannot go from {now.value} to {state.value}")
-        # What is said of a job must never be more than a router takes: it would be said again for ever.
+        # A record that is larger than routers take would be refused, and sent again for ever.
         self.record = bounded(replace(self.record, state=state, revision=self.record.revision + 1, **fields))
         if self.record.ended:
             self.ended.set()
@@ -125,35 +124,35 @@ class Job:
         return self.record
 
     def end(self, reason: Reason, text: str | None = None) -> None:
-        """Note why the agent is about to end the job; the first reason counts."""
+        """Note why the agent ends the job. The first reason counts."""
         if self.ending is None:
             self.ending = (reason, text)
 
     def process_ended(self, how: Exit) -> None:
-        """Note how the process ended, and wake a start that waits for its server."""
+        """Note how the job's processes ended, and wake a start that waits for its server."""
         self.exit = how
         self.exited.set()
         if self.exposure is not None:
             self.exposure.died()
 
     def log(self, name: str) -> JobLog:
-        """The job's ``stdout`` or ``stderr``: one object for all who read it and for who bounds it."""
+        """The job's ``stdout`` or ``stderr``: one object for all its readers and for the limit on its size."""
         found = self._logs.get(name)
         if found is None:
             found = self._logs[name] = JobLog(self.sandbox, name)
         return found
 
     def make_logs(self) -> None:
-        """Make the job's logs, and keep them open while it lives: it may find and delete them.
+        """Make the job's logs, and keep them open while it lives, because the job may find and delete them.
 
         Raises:
-            PRouterError: the disk is full, no descriptor is left.
+            PRouterError: the disk is full, or no descriptor is left.
         """
         for name, fd in self.sandbox.logs.create().items():
             self.log(name).begin(fd)
 
     def hold(self) -> None:
-        """Keep open what a job that an earlier agent started may move or delete, as far as it is still there."""
+        """Open sandbox and logs of a job that an earlier agent started, as far as they are still there."""
         with contextlib.suppress(PRouterError):
             self.sandbox.hold()
         for name in LOG_FILES.values():
@@ -161,7 +160,7 @@ class Job:
                 self.log(name).fileno()
 
     def release(self) -> None:
-        """Give back what a live job holds: port, socket, short link, timer, and its open logs that have names."""
+        """Give back what a running job holds: port, socket, short link, timer, and open logs that still have names."""
         if self.exposure is not None:
             self.exposure.release()
         if self.scratch is not None:
@@ -172,7 +171,7 @@ class Job:
         self.sandbox.rest()
 
     def detach(self) -> None:
-        """Let go of the job without touching it: reservation, timer and open logs are this agent's own."""
+        """Give up this agent's reservation, timer and open logs; the job itself goes on."""
         self._detach()
         for log in self._logs.values():
             log.close()
@@ -186,7 +185,7 @@ class Job:
             self.expiry = None
 
     def kept(self) -> dict[str, Any]:
-        """All that is needed to go on with this job after a restart of the agent, JSON-ready."""
+        """All that a later agent needs to go on with this job, JSON-ready."""
         exposure = self.exposure
         port = exposure.port if exposure is not None else None
         socket = exposure.socket if exposure is not None else None
@@ -207,21 +206,21 @@ class Job:
 
     @classmethod
     def reclaim(cls, kept: dict[str, Any], sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> Job:
-        """The job of which `kept` speaks, without its exposure.
+        """Rebuild a job, without its exposure, from what `kept` gave an earlier agent.
 
         Raises:
-            KeyError, TypeError, ValueError, InvalidRequest: it was kept by a version that this one does not understand.
+            KeyError, TypeError, ValueError, InvalidRequest: a version kept it that this one does not understand.
         """
         record = JobRecord.from_wire(kept["record"])
         job = cls(replace(record, revision=record.revision + RECLAIM_STEP), sandbox, announce)
         if kept["request"] is not None:
-            # Earlier versions kept all of it, and took what is refused today: the job runs all the same.
+            # Earlier versions kept the whole request, and accepted requests that this one refuses.
             job.request = validated(StartRequest, {**kept["request"], **_beginnings(kept["request"]["args"])})
         job.request_digest = str(kept.get("request_digest") or "")
         job.limits = validated(Limits, kept["limits"])
         job.start_id = kept["start_id"]
         job.failure = kept["failure"]
-        if kept.get("tmp_link") is not None:  # An agent that knew nothing of it had none.
+        if kept.get("tmp_link") is not None:  # Earlier versions had no such link.
             job.scratch = Scratch(sandbox.root / os.fsdecode(SCRATCH_NAME), Path(kept["tmp_link"]))
         sandbox.adopt(kept.get("inodes", {}))
         if kept["ending"] is not None:
@@ -232,9 +231,9 @@ class Job:
 
 
 def _kept_request(request: StartRequest) -> dict[str, Any]:
-    """What is needed of a request once its process has been started: neither long arguments nor the environment.
+    """The part of a request that a later agent needs: neither long arguments nor the environment.
 
-    The keeper tells all jobs at once to the next agent, in one message of bounded size.
+    The keeper tells the next agent of all jobs in one message of bounded size.
     """
     return {**request.model_dump(exclude={"args", "env"}), **_beginnings(request.args)}
 

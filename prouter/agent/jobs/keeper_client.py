@@ -1,4 +1,4 @@
-"""The agent's end of the connection to its keeper: finding or starting one, requests in flight, events.
+"""The agent's end of the connection to its keeper: it finds or starts a keeper, sends requests, receives events.
 
 Waits block the calling greenlet only. Sources: unix(7) for the passing of descriptors, pidfd_open(2).
 """
@@ -31,11 +31,11 @@ log = logging.getLogger("prouter.keeper")
 
 
 class KeeperLost(Exception):
-    """The keeper is gone, or was never reached; the text says how."""
+    """The keeper has ended, or was never reached; the text says how."""
 
 
 class KeeperRefusal(Exception):
-    """The keeper does not do what was asked.
+    """The keeper refuses a request.
 
     Attributes:
         code: ``start_failed``, ``unknown_job``, ``not_running``, ``conflict``, ``busy``, ``invalid`` or ``internal``.
@@ -81,11 +81,11 @@ class KeeperClient:
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[KeeperClient], None],
     ) -> KeeperClient | None:
-        """Connect to the keeper of this state directory, or None if none is running."""
+        """Connect to the keeper of this state directory; None if none runs."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # By way of the descriptor, as the path may be longer than a socket address holds.
+            # Through the directory's descriptor, because the path may be longer than a socket address holds.
             connection.connect(f"/proc/self/fd/{directory}/keeper.sock")
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
@@ -105,7 +105,7 @@ class KeeperClient:
         cgroup: str,
         move: bool,
     ) -> KeeperClient:
-        """Start a keeper. It answers once its predecessor, if there was one, is gone with all its processes.
+        """Start a keeper. It answers once an earlier keeper has ended with all its processes.
 
         Args:
             remove_leftovers: whether the sandboxes of a dead predecessor go too.
@@ -123,7 +123,7 @@ class KeeperClient:
                 [sys.executable, "-I", "-S", "-X", "utf8", script, str(state_dir), str(its.fileno()), *words],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
-                # An agent that is itself a job leaves its own mark on its keeper.
+                # An agent that is itself a job would mark its keeper as a process of that job.
                 env={name: os.environ[name] for name in (MARK_VARIABLE,) if name in os.environ},
                 start_new_session=True,
             )
@@ -132,11 +132,11 @@ class KeeperClient:
 
     @property
     def lost(self) -> bool:
-        """Whether the keeper is gone."""
+        """Whether the connection to the keeper is lost."""
         return self._lost is not None
 
     def hello(self, *, keep_for: float, timeout: float) -> dict[str, Any]:
-        """Become the keeper's agent; hands it this process's stdout and stderr for jobs that use them.
+        """Become the keeper's agent; send it this process's stdout and stderr, for jobs that use them.
 
         Returns:
             Its ``protocol``, ``pid`` and ``jobs``.
@@ -150,7 +150,7 @@ class KeeperClient:
         return answer
 
     def request(self, op: str, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """Have the keeper do something; waits for the answer.
+        """Send the keeper a request, and wait for the answer.
 
         Raises:
             KeeperLost: the keeper went away before it answered, or did not answer within `timeout` seconds.
@@ -167,7 +167,7 @@ class KeeperClient:
             raise KeeperLost(self._lost)
         answer = self._pending[number] = AsyncResult()
         try:
-            # If it hung up, what it said before that, a refusal perhaps, is still to be read: the reader tells.
+            # The keeper may have sent a refusal before it disconnected, which the reader has yet to read.
             with contextlib.suppress(ConnectionError), self._sending:
                 sent = self._connection.sendmsg([data], rights) if rights else 0
                 self._connection.sendall(data[sent:])
@@ -178,7 +178,11 @@ class KeeperClient:
             self._pending.pop(number, None)
 
     def close(self, *, wait: bool) -> None:
-        """Hang up; with `wait`, until the keeper's process has ended."""
+        """Disconnect.
+
+        Args:
+            wait: return once the keeper's process has ended.
+        """
         self._closing = True
         self._reader.kill()
         self._connection.close()
@@ -186,10 +190,12 @@ class KeeperClient:
         if wait:
             self.reap()
         elif self._process is not None:
-            self._process.returncode = 0  # It is on its own now; nobody here will wait for it.
+            self._process.returncode = (
+                0  # The keeper lives on without this process, which must not warn that it did not wait for it.
+            )
 
     def reap(self) -> None:
-        """Wait until the keeper's process, if this agent started it, has ended."""
+        """Wait for the end of the keeper's process, if this agent started it."""
         if self._process is None or self._process.returncode is not None:
             return
         while self._process.poll() is None:
@@ -247,7 +253,7 @@ def _wait_for_end(pid: int) -> None:
     try:
         fd = os.pidfd_open(pid)
     except OSError:
-        gevent.sleep(0.01)  # No pidfds before Linux 5.3.
+        gevent.sleep(0.01)  # Linux has no pidfd_open(2) before 5.3.
         return
     try:
         socket.wait_read(fd)

@@ -1,4 +1,4 @@
-"""The job manager: the agent's jobs from creation to removal. What the agent knows of its jobs, it knows from here.
+"""The job manager: the agent's jobs from creation to removal.
 
 It runs in the agent's gevent loop; every method blocks its own greenlet at most. Jobs run under a `Runner`; each change
 of a job is a new record, handed to `on_change`. All that is needed to go on after a restart of the agent is kept with
@@ -37,7 +37,7 @@ from prouter.requests import Limits, SignalRequest, StartRequest, digest, signal
 __all__ = ["JobManager"]
 
 _CLOSE_TIMEOUT = 5.0
-"""Seconds a closing agent waits for each job's record to be finished, once the runner has ended all."""
+"""Seconds that a closing agent waits for each job to become FINISHED, once the runner has ended all."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -46,16 +46,16 @@ class JobManager:
     """All jobs of one agent.
 
     Args:
-        root: ``jobs.root``, for this agent alone.
-        properties: the agent's properties; jobs get them as variables.
-        max_jobs: how many jobs may be there that have not ended; None for any number.
-        ceilings: the most that any job may use.
+        root: the setting ``jobs.root``, a directory of this agent alone.
+        properties: the agent's properties, which jobs get as environment variables.
+        max_jobs: how many jobs may exist that have not ended; None for any number.
+        ceilings: the highest limits of any job.
         log_limit: bytes kept of each log of a job; None for all.
         runner: its ``on_exit`` must be this manager's `job_exited`.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         environ: the agent's own environment; by default that of this process.
         on_change: called with every new record of a job.
-        on_removed: called with the last record, in state CLOSED, of a job that was removed.
+        on_removed: called with the last record, in the state CLOSED, of a job that was removed.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class JobManager:
             runs=self._runs,
         )
 
-    # The agent's own life.
+    # The life of the agent.
 
     def open(self) -> None:
-        """Take the root, find the jobs that outlived an earlier agent, remove what is left of those that did not.
+        """Lock the root, take over the jobs that outlived an earlier agent, and remove the remains of all others.
 
         Raises:
             Conflict: another agent uses the root or the runner.
@@ -130,10 +130,9 @@ class JobManager:
 
     @property
     def incarnation(self) -> str:
-        """The id of this agent's life, 32 hex digits: that of the jobs found again, or a new one. Known once it is
-        open.
+        """The agent's incarnation, 32 hex digits: that of the jobs it took over, or a new one. Set by `open`.
 
-        The connections' uids, and with them the jobs' paths, must be made from it.
+        The connections' uids, and with them the jobs' paths, are made from it.
         """
         if self._incarnation is None:
             raise RuntimeError("the job manager is not open")
@@ -141,11 +140,15 @@ class JobManager:
 
     @property
     def reclaimed_connection(self) -> str | None:
-        """`incarnation` if jobs of an earlier agent were found again, else None."""
+        """`incarnation` if jobs outlived an earlier agent, else None."""
         return self._incarnation if self._jobs else None
 
     def close(self, *, end_jobs: bool) -> None:
-        """Stop. With `end_jobs`, every process ends and every sandbox is removed; otherwise the runner keeps them."""
+        """Stop.
+
+        Args:
+            end_jobs: end every process and remove every sandbox; otherwise the runner keeps them.
+        """
         if not self._open:
             return
         self._open = False
@@ -171,7 +174,7 @@ class JobManager:
             self._sockets.sweep(set())
         self._root.close()
 
-    # What routers ask for.
+    # The calls of routers.
 
     def records(self) -> list[JobRecord]:
         """The records of all jobs that were not removed."""
@@ -182,12 +185,12 @@ class JobManager:
         return self._job(uid).record
 
     def create(self, uid: str, connection: str, name: str) -> JobRecord:
-        """Make a job and its sandbox; a uid that is known gives the job it names.
+        """Make a job and its sandbox. A known uid gives the job that it names.
 
         Raises:
-            LimitReached: as many jobs as allowed are there.
+            LimitReached: the agent has as many jobs as it may.
             NotFound: a job with this uid was removed.
-            InvalidRequest, NoSpace, Forbidden: the uid is none; the sandbox cannot be made.
+            InvalidRequest, NoSpace, Forbidden: the uid is malformed; the sandbox cannot be made.
         """
         sandbox = self._root.sandbox(uid)
         if uid in self._jobs:
@@ -196,7 +199,9 @@ class JobManager:
             raise _not_found(uid)
         if self._max_jobs is not None and len(self._slots) >= self._max_jobs:
             raise LimitReached(
-                f"the agent has no free slot, its limit is {self._max_jobs} jobs", job=uid, retry_after=5.0
+                f"the agent has no free slot: it has {self._max_jobs} jobs, which is its limit; try another agent",
+                job=uid,
+                retry_after=5.0,
             )
         job = Job(JobRecord(uid, connection, name, created_at=time.time()), sandbox, self._changed)
         sandbox.create()
@@ -213,15 +218,15 @@ class JobManager:
         return job.record
 
     def start(self, uid: str, request: Mapping[str, Any], request_id: str) -> JobRecord:
-        """Start a job; returns its record once it is RUNNING, its server ready.
+        """Start a job; return its record once it is RUNNING and its server is ready.
 
         The same `request_id` gives the same answer again, also while the start is under way.
 
         Raises:
-            InvalidRequest: the request is wrong; the job is NEW as before.
+            InvalidRequest: the request is malformed; the job stays NEW.
             Conflict: the job was started by another request.
             KeyReused: the same `request_id` came with another request.
-            StartFailed: it did not start; the detail says why, with the end of its stderr.
+            StartFailed: the job did not start; the detail says why, with the end of its stderr.
             NotFound: there is no such job.
         """
         job = self._job(uid)
@@ -231,16 +236,17 @@ class JobManager:
             _same_request(job, request)
         else:
             state = job.record.state.value
-            raise Conflict(f"job '{uid}' was started already, it is {state}", job=uid, state=state)
+            raise Conflict(f"job '{uid}' was started already: it is {state}; create another job", job=uid, state=state)
         return _answer(job.started)
 
     def remove(self, uid: str) -> JobRecord:
-        """End a job, delete its sandbox and forget it; returns its record as before. Repeated, it gives the same
-        answer.
+        """End a job, delete its sandbox and forget it; return its record as it was before.
+
+        A repeated removal gives the same answer.
 
         Raises:
             NotFound: there is no such job.
-            PRouterError: something of it resists; it may be tried again.
+            PRouterError: a process or a file of the job cannot be removed; try again.
         """
         before = self._remover.before(uid)
         if before is not None:
@@ -251,7 +257,11 @@ class JobManager:
         return _answer(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:
-        """End and remove every job, for this reason; for an agent whose routers do not come back."""
+        """End and remove every job, because no router is linked any more.
+
+        Args:
+            reason: for the jobs' records.
+        """
         for answer in [self._remover.begin(job, reason) for job in self._jobs.values()]:
             answer.wait()
 
@@ -270,11 +280,10 @@ class JobManager:
         return job.record
 
     def stop(self, uid: str, grace: float) -> JobRecord:
-        """End a job: SIGTERM to its whole tree, SIGKILL after `grace` seconds. Returns once it has ended, at once if it
-        had.
+        """End a job: SIGTERM to its whole tree, SIGKILL after `grace` seconds. Return its record once it has ended.
 
         Raises:
-            Conflict: it was never started.
+            Conflict: the job was never started.
         """
         job = self._job(uid)
         if job.start_id is None:
@@ -283,14 +292,14 @@ class JobManager:
         return job.record
 
     def usage(self, uid: str) -> JobRecord:
-        """The record with what the job's processes use now, or used in all if it has ended; not announced."""
+        """The record with what the job uses now, or has used in all if it has ended. Routers are not told."""
         job = self._job(uid)
         if not job.alive:
             return job.record
         try:
             used = self._runner.usage(uid)
         except (NotFound, Conflict):
-            return job.record  # It has ended meanwhile.
+            return job.record  # The job has ended meanwhile.
         return replace(job.record, cpu_seconds=used.cpu_seconds, rss_bytes=used.rss_bytes)
 
     def sandbox(self, uid: str) -> Sandbox:
@@ -310,16 +319,16 @@ class JobManager:
         """Where the job's server answers, as in `JobRecord.endpoint`. Raises `NotFound`."""
         return self._job(uid).record.endpoint
 
-    # What the runner and the jobs tell.
+    # What the runner and the jobs report.
 
     def job_exited(self, how: Exit) -> None:
-        """The runner's ``on_exit``: a job's process has ended and nothing of its tree is left."""
+        """Handle the end of a job's process tree; the runner's ``on_exit``."""
         job = self._jobs.get(how.job)
         if job is None or job.exit is not None:
             return
         job.process_ended(how)
         if job.record.state is State.RUNNING:
-            self._ender.finish(job)  # Otherwise its start does so.
+            self._ender.finish(job)  # In other states its start does so.
 
     def _report(self, uid: str, port: int) -> None:
         job = self._jobs.get(uid)
@@ -330,7 +339,7 @@ class JobManager:
         job.exposure.report(port, lambda: self._starter.sockets(job))
         self._keep(job)
 
-    # How a job's life goes on.
+    # Parts of the above.
 
     def _job(self, uid: str) -> Job:
         job = self._jobs.get(uid)
@@ -390,7 +399,7 @@ def _answer(result: AsyncResult[JobRecord]) -> JobRecord:
 
 
 def _same_request(job: Job, request: Mapping[str, Any]) -> None:
-    """Refuse a repeat that asks for something else. An earlier version may have kept nothing to compare with."""
+    """Refuse a repeated start with another request. Jobs of earlier versions may have no digest to compare."""
     if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
         raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
 
@@ -401,4 +410,4 @@ def _not_found(uid: str) -> NotFound:
 
 def _not_running(job: Job) -> Conflict:
     state = job.record.state.value
-    return Conflict(f"job '{job.uid}' does not run, it is {state}", job=job.uid, state=state)
+    return Conflict(f"job '{job.uid}' does not run: it is {state}", job=job.uid, state=state)

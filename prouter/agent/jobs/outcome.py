@@ -1,4 +1,4 @@
-"""What a job's record says of its end: reason, exit status and, where there is more to say, a text."""
+"""The end of a job in its record: reason, exit status and, if there is more to tell, a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prouter.jobs import Reason
 __all__ = ["failure_text", "outcome"]
 
 _TAIL = 2048
-"""Bytes of its output that a failed start shows."""
+"""Bytes of a job's output that the error of a failed start shows."""
 
 _NO_MEMORY = "the kernel killed it because the machine, or the service that the agent is, had no memory left"
 _LIMIT_TEXTS = {
@@ -25,9 +25,9 @@ _LIMIT_TEXTS = {
 
 
 def outcome(job: Job) -> dict[str, Any]:
-    """The fields of the record of a job that has ended, or that could not be started.
+    """The record's fields for a job that has ended or could not be started.
 
-    The reason is the agent's own if the agent ended the job, else the runner's, else what the exit status says.
+    The reason is the agent's if the agent ended the job, else the runner's, else the exit status gives it.
     """
     how = job.exit
     text = job.failure
@@ -64,10 +64,10 @@ def _limit_text(job: Job, reason: Reason) -> str | None:
 
 
 def failure_text(job: Job, why: str, *, killed: bool = False) -> str:
-    """Why a start failed: `why`, how the process ended, and the end of its stderr, or else of its stdout.
+    """The text of a failed start: `why`, how the process ended, and the end of its stderr, or else of its stdout.
 
     Args:
-        killed: the agent itself has ended the process because of the failure.
+        killed: whether the agent killed the process because of the failure.
     """
     text = why
     if job.exit is not None and job.ending is None and not killed:
@@ -93,7 +93,7 @@ def _tail(job: Job, name: str) -> str:
         log = job.log(name)
         data = log.read(max(log.first(), log.end() - _TAIL), _TAIL).data
     except PRouterError:
-        return ""  # It never wrote any, or removed it: nothing to show.
+        return ""  # The job wrote none, or has removed it.
     text = data.decode("utf-8", "replace")
     if len(data) == _TAIL:
         text = text[text.find("\n") + 1 :]

@@ -1,6 +1,4 @@
-"""How jobs are removed: ended, their sandboxes deleted, the runner told to forget them; once, however often it is
-asked for.
-"""
+"""Removal of jobs: end the job, delete its sandbox, have the runner forget it. Once, however often it is requested."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from prouter.jobs import JobRecord, Reason, State
 __all__ = ["Remover"]
 
 _TOMBSTONES = 4096
-"""How many removed jobs are remembered, so that a repeated remove gets the same answer."""
+"""Removed jobs that are remembered, so that a repeated removal gets the same answer."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -30,7 +28,7 @@ class Remover:
     """Removes the jobs of one agent.
 
     Args:
-        removed: called with each job that is gone, before it is announced as CLOSED.
+        removed: called with each removed job, before it becomes CLOSED.
     """
 
     def __init__(self, runner: Runner, ender: Ender, *, removed: Callable[[Job], None]) -> None:
@@ -40,12 +38,14 @@ class Remover:
         self._tombstones: OrderedDict[str, JobRecord] = OrderedDict()
 
     def before(self, uid: str) -> JobRecord | None:
-        """The record a removed job had before, if it is still remembered."""
+        """The record of a removed job as it was before, if it is still remembered."""
         return self._tombstones.get(uid)
 
     def begin(self, job: Job, reason: Reason) -> AsyncResult[JobRecord]:
-        """Remove a job, unless that is under way; the answer is its record before, or an error after which it is as it
-        was.
+        """Begin to remove a job, unless that is under way.
+
+        Returns:
+            The outcome: the record as it was before, or an error after which the job exists as before.
         """
         answer = job.removed
         if answer is None:
@@ -54,7 +54,7 @@ class Remover:
         return answer
 
     def _answer(self, job: Job, answer: AsyncResult[JobRecord], reason: Reason) -> None:
-        """The edge of a removal's greenlet: whatever happens, there is an answer."""
+        """Run a removal in its greenlet. Whatever happens, there is an outcome."""
         try:
             before = self._remove(job, reason)
         except PRouterError as error:
@@ -63,7 +63,9 @@ class Remover:
         except Exception:
             _log.exception("event=removal_broke job=%s", job.uid)
             job.removed = None
-            answer.set_exception(PRouterError("an internal error of the agent; its log tells more", job=job.uid))
+            answer.set_exception(
+                PRouterError("internal error of the agent; the agent's log has the details", job=job.uid)
+            )
         else:
             answer.set(before)
             self._forget(job)

@@ -1,38 +1,22 @@
-"""Runners: how an agent starts jobs and learns of their end. The interface, and the runner for the agent's own machine.
+"""The runner interface: how an agent starts jobs, acts on them and learns of their end.
 
-The local runner's jobs are children of a keeper process (`prouter.keeper`), which this module finds or starts,
-talks to and replaces if it dies. All methods block the calling greenlet only and may be called from many at once.
+All methods block the calling greenlet only, and many greenlets may call them at once. The runner for the agent's own
+machine is `prouter.agent.jobs.local_runner`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from time import time
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import gevent
-from gevent.lock import RLock
-
-from prouter.agent.jobs.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
-from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NoSpace, NotFound, PRouterError, StartFailed
-from prouter.jobs import Reason
-from prouter.keeper.wire import PROTOCOL
 from prouter.processes.limits import Limits
 
-__all__ = ["Exit", "Kept", "Limits", "LocalRunner", "Runner", "SpawnSpec", "Spawned", "Usage"]
-
-log = logging.getLogger("prouter.runner")
-
-_HELLO_TIMEOUT = 90.0
-"""Seconds to wait for a keeper to answer first; it may be waiting for its predecessor to end its jobs."""
+__all__ = ["Exit", "Kept", "Limits", "Runner", "SpawnSpec", "Spawned", "Usage"]
 
 
 @dataclass(frozen=True)
 class SpawnSpec:
-    """What to run.
+    """A job to start.
 
     Attributes:
         job: uid, 32 hex digits.
@@ -40,8 +24,8 @@ class SpawnSpec:
         env: the whole environment; ``PROUTER_JOB_ID`` is added.
         cwd: absolute path of the directory to start in.
         stdout: absolute path of the file to append to (made with mode 0600), None for the agent's own stdout.
-        record: what the agent wants to be told about this job after its own restart; JSON.
-        remove_on_loss: the job's sandbox, deleted if the agent goes away and does not come back in time.
+        record: what the agent wants to know again after its own restart; JSON.
+        remove_on_loss: the job's sandbox, which is deleted if the agent ends and does not come back in time.
     """
 
     job: str
@@ -57,7 +41,12 @@ class SpawnSpec:
 
 @dataclass(frozen=True)
 class Spawned:
-    """A job's first process: `start_time` in clock ticks after boot (with the pid its name), `started_at` as epoch."""
+    """A job's first process.
+
+    Attributes:
+        start_time: clock ticks since the machine booted; with the pid it identifies the process.
+        started_at: seconds since the epoch.
+    """
 
     job: str
     pid: int
@@ -67,13 +56,13 @@ class Spawned:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a job ended; nothing of its process tree is left.
+    """How a job ended. No process of its tree is left.
 
     Attributes:
-        exit_code, signal: of the first process: one is None, or both if its end was not seen because the keeper died.
-        reason: ``memory``, ``cpu`` or ``processes`` if it was ended for that limit, ``agent_lost`` if the keeper died,
+        exit_code, signal: of the first process. One is None, or both if nobody saw its end because the keeper died.
+        reason: ``memory``, ``cpu`` or ``processes`` if the job exceeded that limit, ``agent_lost`` if the keeper died,
             else None.
-        cpu_seconds: of the whole tree, as far as ended processes were awaited by a parent in it.
+        cpu_seconds: of the whole tree, as far as a parent in it has waited for ended processes.
         max_rss: bytes of resident memory of the largest process (getrusage(2); never less than the keeper's own).
         at: when the first process ended, seconds since the epoch.
     """
@@ -89,7 +78,12 @@ class Exit:
 
 @dataclass(frozen=True)
 class Kept:
-    """A job found again after a restart of the agent: not started (`spawned` None), running (`exit` None) or ended."""
+    """A job that outlived an earlier agent.
+
+    Attributes:
+        spawned: its first process, None if it was not started.
+        exit: how it ended, None if it runs or was not started.
+    """
 
     job: str
     record: dict[str, Any]
@@ -100,7 +94,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tree uses: seconds of CPU, bytes of resident memory (shared pages count for each process), processes."""
+    """What a process tree uses.
+
+    Attributes:
+        rss_bytes: resident memory; shared pages count for each process.
+        processes: how many there are.
+    """
 
     cpu_seconds: float
     rss_bytes: int
@@ -108,34 +107,71 @@ class Usage:
 
 
 class Runner(Protocol):
-    """Where jobs run. Every method raises `AgentUnavailable` if that place is out of reach."""
+    """A place where jobs run. Every method raises `AgentUnavailable` if that place cannot be reached."""
 
     def open(self) -> list[Kept]:
-        """Begin; the jobs that survived an earlier agent. `Conflict` if another agent uses the same state."""
+        """Begin, and return the jobs that outlived an earlier agent.
+
+        Raises:
+            Conflict: another agent uses the same state.
+        """
 
     def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
-        """Remember a job that is not started yet, as `SpawnSpec` has it."""
+        """Remember a job that is not started yet. Arguments as of `SpawnSpec`.
+
+        Raises:
+            Conflict: the runner knows the job already.
+        """
 
     def spawn(self, spec: SpawnSpec) -> Spawned:
-        """Start a job, held or new; returns once its command runs. `StartFailed` says why not; try again at will."""
+        """Start a job, held or new; return once its command runs.
+
+        Raises:
+            StartFailed: the command could not be executed. The job may be started again.
+            Conflict: the job was started already.
+        """
 
     def update_record(self, job: str, record: dict[str, Any]) -> None:
-        """Replace a job's record. `NotFound`."""
+        """Replace a job's record.
+
+        Raises:
+            NotFound: the runner does not know the job.
+        """
 
     def signal(self, job: str, signum: int, *, tree: bool = True) -> None:
-        """Send a signal to the job's processes, or only to the first. `NotFound`, `Conflict` if it does not run."""
+        """Send a signal to all processes of a job, or to the first process alone.
+
+        Raises:
+            NotFound, Conflict: the runner does not know the job; it does not run.
+        """
 
     def kill(self, job: str) -> None:
-        """Kill the job's whole tree; returns when nothing of it is left, at once if it does not run. `NotFound`."""
+        """Kill a job's process tree; return when no process of it is left, at once if none runs.
+
+        Raises:
+            NotFound: the runner does not know the job.
+        """
 
     def usage(self, job: str) -> Usage:
-        """What the job uses now. `NotFound`, `Conflict` if it does not run."""
+        """What a job uses now.
+
+        Raises:
+            NotFound, Conflict: the runner does not know the job; it does not run.
+        """
 
     def processes(self, job: str) -> list[int]:
-        """Pids of the job's living processes, parents first. `NotFound`, `Conflict` if it does not run."""
+        """Pids of a job's living processes, parents first.
+
+        Raises:
+            NotFound, Conflict: the runner does not know the job; it does not run.
+        """
 
     def forget(self, job: str) -> None:
-        """Drop a job that does not run; its sandbox is the caller's now. `NotFound`, `Conflict` if it runs."""
+        """Drop a job that does not run. From then on its sandbox is the caller's alone.
+
+        Raises:
+            NotFound, Conflict: the runner does not know the job; it runs.
+        """
 
     def configure(self, *, keep_for: float) -> None:
         """Change for how many seconds jobs outlive the agent."""
@@ -150,272 +186,4 @@ class Runner(Protocol):
         """
 
     def close(self, *, end_jobs: bool) -> None:
-        """Stop. With `end_jobs` all trees are ended and sandboxes removed; otherwise jobs run on for `keep_for`."""
-
-
-@dataclass
-class _Tracked:
-    record: dict[str, Any]
-    remove_on_loss: str | None
-    spawned: Spawned | None = None
-    exit: Exit | None = None
-    starting: bool = False
-
-
-class LocalRunner:
-    """Runs jobs on this machine, as children of a keeper.
-
-    Args:
-        state_dir: of this agent alone; made with mode 0700.
-        keep_for: seconds for which jobs outlive the agent; 0 ends them with it, also if it is killed.
-        cgroup: the setting ``jobs.cgroup``.
-        on_exit: called in a greenlet of its own for each job that ends, after its `spawn` returned. Not for jobs that
-            had ended when `open` gave them.
-
-    Attributes:
-        keeper_pid: of the keeper's process, once open.
-    """
-
-    def __init__(
-        self, state_dir: Path, *, keep_for: float, cgroup: str = "auto", on_exit: Callable[[Exit], None]
-    ) -> None:
-        self._state_dir = state_dir
-        self._cgroup = cgroup
-        self._keep_for = keep_for
-        self._on_exit = on_exit
-        self._death_notice: dict[str, Any] = {"argv": [], "environment": {}, "text": ""}
-        self.keeper_pid: int | None = None
-        self._client: KeeperClient | None = None
-        self._attaching = RLock()
-        self._jobs: dict[str, _Tracked] = {}
-
-    def open(self) -> list[Kept]:
-        """Connect to the keeper that an earlier agent left, or start one; see `Runner.open`."""
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._state_dir.chmod(0o700)
-        with self._attaching:
-            jobs = self._attach()
-        kept = [_kept(job) for job in jobs]
-        self._jobs = {job.job: _Tracked(job.record, job.remove_on_loss, job.spawned, job.exit) for job in kept}
-        return kept
-
-    def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
-        """See `Runner.hold`."""
-        self._request("hold", job=job, record=record, sandbox=remove_on_loss, ended=None)
-        self._jobs[job] = _Tracked(record, remove_on_loss)
-
-    def spawn(self, spec: SpawnSpec) -> Spawned:
-        """See `Runner.spawn`."""
-        before = self._jobs.get(spec.job)
-        if before is not None and (before.starting or before.spawned is not None):
-            raise Conflict(f"job '{spec.job}' was started already", job=spec.job)
-        # Tracked already while it starts: its end may be told in the same breath as its start.
-        tracked = self._jobs[spec.job] = _Tracked(spec.record, spec.remove_on_loss, starting=True)
-        try:
-            answer = self._request("spawn", **_spawn_arguments(spec))
-        except PRouterError:
-            del self._jobs[spec.job]
-            if before is not None:
-                self._jobs[spec.job] = before
-            raise
-        tracked.spawned, tracked.starting = Spawned(job=spec.job, **answer), False
-        return tracked.spawned
-
-    def update_record(self, job: str, record: dict[str, Any]) -> None:
-        """See `Runner.update_record`."""
-        self._tracked(job).record = record
-        self._request("update", job=job, record=record)
-
-    def signal(self, job: str, signum: int, *, tree: bool = True) -> None:
-        """See `Runner.signal`."""
-        self._request("signal", job=job, signum=signum, tree=tree)
-
-    def kill(self, job: str) -> None:
-        """See `Runner.kill`."""
-        self._tracked(job)
-        try:
-            self._request("kill", job=job)
-        except AgentUnavailable:
-            # The keeper died on the way; the next one kills what it left, and then answers.
-            self._request("kill", job=job)
-
-    def usage(self, job: str) -> Usage:
-        """See `Runner.usage`."""
-        return Usage(**self._request("usage", job=job))
-
-    def processes(self, job: str) -> list[int]:
-        """See `Runner.processes`."""
-        pids: list[int] = self._request("processes", job=job)
-        return pids
-
-    def forget(self, job: str) -> None:
-        """See `Runner.forget`."""
-        self._request("forget", job=job)
-        self._jobs.pop(job, None)
-
-    def configure(self, *, keep_for: float) -> None:
-        """See `Runner.configure`."""
-        self._keep_for = keep_for
-        self._request("configure", keep_for=keep_for)
-
-    def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
-        """See `Runner.leave_death_notice`."""
-        self._death_notice = {"argv": argv, "environment": environment, "text": text}
-        self._request("death_notice", **self._death_notice)
-
-    def close(self, *, end_jobs: bool) -> None:
-        """See `Runner.close`."""
-        with self._attaching:
-            client, self._client = self._client, None
-            if client is None:
-                return
-            ends = end_jobs or self._keep_for == 0
-            if ends and not client.lost:
-                try:
-                    client.request("end")
-                except KeeperLost as error:
-                    log.warning("event=keeper_lost_while_ending error=%r", str(error))
-            client.close(wait=ends)
-
-    def _tracked(self, job: str) -> _Tracked:
-        tracked = self._jobs.get(job)
-        if tracked is None:
-            raise NotFound(f"job '{job}' is not found", job=job)
-        return tracked
-
-    def _request(self, op: str, **arguments: Any) -> Any:
-        job = arguments.get("job")
-        with self._attaching:  # While a dead keeper is being replaced, everybody waits here.
-            client = self._client
-            if client is None or client.lost:
-                client = self._replace(client)
-        try:
-            return client.request(op, **arguments)
-        except KeeperRefusal as refusal:
-            raise _ERRORS.get(refusal.code, PRouterError)(str(refusal), job=job) from None
-        except ValueError as error:
-            raise InvalidRequest(f"job '{job}' cannot be described to the keeper: {error}", job=job) from None
-        except KeeperLost as error:
-            raise AgentUnavailable(
-                f"the process that runs the jobs was lost: {error}", job=job, retry_after=1
-            ) from None
-
-    def _attach(self) -> list[dict[str, Any]]:
-        """Connect to the running keeper, or start one that ends what a killed one left; gives the jobs it has."""
-        client = KeeperClient.connect(self._state_dir, self._event, self._lost)
-        if client is not None:
-            try:
-                return self._greet(client)
-            except KeeperLost as error:
-                log.info("event=keeper_ended_before_hello reason=%r", str(error))
-        return self._start(remove_leftovers=True)
-
-    def _start(self, *, remove_leftovers: bool) -> list[dict[str, Any]]:
-        try:
-            client = KeeperClient.start(
-                self._state_dir,
-                self._event,
-                self._lost,
-                remove_leftovers=remove_leftovers,
-                cgroup=self._cgroup,
-                # A service manager could not start the next agent beside jobs that it is to find again.
-                move=self._keep_for == 0,
-            )
-            return self._greet(client)
-        except (OSError, KeeperLost) as error:
-            raise AgentUnavailable(f"the process that runs the jobs cannot be started: {error}") from error
-
-    def _greet(self, client: KeeperClient) -> list[dict[str, Any]]:
-        try:
-            answer = client.hello(keep_for=self._keep_for, timeout=_HELLO_TIMEOUT)
-        except KeeperRefusal as refusal:
-            client.close(wait=False)
-            raise Conflict(f"{self._state_dir}: {refusal}") from None
-        except KeeperLost:
-            client.close(wait=False)
-            raise
-        if answer["protocol"] != PROTOCOL:
-            log.warning("event=keeper_of_other_version protocol=%s jobs=%d", answer["protocol"], len(answer["jobs"]))
-            client.request("end")
-            client.close(wait=False)
-            raise KeeperLost("it is of another version")
-        self._client, self.keeper_pid = client, answer["pid"]
-        log.info("event=keeper_attached keeper_pid=%d jobs=%d", answer["pid"], len(answer["jobs"]))
-        jobs: list[dict[str, Any]] = answer["jobs"]
-        return jobs
-
-    def _lost(self, client: KeeperClient) -> None:
-        """A keeper died. Runs in a greenlet of its own."""
-        with self._attaching:
-            if self._client is client:
-                try:
-                    self._replace(client)
-                except PRouterError as error:
-                    log.error("event=keeper_not_replaced error=%r", error.detail)
-
-    def _replace(self, dead: KeeperClient | None) -> KeeperClient:
-        """Start a new keeper, which ends what the dead one left, then report the end of all jobs that ran."""
-        if dead is None:
-            raise AgentUnavailable("the runner is closed")
-        log.error("event=keeper_lost jobs=%d", len(self._jobs))
-        self._start(remove_leftovers=False)
-        dead.close(wait=True)
-        client = self._client
-        assert client is not None, "a keeper that was started is attached"
-        client.request("death_notice", **self._death_notice)
-        for job, tracked in list(self._jobs.items()):
-            if tracked.spawned is not None and tracked.exit is None:
-                self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))
-            if not tracked.starting:
-                kept = asdict(tracked.exit) if tracked.exit is not None else None
-                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, ended=kept)
-        return client
-
-    def _event(self, message: dict[str, Any]) -> None:
-        self._ended(Exit(**message["exit"]))
-
-    def _ended(self, end: Exit) -> None:
-        tracked = self._jobs.get(end.job)
-        if tracked is not None:
-            tracked.exit = end
-            gevent.spawn(self._notify, end)
-
-    def _notify(self, end: Exit) -> None:
-        try:
-            self._on_exit(end)
-        except Exception:
-            log.exception("event=on_exit_failed job=%s", end.job)
-
-
-_ERRORS: dict[str, type[PRouterError]] = {
-    "start_failed": StartFailed,
-    "unknown_job": NotFound,
-    "not_running": Conflict,
-    "conflict": Conflict,
-    "invalid": InvalidRequest,
-    "no_space": NoSpace,
-}
-
-
-def _spawn_arguments(spec: SpawnSpec) -> dict[str, Any]:
-    return {
-        "job": spec.job,
-        "argv": spec.argv,
-        "env": spec.env,
-        "cwd": spec.cwd,
-        "stdout": spec.stdout,
-        "stderr": spec.stderr,
-        "limits": spec.limits._asdict(),
-        "record": spec.record,
-        "sandbox": spec.remove_on_loss,
-    }
-
-
-def _kept(job: dict[str, Any]) -> Kept:
-    return Kept(
-        job=job["job"],
-        record=job["record"],
-        remove_on_loss=job["sandbox"],
-        spawned=Spawned(job=job["job"], **job["spawned"]) if job["spawned"] else None,
-        exit=Exit(**job["exit"]) if job["exit"] else None,
-    )
+        """Stop. With `end_jobs` all process trees end and sandboxes are removed; else jobs run on for `keep_for`."""

@@ -1,4 +1,4 @@
-"""Turns a start request into what the runner is to run: working directory, limits within the ceilings, environment."""
+"""From a start request to a `SpawnSpec`: working directory, limits below the ceilings, environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["effective_limits", "spawn_spec", "working_directory"]
 
 
 def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
-    """What holds for a job: its own limits, and the agent's ceilings where it has none.
+    """The limits of a job: those of its request, and the agent's ceilings for all others.
 
     Raises:
         InvalidRequest: a limit is over the agent's ceiling.
@@ -40,7 +40,7 @@ def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
 
 
 def working_directory(sandbox: Sandbox, cwd: str | None) -> Path:
-    """The directory a job starts in.
+    """The absolute path of the directory in which a job starts.
 
     Raises:
         InvalidRequest: it is not a directory inside the sandbox.
@@ -64,7 +64,7 @@ def spawn_spec(
     cwd: Path,
     record: dict[str, Any],
 ) -> SpawnSpec:
-    """What the runner is to run for this start.
+    """The `SpawnSpec` of a start.
 
     Args:
         base: the environment all jobs of the agent have.

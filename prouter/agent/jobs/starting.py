@@ -1,7 +1,6 @@
-"""Carries out starts: from the request to a process whose server answers, or to a `StartFailed` that says why not.
+"""Starts of jobs: from the request to a process whose server answers, or to a `StartFailed` that says why not.
 
-A start runs in a greenlet of its own, so that it goes on when the call that asked for it is gone; `Job.started` holds
-its answer.
+A start runs in a greenlet of its own and goes on if its call is given up. `Job.started` gets its outcome.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from prouter.requests import Limits, StartRequest, digest
 __all__ = ["Starter"]
 
 _SECOND_CHANCE = 5.0
-"""Seconds a start gets at least when it goes on after a restart of the agent."""
+"""Seconds that a start has at least when it goes on after a restart of the agent."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -42,11 +41,11 @@ class Starter:
 
     Args:
         sockets: where unix sockets of jobs may be.
-        environment: the variables all jobs have.
+        environment: the variables of every job.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         report_url: where jobs report their ports.
-        kept: all that is to be known of a job after a restart of the agent.
-        keep: hands that to the runner.
+        kept: all that a later agent needs to know of a job.
+        keep: gives that to the runner.
         runs: called when a job has a process.
     """
 
@@ -76,11 +75,11 @@ class Starter:
         self._runs = runs
 
     def begin(self, job: Job, request: StartRequest, request_id: str) -> None:
-        """Start a NEW job; the answer comes in `Job.started`. Nothing has happened if this raises.
+        """Begin to start a NEW job; `Job.started` gets the outcome. The job stays as it is if this raises.
 
         Raises:
-            InvalidRequest: a limit over the agent's ceiling, no such working directory, an impossible ``expose``,
-                arguments that no program can be started with.
+            InvalidRequest: a limit is above the agent's ceiling, the working directory does not exist, ``expose`` is
+                impossible, or no program can be started with the arguments.
         """
         plan = resolve(request)
         limits = effective_limits(request.limits, self._ceilings)
@@ -91,7 +90,7 @@ class Starter:
         job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
 
     def resume(self, job: Job, kept: Kept) -> None:
-        """Go on with a job that outlived an earlier agent: with its start, if that was under way."""
+        """Go on with a job that outlived an earlier agent, and with its start if that was under way."""
         if job.request is None or kept.spawned is None or job.record.ended:
             if job.start_id is not None and job.failure is None:
                 job.started.set(job.record)
@@ -115,14 +114,14 @@ class Starter:
                 self._ender.finish(job)
 
     def _answer(self, job: Job, start: Callable[[], JobRecord]) -> None:
-        """The edge of a start's greenlet: whatever happens, there is an answer."""
+        """Run a start in its greenlet. Whatever happens, there is an outcome."""
         try:
             job.started.set(start())
         except StartFailed as error:
             job.started.set_exception(error)
         except Exception:
             _log.exception("event=start_broke job=%s", job.uid)
-            job.started.set_exception(self._fail(job, "an internal error of the agent; its log tells more"))
+            job.started.set_exception(self._fail(job, "internal error of the agent; the agent's log has the details"))
 
     def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path) -> JobRecord:
         try:
@@ -154,7 +153,7 @@ class Starter:
         return record
 
     def _tokens(self, job: Job, plan: Plan) -> dict[str, str]:
-        """What templates will be filled with, as long as it may get where that is not known yet."""
+        """The values of templates; the longest possible ones where they are not known yet."""
         socket = Path("x" * LONGEST_SOCKET) if plan.port == "unix" else None
         base_url = f"{job.record.path}/http/"
         tokens = Exposure(plan, base_url=base_url, sandbox=job.sandbox.root, socket=socket).tokens
@@ -207,14 +206,14 @@ class Starter:
         return record
 
     def sockets(self, job: Job) -> Sockets:
-        """Where the job's processes listen now, and who else does."""
+        """The sockets that the job's processes listen on now, and those of other processes."""
         try:
             return survey(self._runner.processes(job.uid))
         except PRouterError:
-            return survey(())  # It has just ended, which who waits for it is about to be told.
+            return survey(())  # The job has just ended; its start is about to hear of it.
 
     def _fail(self, job: Job, why: str) -> StartFailed:
-        """Make sure that nothing of a job runs, make it FINISHED, and give the error to answer with."""
+        """Kill what runs of a job, make it FINISHED, and return the error for the caller."""
         kill = job.alive and job.exit is None
         if kill:
             try:

@@ -1,7 +1,7 @@
-"""What running jobs use, told to their routers from time to time, so that job info needs no question to the agent.
+"""Reports of what running jobs use, so that a router shows it without a call to the agent.
 
-The cost is bounded whatever the number of jobs: each round looks at a few of them, those first that were looked at
-longest ago (new ones before all others), and only what changed is told.
+The cost is bounded whatever the number of jobs: each round measures a few of them, new ones first, then those measured
+longest ago, and tells only what has changed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["Usage", "UsageReports"]
 log = logging.getLogger("prouter.agent")
 
 _INTERVAL = 1.0
-"""Seconds between rounds."""
+"""Seconds between two rounds."""
 _ROUND = 32
-"""Jobs looked at in a round."""
+"""Jobs that are measured in a round."""
 
 Usage = tuple[str, float | None, int | None]
-"""A job's uid, its CPU seconds, its resident bytes."""
+"""Uid, CPU seconds and resident bytes of a job."""
 
 
 class UsageReports:
-    """See the module's docstring.
+    """Measures the jobs of one agent in rounds.
 
     Args:
         manager: knows the jobs.
@@ -43,10 +43,10 @@ class UsageReports:
         self._manager = manager
         self._tell = tell
         self._told: dict[str, Usage] = {}
-        """The last news of each running job; who was looked at longest ago comes first."""
+        """What was last told of each running job; the job measured longest ago comes first."""
 
     def run(self) -> None:
-        """Rounds for ever; a greenlet's life."""
+        """Measure in rounds, for ever; for a greenlet of its own."""
         while True:
             gevent.sleep(_INTERVAL)
             try:
@@ -55,11 +55,11 @@ class UsageReports:
                 log.exception("event=usage_round_failed")
 
     def forget(self) -> None:
-        """Tell everything again: there is a router that knows nothing of it."""
+        """Tell everything again, because a router is linked that knows nothing of it."""
         self._told.clear()
 
     def round(self) -> None:
-        """Look at a few jobs and tell what is new."""
+        """Measure a few jobs, and tell what has changed."""
         running = {record.uid: record for record in self._manager.records() if record.pid is not None}
         for uid in [uid for uid in self._told if uid not in running]:
             del self._told[uid]
@@ -69,7 +69,7 @@ class UsageReports:
             try:
                 usage = _usage(self._manager.usage(uid))
             except PRouterError as error:
-                log.debug("event=usage_not_known job=%s error=%r", uid, error.detail)  # It is being removed.
+                log.debug("event=usage_not_known job=%s error=%r", uid, error.detail)  # The job is being removed.
                 continue
             if self._told.pop(uid, None) != usage:
                 news.setdefault(running[uid].connection, []).append(usage)

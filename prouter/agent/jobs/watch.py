@@ -1,7 +1,7 @@
-"""Looks after running jobs now and then: bounds their logs, and ends those whose sandbox grew over its limit.
+"""Periodic checks of running jobs: cut logs that are too long, end jobs whose sandbox exceeds its limit.
 
-Nothing runs while no job does. Walking a sandbox or cutting a log may take long, so both happen in the loop's thread
-pool, and a sandbox that took long to walk is walked seldom.
+Nothing runs while no job does. To measure a sandbox or to cut a log may take long, so both happen in the thread pool of
+the event loop, and a large sandbox is measured seldom.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from prouter.errors import PRouterError
 __all__ = ["Watch"]
 
 INTERVAL = 1.0
-"""Seconds between looks."""
+"""Seconds between two checks."""
 _PACE = 20
-"""A sandbox is left alone for this many times as long as its last walk took."""
+"""A sandbox is measured again after this many times the seconds that measuring it took."""
 
 _log = logging.getLogger("prouter.agent")
 
 
 class Watch:
-    """The look-out of one agent.
+    """The periodic checks of one agent's jobs.
 
     Args:
         runner: knows the processes of each job.
@@ -54,17 +54,17 @@ class Watch:
         self._walked: dict[str, float] = {}
 
     def job_runs(self) -> None:
-        """To be called when a job begins to run."""
+        """Begin to check; called when a job begins to run."""
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
 
     def job_ended(self, job: Job) -> None:
-        """To be called when a job has ended: bounds its logs a last time."""
+        """Bound the logs of a job that has ended a last time."""
         self._walked.pop(job.uid, None)
         self._bound_logs(job)
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop checking."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None

@@ -1,6 +1,6 @@
-"""Agents that listen and are dialled: by address and token, when a job is created there; again while they have jobs.
+"""Agents that listen: the router dials them by address and token for a new job, and again while they have jobs.
 
-Whoever asks for an address with a token gets the link only after the agent accepted that very token.
+A request for an address with a token gets the link only after the agent has accepted that very token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 """Backoff, seconds. A create waits for `Settings.dial_timeout` only, so the growth ends early."""
 
 Linked = Callable[[Link | None, PRouterError | None, float], None]
-"""How an attempt to link ends: the link, or why there is none, and the time now."""
+"""Called at the end of an attempt: with the link, or the error, and the time."""
 
 
 class _Dial:
@@ -47,12 +47,12 @@ class _Dial:
         self.link: Link | None = None
         self.backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY, uniform=dials._env.uniform)
         self.trouble = ""
-        """Why the last attempt came to nothing, if that is known."""
+        """Why the last attempt failed, if that is known."""
         self.redial: Timer | None = None
         self.deadline: Timer | None = None
 
     def receive(self, path: Path, frame: Frame, now: float) -> None:
-        """WELCOME or REFUSE; whatever else comes before is ignored."""
+        """Handle WELCOME or REFUSE; other frames before them are ignored."""
         if path is not self.path:
             return
         answers, event = path.session.receive(frame, now)
@@ -63,17 +63,17 @@ class _Dial:
             self._dials._refused(self, event, now)
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
-        """No answer."""
+        """Dial again: the agent did not answer."""
         if path is self.path:
             self._dials._again(self, now)
 
     def left(self, path: Path, reason: str, now: float) -> None:
-        """Goodbye instead of an answer."""
+        """Dial again: the agent said goodbye instead of answering."""
         self.lost(path, reason, now, closed=True)
 
 
 class Dials:
-    """See the module's docstring."""
+    """All addresses that the router dials."""
 
     def __init__(self, env: Env, links: Links, heartbeats: Heartbeats, jobs_of: Callable[[str], int]) -> None:
         self._env = env
@@ -109,7 +109,7 @@ class Dials:
             self._dial(dial, now)
 
     def restore(self, address: str, token: str, link: Link, now: float) -> None:
-        """A link of the broker before, to be dialled again."""
+        """Dial the agent of a link that an earlier broker stored."""
         dial = _Dial(self, address, token)
         dial.link = link
         self._dials.append(dial)
@@ -121,37 +121,37 @@ class Dials:
             path.owner.receive(path, frame, now)
 
     def troubled(self, path: Path, text: str) -> None:
-        """Why there is no agent at the end of a dialled path, as far as is known."""
+        """Note why there is no agent at the end of a dialled path."""
         if isinstance(path.owner, _Dial):
             path.owner.trouble = text
 
     def address_of(self, link: Link) -> tuple[str, str] | None:
-        """Address and token a link was dialled with."""
+        """Address and token with which a link was dialled; None if the agent dialled."""
         for dial in self._dials:
             if dial.link is link:
                 return dial.address, dial.token
         return None
 
     def link_down(self, link: Link, now: float) -> None:
-        """Dial again while it has jobs or somebody waits."""
+        """Dial again if the link has jobs or a creation waits for it."""
         for dial in self._dials:
             if dial.link is link:
                 dial.path = None
                 self._again(dial, now)
 
     def discourage(self, link: Link) -> None:
-        """It floods: if it is dialled again, then slowly."""
+        """Dial an agent that floods the router slowly from now on."""
         for dial in self._dials:
             if dial.link is link:
                 dial.backoff.slow_down()
 
     def link_gone(self, link: Link) -> None:
-        """Do not dial it any more."""
+        """Stop dialling the agent of a link that is gone."""
         for dial in [dial for dial in self._dials if dial.link is link]:
             self._end(dial)
 
     def idle(self, link: Link, now: float) -> None:
-        """A dialled link has no job (any more): drop it after a while, unless it gets one."""
+        """Drop a dialled link without jobs after `polling_delay`, unless it gets one."""
         known = self._idle.pop(link, None)
         if known is not None:
             known.cancel()
@@ -239,7 +239,7 @@ class Dials:
             self._fail(dial, AgentUnavailable(text, code="agent_refused", retry_after=5), now)
 
     def _fail(self, dial: _Dial, error: PRouterError, now: float) -> None:
-        """Nothing will come of it: tell who waits; a link that has jobs is tried again, slowly."""
+        """Fail the creations that wait; dial a link that has jobs again, slowly."""
         self._settle(dial, None, error, now)
         if dial.link is None:
             self._end(dial)

@@ -1,0 +1,299 @@
+"""The runner for the agent's own machine: jobs are children of a keeper process (`prouter.keeper`).
+
+The runner connects to the keeper that an earlier agent left, or starts one, and replaces a keeper that dies.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+import gevent
+from gevent.lock import RLock
+
+from prouter.agent.jobs.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
+from prouter.agent.jobs.runner import Exit, Kept, Spawned, SpawnSpec, Usage
+from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NoSpace, NotFound, PRouterError, StartFailed
+from prouter.jobs import Reason
+from prouter.keeper.wire import PROTOCOL
+
+__all__ = ["LocalRunner"]
+
+log = logging.getLogger("prouter.runner")
+
+_HELLO_TIMEOUT = 90.0
+"""Seconds to wait for a keeper's first answer. It may be waiting for an earlier keeper to end its jobs."""
+
+
+@dataclass
+class _Tracked:
+    record: dict[str, Any]
+    remove_on_loss: str | None
+    spawned: Spawned | None = None
+    exit: Exit | None = None
+    starting: bool = False
+
+
+class LocalRunner:
+    """Runs jobs on this machine, as children of a keeper.
+
+    Args:
+        state_dir: directory of this agent alone, made with mode 0700.
+        keep_for: seconds for which jobs outlive the agent. With 0 they end with it, also if it is killed.
+        cgroup: the setting ``jobs.cgroup``.
+        on_exit: called in a greenlet of its own for each job that ends, after its `spawn` has returned; not for jobs
+            that had ended when `open` returned them.
+
+    Attributes:
+        keeper_pid: of the keeper process, once open.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, keep_for: float, cgroup: str = "auto", on_exit: Callable[[Exit], None]
+    ) -> None:
+        self._state_dir = state_dir
+        self._cgroup = cgroup
+        self._keep_for = keep_for
+        self._on_exit = on_exit
+        self._death_notice: dict[str, Any] = {"argv": [], "environment": {}, "text": ""}
+        self.keeper_pid: int | None = None
+        self._client: KeeperClient | None = None
+        self._attaching = RLock()
+        self._jobs: dict[str, _Tracked] = {}
+
+    def open(self) -> list[Kept]:
+        """Connect to the keeper that an earlier agent left, or start one (`Runner.open`)."""
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state_dir.chmod(0o700)
+        with self._attaching:
+            jobs = self._attach()
+        kept = [_kept(job) for job in jobs]
+        self._jobs = {job.job: _Tracked(job.record, job.remove_on_loss, job.spawned, job.exit) for job in kept}
+        return kept
+
+    def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
+        """See `Runner.hold`."""
+        self._request("hold", job=job, record=record, sandbox=remove_on_loss, ended=None)
+        self._jobs[job] = _Tracked(record, remove_on_loss)
+
+    def spawn(self, spec: SpawnSpec) -> Spawned:
+        """See `Runner.spawn`."""
+        before = self._jobs.get(spec.job)
+        if before is not None and (before.starting or before.spawned is not None):
+            raise Conflict(f"job '{spec.job}' was started already", job=spec.job)
+        # Tracked before the keeper answers, because the job's end may be told in the same message as its start.
+        tracked = self._jobs[spec.job] = _Tracked(spec.record, spec.remove_on_loss, starting=True)
+        try:
+            answer = self._request("spawn", **_spawn_arguments(spec))
+        except PRouterError:
+            del self._jobs[spec.job]
+            if before is not None:
+                self._jobs[spec.job] = before
+            raise
+        tracked.spawned, tracked.starting = Spawned(job=spec.job, **answer), False
+        return tracked.spawned
+
+    def update_record(self, job: str, record: dict[str, Any]) -> None:
+        """See `Runner.update_record`."""
+        self._tracked(job).record = record
+        self._request("update", job=job, record=record)
+
+    def signal(self, job: str, signum: int, *, tree: bool = True) -> None:
+        """See `Runner.signal`."""
+        self._request("signal", job=job, signum=signum, tree=tree)
+
+    def kill(self, job: str) -> None:
+        """See `Runner.kill`."""
+        self._tracked(job)
+        try:
+            self._request("kill", job=job)
+        except AgentUnavailable:
+            # The keeper died meanwhile. The next one kills the processes that it left, and then answers.
+            self._request("kill", job=job)
+
+    def usage(self, job: str) -> Usage:
+        """See `Runner.usage`."""
+        return Usage(**self._request("usage", job=job))
+
+    def processes(self, job: str) -> list[int]:
+        """See `Runner.processes`."""
+        pids: list[int] = self._request("processes", job=job)
+        return pids
+
+    def forget(self, job: str) -> None:
+        """See `Runner.forget`."""
+        self._request("forget", job=job)
+        self._jobs.pop(job, None)
+
+    def configure(self, *, keep_for: float) -> None:
+        """See `Runner.configure`."""
+        self._keep_for = keep_for
+        self._request("configure", keep_for=keep_for)
+
+    def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
+        """See `Runner.leave_death_notice`."""
+        self._death_notice = {"argv": argv, "environment": environment, "text": text}
+        self._request("death_notice", **self._death_notice)
+
+    def close(self, *, end_jobs: bool) -> None:
+        """See `Runner.close`."""
+        with self._attaching:
+            client, self._client = self._client, None
+            if client is None:
+                return
+            ends = end_jobs or self._keep_for == 0
+            if ends and not client.lost:
+                try:
+                    client.request("end")
+                except KeeperLost as error:
+                    log.warning("event=keeper_lost_while_ending error=%r", str(error))
+            client.close(wait=ends)
+
+    def _tracked(self, job: str) -> _Tracked:
+        tracked = self._jobs.get(job)
+        if tracked is None:
+            raise NotFound(f"job '{job}' is not found", job=job)
+        return tracked
+
+    def _request(self, op: str, **arguments: Any) -> Any:
+        job = arguments.get("job")
+        with self._attaching:  # Every request waits here while a dead keeper is replaced.
+            client = self._client
+            if client is None or client.lost:
+                client = self._replace(client)
+        try:
+            return client.request(op, **arguments)
+        except KeeperRefusal as refusal:
+            raise _ERRORS.get(refusal.code, PRouterError)(str(refusal), job=job) from None
+        except ValueError as error:
+            raise InvalidRequest(
+                f"job '{job}' cannot be started: its request cannot be sent to the keeper: {error}", job=job
+            ) from None
+        except KeeperLost as error:
+            raise AgentUnavailable(
+                f"the keeper, which runs the jobs, was lost: {error}; the agent starts another", job=job, retry_after=1
+            ) from None
+
+    def _attach(self) -> list[dict[str, Any]]:
+        """Connect to the running keeper, or start one that ends the processes of a killed one; return its jobs."""
+        client = KeeperClient.connect(self._state_dir, self._event, self._lost)
+        if client is not None:
+            try:
+                return self._greet(client)
+            except KeeperLost as error:
+                log.info("event=keeper_ended_before_hello reason=%r", str(error))
+        return self._start(remove_leftovers=True)
+
+    def _start(self, *, remove_leftovers: bool) -> list[dict[str, Any]]:
+        try:
+            client = KeeperClient.start(
+                self._state_dir,
+                self._event,
+                self._lost,
+                remove_leftovers=remove_leftovers,
+                cgroup=self._cgroup,
+                # Jobs that outlive the agent keep the group divided, and systemd could not start the next agent in it.
+                move=self._keep_for == 0,
+            )
+            return self._greet(client)
+        except (OSError, KeeperLost) as error:
+            raise AgentUnavailable(f"the keeper, which runs the jobs, cannot be started: {error}") from error
+
+    def _greet(self, client: KeeperClient) -> list[dict[str, Any]]:
+        try:
+            answer = client.hello(keep_for=self._keep_for, timeout=_HELLO_TIMEOUT)
+        except KeeperRefusal as refusal:
+            client.close(wait=False)
+            raise Conflict(f"{self._state_dir}: {refusal}") from None
+        except KeeperLost:
+            client.close(wait=False)
+            raise
+        if answer["protocol"] != PROTOCOL:
+            log.warning("event=keeper_of_other_version protocol=%s jobs=%d", answer["protocol"], len(answer["jobs"]))
+            client.request("end")
+            client.close(wait=False)
+            raise KeeperLost("its version is another")
+        self._client, self.keeper_pid = client, answer["pid"]
+        log.info("event=keeper_attached keeper_pid=%d jobs=%d", answer["pid"], len(answer["jobs"]))
+        jobs: list[dict[str, Any]] = answer["jobs"]
+        return jobs
+
+    def _lost(self, client: KeeperClient) -> None:
+        """Replace a keeper that died; runs in a greenlet of its own."""
+        with self._attaching:
+            if self._client is client:
+                try:
+                    self._replace(client)
+                except PRouterError as error:
+                    log.error("event=keeper_not_replaced error=%r", error.detail)
+
+    def _replace(self, dead: KeeperClient | None) -> KeeperClient:
+        """Start a new keeper, which ends the processes of the dead one; report the end of all jobs that ran."""
+        if dead is None:
+            raise AgentUnavailable("the runner is closed")
+        log.error("event=keeper_lost jobs=%d", len(self._jobs))
+        self._start(remove_leftovers=False)
+        dead.close(wait=True)
+        client = self._client
+        assert client is not None, "a keeper that was started is attached"
+        client.request("death_notice", **self._death_notice)
+        for job, tracked in list(self._jobs.items()):
+            if tracked.spawned is not None and tracked.exit is None:
+                self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))
+            if not tracked.starting:
+                kept = asdict(tracked.exit) if tracked.exit is not None else None
+                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, ended=kept)
+        return client
+
+    def _event(self, message: dict[str, Any]) -> None:
+        self._ended(Exit(**message["exit"]))
+
+    def _ended(self, end: Exit) -> None:
+        tracked = self._jobs.get(end.job)
+        if tracked is not None:
+            tracked.exit = end
+            gevent.spawn(self._notify, end)
+
+    def _notify(self, end: Exit) -> None:
+        try:
+            self._on_exit(end)
+        except Exception:
+            log.exception("event=on_exit_failed job=%s", end.job)
+
+
+_ERRORS: dict[str, type[PRouterError]] = {
+    "start_failed": StartFailed,
+    "unknown_job": NotFound,
+    "not_running": Conflict,
+    "conflict": Conflict,
+    "invalid": InvalidRequest,
+    "no_space": NoSpace,
+}
+
+
+def _spawn_arguments(spec: SpawnSpec) -> dict[str, Any]:
+    return {
+        "job": spec.job,
+        "argv": spec.argv,
+        "env": spec.env,
+        "cwd": spec.cwd,
+        "stdout": spec.stdout,
+        "stderr": spec.stderr,
+        "limits": spec.limits._asdict(),
+        "record": spec.record,
+        "sandbox": spec.remove_on_loss,
+    }
+
+
+def _kept(job: dict[str, Any]) -> Kept:
+    return Kept(
+        job=job["job"],
+        record=job["record"],
+        remove_on_loss=job["sandbox"],
+        spawned=Spawned(job=job["job"], **job["spawned"]) if job["spawned"] else None,
+        exit=Exit(**job["exit"]) if job["exit"] else None,
+    )
