@@ -37,6 +37,8 @@ def command(
         check_exposure(config)
         configure_logging(config.log, connection_debug=connection_debug)
         url = parse_join_url(join) if join is not None else None
+        if url is not None and not config.client.enabled:
+            raise ConfigError("--join: client.enabled is off, so that the agent dials no router; switch it on")
         status = run(config, join=url, ready=lambda uid: click.echo(f"ready agent={uid}"))
     except ConfigError as error:
         refuse(error)

@@ -163,7 +163,10 @@ class InvitationBook:
         try:
             yield
         except sqlite3.Error as error:
-            raise ConfigError(f"{self._path} cannot be used: {error}") from error
+            advice = (
+                "" if isinstance(error, sqlite3.OperationalError) else "; move it away to go on without invitations"
+            )
+            raise ConfigError(f"{self._path} cannot be used: {error}{advice}") from error
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be used: {error.strerror or error}") from error
 

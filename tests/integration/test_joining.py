@@ -167,7 +167,8 @@ def test_an_agent_with_the_uid_of_another_but_not_its_key_is_refused(site: Site)
     agent = site.join("gpu-1", url)
     agent.stop()
     (agent.directory / "state").rename(agent.directory / "lost")
-    assert "is bound to another key of agent 'gpu-1'" in site.fails_to_join("gpu-1", url)
+    assert "uid 'gpu-1' belongs to the agent with invitation" in site.fails_to_join("gpu-1", url)
+    assert "uid 'gpu-1' belongs to the agent with invitation" in site.fails_to_join("gpu-1", site.invite())
 
 
 def test_an_expired_invitation_is_refused(site: Site) -> None:

@@ -101,6 +101,8 @@ class Gate:
         self._marks: set[str] = set()
         self._held: set[str] = set()
         """Public keys of holders."""
+        self._owners: dict[str, dict[str, str]] = {}
+        """By uid of a holder, its public key for each invitation that it holds."""
         self._open_until = -inf
         """When the last invitation that has a free place expires."""
         self._binding = 0
@@ -111,7 +113,10 @@ class Gate:
         """Take over what the files say now."""
         self.rules = rules
         self._invitations = {invitation.token_hash: invitation for invitation in rules.invitations}
-        self._held = {holder.public_key for one in rules.invitations for holder in one.holders.values()}
+        self._held, self._owners = set(), {}
+        for one in rules.invitations:
+            for holder in one.holders.values():
+                self._hold(one, holder)
         self._marks = {one.mark for one in rules.invitations}
         self._index_places()
 
@@ -137,6 +142,13 @@ class Gate:
         Args:
             now: seconds since the epoch.
         """
+        owner = None if peer.local else self._other_owner(uid, peer.public_key)
+        if owner is not None:
+            return Denied(
+                "uid_in_use",
+                f"uid '{uid}' belongs to the agent with invitation {owner}, which has another key; choose another "
+                f"identity.uid, or end that invitation: prouter invite revoke {owner}",
+            )
         if isinstance(token, str) and is_invitation(token):
             return self._invited(uid, token, peer, now)
         accepted = None if peer.local else self.rules.accepted
@@ -169,7 +181,7 @@ class Gate:
                 settle(Denied("bad_token", _REVOKED), now)
                 return
             known.holders[claim.holder.uid] = claim.holder
-            self._held.add(claim.holder.public_key)
+            self._hold(known, claim.holder)
             self._index_places()
             settle(Admitted(known.mark), now)
 
@@ -189,6 +201,16 @@ class Gate:
         if isinstance(verdict, Refused):
             return Denied("bad_token", verdict.reason)
         return Claim(invitation, verdict.holder) if isinstance(verdict, Usable) else Admitted(invitation.mark)
+
+    def _hold(self, invitation: Invitation, holder: Holder) -> None:
+        if holder.public_key:
+            self._held.add(holder.public_key)
+            self._owners.setdefault(holder.uid, {})[invitation.id] = holder.public_key
+
+    def _other_owner(self, uid: object, public_key: str) -> str | None:
+        """The invitation whose holder has this uid and another key, so that no agent passes for it."""
+        owners = self._owners.get(uid, {}) if isinstance(uid, str) else {}
+        return next((identifier for identifier, key in owners.items() if key != public_key), None)
 
     def _index_places(self) -> None:
         free = (one.expires for one in self._invitations.values() if one.uses is None or len(one.holders) < one.uses)

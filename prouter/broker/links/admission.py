@@ -187,6 +187,9 @@ class Admission:
             self._links.drop(link, "its process ended", now)
 
     def _welcome(self, path: Path, info: AgentInfo, now: float) -> None:
+        if self._gate.is_revoked(info.admitted_by):  # While it waited for the fate of another link.
+            self._refuse(path, "bad_token", "the invitation was revoked", info.uid)
+            return
         if self._links.find(info.incarnation, SERVER) is None and not self._links.make_room(info, now):
             most = self._env.settings.max_agents
             self._refuse(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_an_invited_agent_is_let_in_once_that_is_stored_and_known_from_then_on()
     assert settled(door, claim) == Admitted("invitation:cafe")
     assert door.decide("gpu", token, by(KEY), NOW + 1e6) == Admitted("invitation:cafe")
     assert "used by agent 'gpu'" in str(door.decide("other", token, by(OTHER), NOW))
-    assert "another key" in str(door.decide("gpu", token, by(OTHER), NOW))
+    assert "has another key" in str(door.decide("gpu", token, by(OTHER), NOW))
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -106,6 +107,22 @@ def test_an_unknown_invitation_lets_nobody_in_even_where_anybody_is(closed: bool
 def test_an_invitation_is_for_agents_that_tell_who_they_are() -> None:
     one, token = invitation()
     assert code(gate((), one).decide(None, token, by(KEY), NOW)) == "bad_token"
+
+
+def test_nobody_passes_for_an_agent_that_was_invited() -> None:
+    one, token = invitation()
+    other, other_token = invitation()
+    other = replace(other, id="beef")
+    door = gate(("token-one",), one, other, accepted={OTHER: ""})
+    settled(door, door.decide("gpu", token, by(KEY), NOW))
+    for presented in (other_token, "token-one"):
+        refusal = door.decide("gpu", presented, by(OTHER), NOW)
+        assert code(refusal) == "uid_in_use"
+        assert "prouter invite revoke cafe" in str(refusal)
+    assert isinstance(door.decide("gpu", other_token, by(KEY), NOW), Claim), "the agent itself may be invited again"
+    assert isinstance(door.decide("gpu", "token-one", LOCAL, NOW), Admitted)
+    door.change(Rules((other,), {OTHER: ""}))
+    assert isinstance(door.decide("gpu", other_token, by(OTHER), NOW), Claim)
 
 
 def test_what_cannot_be_stored_lets_nobody_in() -> None:

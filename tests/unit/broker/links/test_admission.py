@@ -281,6 +281,19 @@ def test_an_invited_agent_links_and_loses_its_link_when_the_invitation_is_revoke
     assert "was revoked" in again.refusal[1]
 
 
+def test_an_agent_whose_invitation_is_revoked_while_it_waits_is_refused() -> None:
+    world = World(closed=True)
+    _, token = invited(world, uses=None)
+    agent = world.agent(token=token)
+    agent.held = []
+    again = replayed(world, agent, process="second")
+    world.broker.access_changed(Rules(), world.now)
+    world.run(1.5)
+    assert not again.ready
+    assert again.refusal is not None
+    assert "was revoked" in again.refusal[1]
+
+
 def test_an_agent_is_welcome_only_when_it_is_stored_that_it_holds_the_invitation() -> None:
     world = World(closed=True)
     _, token = invited(world)
