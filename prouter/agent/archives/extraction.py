@@ -99,7 +99,7 @@ class Extraction:
         self._sandbox = sandbox
         self._base = base
         self._limits = limits
-        self._claim = None if limits.sandbox_size is None else Claim(sandbox.room, limits.sandbox_size)
+        self._claim = None if limits.sandbox_size is None else Claim(sandbox.quota, limits.sandbox_size)
         self._open: OrderedDict[tuple[bytes, ...], int] = OrderedDict()
         self._modes: list[tuple[bytes, int]] = []
         self._times: list[tuple[bytes, int]] = []

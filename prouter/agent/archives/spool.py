@@ -27,7 +27,7 @@ class Spool:
     """
 
     def __init__(self, sandbox: Sandbox, limit: int | None) -> None:
-        self._claim = None if limit is None else Claim(sandbox.room, limit, unseen=True)
+        self._claim = None if limit is None else Claim(sandbox.quota, limit, unseen=True)
         self._size = 0
         with translated(_WHAT, writing=True), sandbox.opened() as root:
             try:

@@ -1,14 +1,14 @@
-"""Opening a path that must stay beneath a directory, whatever symbolic links others put in the way while it happens.
+"""Opening of a path that must stay beneath a directory, even if others create symbolic links meanwhile.
 
 Two implementations with one contract:
 
-- `open_with_openat2`: the kernel does it (RESOLVE_BENEATH, Linux ≥ 5.6).
+- `open_with_openat2`: the kernel resolves the path (RESOLVE_BENEATH, Linux ≥ 5.6).
 - `open_by_walking`: one ``O_NOFOLLOW`` open per name; links are read and followed by hand, ``..`` goes back to the
-  descriptor the walk came from. No step ever lets the kernel resolve more than one name, so there is no moment at which
-  a swapped directory matters.
+  descriptor the walk came from. No step lets the kernel resolve more than one name, so a directory that is swapped
+  meanwhile never matters.
 
-Symbolic links that stay beneath are followed. Both raise `OSError`: EXDEV when the path leaves, ELOOP for too many
-links. Files are never created here: a caller that creates opens the parent and makes a single name in it.
+Symbolic links that stay beneath are followed. Both raise `OSError`: EXDEV if the path leaves, ELOOP for too many
+links. Files are never created here: to create one, open its parent and create a single name in it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from prouter.agent.sandbox import syscalls
 
 __all__ = ["open_beneath", "open_by_walking", "open_with_openat2"]
 
-_LINKS_MAX = 40  # as the kernel: path_resolution(7)
-_HELD_MAX = 64  # descriptors the walk keeps for going back by '..'
+_LINKS_MAX = 40  # as in the kernel: path_resolution(7)
+_HELD_MAX = 64  # descriptors that the walk keeps for '..'
 _PATH_MAX = 4096
 _RETRIES = 16
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -36,8 +36,8 @@ def open_beneath(root: int, path: bytes, flags: int, root_path: bytes, *, openat
         path: relative, ``/`` between names; empty means the directory itself.
         flags: of open(2), without O_CREAT. With O_NOFOLLOW a link as the last name is not followed.
         root_path: the directory's absolute path: an absolute link that leads to or below it counts as inside.
-        openat2: whether to use the system call; the walk is taken anyway where the call cannot decide: paths over
-            PATH_MAX, absolute links, renames that race again and again.
+        openat2: whether to use the system call; the walk still handles what the call cannot: paths over PATH_MAX,
+            absolute links, renames that keep racing.
     """
     if openat2 and len(path) < _PATH_MAX:
         fd = open_with_openat2(root, path, flags)
@@ -47,7 +47,7 @@ def open_beneath(root: int, path: bytes, flags: int, root_path: bytes, *, openat
 
 
 def open_with_openat2(root: int, path: bytes, flags: int) -> int | None:
-    """The descriptor, or None when the call leaves the decision to the walk (it left the root, or raced too often)."""
+    """Return the descriptor, or None if the walk has to decide (the path left the root, or raced too often)."""
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
     for _ in range(_RETRIES):
         try:
@@ -61,7 +61,7 @@ def open_with_openat2(root: int, path: bytes, flags: int) -> int | None:
 
 
 def open_by_walking(root: int, path: bytes, flags: int, root_path: bytes) -> int:
-    """As `open_beneath`, name by name."""
+    """Open a path as `open_beneath` does, name by name."""
     walk = _Walk(root, root_path)
     try:
         return walk.open(path, flags)
@@ -70,7 +70,7 @@ def open_by_walking(root: int, path: bytes, flags: int, root_path: bytes) -> int
 
 
 class _Walk:
-    """One resolution: the names still to take and the directories entered so far, deepest last."""
+    """One resolution: the remaining names, and the directories entered so far, deepest last."""
 
     def __init__(self, root: int, root_path: bytes) -> None:
         self._root = root
@@ -105,7 +105,7 @@ class _Walk:
     def _push(self, path: bytes) -> None:
         names = [name for name in path.split(b"/") if name not in (b"", b".")]
         if path.endswith(b"/") and names:
-            names.append(b".")  # a trailing slash asks for a directory; the kernel judges it
+            names.append(b".")  # a trailing slash requires a directory; the kernel checks that
         self._todo.extend(reversed(names))
 
     def _back(self) -> None:
@@ -126,7 +126,7 @@ class _Walk:
             self._forgotten = True
 
     def _last(self, name: bytes, flags: int) -> int | None:
-        """The descriptor of the last name, or None when it was a link whose target is now to be walked."""
+        """Open the last name and return its descriptor, or None if it was a link whose target is now to be walked."""
         here = self._here()
         try:
             fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
@@ -138,11 +138,11 @@ class _Walk:
             return fd
         os.close(fd)
         if not self._follow(name):
-            self._todo.append(name)  # it was a link a moment ago: look again, as often as links may be followed
+            self._todo.append(name)  # it was a link a moment ago: try again, as often as links may be followed
         return None
 
     def _follow(self, name: bytes) -> bool:
-        """Put the target of the link `name` before what is still to do; False when it is no link (any more)."""
+        """Put the target of the link `name` before the remaining names; False if it is not, or no longer, a link."""
         self._links += 1
         if self._links > _LINKS_MAX:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

@@ -1,4 +1,4 @@
-"""What is at a path now, compared with the conditions of a request that is about to change it."""
+"""Comparison of what is at a path with the conditions of a request that is about to change it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 
 
 def etag_of(info: os.stat_result) -> str:
-    """A strong entity tag, quotes included (RFC 9110, 8.8.3): it changes with every write the clock can tell apart."""
+    """Return a strong entity tag with quotes (RFC 9110, 8.8.3); each write that the clock can tell apart changes it."""
     return f'"{info.st_dev:x}-{info.st_ino:x}-{info.st_mtime_ns:x}-{info.st_size:x}"'
 
 
 def _look(sandbox: Sandbox, parts: Sequence[bytes]) -> os.stat_result | None:
-    """What a GET would find, links that stay inside followed; a link that leads nowhere itself; None for nothing."""
+    """Return what a GET would find, following links that stay inside; a dangling link itself; None for nothing."""
     if len(parts) == 1 and sandbox.logs.listed(parts[0]):
         log = sandbox.logs.open(LOG_FILES[parts[0]])
         try:
@@ -36,7 +36,7 @@ def _look(sandbox: Sandbox, parts: Sequence[bytes]) -> os.stat_result | None:
         except OSError:
             if flags & os.O_NOFOLLOW:
                 raise
-            continue  # it leads out of the sandbox, or round in a circle
+            continue  # it leads out of the sandbox, or into a loop
         try:
             return os.fstat(fd)
         finally:
@@ -45,7 +45,7 @@ def _look(sandbox: Sandbox, parts: Sequence[bytes]) -> os.stat_result | None:
 
 
 def check_file(sandbox: Sandbox, parts: Sequence[bytes], conditions: Conditions) -> None:
-    """Compare with what is at `parts`. A directory there is left to whoever may not replace it (RFC 9110 13.2.1).
+    """Compare with what is at `parts`. A directory is left to the caller, who may not replace it (RFC 9110 13.2.1).
 
     Raises:
         PreconditionFailed: a condition does not hold.

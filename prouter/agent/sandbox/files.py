@@ -1,6 +1,6 @@
-"""Files of a sandbox: read one, list a directory, look, make a directory, delete. Writing is in uploads.py.
+"""Files of a sandbox: reading, listing, examining, making directories, deleting. Writing is in uploads.py.
 
-Paths are bytes as `paths.split` takes them. Every function raises the errors of `prouter.errors` only.
+Paths are bytes as `paths.split` accepts them. Every function raises only errors of `prouter.errors`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a directory.
+    """One entry of a directory.
 
     Attributes:
-        name: its name; bytes that are not UTF-8 as surrogates (PEP 383), so that ``os.fsencode`` gives the very name.
+        name: its name; bytes that are not UTF-8 as surrogates (PEP 383), so that ``os.fsencode`` returns the same name.
         href: the name percent-encoded, ready to be a path segment of a URL.
         type: ``file``, ``dir``, ``link`` (never followed) or ``other`` (fifo, socket, device).
         size: bytes.
@@ -50,7 +50,7 @@ class Entry:
     mode: int
 
     def to_wire(self) -> dict[str, Any]:
-        """The entry as a JSON-ready map; pack its name with ``surrogateescape`` where strict UTF-8 is the rule."""
+        """Return the entry as a JSON-ready map; encode its name with ``surrogateescape`` where UTF-8 is strict."""
         return asdict(self)
 
 
@@ -62,14 +62,14 @@ def _entry(name: bytes, info: os.stat_result) -> Entry:
 
 @final
 class FileHandle:
-    """A file open for reading; what it describes is the file at the moment of opening.
+    """A file open for reading, as it was at the moment of opening.
 
-    A job's log whose oldest part was cut away (see prouter.agent.logs.job_log) starts with the line that says so.
+    A job's log whose oldest part was cut (see prouter.agent.logs.job_log) starts with a line that says so.
 
     Attributes:
         size: bytes that can be read.
         mtime_ns: nanoseconds since the epoch.
-        etag: see `etag_of`.
+        etag: the entity tag (`etag_of`).
         mode: permission bits.
     """
 
@@ -94,16 +94,16 @@ class FileHandle:
         self.close()
 
     def close(self) -> None:
-        """Give the descriptor back; closing twice is fine."""
+        """Close the descriptor. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def read_chunk(self, offset: int, n: int) -> bytes:
-        """At most `n` bytes at `offset`; fewer only at the end or where that costs a copy, empty at the end.
+        """Read at most `n` bytes at `offset`; fewer only at the end or where more would cost a copy, none at the end.
 
         Raises:
-            Conflict: the file was cut below `size` while it was being read.
+            Conflict: the file was truncated below `size` while it was being read.
         """
         n = min(n, self.size - offset)
         if n <= 0:
@@ -118,7 +118,7 @@ class FileHandle:
         return data
 
     def chunks(self, start: int = 0, stop: int | None = None, n: int = 1 << 18) -> Iterator[bytes]:
-        """The bytes from `start` up to `stop` (default: the end) in pieces of at most `n`. Raises as `read_chunk`."""
+        """Yield the bytes from `start` to `stop` (default: the end), at most `n` at once. Raises as `read_chunk`."""
         stop = self.size if stop is None else min(stop, self.size)
         while start < stop:
             data = self.read_chunk(start, min(n, stop - start))
@@ -126,7 +126,7 @@ class FileHandle:
             yield data
 
     def remove(self) -> bool:
-        """Delete the name this file was opened by, unless another file has it by now; whether it was deleted."""
+        """Delete the name by which this file was opened, unless another file has it now; return whether it did."""
         with translated(self._path, writing=True), self._sandbox.naming:
             if self._is_log and self._sandbox.logs.unlist(self._parts[0]):
                 return True
@@ -139,18 +139,18 @@ class FileHandle:
                 return False
 
     def _remove_from(self, parent: int) -> bool:
-        """By way of a name nobody else uses, as a new file may get this one's name at any moment and must not go."""
+        """Delete the name through a hidden one, because a new file may get the name at any moment and must stay."""
         name, hidden = self._parts[-1], hidden_name()
         os.rename(name, hidden, src_dir_fd=parent, dst_dir_fd=parent)
         try:
             ours = _identity(self._sandbox, (*self._parts[:-1], hidden)) == self._identity
         except OSError:
-            ours = False  # a link by now, which leads nowhere
+            ours = False  # a dangling link by now
         if not ours:
             try:
                 os.link(hidden, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
-                pass  # a newer one yet
+                pass  # an even newer file
             except PermissionError:  # a directory
                 os.rename(hidden, name, src_dir_fd=parent, dst_dir_fd=parent)
                 return False
@@ -175,7 +175,7 @@ def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
     """Open a regular file for reading. Links that stay inside the sandbox are followed; nothing else is ever opened.
 
     Raises:
-        NotFound, IsDirectory, InvalidRequest: nothing is there, a directory is, or the path is none.
+        NotFound, IsDirectory, InvalidRequest: it does not exist, is a directory, or the path is invalid.
         Forbidden: it leaves the sandbox, may not be read, or is a fifo, device or socket.
     """
     parts = split(path, root_allowed=True)
@@ -193,15 +193,15 @@ def open_read(sandbox: Sandbox, path: bytes) -> FileHandle:
 
 
 def _log(sandbox: Sandbox, parts: tuple[bytes, ...]) -> int | None:
-    """The log that this path stands for, open for reading; None for any other path."""
+    """Open the log that this path stands for; None for any other path."""
     if len(parts) != 1 or parts[0] not in LOG_FILES:
         return None
-    with sandbox.opened():  # There is none of a sandbox that is gone.
+    with sandbox.opened():  # A removed sandbox has no log.
         return sandbox.logs.open_listed(parts[0])
 
 
 def _copied_log(sandbox: Sandbox, fd: int) -> int | None:
-    """The log of whose beginning an open file, reached by a link, is the job's copy; None for any other file."""
+    """Open the log of which this file, reached by a link, is the job's copy; None for any other file."""
     info = os.fstat(fd)
     if st.S_IMODE(info.st_mode) != _COPY_MODE or info.st_size > COPIED + len(COPY_END):
         return None
@@ -213,14 +213,14 @@ def _copied_log(sandbox: Sandbox, fd: int) -> int | None:
 
 
 def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
-    """What is in a directory, sorted by the bytes of the names. What vanishes meanwhile is left out, and the sandbox's
-    own directory for temporary files.
+    """List a directory, sorted by the bytes of the names. Entries that vanish meanwhile are left out, and so is the
+    sandbox's own directory for temporary files.
 
-    The directory is opened, and its errors are raised, at the call; entries are looked at as they are taken. Close the
-    iterator when it is not taken to its end.
+    The call opens the directory and raises its errors; iteration examines the entries. Close the iterator if it is not
+    exhausted.
 
     Raises:
-        NotFound, Conflict, Forbidden, InvalidRequest: as `open_read`; Conflict when it is not a directory.
+        NotFound, Conflict, Forbidden, InvalidRequest: as `open_read`; Conflict if it is not a directory.
     """
     parts = split(path, root_allowed=True)
     with translated(path):
@@ -237,7 +237,7 @@ def list_directory(sandbox: Sandbox, path: bytes = b"") -> Iterator[Entry]:
 
 
 def _entries(fd: int, path: bytes, logs: LogFiles | None, hidden: Sequence[bytes]) -> Iterator[Entry | None]:
-    """None once the descriptor is in good hands, then the entries; `logs` in place of what has their names."""
+    """Yield None once the descriptor is owned, then the entries, with `logs` in place of files with their names."""
     try:
         yield None
         listed = set(filter(logs.listed, LOG_FILES)) if logs is not None else set()
@@ -256,10 +256,10 @@ def _entries(fd: int, path: bytes, logs: LogFiles | None, hidden: Sequence[bytes
 
 
 def stat(sandbox: Sandbox, path: bytes, *, follow: bool = False) -> Entry:
-    """What is at `path`, without opening it.
+    """Return what is at `path`, without opening it.
 
     Args:
-        follow: whether a link as the last name is followed (inside the sandbox) or described itself.
+        follow: whether to follow a link as the last name (inside the sandbox) or to describe it.
 
     Raises:
         NotFound, Forbidden, InvalidRequest: as `open_read`.
@@ -275,7 +275,7 @@ def stat(sandbox: Sandbox, path: bytes, *, follow: bool = False) -> Entry:
 
 
 def mkdir(sandbox: Sandbox, path: bytes, conditions: Conditions | None = None) -> bool:
-    """Make a directory and those above it; whether it was missing.
+    """Create a directory and those above it; return whether it was missing.
 
     Args:
         conditions: what must hold.
@@ -303,18 +303,18 @@ def mkdir(sandbox: Sandbox, path: bytes, conditions: Conditions | None = None) -
 
 
 def delete(sandbox: Sandbox, path: bytes, *, recursive: bool = False, conditions: Conditions | None = None) -> None:
-    """Delete a file, a link (not what it leads to) or a directory.
+    """Delete a file, a link (not its target) or a directory.
 
     Args:
-        recursive: whether a directory goes with all that is in it; otherwise it must be empty.
+        recursive: whether to delete a directory with its contents; otherwise it must be empty.
         conditions: what must hold.
 
     Raises:
         PreconditionFailed: a condition does not hold.
-        NotFound: nothing is there.
-        Conflict: a directory that is not empty, or the sandbox itself.
-        Conflict, Forbidden: code ``not_removed``: part of a tree resisted (a mount point, files that keep coming), or
-            may not be removed.
+        NotFound: it does not exist.
+        Conflict: the directory is not empty, or is the sandbox itself.
+        Conflict, Forbidden: code ``not_removed``: part of a tree could not be removed (a mount point, files that keep
+            being created), or may not be.
     """
     parts = split(path, root_allowed=True)
     with translated(path), sandbox.parent(parts) as parent:

@@ -1,6 +1,6 @@
 """The directory of an agent's sandboxes, ``jobs.root``: one directory per job, named by its uid, and nothing else.
 
-Only one agent may use a root at a time; it then may remove whatever sandbox is left there of a job that is gone.
+Only one agent may use a root at a time, so it may remove sandboxes that earlier jobs left there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class JobsRoot:
     """All sandboxes of one agent.
 
     Args:
-        path: ``jobs.root``; made with mode 0700 if it is missing.
+        path: ``jobs.root``; created with mode 0700 if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,11 +40,11 @@ class JobsRoot:
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Take the root for this agent.
+        """Claim the root for this agent.
 
         Raises:
             Conflict: another agent uses it.
-            Forbidden: it cannot be used, or other users may write to it.
+            Forbidden: the root cannot be used, or other users may write to it.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,23 +62,23 @@ class JobsRoot:
             raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error
 
     def close(self) -> None:
-        """Let another agent have the root."""
+        """Release the root for another agent."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def sandbox(self, uid: str) -> Sandbox:
-        """A job's sandbox, whether it is there or not.
+        """Return a job's sandbox, whether it exists or not.
 
         Raises:
-            InvalidRequest: that is no uid of a job; it must not become part of a path.
+            InvalidRequest: the uid is not one of a job, and must not become part of a path.
         """
         if not _UID.fullmatch(uid):
             raise InvalidRequest("Invalid request: a job's uid is 32 hex digits")
         return Sandbox(self.path / uid)
 
     def sweep(self, kept: Collection[str]) -> None:
-        """Remove the sandboxes of jobs that are gone; what is not named like one is left alone."""
+        """Remove the sandboxes of jobs that no longer exist; anything with another kind of name is left alone."""
         self._sweep_logs(kept)
         for entry in self.path.iterdir():
             if entry.name in kept or not _UID.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
@@ -91,7 +91,7 @@ class JobsRoot:
                 _log.info("event=leftover_removed job=%s", entry.name)
 
     def sweep_moved(self, sandboxes: Iterable[Sandbox]) -> None:
-        """Remove those sandboxes that were moved by their jobs, after all others were removed."""
+        """Remove sandboxes that their jobs moved; call it after all others were removed."""
         for sandbox in sandboxes:
             try:
                 sandbox.remove_moved()
@@ -111,8 +111,8 @@ class JobsRoot:
 
 
 def is_small(sandbox: Sandbox) -> bool:
-    """Whether removing it takes no noticeable time: few files and no directories, and small logs. A large one may
-    block for long.
+    """Return whether removing it takes no noticeable time: few files, no directories, small logs. A large one may take
+    long.
     """
     if sum(map(sandbox.logs.allocated, LOG_FILES.values())) > _SMALL_LOGS:
         return False

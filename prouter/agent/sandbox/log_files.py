@@ -1,10 +1,9 @@
-"""Where a job's two logs lie: beside the sandbox, so that nothing a job does in its own directory touches them.
+"""Files of a job's two logs, beside the sandbox, so that nothing a job does in its own directory affects them.
 
-``JOBS_ROOT/.job-logs/<uid>.stdout`` and ``….stderr`` hold what the job wrote. The agent makes both before the job's
-first process and remembers their inodes: only these are ever read, served or trimmed, whatever has their names later.
+``JOBS_ROOT/.job-logs/<uid>.stdout`` and ``….stderr`` hold what the job wrote. The agent creates both before the
+job's first process and remembers their inodes: it reads, serves and cuts only these, whatever has their names later.
 In the sandbox the logs appear under the names ``.pagent.stdout`` and ``.pagent.stderr``: requests for these names,
-listings and archives are answered from the logs. What the job itself finds there is a copy of the beginning
-(docs/decisions/logs.md).
+listings and archives use the logs. The job itself finds a copy of the beginning there (docs/decisions/logs.md).
 
 Jobs that an older version of the agent started have their logs in the sandbox. These are used where they are, as long
 as they are regular files with one name.
@@ -36,15 +35,15 @@ Identity = tuple[int, int]
 
 
 class JobDirectory(Protocol):
-    """What the logs need of the job's sandbox, in whose directory they seem to be."""
+    """The parts of a sandbox that its logs need, in whose directory they appear."""
 
     root: Path
 
     def open_file(self, parts: Sequence[bytes], flags: int) -> int:
-        """Open a regular file inside."""
+        """Open a regular file in the sandbox."""
 
     def parent(self, parts: Sequence[bytes]) -> AbstractContextManager[int]:
-        """The directory that holds the last name of `parts`, as an O_PATH descriptor."""
+        """Return the directory of the last name of `parts`, as an O_PATH descriptor."""
 
 
 @final
@@ -52,7 +51,7 @@ class LogFiles:
     """The files of one job's logs. Safe to use from several threads.
 
     Args:
-        sandbox: the job's.
+        sandbox: the job's sandbox.
     """
 
     def __init__(self, sandbox: JobDirectory) -> None:
@@ -65,11 +64,11 @@ class LogFiles:
         self._plain = False
 
     def path(self, stream: str) -> Path:
-        """Where the log of this stream (``stdout`` or ``stderr``) is."""
+        """Return the path of the log of this stream (``stdout`` or ``stderr``)."""
         return Path(self._paths[stream])
 
     def create(self) -> dict[str, int]:
-        """Make both logs, empty; what has their names goes.
+        """Create both logs, empty, replacing files with their names.
 
         Returns:
             Descriptors for the caller to close, open for reading.
@@ -95,7 +94,7 @@ class LogFiles:
             try:
                 return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
-                self._directory.mkdir(mode=0o700, exist_ok=True)  # It goes with the last log of another job.
+                self._directory.mkdir(mode=0o700, exist_ok=True)  # Removed together with the last log of another job.
             except FileExistsError:
                 os.unlink(path)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
@@ -104,7 +103,7 @@ class LogFiles:
         """Open a log for reading. The caller closes the descriptor.
 
         Raises:
-            FileNotFoundError: there is none (yet), or another file has its name.
+            FileNotFoundError: it does not exist (yet), or another file has its name.
             Forbidden: a log that an older version left in the sandbox is no longer a regular file with one name.
         """
         try:
@@ -133,17 +132,17 @@ class LogFiles:
         return fd
 
     def made_here(self, stream: str) -> bool:
-        """Whether the agent made the log, so that it is no other file, whatever links lead to it."""
+        """Return whether the agent created the log, so that it is no other file, whatever links lead to it."""
         return stream in self._identities
 
     def leads_to(self, stream: str, fd: int) -> bool:
-        """Whether the log's name still leads to this open file."""
+        """Return whether the log's name still leads to this open file."""
         with contextlib.suppress(OSError):
             return _identity(os.lstat(self._paths[stream])) == _identity(os.fstat(fd))
         return False
 
     def allocated(self, stream: str) -> int:
-        """Bytes of disk space that a log takes; 0 when there is none."""
+        """Return the disk space of a log in bytes; 0 if there is none."""
         try:
             info = os.lstat(self._paths[stream])
         except OSError:
@@ -154,7 +153,7 @@ class LogFiles:
         return info.st_blocks * _BLOCK_BYTES if stat.S_ISREG(info.st_mode) else 0
 
     def size_bytes(self) -> int:
-        """Bytes of disk space of all files here, the sandbox's own not among them."""
+        """Return the disk space of all files beside the sandbox in bytes."""
         total = 0
         for name in log_names(self._uid):
             with contextlib.suppress(OSError):
@@ -163,10 +162,10 @@ class LogFiles:
 
     @contextlib.contextmanager
     def directory(self, *, make: bool = False) -> Iterator[int]:
-        """The directory of the logs, as an O_PATH descriptor.
+        """Return the directory of the logs, as an O_PATH descriptor.
 
         Args:
-            make: for a log that an older version left in the sandbox: there may be no directory yet.
+            make: create it if missing, for jobs whose older version left the log in the sandbox.
         """
         if make:
             self._plain = False
@@ -177,17 +176,17 @@ class LogFiles:
         finally:
             os.close(fd)
 
-    # What requests see of the logs in the sandbox.
+    # The logs as requests see them in the sandbox.
 
     def listed(self, name: bytes) -> bool:
-        """Whether this name in the sandbox's own directory stands for a log."""
+        """Return whether this name in the sandbox's own directory stands for a log."""
         stream = LOG_FILES.get(name)
         if stream is None or not os.path.lexists(self._paths[stream]):
             return False
         return not os.path.lexists(self._paths[stream] + UNLISTED)
 
     def open_listed(self, name: bytes) -> int | None:
-        """The log that this name in the sandbox's own directory stands for; None when it stands for none."""
+        """Open the log that this name in the sandbox's own directory stands for; None if it stands for none."""
         if not self.listed(name):
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -195,9 +194,9 @@ class LogFiles:
         return None
 
     def unlist(self, name: bytes) -> bool:
-        """Take a log's name out of the sandbox, as a request to delete it does; whether it stood for a log.
+        """Take a log's name out of the sandbox, for a request to delete it; return whether it stood for a log.
 
-        The log itself stays and is read as before.
+        The log itself stays readable.
         """
         if not self.listed(name):
             return False
@@ -207,26 +206,26 @@ class LogFiles:
             os.unlink(name, dir_fd=parent)
         return True
 
-    # Their life.
+    # Life of the files.
 
     def remove(self) -> None:
-        """Delete all files here; none is fine.
+        """Delete all files of the logs. Missing ones are ignored.
 
         Raises:
-            OSError: one cannot be deleted.
+            OSError: a file cannot be deleted.
         """
-        # Most have nothing beside them, and most jobs are short.
+        # Most logs have no files beside them, and most jobs are short.
         remove_logs(self._directory.parent, self._names.values() if self._plain else log_names(self._uid))
 
     def kept(self) -> dict[str, list[int]]:
-        """The logs' inodes, JSON-ready, for `adopt` after a restart of the agent."""
+        """Return the logs' inodes, JSON-ready, for `adopt` after a restart of the agent."""
         return {stream: list(identity) for stream, identity in self._identities.items()}
 
     def adopt(self, kept: Mapping[str, Any]) -> None:
-        """Take up what `kept` gave an earlier agent.
+        """Restore the inodes that `kept` returned to an earlier agent.
 
         Raises:
-            TypeError, ValueError: it is something else.
+            TypeError, ValueError: the value has another form.
         """
         for stream in _IN_SANDBOX:
             if stream in kept:

@@ -1,7 +1,7 @@
-"""Sandbox paths as requests give them: split into names, shown to people, and what is said when they are refused.
+"""Sandbox paths of requests: splitting into names, display, and errors.
 
-A path is bytes, percent-decoded once, relative to the sandbox. Every name a Linux file system can hold is allowed; what
-is not a name inside the sandbox (``..``, an absolute path, NUL) is refused before any system call sees it.
+A path is bytes, percent-decoded once, relative to the sandbox. Every name that a Linux file system can hold is allowed.
+Anything else (``..``, an absolute path, NUL) is refused before a system call sees it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from prouter.errors import Conflict, Forbidden, InvalidRequest, NoSpace, NotFoun
 
 __all__ = ["hidden_name", "href", "refusal", "shown", "split", "text", "translated"]
 
-_NAME_MAX = 255  # bytes; limits.h
-_SHOWN_MAX = 200  # characters of a path that an error shows
+_NAME_MAX = 255  # bytes (limits.h)
+_SHOWN_MAX = 200  # characters of a path in an error text
 
 
 def split(path: bytes, *, root_allowed: bool = False) -> tuple[bytes, ...]:
-    """The names of a relative path; empty and ``.`` components are dropped, as POSIX reads them.
+    """Split a relative path into names; empty and ``.`` components are dropped, as in POSIX.
 
     Args:
         path: percent-decoded bytes.
-        root_allowed: whether the sandbox itself (no name at all) is a possible answer.
+        root_allowed: whether the path may be the sandbox itself (no name at all).
 
     Raises:
         Forbidden: an absolute path, or one with ``..``.
@@ -46,23 +46,23 @@ def split(path: bytes, *, root_allowed: bool = False) -> tuple[bytes, ...]:
 
 
 def hidden_name() -> bytes:
-    """A name that nothing else has, for what has no name of its own for a moment."""
+    """Return a unique hidden name for a file that temporarily has none of its own."""
     return b".prouter-%s.part" % secrets.token_hex(8).encode()
 
 
 def shown(path: bytes) -> str:
-    """The path for an error text or a log line: one line, printable, at most 200 characters."""
+    """Return the path for an error text or a log line: one line, printable, at most 200 characters."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path[:1024].decode("utf-8", "backslashreplace"))
     return plain if len(plain) <= _SHOWN_MAX else plain[: _SHOWN_MAX - 1] + "…"
 
 
 def text(name: bytes) -> str:
-    """The name as a str; bytes that are not UTF-8 become surrogates (PEP 383), whatever the locale is."""
+    """Return the name as a str; bytes that are not UTF-8 become surrogates (PEP 383), whatever the locale."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def href(name: bytes) -> str:
-    """The name as one percent-encoded path segment (RFC 3986), from which the very same bytes come back."""
+    """Return the name as one percent-encoded path segment (RFC 3986), which decodes to the same bytes."""
     return quote_from_bytes(name, safe="")
 
 
@@ -97,7 +97,7 @@ _WRITING: dict[int, tuple[type[PRouterError], str]] = {
 
 
 def refusal(error: OSError, path: bytes, *, writing: bool = False) -> PRouterError:
-    """The error of the hierarchy that says what the operating system's error means for this path."""
+    """Return the `PRouterError` for an error of the operating system about this path."""
     known = (_WRITING if writing else _READING).get(error.errno or 0)
     if known is None:
         return PRouterError(f"'{shown(path)}' failed on the agent: {os.strerror(error.errno or 0)}")
@@ -107,7 +107,7 @@ def refusal(error: OSError, path: bytes, *, writing: bool = False) -> PRouterErr
 
 @final
 class translated:
-    """Turn an `OSError` of the block into the matching `PRouterError`; a class, as it is on every file's way."""
+    """Context manager that turns an `OSError` into a `PRouterError`; a class, because every file passes through it."""
 
     __slots__ = ("_path", "_writing")
 
@@ -116,7 +116,7 @@ class translated:
         self._writing = writing
 
     def __enter__(self) -> None:
-        """Nothing to do yet."""
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> Literal[False]:
         if isinstance(error, OSError):

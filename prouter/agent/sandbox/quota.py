@@ -1,9 +1,9 @@
-"""What a sandbox may still take under its size limit, shared by all the transfers into it.
+"""A sandbox's quota: the space that its size limit leaves, shared by all transfers into it.
 
-Measuring a sandbox is a walk over all of it. So it is measured now and then, and in between every transfer takes what
-it is about to write from one common account: neither do many transfers at once get the same room, nor does each of
-ten thousand small uploads walk over the ten thousand before it. Counted is what the disk gives: whole blocks, so that
-a million files of one byte are what they are.
+Measuring a sandbox walks over all of it. So it is measured now and then. In between, every transfer takes the bytes
+that it is about to write from one common account. So simultaneous transfers never get the same space twice, and ten
+thousand small uploads do not each walk over the earlier ones. The account counts whole blocks of the disk, so that a
+million files of one byte count as what they take.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from typing import final
 
 from prouter.errors import NoSpace
 
-__all__ = ["DIRECTORY", "Claim", "Room", "blocks", "freed_by_replacing"]
+__all__ = ["DIRECTORY", "Claim", "Quota", "blocks", "freed_by_replacing"]
 
 _BLOCK = 4096
 DIRECTORY = _BLOCK
-"""Bytes an empty directory takes."""
-_TRUSTED = 1.0  # seconds a measurement counts, for what the job itself writes meanwhile
-_PACE = 20  # a sandbox is walked over for at most a twentieth of the time
+"""Bytes on disk of an empty directory."""
+_TRUSTED = 1.0  # seconds for which a measurement holds, because the job itself writes, too
+_PACE = 20  # measuring takes at most a twentieth of the time
 
 
 def blocks(size: int) -> int:
-    """Bytes on disk of a file with so many bytes."""
+    """Return the bytes on disk of a file of this size."""
     return -(-size // _BLOCK) * _BLOCK
 
 
 def freed_by_replacing(name: bytes, parent: int) -> int:
-    """Bytes on disk that go when `name` in the directory `parent` goes to another file; none if it has more names."""
+    """Return the bytes on disk that are freed when another file replaces `name` in `parent`; 0 if it has more names."""
     try:
         info = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except OSError:
-        return 0  # there is nothing
+        return 0  # nothing is replaced
     return info.st_blocks * 512 if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 else 0
 
 
 @final
-class Room:
+class Quota:
     """The account of one sandbox. Safe to use from several threads at once.
 
     Args:
-        measure: the bytes on disk of what is in the sandbox; may take long.
+        measure: returns the sandbox's bytes on disk; may take long.
     """
 
     def __init__(self, measure: Callable[[], int]) -> None:
         self._measure = measure
         self._lock = threading.Lock()
         self._used = 0
-        self._news = 0  # bytes ever taken or given a name: a walk that goes on meanwhile may miss them
-        self._unseen = 0  # of `_used`, in files without a name, which no walk finds
+        self._news = 0  # bytes ever taken or given a name, which a concurrent walk may miss
+        self._unseen = 0  # part of `_used` in nameless files, which no walk finds
         self._valid_until = 0.0
 
     def take(self, amount: int, limit: int, *, unseen: bool) -> None:
-        """Take `amount` bytes, if `limit` allows for them; measures first when that may change the answer.
+        """Take `amount` bytes if `limit` allows; measures first if that may change the outcome.
 
         Args:
-            unseen: they go into a file that has no name yet.
+            unseen: whether they go into a nameless file.
 
         Raises:
-            NoSpace: they would put the sandbox over its limit; nothing is taken.
+            NoSpace: the sandbox would exceed its limit; nothing is taken.
         """
         with self._lock:
             if time.monotonic() < self._valid_until and self._used + amount <= limit:
@@ -87,59 +87,59 @@ class Room:
             self._unseen += amount
 
     def appeared(self, amount: int) -> None:
-        """Bytes taken as unseen are in a file with a name now, or gone."""
+        """Note that bytes taken as unseen are now in a file with a name, or deleted."""
         with self._lock:
             self._unseen -= amount
             self._news += amount
 
     def freed(self, amount: int) -> None:
-        """So many bytes are in use no more."""
+        """Return bytes to the quota."""
         with self._lock:
             self._used -= amount
 
 
 @final
 class Claim:
-    """What one transfer takes of a sandbox's room.
+    """One transfer's share of a sandbox's quota.
 
     Args:
         limit: bytes the sandbox may hold.
-        unseen: whether the bytes go into a file without a name until `settle`.
+        unseen: whether the bytes go into a nameless file until `settle`.
     """
 
-    def __init__(self, room: Room, limit: int, *, unseen: bool = False) -> None:
+    def __init__(self, quota: Quota, limit: int, *, unseen: bool = False) -> None:
         self.limit = limit
-        self._room = room
+        self._quota = quota
         self._unseen = unseen
         self._spare = 0
         self._held = 0
 
     def allow(self, spare: int) -> None:
-        """Let the limit be passed by `spare` bytes: a file of that size will go once this one has its name."""
+        """Allow `spare` bytes beyond the limit, because this file will replace one of that size."""
         self._spare = spare
 
     def cover(self, size: int) -> None:
-        """Hold enough for a file of `size` bytes, all of which this claim is for.
+        """Claim enough for a file of `size` bytes in all.
 
         Raises:
-            NoSpace: that is too much; what was held before is kept.
+            NoSpace: the quota does not suffice; the previous claim stays.
         """
         missing = blocks(size) - self._held
         if missing > 0:
-            self._room.take(missing, self.limit + self._spare, unseen=self._unseen)
+            self._quota.take(missing, self.limit + self._spare, unseen=self._unseen)
             self._held += missing
 
     def settle(self, freed: int = 0) -> None:
-        """The file has its name, in place of one with `freed` bytes: what is held stays in use. Begin anew."""
+        """Count the claimed bytes as used, less `freed` bytes of a replaced file, and start a new claim."""
         self._end(freed)
 
     def release(self) -> None:
-        """The file is gone: give back what is held. Begin anew."""
+        """Return the claimed bytes, because the file is deleted, and start a new claim."""
         self._end(self._held)
 
     def _end(self, freed: int) -> None:
         if self._unseen and self._held:
-            self._room.appeared(self._held)
+            self._quota.appeared(self._held)
         if freed:
-            self._room.freed(freed)
+            self._quota.freed(freed)
         self._held = self._spare = 0

@@ -1,8 +1,8 @@
-"""A job's sandbox: one directory that belongs to the job, made with it and removed with it.
+"""A job's sandbox: one directory that is created and removed with the job.
 
-Everything that requests do to files goes through `Sandbox.open` and `Sandbox.make_directory`, which never leave the
-directory, whatever links the job makes and whenever it makes them (see docs/decisions/confinement.md). They take names
-that `prouter.agent.sandbox.paths.split` has passed, and raise plain `OSError`.
+All requests reach files through `Sandbox.open` and `Sandbox.make_directory`, which never leave the directory, whatever
+links the job makes and whenever it makes them (docs/decisions/confinement.md). They take names from
+`prouter.agent.sandbox.paths.split` and raise plain `OSError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prouter.agent.sandbox import syscalls, trees
 from prouter.agent.sandbox.beneath import open_beneath
 from prouter.agent.sandbox.log_files import LogFiles
 from prouter.agent.sandbox.paths import refusal, shown, split, translated
-from prouter.agent.sandbox.quota import Room
+from prouter.agent.sandbox.quota import Quota
 from prouter.errors import Conflict, Forbidden, IsDirectory, NotFound, PRouterError
 
 __all__ = ["OPEN_DIRECTORY", "Sandbox"]
@@ -32,14 +32,14 @@ class Sandbox:
     """One job's directory. Safe to use from several threads at once.
 
     Args:
-        root: its path. Links above it are resolved once, here; the directory itself must never be a link.
-        openat2: False forces the name-by-name walk; by default the kernel's call is used where there is one.
+        root: its path. Links above it are resolved once, here; the directory itself must not be a link.
+        openat2: False forces the name-by-name walk; by default the kernel's call is used if available.
 
     Attributes:
-        room: the account of what transfers put into it.
-        logs: of the job, beside the directory.
-        naming: held for the moment in which a file gets or loses its name, so that what was found out about the name
-            just before still holds (but the job itself may do what it likes).
+        quota: the quota that all transfers into it share.
+        logs: the files of the job's logs, beside the directory.
+        naming: a lock, held while a file gets or loses its name, so that a check just before still holds (against all
+            but the job itself).
     """
 
     def __init__(self, root: Path | str, *, openat2: bool | None = None) -> None:
@@ -48,7 +48,7 @@ class Sandbox:
         self._path = os.fsencode(self.root)
         self._openat2 = syscalls.have_openat2() if openat2 is None else openat2
         self._identity: tuple[int, int] | None = None
-        self.room = Room(self.size_bytes)
+        self.quota = Quota(self.size_bytes)
         self.logs = LogFiles(self)
         self.naming = threading.RLock()
         self._removing = False
@@ -58,7 +58,7 @@ class Sandbox:
         return f"Sandbox({str(self.root)!r})"
 
     def create(self) -> None:
-        """Make the directory with mode 0700, and those above it that are missing.
+        """Create the directory with mode 0700, and missing ones above it.
 
         Raises:
             Conflict: it exists already.
@@ -72,14 +72,14 @@ class Sandbox:
             pass
 
     def remove(self) -> None:
-        """Remove the directory and all that is in it, and the logs, never following a link; nothing there is fine.
+        """Remove the directory with its contents, and the logs, never following a link. Idempotent.
 
-        If the job has moved its directory, that is removed as well, as long as it is in the directory of all sandboxes.
-        From the first moment on nothing more is put into it through us, or it might never be empty.
+        If the job has moved its directory, it is removed there, if that is in the directory of all sandboxes. From the
+        first moment on, no request adds to it, or it might never be empty.
 
         Raises:
-            PRouterError: code ``not_removed``: something resisted (immutable, a mount point, still being written to);
-                all else is gone, and the detail names the first that stayed.
+            PRouterError: code ``not_removed``: something could not be removed (immutable, a mount point, still being
+                written to); all else is removed, and the detail names the first thing that stayed.
         """
         try:
             parent = os.open(self.root.parent, os.O_PATH | os.O_DIRECTORY)
@@ -100,7 +100,7 @@ class Sandbox:
             os.close(parent)
 
     def hold(self) -> None:
-        """Keep the directory open while its job lives, so that it can be found wherever the job moves it.
+        """Keep the directory open while its job runs, so that it can be found wherever the job moves it.
 
         Raises:
             NotFound: it is gone, or another is in its place.
@@ -110,27 +110,27 @@ class Sandbox:
             self._held = os.dup(fd)
 
     def rest(self) -> None:
-        """The job has ended: let go of the directory, unless it was moved and could not be found again."""
+        """Close the directory of an ended job, unless it was moved and could not be found again."""
         if self._held is not None and _identity(os.fstat(self._held)) == _identity_at(self.root):
             self.let_go()
 
     def let_go(self) -> None:
-        """Close the directory; closing twice is fine."""
+        """Close the directory. Idempotent."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
 
     def remove_moved(self) -> None:
-        """Remove the directory where its job has moved it to, if that is in the directory of all sandboxes.
+        """Remove the directory from where its job moved it, if that is in the directory of all sandboxes.
 
         Raises:
-            NotRemoved: something of it stayed.
+            NotRemoved: a part of it stayed.
         """
         if self._held is None:
             return
         here = Path(os.readlink(f"/proc/self/fd/{self._held}"))
         if here != self.root and here.is_relative_to(self.root.parent):
-            with contextlib.suppress(FileNotFoundError):  # It is gone already.
+            with contextlib.suppress(FileNotFoundError):  # Removed already.
                 parent = os.open(here.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     info = os.stat(here.name, dir_fd=parent, follow_symlinks=False)
@@ -141,21 +141,21 @@ class Sandbox:
         self.let_go()
 
     def size_bytes(self) -> int:
-        """Disk space of what is in it and of its logs, in bytes: allocated blocks, so holes count nothing, hard links
-        once.
+        """Return the disk space of its contents and logs in bytes: allocated blocks, so holes count nothing, and hard
+        links once.
         """
         return trees.disk_usage(self) + self.logs.size_bytes()
 
     def kept(self) -> dict[str, list[int]]:
-        """The inodes of the directory and of the logs, JSON-ready, for `adopt` after a restart of the agent."""
+        """Return the inodes of the directory and of the logs, JSON-ready, for `adopt` after a restart of the agent."""
         own = {} if self._identity is None else {"sandbox": list(self._identity)}
         return own | self.logs.kept()
 
     def adopt(self, kept: Mapping[str, Any]) -> None:
-        """Take up what `kept` gave an earlier agent.
+        """Restore the inodes that `kept` returned to an earlier agent.
 
         Raises:
-            TypeError, ValueError: it is something else.
+            TypeError, ValueError: the value has another form.
         """
         if "sandbox" in kept:
             device, inode = kept["sandbox"]
@@ -163,10 +163,10 @@ class Sandbox:
         self.logs.adopt(kept)
 
     def directory(self, path: bytes) -> Path:
-        """The absolute path of a directory inside, links resolved, for example a job's working directory.
+        """Return the absolute path of a directory inside, links resolved, for example a job's working directory.
 
         Raises:
-            NotFound, Forbidden, InvalidRequest: there is none, it leaves the sandbox, it is no path.
+            NotFound, Forbidden, InvalidRequest: it does not exist, leaves the sandbox, or is not a path.
         """
         parts = split(path, root_allowed=True)
         with translated(path):
@@ -177,16 +177,16 @@ class Sandbox:
                 os.close(fd)
 
     def refuse_removed(self) -> None:
-        """Raise `NotFound` when it is being removed; for those who hold directories open meanwhile."""
+        """Raise `NotFound` if the sandbox is being removed; for callers that hold directories open."""
         if self._removing:
             raise NotFound("the job's sandbox is gone: it is being removed")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        """The directory itself as an O_PATH descriptor.
+        """Open the directory itself as an O_PATH descriptor.
 
-        Opened anew each time, so that thousands of idle jobs hold no descriptor, and checked to be the very directory
-        it was at first: a job that renames its sandbox and puts something else there gets nothing through us.
+        It is opened anew each time, so that thousands of idle jobs hold no descriptor, and checked to be the same
+        directory as at first, because the job may have put something else in its place.
 
         Raises:
             NotFound: it is gone, or another is in its place.
@@ -207,14 +207,14 @@ class Sandbox:
             os.close(fd)
 
     def open(self, parts: Sequence[bytes], flags: int) -> int:
-        """Open what exists at `parts`, following links that stay inside. The caller closes the descriptor.
+        """Open an existing path, following links that stay inside. The caller closes the descriptor.
 
         Args:
-            parts: as `split` gives them; none means the sandbox itself.
+            parts: names from `split`; none means the sandbox itself.
             flags: of open(2), without O_CREAT. O_NOFOLLOW: the last name is not followed.
 
         Raises:
-            OSError: EXDEV when the path leaves the sandbox.
+            OSError: EXDEV if the path leaves the sandbox.
         """
         with self.opened() as root:
             return open_beneath(root, b"/".join(parts), flags, self._path, openat2=self._openat2)
@@ -222,14 +222,14 @@ class Sandbox:
     def open_file(self, parts: Sequence[bytes], flags: int) -> int:
         """Open a regular file for reading or writing in place. The caller closes the descriptor.
 
-        What kind of thing it is is known before it is opened, so that no fifo, device or socket is ever touched.
+        The type is checked before the file is opened, so that no fifo, device or socket is ever opened.
 
         Args:
             flags: O_RDONLY or O_WRONLY, and O_NOFOLLOW where the last name must not be a link.
 
         Raises:
             IsDirectory, Forbidden: a directory, or a fifo, socket, device or link has the name.
-            OSError: as `open`; EAGAIN when another process holds a lease on it.
+            OSError: as `open`; EAGAIN if another process holds a lease on it.
         """
         found = self.open(parts, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)
         try:
@@ -243,13 +243,13 @@ class Sandbox:
             os.close(found)
 
     def make_directory(self, parts: Sequence[bytes], made: Callable[[], None] | None = None) -> int:
-        """An O_PATH descriptor, for the caller to close, of the directory at `parts`, made where it is missing.
+        """Open the directory at `parts`, created if missing, as an O_PATH descriptor, which the caller closes.
 
         Args:
-            made: called after each directory that was made; what it raises ends this.
+            made: called after each created directory; its exceptions pass through.
 
         Raises:
-            OSError: ENOTDIR when something else is in the way.
+            OSError: ENOTDIR if something else is in the way.
         """
         try:
             return self.open(parts, os.O_PATH | os.O_DIRECTORY)
@@ -275,14 +275,14 @@ class Sandbox:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            return self.open(parts[:count], os.O_PATH | os.O_DIRECTORY)  # a link that was there before
+            return self.open(parts[:count], os.O_PATH | os.O_DIRECTORY)  # an earlier link
 
     @contextlib.contextmanager
     def parent(self, parts: Sequence[bytes], *, make: bool = False) -> Iterator[int]:
-        """The directory that holds the last name of `parts`, as an O_PATH descriptor.
+        """Open the directory of the last name of `parts`, created if missing, as an O_PATH descriptor.
 
         Raises:
-            Conflict: `parts` is the sandbox itself, which has no place inside.
+            Conflict: `parts` is the sandbox itself.
             OSError: as `open` and `make_directory`.
         """
         if not parts:
@@ -299,7 +299,7 @@ def _identity(info: os.stat_result) -> tuple[int, int]:
 
 
 def _identity_at(path: Path) -> tuple[int, int] | None:
-    """Device and inode number of what is at a path; None for nothing."""
+    """Return the device and inode number of what is at a path; None for nothing."""
     try:
         return _identity(os.lstat(path))
     except OSError:

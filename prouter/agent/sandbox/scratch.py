@@ -1,8 +1,8 @@
-"""A job's directory for temporary files: in its sandbox, so that what a job's users upload is counted and goes with it.
+"""A job's directory for temporary files, in its sandbox, so that they count for its quota and are removed with it.
 
-Programs make unix sockets below TMPDIR, and the path of a socket has at most 107 bytes (unix(7)), which a sandbox may
-use up by itself. Then the job is given a short link to the directory instead, in the private place where the sockets of
-servers go as well.
+Programs make unix sockets below TMPDIR, and a socket's path has at most 107 bytes (unix(7)), which a sandbox's path may
+use up by itself. Then the job gets a short link to the directory instead, in the private directory that also holds the
+sockets of servers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SCRATCH_NAME", "SOCKET_NAME", "Scratch", "make_scratch"]
 SCRATCH_NAME = b".pagent.tmp"
 """The directory's name in the sandbox."""
 SOCKET_NAME = 32
-"""Bytes below TMPDIR that most programs need at most: Python's multiprocessing, ssh-agent, dbus."""
+"""Most bytes that common programs need for names below TMPDIR: Python's multiprocessing, ssh-agent, dbus."""
 _LONGEST_SOCKET_PATH = 107
 _VARIABLES = ("TMPDIR", "TMP", "TEMP", "TMUX_TMPDIR")
 
@@ -42,25 +42,25 @@ class Scratch:
         self.link = link
 
     def variables(self) -> dict[str, str]:
-        """What tells programs of it; tmux does not ask for TMPDIR."""
+        """Variables that name the directory; tmux does not read TMPDIR."""
         return dict.fromkeys(_VARIABLES, str(self.link or self.directory))
 
     def release(self) -> None:
-        """Remove the link; the directory goes with the sandbox. More than once is fine."""
+        """Remove the link; the directory is removed with the sandbox. Idempotent."""
         if self.link is not None:
-            with contextlib.suppress(OSError):  # Somebody has cleaned up already.
+            with contextlib.suppress(OSError):  # Removed already.
                 self.link.unlink()
 
 
 def make_scratch(sandbox: Sandbox, places: SocketPlaces, socket_name: int) -> Scratch:
-    """The directory of a job that is about to start.
+    """Create the directory of a job that is about to start.
 
     Args:
-        places: where a short link may be.
+        places: creates short links.
         socket_name: bytes that the names of sockets in it may need, with their slash.
 
     Raises:
-        StartFailed: it cannot be made.
+        StartFailed: the directory cannot be created.
     """
     uid = sandbox.root.name
     try:

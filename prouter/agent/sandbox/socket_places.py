@@ -13,11 +13,11 @@ from prouter.errors import StartFailed
 __all__ = ["LONGEST_SOCKET", "SocketPlaces"]
 
 LONGEST_SOCKET = 100
-"""Bytes; the kernel takes 107 (unix(7)), some programs append to the name while they bind."""
+"""Longest path in bytes; the kernel accepts 107 (unix(7)), but some programs append to the name while they bind."""
 
 
 class SocketPlaces:
-    """Short paths for unix sockets: in the job's sandbox where that is short enough, else in a private directory, which
+    """Short paths for unix sockets: in the job's sandbox if its path is short enough, else in a private directory. That
     also holds short links to directories for sockets.
 
     Args:
@@ -30,7 +30,7 @@ class SocketPlaces:
         self._private = next(Path(base) / name for base in bases if _fits(Path(base) / name / ("x" * 16)))
 
     def path(self, sandbox: Path) -> Path:
-        """Where the job's server is to listen.
+        """Return the path on which the job's server has to listen.
 
         Raises:
             StartFailed: there is no place for the socket.
@@ -42,10 +42,10 @@ class SocketPlaces:
         return self._private / sandbox.name[:16]
 
     def link(self, directory: Path, uid: str) -> Path:
-        """A short link to a job's directory.
+        """Create a short link to a job's directory.
 
         Raises:
-            StartFailed, OSError: it cannot be made.
+            StartFailed, OSError: the link cannot be created.
         """
         self._make_private(uid)
         link = self._private / f"t{uid[:15]}"
@@ -64,7 +64,7 @@ class SocketPlaces:
             raise StartFailed(f"'{self._private}' is not a private directory of the agent's user", job=uid)
 
     def sweep(self, kept: set[Path]) -> None:
-        """Remove the sockets and links of jobs that are gone, and the private directory if nothing is left in it."""
+        """Remove the sockets and links of jobs that no longer exist, and the private directory if it is then empty."""
         if not self._private.is_dir() or self._private.is_symlink() or self._private.stat().st_uid != os.geteuid():
             return
         for entry in self._private.iterdir():

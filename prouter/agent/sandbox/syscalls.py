@@ -36,7 +36,7 @@ RESOLVE_BENEATH = 0x08
 IN_MODIFY = 0x002
 IN_Q_OVERFLOW = 0x4000
 
-_SYS_OPENAT2 = 437  # the same on every architecture that got it with Linux 5.6
+_SYS_OPENAT2 = 437  # the same number on every architecture
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _SYNC_FILE_RANGE_WRITE = 0x02
@@ -57,10 +57,10 @@ def _raise(path: bytes | None = None) -> None:
 
 
 def openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
-    """Open an existing `path` relative to `directory`, resolved as the RESOLVE_* bits of `resolve` say.
+    """Open an existing `path` relative to `directory`, resolved by the RESOLVE_* bits of `resolve`.
 
     Raises:
-        OSError: EXDEV when the path would leave what `resolve` allows; EAGAIN when a rename raced with a ``..``.
+        OSError: EXDEV if the path would leave what `resolve` allows; EAGAIN if a rename raced with a ``..``.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     number, size = ctypes.c_long(_SYS_OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
@@ -72,7 +72,7 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
 
 @functools.cache
 def have_openat2() -> bool:
-    """Whether kernel and seccomp filter let this process call openat2 (old container runtimes answer EPERM)."""
+    """Return whether kernel and seccomp filter let this process call openat2 (old container runtimes answer EPERM)."""
     try:
         fd = openat2(-100, b"/", os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_MAGICLINKS)  # -100: AT_FDCWD
     except OSError as error:
@@ -84,10 +84,10 @@ def have_openat2() -> bool:
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give the blocks of `length` bytes at `offset` back to the file system; the file's size stays.
+    """Return the blocks of `length` bytes at `offset` to the file system; the file's size stays.
 
     Raises:
-        OSError: EOPNOTSUPP where the file system has no holes.
+        OSError: EOPNOTSUPP if the file system has no holes.
     """
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
     if _libc.fallocate(ctypes.c_int(fd), ctypes.c_int(mode), ctypes.c_long(offset), ctypes.c_long(length)) < 0:
@@ -101,7 +101,7 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Bring everything that was written to the file system of `fd` to disk.
+    """Sync everything that was written to the file system of `fd` to disk.
 
     Raises:
         OSError: some of it could not be written.
@@ -111,7 +111,7 @@ def syncfs(fd: int) -> None:
 
 
 def inotify_init() -> int:
-    """A new inotify descriptor, non-blocking and close-on-exec."""
+    """Return a new inotify descriptor, non-blocking and close-on-exec."""
     fd = int(_libc.inotify_init1(ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC)))
     if fd < 0:
         _raise()
@@ -127,6 +127,6 @@ def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
 
 
 def inotify_rm_watch(inotify: int, watch: int) -> None:
-    """End a watch; one that ended by itself (its file is gone) is fine."""
+    """End a watch. One that ended with its file is ignored."""
     if _libc.inotify_rm_watch(ctypes.c_int(inotify), ctypes.c_int(watch)) < 0 and ctypes.get_errno() != errno.EINVAL:
         _raise()

@@ -1,7 +1,8 @@
-"""Whole directory trees of a sandbox: walk them, add up their size, remove them.
+"""Whole directory trees of a sandbox: walking, adding up sizes, removing.
 
-A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that come and go
-meanwhile. So nothing here recurses without a bound, holds one descriptor per level, or trusts a name twice.
+A job may have built anything: trees deeper than PATH_MAX, directories without permissions, files that appear and vanish
+meanwhile. So nothing here recurses without a bound, holds a descriptor per level without a bound, or relies on a name
+twice.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ __all__ = ["PATH_MAX", "Found", "NotRemoved", "TreeRoot", "disk_usage", "remove"
 
 _LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 PATH_MAX = (1 << 16) - 2
-"""Bytes of a path that can be in an archive; a zip has 16 bits for it, and a directory's ends in a slash."""
-_OPEN_LEVELS = 64  # directories a walk keeps open
-_HOIST_DEPTH = 32  # below that a removal flattens the tree instead of going deeper
+"""Longest path in an archive in bytes; a zip has 16 bits for it, and a directory's path ends in a slash."""
+_OPEN_LEVELS = 64  # directories that a walk keeps open
+_HOIST_DEPTH = 32  # below this depth a removal flattens the tree instead of descending
 _RECURSION_MAX = 200
 _REMOVE_SECONDS = 10.0
 _Unreadable = Callable[[bytes, OSError], None]
@@ -34,21 +35,21 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class TreeRoot(Protocol):
-    """What a walk needs of a sandbox."""
+    """The part of a sandbox that a walk needs."""
 
     logs: LogFiles
 
     def open(self, parts: Sequence[bytes], flags: int) -> int:
-        """Open what is at `parts` inside; the caller closes the descriptor."""
+        """Open a path in the sandbox; the caller closes the descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing of a tree. `parent` is a descriptor of its directory, open until the walk goes on.
+    """One entry of a tree. `parent` is a descriptor of its directory, open until the walk continues.
 
     Attributes:
-        path: relative to the walk's start, ``/`` between names; empty below the first level where the walk gives none.
-        info: of the thing itself (lstat).
+        path: relative to the walk's start, ``/`` between names; empty below the first level in a walk without paths.
+        info: status of the entry itself (lstat).
     """
 
     path: bytes
@@ -59,11 +60,11 @@ class Found:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory being walked: names still to visit, the next one last.
+    """A directory being walked: the remaining names, the next one last.
 
     Attributes:
-        start: where its own name begins in the path of the walk, which all levels share: a path for each would take
-            memory with the square of the depth.
+        start: where its own name begins in the path of the walk. All levels share that path, because a path for each
+            would take memory with the square of the depth.
     """
 
     start: int
@@ -85,18 +86,17 @@ def walk(
     logs: bool = False,
     paths: bool = True,
 ) -> Iterator[Found]:
-    """Everything below `start`, sorted by name, directories before what is in them, links not followed.
+    """Yield everything below `start`, sorted by name, directories before their contents, without following links.
 
-    What vanishes or changes its kind meanwhile is left out. Memory grows with the depth and with the directories'
-    sizes, not with their product.
+    Entries that vanish or change their type meanwhile are left out. Memory grows with the depth and with the
+    directories' sizes, not with their product.
 
     Args:
-        enter: told the path of each directory; False leaves its inside out.
-        unreadable: told of what cannot be looked at, and why; it is left out. ENAMETOOLONG: its path is longer than
-            `PATH_MAX`.
-        logs: whether the job's logs stand in place of what has their names in the sandbox; these are then found where
-            they are, beside it.
-        paths: False for whoever needs no paths: then they may be of any length, and cost nothing.
+        enter: called with the path of each directory; False leaves its contents out.
+        unreadable: called with each entry that cannot be examined, and the error; it is left out. ENAMETOOLONG: its
+            path is longer than `PATH_MAX`.
+        logs: whether the job's logs replace files of their names in the sandbox.
+        paths: False for a walk without paths; these may then have any length, and cost nothing.
 
     Raises:
         OSError: `start` itself cannot be opened.
@@ -109,8 +109,8 @@ class _Walk:
     """One walk.
 
     Attributes:
-        path: of the directory the walk is in, with a slash at its end.
-        levels: the directories from the start to there.
+        path: path of the current directory, with a trailing slash.
+        levels: the directories from the start to the current one.
     """
 
     sandbox: TreeRoot
@@ -182,12 +182,12 @@ class _Walk:
                 _close(far)
 
     def _leave(self) -> None:
-        """Drop the deepest level; one above that was closed is opened again by ``..``, if that leads to the same."""
+        """Leave the deepest level; if the one above was closed, reopen it by ``..`` if that is the same directory."""
         levels = self.levels
         done = levels.pop()
         del self.path[done.start :]
         if levels and levels[-1].fd is None and done.fd is not None:
-            with contextlib.suppress(OSError):  # then it is opened by its path, when it is needed
+            with contextlib.suppress(OSError):  # else it is opened by its path when needed
                 above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=done.fd)
                 if _identity(above) == levels[-1].identity:
                     levels[-1].fd = above
@@ -196,7 +196,7 @@ class _Walk:
         _close(done)
 
     def _ensure_open(self, level: _Level) -> bool:
-        """Open a level again that was closed while the walk was far below it; False when it is gone."""
+        """Reopen a level that was closed while the walk was far below it; False if it no longer exists."""
         if level.fd is None:
             parts = (*self.start, *bytes(self.path).split(b"/")[:-1])
             try:
@@ -226,9 +226,9 @@ def _close(level: _Level) -> None:
 
 
 def disk_usage(sandbox: TreeRoot) -> int:
-    """Allocated bytes of all files and directories below the sandbox; hard links once, what vanishes not at all.
+    """Return the allocated bytes of all files and directories below the sandbox; hard links count once.
 
-    The agent's own copies of the beginnings of logs are the agent's to pay for.
+    The agent's copies of the beginnings of logs do not count.
     """
     total = 0
     linked: set[tuple[int, int]] = set()
@@ -246,10 +246,10 @@ def disk_usage(sandbox: TreeRoot) -> int:
 
 
 class NotRemoved(Exception):
-    """A tree could not be removed whole; the text names the first that stayed, and why.
+    """A tree could not be removed completely; the text names the first entry that stayed, and the reason.
 
     Attributes:
-        permitted: False when the system does not permit it: a read-only file system, missing permissions.
+        permitted: False if the system does not permit it: a read-only file system, missing permissions.
     """
 
     def __init__(self, text: str, error: int | None = None) -> None:
@@ -258,10 +258,10 @@ class NotRemoved(Exception):
 
 
 def remove(parent: int, name: bytes) -> None:
-    """Remove `name` in the directory `parent`, a tree with all that is in it. Links are removed, never followed.
+    """Remove `name` in the directory `parent`, a tree with its contents. Links are removed, never followed.
 
-    Directories without permissions get them back first, mount points are left alone, what is created meanwhile is
-    removed too for as long as the removal makes progress, at most 10 s. Missing is fine.
+    Directories without permissions get them back first. Mount points stay. Entries that are created meanwhile are
+    removed, too, as long as the removal makes progress, for at most 10 s. A missing name is ignored.
 
     Raises:
         NotRemoved: something stayed.
@@ -302,7 +302,7 @@ def _enter(parent: int, name: bytes) -> int:
 
 
 def _give_permissions(parent: int, name: bytes) -> None:
-    """chmod 0700 of exactly the directory that is opened, through /proc, as fchmod refuses an O_PATH descriptor."""
+    """Set mode 0700 on exactly this directory, through /proc, because fchmod refuses an O_PATH descriptor."""
     fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     try:
         os.chmod(f"/proc/self/fd/{fd}", 0o700)
@@ -314,9 +314,9 @@ def _give_permissions(parent: int, name: bytes) -> None:
 class _Removal:
     """Empties the directory `top`.
 
-    It goes down with one descriptor per level to a fixed depth. What lies deeper is hoisted: each subdirectory found
-    there is renamed into `top` and has its turn as a shallow one. So depth costs neither descriptors nor stack, and no
-    ``..`` is ever opened that a rename could have turned elsewhere.
+    It descends with one descriptor per level to a fixed depth. Deeper subdirectories are hoisted: each is renamed into
+    `top` and emptied there later. So depth costs neither descriptors nor stack, and no ``..`` is opened, which a rename
+    could have redirected.
     """
 
     top: int
@@ -386,10 +386,10 @@ class _Removal:
             self._failed(name, error)
 
     def _hoist(self, directory: int, name: bytes) -> bool:
-        """Move a subdirectory up to `top`; False when the system does not let us (no space, a mount point)."""
+        """Move a subdirectory up to `top`; False if the system does not permit it (no space, a mount point)."""
         with contextlib.suppress(OSError):
             if os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode & 0o700 != 0o700:
-                _give_permissions(directory, name)  # a directory that moves is written to: its '..' changes
+                _give_permissions(directory, name)  # moving a directory writes to it, because its '..' changes
         self.hoisted += 1
         try:
             os.rename(name, b".removed-%x" % self.hoisted, src_dir_fd=directory, dst_dir_fd=self.top)

@@ -1,4 +1,4 @@
-"""Files that a job deleted from its sandbox but keeps open: they take space, and no walk of the sandbox finds them."""
+"""Files that a job deleted from its sandbox but keeps open: they take space, but no walk finds them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BLOCK_BYTES = 512  # st_blocks is in units of 512 bytes (stat(2)).
 
 
 def unlinked_bytes(processes: Iterable[int], sandbox: Path) -> int:
-    """Allocated bytes of the files of this sandbox that have no name any more and are open in these processes.
+    """Return the allocated bytes of this sandbox's deleted files that these processes have open.
 
-    Each counts once. What is not ours to look at, a process of another user, counts nothing.
+    Each file counts once. Files of another user's processes, which the agent cannot examine, do not count.
     """
     inside = f"{os.path.realpath(sandbox)}/"
     sizes: dict[tuple[int, int], int] = {}

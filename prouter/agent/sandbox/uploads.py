@@ -1,9 +1,9 @@
-"""One file written into a sandbox, so that its name holds either all of it or what it held before.
+"""Upload of one file into a sandbox, so that its name has either all of it or its earlier contents.
 
-The bytes go into a file without a name (O_TMPFILE) in the target's directory: when the agent is killed in the middle,
-nothing is left. Where the file system has no such files, a hidden one beside the target is used. `Upload.commit` gives
-the data its name in one step; docs/files.md says what that guarantees. It waits for the disk only where it must: file
-systems without nameless files are mostly network ones, which may tell of a full disk or quota as late as that.
+The bytes go into a nameless file (O_TMPFILE) in the target's directory, so a killed agent leaves nothing behind. On
+file systems without such files, a hidden file beside the target is used. `Upload.commit` gives the data its name in one
+step; docs/files.md says what that guarantees. It waits for the disk only where it must: file systems without nameless
+files are mostly network ones, which may report a full disk or quota only then.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from prouter.errors import Conflict, InvalidRequest, NoSpace, PreconditionFailed
 
 __all__ = ["Upload", "Uploaded"]
 
-_WRITEBACK = 8 << 20  # bytes after which the disk is set to work; measured: halves the time to a committed 512 MiB
+_WRITEBACK = 8 << 20  # bytes after which writing to disk begins; measured: halves the time to a committed 512 MiB
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """What an upload made: `size` in bytes, `etag` as `conditional.etag_of`, `created` if nothing was there."""
+    """The result of an upload: `size` in bytes, `etag` as `conditional.etag_of`, `created` if the name was free."""
 
     size: int
     etag: str
@@ -41,25 +41,25 @@ class Uploaded:
 
 @final
 class Upload:
-    """An upload in progress: `write` the bytes in order, then `commit`, or `abort` at any time.
+    """An upload in progress: call `write` with the bytes in order, then `commit`; `abort` at any time.
 
     As a context manager it aborts unless it was committed. A link as the last name is replaced, never written through.
 
     Args:
-        sandbox: where.
-        path: of the file; directories above it are made.
+        sandbox: the sandbox to write into.
+        path: path of the file; missing directories above it are created.
         mode: permission bits (default 0644); not those of the file that is replaced.
         executable: adds 0111.
-        size: bytes that will come, where that is known: a lack of space is then told at once, a wrong number of bytes
-            at `commit`.
-        limit: bytes the sandbox may hold, this file and all others; None for any number.
-        exclusive: refuse to replace anything.
+        size: the number of bytes, if known: a lack of space is then reported at once, a wrong number of bytes at
+            `commit`.
+        limit: bytes that the sandbox may hold in all; None for no limit.
+        exclusive: whether to refuse to replace anything.
         conditions: what must hold, now and at the moment the file gets its name.
-        sync: bring the data to disk before the name changes, and the name before `commit` returns, on whatever file
+        sync: whether to sync the data before the name changes, and the name before `commit` returns, on every file
             system.
 
     Raises:
-        InvalidRequest, Forbidden: the path or the mode is none, or leaves the sandbox.
+        InvalidRequest, Forbidden: the path or the mode is invalid, or the path leaves the sandbox.
         Conflict: a directory has that name; or, with `exclusive`, anything has.
         PreconditionFailed: one of `conditions` does not hold.
         NoSpace: `size` puts the sandbox over `limit`, or is more than the disk has free.
@@ -103,7 +103,7 @@ class Upload:
                 self._refuse_lack_of_space()
                 self._open_file()
                 if limit is not None:
-                    self._claim_room(sandbox, limit)
+                    self._claim_space(sandbox, limit)
         except BaseException:
             self.abort()
             raise
@@ -116,7 +116,7 @@ class Upload:
 
     @property
     def waits_for_disk(self) -> bool:
-        """Whether `commit` brings the data to disk first."""
+        """Whether `commit` waits for the disk."""
         return self._sync or self._hidden is not None
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
@@ -124,7 +124,7 @@ class Upload:
 
         Raises:
             NoSpace: the disk, the quota or the limit is used up.
-            InvalidRequest: more bytes than `size` said.
+            InvalidRequest: more bytes than `size`.
             TooLarge: the file system cannot hold a file of that size.
         """
         length = len(chunk)
@@ -145,13 +145,13 @@ class Upload:
             self._flushed = total
 
     def commit(self) -> Uploaded:
-        """Give the bytes their name. Run it in a thread when it `waits_for_disk`.
+        """Give the bytes their name. Run it in a thread if it `waits_for_disk`.
 
         Raises:
-            InvalidRequest: fewer bytes came than `size` said; nothing changes.
+            InvalidRequest: fewer bytes than `size`; nothing changes.
             Conflict: the name was taken by a directory (or, with `exclusive`, by anything) meanwhile, or its directory
                 removed.
-            PreconditionFailed: a condition does not hold any more.
+            PreconditionFailed: a condition no longer holds.
             NoSpace: the disk or quota is used up.
         """
         try:
@@ -162,7 +162,7 @@ class Upload:
                 now = time.time_ns()
                 os.utime(
                     self._fd, ns=(now, now)
-                )  # finer than the kernel's own stamp, so that every upload has its own etag
+                )  # finer than the kernel's clock, so that every upload has its own etag
                 if self.waits_for_disk:
                     os.fdatasync(self._fd)
                 freed = 0 if self._claim is None else freed_by_replacing(self._name, self._parent)
@@ -177,9 +177,9 @@ class Upload:
             self.abort()
 
     def abort(self) -> None:
-        """Drop what has not been committed. May be called at any time and more than once."""
+        """Delete uncommitted bytes. Idempotent, at any time."""
         if self._hidden is not None:
-            with contextlib.suppress(OSError):  # gone with its directory, or not ours to remove any more
+            with contextlib.suppress(OSError):  # deleted with its directory, or no longer ours to delete
                 os.unlink(self._hidden, dir_fd=self._parent)
             self._hidden = None
         if self._claim is not None:
@@ -193,8 +193,8 @@ class Upload:
     def _shown(self) -> str:
         return shown(self._path)
 
-    def _claim_room(self, sandbox: Sandbox, limit: int) -> None:
-        self._claim = Claim(sandbox.room, limit, unseen=self._hidden is None)
+    def _claim_space(self, sandbox: Sandbox, limit: int) -> None:
+        self._claim = Claim(sandbox.quota, limit, unseen=self._hidden is None)
         self._claim.allow(freed_by_replacing(self._name, self._parent))
         self._claim.cover(self._size or 0)
 
@@ -227,7 +227,7 @@ class Upload:
             self._hidden = hidden
 
     def _give_name(self) -> bool:
-        """Give the file its name, replacing what has it; whether nothing had it."""
+        """Give the file its name, replacing an earlier file; return whether the name was free."""
         conditions = self._conditions
         if conditions is not None:
             check_file(self._sandbox, self._parts, conditions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prouter.agent.sandbox.quota import Claim, Room
+from prouter.agent.sandbox.quota import Claim, Quota
 from prouter.errors import NoSpace
 
 
@@ -22,7 +22,7 @@ class Disk:
 
 def test_many_small_files_are_measured_once_and_counted_in_blocks() -> None:
     disk = Disk()
-    claim = Claim(Room(disk.measure), 100 * 4096)
+    claim = Claim(Quota(disk.measure), 100 * 4096)
     for _ in range(100):
         claim.cover(1)
         claim.settle()
@@ -35,7 +35,7 @@ def test_many_small_files_are_measured_once_and_counted_in_blocks() -> None:
 
 def test_what_was_deleted_meanwhile_is_found_before_anything_is_refused() -> None:
     disk = Disk(4096)
-    claim = Claim(Room(disk.measure), 4096)
+    claim = Claim(Quota(disk.measure), 4096)
     with pytest.raises(NoSpace):
         claim.cover(1)
     disk.size = 0
@@ -44,8 +44,8 @@ def test_what_was_deleted_meanwhile_is_found_before_anything_is_refused() -> Non
 
 def test_a_file_without_a_name_counts_though_no_measurement_sees_it() -> None:
     disk = Disk()
-    room = Room(disk.measure)
-    one, two = Claim(room, 8192, unseen=True), Claim(room, 8192, unseen=True)
+    quota = Quota(disk.measure)
+    one, two = Claim(quota, 8192, unseen=True), Claim(quota, 8192, unseen=True)
     one.cover(8192)
     with pytest.raises(NoSpace):
         two.cover(1)
@@ -58,14 +58,14 @@ def test_a_file_without_a_name_counts_though_no_measurement_sees_it() -> None:
 
 
 def test_what_appears_during_a_measurement_is_not_forgotten() -> None:
-    room = Room(lambda: 0)
-    upload = Claim(room, 8192, unseen=True)
+    quota = Quota(lambda: 0)
+    upload = Claim(quota, 8192, unseen=True)
     upload.cover(4096)
 
     def finds_nothing_while_the_upload_gets_its_name() -> int:
         upload.settle()
         return 0
 
-    room._measure = finds_nothing_while_the_upload_gets_its_name
+    quota._measure = finds_nothing_while_the_upload_gets_its_name
     with pytest.raises(NoSpace):
-        Claim(room, 8192).cover(8192)
+        Claim(quota, 8192).cover(8192)
