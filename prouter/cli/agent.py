@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.command("agent", epilog=key_help(AgentConfig))
 @configuration_options
 @click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="Set a property of this agent to a "
-              "text. May appear multiple times.")  # fmt: skip
+              "text. May be given several times.")  # fmt: skip
 @click.option("--join", metavar="URL", help="Join the router whose 'prouter invite' printed this URL. The agent "
               "remembers it: later starts need no --join.")  # fmt: skip
 def command(
@@ -29,6 +29,11 @@ def command(
     """Run jobs on this machine for one or more routers.
 
     Prints "ready agent=UID" once it is linked to a router.
+
+    \b
+    Examples:
+      prouter agent --join 'prouter://router.example.org:8889/?key=...&token=...'
+      prouter agent --set client.address=router.example.org:8889 --property gpu=a100
     """
     from prouter.agent.server import run
 

@@ -19,7 +19,7 @@ LARGE = bytes(MAX_MESSAGE + 1)
 
 
 def taken(parts: list[bytes]) -> list[list[bytes]]:
-    """The messages as the other end receives them."""
+    """Send one message; return the messages that the other end receives."""
     zmtp = Zmtp(b"DEALER")
     found = zmtp.receive(opening(b"DEALER"))
     for data in encode_message(parts):
@@ -46,7 +46,7 @@ sizes = st.one_of(
 
 @settings(deadline=None, max_examples=25)
 @given(lengths=st.lists(sizes, max_size=6))
-def test_what_can_be_encoded_is_taken(lengths: list[int]) -> None:
+def test_whatever_can_be_encoded_is_accepted(lengths: list[int]) -> None:
     frames = [Frame(DATA, sid=number, payload=LARGE[:length]) for number, length in enumerate(lengths)]
     try:
         parts = [b"route", *encode(frames)]
@@ -87,7 +87,7 @@ def body(size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", [MAX_CONTROL - 100, MAX_CONTROL - 60, MAX_CONTROL, 3 * MAX_CONTROL])
-def test_calls_answers_and_events_are_taken_or_fail_at_once(size: int) -> None:
+def test_calls_replies_and_events_are_accepted_or_fail_at_once(size: int) -> None:
     caller, responder = Caller(), Responder()
     try:
         _, frame = caller.call("op", body(size))
@@ -106,7 +106,7 @@ def test_calls_answers_and_events_are_taken_or_fail_at_once(size: int) -> None:
     assert result.value == body(size) or (result.error is not None and result.error.code == "answer_too_large")
 
 
-def test_an_answer_that_is_not_taken_fails_its_call_and_is_not_unpacked() -> None:
+def test_a_reply_that_is_too_large_fails_its_call_and_is_not_decoded() -> None:
     caller = Caller(most=1000)
     call_id, _ = caller.call("op", {})
     nonsense = pack_body({"id": call_id})[1:] + b"\xc1" * 2000
@@ -124,7 +124,7 @@ def test_a_large_answer_without_an_id_is_malformed(payload: bytes) -> None:
         Caller(most=1).receive(Frame(REPLY, payload=payload + bytes(10)))
 
 
-def test_a_call_that_is_not_taken_is_answered() -> None:
+def test_a_call_that_is_too_large_gets_an_error_reply() -> None:
     caller, responder = Caller(), Responder()
     call_id, _ = caller.call("op", {})
     refused = responder.receive(Frame(CALL, payload=pack_body({"id": call_id, "op": "op", "args": body(MAX_CONTROL)})))
@@ -135,12 +135,12 @@ def test_a_call_that_is_not_taken_is_answered() -> None:
     assert responder.running == 0
 
 
-def test_a_call_that_is_not_taken_and_has_no_id_is_malformed() -> None:
+def test_a_call_that_is_too_large_and_has_no_id_is_malformed() -> None:
     with pytest.raises(ProtocolError, match="more than"):
         Responder().receive(Frame(CALL, payload=pack_body({"args": body(MAX_CONTROL)})))
 
 
-def test_an_event_that_is_not_taken_is_not_unpacked() -> None:
+def test_an_event_that_is_too_large_is_not_decoded() -> None:
     with pytest.raises(ProtocolError, match="larger than"):
         read_event(Frame(EVENT, payload=b"\xc1" * (MAX_CONTROL + 1)))
 

@@ -58,7 +58,7 @@ def test_every_call_is_carried_out_once_and_answered(steps: list[str]) -> None:
     assert caller.pending == responder.running == 0
 
 
-def test_errors_cross_with_all_they_say() -> None:
+def test_errors_cross_the_fabric_with_all_their_fields() -> None:
     caller, responder = Caller(), Responder()
     _, frame = caller.call("op", {})
     request = responder.receive(frame)
@@ -70,7 +70,7 @@ def test_errors_cross_with_all_they_say() -> None:
     assert result.error.to_wire() == sent.to_wire()
 
 
-def test_an_error_of_a_kind_unknown_here_is_still_an_error() -> None:
+def test_an_error_of_an_unknown_type_is_still_an_error() -> None:
     caller = Caller()
     call_id, _ = caller.call("op", {})
     result = caller.receive(Frame(REPLY, payload=pack_body({"id": call_id, "error": {"type": "New", "detail": "x"}})))
@@ -99,7 +99,7 @@ def test_answers_that_only_read_are_not_remembered() -> None:
     assert isinstance(responder.receive(frame), Request)
 
 
-def test_a_packed_answer_is_like_any_other() -> None:
+def test_an_encoded_reply_is_like_any_other() -> None:
     caller, responder = Caller(), Responder()
     call_id, frame = caller.call("op", {}, "x" * 300)
     assert isinstance(responder.receive(frame), Request)

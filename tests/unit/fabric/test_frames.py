@@ -46,7 +46,7 @@ def test_large_payloads_travel_uncopied() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=4))
-def test_nothing_but_a_protocol_error_comes_of_noise(parts: list[bytes]) -> None:
+def test_noise_raises_protocol_errors_only(parts: list[bytes]) -> None:
     try:
         decode(parts)
     except ProtocolError:
@@ -54,7 +54,7 @@ def test_nothing_but_a_protocol_error_comes_of_noise(parts: list[bytes]) -> None
 
 
 @given(st.lists(FRAMES, min_size=1, max_size=4), st.data())
-def test_nothing_but_a_protocol_error_comes_of_damage(frames: list[Frame], data: st.DataObject) -> None:
+def test_damaged_messages_raise_protocol_errors_only(frames: list[Frame], data: st.DataObject) -> None:
     parts = [bytearray(part) for part in encode(frames)]
     part = data.draw(st.sampled_from(parts))
     change: Callable[[], None] = data.draw(
@@ -108,7 +108,7 @@ def test_bodies_are_maps_or_protocol_errors(payload: bytes) -> None:
         b"\xdf\xff\xff\xff\xff",
     ],
 )
-def test_bodies_that_are_none_are_refused(payload: bytes) -> None:
+def test_payloads_that_are_no_maps_are_refused(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         unpack_body(payload)
 

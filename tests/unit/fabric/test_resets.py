@@ -29,7 +29,7 @@ SPLIT = "x\r\nSet-Cookie: evil=1\r\n\r\n<script>"
         ({"a": 1}, "reset"),
     ],
 )
-def test_a_code_is_a_short_word(code: object, told: str) -> None:
+def test_a_reset_code_of_the_wrong_form_becomes_reset(code: object, told: str) -> None:
     mux = Mux(lambda _mux: None)
     mux.path_up()
     stream = mux.open({"kind": "test"})
@@ -41,7 +41,7 @@ def test_a_code_is_a_short_word(code: object, told: str) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 7, ["x"], {"a": 1}])
-def test_a_text_that_is_none_is_empty(text: object) -> None:
+def test_a_reset_text_that_is_no_string_is_empty(text: object) -> None:
     mux = Mux(lambda _mux: None)
     mux.path_up()
     stream = mux.open({"kind": "test"})
@@ -51,7 +51,7 @@ def test_a_text_that_is_none_is_empty(text: object) -> None:
 
 
 @pytest.mark.parametrize("target", ["file/a", "file/", "archive", "logs/stdout", "info/../file/a"])
-def test_a_reset_with_lines_in_it_splits_no_answer(target: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reset_with_line_breaks_does_not_split_the_response(target: str, caplog: pytest.LogCaptureFixture) -> None:
     def accept(stream: Stream, _target: object) -> None:
         stream.reset(SPLIT, SPLIT)
 

@@ -1,4 +1,4 @@
-"""A call that breaks every path is found and given up; all others are carried out, however many there are."""
+"""Retries: a call that breaks every path is given up, and all others are carried out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prouter.fabric.retries import MARKS, SOON, STEP, Retries
 
 
 class Line:
-    """A path that breaks whenever one of the guilty calls is sent, and answers all others after `patience` seconds."""
+    """A path that breaks whenever one of the `guilty` calls is sent, and answers others after `patience` seconds."""
 
     def __init__(self, guilty: set[str], patience: float) -> None:
         self.retries = Retries()
@@ -59,7 +59,7 @@ class Line:
             self.step()
 
 
-def test_a_call_that_breaks_every_path_is_given_up_after_three() -> None:
+def test_a_call_that_breaks_every_path_is_given_up_after_six_marks() -> None:
     line = Line({"bad"}, 0.0)
     line.step()
     line.call("bad")
@@ -73,7 +73,7 @@ def test_a_call_that_breaks_every_path_is_given_up_after_three() -> None:
     patience=st.sampled_from([0.0, 0.3, 1.0, 60.0]),
     where=st.integers(0, 300),
 )
-def test_the_guilty_are_found_among_any_number_and_nobody_else_is_given_up(
+def test_calls_that_break_paths_are_found_and_no_others_are_given_up(
     innocent: int, guilty: int, patience: float, where: int
 ) -> None:
     names = [f"good-{number}" for number in range(innocent)]

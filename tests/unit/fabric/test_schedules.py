@@ -1,6 +1,6 @@
-"""Thousands of random schedules of the adversary of `test_fabric_streams`, each known by its seed.
+"""Thousands of random schedules of the adversary in `test_streams`, each determined by its seed.
 
-A seed that fails is run again with ``python -m tests.unit.fabric.test_schedules SEED``, which prints its steps.
+``python -m tests.unit.fabric.test_schedules SEED`` runs one again and prints its steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BATCH = 500
 
 
 def play(seed: int, tell: Callable[[str], None] = lambda line: None) -> None:
-    """One schedule, from opening to everything closed."""
+    """Run one schedule, until everything is closed."""
     dice = random.Random(seed)
     streams = Streams()
 

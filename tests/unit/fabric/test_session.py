@@ -13,7 +13,7 @@ from prouter.fabric.session import LOST_AFTER, Greeted, Lost, Refused, Session, 
 
 
 def pair(now: float = 0.0, heartbeat: float = 1.0) -> tuple[Session, Session]:
-    """A dialler and a listener that accepted it."""
+    """Return a dialler and a listener that accepted it."""
     dialler, listener = Session(now, heartbeat, {"uid": "d"}), Session(now, heartbeat)
     (hello,) = dialler.start()
     _, event = listener.receive(hello, now)
@@ -24,7 +24,7 @@ def pair(now: float = 0.0, heartbeat: float = 1.0) -> tuple[Session, Session]:
 
 
 def run(sessions: tuple[Session, Session], start: float, end: float) -> tuple[list[Frame], list[Any]]:
-    """Both tick at their deadlines and hear each other at once; what was said, and what happened."""
+    """Let both tick at their deadlines, over a path without delay; return the frames sent and the events."""
     said: list[Frame] = []
     happened: list[Any] = []
     now = start
@@ -42,28 +42,28 @@ def run(sessions: tuple[Session, Session], start: float, end: float) -> tuple[li
                     session.receive(answer, now)
 
 
-def test_peers_that_are_quiet_ask_each_other_no_more_than_needed() -> None:
+def test_quiet_peers_send_no_more_pings_than_needed() -> None:
     said, happened = run(pair(), 0.0, 10.5)
     assert happened == []
     assert sum(frame.type == PING for frame in said) <= 20
     assert sum(frame.type == PONG for frame in said) == sum(frame.type == PING for frame in said)
 
 
-def test_who_hears_enough_does_not_ask() -> None:
+def test_no_ping_is_sent_while_frames_arrive() -> None:
     dialler, _ = pair()
     for tenth in range(1, 100):
         dialler.heard(tenth / 10)
         assert dialler.tick(tenth / 10 + 0.05) == ([], None)
 
 
-def test_it_is_the_dialler_that_asks() -> None:
+def test_the_dialler_sends_the_pings() -> None:
     dialler, listener = pair()
     said, _ = run((dialler, listener), 0.0, 30.5)
     assert sum(frame.type == PING for frame in said) == 30
     assert listener.latency is None
 
 
-def test_a_listener_asks_a_silent_dialler_a_little_later() -> None:
+def test_a_listener_sends_its_ping_a_little_later() -> None:
     _, listener = pair()
     assert listener.deadline() == 1.5
     assert listener.tick(1.4) == ([], None)
@@ -71,7 +71,7 @@ def test_a_listener_asks_a_silent_dialler_a_little_later() -> None:
     assert isinstance(listener.tick(3.0)[1], Lost)
 
 
-def test_silence_is_asked_about_and_then_a_loss() -> None:
+def test_silence_leads_to_pings_and_then_to_a_loss() -> None:
     dialler, _ = pair()
     assert dialler.tick(0.9) == ([], None)
     assert [frame.type for frame in dialler.tick(1.0)[0]] == [PING]
@@ -95,7 +95,7 @@ def test_the_round_trip_is_measured() -> None:
     assert dialler.latency == pytest.approx(0.25)
 
 
-def test_unanswered_pings_take_no_room() -> None:
+def test_unanswered_pings_take_no_memory() -> None:
     dialler, _ = pair()
     for _ in range(1000):
         dialler.ping(1.0)
@@ -127,7 +127,7 @@ def test_a_goodbye_is_a_loss_with_a_reason() -> None:
     assert dialler.state is listener.state is SessionState.LOST
 
 
-def test_who_is_not_accepted_gets_no_answer() -> None:
+def test_a_dialler_that_is_not_accepted_gets_no_answer() -> None:
     listener = Session(0.0, 1.0)
     for frame in (Frame(PING), Frame(WELCOME, payload=pack_body({})), Frame(BYE, payload=pack_body({}))):
         assert listener.receive(frame, 0.0) == ([], None)

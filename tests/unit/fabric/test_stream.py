@@ -34,7 +34,7 @@ def test_a_side_that_is_closed_or_reset_has_no_room() -> None:
     assert far.sending is Direction.OPEN, "a reset stream has no end of its own"
 
 
-def test_who_asks_for_room_in_vain_is_told_when_there_is_some() -> None:
+def test_a_writer_that_asked_for_room_is_told_when_there_is_some() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor, window=10)
     assert near.ask_room() == 10
@@ -188,7 +188,7 @@ def test_an_acknowledgement_of_bytes_that_were_never_written_is_not_believed() -
     assert near.since(0) == b"12"
 
 
-def test_what_an_answer_acknowledged_the_tick_does_not_say_again() -> None:
+def test_a_tick_does_not_repeat_acknowledgements_that_data_carried() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor)
     other, gone = opened(opener, acceptor)

@@ -1,4 +1,4 @@
-"""Streams under an adversary: any loss, repetition and delay that a path can show, and every byte accounted for."""
+"""Streams against an adversary that loses, repeats and delays messages: every byte is accounted for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pattern(sid: int, start: int, size: int) -> bytes:
 
 
 class Streams(RuleBasedStateMachine):
-    """Two ends and a path that loses, repeats and delays; whoever must notice a loss is told, and nobody else."""
+    """Two ends and a path that loses, repeats and delays messages. Of a loss only the ends in `noticed` are told."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Streams(RuleBasedStateMachine):
         noticed=st.sampled_from([{OPENER}, {ACCEPTOR}, {OPENER, ACCEPTOR}]),
     )
     def lose(self, kept: tuple[int, int], late: bool, noticed: set[int]) -> None:
-        """The path breaks: some messages still arrive, the others are lost or very late."""
+        """Break the path: some messages still arrive, the others are lost or very late."""
         self.send()
         for to in (0, 1):
             for _ in range(min(kept[to], len(self.flight[to]))):
@@ -151,7 +151,7 @@ class Streams(RuleBasedStateMachine):
             assert not grown or len(end.mux.bulk) > 0
 
     def teardown(self) -> None:
-        """In the end the path is good, everybody reads and closes: nothing may be left or missing."""
+        """Mend the path, read and close everything, and check that nothing is left or missing."""
         if self.cut:
             self.heal()
         for _ in range(200):
@@ -245,7 +245,7 @@ def test_a_writer_is_stopped_by_the_window_and_told_when_it_may_go_on() -> None:
     assert near.room == 10
 
 
-def test_a_peer_that_was_given_up_and_is_back_mistakes_no_new_stream_for_an_old_one() -> None:
+def test_stream_ids_are_not_reused_with_a_peer_that_comes_back() -> None:
     sids = count(1)
     opener, acceptor = linked(sids=sids)
     near, far = opened(opener, acceptor)
@@ -282,7 +282,7 @@ def test_a_peer_that_ignores_the_window_loses_the_stream() -> None:
         Frame(99, 0, 5),
     ],
 )
-def test_nonsense_costs_nothing_but_is_counted(frame: Frame) -> None:
+def test_malformed_frames_are_counted_and_end_no_other_stream(frame: Frame) -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor)
     assert acceptor.mux.receive([frame, Frame(DATA, 0, 1, 0, 0, b"still delivered")]) != []
@@ -291,7 +291,7 @@ def test_nonsense_costs_nothing_but_is_counted(frame: Frame) -> None:
 
 
 @pytest.mark.parametrize("frame", [Frame(99, 0, 1), Frame(RESET, 0, 1, 0, 0, b"\xc1")])
-def test_nonsense_on_a_stream_ends_that_stream_only(frame: Frame) -> None:
+def test_a_malformed_frame_ends_its_own_stream_only(frame: Frame) -> None:
     opener, acceptor = linked()
     opened(opener, acceptor)
     _, other = opened(opener, acceptor)
@@ -314,7 +314,7 @@ def test_streams_beyond_the_limit_are_reset() -> None:
     assert opener.resets == {2: "overloaded"}
 
 
-def test_what_is_written_while_the_path_is_away_arrives_when_it_is_back() -> None:
+def test_bytes_written_without_a_path_arrive_over_the_next_one() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor)
     opener.mux.path_down(0.0)
@@ -327,7 +327,7 @@ def test_what_is_written_while_the_path_is_away_arrives_when_it_is_back() -> Non
     assert acceptor.read == {1: b"meanwhile", 2: b"opened too"}
 
 
-def test_bulk_is_repeated_once_when_both_ends_notice_the_loss() -> None:
+def test_data_is_resent_once_when_both_ends_notice_the_loss() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor)
     acceptor.write(far, b"hello")
@@ -388,7 +388,7 @@ def test_a_path_that_stays_away_resets_every_stream_on_both_ends() -> None:
     assert far.reset_code == "path_lost", "the other end had not noticed"
 
 
-def test_a_peer_that_is_gone_takes_its_streams_along() -> None:
+def test_streams_end_with_a_peer_that_is_gone() -> None:
     opener, acceptor = linked()
     opened(opener, acceptor)
     opener.take(opener.mux.peer_gone("agent_gone", "it left"))
@@ -396,7 +396,7 @@ def test_a_peer_that_is_gone_takes_its_streams_along() -> None:
     assert not opener.mux.streams
 
 
-def test_an_answer_that_was_lost_after_a_clean_end_is_given_again() -> None:
+def test_a_lost_acknowledgement_of_a_clean_end_is_resent() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor)
     near.close()
@@ -429,7 +429,7 @@ def test_streams_that_were_given_up_are_not_opened_again() -> None:
     assert after.mux.highest == later.sid
 
 
-def test_what_is_meant_for_another_process_is_not_taken() -> None:
+def test_frames_meant_for_another_process_are_dropped() -> None:
     opener, acceptor = End(accepts=False), End(accepts=True, process="new")
     acceptor.mux.path_up()
     opener.mux.path_up("old")
@@ -451,7 +451,7 @@ def test_what_is_meant_for_another_process_is_not_taken() -> None:
     assert opener.read[near.sid] == b"still here"
 
 
-def test_a_peer_that_knows_no_processes_is_heard() -> None:
+def test_frames_of_a_peer_that_names_no_process_are_accepted() -> None:
     opener, acceptor = End(accepts=False), End(accepts=True, process="new")
     for end in (opener, acceptor):
         end.mux.path_up()
@@ -469,7 +469,7 @@ def test_unknown_streams_are_reset() -> None:
     assert opener.mux.malformed == acceptor.mux.malformed == 0
 
 
-def test_an_opener_that_heard_nothing_is_told_everything_again() -> None:
+def test_everything_is_resent_to_an_opener_that_heard_nothing() -> None:
     opener, acceptor = linked()
     near = opener.know(opener.mux.open({}, 10))
     acceptor.take(acceptor.mux.receive(opener.mux.take()))

@@ -7,7 +7,7 @@ from tests.support.muxes import End, exchange, linked, opened
 
 
 def use(opener: End, acceptor: End, near: Stream, far: Stream) -> int:
-    """Fill and use the window; its size then."""
+    """Fill and consume the window; return its size afterwards."""
     near.write(b"x" * near.room)
     exchange(opener, acceptor)
     far.consume(far.unread)
@@ -28,7 +28,7 @@ def test_a_window_grows_while_its_reader_keeps_up() -> None:
     assert len(acceptor.mux.bulk) == 0
 
 
-def test_fast_streams_share_the_way() -> None:
+def test_fast_streams_share_what_is_in_flight() -> None:
     opener, acceptor = linked()
     bulk = acceptor.mux.bulk
     streams = [opened(opener, acceptor, window=100) for _ in range(9)]
@@ -106,7 +106,7 @@ def test_a_window_grows_little_where_the_path_is_slow() -> None:
     assert len(acceptor.mux.bulk) == 0
 
 
-def test_a_reader_that_wants_little_at_once_gets_little() -> None:
+def test_a_reader_may_lower_the_window() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor, window=100)
     far.most = 20
@@ -116,7 +116,7 @@ def test_a_reader_that_wants_little_at_once_gets_little() -> None:
     assert [use(opener, acceptor, near, far) for _ in range(40)][-1] == 300
 
 
-def test_what_is_sent_again_comes_in_smaller_pieces() -> None:
+def test_data_is_resent_in_smaller_pieces() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor, window=1 << 20)
     data = bytes(range(256)) * 4096
@@ -134,7 +134,7 @@ def test_what_is_sent_again_comes_in_smaller_pieces() -> None:
     assert largest == 1 << 18
 
 
-def test_where_a_grant_was_lost_windows_begin_anew() -> None:
+def test_windows_begin_anew_when_a_grant_was_lost() -> None:
     opener, acceptor = linked()
     near, far = opened(opener, acceptor, window=100)
     use(opener, acceptor, near, far)

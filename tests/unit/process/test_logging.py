@@ -24,7 +24,7 @@ def restored() -> object:
 
 
 @pytest.mark.parametrize("event", ["event=told name=%s", "event=told name=%r"])
-def test_a_text_begins_no_line_of_its_own(capsys: pytest.CaptureFixture[str], event: str) -> None:
+def test_a_text_with_line_breaks_begins_no_new_line(capsys: pytest.CaptureFixture[str], event: str) -> None:
     configure_logging(Log(level="info"))
     logging.getLogger("prouter.x").info(event, FORGED)
     written = capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_a_read_takes_no_more_than_asked(pair: Pair) -> None:
     assert pair.right.read_exactly(4) == b"cdef"
 
 
-def test_all_that_is_here_is_read_at_once(pair: Pair) -> None:
+def test_read_buffered_returns_everything_that_has_arrived(pair: Pair) -> None:
     pair.left.write_all(b"ab")
     pair.left.write_all(b"cd")
     pair.left.close()

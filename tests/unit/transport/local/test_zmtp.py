@@ -23,7 +23,7 @@ def part(size: int, seed: int) -> bytes:
 
 
 def feed(zmtp: Zmtp, data: bytes, cuts: list[int]) -> list[list[bytes]]:
-    """Give `data` to `zmtp` as a socket would that has `cuts` bytes at a time, as the decoder wants them."""
+    """Give `data` to `zmtp` in pieces of `cuts` bytes, as a socket would; return the messages."""
     messages: list[list[bytes]] = []
     at = turn = 0
     while at < len(data):
@@ -93,7 +93,7 @@ def test_many_small_messages_come_in_portions() -> None:
     assert messages == [[b"%d" % number] for number in range(5000)]
 
 
-def test_what_is_sent_is_not_changed_by_what_arrives_later() -> None:
+def test_received_parts_do_not_change_when_more_arrives() -> None:
     zmtp = introduced()
     first = feed(zmtp, b"".join(encode_message([b"a" * BULKY])), [])
     second = feed(zmtp, b"".join(encode_message([b"b" * BULKY])), [])
@@ -101,7 +101,7 @@ def test_what_is_sent_is_not_changed_by_what_arrives_later() -> None:
     assert second == [[b"b" * BULKY]]
 
 
-def test_nothing_is_ready_before_the_other_end_has_introduced_itself() -> None:
+def test_a_connection_is_ready_only_after_the_handshake() -> None:
     data = opening(b"ROUTER")
     zmtp = Zmtp(b"DEALER", b"ROUTER")
     for index in range(len(data) - 1):
@@ -135,7 +135,7 @@ GOOD = opening(b"DEALER")
     ],
     ids=["HTTP", "signature", "version", "mechanism", "no command", "refused", "type", "cut name", "cut value"],
 )
-def test_what_is_no_zmtp_is_refused(data: bytes) -> None:
+def test_other_protocols_than_zmtp_are_refused(data: bytes) -> None:
     zmtp = Zmtp(b"DEALER")
     with pytest.raises(ProtocolError):
         zmtp.receive(data)
@@ -152,7 +152,7 @@ def test_garbage_is_refused_or_waits(data: bytes) -> None:
 
 
 @given(st.binary(max_size=400))
-def test_garbage_after_the_introduction_is_refused_or_made_sense_of(data: bytes) -> None:
+def test_garbage_after_the_handshake_is_refused_or_decoded(data: bytes) -> None:
     zmtp = introduced()
     try:
         feed(zmtp, data, [])
@@ -174,7 +174,7 @@ def test_messages_of_endlessly_many_parts_are_refused() -> None:
         zmtp.receive(b"\x01\x01x")
 
 
-def test_the_limit_counts_for_what_comes_after_it_was_set() -> None:
+def test_trust_lifts_the_limit() -> None:
     with pytest.raises(ProtocolError, match="beyond"):
         introduced(limit=1000).receive(encode_message([bytes(1500)])[0])
     zmtp = introduced(limit=1000)
@@ -182,14 +182,14 @@ def test_the_limit_counts_for_what_comes_after_it_was_set() -> None:
     assert zmtp.receive(b"".join(encode_message([bytes(1500)]))) == [[bytes(1500)]]
 
 
-def test_what_a_stranger_announces_takes_no_memory_before_it_comes() -> None:
+def test_an_unauthenticated_peer_cannot_reserve_memory() -> None:
     zmtp = introduced(limit=4 * BULKY)
     assert zmtp.receive(b"\x02" + (2 * BULKY).to_bytes(8, "big")) == []
     assert zmtp.room is None
     assert zmtp.receive(bytes(2 * BULKY)) == [[bytes(2 * BULKY)]]
 
 
-def test_what_came_before_garbage_is_told_first() -> None:
+def test_messages_before_garbage_are_returned_first() -> None:
     zmtp = introduced()
     assert zmtp.receive(b"".join(encode_message([b"x"])) + b"\xff" * 20) == [[b"x"]]
     assert zmtp.more
@@ -197,7 +197,7 @@ def test_what_came_before_garbage_is_told_first() -> None:
         zmtp.receive(b"")
 
 
-def test_long_commands_are_refused_once_the_introductions_are_over() -> None:
+def test_long_commands_are_refused_after_the_handshake() -> None:
     with pytest.raises(ProtocolError):
         introduced().receive(b"\x06" + (1000).to_bytes(8, "big"))
 
@@ -226,7 +226,7 @@ def test_heads_that_come_in_pieces_wait_for_the_rest() -> None:
     assert zmtp.receive(bytes(300)) == [[bytes(300)]]
 
 
-def test_an_introduction_of_the_long_form_may_come_in_pieces() -> None:
+def test_a_ready_command_of_the_long_form_may_come_in_pieces() -> None:
     long = GOOD[:GREETING] + b"\x06" + (len(GOOD) - GREETING - 2).to_bytes(8, "big") + GOOD[GREETING + 2 :]
     zmtp = Zmtp(b"DEALER")
     for position in range(len(long)):
