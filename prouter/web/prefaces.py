@@ -84,12 +84,12 @@ def checked_result(target: dict[str, Any], result: dict[str, Any]) -> dict[str, 
     return result
 
 
-def _check(kind: str, checks: _Checks, told: dict[str, Any]) -> None:
+def _check(kind: str, checks: _Checks, message: dict[str, Any]) -> None:
     for name, fits in checks.items():
-        if name not in told:
+        if name not in message:
             raise ProtocolError(f"the agent's reply to {kind} has no {name}")
-        if not fits(told[name]):
-            raise ProtocolError(f"the agent's reply to {kind} is malformed: its {name} is {told[name]!r:.64}")
+        if not fits(message[name]):
+            raise ProtocolError(f"the agent's reply to {kind} is malformed: its {name} is {message[name]!r:.64}")
 
 
 def patience_for(config: RouterConfig) -> float | None:

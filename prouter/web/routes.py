@@ -17,7 +17,7 @@ _MAX_ROUTES = 65536
 
 
 class JobRoute:
-    """The way to one job. While it is cached, the broker's events change it in place.
+    """The route to one job. While it is cached, the broker's events change it in place.
 
     Attributes:
         connection: uid of the agent's connection.
@@ -106,7 +106,7 @@ class RouteCache:
         if known is not None:
             return known  # another request asked at the same time, and all have to watch one object
         if update is not None and update.revision >= record.revision:
-            record = update  # an event overtook the reply: the reply waited for this greenlet's turn
+            record = update  # an event was handled before this greenlet got the reply
         route = JobRoute(record.connection, record, self._is_up(record.connection))
         self._routes[(connection, job)] = route
         if len(self._routes) > _MAX_ROUTES:

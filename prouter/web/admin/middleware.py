@@ -24,7 +24,7 @@ class RequestLog:
     def process_response(self, req: ApiRequest, resp: falcon.Response, _resource: Any, _succeeded: bool) -> None:
         """Run after the resource, also after errors (Falcon)."""
         resp.set_header("X-Request-ID", req.id)
-        counters.current().answered(counters.API, req.method, resp.status_code, time.monotonic() - req.began)
+        counters.current().count_response(counters.API, req.method, resp.status_code, time.monotonic() - req.began)
 
 
 class Router(CompiledRouter):

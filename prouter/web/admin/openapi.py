@@ -97,10 +97,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 def _response(status: int, content: type[BaseModel] | tuple[str, ...] | None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if content is not None:
-        answer["content"] = _content(content)
-    return answer
+        response["content"] = _content(content)
+    return response
 
 
 def _content(content: type[BaseModel] | tuple[str, ...]) -> dict[str, Any]:

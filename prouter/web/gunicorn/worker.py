@@ -62,7 +62,7 @@ class ProxyWorker(GunicornWorker):
     """A worker process of the HTTP side."""
 
     _hurried = False
-    """Whether to end soon although responses go on, because nobody took the worker's place."""
+    """Whether to close idle connections soon, because no other worker took over."""
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""

@@ -150,7 +150,7 @@ class Board:
 
     # -- a worker -----------------------------------------------------------------------------------------------
 
-    def answered(self, to: int, method: str | bytes, status: int, seconds: float) -> None:
+    def count_response(self, to: int, method: str | bytes, status: int, seconds: float) -> None:
         """Count a response.
 
         Args:

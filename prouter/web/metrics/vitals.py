@@ -18,7 +18,7 @@ __all__ = ["publish"]
 
 
 def publish(board: Board, router: RouterClient, connections: int | None = None) -> None:
-    """Put this worker's figures on the board. Greenlets take milliseconds to count, so only if they are asked for.
+    """Put this worker's figures on the board. Greenlets take milliseconds to count, so only on demand.
 
     Args:
         connections: number of clients' connections; None keeps the last one.

@@ -310,7 +310,7 @@ class ClientConnection:
         head_only = head is not None and head.method == b"HEAD"
         recipient = API if self.exchange is None else self.exchange.recipient
         method, seconds = (head.method, time.monotonic() - self.began) if head is not None else (b"", 0.0)
-        counters.current().answered(recipient, method, error.status, seconds)
+        counters.current().count_response(recipient, method, error.status, seconds)
         self.write(
             error_response(error, accept=accept, head_only=head_only, request_id=name_of_request, close=not keep_alive)
         )

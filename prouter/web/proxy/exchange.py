@@ -7,7 +7,7 @@ The router sends a request a second time, over a fresh stream, if the reused one
 
 - a repeatable one (GET, HEAD, OPTIONS or TRACE without a body) in any case;
 - any other only if the agent had given the job no byte of it when the stream ended or bytes arrived. Such bytes belong
-  to an earlier response: nothing can answer a request that was not read.
+  to an earlier response: a request that was not read has no response.
 
 Whichever side disconnects, the other one learns it. If the client does, the stream is reset, and the job sees its
 connection end. If the job does, the client gets an error; once the response has begun, its connection is reset, so
@@ -257,7 +257,7 @@ class ProxyExchange(ExchangeLifecycle):
 
     def _count(self, head: ResponseHead) -> None:
         began = self.client.began
-        counters.current().answered(JOB, self.head.method, head.status, time.monotonic() - began)
+        counters.current().count_response(JOB, self.head.method, head.status, time.monotonic() - began)
 
     def _render(self, head: ResponseHead, *, chunked: bool) -> bytes:
         return response_to_client(

@@ -43,7 +43,7 @@ _CLAIMED = frozenset(
         b"x-url-scheme",
     }
 )
-"""Fields by which servers let a proxy tell the client, the scheme or the path (docs/http-api.md lists them)."""
+"""Fields from which servers take the client, scheme or path that a proxy saw (docs/http-api.md lists them)."""
 _ORIGIN_WIDE = frozenset(
     {b"alt-svc", b"clear-site-data", b"nel", b"report-to", b"service-worker-allowed", b"strict-transport-security"}
 )
@@ -114,7 +114,7 @@ def _request_field(name: bytes) -> int:
     key = name.lower()
     if key in HOP_BY_HOP or key.startswith(b"proxy-"):
         return RequestField.DROP
-    plain = key.replace(b"_", b"-")  # CGI and WSGI do not tell the two apart
+    plain = key.replace(b"_", b"-")  # CGI and WSGI map both to the same variable
     if plain in FORWARDED or (plain == HOPS and plain != key):
         return RequestField.DROP
     if plain in _CLAIMED or plain.startswith(_CLAIMED_PREFIXES):

@@ -71,7 +71,7 @@ class Public(NamedTuple):
 
 
 class Forwarded:
-    """Who sent a request, and through which proxies: read from its head once, when somebody asks.
+    """The client and the proxies of a request, read from its head at the first use.
 
     Args:
         head: the request's head.
@@ -92,7 +92,7 @@ class Forwarded:
         public = self._public
         if public is None:
             trusted = self.origin.trusted
-            public = self._public = self._told() if trusted else Public(b"http", self.head.host)
+            public = self._public = self._as_told_by_proxies() if trusted else Public(b"http", self.head.host)
         return public
 
     @property
@@ -140,8 +140,8 @@ class Forwarded:
         )
         return block + b"X-Forwarded-Port: %s\r\n" % (self._first(b"x-forwarded-port") or _port(public))
 
-    def _told(self) -> Public:
-        """What a trusted proxy says of the client's side."""
+    def _as_told_by_proxies(self) -> Public:
+        """The client's view according to trusted proxies."""
         pairs = _pairs(self._joined(b"forwarded"))
         proto = (self._first(b"x-forwarded-proto") or pairs.get(b"proto", b"")).lower()
         host = self._first(b"x-forwarded-host") or pairs.get(b"host", b"") or self.head.host

@@ -62,12 +62,12 @@ class Site(NamedTuple):
         given, scheme = scheme, scheme.lower()
         if not separator or scheme not in (b"http:", b"https:", b""):
             return value
-        told, path = _split(rest)
-        host = told.lower()
+        authority, path = _split(rest)
+        host = authority.lower()
         ours = self.public.host.lower()
         if _portless(host, scheme[:-1] or self.public.proto) == _portless(ours, self.public.proto):
             # If a proxy before the router ends TLS, the job may not know, and write http.
-            kept = told if host == ours else self.public.host
+            kept = authority if host == ours else self.public.host
             return (self.public.proto + b":" if scheme == b"http:" else given) + b"//" + kept + self.outside(path)
         if scheme != b"https:" and (host in self.names or (self.local and host == self.local)):
             return self.outside(path)

@@ -140,10 +140,10 @@ def _joined_once(fields: list[bytes], name: bytes, means_nothing: bytes | None =
             values += value.lower().split(b",")
         else:
             others.append(field)
-    said = {value.strip(b" \t") for value in values} - {means_nothing}
-    if not values or len(said) > 1:
+    distinct = {value.strip(b" \t") for value in values} - {means_nothing}
+    if not values or len(distinct) > 1:
         return fields
-    return [*(b"%s: %s" % (name.title(), value) for value in said), *others]
+    return [*(b"%s: %s" % (name.title(), value) for value in distinct), *others]
 
 
 def _check_beginning(data: bytes) -> None:

@@ -41,8 +41,8 @@ _UNSENT = 256 * 1024
 """Bytes the kernel buffers for a client that does not read; without TCP_NOTSENT_LOWAT that would be megabytes."""
 
 _LOOP = (
-    "this request has come through this router before: a job's server is the router itself, or passes requests on to "
-    "it; a job that asks anew must leave out the field X-PRouter-Via of the request it serves"
+    "this request has come through this router before: a job's server is the router itself, or forwards requests to "
+    "it. A job that makes a request of its own must not copy the field X-PRouter-Via from the request it serves"
 )
 
 AdminHandler = Callable[[Client, Forwarded], None]

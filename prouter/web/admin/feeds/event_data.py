@@ -14,17 +14,17 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 def public_event(body: dict[str, Any]) -> dict[str, Any]:
     """Return an event's data: ``id``, ``at``, ``connection``; then ``job`` (its info), or ``agent`` and ``change``."""
-    told: dict[str, Any] = {"id": body["id"], "at": rfc3339(body["at"])}
+    event: dict[str, Any] = {"id": body["id"], "at": rfc3339(body["at"])}
     record = body.get("record")
     if record is None:
-        told.update((key, value) for key, value in body.items() if key not in told)
-        return told
+        event.update((key, value) for key, value in body.items() if key not in event)
+        return event
     job = {key: value for key, value in record.items() if key not in _INTERNAL}
     for name in _TIMES:
         if job.get(name) is not None:
             job[name] = rfc3339(job[name])
     connection = record["connection"]
     path = f"/jobs/{connection}/{record['uid']}"
-    told["connection"] = connection
-    told["job"] = {**job, "path": path, "base_url": f"{path}/http/" if record.get("endpoint") is not None else None}
-    return told
+    event["connection"] = connection
+    event["job"] = {**job, "path": path, "base_url": f"{path}/http/" if record.get("endpoint") is not None else None}
+    return event

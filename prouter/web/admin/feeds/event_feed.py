@@ -121,8 +121,8 @@ class EventFeed:
         Raises:
             PRouterError: the broker does not reply.
         """
-        answer = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
-        first, events = int(answer["first"]), answer["events"]
+        reply = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
+        first, events = int(reply["first"]), reply["events"]
         position = max(after, first - 1)
         page = [(int(event["id"]), _formatted(event["name"], event["body"])) for event in events]
         if first > after + 1:
@@ -135,9 +135,9 @@ class EventFeed:
     # -- events -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        answer = self._router.call("events", {"after": None, "limit": 1}, timeout=_CALL_TIMEOUT)
+        reply = self._router.call("events", {"after": None, "limit": 1}, timeout=_CALL_TIMEOUT)
         if self.last is None:
-            self.last = self.floor = int(answer["last"])
+            self.last = self.floor = int(reply["last"])
             self._router.subscribe(self._on_event)
             self._router.on_linked = self._on_linked
             self._catch_up_soon()
@@ -174,16 +174,16 @@ class EventFeed:
         try:
             while True:
                 self._missed = False
-                answer = self._router.call("events", {"after": self.last, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
-                first = int(answer["first"])
+                reply = self._router.call("events", {"after": self.last, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
+                first = int(reply["first"])
                 if self.last is None or first > self.last + 1:
                     self._ring.clear()
                     self._bytes = 0
                     self.floor = first - 1
-                for event in answer["events"]:
+                for event in reply["events"]:
                     self._append(int(event["id"]), _formatted(event["name"], event["body"]))
-                if not answer["events"] and not self._missed:
-                    self.last = max(self.last or 0, int(answer["last"]))
+                if not reply["events"] and not self._missed:
+                    self.last = max(self.last or 0, int(reply["last"]))
                     return
         except PRouterError as error:
             log.warning("event=events_not_caught_up last=%s code=%s", self.last, error.code)

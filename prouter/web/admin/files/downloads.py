@@ -42,7 +42,7 @@ class Download:
     path: bytes
     remove: bool = False
 
-    def answer(self, req: ApiRequest, resp: falcon.Response) -> None:
+    def respond(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Fill in the response to a GET or HEAD.
 
         Raises:
@@ -54,11 +54,11 @@ class Download:
         resp.set_header("X-Content-Type-Options", "nosniff")
         ranged = "RANGE" in headers and req.method == "GET" and not self.remove
         if req.method == "HEAD" or ranged or any(name in headers for name in _CONDITIONS):
-            self._answer_with_care(req, resp, headers, ranged)
+            self._respond_by_version(req, resp, headers, ranged)
         else:
             self._send_whole(req, resp, *self._open(0, None))
 
-    def _answer_with_care(
+    def _respond_by_version(
         self, req: ApiRequest, resp: falcon.Response, headers: Mapping[str, str], ranged: bool
     ) -> None:
         """Look at the file, decide on ranges and preconditions, open it; repeat if it changed in between."""

@@ -55,9 +55,9 @@ class JobUrls:
         """Return the broker's JSON list of jobs with their URLs."""
         root, after = (json.dumps(text)[1:-1].encode("ascii") for text in (self._root, self._after))
 
-        def told(match: re.Match[bytes]) -> bytes:
+        def insert(match: re.Match[bytes]) -> bytes:
             if match[3] == b"null":
                 return match[0] + b',"url":null'
             return b'%b,"url":"%b%b"' % (match[0], root, match[2] + after if after else match[3][1:-1])
 
-        return _LISTED.sub(told, jobs)
+        return _LISTED.sub(insert, jobs)

@@ -71,8 +71,8 @@ class BridgeResource:
         args: dict[str, Any] = {"connection": connection, "job": job}
         found: list[dict[str, Any]] = []
         while True:
-            answer = self._router.call("bridges", args, timeout=_CALL_TIMEOUT)
-            found += ({**bridge, "since": rfc3339(bridge["since"])} for bridge in answer["bridges"])
-            if answer.get("next") is None:
+            reply = self._router.call("bridges", args, timeout=_CALL_TIMEOUT)
+            found += ({**bridge, "since": rfc3339(bridge["since"])} for bridge in reply["bridges"])
+            if reply.get("next") is None:
                 return found
-            args["cursor"] = answer["next"]
+            args["cursor"] = reply["next"]

@@ -40,25 +40,25 @@ class Connections:
 
     def _ask(self) -> None:
         """Get the list from the broker, in parts if it is long, and again if it changes between parts."""
-        answer = self._call({"etag": self._etag})
-        if "connections" not in answer:
+        reply = self._call({"etag": self._etag})
+        if "connections" not in reply:
             return
-        etag, pieces = answer["etag"], [answer["connections"]]
+        etag, pieces = reply["etag"], [reply["connections"]]
         changes = 0
-        while answer.get("next") is not None:
-            answer = self._call({"of": etag, "from": answer["next"]})
-            if answer["etag"] != etag:
-                etag, pieces = answer["etag"], []
+        while reply.get("next") is not None:
+            reply = self._call({"of": etag, "from": reply["next"]})
+            if reply["etag"] != etag:
+                etag, pieces = reply["etag"], []
                 changes += 1
                 if changes == _CHANGES:
                     raise Overloaded("the list of connections changes faster than it can be read", retry_after=1)
-            pieces.append(answer["connections"])
+            pieces.append(reply["connections"])
         self._answer, self._etag = b"".join(pieces), etag
         self._entries = None
 
     def _call(self, args: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = self._router.call("connections", args, timeout=_CALL_TIMEOUT)
-        return answer
+        reply: dict[str, Any] = self._router.call("connections", args, timeout=_CALL_TIMEOUT)
+        return reply
 
     def _refresh(self) -> None:
         """Get a list that is not older than this call."""

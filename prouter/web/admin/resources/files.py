@@ -40,7 +40,7 @@ class Files:
             refuse_foreign(req)
         route = sandbox_route(self._router, connection, job)
         try:
-            Download(self._router, route, path, remove).answer(req, resp)
+            Download(self._router, route, path, remove).respond(req, resp)
         except IsDirectory:
             self._list(req, resp, route, path)
 

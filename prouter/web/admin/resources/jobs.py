@@ -62,20 +62,20 @@ class _Calls:
         self._router = router
 
     def _call(self, op: str, args: dict[str, Any], timeout: float | None = _CALL_TIMEOUT) -> dict[str, Any]:
-        answer: dict[str, Any] = self._router.call(op, args, timeout=timeout)
-        return answer
+        reply: dict[str, Any] = self._router.call(op, args, timeout=timeout)
+        return reply
 
-    def _create(self, request: CreateRequest, key: str, told: str) -> JobInfo:
+    def _create(self, request: CreateRequest, key: str, body_digest: str) -> JobInfo:
         """Create a job, or return that of the first request with this key.
 
         Args:
-            told: digest of the request body if the client sent a key, else empty.
+            body_digest: digest of the request body if the client sent a key, else empty.
 
 
         Raises:
             KeyReused: the first request had another body.
         """
-        about = {"digest": told} if told else {}
+        about = {"digest": body_digest} if body_digest else {}
         created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
         return created
 
@@ -112,15 +112,15 @@ class Jobs(_Calls):
         }
         cursor = query.text(req, "cursor")
         parts: list[bytes] = []
-        room = MAX_PAGE
+        free = MAX_PAGE
         while True:
-            left = {"bytes": room} if parts else {}
+            left = {"bytes": free} if parts else {}
             page = self._call("jobs.list", {**args, "limit": limit, "cursor": cursor, **left})
             cursor, limit = page["next"], limit - page["count"]
             if page["jobs"]:
                 parts.append(page["jobs"])
-                room -= len(page["jobs"])
-            if cursor is None or limit <= 0 or room < _ENOUGH:
+                free -= len(page["jobs"])
+            if cursor is None or limit <= 0 or free < _ENOUGH:
                 break
         resp.content_type = falcon.MEDIA_JSON
         resp.data = b'{"jobs":[%b],"next":%b}' % (
@@ -147,11 +147,11 @@ class Jobs(_Calls):
         else:
             self._wait(req, resp, connection, job, patience)
 
-    def _run(self, request: RunRequest, key: str, told: str) -> JobInfo:
+    def _run(self, request: RunRequest, key: str, body_digest: str) -> JobInfo:
         """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
-            created = self._create(request.create(), f"{key} create", told)
+            created = self._create(request.create(), f"{key} create", body_digest)
             connection, job = created["path"].split("/")[2:4]
             try:
                 return self._start(connection, job, request.start(), f"{key} start")
@@ -160,7 +160,7 @@ class Jobs(_Calls):
                 raise
             except NotFound:
                 # The same request may have been sent twice at once, and the other one removed the job of both.
-                if not told or job == before:
+                if not body_digest or job == before:
                     raise
                 before = job
 

@@ -31,7 +31,7 @@ def work(shared: Board, answers: int) -> int:
     pid = os.fork()
     if not pid:
         for _ in range(answers):
-            shared.answered(JOB, b"GET", 200, 0.003)
+            shared.count_response(JOB, b"GET", 200, 0.003)
         shared.publish({"streams": 5}, cpu_seconds=1.0)
         signal.pause()
     return pid
@@ -72,12 +72,12 @@ def test_workers_beyond_the_slots_count_for_nobody_and_harm_nobody() -> None:
     shared = board()
     for worker in range(200):
         shared.enter(worker)
-        shared.answered(API, "GET", 200, 0.1)
+        shared.count_response(API, "GET", 200, 0.1)
     assert shared.totals().requests[API, "GET", "2xx"] == 128
     for worker in range(200):
         shared.leave(worker)
     shared.enter(201)
-    shared.answered(API, "GET", 200, 0.1)
+    shared.count_response(API, "GET", 200, 0.1)
     assert shared.totals().requests[API, "GET", "2xx"] == 129
 
 
@@ -85,7 +85,7 @@ def test_workers_beyond_the_slots_count_for_nobody_and_harm_nobody() -> None:
 def test_every_answer_is_in_the_bucket_of_its_time(times: list[tuple[int, float]]) -> None:
     shared = board()
     for to, seconds in times:
-        shared.answered(to, "POST", 503, seconds)
+        shared.count_response(to, "POST", 503, seconds)
     found = shared.totals()
     for to in (API, JOB):
         own = [seconds for other, seconds in times if other == to]
@@ -100,7 +100,7 @@ def test_every_answer_is_in_the_bucket_of_its_time(times: list[tuple[int, float]
 )
 def test_methods_that_nobody_knows_are_one(method: str | bytes, shown: str) -> None:
     shared = board()
-    shared.answered(API, method, 101, 0)
+    shared.count_response(API, method, 101, 0)
     assert shared.totals().requests[API, shown, "1xx"] == 1
 
 
@@ -108,15 +108,15 @@ def test_a_new_parent_counts_on_from_what_the_last_one_left(tmp_path: Path) -> N
     place = tmp_path / "figures"
     first = counters._open(place)
     first.enter(1)
-    first.answered(JOB, b"GET", 200, 0.2)
+    first.count_response(JOB, b"GET", 200, 0.2)
     first.publish({"streams": 3}, cpu_seconds=2.5)
     second = counters._open(place)
     totals = second.totals()
     assert (answered(second), totals.seconds[JOB], totals.cpu_seconds) == (1, 0.2, 2.5)
     assert totals.gauges == dict.fromkeys(GAUGES, 0), "nobody has anything now"
-    first.answered(JOB, b"GET", 200, 0.2)
+    first.count_response(JOB, b"GET", 200, 0.2)
     second.enter(1)
-    second.answered(JOB, b"GET", 200, 0.2)
+    second.count_response(JOB, b"GET", 200, 0.2)
     second.publish({}, cpu_seconds=1.0)
     assert (answered(second), second.totals().cpu_seconds) == (2, 3.5)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
@@ -132,7 +132,7 @@ def test_a_file_that_is_none_of_ours_is_replaced(tmp_path: Path, left: bytes) ->
 
 def test_without_a_place_for_the_file_workers_share_memory_all_the_same(tmp_path: Path) -> None:
     shared = counters._open(tmp_path / "missing" / "figures")
-    shared.answered(JOB, b"GET", 200, 0.2)
+    shared.count_response(JOB, b"GET", 200, 0.2)
     assert answered(shared) == 1
 
 
@@ -147,7 +147,7 @@ class Registry:
 @needed("promtool")
 def test_promtool_has_nothing_to_say() -> None:
     shared = board()
-    shared.answered(JOB, b"GET", 200, 0.2)
+    shared.count_response(JOB, b"GET", 200, 0.2)
     text = generate_latest(Registry(families(shared.totals(), dict.fromkeys(BROKER, 1.0))))
     tool = program("promtool")
     assert tool is not None
