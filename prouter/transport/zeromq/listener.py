@@ -338,6 +338,10 @@ class RouterListener:
         if self._closed:
             return
         self._closed = True
+        if not linger:
+            # libzmq ends a connection only after the ZAP handler's socket was used again, which may be never.
+            for connection in self._by_pipe.values():
+                connection.shut_down()
         self._poll.close()
         self._monitor.close()
         for fd in self._retired:
