@@ -64,7 +64,8 @@ def load_keys(given: str | Iterable[str], setting: str) -> tuple[str, ...]:
     """
     keys = []
     for entry in [given] if isinstance(given, str) else given:
-        if is_key(entry):
+        # Z85 has the characters of paths: one of 40 characters may look like a key.
+        if is_key(entry) and not Path(entry).is_file():
             keys.append(entry)
         elif entry:
             try:

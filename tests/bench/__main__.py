@@ -14,7 +14,7 @@ from tests.bench import agent_rows, proxy_rows, router_rows
 from tests.bench.measure import measure
 from tests.bench.report import compare, document, failed_musts, save, show
 from tests.bench.rows import QUICK, Probe, Settings
-from tests.bench.stack import NAMES, ROOT, running
+from tests.bench.stack import NAMES, OTHER_LINKS, ROOT, running
 
 PROBES = (*proxy_rows.MEMORY, *proxy_rows.PROBES, *router_rows.PROBES, *agent_rows.PROBES)
 RESULTS = ROOT / "bench-results"
@@ -24,7 +24,13 @@ RESULTS = ROOT / "bench-results"
 @click.option(
     "--rows", "pattern", default="*", metavar="PATTERN", help="Only rows whose key matches, as in 'get*,ws*'."
 )
-@click.option("--stacks", default=",".join(NAMES), metavar="NAMES", show_default=True, help="Only these stacks.")
+@click.option(
+    "--stacks",
+    default=",".join(NAMES),
+    metavar="NAMES",
+    show_default=True,
+    help=f"Only these stacks; there are {', '.join(OTHER_LINKS)}, too.",
+)
 @click.option(
     "--quick", is_flag=True, help="One short round, smaller transfers: a first impression in some two minutes."
 )
@@ -57,7 +63,7 @@ def main(
     probes = [probe for probe in PROBES if matches(probe, pattern)]
     if not probes:
         raise click.BadParameter(f"no row matches {pattern!r}; there are {', '.join(row_keys())}", param_hint="--rows")
-    unknown = set(stacks.split(",")) - set(NAMES)
+    unknown = set(stacks.split(",")) - set(NAMES) - set(OTHER_LINKS)
     if unknown:
         raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--stacks")
     with running(tuple(stacks.split(",")), progress.print) as started:

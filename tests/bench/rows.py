@@ -6,12 +6,12 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.bench.stack import NAMES, Stack
+from tests.bench.stack import NAMES, OTHER_LINKS, Stack
 
 __all__ = ["ALL", "PROUTER", "Bound", "Probe", "Row", "Settings", "at_least", "at_most"]
 
-ALL = NAMES
-PROUTER = ("prouter1", "prouter2")
+ALL = (*NAMES, *OTHER_LINKS)
+PROUTER = ("prouter1", "prouter2", *OTHER_LINKS)
 
 
 @dataclass(frozen=True)

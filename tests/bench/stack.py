@@ -1,7 +1,9 @@
 """Stacks: each way from a client to the fast job server, started in a directory of its own and always cleaned up.
 
 ``direct`` is the job server itself; ``nginx`` and ``chp`` (configurable-http-proxy) stand in front of that same
-process; ``prouter1`` and ``prouter2`` are a router with one or two workers, an agent, and the job server as a job.
+process; ``prouter1`` and ``prouter2`` are a router with one or two workers, an agent, and the job server as a job. The
+agent links over tcp; that of ``prouter2ipc`` links through the router's unix socket, that of ``prouter2curve`` over tcp
+with CURVE.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ from tests.bench.nginx import Nginx
 from tests.bench.processes import MARK, Process
 from tests.support.ports import free_port
 
-__all__ = ["NAMES", "Chp", "Direct", "NginxStack", "Prouter", "Stack", "StackFailed", "running"]
+__all__ = ["LINKS", "NAMES", "OTHER_LINKS", "Chp", "Direct", "NginxStack", "Prouter", "Stack", "StackFailed", "running"]
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".bench"
 FAST_SERVER = ROOT / "tests" / "jobs" / "fast_server.py"
 CHP_VERSION = "5.3.0"
 NAMES = ("direct", "nginx", "chp", "prouter1", "prouter2")
+LINKS = ("tcp", "ipc", "curve")
+OTHER_LINKS = ("prouter2ipc", "prouter2curve")
+"""Stacks that are measured when asked for by name."""
 
 
 class StackFailed(Exception):
@@ -176,12 +181,14 @@ class Prouter(Stack):
     Args:
         workers: of the router.
         job: whether to start the agent and the job server.
+        link: how the agent links, one of `LINKS`.
     """
 
-    def __init__(self, workers: int, *, job: bool = True) -> None:
+    def __init__(self, workers: int, *, job: bool = True, link: str = "tcp") -> None:
         super().__init__()
-        self.name = f"prouter{workers}"
-        self.title = f"pRouter, {workers} worker{'s' if workers > 1 else ''}"
+        self.link = link
+        self.name = f"prouter{workers}{'' if link == 'tcp' else link}"
+        self.title = f"pRouter, {workers} worker{'s' if workers > 1 else ''}{'' if link == 'tcp' else f', {link}'}"
         self.workers = workers
         self.with_job = job
         self.agents_endpoint = ""
@@ -201,6 +208,7 @@ class Prouter(Stack):
             "server.port=0",
             f"state.dir={str(self.directory / 'router')!r}",
             f"state.run_dir={str(self.directory / 'run')!r}",
+            f"server.curve={str(self.link == 'curve').lower()}",
             options=("--workers", str(self.workers)),
         )
         found = self.await_line(ready, r"^ready control=http://([\w.]+):(\d+) agents=(\S+)$")
@@ -211,9 +219,14 @@ class Prouter(Stack):
             self._launch_job()
 
     def _launch_agent(self) -> None:
+        address = self.agents_endpoint.removeprefix("tcp://")
+        if self.link == "ipc":
+            address = f"ipc://{self.directory / 'run' / 'agents.sock'}"
+        key = str(self.directory / "router" / "keys" / "router.key")
         ready = self.prouter(
             "agent",
-            f"client.address={self.agents_endpoint.removeprefix('tcp://')!r}",
+            f"client.address={address!r}",
+            *([f"client.router_key={key!r}"] if self.link == "curve" else []),
             f"state.dir={str(self.directory / 'agent')!r}",
             f"jobs.root={str(self.directory / 'jobs')!r}",
         )
@@ -272,7 +285,7 @@ def running(names: tuple[str, ...], report: Callable[[str], None]) -> Iterator[d
     """The stacks with these names, started; one that does not come up is reported and left out.
 
     Args:
-        names: out of `NAMES`.
+        names: out of `NAMES` and `OTHER_LINKS`.
         report: is told why a stack is missing.
 
     Raises:
@@ -288,8 +301,10 @@ def running(names: tuple[str, ...], report: Callable[[str], None]) -> Iterator[d
             "chp": Chp,
             "prouter1": lambda: Prouter(1),
             "prouter2": lambda: Prouter(2),
+            "prouter2ipc": lambda: Prouter(2, link="ipc"),
+            "prouter2curve": lambda: Prouter(2, link="curve"),
         }
-        for name in NAMES:
+        for name in (*NAMES, *OTHER_LINKS):
             if name not in names:
                 continue
             if name == "direct":

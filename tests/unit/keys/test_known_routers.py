@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prouter.config import AgentConfig, ConfigError
+from prouter.key_pairs import is_key
 from prouter.keys.destinations import agent_pair, destinations, load_keys
 from prouter.keys.files import make_pair, store_pair
 from prouter.keys.join_url import JoinUrl
@@ -104,6 +105,15 @@ def test_keys_are_texts_or_files(tmp_path: Path) -> None:
     assert load_keys(KEY, "client.router_key") == (KEY,)
     with pytest.raises(ConfigError, match=r"client\.router_key: neither a key in Z85 nor a file"):
         load_keys("nonsense", "client.router_key")
+
+
+def test_a_path_that_looks_like_a_key_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair = make_pair()
+    name = "k" * 36
+    store_pair(Path(), name, pair)
+    assert is_key(f"{name}.key")
+    assert load_keys(f"{name}.key", "client.router_key") == (pair.public,)
 
 
 def test_an_agent_makes_its_own_pair_unless_it_has_one(tmp_path: Path) -> None:
