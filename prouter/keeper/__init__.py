@@ -1,5 +1,5 @@
-"""The keeper: the parent process of an agent's jobs, which outlives the agent and ends them if it does not return.
+"""The keeper: the parent process of an agent's jobs. It outlives the agent, and ends the jobs if no agent returns.
 
-Standard library only, single-threaded, sleeping when nothing happens. It is a process of its own (`__main__`), started
-and spoken to by `prouter.agent.jobs.runner`; see docs/decisions/keeper.md.
+It uses the standard library only and one thread, and sleeps while nothing happens. The agent's local runner starts it
+(`prouter.agent.jobs.local_runner`); docs/decisions/keeper.md says why there is such a process.
 """

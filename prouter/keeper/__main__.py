@@ -1,8 +1,9 @@
 """Start of the keeper process: ``python -I -S …/keeper/__main__.py STATE_DIR SOCKET_FD keep|remove CGROUP move|stay``.
 
-Run as a file, isolated and without site packages, because that starts in half the time and memory. The agent starts
-it; it is of no use by hand. SOCKET_FD is the agent's connection; then what to do with sandboxes that a dead predecessor
-left, the setting ``jobs.cgroup``, and whether agent and keeper may be moved to a control group of their own.
+The agent starts it; it is of no use by hand. It is run as a file, isolated and without site packages, because that
+halves the time and memory of a start. SOCKET_FD is the agent's connection. The other arguments say whether to keep or
+remove sandboxes that a dead keeper left, give the setting ``jobs.cgroup``, and say whether agent and keeper may be
+moved to a control group of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Appended, not put first: a module of ours must never stand in for one of the standard library.
+    # Appended, not inserted at the front: no module of ours may hide one of the standard library.
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     from prouter.keeper.server import main
 

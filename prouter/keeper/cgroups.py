@@ -1,8 +1,8 @@
-"""Control groups for jobs (cgroup v2), where a part of the hierarchy was delegated to the agent.
+"""Control groups for jobs (cgroup v2), on machines where a part of the hierarchy is delegated to the agent.
 
-A job's group knows what no look at /proc can: who belongs to the job, whatever hides; what all of it used, ended
-processes included; and it is killed in one step. Where the memory controller is delegated too, the kernel itself keeps
-the job to its memory. Which part of the hierarchy that is: `prouter.keeper.delegation`.
+A job's group knows all processes of the job, whatever they do to hide, and what they have used, ended ones included. It
+can be killed in one step. If the memory controller is delegated, the kernel itself enforces the memory limit.
+`prouter.keeper.delegation` finds the part of the hierarchy that may be used.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst, systemd's docs/CGROUP_DELEGATION.md, cgroups(7).
 """
@@ -22,9 +22,9 @@ from prouter.processes.limits import Limits
 __all__ = ["AUTO", "OFF", "Group", "Hierarchy", "end_left", "find", "jobs_of"]
 
 AUTO = "auto"
-"""Use what is delegated, if anything is."""
+"""Use what is delegated to the agent, if anything is."""
 OFF = "off"
-"""Use none."""
+"""Use no control groups."""
 
 _JOB = "prouter-job-"
 _TRIAL = "prouter-trial-"
@@ -35,7 +35,7 @@ _TASKS_PER_PROCESS = 32
 ordinary program meets before its processes are counted.
 """
 _PATIENCE = 0.1
-"""Seconds until a group is empty whose last process was awaited: newer kernels let it leave after its parent knows."""
+"""Seconds until a group is empty after its last process was reaped, which newer kernels do with a delay."""
 
 Log = Callable[[str, str], None]
 
@@ -44,8 +44,8 @@ class Group:
     """One job's control group.
 
     Attributes:
-        procs: the file a process enters the group by.
-        holds_memory: whether the kernel keeps the job to its limit of memory.
+        procs: the file through which a process enters the group.
+        holds_memory: whether the kernel enforces the job's memory limit.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,13 +54,13 @@ class Group:
         self.holds_memory = False
 
     def limit(self, limits: Limits) -> None:
-        """Have the kernel hold what it can hold.
+        """Have the kernel enforce the limits that it can enforce.
 
         Raises:
             OSError: it refuses.
         """
         if limits.memory is not None and os.path.exists(f"{self._path}/memory.max"):
-            with contextlib.suppress(FileNotFoundError):  # A kernel without swap.
+            with contextlib.suppress(FileNotFoundError):  # The kernel has no swap.
                 _write(f"{self._path}/memory.swap.max", "0")
             _write(f"{self._path}/memory.oom.group", "1")
             _write(f"{self._path}/memory.max", str(limits.memory))
@@ -72,35 +72,39 @@ class Group:
         """Pids of all living processes in the group and in those below it."""
         found: list[int] = []
         for directory, _, _ in os.walk(self._path):
-            with contextlib.suppress(OSError):  # Gone by now, or a threaded group, which has no list.
+            with contextlib.suppress(OSError):  # The group is gone, or a threaded one, which has no list.
                 found += map(int, read(f"{directory}/cgroup.procs").split())
         return found
 
     def kill(self) -> None:
-        """SIGKILL to everything in it at once.
+        """Send SIGKILL to all processes of the group in one step.
 
-        Nothing happens where that cannot be: before Linux 5.14, or in a group that the job itself made a threaded one.
+        Nothing happens before Linux 5.14, or if the job has made its group a threaded one.
         """
         with contextlib.suppress(OSError):
             _write(f"{self._path}/cgroup.kill", "1")
 
     def thaw(self) -> None:
-        """Let it run on if somebody has frozen it, or a group that the job made below it (cgroup.freeze)."""
+        """Thaw the group, and groups that the job made below it (cgroup.freeze)."""
         for directory, _, _ in os.walk(self._path):
-            with contextlib.suppress(OSError):  # Gone by now, or a kernel before 5.2: nothing is frozen there.
+            with contextlib.suppress(OSError):  # The group is gone, or Linux is older than 5.2 and cannot freeze it.
                 if read(f"{directory}/cgroup.freeze").strip() == "1":
                     _write(f"{directory}/cgroup.freeze", "0")
 
     def cpu_seconds(self) -> float | None:
-        """CPU time of everything that ever ran in it; None when the kernel does not say."""
+        """CPU seconds of every process that ever ran in the group; None if the kernel does not tell."""
         return _field(f"{self._path}/cpu.stat", "usage_usec", 1e-6)
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed it for its memory."""
+        """Whether the kernel killed a process of the group for lack of memory."""
         return bool(_field(f"{self._path}/memory.events", "oom_kill", 1.0))
 
     def remove(self, *, patience: float = _PATIENCE) -> bool:
-        """Remove it, and groups that the job made below it, trying for `patience` seconds; whether it is gone."""
+        """Remove the group, and groups that the job made below it; return whether it is gone.
+
+        Args:
+            patience: seconds for which it is tried.
+        """
         deadline = time.monotonic() + patience
         while not self._removed():
             if time.monotonic() > deadline:
@@ -110,19 +114,19 @@ class Group:
 
     def _removed(self) -> bool:
         for directory, _, _ in os.walk(self._path, topdown=False):
-            with contextlib.suppress(OSError):  # Whatever is left holds a process; told by what follows.
+            with contextlib.suppress(OSError):  # A group that is left still has a process, which the next lines find.
                 os.rmdir(directory)
         return not os.path.exists(self._path)
 
 
 class Hierarchy:
-    """The part of the machine's hierarchy that is the keeper's to use.
+    """The part of the machine's hierarchy that the keeper may use.
 
     Args:
         path: the directory of the group below which jobs get theirs.
 
     Attributes:
-        controllers: those that jobs' groups have, of the wanted ones.
+        controllers: the wanted controllers that jobs' groups have.
     """
 
     def __init__(self, path: str) -> None:
@@ -131,14 +135,14 @@ class Hierarchy:
         self._given: list[str] = []
 
     def prepare(self, *, divide: bool, move: bool, log: Log) -> None:
-        """Make sure that jobs can have groups here, with the controllers there are.
+        """Check that jobs can have groups here, and give those groups controllers.
 
         Args:
-            divide: whether controllers may be given to the groups below; without, jobs get those that somebody gave.
-            move: whether agent and keeper may be moved out of the way for that, into a group of their own.
+            divide: whether the keeper may give controllers to the groups below. If not, jobs have those given already.
+            move: whether agent and keeper may be moved into a group of their own for that.
 
         Raises:
-            OSError: no groups can be made here, or no processes put into them.
+            OSError: no group can be made here, or no process can enter it.
         """
         there = read(f"{self.path}/cgroup.controllers").split()
         self._try()
@@ -147,7 +151,7 @@ class Hierarchy:
         self.controllers = frozenset(_WANTED) & frozenset(read(f"{self.path}/cgroup.subtree_control").split())
 
     def _try(self) -> None:
-        """See whether a process can enter a group here: that takes rights over the groups it comes from as well."""
+        """Check that a process can enter a group here, which also takes rights on the group that it leaves."""
         trial = Group(f"{self.path}/{_TRIAL}{os.getpid()}")
         os.mkdir(os.path.dirname(trial.procs))
         try:
@@ -169,23 +173,23 @@ class Hierarchy:
                 _write(f"{self.path}/{LEAF}/cgroup.procs", pid)
         given = read(f"{self.path}/cgroup.subtree_control").split()
         if os.path.basename(group_of(os.getpid()) or "") == LEAF:
-            given = []  # By an earlier keeper: ours to take back.
+            given = []  # An earlier keeper gave them, so this one takes them back.
         for name in names:
             if name in given:
                 continue
             try:
                 _write(f"{self.path}/cgroup.subtree_control", f"+{name}")
                 self._given.append(name)
-            except OSError as error:  # EBUSY: processes in the group itself.
+            except OSError as error:  # EBUSY: there are processes in the group itself.
                 log("info", f"event=controller_not_used controller={name} group={self.path!r} error={str(error)!r}")
 
     def give_back(self) -> None:
-        """Take the controllers from the groups below: nothing can be started in a group that gives any.
+        """Take the controllers from the groups below, because no process can be started in a group that gives any.
 
-        So a service manager could not start the next agent while this keeper still ends the last one's jobs.
+        Otherwise systemd could not start the next agent while this keeper still ends the jobs of the last one.
         """
         for name in self._given:
-            with contextlib.suppress(OSError):  # Somebody made use of it further below, or all of it is gone.
+            with contextlib.suppress(OSError):  # A group further below uses the controller, or the group is gone.
                 _write(f"{self.path}/cgroup.subtree_control", f"-{name}")
 
     def where(self, job: str) -> str:
@@ -193,7 +197,7 @@ class Hierarchy:
         return f"{self.path}/{_JOB}{job}"
 
     def make(self, job: str, limits: Limits) -> Group:
-        """A new job's group.
+        """Make the group of a new job.
 
         Raises:
             OSError: it cannot be made.
@@ -210,10 +214,11 @@ class Hierarchy:
 
 
 def end_left(directories: Iterable[str], *, patience: float) -> None:
-    """Kill what an earlier keeper's jobs left in their groups, and remove these; blocks for `patience` seconds at most.
+    """Kill what an earlier keeper's jobs left in their groups, and remove the groups.
 
     Args:
-        directories: of the groups, as that keeper wrote them down.
+        directories: of the groups, from the journal.
+        patience: seconds for which this blocks at most.
     """
     deadline = time.monotonic() + patience
     groups = [Group(path) for path in directories if os.path.basename(path).startswith(_JOB)]
@@ -224,10 +229,10 @@ def end_left(directories: Iterable[str], *, patience: float) -> None:
 
 
 def find(setting: str, *, move: bool, log: Log) -> Hierarchy | None:
-    """The hierarchy to use, ready for jobs; None for none.
+    """The hierarchy for jobs' groups; None if there is none.
 
     Args:
-        setting: `AUTO`, `OFF`, or the directory of a group that is the agent's to use.
+        setting: `AUTO`, `OFF`, or the directory of a group that the agent may use.
         move: see `Hierarchy.prepare`.
     """
     if setting == OFF:
@@ -248,13 +253,13 @@ def find(setting: str, *, move: bool, log: Log) -> Hierarchy | None:
 
 
 def jobs_of(pid: int) -> list[str]:
-    """The uids of the jobs whose groups the process is in or below: several where an agent is a job itself."""
+    """Uids of the jobs whose groups a process is in or below. There are several if an agent is itself a job."""
     group = group_of(pid) or ""
     return [name.removeprefix(_JOB) for name in group.split("/") if name.startswith(_JOB)]
 
 
 def _field(path: str, name: str, unit: float) -> float | None:
-    """A line ``name value`` of a flat keyed file, in `unit`; None where the file or the line is missing."""
+    """The value of a line ``name value`` in a flat keyed file, in `unit`; None if file or line is missing."""
     try:
         lines = read(path).splitlines()
     except OSError:
@@ -263,7 +268,7 @@ def _field(path: str, name: str, unit: float) -> float | None:
 
 
 def _enter_and_exit(procs: str) -> NoReturn:
-    """In a child: enter a group and end; the exit code is the error's number."""
+    """In a forked child: enter a group and exit; the exit code is the number of the error."""
     number = errno.EIO
     try:
         _write(procs, "0")

@@ -1,8 +1,8 @@
-"""Which part of the machine's cgroup v2 hierarchy is the agent's to use, as far as that can be told by looking.
+"""The part of the machine's cgroup v2 hierarchy that the agent may use.
 
-A group is used in one of two ways. It may be *divided*, controllers given to the groups below it, if somebody handed it
-over. Groups without controllers may be made below the agent's own where no service manager keeps books: they are in
-nobody's way. The rules, and why: docs/decisions/keeper.md.
+If a group was delegated to the agent, the keeper may *divide* it: give its controllers to the groups below. Otherwise
+the keeper may make groups without controllers below the agent's own, if no systemd manages the machine's groups.
+docs/decisions/keeper.md has the rules and the reasons.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst, systemd's docs/CGROUP_DELEGATION.md, proc(5), cgroups(7).
 """
@@ -16,21 +16,21 @@ import re
 __all__ = ["LEAF", "delegated", "group_of", "read"]
 
 LEAF = "prouter-agent"
-"""Where agent and keeper are: a group that gives controllers to groups below it may hold no process itself."""
+"""Group for agent and keeper: a group that gives controllers to groups below may have no process itself."""
 
 _MARKS = ("user.delegate", "trusted.delegate")
 """Extended attributes by which systemd marks a delegated group."""
 _USER_MANAGER = re.compile(r"/user@[0-9]+\.service/")
-"""Below this all groups belong to a user, but a systemd of theirs keeps the books."""
+"""All groups below this belong to a user, and are managed by that user's systemd."""
 _BOOTED = "/run/systemd/system"
-"""There if systemd manages the machine (sd_booted(3))."""
+"""Exists if systemd manages the machine (sd_booted(3))."""
 _ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
 
 
 def delegated() -> tuple[str | None, bool]:
-    """The directory of the group below which jobs may get theirs, None if there is none; and whether it may be divided.
+    """The directory of the group for jobs' groups, None if there is none; and whether it may be divided.
 
-    That is this process's own group, or the one above if its own is `LEAF`.
+    It is this process's own group, or the one above if its own is `LEAF`.
     """
     group = group_of(os.getpid())
     directory = _directory_of(group) if group is not None else None
@@ -47,7 +47,7 @@ def delegated() -> tuple[str | None, bool]:
 
 
 def group_of(pid: int) -> str | None:
-    """The process's cgroup v2 path, as this process sees the hierarchy."""
+    """The cgroup v2 path of a process, as this process sees the hierarchy."""
     try:
         lines = read(f"/proc/{pid}/cgroup").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -62,7 +62,7 @@ def read(path: str) -> str:
 
 
 def _directory_of(group: str) -> str | None:
-    """Where the cgroup v2 file system shows this group (proc(5), mountinfo)."""
+    """The directory of a group in the cgroup v2 file system (proc(5), mountinfo)."""
     for line in read("/proc/self/mountinfo").splitlines():
         mount, _, kind = line.partition(" - ")
         if kind.split(" ", 1)[0] != "cgroup2":
@@ -81,7 +81,7 @@ def _unescaped(word: str) -> str:
 
 
 def _is_marked(directory: str) -> bool:
-    """Whether systemd, or somebody by the same sign, handed the group over."""
+    """Whether systemd, or another program with the same mark, has delegated the group."""
     for name in _MARKS:
         with contextlib.suppress(OSError):
             if os.getxattr(directory, name) == b"1":
@@ -90,10 +90,12 @@ def _is_marked(directory: str) -> bool:
 
 
 def _is_ours(directory: str, group: str) -> bool:
-    """Whether the group is ours by its owner (not root's), or as the root of a container's own hierarchy."""
+    """Whether this user (not root) owns the group, or it is the root of a container's own hierarchy."""
     if os.geteuid() != 0:
         return os.stat(directory).st_uid == os.geteuid() and _USER_MANAGER.search(f"{group}/") is None
-    return group == "/" and os.path.exists(f"{directory}/cgroup.type")  # The machine's own root has no type.
+    return group == "/" and os.path.exists(
+        f"{directory}/cgroup.type"
+    )  # The root of the machine's hierarchy has no such file.
 
 
 def _is_writable(directory: str) -> bool:

@@ -1,8 +1,8 @@
-"""Names of a job's logs; where the kept part of one begins, and the line that stands for what was dropped of it.
+"""Names of a job's logs, and the gap at the beginning of a log that was cut.
 
-Standard library only: used by the keeper. The agent bounds a log by giving its oldest blocks back to the file system
-(agent/logs); the file keeps its length, so positions in it never change, and what was dropped is a hole at its
-start.
+Standard library only, because the keeper uses it. The agent bounds a log by giving its oldest blocks back to the file
+system (`prouter.agent.logs`). The file keeps its length, so positions in it never change, and the dropped part is a
+hole at its beginning.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ __all__ = [
 ]
 
 LOG_FILES = {b".pagent.stdout": "stdout", b".pagent.stderr": "stderr"}
-"""What a log is called in the sandbox."""
+"""By name in the sandbox, the stream of a log."""
 
 LOGS_DIRECTORY = ".job-logs"
 """Directory of all logs in ``jobs.root``."""
 
 COPIED = 256 << 10
-"""Bytes of a log's beginning that are copied into the sandbox."""
+"""Bytes of a log's beginning that the log writer copies into the sandbox."""
 
 COPY_END = b"\n[prouter: the rest is in the job's log only]\n"
-"""End of a copy that is not the whole log."""
+"""Last line of a copy that does not hold the whole log."""
 
 UNLISTED = ".unlisted"
-"""Ending of the mark beside a log that is no longer to be seen in the sandbox."""
+"""Suffix of the file that marks a log as not listed in the sandbox."""
 
 
 def log_names(uid: str) -> list[str]:
-    """All names that files of a job's logs may have in `LOGS_DIRECTORY`."""
+    """All names that the files of a job's logs may have in `LOGS_DIRECTORY`."""
     return [
         f"{uid}.{stream}{ending}" for stream in LOG_FILES.values() for ending in ("", ".kept", ".kept.new", UNLISTED)
     ]
 
 
 def remove_logs(root: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Delete these files of logs in ``jobs.root``, and their directory with the last of all; none is fine.
+    """Delete files of logs in ``jobs.root``, and their directory if it is then empty. Missing files are no error.
 
     Raises:
         OSError: one cannot be deleted.
@@ -62,9 +62,9 @@ def remove_logs(root: str | os.PathLike[str], names: Iterable[str]) -> None:
 
 
 def first_data(fd: int, offset: int = 0) -> int:
-    """The first position at or after `offset` that is not in a hole; the file's size when there is none.
+    """The first position at or after `offset` that is not in a hole; the file's size if there is none.
 
-    Where the file system knows no holes, `offset` itself.
+    On a file system without holes it is `offset` itself.
     """
     try:
         return os.lseek(fd, offset, os.SEEK_DATA)
@@ -77,5 +77,5 @@ def first_data(fd: int, offset: int = 0) -> int:
 
 
 def gap_marker(dropped: int) -> bytes:
-    """The line that a reader gets in place of `dropped` bytes."""
+    """The line that replaces `dropped` bytes for readers."""
     return b"[prouter: %d bytes dropped]\n" % dropped

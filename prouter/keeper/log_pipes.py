@@ -1,10 +1,10 @@
-"""What jobs write: a pipe for each of their outputs, and the log writer that empties the pipes into log files.
+"""The outputs of jobs: a pipe for each, and the log writer that moves their content into log files.
 
-A job gets a pipe and not its log file, because a program that opens ``/dev/stdout`` opens what is behind it anew: a
-file would be truncated, and written from its beginning. A pipe has neither length nor position.
+A job gets a pipe instead of its log file, because a program that opens ``/dev/stdout`` opens the file behind it anew:
+it would truncate the log, and write from its beginning. A pipe has neither length nor position.
 
-The keeper looks at a pipe only until something is in it. Then the pipe is the log writer's, until the job has ended
-and the writer says that all of it is stored. Both hold the pipe, so no end of a single process breaks it.
+The keeper watches a pipe only until it has content. Then the log writer gets the pipe, until the job has ended and the
+writer tells that all of it is stored. Both processes hold the pipe open, so the end of one of them does not break it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prouter.keeper.log_writer import ADD, DONE, FAILED, FINISH, HEAD, LONGEST, 
 __all__ = ["LogPipes", "Output"]
 
 _WRITE_ONLY = 0o200
-"""Mode of a pipe: who opens ``/dev/stdout`` for reading would take bytes from its log."""
+"""Mode of a pipe: write only, because a reader of ``/dev/stdout`` would take bytes from the log."""
 _PATIENCE = 5.0
 """Seconds that a log writer stuck in a write may delay the end of a job."""
 _LOOK = 0.01
@@ -39,7 +39,7 @@ class Output(NamedTuple):
 
     Attributes:
         path: of its log; or a descriptor, to whose end it is appended.
-        copy: where a copy of the log's beginning goes, or None.
+        copy: path of the copy of the log's beginning, or None.
     """
 
     path: str | int
@@ -47,7 +47,7 @@ class Output(NamedTuple):
 
 
 class _Pipe:
-    """One output's pipe: looked at by the keeper, then moved by the writer, then over."""
+    """The pipe of one output: the keeper watches it, then the writer moves its content, then it is over."""
 
     def __init__(self, number: int, job: str, reading: int, log: int, copy: int | None) -> None:
         self.number = number
@@ -61,7 +61,7 @@ class _Pipe:
 
     @property
     def holds(self) -> bool:
-        """Whether anything is in it."""
+        """Whether it has content."""
         return bool(_events(self.reading) & select.POLLIN)
 
     def close(self) -> None:
@@ -82,9 +82,9 @@ class LogPipes:
     """The pipes of all jobs.
 
     Args:
-        poller: gets the descriptors registered; the caller hands readiness to `ready`.
-        log: takes a level's name and an event line.
-        lock: a file that each log writer holds a lock on, so that its keeper's successor can wait for it.
+        poller: watches the descriptors; the caller tells `ready` which are ready.
+        log: takes the name of a level and an event line.
+        lock: a file that each log writer locks, so that the next keeper can wait for it.
     """
 
     def __init__(self, poller: select.epoll, log: Callable[[str, str], None], lock: str) -> None:
@@ -104,17 +104,17 @@ class LogPipes:
 
     @property
     def writer(self) -> int | None:
-        """Pid of the log writer, a child of the keeper that is no job's; None while there is none."""
+        """Pid of the log writer, a child of the keeper; None while there is none."""
         return self._writer
 
     def open(self, job: str, outputs: list[Output]) -> list[int]:
         """Make a job's pipes.
 
         Returns:
-            The ends to write to, in order, for the caller to close once the job has them.
+            The writing ends, in order; the caller closes them once the job has them.
 
         Raises:
-            OSError: a log cannot be opened, or no pipe made; nothing is left of it. `filename` is the log's.
+            OSError: a log cannot be opened, or no pipe can be made; nothing is left open. `filename` is the log's.
         """
         pipes: list[_Pipe] = []
         writing: list[int] = []
@@ -167,14 +167,14 @@ class LogPipes:
             os.close(fd)
 
     def watch(self, job: str) -> None:
-        """Begin to look at a job's pipes, once the job holds the only ends to write to."""
+        """Begin to watch a job's pipes, once only the job holds their writing ends."""
         for pipe in self._jobs.get(job, ()):
             self._poller.register(pipe.reading, select.EPOLLIN)
             self._watched[pipe.reading] = pipe
             pipe.watched = True
 
     def ready(self, fd: int, events: int) -> bool:
-        """Take note of a ready descriptor, if it is one of these."""
+        """Handle a ready descriptor; return False if it is none of these."""
         if self._control is not None and fd == self._control.fileno():
             if events & select.EPOLLOUT:
                 self._flush()
@@ -186,13 +186,13 @@ class LogPipes:
             return False
         if events & select.EPOLLIN:
             self._hand_over(pipe)
-        elif _events(fd) == select.POLLHUP:  # Now: before, another pipe may have had this number.
+        elif _events(fd) == select.POLLHUP:  # Asked now, because another pipe had this number before.
             self._unwatch(pipe)
             pipe.over = True
         return True
 
     def finish(self, job: str, then: Callable[[], None]) -> None:
-        """Call `then` once all that a job's processes have written is in its logs; they must be gone."""
+        """Call `then` once a job's logs hold all that its processes have written. No process may be left."""
         pipes = self._jobs.get(job, [])
         for pipe in pipes:
             if not pipe.over and not pipe.handed and not pipe.holds:
@@ -204,14 +204,14 @@ class LogPipes:
         self._settle(job)
 
     def due(self) -> float | None:
-        """When `tick` is to be called next (monotonic seconds), or None."""
+        """When `tick` must be called next (monotonic seconds), or None."""
         due = [ending.give_up_at for ending in self._endings.values()]
         if self._start_at is not None:
             due.append(self._start_at)
         return min(due, default=None)
 
     def tick(self) -> None:
-        """Start a writer that is due, and give up what it does not store in time."""
+        """Start a writer that is due, and give up output that it does not store in time."""
         now = time.monotonic()
         if self._start_at is not None and self._start_at <= now:
             self._flush()
@@ -222,9 +222,9 @@ class LogPipes:
             self._settle(job)
 
     def writer_ended(self) -> None:
-        """The writer's process has ended, and was reaped: go on with another one."""
+        """Go on with another writer, because the writer's process has ended and was reaped."""
         if self._control is not None:
-            self._receive()  # What it has said before.
+            self._receive()  # Messages that it sent before its end.
         self._log("error", f"event=log_writer_lost pid={self._writer}")
         self._drop_writer()
         for pipe in list(self._by_number.values()):
@@ -235,7 +235,7 @@ class LogPipes:
                     self._send(FINISH, pipe, [])
 
     def close(self) -> None:
-        """End the writer; the jobs have ended, and nobody wants their logs."""
+        """End the writer. The jobs have ended, and their logs are about to be removed."""
         writer = self._writer
         if writer is not None:
             os.kill(writer, signal.SIGKILL)
@@ -279,7 +279,7 @@ class LogPipes:
     # Talking to the writer.
 
     def _start_writer(self) -> socket.socket | None:
-        """A new writer's connection; None when there is to be none yet."""
+        """Start a writer and return the connection to it; None if it is too early for a new one."""
         now = time.monotonic()
         self._start_at = self._started_at + _RESTART
         if now < self._start_at:
@@ -316,7 +316,7 @@ class LogPipes:
                 socket.send_fds(control, [message], fds)
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
-                    return  # It is gone; the end of its process tells.
+                    return  # The writer is gone; SIGCHLD tells.
                 break
             self._unsent.popleft()
             _close_copy(fds)
@@ -332,7 +332,7 @@ class LogPipes:
             except ConnectionError:
                 data = b""
             if not data:
-                # Its process has ended or is about to, which is told by itself.
+                # Its process has ended or is about to; SIGCHLD tells.
                 self._poller.modify(self._control.fileno(), 0)
                 return
             operation, number = HEAD.unpack_from(data)
@@ -354,13 +354,13 @@ class LogPipes:
 
 
 def _close_copy(fds: list[int]) -> None:
-    """Close a copy that was sent: it is the writer's alone."""
+    """Close the descriptor of a copy that the writer has now."""
     for fd in fds[2:]:
         os.close(fd)
 
 
 def _events(fd: int) -> int:
-    """What a descriptor is ready for now."""
+    """The events for which a descriptor is ready now."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return dict(poll.poll(0)).get(fd, 0)
@@ -380,13 +380,13 @@ def _open_log(path: str) -> int:
 
 
 def _open_copy(path: str) -> int | None:
-    """A new file for the copy; None where there can be none, as the job can do without."""
+    """Make the file for a copy; None if that fails, because the job does not need it."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o600)
     except FileExistsError:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # Uploaded before the start; the name is the agent's.
+            os.unlink(path)  # A file of this name was uploaded before the start; the name is reserved.
             return os.open(path, flags, 0o600)
     except OSError:
         pass

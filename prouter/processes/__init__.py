@@ -1,1 +1,1 @@
-"""What /proc says about processes, their limits, and how a whole tree of them is halted."""
+"""Other processes, as /proc shows them: trees, limits, and how a whole tree is halted."""

@@ -1,8 +1,8 @@
-"""Stopping whole process trees that grow while one looks, so that all of a tree can be killed.
+"""Stopping whole process trees that grow meanwhile, so that every process of a tree can be killed.
 
-What is stopped cannot fork. But a process that is told to stop in the middle of a fork finishes it first: only a fatal
-signal interrupts fork(2). So a process's list of children is final once it is seen stopped, not once it was told to.
-Standard library only: used by the keeper.
+A stopped process cannot fork. But a process that gets SIGSTOP during a fork finishes the fork first, because only a
+fatal signal interrupts fork(2). So the list of a process's children is final once /proc shows it stopped, and not
+before. Standard library only: used by the keeper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prouter.processes.process_tree import (
 __all__ = ["Halt", "end_marked"]
 
 _SETTLE = 0.2
-"""Seconds to wait for processes to be seen stopped: one in uninterruptible sleep may not be for long."""
+"""Seconds to wait until processes are stopped; one in uninterruptible sleep may take long."""
 _STILL = "TtZXx"
 """States of processes that run no code, as in proc(5)."""
 
@@ -35,11 +35,11 @@ class Halt:
     """Stops processes and all their descendants, however fast they fork.
 
     Args:
-        spared: names of processes that were killed already: they fork no more, and are not waited for.
-        patience: seconds to wait, in each `run`, for processes to be seen stopped.
+        spared: keys of processes that were killed already. They cannot fork any more, so `run` does not wait for them.
+        patience: seconds for which each `run` waits until /proc shows processes as stopped.
 
     Attributes:
-        found: all processes found, zombies included, as they were when found; each before its descendants.
+        found: all processes that were found, zombies included, as they were then; parents before their children.
     """
 
     def __init__(self, spared: Iterable[tuple[int, int]] = (), *, patience: float = _SETTLE) -> None:
@@ -48,14 +48,14 @@ class Halt:
         self._patience = patience
 
     def run(self, roots: Iterable[int]) -> bool:
-        """Stop the processes with these pids, and their descendants; whether any of them was not known yet."""
+        """Stop these processes and their descendants; return whether a new one was found."""
         before = len(self.found)
         deadline = time.monotonic() + self._patience
         moving = self._stop(roots)
         while moving and time.monotonic() < deadline:
             still = [process for process in moving if _is_still(process)]
             if not still:
-                time.sleep(0.0005)  # Not busily: they need a processor to stop.
+                time.sleep(0.0005)  # Not in a busy loop: the processes need the processor to stop.
                 continue
             moving = [process for process in moving if process not in still]
             for process in still:
@@ -63,7 +63,7 @@ class Halt:
         return len(self.found) > before
 
     def _stop(self, roots: Iterable[int]) -> list[Process]:
-        """Tell all to stop that are not known yet; those whose children have to be listed again once they are still."""
+        """Send SIGSTOP to all that are not known yet; return those whose children must be listed again once stopped."""
         moving = []
         queue = list(roots)
         for pid in queue:
@@ -85,12 +85,12 @@ def _is_still(process: Process) -> bool:
 
 
 def end_marked(jobs: Iterable[str], *, patience: float) -> list[Process]:
-    """Kill every process on the machine that carries the mark of one of these jobs, with all its descendants.
+    """Kill every process on the machine with the mark of one of these jobs, and all descendants of such.
 
-    For what a keeper that died left behind; blocks until they are gone, but at most `patience` seconds.
+    This ends what a dead keeper left behind. It blocks until the processes are gone, for at most `patience` seconds.
 
     Returns:
-        Those that are still there.
+        The processes that are still there.
     """
     uids = set(jobs)
     marks = {mark_value(uid) for uid in uids}

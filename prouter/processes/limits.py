@@ -1,8 +1,8 @@
-"""What a job may use, and how that is enforced without cgroups: resource limits in the child, and looking at the tree.
+"""Limits of a job, enforced without control groups: resource limits in the child, and checks of the process tree.
 
 Standard library only: used by the keeper. `open_files` is a resource limit (getrlimit(2)). Memory, CPU time and the
-number of processes are limits of the whole tree, which resource limits cannot express, so the keeper looks at trees
-that have such a limit, and only at those, every `interval` seconds, and kills a tree that is over.
+number of processes are limits of the whole tree, which resource limits cannot express, so the keeper checks
+trees with such a limit every `interval` seconds, and kills a tree that exceeds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prouter.processes.process_tree import mark_value
 __all__ = ["FIRST_LOOK", "Limits", "Sample", "apply", "breach", "interval", "is_backstop"]
 
 FIRST_LOOK = 0.1
-"""Seconds after the start of a tree with limits until it is looked at first."""
+"""Seconds from the start of a tree with limits to its first check."""
 
 _CALM = 0.5
 _CLOSE = 0.1
@@ -41,12 +41,12 @@ class Limits(NamedTuple):
 
     @property
     def watched(self) -> bool:
-        """Whether the tree has to be looked at from time to time."""
+        """Whether the tree must be checked from time to time."""
         return self.memory is not None or self.cpu_seconds is not None or self.processes is not None
 
 
 class Sample(NamedTuple):
-    """What a tree uses at one moment: seconds of CPU so far, bytes of resident memory, number of processes."""
+    """What a tree uses at one moment: CPU seconds so far, bytes of resident memory, number of processes."""
 
     cpu_seconds: float
     rss_bytes: int
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def breach(limits: Limits, sample: Sample) -> str | None:
-    """Which limit the sample is over, as the reason the job ends with: ``memory``, ``cpu``, ``processes`` or None."""
+    """The limit that a sample exceeds: ``memory``, ``cpu`` or ``processes``; None if it exceeds none."""
     if limits.memory is not None and sample.rss_bytes > limits.memory:
         return "memory"
     if limits.cpu_seconds is not None and sample.cpu_seconds >= limits.cpu_seconds:
@@ -65,7 +65,7 @@ def breach(limits: Limits, sample: Sample) -> str | None:
 
 
 def interval(limits: Limits, sample: Sample) -> float:
-    """Seconds until the next look: short once a tree is past half of what it may use."""
+    """Seconds until the next check: few once a tree uses more than half of a limit."""
     close = (
         (limits.memory is not None and sample.rss_bytes * 2 > limits.memory)
         or (limits.processes is not None and sample.processes * 2 > limits.processes)
@@ -77,10 +77,10 @@ def interval(limits: Limits, sample: Sample) -> float:
 def apply(limits: Limits, job: str) -> None:
     """Set the calling process's resource limits, and its mark as a process of this job.
 
-    CPU seconds are set as a backstop: they hold for each process alone, but hold when nobody looks.
+    The limit of CPU seconds is a backstop: it holds for each process alone, but also between two checks.
 
     Raises:
-        OSError, ValueError: the system refuses. A limit above the hard limit is no error: the hard limit holds then.
+        OSError, ValueError: the system refuses. A limit above the hard limit is no error; the hard limit then holds.
     """
     mark = mark_value(job)
     hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
@@ -93,13 +93,13 @@ def apply(limits: Limits, job: str) -> None:
 
 
 def is_backstop(limits: Limits, cpu_seconds: float) -> bool:
-    """Whether a process that the kernel ended, and used this much CPU time, may have met the backstop of `apply`."""
-    # The kernel counts the time for RLIMIT_CPU in ticks, and for who awaits the process more exactly.
+    """Whether the backstop of `apply` may have killed a process that used this much CPU time."""
+    # For RLIMIT_CPU the kernel counts in clock ticks, for wait4(2) more exactly.
     return limits.cpu_seconds is not None and cpu_seconds >= _backstop(limits.cpu_seconds) - _CLOSE
 
 
 def _backstop(cpu_seconds: float) -> int:
-    """RLIMIT_CPU, whole seconds: later than the look that is to find the limit exceeded."""
+    """RLIMIT_CPU in whole seconds: later than the check that finds the limit exceeded."""
     return math.ceil(cpu_seconds) + 1
 
 

@@ -1,9 +1,9 @@
-"""What /proc says of processes: who descends from whom, what they use, and how to signal them safely.
+"""Processes as /proc shows them: parents and children, what they use, and safe signals to them.
 
-Standard library only, no threads, no event loop: used by the keeper (which must start fast) and by the agent.
+Standard library only, without threads or an event loop, because the keeper uses it and must start fast.
 
-A pid means nothing without its start time: the kernel hands pids out again. Everything here that acts on a process
-takes a `Process`, which carries both. Sources: proc(5), pidfd_open(2), getrlimit(2).
+The kernel uses pids again, so a pid identifies a process only together with its start time. Functions that act on a
+process take a `Process`, which has both. Sources: proc(5), pidfd_open(2), getrlimit(2).
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _PF_EXITING = 0x4
 
 
 class InvalidUid(ValueError):
-    """What should be a job's uid is none."""
+    """A malformed uid of a job."""
 
 
 class Process(NamedTuple):
     """One process at one moment, from /proc/PID/stat.
 
     Attributes:
-        start: clock ticks after boot; with `pid` it names the process for ever.
+        start: clock ticks since the machine booted; with `pid` it identifies the process.
         state: one letter as in proc(5): R, S, D, T, Z…
         threads: more than 1 with state Z means that only the main thread has ended.
-        ticks: clock ticks of CPU time, user and system, with those of its ended and awaited children.
+        ticks: clock ticks of CPU time, user and system, with those of children that it has waited for.
     """
 
     pid: int
@@ -70,7 +70,7 @@ class Process(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int]:
-        """Pid and start time: the process's name for ever."""
+        """Pid and start time, which identify the process."""
         return self.pid, self.start
 
     @property
@@ -100,7 +100,7 @@ def read_process(pid: int) -> Process | None:
         data = _read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name stands in parentheses and may hold spaces and parentheses itself.
+    # The name is in parentheses, and may contain spaces and parentheses.
     fields = data[data.rindex(b")") + 2 :].split()
     return Process(
         pid=pid,
@@ -129,7 +129,7 @@ def _pids() -> list[int]:
 
 
 def all_processes() -> list[Process]:
-    """Every process this process can see; costs about 10 µs for each."""
+    """Every process that this process can see; takes about 10 µs for each."""
     return [process for process in map(read_process, _pids()) if process is not None]
 
 
@@ -144,7 +144,7 @@ def _children_by_file(pid: int) -> list[int]:
         for thread in os.listdir(f"/proc/{pid}/task"):
             found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
     except (FileNotFoundError, ProcessLookupError):
-        pass  # The process, or one of its threads, ended meanwhile: its children are somebody else's now.
+        pass  # The process or one of its threads has ended meanwhile, and its children have another parent now.
     return found
 
 
@@ -164,7 +164,7 @@ def descend(roots: Iterable[int], *, most: int | None = None) -> list[Process]:
     """The processes with these pids and all their descendants, parents before their children.
 
     Args:
-        most: give up after this many: a tree that grows as fast as one looks has no end.
+        most: stop after so many, because a tree may grow as fast as it is read.
     """
     found: list[Process] = []
     seen: set[int] = set()
@@ -183,7 +183,7 @@ def descend(roots: Iterable[int], *, most: int | None = None) -> list[Process]:
 
 
 def with_descendants(chosen: Callable[[Process], bool]) -> list[Process]:
-    """Every process on the machine that is `chosen`, and all descendants of such, by one scan of /proc."""
+    """Every process on the machine that `chosen` accepts, and all descendants of such, by one scan of /proc."""
     processes = all_processes()
     offspring: dict[int, list[Process]] = {}
     for process in processes:
@@ -199,10 +199,10 @@ def with_descendants(chosen: Callable[[Process], bool]) -> list[Process]:
 
 
 def mark_value(job: str) -> int:
-    """The soft RLIMIT_RTTIME, in microseconds, that marks processes of this job: unique to it, too large ever to act.
+    """The soft RLIMIT_RTTIME, in microseconds, that marks processes of this job: unique, and too large to take effect.
 
     Raises:
-        InvalidUid: the uid is not of hex digits, or too short.
+        InvalidUid: the uid is too short, or not in hex digits.
     """
     if len(job) < _MARK_DIGITS or not _HEX.issuperset(job):
         raise InvalidUid(f"a job's uid is 32 hex digits, not {job!r}")
@@ -210,7 +210,7 @@ def mark_value(job: str) -> int:
 
 
 def limit_mark(pid: int) -> int | None:
-    """The value that marks the process with this pid as some job's, or None if it holds no such mark."""
+    """The `mark_value` of a process; None if it is not marked."""
     try:
         soft = resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
     except ProcessLookupError:
@@ -221,7 +221,7 @@ def limit_mark(pid: int) -> int | None:
 
 
 def _limit_from_proc(pid: int) -> int:
-    # A set-uid program hides its limits from prlimit(2), not from /proc.
+    # prlimit(2) does not show the limits of a set-uid program; /proc does.
     try:
         data = _read(f"/proc/{pid}/limits")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -234,7 +234,7 @@ def _limit_from_proc(pid: int) -> int:
 
 
 def environment_mark(pid: int) -> str | None:
-    """The job's uid in the environment the process was started with, or None (also if that is not ours to read)."""
+    """The job's uid in the environment with which a process was started; None without one or the right to read it."""
     try:
         data = _read(f"/proc/{pid}/environ")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -246,7 +246,7 @@ def environment_mark(pid: int) -> str | None:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of the process; pages it shares count in full. 0 if it is gone."""
+    """Bytes of a process's resident memory; shared pages count in full. 0 if it is gone."""
     try:
         return int(_read(f"/proc/{pid}/statm").split()[1]) * PAGE_BYTES
     except (FileNotFoundError, ProcessLookupError):
@@ -254,9 +254,9 @@ def rss_bytes(pid: int) -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """Resident memory of the process, where shared pages count by their share; much dearer to get than `rss_bytes`.
+    """Bytes of a process's resident memory; shared pages count by their share. Much slower than `rss_bytes`.
 
-    Falls back to resident memory where the kernel or the permissions do not give it. 0 if it is gone.
+    Without the right to read that, or support of the kernel, it is `rss_bytes`. 0 if the process is gone.
     """
     try:
         for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
@@ -268,7 +268,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def cpu_seconds(processes: Iterable[Process]) -> float:
-    """CPU time of these processes and of their children that have ended."""
+    """CPU seconds of these processes, and of their children that have ended."""
     return sum(process.ticks for process in processes) / TICKS_PER_SECOND
 
 
@@ -276,14 +276,14 @@ def send(process: Process, signum: int) -> bool:
     """Send a signal to exactly this process.
 
     Returns:
-        Whether it was sent; False if the process is gone, its pid is another's by now, or it is not ours to signal.
+        Whether it was sent. False if the process is gone, or this process has no right to signal it.
     """
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return False
     except OSError:
-        # No pidfds (Linux before 5.3), or no descriptor left: as safe as it gets without.
+        # Linux before 5.3 has no pidfds, or no descriptor is left: the pid may be another process's by now.
         return _send_by_pid(process, signum)
     try:
         now = read_process(process.pid)

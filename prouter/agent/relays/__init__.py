@@ -1,1 +1,1 @@
-"""Relays: the agent's ends of streams; to a job's socket, to files, archives and logs of its sandbox."""
+"""Relays: the agent's ends of streams, to a job's server and to the files, archives and logs of its sandbox."""

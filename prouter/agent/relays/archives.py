@@ -1,4 +1,4 @@
-"""Streams that pack a directory of a sandbox into an archive, or unpack one into it, as the bytes pass."""
+"""Streams that pack a directory of a sandbox into an archive, or unpack an archive into it, while the bytes pass."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["ARCHIVE_KINDS", "warn_of_missing_library"]
 log = logging.getLogger("prouter.agent.relays")
 
 _SLICE = 0.25
-"""Seconds a thread works on one archive before others have their turn."""
+"""Seconds for which a thread works on one archive before others have their turn."""
 _READERS_MOST = 16
-"""Processes that read archives at once; each may take some 300 MiB."""
+"""Processes that read archives at the same time; each may take 300 MiB."""
 _READER_WAIT = 30.0
-"""Seconds an upload waits for one of them."""
+"""Seconds for which an upload waits for a free one."""
 _READERS = BoundedSemaphore(_READERS_MOST)
 
 
 def read_archive(transfer: Transfer) -> None:
-    """``archive.read``: packs while it sends; the preface has the size where it can be told."""
+    """``archive.read``: send an archive while packing it. The preface has its size if that is known beforehand."""
     packer = Packer(
         transfer.sandbox,
         transfer.path(),
@@ -53,12 +53,12 @@ def read_archive(transfer: Transfer) -> None:
 
 
 def _next(chunks: Iterator[bytes]) -> bytes:
-    """The next chunk that holds anything; none at the end."""
+    """The next chunk that is not empty; None at the end."""
     return next(filter(None, chunks), b"")
 
 
 def warn_of_missing_library() -> None:
-    """Log at the agent's start if only ordinary tars can be unpacked; waits for a short process."""
+    """Log at the agent's start if libarchive is missing, so that only ordinary tars can be unpacked."""
     try:
         missing = gevent.get_hub().threadpool.apply(library_missing)
     except OSError as error:
@@ -69,7 +69,7 @@ def warn_of_missing_library() -> None:
 
 
 def write_archive(transfer: Transfer) -> None:
-    """``archive.write``: unpacks while it comes; what was unpacked before an error stays."""
+    """``archive.write``: unpack an archive while it arrives. What was unpacked before an error stays."""
     size = transfer.number("size")
     conditions = transfer.conditions()
     if conditions is not None:
@@ -92,10 +92,10 @@ def write_archive(transfer: Transfer) -> None:
 
 
 def _prepare(sandbox: Sandbox, path: bytes, conditions: Conditions) -> None:
-    """Look at the directory the archive is for, which has no entity tag. Where it must not exist, it is made at once.
+    """Check the conditions for the archive's directory, which has no entity tag. Make it if it must not exist yet.
 
     Raises:
-        PreconditionFailed: a condition does not hold; of several who want to make it, one does.
+        PreconditionFailed: a condition does not hold, or another request has made the directory.
     """
     if conditions.forbids_existing:
         files.mkdir(sandbox, path, conditions)
@@ -112,7 +112,7 @@ def _feed_all(unpacker: Unpacker, pieces: list[bytes]) -> bool:
 
 
 def _work(transfer: Transfer, unpacker: Unpacker, held: contextlib.ExitStack, more: bool) -> None:
-    """Let the unpacker work in slices, so that a long one keeps no thread from others and ends when its client goes."""
+    """Unpack in slices, so that a large archive does not occupy a thread, and ends when its client disconnects."""
     while more:
         if unpacker.waits_for_reader:
             _take_place(held)
@@ -128,4 +128,4 @@ def _take_place(held: contextlib.ExitStack) -> None:
 
 
 ARCHIVE_KINDS = {"archive.read": read_archive, "archive.write": write_archive, "archive.write.if": write_archive}
-"""What carries out each kind of stream."""
+"""The function for each kind of stream."""

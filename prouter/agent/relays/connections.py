@@ -1,4 +1,4 @@
-"""All connections of this agent to its jobs' servers: opening, waiting for them, ending them when a job has ended."""
+"""Connections of the agent to its jobs' servers: it opens them, and ends them when their job has ended."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from prouter.processes.process_tree import is_exiting
 __all__ = ["CONNECT_TIMEOUT", "Connections"]
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds a job has to take a connection."""
+"""Seconds that a job has to accept a connection."""
 _RETRY = 0.02
 """Seconds between attempts at a unix socket whose backlog is full."""
 _DYING = 1.0
-"""Seconds the news of a job's end may take once its first process ends."""
+"""Seconds to wait for the end of a job whose first process is exiting."""
 _SWEEP = 1.0
-"""Seconds between looks at connections being made and at those of ended jobs, while there are any."""
+"""Seconds between checks of connections that are being made, and of those of ended jobs."""
 
 
 class Connections:
-    """Opens relays and knows them by job; everything happens on the loop.
+    """Relays by job. Every method runs on the event loop and does not block.
 
     Args:
-        find: the record of a job; raises `NotFound`.
+        find: gives the record of a job; raises `NotFound`.
     """
 
     def __init__(self, find: Callable[[str], JobRecord]) -> None:
@@ -69,7 +69,7 @@ class Connections:
             self._sweep_later()
 
     def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
-        """Connect again in a moment, unless the stream is over by then."""
+        """Connect again after `_RETRY`, unless the stream is closed by then."""
         timer = self.loop.timer(_RETRY)
         self._retries.add(timer)
 
@@ -82,7 +82,7 @@ class Connections:
         timer.start(connect)
 
     def forget(self, relay: HttpRelay) -> None:
-        """The relay is over."""
+        """Drop a relay that has ended."""
         relays = self._by_job.get(relay.job)
         if relays is not None:
             relays.discard(relay)
@@ -90,7 +90,12 @@ class Connections:
                 del self._by_job[relay.job]
 
     def job_dies(self, relay: HttpRelay) -> bool:
-        """Take over a connection that the job has closed if its dying may be why; the relay hears how it ended."""
+        """Decide what the end of a job's connection means: a job that dies closes its connections, too.
+
+        Returns:
+            False if the job lives, so that the stream ends like the connection. True if this object ends the relay, now
+            or once it is known how the job has ended.
+        """
         try:
             record = self._find(relay.job)
         except NotFound:
@@ -106,17 +111,17 @@ class Connections:
         return True
 
     def _lives_on(self, relay: HttpRelay) -> None:
-        """Nothing was heard of the job's end: it goes on without its first process."""
+        """End the stream like the connection: the job goes on without its first process."""
         relays = self._dying.get(relay.job, [])
         if relay in relays:
             relays.remove(relay)
             relay.pass_end()
 
     def job_ended(self, record: JobRecord) -> None:
-        """End what the end of the job's processes does not: connections that someone else still holds open.
+        """End the connections of a job that has ended.
 
-        What the job said before its end is in the kernel, and its sockets' end follows; both are passed on as usual. A
-        connection that is still open after a moment, with nothing left to pass on, is reset.
+        Most end by themselves: the kernel still holds what the job sent, and then the end of its sockets. A connection
+        that another process keeps open is reset once there is nothing left to relay.
         """
         for relay in self._dying.pop(record.uid, ()):
             _pass_ending(relay, record)
@@ -125,7 +130,7 @@ class Connections:
             self._sweep_later()
 
     def close(self) -> None:
-        """End all connections; their streams are reset."""
+        """Reset the streams of all connections and close them."""
         for relays in list(self._by_job.values()):
             for relay in list(relays):
                 relay.end("agent_gone", "the agent is shutting down")
@@ -168,7 +173,7 @@ class Connections:
 
 
 def _pass_ending(relay: HttpRelay, record: JobRecord) -> None:
-    """Tell the other end of a stream why the job has closed its connection."""
+    """End a stream, with the reason if the job has failed."""
     if record.exit_code == 0:
         relay.pass_end()
     else:

@@ -1,4 +1,4 @@
-"""Streams to single files and directories of a sandbox: read, write, list, look, delete, make."""
+"""Streams to single files and directories of a sandbox: read, write, list, stat, delete, mkdir."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from prouter.transport.stream_io import StreamIO
 __all__ = ["FILE_KINDS"]
 
 _ENTRIES = 256
-"""Directory entries a thread looks at at a time."""
+"""Directory entries that a thread reads in one call."""
 
 
 def read_file(transfer: Transfer) -> None:
-    """``file.read``: the bytes from offset on; with remove, the file goes once the last byte was consumed.
+    """``file.read``: send a file from an offset on. With ``remove``, delete it once the reader has all of it.
 
-    Then our side ends only after that, so that whoever reads to the end knows that the file is gone.
+    The stream then ends only after the deletion, so that a reader at the end knows that the file is deleted.
     """
     offset, length = transfer.number("offset") or 0, transfer.number("length")
     with files.open_read(transfer.sandbox, transfer.path()) as handle:
@@ -48,7 +48,7 @@ def read_file(transfer: Transfer) -> None:
 
 
 def _wait_until_consumed(io: StreamIO) -> None:
-    """Until the other end has everything: it ends its side then, or has done so before and acknowledges our end."""
+    """Wait until the reader has everything: it ends its side then, or acknowledges our end if it has done so before."""
     while io.read():
         pass
     if not io.stream.delivered:
@@ -67,7 +67,7 @@ def _send(transfer: Transfer, handle: FileHandle, position: int, stop: int) -> N
 
 
 def write_file(transfer: Transfer) -> None:
-    """``file.write``: takes the bytes up to FIN and then gives them their name, all or nothing."""
+    """``file.write``: take the bytes up to FIN, then give the file its name: all of it or nothing."""
     size = transfer.number("size")
     if size is not None and size <= SMALL and transfer.io.finished:
         data = b"".join(iter(transfer.io.read, b""))
@@ -95,9 +95,9 @@ def _upload(transfer: Transfer, size: int | None) -> Upload:
 
 
 def _write_at_once(transfer: Transfer, data: bytes) -> Uploaded:
-    """A small file that is here already: one way to the thread for all of it.
+    """Write a small file that has arrived whole, with one call in a thread.
 
-    Not on the loop, though that takes less time: giving a name may wait for the file system's journal.
+    A call on the event loop would be faster, but a rename may wait for the file system's journal.
     """
     with _upload(transfer, len(data)) as upload:
         upload.write(data)
@@ -106,7 +106,7 @@ def _write_at_once(transfer: Transfer, data: bytes) -> Uploaded:
 
 def _write_as_it_comes(transfer: Transfer, size: int | None) -> Uploaded:
     upload = transfer.run(_upload, transfer, size)
-    quick = transfer.limit is None  # else a write may measure the sandbox first, which takes its time
+    quick = transfer.limit is None  # With a limit, a write may first measure the sandbox, which takes long.
     transfer.io.takes_views = True
     try:
         transfer.say()
@@ -136,7 +136,7 @@ def _refuse_truncated(taken: int, size: int) -> None:
 
 
 def list_directory(transfer: Transfer) -> None:
-    """``file.list``: an entry per line, as JSON."""
+    """``file.list``: send the entries of a directory, one JSON object per line."""
     entries = files.list_directory(transfer.sandbox, transfer.path())
     transfer.say()
     transfer.sent = True
@@ -150,14 +150,14 @@ def _lines(entries: Iterator[Entry]) -> bytes:
 
 
 def stat(transfer: Transfer) -> None:
-    """``file.stat``: what is there; its name as ``href``, which any name can be written as."""
+    """``file.stat``: tell what has this name. ``href`` is the name, percent-encoded."""
     entry = files.stat(transfer.sandbox, transfer.path(), follow=True)
     transfer.say(type=entry.type, href=entry.href, size=entry.size, mtime=entry.mtime, mode=entry.mode)
     transfer.io.close()
 
 
 def delete(transfer: Transfer) -> None:
-    """``file.delete``"""
+    """``file.delete``: delete a file, or a directory with all that is in it."""
     recursive, conditions = transfer.flag("recursive"), transfer.conditions()
     transfer.run(files.delete, transfer.sandbox, transfer.path(), recursive=recursive, conditions=conditions)
     transfer.say()
@@ -165,7 +165,7 @@ def delete(transfer: Transfer) -> None:
 
 
 def mkdir(transfer: Transfer) -> None:
-    """``file.mkdir``"""
+    """``file.mkdir``: make a directory."""
     created = transfer.run(files.mkdir, transfer.sandbox, transfer.path(), transfer.conditions())
     transfer.say(created=created)
     transfer.io.close()
@@ -182,4 +182,4 @@ FILE_KINDS = {
     "file.delete.if": delete,
     "file.mkdir.if": mkdir,
 }
-"""What carries out each kind of stream. Those with conditions have names that agents without them do not know."""
+"""The function for each kind of stream. Kinds with conditions have names that earlier agents do not know."""

@@ -1,19 +1,18 @@
-"""The hot path: raw bytes between a stream and a connection to a job's server, as callbacks on the loop.
+"""The relay of one connection: raw bytes between a stream and a job's server, as callbacks on the event loop.
 
-A relay is a TCP or unix connection whose other end happens to be a stream. It owns no greenlet, and no buffer while
-it is idle:
+This is the hot path. A relay has no greenlet, and no buffer while it is idle:
 
-* The socket is read only as far as the stream has room, at most a `piece` of it per turn of the loop, so that a busy
-  relay takes turns with all others. Without room the socket is left alone, and the kernel holds the job back.
-* What arrives on the stream goes to the socket at once. The rest of what the kernel does not take waits in `_backlog`,
-  at most one window; the stream is told of bytes only once the kernel has them, which holds the worker back.
-* A connection is not waited for: its first bytes are tried right after connect(2), which on loopback mostly succeeds.
-* A job that closes a connection because it dies did not mean to: its stream is reset instead of ended, lest an answer
-  that lasts until the connection's end looks complete.
-* A stream that is reset before the job has read what came through it resets the connection, else the job would learn of
-  it only after reading all that.
-* A job that hangs up while its answer is still unread in the kernel has that answer delivered first. What it does not
-  take is not acknowledged before: the worker is held back until it has read the answer.
+* It reads the socket only as far as the stream's window is open, at most one `piece` per event loop iteration, so that
+  busy relays take turns. While the window is full it does not read, and the kernel holds the job back.
+* It writes what arrives on the stream to the socket at once. What the kernel does not take waits in `_backlog`, at most
+  one window. Bytes count as consumed once the kernel has them, which holds the worker back.
+* It does not wait for a connection: it tries to send right after connect(2), which mostly succeeds on loopback.
+* A job that dies closes its connections without meaning to. The relay then resets the stream instead of ending it, or
+  a response that ends with the connection would look complete.
+* If the stream is reset before the job has read all of the request, the relay resets the connection. Otherwise the job
+  would learn of it only after it has read all of that.
+* If the job closes the connection while its response is still unread in the kernel, the relay delivers the response
+  first. Until then it does not acknowledge what the job did not take, so the worker waits and reads the response.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ log = logging.getLogger("prouter.agent.relays")
 
 _READ, _WRITE = 1, 2
 _SMALL = 64 * 1024
-"""Bytes of a read while reads do not fill it; then it is the stream's `piece`."""
+"""Bytes of a read as long as reads return less; then the stream's `piece`."""
 _IN_ORDER = frozenset({"done", "idle"})
-"""Reset codes of workers that have got their answer and need the connection no more."""
+"""Reset codes of workers that have the whole response and do not need the connection any more."""
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER value that makes close(2) a reset."""
+"""SO_LINGER value with which close(2) resets the connection (socket(7))."""
 _INT = bytes(4)
 _PIECES = 64
-"""Pieces of the backlog given to the kernel at once."""
+"""Pieces of the backlog in one sendmsg(2)."""
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES})
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
@@ -103,13 +102,13 @@ class HttpRelay:
         self._writer: Any = None
         self._backlog: deque[bytes | memoryview] | None = None
         self._size = _SMALL
-        self._finished = False  # the stream's end has come
-        self._ended = False  # the job's end has come
-        self._broken: OSError | None = None  # the job takes nothing any more
-        self._lost = 0  # bytes that it did not take
+        self._finished = False  # The worker sends nothing more.
+        self._ended = False  # The job sends nothing more.
+        self._broken: OSError | None = None  # Why the job takes nothing any more.
+        self._lost = 0  # Bytes that the job did not take.
 
     def exhausted(self) -> bool:
-        """Whether the job's side of the connection is open and everything it has said so far was passed on."""
+        """Whether the job's side of the connection is open and all that the job has sent is relayed."""
         if self._socket is None or self._ended:
             return False
         try:
@@ -135,7 +134,7 @@ class HttpRelay:
             self._fail(error)
             return
         if code == errno.EAGAIN:
-            # The backlog of a unix socket is full, which cannot be waited for (connect(2)): the owner tries again.
+            # The backlog of the unix socket is full, and the kernel does not tell when it has space (connect(2)).
             sock.close()
             self._socket = None
             self._owner.retry(self, endpoint)
@@ -152,7 +151,7 @@ class HttpRelay:
             self._finish_sending()
 
     def check_connected(self) -> bool:
-        """Whether there is nothing to wait for any more: the connection is established, or has failed."""
+        """Whether the connection is established, or has failed."""
         if self.confirmed or self.stream.closed:
             return True
         if self._socket is None:
@@ -189,18 +188,18 @@ class HttpRelay:
             self._end_of_job()
 
     def _end_of_job(self) -> None:
-        """The job writes nothing more."""
+        """Handle the end of what the job sends."""
         if self._broken is not None and not isinstance(self._broken, BrokenPipeError):
             self._fail(self._broken)
             return
-        # After EPIPE this is the end the job meant: Linux says ECONNRESET unless the end came before the reset.
+        # After EPIPE the job has ended its side in order: else Linux would give ECONNRESET here.
         self._ended = True
         self._reader.stop()
         if not self._owner.job_dies(self):
             self.pass_end()
 
     def pass_end(self) -> None:
-        """The job has ended its side, and meant it."""
+        """End the stream's direction from the job: the job has closed its side in order."""
         self.stream.close()
         self.stream.consume(self._lost)
         if self._finished and self._backlog is None:
@@ -236,7 +235,7 @@ class HttpRelay:
             self._watch_writable()
 
     def _hold(self, data: bytes) -> None:
-        """Bytes that no socket takes now: kept while the connection is being made, lost when it is over."""
+        """Keep bytes while the connection is being made; drop them once it has ended."""
         if self._broken is not None:
             self._lose(len(data))
         elif not self.stream.closed:
@@ -249,7 +248,7 @@ class HttpRelay:
             self._finish_sending()
 
     def _flush(self) -> None:
-        """Give the kernel what it takes of the backlog."""
+        """Send as much of the backlog as the kernel takes."""
         backlog = self._backlog
         if backlog is None or self._socket is None:
             return
@@ -287,13 +286,13 @@ class HttpRelay:
             self._writer = None
 
     def _finish_sending(self) -> None:
-        """The stream's end has come and the kernel has all bytes before it."""
+        """Shut down the sending side: the worker has ended, and the kernel has all of its bytes."""
         if self._ended or self.stream.closed:
             self._dispose()
         elif self._socket is None or self._broken is not None:
             return
         elif not self.confirmed:
-            self._backlog = deque()  # shutdown(2) would abandon a connection that is still being made: wait for it.
+            self._backlog = deque()  # shutdown(2) would abort a connection that is still being made.
             self._flush()
         else:
             try:
@@ -304,7 +303,7 @@ class HttpRelay:
     # -- ends ---------------------------------------------------------------------------------------------------
 
     def _break(self, error: OSError, unsent: int) -> None:
-        """The job takes nothing more. What it has said before is still to be read, and so is why."""
+        """Note that the job takes nothing more. Its response, and the reason, are still to be read."""
         if not self.confirmed and not isinstance(error, (ConnectionResetError, BrokenPipeError)):
             self._fail(error)
             return
@@ -314,7 +313,7 @@ class HttpRelay:
         self._lose(unsent + sum(map(len, backlog or ())))
 
     def _lose(self, size: int) -> None:
-        """Drop bytes that the job does not take: silently while its last words are read, then for one window."""
+        """Drop bytes that the job does not take. They count as consumed only once its response was read."""
         self._lost += size
         if self._ended:
             if self._lost > self.stream.window:
@@ -347,7 +346,7 @@ class HttpRelay:
         self._dispose()
 
     def _unsent(self) -> bool:
-        """Whether the job's kernel has not taken all bytes yet (tcp(7))."""
+        """Whether the job has not received all bytes yet (SIOCOUTQ, tcp(7))."""
         sock = self._socket
         return sock is not None and sock.family != socket.AF_UNIX and fcntl.ioctl(sock, SIOCOUTQ, _INT) != _INT
 
@@ -356,7 +355,7 @@ class HttpRelay:
         self._dispose()
 
     def _dispose(self) -> None:
-        """Give the connection back; what is still read from the stream is dropped. Idempotent."""
+        """Close the connection. What still arrives on the stream is dropped. Idempotent."""
         self._stop_writer()
         if self._reader is not None:
             self._reader.stop()

@@ -1,9 +1,9 @@
-"""Streams of a job's stdout or stderr: what is there, or on and on until the job has ended and all of it was sent.
+"""Streams of a job's stdout or stderr: what is there now, or all of it until the job has ended (``follow``).
 
-Followers sleep until the kernel (inotify) or the job manager has news; all followers of a log share one watch and the
-block of the log read last. In a stream, the position of a byte is the preface's offset plus the bytes before it. Where
-that would not hold, because the log was cut under a slow reader, the stream is reset with ``overloaded``: opened again
-at its position, it begins with the line that says what was dropped.
+Followers sleep until inotify(7) or the job manager wakes them. All followers of a log share one watch, and the block of
+the log that was read last. The position of a byte is the preface's offset plus the bytes before it in the stream. If
+the log was cut under a slow reader, that would not hold; the stream is then reset with ``overloaded``. A reader that
+opens it again at its position first gets the line that tells how much was dropped.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["LogNews", "LogStreams"]
 _CUT = "the log was cut before it was read"
 
 _POLL = 0.25
-"""Seconds between looks at a log that the kernel cannot watch (fs.inotify limits)."""
+"""Seconds between checks of a log that the kernel cannot watch (limits of fs.inotify)."""
 
 
 class LogNews:
-    """Wakes followers when their log grows or their job changes."""
+    """Wakes followers of logs when the log grows or the job changes."""
 
     def __init__(self) -> None:
         self._watcher: LogWatcher | None = None
@@ -39,7 +39,7 @@ class LogNews:
         self._by_job: dict[str, set[Event]] = {}
 
     def job_changed(self, record: JobRecord) -> None:
-        """Wake the followers of this job's logs."""
+        """Wake the followers of a job's logs."""
         for news in self._by_job.get(record.uid, ()):
             news.set()
 
@@ -57,7 +57,7 @@ class LogNews:
                 del self._by_job[uid]
 
     def watch(self, fd: int, news: Event) -> int | None:
-        """Set `news` whenever the file is written to; None where that cannot be had."""
+        """Have `news` set whenever the file is written to; None if the kernel cannot watch it."""
         if self._watcher is None:
             try:
                 self._watcher = watcher = LogWatcher()
@@ -92,7 +92,7 @@ class LogStreams:
         self._news = news
 
     def send(self, transfer: Transfer) -> None:
-        """``log``: from an offset or the last lines on; with follow until the job's end."""
+        """``log``: send a log from an offset or its last lines on; with ``follow`` until the job has ended."""
         log = transfer.jobs.log(transfer.uid, transfer.text("name", "stdout"))
         offset, tail, follow = transfer.number("offset"), transfer.number("tail"), transfer.flag("follow")
         if offset is not None and tail is not None:
@@ -133,7 +133,7 @@ class LogStreams:
                 self._news.unwatch(token)
 
     def _watch(self, log: JobLog, news: Event) -> tuple[bool, int | None]:
-        """Whether the log is there to be watched, and the watch where the kernel has one to give."""
+        """Whether the log exists, and the watch on it if the kernel has one."""
         try:
             return True, self._news.watch(log.fileno(), news)
         except NotFound:
@@ -148,7 +148,7 @@ def _ended(transfer: Transfer) -> bool:
 
 
 def _end(log: JobLog) -> int:
-    """Where the log ends; 0 while there is none."""
+    """Position of the log's end; 0 while there is none."""
     try:
         return log.end()
     except NotFound:
@@ -156,12 +156,12 @@ def _end(log: JobLog) -> int:
 
 
 def _copy(transfer: Transfer, log: JobLog, position: int, stop: int | None) -> int:
-    """Send what is there, up to `stop`; the position reached."""
+    """Send the log up to `stop`; return the position that was reached."""
     while stop is None or position < stop:
         try:
             chunk = log.read(position)
         except NotFound:
-            return position  # Not written yet, or removed with its job.
+            return position  # The log is not written yet, or removed with its job.
         if not chunk.data:
             return position
         if chunk.end - chunk.start != len(chunk.data):

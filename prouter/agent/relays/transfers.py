@@ -1,7 +1,7 @@
-"""Streams to a job's sandbox (files, archives, logs): a greenlet each, the disk's share of the work in threads.
+"""Streams to a job's sandbox (files, archives, logs). Each has a greenlet; disk operations run in threads.
 
-Each begins with a preface (see prouter.transport.stream_io) that says ok or carries an error. An error after bytes were
-sent resets the stream; one while bytes are taken is told as the result, and what still comes is dropped.
+A stream begins with a preface (`prouter.transport.stream_io`) that says ok or carries an error. An error after bytes
+were sent resets the stream. An error during an upload is the upload's result, and what still arrives is dropped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["SMALL", "Jobs", "Transfer", "TransferIO", "Transfers"]
 log = logging.getLogger("prouter.agent.relays")
 
 SMALL = 64 * 1024
-"""Bytes that are read or written on the loop; more is a thread's work."""
+"""Bytes that are read or written on the event loop; a thread does more."""
 _MOST = 4096
-"""Transfers at once; a log follower is one."""
+"""Transfers at the same time; a follower of a log counts as one."""
 _REMOVAL_SECONDS = 1.0
-"""How long others wait at most for a removal whose last byte is on its way."""
+"""Seconds that other requests wait at most for a deletion whose last byte is on its way."""
 
 T = TypeVar("T")
 Handler = Callable[["Transfer"], None]
@@ -56,7 +56,7 @@ class Jobs(Protocol):
 
 
 class TransferIO(StreamIO):
-    """A stream whose reset also wakes whoever waits for something else.
+    """A stream whose reset also sets an event.
 
     Attributes:
         alarm: set on a reset.
@@ -76,10 +76,10 @@ class TransferIO(StreamIO):
 
 
 class Removals:
-    """Files that go as soon as their reader has the last byte, which is on its way.
+    """Files that are deleted as soon as their reader has the last byte.
 
-    Who has that byte and asks for the file at once, on another connection, is to find it gone. So whatever is asked of
-    the same sandbox waits for a moment; a reader that is slow to take what was sent holds it up no longer than that.
+    A reader that has the last byte and requests the file again at once, on another connection, must not find it. So
+    other requests to the same sandbox wait for the deletion, for a moment at most if the reader is slow.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Removals:
 
     @contextlib.contextmanager
     def pending(self, uid: str) -> Iterator[None]:
-        """Meanwhile a removal in this job's sandbox is due."""
+        """Have other requests to this job's sandbox wait during the block."""
         done = Event()
         mine = self._pending.setdefault(uid, {})
         mine[done] = time.monotonic() + _REMOVAL_SECONDS
@@ -100,20 +100,20 @@ class Removals:
                 self._pending.pop(uid, None)
 
     def wait(self, uid: str) -> None:
-        """Wait, for a moment, for the removals that are due in this job's sandbox."""
+        """Wait for the deletions that are due in this job's sandbox, for a moment at most."""
         for done, deadline in list(self._pending.get(uid, {}).items()):
             done.wait(max(0.0, deadline - time.monotonic()))
 
 
 class Transfer:
-    """One stream and what was asked of it.
+    """One stream and its target.
 
     Attributes:
         io: the stream.
         jobs: the job manager.
         uid: the job's uid.
-        sync: whether uploads are to be on disk before they are answered.
-        sent: whether bytes of a download may have left, so that an error cannot be told any more.
+        sync: whether an upload must be on disk before it is answered.
+        sent: whether bytes of a download may have been sent, so that an error can only reset the stream.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class Transfer:
         self._removals = removals
 
     def removal(self) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile the file this transfer reads is about to be removed; see `Removals`."""
+        """Have other requests wait while this transfer's file is about to be deleted (`Removals`)."""
         return self._removals.pending(self.uid)
 
     def wait_for_removals(self) -> None:
-        """See `Removals.wait`."""
+        """Wait for deletions that are due (`Removals.wait`)."""
         self._removals.wait(self.uid)
 
     @property
@@ -149,7 +149,7 @@ class Transfer:
         return self.jobs.sandbox(self.uid)
 
     def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
-        """Call in a thread, waiting for it without blocking the loop; raises what it raises."""
+        """Call a function in a thread, without blocking the event loop; raises what it raises."""
         value, error = self._pool.apply(_guarded, (function, args, keywords))
         if error is not None:
             raise error
@@ -157,10 +157,10 @@ class Transfer:
 
     @property
     def limit(self) -> int | None:
-        """Bytes the sandbox may hold, None for any number; raises `NotFound`."""
+        """Bytes that the sandbox may hold, None for any number; raises `NotFound`."""
         return self.jobs.sandbox_limit(self.uid)
 
-    # -- what was asked -----------------------------------------------------------------------------------------
+    # -- the target ---------------------------------------------------------------------------------------------
 
     def path(self) -> bytes:
         """The path below the sandbox."""
@@ -175,7 +175,7 @@ class Transfer:
         return self._get(key, bool, False)
 
     def number(self, key: str) -> int | None:
-        """A number of the target that is not negative, None when it is not there."""
+        """A number of the target that is not negative; None if it has none."""
         if self._target.get(key) is None:
             return None
         value = self._get(key, int, 0)
@@ -191,7 +191,7 @@ class Transfer:
         return values
 
     def conditions(self) -> Conditions | None:
-        """What must hold for the change that is asked for, None for nothing."""
+        """The conditions of the request; None if it has none."""
         wire = self._get("conditions", dict, {})
         return Conditions.from_wire(wire) if wire else None
 
@@ -203,14 +203,14 @@ class Transfer:
             raise InvalidRequest(f"Invalid request: {key} must be of type {kind.__name__}")
         return value
 
-    # -- what is answered ---------------------------------------------------------------------------------------
+    # -- the answer ---------------------------------------------------------------------------------------------
 
     def say(self, **facts: Any) -> None:
-        """Say ok, as a preface or as an upload's result."""
+        """Send ok, as the preface or as an upload's result."""
         self.io.write_preface({"ok": True, **facts})
 
     def fail(self, error: PRouterError) -> None:
-        """Tell what went wrong, in whatever way is left."""
+        """Tell the worker an error: in the preface, as the result, or by a reset."""
         if self.sent:
             self.io.reset(error.code, error.detail)
             return
@@ -225,9 +225,9 @@ class Transfers:
 
     Args:
         jobs: the job manager.
-        kinds: what carries out each ``kind`` of target.
-        threads: how many disk operations run at once.
-        sync_uploads: bring uploads to disk before they are answered.
+        kinds: the function for each ``kind`` of target.
+        threads: how many disk operations run at the same time.
+        sync_uploads: whether uploads must be on disk before they are answered.
     """
 
     def __init__(self, jobs: Jobs, kinds: Mapping[str, Handler], threads: int, *, sync_uploads: bool = False) -> None:
@@ -242,7 +242,7 @@ class Transfers:
         return self._count
 
     def open(self, stream: Stream, target: dict[str, Any]) -> None:
-        """Carry out what `target` asks for; everything else happens in a greenlet."""
+        """Start a transfer in a greenlet of its own."""
         handler = self._kinds.get(str(target.get("kind")))
         if handler is None:
             stream.reset("unknown_kind", f"this agent knows no streams of kind {target.get('kind')!r:.64}")
@@ -275,14 +275,14 @@ class Transfers:
             self._count -= 1
 
     def close(self) -> None:
-        """Give the threads back."""
+        """End the threads."""
         with contextlib.suppress(gevent.Timeout), gevent.Timeout(1):
             self._pool.join()
         self._pool.kill()
 
 
 def _guarded(function: Callable[..., T], args: Any, keywords: Any) -> tuple[T | None, BaseException | None]:
-    """Exceptions as values: gevent prints what leaves a pool's function."""
+    """Return exceptions as values, because gevent prints those that a function in its pool raises."""
     try:
         return function(*args, **keywords), None
     except Exception as error:  # Raised again in the greenlet that waits.
