@@ -20,21 +20,20 @@ from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
 from prouter.agent.links.links import Links
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import RouterLink
-from prouter.agent.links.server import Access
 from prouter.agent.relays.archives import ARCHIVE_KINDS, warn_of_missing_library
 from prouter.agent.relays.connections import Connections
 from prouter.agent.relays.files import FILE_KINDS
 from prouter.agent.relays.logs import LogNews, LogStreams
 from prouter.agent.relays.transfers import Transfers
 from prouter.agent.service import Service
-from prouter.config import AgentConfig, ConfigError, uses_curve
+from prouter.config import AgentConfig, ConfigError, is_loopback, uses_curve
 from prouter.config.directories import agent_state_dir
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, Reason
 from prouter.key_pairs import KeyPair
-from prouter.keys.accepted_keys import AcceptedKeys
 from prouter.keys.destinations import agent_pair, destinations
 from prouter.keys.join_url import JoinUrl
 from prouter.keys.known_routers import KnownRouter, KnownRouters
@@ -145,11 +144,12 @@ class _Agent:
         """Let routers dial this agent."""
         server = self._config.server
         pair = agent_pair(self._config, self._state_dir) if uses_curve(server) else None
-        known = AcceptedKeys(Path(server.accept_keys).expanduser()) if server.accept_keys is not None else None
-        access = Access(server.accept_tokens, pair, known.current if known is not None else lambda: None)
-        endpoint = self.links.listen(server.interface, server.port, access)
+        endpoint = self.links.listen(server.interface, server.port, RouterGate.of(self._config), pair)
         self._listens += f" listen={endpoint}"
         log.info("event=listening endpoint=%s key=%s", endpoint, pair.public if pair is not None else "none")
+        if pair is None and not is_loopback(server.interface):
+            text = "tokens, files and the jobs' traffic can be read and changed on the way"
+            log.warning("event=links_not_encrypted setting=server.insecure endpoint=%s text=%r", endpoint, text)
 
     def _dial(self) -> None:
         """Link to all routers of the configuration and to those that were joined."""

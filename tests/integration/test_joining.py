@@ -265,3 +265,34 @@ def test_without_encryption_the_router_warns_and_connections_show_it(site: Site)
     site.started.append(agent)
     site.works(agent)
     assert [one["encrypted"] for one in site.connections()] == [False]
+
+
+def test_an_agent_that_listens_beyond_loopback_is_dialled_by_routers_it_knows(site: Site, work_dir: Path) -> None:
+    routers = work_dir / "routers"
+    routers.mkdir()
+    agent = start_joined(
+        work_dir / "agent",
+        client__enabled=False,
+        server__enabled=True,
+        server__interface="0.0.0.0",
+        server__port=0,
+        server__accept_keys=str(routers),
+    )
+    site.started.append(agent)
+    address = f"{own_address()}:{agent.ready.rpartition(':')[2]}"
+    key = agent.directory / "state" / "keys" / "agent.key"
+    about = {"name": "job", "agent": {"type": "address", "address": address, "token": ""}}
+    stranger = site.start_router(server__interface="127.0.0.1")
+    refusal = stranger.post("/jobs/create", about)
+    assert (refusal.status_code, refusal.json()["code"]) == (403, "agent_key_unknown")
+    assert "client.agent_keys" in refusal.json()["detail"]
+
+    router = site.start_router(server__interface="127.0.0.1", client__agent_keys={address: str(key)})
+    assert router.post("/jobs/create", about).status_code == 503, "the agent does not know the router"
+    (routers / "router.key").write_text((router.directory / "state" / "keys" / "router.key").read_text())
+
+    def created() -> bool:
+        return router.post("/jobs/create", about).status_code == 200
+
+    wait_until(created)
+    assert [(one["mode"], one["encrypted"]) for one in site.connections()] == [("CLIENT", True)]

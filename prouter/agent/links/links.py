@@ -13,8 +13,9 @@ from typing import Any
 
 from prouter.addresses import router_endpoint
 from prouter.agent.jobs.usage_reports import Usage
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
-from prouter.agent.links.server import Access, Listener
+from prouter.agent.links.server import Listener
 from prouter.jobs import JobRecord
 from prouter.key_pairs import KeyPair
 from prouter.keys.known_routers import KnownRouter
@@ -81,13 +82,14 @@ class Links:
         self._links.append(link)
         link.dialler.start()
 
-    def listen(self, interface: str, port: int, access: Access) -> str:
+    def listen(self, interface: str, port: int, gate: RouterGate, pair: KeyPair | None) -> str:
         """Let routers link to this agent; return the bound endpoint, ``tcp://HOST:PORT``.
 
         Args:
             interface: address to listen on.
             port: 0 for any free one.
-            access: which routers may link.
+            gate: which routers may link.
+            pair: this agent's own keys; None for links without encryption.
 
         Raises:
             OSError: the endpoint cannot be bound.
@@ -98,7 +100,7 @@ class Links:
         def new_link() -> RouterLink:
             return RouterLink(self._host, CLIENT, "", connection, self._resume_timeout)
 
-        self._listener = Listener(new_link, access, self._heartbeat, incarnation, interface, port)
+        self._listener = Listener(new_link, gate, pair, self._heartbeat, incarnation, interface, port)
         return self._listener.endpoint
 
     def _incarnation(self) -> str:

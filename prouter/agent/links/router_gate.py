@@ -41,11 +41,8 @@ class RouterGate:
         return cls(server.accept_tokens, keys, closed=not is_loopback(server.interface))
 
     def accepts(self, public_key: str) -> bool:
-        """Whether a router with this key gets through CURVE's handshake; sees files that came or went."""
-        if self._keys is None:
-            return True
-        self._keys.refresh()
-        return public_key in self._keys.keys
+        """Whether a router with this key gets through CURVE's handshake."""
+        return self._keys is None or public_key in self._keys.current()
 
     def refusal(self, uid: object, token: object, public_key: str) -> tuple[str, str] | None:
         """Why a router is not let in, as a code and a text; None when it is.
@@ -53,8 +50,11 @@ class RouterGate:
         Args:
             public_key: that the router has proved to own, in Z85; empty without encryption.
         """
-        if self._keys is not None and self._keys.keys.get(public_key) not in ("", uid):
+        owner = self._keys.current().get(public_key) if self._keys is not None else ""
+        if owner is None:
             return "unknown_key", "the router's key is not in the agent's server.accept_keys"
+        if owner not in ("", uid):
+            return "unknown_key", f"the router's key is good for uid '{owner}' only (server.accept_keys)"
         if self._asks_for_tokens:
             return (
                 None if self._tokens.mark(uid, token) is not None else ("bad_token", "the token is not accepted here")

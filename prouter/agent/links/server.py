@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
 
+from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import RouterLink
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
 from prouter.key_pairs import KeyPair
-from prouter.tokens import Tokens
 from prouter.transport.connection import Connection
 from prouter.transport.dialler import Punctual
 from prouter.transport.router_socket import RouterSocket
 from prouter.transport.zeromq.curve import ServerCurve
 
-__all__ = ["Access", "Listener"]
+__all__ = ["Listener"]
 
 log = logging.getLogger("prouter.agent.links")
 
@@ -41,37 +40,13 @@ _LAST_WORDS = 0.2
 """Seconds that a refusal or goodbye has to leave."""
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Which routers may link.
-
-    Attributes:
-        tokens: accepted tokens, or the token of each router's uid; empty accepts any.
-        pair: this agent's keys; None for links without encryption.
-        known_keys: returns the uid that each known public key is good for, empty for any, as files say now; or None
-            when every key may connect.
-    """
-
-    tokens: Sequence[str] | Mapping[str, str] = ()
-    pair: KeyPair | None = None
-    known_keys: Callable[[], Mapping[str, str] | None] = lambda: None
-
-    def accepts_key(self, key: str) -> bool:
-        """Whether a router with this public key may connect."""
-        known = self.known_keys()
-        return known is None or key in known
-
-    def owner(self, key: str) -> str:
-        """The uid that a known key is good for; empty for any."""
-        return (self.known_keys() or {}).get(key, "")
-
-
 class Listener:
     """The socket that routers dial, and which connection is which router's.
 
     Args:
         new_link: makes the link for a router that was not linked before.
-        access: which routers may link.
+        gate: which routers may link.
+        pair: this agent's own keys; None for links without encryption.
         heartbeat: seconds between keepalives of a quiet router.
         incarnation: this agent's own.
         interface: address to listen on.
@@ -87,7 +62,8 @@ class Listener:
     def __init__(
         self,
         new_link: Callable[[], RouterLink],
-        access: Access,
+        gate: RouterGate,
+        pair: KeyPair | None,
         heartbeat: float,
         incarnation: str,
         interface: str,
@@ -95,15 +71,14 @@ class Listener:
     ) -> None:
         self._new_link = new_link
         self._by_router: dict[str, RouterLink] = {}
-        self._access = access
-        self._tokens = Tokens(access.tokens)
+        self._gate = gate
         self._own_incarnation = incarnation
         self._heartbeat = heartbeat
         self._links: dict[Connection, RouterLink] = {}
         self._allowance = _HELLOS
         self._refilled = time.monotonic()
         self._ignored = 0
-        curve = ServerCurve(access.pair, access.accepts_key) if access.pair is not None else None
+        curve = ServerCurve(pair, gate.accepts) if pair is not None else None
         self._socket = RouterSocket(interface, port, self._receive, self._closed, curve=curve, limit=_HELLO_SIZE)
         self.endpoint = self._socket.endpoint
         self._ticker = gevent.spawn(self._tick)
@@ -151,8 +126,9 @@ class Listener:
             text = f"this agent speaks version {VERSION} of the protocol, not {body.get('protocol')!r:.16}"
             return "bad_version", text
         uid = body.get("uid")
-        if self._tokens.mark(uid, body.get("token")) is None:
-            return "bad_token", "the token is not accepted here"
+        refusal = self._gate.refusal(uid, body.get("token"), key)
+        if refusal is not None:
+            return refusal
         if (
             body.get("kind") != "router"
             or not isinstance(uid, str)
@@ -160,9 +136,6 @@ class Listener:
             or not uid.isprintable()
         ):
             return "bad_hello", "this agent is for routers, which tell their uid"
-        owner = self._access.owner(key)
-        if owner and owner != uid:
-            return "unknown_key", f"the router's key is good for uid '{owner}' only (server.accept_keys)"
         if body.get("incarnation") == self._own_incarnation:
             return "bad_hello", "this is the agent itself"
         if uid not in self._by_router and not self._make_room():

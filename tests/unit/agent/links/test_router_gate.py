@@ -7,6 +7,7 @@ from pathlib import Path
 from prouter.agent.links.router_gate import RouterGate
 from prouter.config import load_agent
 from prouter.keys.files import make_pair, store_pair
+from tests.support.processes import wait_until
 
 KEY, UNKNOWN = (make_pair().public for _ in range(2))
 
@@ -33,13 +34,13 @@ def test_a_router_whose_key_is_listed_needs_no_token(tmp_path: Path) -> None:
     assert not gate.accepts(KEY)
     pair = make_pair()
     store_pair(tmp_path, "router", pair, uid="router")
-    assert gate.accepts(pair.public)
+    wait_until(lambda: gate.accepts(pair.public))
     assert gate.refusal("router", "", pair.public) is None
     assert code(gate.refusal("other", "", pair.public)) == "unknown_key"
     assert code(gate.refusal("router", "", UNKNOWN)) == "unknown_key"
     assert code(gate.refusal("router", "", "")) == "unknown_key"
     (tmp_path / "router.key").unlink()
-    assert not gate.accepts(pair.public)
+    wait_until(lambda: not gate.accepts(pair.public))
     assert code(gate.refusal("router", "", pair.public)) == "unknown_key"
 
 
