@@ -7,7 +7,7 @@ import pytest
 from prouter.jobs import JobRecord, State
 from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import parse_request
-from prouter.web.proxy.placing import beside_its_root, site, target_of_job
+from prouter.web.proxy.placing import beside_its_root, redirect_for, site, target_of_job
 from prouter.web.routes import JobRoute
 
 PREFIX = b"/jobs/c/j/http"
@@ -89,3 +89,26 @@ def test_a_site_has_what_only_the_client_sees(
     assert (found.prefix, found.hidden, found.own_host) == (outer + prefix, hidden, own_host)
     assert found.local == b"127.0.0.1:5000"
     assert site(route(mode), Forwarded(head, Origin("::1", 1, trusted=False)).public, own_host=own_host).local == b""
+
+
+@pytest.mark.parametrize(
+    ("mode", "target", "own_host", "domain", "upgrade", "location"),
+    [
+        ("strip", b"", False, b"", b"", b"/outer" + PREFIX + b"/"),
+        ("strip", b"?q", False, b"", b"", b"/outer" + PREFIX + b"/?q"),
+        ("strip", b"/x", False, b"", b"", b""),
+        ("keep", b"/", True, b"", b"", b"/outer" + PREFIX + b"/"),
+        ("strip", b"/x?q", False, b".jobs.example", b"", b"https://j.jobs.example:99/x?q"),
+        ("strip", b"", False, b".jobs.example", b"", b"https://j.jobs.example:99/"),
+        ("keep", b"/x", False, b".jobs.example", b"", b"https://j.jobs.example:99" + PREFIX + b"/x"),
+        ("strip", b"/x", True, b".jobs.example", b"", b""),
+        ("strip", b"/x", False, b".jobs.example", b"Upgrade: websocket\r\nConnection: upgrade\r\n", b""),
+    ],
+)
+def test_a_page_is_redirected_to_where_its_links_work(
+    mode: str, target: bytes, own_host: bool, domain: bytes, upgrade: bytes, location: bytes
+) -> None:
+    fields = b"X-Forwarded-Proto: https\r\nX-Forwarded-Host: pub:99\r\nX-Forwarded-Prefix: /outer\r\n"
+    head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields + upgrade + b"\r\n")
+    forwarded = Forwarded(head, Origin("127.0.0.1", 1, trusted=True))
+    assert redirect_for(route(mode), forwarded, target, own_host=own_host, only_domain=domain) == location
