@@ -194,7 +194,7 @@ class _Agent:
     # -- what links need (router_link.Host) ---------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
-        """See `router_link.Host`."""
+        """Return the HELLO body of this agent, without a token."""
         jobs = self._config.jobs
         return {
             **self.identity.introduction(),
@@ -205,11 +205,11 @@ class _Agent:
         }
 
     def records(self) -> list[JobRecord]:
-        """See `router_link.Host`."""
+        """Return the records of all jobs."""
         return self.manager.records()
 
     def link_up(self, link: RouterLink) -> None:
-        """See `router_link.Host`."""
+        """Report the load to a router that is linked, and cancel the end of jobs without a router."""
         if self._orphaned is not None:
             self._orphaned.kill(block=False)
             self._orphaned = None
@@ -218,21 +218,22 @@ class _Agent:
         self._tell_ready()
 
     def link_down(self, link: RouterLink, reason: str) -> None:
-        """See `router_link.Host`."""
+        """Prepare to end the jobs if no router is left."""
         if not self.links.any_up:
             self._await_routers()
 
     def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
-        """See `router_link.Host`."""
+        """End the process if it has to link at the first attempt, or an invitation was refused."""
         joining = refused and self._known.is_joining(link.address)
-        if link.address and (self._config.client.exit_on_fail or joining):
+        conclusive = refused or link.key_turn >= len(link.keys)  # Not before each known key was tried.
+        if link.address and ((self._config.client.exit_on_fail and conclusive) or joining):
             event = "join_failed" if joining else "exit_on_fail"
             log.error("event=%s router=%s reason=%r", event, link.address, reason)
             self._status = _EXIT_FAILED
             self._stop.set()
 
     def router_keys(self, link: RouterLink, keys: Sequence[str]) -> None:
-        """See `router_link.Host`."""
+        """Store the keys of a router that accepted this agent."""
         try:
             self._known.accepted(link.address, keys)
         except ConfigError as error:
@@ -248,11 +249,11 @@ class _Agent:
             log.error("event=death_notice_not_left reason=%r", str(error))
 
     def carry_out(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
-        """See `router_link.Host`."""
+        """Carry out a router's call."""
         return self.service.carry_out(op, args)
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
-        """See `router_link.Host`."""
+        """Hand a stream to the relay for its kind of target."""
         if target.get("kind") == "http":
             self.connections.open(stream, str(target.get("job")))
         else:

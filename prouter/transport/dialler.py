@@ -53,7 +53,7 @@ class Dialler:
         heartbeat: seconds, see `Session`.
         backoff: delays between attempts.
         on_trouble: told in words why there is no connection, for the first attempts and ever fewer of the later ones.
-        curve: returns the keys for the attempt with the given number; None for no encryption.
+        curve: returns the keys for the next attempt; None for no encryption.
 
     Attributes:
         attempts: number of attempts so far.
@@ -72,7 +72,7 @@ class Dialler:
         heartbeat: float,
         backoff: Backoff,
         on_trouble: Callable[[str], None] | None = None,
-        curve: Callable[[int], ClientCurve | None] | None = None,
+        curve: Callable[[], ClientCurve | None] = lambda: None,
     ) -> None:
         self.peer = peer
         self.endpoint = endpoint
@@ -131,7 +131,7 @@ class Dialler:
             identity,
             first=self.attempts - 1,
             on_trouble=self._on_trouble,
-            curve=self._curve(self.attempts) if self._curve is not None else None,
+            curve=self._curve(),
             explain=_is_power_of_two(self.backoff.failures),
         )
         self._socket = socket

@@ -64,10 +64,8 @@ class Links:
         # The router names the connection in its WELCOME.
         link = RouterLink(self._host, SERVER, router.address, "", self._resume_timeout, router.keys)
 
-        def curve(attempt: int) -> ClientCurve | None:
-            if pair is None or not link.keys:
-                return None
-            return ClientCurve(link.keys[(attempt - 1) % len(link.keys)], pair)
+        def curve() -> ClientCurve | None:
+            return ClientCurve(link.key, pair) if pair is not None and link.key else None
 
         link.dialler = Dialler(
             link.peer,

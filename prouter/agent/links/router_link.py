@@ -79,6 +79,7 @@ class RouterLink:
         since: when it was linked first, seconds since the epoch; None before.
         router: what the router says of itself: uid, name, platform.
         keys: public keys that a dialled router may have, in the order in which they are tried; none without encryption.
+        key_turn: attempts that failed since the last link; each tries the next key.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class RouterLink:
         keys: Sequence[str] = (),
     ) -> None:
         self.keys = tuple(keys)
+        self.key_turn = 0
         self.mode = mode
         self.address = address
         self.connection = connection
@@ -121,6 +123,11 @@ class RouterLink:
     def idle(self) -> bool:
         """Whether the router is away and no stream waits for it."""
         return not self.peer.ready and not any(mux.streams for mux in self.peer.muxes.values())
+
+    @property
+    def key(self) -> str:
+        """The key that the next attempt expects of the router; empty without encryption."""
+        return self.keys[self.key_turn % len(self.keys)] if self.keys else ""
 
     def tell_job(self, record: JobRecord, name: str = "job") -> None:
         """Announce that a job changed or, with ``job.removed``, was removed."""
@@ -153,6 +160,7 @@ class RouterLink:
 
     def on_ready(self, peer: Peer, body: dict[str, Any]) -> None:
         """Note that the dialled router accepted this agent."""
+        self.key_turn = 0  # It names the key in use first.
         router = body.get("router")
         self.router = router if isinstance(router, dict) else {}
         self.connection = str(body.get("connection") or self.connection)
@@ -215,6 +223,8 @@ class RouterLink:
             log.log(level, "event=link_failed router=%s reason=%r", self.address, reason)
             self.dialler.lost()
         self._failure = reason
+        if not refused:
+            self.key_turn += 1
         self._host.link_failed(self, reason, refused=refused)
 
     def on_event(self, peer: Peer, name: str, body: dict[str, Any]) -> None:

@@ -79,3 +79,26 @@ def test_an_odd_list_of_keys_changes_nothing(told: object) -> None:
     link = RouterLink(Host(), SERVER, "router:1", "c" * 32, 30.0, ("first",))  # type: ignore[arg-type]
     link.on_event(link.peer, "keys", {"keys": told})
     assert link.keys == ("first",)
+
+
+def test_each_attempt_tries_the_next_key_and_a_lost_link_the_same_again() -> None:
+    class Quiet(Host):
+        """An agent that does not mind failures, and has no jobs."""
+
+        def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None: ...
+
+        def link_up(self, link: RouterLink) -> None: ...
+
+        def link_down(self, link: RouterLink, reason: str) -> None: ...
+
+        def records(self) -> list[Any]:
+            return []
+
+    link = RouterLink(Quiet(), SERVER, "router:1", "c" * 32, 30.0, ("first", "second"))  # type: ignore[arg-type]
+    assert link.key == "first"
+    link.on_lost(link.peer, "the handshake failed")
+    assert link.key == "second"
+    link.on_ready(link.peer, {"keys": ["second", "third"]})
+    assert link.key == "second"
+    link.on_lost(link.peer, "connection closed")
+    assert link.key == "second"
