@@ -19,7 +19,6 @@ from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode
 from prouter.fabric.mux import RESUME_TIMEOUT, Mux
 from prouter.fabric.session import Greeted, Lost, Refused, Session, SessionEvent, SessionState, Welcomed
 from prouter.fabric.stream import Stream
-from prouter.fabric.windows import Bulk
 from prouter.transport.calls import Calls
 from prouter.transport.outbox import Outbox, Send
 from prouter.transport.runtime import GeventRuntime, Runtime
@@ -73,6 +72,7 @@ class Peer:
         session: the session over the present path, None without one.
         calls: calls in both directions.
         streams: streams with all peers behind the switch.
+        bulk: the fast streams of this process.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Peer:
             process=process,
             on_stream=lambda route, stream, target: delegate.on_stream(self, route, stream, target),
         )
+        self.bulk = self.streams.bulk
         self._watching = False
         """Whether a timer looks at the fast streams again."""
         self._malformed = 0
@@ -106,11 +107,6 @@ class Peer:
     def muxes(self) -> dict[bytes, Mux]:
         """The streams with each peer behind the switch, by route."""
         return self.streams.muxes
-
-    @property
-    def bulk(self) -> Bulk:
-        """The fast streams of this process."""
-        return self.streams.bulk
 
     # -- the path -------------------------------------------------------------------------------------------------
 
@@ -243,17 +239,20 @@ class Peer:
         """Process one message, ``[route, block, bulk…]``. A malformed one is counted and dropped."""
         try:
             route = parts[0]
-            if self.streams.ignores(route):
+            streams = self.streams
+            if route in streams.floods:
                 return
             frames = decode(parts[1:])
             if not route:
                 for frame in frames:
                     self._receive_control(frame)
-            elif route in self.streams.muxes:
+                return
+            mux = streams.muxes.get(route)
+            if mux is not None:
                 # What a peer sends through the broker shows that the broker is alive.
                 if self.session is not None:
                     self.session.heard(self._runtime.now())
-                self.streams.receive(route, frames)
+                streams.receive(route, mux, frames)
         except ProtocolError as error:
             self._malformed += 1
             if self._malformed == 1:
@@ -317,7 +316,7 @@ class Peer:
 
     def _watch_bulk(self) -> None:
         """Look at the fast streams regularly while there are any: an idle process has no timer."""
-        if self.bulk and not self._watching:
+        if not self._watching and self.bulk:
             self._watching = True
             self._runtime.later(_BULK_TICK, self._tick_bulk)
 

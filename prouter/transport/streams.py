@@ -68,8 +68,9 @@ class Streams:
     Attributes:
         muxes: the streams with each peer, by route.
         bulk: the fast streams of this process.
-        on_strays: called with the route of a peer that floods this end with useless frames, and how many came. What it
-            sends is ignored from then on, until its route comes up again: it loses its path for the flood.
+        floods: routes of peers that flood this end with useless frames. Their messages are not even decoded until the
+            route comes up again, for such a peer loses its path.
+        on_strays: called with the route of such a peer, and how many useless frames came.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Streams:
     ) -> None:
         self.muxes: dict[bytes, Mux] = {}
         self.bulk = Bulk()
+        self.floods: set[bytes] = set()
         self.on_strays: Callable[[bytes, int], None] | None = None
         self._outbox = outbox
         self._accepts = accepts
@@ -93,8 +95,6 @@ class Streams:
         self._sids = count(1)
         self._floors: OrderedDict[bytes, int] = OrderedDict()
         """The highest stream id of each peer that was given up: it may open those streams again over a new path."""
-        self._floods: set[bytes] = set()
-        """Routes of peers that flood."""
         self._ticked = 0.0
 
     # -- routes ---------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Streams:
 
     def route_up(self, route: bytes, process: str) -> None:
         """Resume the streams with a peer that is reachable (again)."""
-        self._floods.discard(route)
+        self.floods.discard(route)
         self.mux(route).path_up(process)
 
     def route_down(self, route: bytes, now: float) -> None:
@@ -130,7 +130,7 @@ class Streams:
 
     def route_gone(self, route: bytes, code: str, text: str) -> None:
         """Reset the streams with a peer that will not come back."""
-        self._floods.discard(route)
+        self.floods.discard(route)
         mux = self.muxes.pop(route, None)
         if mux is not None:
             if mux.highest:
@@ -151,15 +151,8 @@ class Streams:
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
-    def ignores(self, route: bytes) -> bool:
-        """Whether messages from `route` are not even decoded, because its peer floods."""
-        return bool(self._floods) and route in self._floods
-
-    def receive(self, route: bytes, frames: Iterable[Frame]) -> None:
-        """Process frames of the peer behind `route`; those of an unknown one are dropped."""
-        mux = self.muxes.get(route)
-        if mux is None:
-            return
+    def receive(self, route: bytes, mux: Mux, frames: Iterable[Frame]) -> None:
+        """Process frames of the peer behind `route`, whose mux is `mux`."""
         known = mux.malformed
         self._dispatch(route, mux.receive(frames))
         if mux.strays > _STRAYS_AT_ONCE:
@@ -182,7 +175,7 @@ class Streams:
         if mux.strays > most + _STRAYS_OF_STREAM * len(mux.streams):
             strays, mux.strays = mux.strays, 0
             if self.on_strays is not None:
-                self._floods.add(route)
+                self.floods.add(route)
                 self.on_strays(route, strays)
 
     # -- events ---------------------------------------------------------------------------------------------------

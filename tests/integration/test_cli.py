@@ -35,7 +35,7 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "broker", "config", "demo", "invite", "invite list", "invite revoke", "keygen", "up"]
+    "command", ["", "agent", "broker", "config", "demo", "invite", "invite list", "invite revoke", "keygen", "up"]
 )
 def test_help_of_a_command_has_two_examples(command: str) -> None:
     shown = prouter(*command.split(), "--help").stdout
