@@ -1,1 +1,1 @@
-"""Reading and following what jobs write to stdout and stderr."""
+"""Reading and following of jobs' stdout and stderr."""

@@ -1,13 +1,13 @@
-"""A job's stdout and stderr: read by position, found from the end, bounded in size while the job writes on.
+"""A job's stdout and stderr: reading by position or from the end, and a bounded size while the job writes on.
 
 The keeper's log writer appends what the job writes to the log's file (`sandbox/log_files.py` says where).
-*Position 0 is the first byte the job ever wrote*, for ever. When the log is over its limit, `JobLog.enforce_limit`
-gives its oldest blocks back to the file system (a hole: the length stays, the disk space goes) and readers get one line
-that says how many bytes were dropped.
+*Position 0 always is the first byte that the job wrote.* When the log exceeds its limit, `JobLog.enforce_limit` returns
+its oldest blocks to the file system (a hole: the length stays, the disk space is freed), and readers get one line that
+says how many bytes were dropped.
 
-Where the file system has no holes, the newest part is copied to a file beside, the log is emptied, and positions are
-counted on from the first line of that file. Bytes the job writes between the last look and the emptying, microseconds,
-are then lost.
+On file systems without holes, the newest part is copied to a file beside, the log is emptied, and the first line of
+that file has the position from which to count. Bytes that the job writes in the microseconds before the emptying are
+then lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["JobLog", "LogChunk"]
 
 _BLOCK = 1 << 16
 _PAGE = 4096  # holes are made of whole file system blocks
-_LINE_SEARCH = 8192  # bytes of the kept part searched for the start of a line
+_LINE_SEARCH = 8192  # bytes of the kept part that are searched for the start of a line
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)
 _TRUNCATED = b"[prouter: the job truncated its log]\n"
 
@@ -39,8 +39,9 @@ class LogChunk:
     """A piece of a log.
 
     Attributes:
-        start: position that was asked for.
-        end: position to go on from. ``end - start`` is ``len(data)``, but for a marker line, which takes no positions.
+        start: the requested position.
+        end: the position to continue from. ``end - start`` is ``len(data)``, except for a marker line, which has no
+            positions.
         data: empty at the end of the log.
     """
 
@@ -53,13 +54,13 @@ class LogChunk:
 class JobLog:
     """One of a job's two logs. Share one object among all its followers: they read each block from disk once.
 
-    Safe to use from several threads. It holds a descriptor from the first use until `close`, or until `rest` when the
-    log can be opened again.
+    Safe to use from several threads. It holds a descriptor from the first use until `close`, or until `rest` if the
+    log can be reopened.
 
     Args:
-        sandbox: the job's.
+        sandbox: the job's sandbox.
         name: ``stdout`` or ``stderr``.
-        holes: False takes the way for file systems without holes from the start.
+        holes: False for the method of file systems without holes from the start.
 
     Raises:
         InvalidRequest: no such log.
@@ -86,12 +87,12 @@ class JobLog:
         self.close()
 
     def begin(self, fd: int) -> None:
-        """Read by this descriptor of a log that was just made; it is given back by `close` and `rest`."""
+        """Use this descriptor of a log that was just created; `close` and `rest` close it."""
         with self._lock:
             self._fd = fd
 
     def close(self) -> None:
-        """Give the descriptors back; using the log again opens them again."""
+        """Close the descriptors; the next use reopens them."""
         with self._lock:
             for fd in (self._fd, self._kept_fd):
                 if fd >= 0:
@@ -100,17 +101,17 @@ class JobLog:
             self._last = LogChunk(0, 0, b"")
 
     def rest(self) -> None:
-        """As `close`, but keep a log open that has lost its name: nobody could open it again."""
+        """Close the descriptors as `close` does, unless the log has lost its name and could not be reopened."""
         with self._lock:
             if self._fd < 0 or self._files.leads_to(self.name, self._fd):
                 self.close()
 
     def fileno(self) -> int:
-        """The log's descriptor, for `prouter.agent.logs.log_watch.LogWatcher.watch`.
+        """Return the log's descriptor, for `prouter.agent.logs.log_watch.LogWatcher.watch`.
 
         Raises:
             NotFound: the job has no log (yet).
-            Forbidden: a log that an older version left in the sandbox is none any more.
+            Forbidden: a log that an older version left in the sandbox is no longer a log.
         """
         with self._lock, translated(self._file):
             if self._fd < 0:
@@ -119,21 +120,21 @@ class JobLog:
             return self._fd
 
     def first(self) -> int:
-        """Position of the oldest byte kept."""
+        """Return the position of the oldest kept byte."""
         with self._lock, translated(self._file):
             fd = self.fileno()
             base = self._kept[1]
             return self._kept[0] if base else first_data(fd)
 
     def end(self) -> int:
-        """Position after the newest byte: how much the job has written so far."""
+        """Return the position after the newest byte, which is how much the job has written."""
         with self._lock, translated(self._file):
             return os.fstat(self.fileno()).st_size + self._kept[1]
 
     def read(self, offset: int, n: int = _BLOCK) -> LogChunk:
-        """What is in the log at `offset`: at most `n` bytes, the marker line when they were dropped, or nothing yet.
+        """Read at most `n` bytes at `offset`: the marker line if they were dropped, nothing at the log's end.
 
-        An offset beyond the end means that the job truncated its own log: a line says so, and reading goes on at 0. So
+        An offset beyond the end means that the job truncated its own log: a line says so, and reading restarts at 0. So
         check offsets of requests against `end` first.
 
         Raises:
@@ -154,13 +155,13 @@ class JobLog:
         while offset >= first:
             data = self._bytes_at(offset, n)
             first = self.first()
-            if offset >= first:  # else it was dropped while it was read, and may be zeros
+            if offset >= first:  # else it was dropped during the read, and may be zeros
                 return LogChunk(offset, offset + len(data), data)
         start = self._line_start(first)
         return LogChunk(offset, start, gap_marker(start - offset))
 
     def _line_start(self, first: int) -> int:
-        """The first position at or after `first` where a line begins; `first` when none begins near."""
+        """Return the first position at or after `first` where a line begins; `first` if none begins nearby."""
         return first + self._bytes_at(first, _LINE_SEARCH).find(b"\n") + 1
 
     def _bytes_at(self, offset: int, n: int) -> bytes:
@@ -170,9 +171,9 @@ class JobLog:
         return os.pread(self.fileno(), n, offset - base)
 
     def tail_offset(self, lines: int) -> int:
-        """Position from which the last `lines` lines are read; an unfinished last line counts as one.
+        """Return the position from which the last `lines` lines are read; an unfinished last line counts as one.
 
-        When fewer are kept because the log was cut, it is 0: reading begins with the line that says so.
+        It is 0 if fewer are kept because the log was cut: reading then begins with the line that says so.
         """
         with self._lock, translated(self._file):
             first, end = self.first(), self.end()
@@ -192,13 +193,13 @@ class JobLog:
             return 0
 
     def enforce_limit(self, limit: int) -> int:
-        """Cut the oldest part when more than `limit` bytes are kept; how many bytes were dropped.
+        """Cut the oldest part if more than `limit` bytes are kept; return how many bytes were dropped.
 
-        It is cut to three quarters of the limit, so that a log at its limit is cut seldom. The job writes on meanwhile.
+        The log is cut to three quarters of the limit, so that it is cut seldom. The job writes on meanwhile.
 
         Raises:
             NotFound: there is no log (yet).
-            Forbidden, NoSpace: the file system does not let us.
+            Forbidden, NoSpace: the file system refuses.
         """
         with self._lock, translated(self._file):
             first, end = self.first(), self.end()
@@ -211,7 +212,7 @@ class JobLog:
             return max(0, self.first() - first)
 
     def _punch(self, target: int) -> bool:
-        """Drop whole blocks before `target`; False when the file system has no holes."""
+        """Drop whole blocks before `target`; False if the file system has no holes."""
         fd = self._reopened()
         try:
             block = max(_PAGE, os.fstatvfs(fd).f_bsize)
@@ -227,7 +228,7 @@ class JobLog:
             os.close(fd)
 
     def _copy_and_empty(self, target: int) -> None:
-        """Put what is kept into the file beside, then empty the log."""
+        """Copy the kept part to the file beside, then empty the log."""
         log = self._reopened()
         header = b"%d\n" % target
         fresh = f"{self._kept_file}.new"
@@ -251,7 +252,7 @@ class JobLog:
         self._kept_fd, self._kept = kept, (target, end, len(header))
 
     def _copy(self, to: int, position: int, header: bytes) -> int:
-        """Append the header and everything from `position` on; the position after it."""
+        """Append the header and everything from `position` on; return the position after it."""
         data = header
         while data:
             view = memoryview(data)
@@ -262,14 +263,14 @@ class JobLog:
         return position
 
     def _reopened(self) -> int:
-        """The very file that is read, for writing: never another one that has its name by now."""
+        """Open the same file for writing, never another one that has its name by now."""
         fd = self.fileno()
         if not self._files.made_here(self.name) and os.fstat(fd).st_nlink > 1:
             raise Forbidden(f"the job's {self.name} has several names: it is not cut")
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
 
     def _open_kept(self) -> None:
-        """Take up what an earlier `_copy_and_empty` left, after a restart of the agent."""
+        """Continue with the file that an earlier `_copy_and_empty` left, after a restart of the agent."""
         try:
             with self._files.directory() as parent:
                 fd = os.open(self._kept_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
@@ -277,7 +278,7 @@ class JobLog:
             return
         header = os.pread(fd, 32, 0).split(b"\n", 1)[0]
         if not header.isdigit():
-            os.close(fd)  # not a file of ours: the job's own
+            os.close(fd)  # not the agent's file but the job's
             return
         skip = len(header) + 1
         self._kept_fd, self._kept = fd, (int(header), int(header) + os.fstat(fd).st_size - skip, skip)

@@ -1,7 +1,7 @@
-"""Tells followers of logs that there is more to read, without polling: one inotify descriptor for the whole agent.
+"""Notices for followers that a log has grown, without polling: one inotify descriptor for the whole agent.
 
-`LogWatcher` owns no loop. Its shell watches `fileno` for readability and calls `dispatch`. All followers of one file
-share one kernel watch, and any number of writes between two calls of `dispatch` make one notice.
+`LogWatcher` owns no loop. Its owner watches `fileno` for readability and calls `dispatch`. All followers of one file
+share one kernel watch, and all writes between two calls of `dispatch` cause one notice.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _FULL = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE)
 
 @final
 class LogWatcher:
-    """Calls back when watched files are written to. Use it from one thread (the agent's loop).
+    """Calls back after writes to watched files. Use it from one thread (the agent's loop).
 
     Raises:
-        OSError: EMFILE when the user has no inotify instance left (fs.inotify.max_user_instances).
+        OSError: EMFILE if the user has no inotify instance left (fs.inotify.max_user_instances).
     """
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ class LogWatcher:
         self._callbacks: dict[int, dict[int, Callable[[], None]]] = {}
 
     def fileno(self) -> int:
-        """Readable when `dispatch` has something to do."""
+        """Return a descriptor that is readable when `dispatch` has something to do."""
         return self._fd
 
     def watch(self, fd: int, callback: Callable[[], None]) -> int | None:
         """Call `callback` from `dispatch` after the open file was written to.
 
-        Look at the file once after this call, for what was written before.
+        Read the file once after this call, for earlier writes.
 
         Returns:
-            A token for `unwatch`; None when the user has no watch left (fs.inotify.max_user_watches): poll then.
+            A token for `unwatch`; None if the user has no watch left (fs.inotify.max_user_watches): poll then.
         """
         try:
             watch = syscalls.inotify_add_watch(self._fd, b"/proc/self/fd/%d" % fd, syscalls.IN_MODIFY)
@@ -60,7 +60,7 @@ class LogWatcher:
         return token
 
     def unwatch(self, token: int) -> None:
-        """End a watch; ending it twice is fine."""
+        """End a watch. Idempotent."""
         watch = self._watch_of.pop(token, None)
         if watch is None:
             return
@@ -73,7 +73,7 @@ class LogWatcher:
             syscalls.inotify_rm_watch(self._fd, watch)
 
     def dispatch(self) -> None:
-        """Read what the kernel has to say and call back each follower concerned once."""
+        """Read the kernel's events, and call back each follower of a written file once."""
         changed: set[int] = set()
         while True:
             try:
@@ -95,7 +95,7 @@ class LogWatcher:
                 callback()
 
     def close(self) -> None:
-        """End all watches; closing twice is fine."""
+        """End all watches. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
