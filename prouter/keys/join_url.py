@@ -48,7 +48,10 @@ def parse_join_url(text: str) -> JoinUrl:
         raise ConfigError(
             "--join: a URL like prouter://HOST:PORT/?key=…&token=… is expected, as 'prouter invite' prints it"
         )
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ConfigError("--join: the router's address must be 'host:port'; copy the URL whole, in quotes") from None
     try:
         split_address(parts.netloc)
     except ValueError as error:

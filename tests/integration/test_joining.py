@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -147,6 +149,26 @@ def test_an_invited_agent_stays_linked_until_its_invitation_is_revoked(site: Sit
     assert time.monotonic() - begun < SECOND + LATE
     wait_until(lambda: "the invitation was revoked" in again.log.read_text())
     assert site.linked() == []
+
+
+def test_an_agent_joins_several_routers_and_each_serves_its_jobs(site: Site) -> None:
+    first = site.start_router()
+    site.join("gpu-1", site.invite()).stop()
+    second = site.start_router()
+    agent = site.join("gpu-1", site.invite())
+    for router in (first, second):
+        site.router = router
+        wait_until(lambda: site.linked() == ["gpu-1"])
+        site.works(agent)
+    path = first.create("gpu-1")
+    wait_until(lambda: second.get(path + "/info").status_code == 200)
+    os.kill(second.child("broker"), signal.SIGKILL)
+    wait_until(lambda: "event=link_down" in agent.log.read_text())
+    wait_until(lambda: site.linked() == ["gpu-1"])
+    agent.kill()
+    for router in (first, second):
+        site.router = router
+        wait_until(lambda: site.connections() == [], 10, "the keeper tells of the agent's death")
 
 
 def test_a_second_agent_cannot_use_an_invitation_and_leaves_nothing_behind(site: Site) -> None:

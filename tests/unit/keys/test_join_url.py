@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prouter.config import ConfigError
 from prouter.keys.files import make_pair
@@ -34,6 +37,7 @@ def test_a_key_may_be_in_z85() -> None:
         ("https://host:8889/?token=t", "a URL like prouter://"),
         ("prouter://host/?token=t", "the router's address 'host' must be 'host:port'"),
         ("prouter:///?token=t", "the router's address '' must be"),
+        ("prouter://[::1/?token=t", "the router's address must be 'host:port'"),
         ("prouter://host:8889/", "has no token"),
         ("prouter://host:8889/?key=", "has no token"),
         ("prouter://host:8889/?key=abc&token=t", "key is damaged"),
@@ -47,6 +51,13 @@ def test_other_texts_are_refused_with_the_reason(text: str, problem: str) -> Non
     with pytest.raises(ConfigError) as caught:
         parse_join_url(text)
     assert problem in str(caught.value)
+
+
+@given(st.text(alphabet="[]:/?#&=%keytokn.-1é@\\ \0", max_size=40))
+def test_any_other_text_is_refused_and_nothing_else_happens(text: str) -> None:
+    with suppress(ConfigError):
+        url = parse_join_url(f"prouter://{text}")
+        assert parse_join_url(format_join_url(url)) == url
 
 
 def test_what_is_said_of_a_damaged_url_repeats_no_secret() -> None:
