@@ -1,15 +1,15 @@
 """The log writer: a child of the keeper that moves what jobs write from their pipes into their log files.
 
-A process of its own, as the keeper must never wait for a disk, and runs ahead of all jobs where it may. It is forked
-when a job first writes, sleeps while nobody does, and holds nothing that the keeper does not hold too: a killed writer
-is replaced. When the keeper is killed it goes on until the jobs have closed their pipes, so that they neither lose
-output nor get SIGPIPE.
+It is a process of its own, because the keeper must never wait for a disk. The keeper forks it when a job first writes.
+It sleeps while no job writes, and has no descriptor that the keeper has not, so a killed writer is replaced. If the
+keeper is killed, the writer goes on until the jobs have closed their pipes. So jobs neither lose output nor get
+SIGPIPE.
 
-Bytes go from pipe to file inside the kernel (splice(2)), and by read and write where the file system cannot. While the
-disk is full nothing is read: the job waits in its write. Only a job that has ended loses what still cannot be stored
-`_END_PATIENCE` seconds later.
+Bytes go from pipe to file inside the kernel (splice(2)), or with read(2) and write(2) if the file system cannot do
+that. While the disk is full, the writer reads nothing, and the job waits in its write. Only a job that has ended loses
+output: what cannot be stored within `_END_PATIENCE` seconds.
 
-Messages, one datagram each: an operation (one byte), the number of a stream (u64), and more by operation.
+Each message is a datagram: an operation (one byte), the number of a stream (u64), and more by operation.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = ["ADD", "DONE", "FAILED", "FINISH", "HEAD", "LONGEST", "TROUBLE", "bec
 
 HEAD = struct.Struct("<BQ")
 ADD = 1
-"""To the writer, with descriptors: the pipe, the log, and perhaps the copy of the log's beginning."""
+"""To the writer: a new stream, with descriptors of the pipe, the log, and perhaps the copy of the log's beginning."""
 FINISH = 2
-"""To the writer: the job has ended; move what the pipe holds now, and say `DONE`."""
+"""To the writer: the job has ended. The writer moves what the pipe holds now, and sends `DONE`."""
 DONE = 3
-"""From the writer: the stream is over; how many bytes could not be stored (u64)."""
+"""From the writer: the stream is over; with the number of bytes that could not be stored (u64)."""
 TROUBLE = 4
-"""From the writer: the log cannot be written; the error's number (u64). It is tried again."""
+"""From the writer: the log cannot be written; with the number of the error (u64). The writer tries again."""
 
 FAILED = 5
-"""From the writer, which is about to end: it met an error that it does not know; a traceback."""
+"""From the writer, which is about to end: an unexpected error, with its traceback."""
 LONGEST = 16 << 10
-"""Bytes a message may have."""
+"""Most bytes of a message."""
 
 _AMOUNT = struct.Struct("<Q")
 _COUNT = struct.Struct("i")
@@ -52,11 +52,11 @@ _PIPE = 64 << 10
 _LARGE_PIPE = 256 << 10
 _PIECE = 1 << 20
 _PAUSE_MS = 1
-"""Milliseconds to wait after a pass that found little, so that a job of many small writes costs few passes."""
+"""Milliseconds to wait after a pass that moved little, so that many small writes of a job cost few passes."""
 _LITTLE = 16 << 10
 _RETRY = 0.25
 _END_PATIENCE = 2.0
-"""Seconds that a full disk may delay the end of a job."""
+"""Seconds for which a full disk may delay the end of a job."""
 
 
 class _Stream:
@@ -68,7 +68,7 @@ class _Stream:
         self.log = log
         self.copy = copy
         self.left: int | None = None
-        """Bytes to move before the stream is over, once the job has ended."""
+        """Bytes that are left to move, once the job has ended."""
         self.give_up_at = 0.0
         self.retry_at = 0.0
         self._splices = True
@@ -81,17 +81,19 @@ class _Stream:
         return there + len(self._unwritten)
 
     def move(self, most: int) -> int:
-        """Move at most so many bytes, of which at least one is there; how many.
+        """Move at most so many bytes, of which at least one must be there; return how many.
 
         Raises:
-            OSError: the log cannot be written; nothing is lost.
+            OSError: the log cannot be written; no byte is lost.
         """
-        # Always at the end, wherever that is: where files have no holes, the agent empties the log now and then.
+        # Always append: on file systems without holes the agent empties the log now and then.
         at = os.lseek(self.log, 0, os.SEEK_END)
         moved = self._splice(most) if self._splices else self._write(most)
         if moved >= _PIPE and not self._grown:
             self._grown = True
-            with contextlib.suppress(OSError):  # The user may have no more pages for pipes: slower, not worse.
+            with contextlib.suppress(
+                OSError
+            ):  # The user may have no pages for pipes left (pipe(7)). That is slower, and works.
                 fcntl.fcntl(self.pipe, _F_SETPIPE_SZ, _LARGE_PIPE)
         if self.copy is not None:
             self._show(at, moved)
@@ -114,7 +116,7 @@ class _Stream:
         return written
 
     def _show(self, at: int, moved: int) -> None:
-        """Append what was moved to the copy, as long as it belongs to the log's beginning."""
+        """Append the moved bytes to the copy, as long as they belong to the log's beginning."""
         assert self.copy is not None
         try:
             if at < COPIED:
@@ -122,7 +124,7 @@ class _Stream:
             if at + moved > COPIED:
                 os.write(self.copy, COPY_END)
         except OSError:
-            at = COPIED + 1  # The log is what counts.
+            at = COPIED + 1  # A copy that cannot be written is given up; the log goes on.
         if at + moved > COPIED:
             os.close(self.copy)
             self.copy = None
@@ -134,7 +136,7 @@ class _Stream:
 
 
 class _Writer:
-    """The writer's loop.
+    """The writer's event loop.
 
     Args:
         control: connected to the keeper.
@@ -152,14 +154,14 @@ class _Writer:
         self._keeper_lives = True
 
     def run(self) -> None:
-        """Until the keeper is gone and no pipe is open any more."""
+        """Move output until the keeper is gone and no pipe is open any more."""
         control = self._control.fileno()
         while self._keeper_lives or self._streams:
             ready = dict(self._poller.poll(self._timeout()))
             told = ready.pop(control, 0)
             moved = [self._serve(self._pipes[fd], events) for fd, events in ready.items()]
             self._retry()
-            if told:  # Last, as it may give the number of a descriptor that ended in this very pass to another.
+            if told:  # Last, because a new descriptor may get the number of one that was closed in this pass.
                 self._receive()
             elif moved and max(moved) < _LITTLE:
                 self._pause.poll(_PAUSE_MS)
@@ -188,7 +190,7 @@ class _Writer:
             elif number in self._streams:
                 self._finish(self._streams[number])
             else:
-                self._say(DONE, number, 0)  # Its pipe was closed before.
+                self._say(DONE, number, 0)  # The stream was over before.
 
     def _add(self, stream: _Stream) -> None:
         self._streams[stream.number] = self._pipes[stream.pipe] = stream
@@ -200,25 +202,25 @@ class _Writer:
         self._drain(stream)
 
     def _serve(self, stream: _Stream, events: int) -> int:
-        """Move what a pipe holds, or take note of its end; how many bytes."""
+        """Move what a pipe holds, or end its stream; return the number of moved bytes."""
         there = stream.waiting()
         if stream.left is not None:
             self._drain(stream)
         elif there:
             return self._move(stream, min(there, _PIECE))
         elif not events & select.EPOLLIN:
-            self._end(stream, 0)  # Nobody has it open for writing any more.
+            self._end(stream, 0)  # No process has the pipe open for writing any more.
         return 0
 
     def _drain(self, stream: _Stream) -> None:
-        """Go on with a stream whose job has ended."""
+        """Move the rest of a stream whose job has ended."""
         assert stream.left is not None
         stream.left = min(stream.left, stream.waiting())
         while stream.left > 0:
             moved = self._move(stream, min(stream.left, _PIECE))
             if stream in self._stuck:
                 break
-            stream.left -= moved or stream.left  # Nothing: the job, or somebody it gave its output to, has read it.
+            stream.left -= moved or stream.left  # Moved nothing: another process has read from the pipe.
         if stream.left <= 0 or time.monotonic() > stream.give_up_at:
             self._end(stream, stream.left)
 
@@ -226,7 +228,7 @@ class _Writer:
         try:
             moved = stream.move(most)
         except BlockingIOError:
-            return 0  # The job itself has read from its pipe.
+            return 0  # Another process has read from the pipe.
         except OSError as error:
             if stream not in self._stuck:
                 self._stuck.add(stream)
@@ -258,7 +260,7 @@ class _Writer:
     def _say(self, operation: int, number: int, amount: int) -> None:
         if not self._keeper_lives:
             return
-        # Waits for a keeper that is busy; one that is gone is noticed by what follows.
+        # Blocks while the keeper is busy. If it is gone, the next receive notices.
         self._control.setblocking(True)
         with contextlib.suppress(ConnectionError):
             self._control.send(HEAD.pack(operation, number) + _AMOUNT.pack(amount))
@@ -266,10 +268,10 @@ class _Writer:
 
 
 def become_writer(control: socket.socket, lock: str) -> NoReturn:
-    """In a process that the keeper has just forked: be its log writer, to the end, and hold this lock."""
+    """In a forked child of the keeper: run as its log writer, and hold the lock until the end."""
     try:
         signal.set_wakeup_fd(-1)
-        # It ends after all jobs have: a service manager that tells everybody to stop means the jobs.
+        # The writer ends after all jobs. systemd sends SIGTERM to every process, and means the jobs.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -280,13 +282,15 @@ def become_writer(control: socket.socket, lock: str) -> NoReturn:
         kept = control.fileno()
         for name in os.listdir("/proc/self/fd"):
             if int(name) > 2 and int(name) != kept:
-                with contextlib.suppress(OSError):  # The descriptor of this list itself.
+                with contextlib.suppress(
+                    OSError
+                ):  # The descriptor with which the directory was listed is closed already.
                     os.close(int(name))
         fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_SH)
         control.setblocking(False)
         _Writer(control).run()
-    except Exception:  # The edge of a process: whatever it is, the keeper logs it and starts another one.
-        import traceback  # Late: hardly ever needed.
+    except Exception:  # The edge of the process: the keeper logs the error and starts another writer.
+        import traceback  # Late: it takes memory and is hardly ever needed.
 
         text = traceback.format_exc().encode("utf-8", "backslashreplace")
         control.send(HEAD.pack(FAILED, 0) + text[-(LONGEST - HEAD.size) :])

@@ -1,7 +1,7 @@
-"""Starting a job's first process: fork, a session, files and limits of its own, exec; and saying why that failed.
+"""The start of a job's first process: fork, session, files, limits, exec, and the reason if that fails.
 
-fork and exec by hand, as the keeper is small and single-threaded: subprocess can set limits only by a hook that runs in
-the child just the same, and posix_spawn knows neither limits nor directory.
+The keeper calls fork and exec itself, because it is small and has one thread. subprocess could set limits only in a
+hook that runs in the child as well, and posix_spawn(3) can set neither limits nor directory.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _IGNORED = {
     if signum not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(signum) is signal.SIG_IGN
 }
 _HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
-"""Signals with a handler in the keeper."""
+"""Signals for which the keeper has handlers."""
 
 
 _files_of_jobs = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""Limit of open files (soft, hard) that a job starts with."""
+"""Limit of open files (soft, hard) with which jobs start."""
 
 
 def use_all_descriptors() -> None:
-    """Let the keeper have as many descriptors as the system permits; jobs start with the usual limit."""
+    """Raise the keeper's limit of open files as far as the system permits. Jobs start with the usual limit."""
     hard = _files_of_jobs[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class SpawnError(Exception):
-    """The process could not be started; the text says why, for a person."""
+    """A process could not be started; the text tells a person why."""
 
 
 class Command(NamedTuple):
-    """What to run.
+    """A command to start.
 
     Attributes:
-        job: uid, which becomes the processes' mark.
-        env: the whole environment; its PATH is searched for the command.
-        cwd: the directory to start in; a command with a slash is relative to it.
-        group: the file by which the process enters its control group; None for none.
+        job: uid of the job, with which its processes are marked.
+        env: the whole environment. The command is looked up in its PATH.
+        cwd: directory to start in. A command with a slash in it is relative to this directory.
+        group: file through which the process enters its control group; None if it has none.
         stdout: descriptor to write to; None for the agent's own stdout. Likewise `stderr`.
     """
 
@@ -66,13 +66,13 @@ def start(command: Command) -> tuple[int, int]:
     """Fork the process.
 
     Returns:
-        Its pid, and a pipe to read: closed once the command runs, or the reason why it does not (`read_outcome`).
+        Its pid, and the reading end of a pipe for `read_outcome`.
 
     Raises:
-        SpawnError: no process could be made.
+        SpawnError: no process can be made.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    # No signal may run the keeper's handlers in the child; those that come meanwhile wait until its mask is cleared.
+    # No signal may run the keeper's handlers in the child. Blocked signals wait until the child resets its mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
         pid = os.fork()
@@ -88,10 +88,10 @@ def start(command: Command) -> tuple[int, int]:
 
 
 def read_outcome(pipe: int) -> None:
-    """Read what the child says through `start`'s pipe, once it is readable, and close it.
+    """Read from the pipe of `start`, once it is readable, whether the command runs; close the pipe.
 
     Raises:
-        SpawnError: the command does not run; its process ends by itself.
+        SpawnError: the command could not be executed. Its process ends by itself.
     """
     said = b""
     while part := os.read(pipe, 65536):
@@ -102,11 +102,11 @@ def read_outcome(pipe: int) -> None:
 
 
 def _become(command: Command, pipe: int) -> NoReturn:
-    """In the child: turn into the command, or say why not and end."""
+    """In the child: execute the command, or write the reason into the pipe and exit."""
     try:
         _prepare(command)
         _execute(command)
-    except BaseException as error:  # A forked child must never return into the keeper's loop.
+    except BaseException as error:  # A forked child must never return into the keeper's event loop.
         text = str(error) if isinstance(error, SpawnError) else f"the process could not be set up: {error!r}"
         os.write(pipe, json.dumps(text).encode("ascii"))
     finally:

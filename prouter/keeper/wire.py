@@ -1,7 +1,7 @@
-"""Messages between agent and keeper: JSON objects, each after its length (u32, little-endian), over a unix socket.
+"""Messages between agent and keeper: JSON objects over a unix socket, each after its length (u32, little-endian).
 
 Requests are ``{"id": int, "op": str, …}``; each gets one reply, ``{"id", "result"}`` or ``{"id", "error": {"code",
-"text"}}``, in whatever order they are done. What the keeper says by itself is ``{"event": str, …}``. Text that is not
+"text"}}``, in any order. Other messages of the keeper are events, ``{"event": str, …}``. Text that is not
 UTF-8 (file names, environment) travels as lone surrogates (PEP 383), which JSON's \\u escapes carry.
 """
 
@@ -14,19 +14,19 @@ from typing import Any
 __all__ = ["PROTOCOL", "Decoder", "encode"]
 
 PROTOCOL = 1
-"""Version of the messages; an agent that meets a keeper of another version has it end its jobs, and starts its own."""
+"""Version of the messages. An agent has a keeper of another version end its jobs, and starts its own keeper."""
 
 LARGEST = 64 << 20
-"""Bytes a message may have: the list of all jobs with their records is the longest."""
+"""Most bytes of a message. The longest is the list of all jobs with their records."""
 
 _LENGTH = struct.Struct("<I")
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """The message as bytes to send.
+    """Encode a message.
 
     Raises:
-        ValueError: it is too long, or holds what JSON cannot.
+        ValueError: it is too long, or JSON cannot hold it.
     """
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(body) > LARGEST:
@@ -35,16 +35,16 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class Decoder:
-    """Turns received bytes back into messages."""
+    """Decodes received bytes into messages."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Take in what was received; gives the messages that are complete now.
+        """Take received bytes; return the messages that are complete now.
 
         Raises:
-            ValueError: what came is no such message; the connection is of no further use.
+            ValueError: the bytes are no message. The connection cannot be used any more.
         """
         self._data += data
         messages = []
