@@ -1,4 +1,4 @@
-"""The agent's own small HTTP API (``control.*``), as the original has it: info, connections, jobs, shutdown."""
+"""The agent's local HTTP API (``control.*``), as in the original pRouter: info, connections, jobs, shutdown."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ __all__ = ["Control"]
 log = logging.getLogger("prouter.agent.links.control")
 
 _CONNECTIONS = 64
-"""Connections at the same time; others wait for one of these to end. Jobs need the agent's descriptors more."""
+"""Connections at the same time; further ones wait. The agent's descriptors are for jobs first."""
 _LONGEST = 10.0
-"""Seconds that a connection may take in all."""
+"""Seconds for which a connection may last."""
 _FROM_A_PAGE = frozenset({"HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE"})
-"""Browsers send these, programs do not: no page of any site stops an agent through a visitor's browser."""
+"""Headers that browsers send and programs do not. No web page may stop an agent through a visitor's browser."""
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
 class _Handler(WSGIHandler):
-    """One connection, which costs little whatever comes over it."""
+    """One connection, with bounded cost whatever the client sends."""
 
     def handle(self) -> None:
-        """Serve its requests, within a bounded time."""
+        """Serve the requests of the connection within `_LONGEST` seconds."""
         with gevent.Timeout(_LONGEST, False):  # type: ignore[arg-type]
             super().handle()
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
-        """What is no HTTP: an event like others, where gevent prints a traceback for some of it."""
+        """Log a request that is not HTTP as an event, where gevent would print a traceback, and return the response."""
         log.info("event=bad_request error=%.200r", str(ex) or type(ex).__name__)
         body = b"Bad Request"
         head = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         return "400", head + body
 
     def log_error(self, msg: str, *args: object) -> None:
-        """What else gevent finds worth telling of a client."""
+        """Log what else gevent reports about a client."""
         log.info("event=bad_request error=%.200r", msg % args if args else msg)
 
 
 class Control:
-    """Serves on one interface until `close`.
+    """HTTP server on one interface.
 
     Args:
         info: answers ``GET /info``.
@@ -72,13 +72,17 @@ class Control:
             "/shutdown": ("POST", self._shut_down),
         }
         self._server: WSGIServer | None = None
-        self._names = HostNames(resolve=False)  # the agent's loop must not wait for it
+        self._names = HostNames(resolve=False)  # a look-up would block the agent's event loop
 
     def open(self, interface: str, port: int) -> str:
-        """Begin to serve; the base URL.
+        """Start to serve; return the base URL.
+
+        Args:
+            interface: address to listen on.
+            port: 0 for any free one.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address cannot be bound.
         """
         server = self._server = WSGIServer(
             (interface, port), self._answer, log=None, error_log=log, spawn=_CONNECTIONS, handler_class=_Handler
@@ -88,7 +92,7 @@ class Control:
         return f"http://{host}:{server.server_port}"
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving. Idempotent."""
         if self._server is not None:
             self._server.stop(timeout=1)
 
@@ -99,15 +103,19 @@ class Control:
             ("Cache-Control", "no-store, must-revalidate"),
             ("Expires", "0"),
         ]
+        method = environ["REQUEST_METHOD"]
+        body: dict[str, Any]
         if not self._names.accept(environ.get("HTTP_HOST", "localhost")):
-            status, body = "421 Misdirected Request", {"detail": "use the IP address, localhost or the machine's name"}
+            status, text = "421 Misdirected Request", "the Host header names another machine; use localhost"
+            body = {"detail": f"{text}, the IP address or this machine's name"}
         elif route is None:
-            status, body = "404 Not Found", {"detail": f"only {', '.join(self._routes)} are here"}
-        elif environ["REQUEST_METHOD"] not in (route[0], "HEAD" if route[0] == "GET" else route[0]):
-            status, body = "405 Method Not Allowed", {"detail": f"use {route[0]}"}
+            status, text = "404 Not Found", f"there is nothing at this path; the agent has {', '.join(self._routes)}"
+            body = {"detail": text}
+        elif method not in (route[0], "HEAD" if route[0] == "GET" else route[0]):
+            status, body = "405 Method Not Allowed", {"detail": f"{method} is not allowed here; use {route[0]}"}
             headers.append(("Allow", route[0]))
         elif route[0] == "POST" and not _FROM_A_PAGE.isdisjoint(environ):
-            status, body = "403 Forbidden", {"detail": "web pages may not do this"}
+            status, body = "403 Forbidden", {"detail": "web pages may not stop an agent; use a program such as curl"}
         else:
             status, body = "200 OK", route[1]()
         data = json.dumps(body).encode() if body else b""

@@ -1,4 +1,4 @@
-"""Who this agent is, as it tells routers and its own control API: uid, name, platform, properties, incarnation."""
+"""The agent's identity, as routers and the control API see it: uid, name, platform, properties, incarnation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ _STORED_UID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Identity:
-    """See the module's docstring.
+    """Identity of one agent process.
 
     Attributes:
         uid: configured, or random and kept in the state directory.
         name: configured, or the host's.
-        incarnation: 32 hex digits; connection uids and with them the jobs' paths are made from it.
-        process: another one each time an agent starts, also where that finds its jobs again.
+        incarnation: 32 hex digits, kept for as long as the agent's jobs live; jobs' paths are derived from it.
+        process: another text each time an agent starts, even if it finds its jobs again.
+        platform: of this machine, as Python's ``platform`` names it.
+        properties: configured, for placement.
     """
 
     uid: str
@@ -41,16 +43,16 @@ class Identity:
 
     @classmethod
     def of(cls, config: AgentConfig, state_dir: Path, incarnation: str) -> Identity:
-        """The identity of the agent with this configuration.
+        """Return the identity of the agent with this configuration.
 
         Raises:
-            ConfigError: the properties are more than a router takes.
+            ConfigError: the properties are larger than a router accepts.
         """
         properties = json.dumps(config.properties, default=str)
         if len(properties) > MAX_PROPERTIES:
             raise ConfigError(
-                f"properties: {len(properties)} bytes as JSON, routers take {MAX_PROPERTIES}; put what is long into"
-                " a file and its path here"
+                f"properties: {len(properties)} bytes as JSON are more than the {MAX_PROPERTIES} that routers accept; "
+                "put long values into a file and its path here"
             )
         facts = platform_facts()
         return cls(
@@ -64,11 +66,11 @@ class Identity:
 
     @property
     def auth(self) -> dict[str, str]:
-        """Uid and name, as the control API tells them."""
+        """Uid and name, as the control API shows them."""
         return {"uid": self.uid, "name": self.name}
 
     def introduction(self) -> dict[str, Any]:
-        """The part of HELLO and WELCOME that never changes."""
+        """Return the part of HELLO and WELCOME that never changes."""
         return {
             **self.auth,
             "incarnation": self.incarnation,
@@ -80,7 +82,7 @@ class Identity:
 
 
 def platform_facts() -> dict[str, str]:
-    """The machine, as Python's ``platform`` names it."""
+    """Return what Python's ``platform`` says of this machine, bounded."""
     facts = platform.uname()
     told = {
         "system": facts.system,
@@ -94,12 +96,12 @@ def platform_facts() -> dict[str, str]:
 
 
 def host_load() -> float:
-    """Runnable processes per core, averaged over a minute."""
+    """Return the runnable processes per core, averaged over a minute."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def _stored_uid(path: Path) -> str:
-    """The uid kept in a file; a new one is put there first if need be."""
+    """Return the uid that a file keeps; write a new one there if it has none."""
     try:
         stored = path.read_text().strip()
     except FileNotFoundError:
