@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 
-__all__ = ["LOCAL_BUFFER", "give_back_memory", "keep_freed_memory"]
+__all__ = ["LOCAL_BUFFER", "give_back_memory", "keep_freed_memory", "resident_memory"]
 
 LOCAL_BUFFER = 1024 * 1024
 """Bytes that the kernel buffers in each direction of a connection between worker and broker. The default is less than
@@ -18,6 +19,8 @@ one bulk message, which then takes several event loop iterations of both process
 connections keep TCP's own adaptive buffers, which know the network."""
 
 log = logging.getLogger("prouter.transport")
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Parameters of mallopt(3), as <malloc.h> numbers them.
 _M_TRIM_THRESHOLD = -1
@@ -48,3 +51,9 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has in use."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * _PAGE

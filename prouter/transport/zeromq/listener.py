@@ -29,6 +29,7 @@ import zmq
 
 from prouter.fabric.bounds import MAX_PART
 from prouter.key_pairs import KeyPair
+from prouter.process.memory import resident_memory
 from prouter.transport.zeromq.acceptors import listen, unreachable_listener
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import ServerCurve
@@ -54,7 +55,9 @@ _HANDSHAKE = 10_000
 _RETRIED = 8
 """Blocked connections that are tried again whenever libzmq has news; all of them are at each tick."""
 _INSPECTED = 128
-"""Accepted connections that a tick inspects for messages that do not arrive whole."""
+"""Connections that a tick inspects for messages that do not arrive whole."""
+_GROWTH = 16 * 1024 * 1024
+"""Bytes by which the process may grow between two ticks before all connections are inspected."""
 _SLACK = 4096
 """Bytes of ZMTP's and CURVE's handshakes, beside an introduction."""
 
@@ -104,6 +107,7 @@ class RouterListener:
         self._leaving: dict[RouterConnection, float] = {}
         """Connections that are shut down later, and when."""
         self._inspecting: deque[RouterConnection] = deque()
+        self._resident = resident_memory()
         self._received = 0
         self._touched = False
         self._closed = False
@@ -315,18 +319,17 @@ class RouterListener:
             self._more = True
 
     def _inspect(self) -> None:
-        """Compare what the kernel received with what was delivered, for all unauthenticated peers and some others."""
-        trusted = 0
-        for _ in range(len(self._inspecting)):
+        """Compare what the kernel received with what was delivered: of some in turns, of all when memory has grown."""
+        resident = resident_memory()
+        grown = resident > self._resident + _GROWTH
+        self._resident = resident
+        for _ in range(len(self._inspecting) if grown else min(_INSPECTED, len(self._inspecting))):
             connection = self._inspecting.popleft()
             if connection.closed or not connection.pipe_open:
                 continue
             self._inspecting.append(connection)
             if connection.inspect(self._limit + _SLACK):
                 self._arrived[connection] = None
-            trusted += connection.trusted
-            if trusted >= _INSPECTED:
-                return
 
     def _retry(self, most: int) -> None:
         """Have blocked connections flushed again."""
