@@ -11,6 +11,7 @@ import pytest
 from prouter import __version__
 
 PROUTER = Path(sys.executable).parent / "prouter"
+JOIN = "prouter://192.0.2.1:8889/?token=pri_secret"
 
 
 def prouter(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +31,7 @@ def test_module_and_command_are_the_same() -> None:
 
 def test_help_lists_every_command() -> None:
     shown = prouter("--help").stdout
-    for command in ("agent", "broker", "config", "demo", "up"):
+    for command in ("agent", "broker", "config", "demo", "invite", "keygen", "up"):
         assert f"\n  {command} " in shown
 
 
@@ -65,3 +66,23 @@ def test_config_prints_and_asks_nothing() -> None:
     assert result.returncode == 0
     assert "reconnect_delay: 1.0" in result.stdout
     assert "hush" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--join", "192.0.2.1:8889"), "--join: a URL like prouter://HOST:PORT/?key="),
+        (("--join", JOIN, "--set", "client.enabled=False"), "--join: client.enabled is off"),
+        (("--join", JOIN), "client.address: 192.0.2.1:8889 is another machine"),
+        (("--set", "client.address=192.0.2.1:8889"), "'prouter agent --join URL'"),
+        (("--set", "client.router_key=/nowhere/r.key"), "client.router_key: neither a key in Z85 nor a file"),
+    ],
+)
+def test_an_agent_that_could_not_link_says_what_is_wrong(
+    arguments: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
+    result = prouter("agent", "--set", f"state.dir={tmp_path}", *arguments)
+    assert result.returncode == 2
+    assert problem in result.stderr
+    assert "pri_secret" not in result.stderr
+    assert not (tmp_path / "routers.json").exists()

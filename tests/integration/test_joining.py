@@ -304,8 +304,8 @@ def test_an_agent_that_listens_beyond_loopback_is_dialled_by_routers_it_knows(si
     address = f"{own_address()}:{agent.ready.rpartition(':')[2]}"
     key = agent.directory / "state" / "keys" / "agent.key"
     about = {"name": "job", "agent": {"type": "address", "address": address, "token": ""}}
-    stranger = site.start_router(server__interface="127.0.0.1")
-    refusal = stranger.post("/jobs/create", about)
+    unknown = site.start_router(server__interface="127.0.0.1")
+    refusal = unknown.post("/jobs/create", about)
     assert (refusal.status_code, refusal.json()["code"]) == (403, "agent_key_unknown")
     assert "client.agent_keys" in refusal.json()["detail"]
 

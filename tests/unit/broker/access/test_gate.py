@@ -91,12 +91,12 @@ def settled(gate: Gate, claim: object) -> Any:
 
 def test_an_invited_agent_is_let_in_once_that_is_stored_and_known_from_then_on() -> None:
     one, token = invitation()
-    door = gate((), one, accepted={})
-    claim = door.decide("gpu", token, by(KEY), NOW)
-    assert settled(door, claim) == Admitted("invitation:cafe")
-    assert door.decide("gpu", token, by(KEY), NOW + 1e6) == Admitted("invitation:cafe")
-    assert "used by agent 'gpu'" in str(door.decide("other", token, by(OTHER), NOW))
-    assert "has another key" in str(door.decide("gpu", token, by(OTHER), NOW))
+    router = gate((), one, accepted={})
+    claim = router.decide("gpu", token, by(KEY), NOW)
+    assert settled(router, claim) == Admitted("invitation:cafe")
+    assert router.decide("gpu", token, by(KEY), NOW + 1e6) == Admitted("invitation:cafe")
+    assert "used by agent 'gpu'" in str(router.decide("other", token, by(OTHER), NOW))
+    assert "has another key" in str(router.decide("gpu", token, by(OTHER), NOW))
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -113,47 +113,47 @@ def test_nobody_passes_for_an_agent_that_was_invited() -> None:
     one, token = invitation()
     other, other_token = invitation()
     other = replace(other, id="beef")
-    door = gate(("token-one",), one, other, accepted={OTHER: ""})
-    settled(door, door.decide("gpu", token, by(KEY), NOW))
+    router = gate(("token-one",), one, other, accepted={OTHER: ""})
+    settled(router, router.decide("gpu", token, by(KEY), NOW))
     for presented in (other_token, "token-one"):
-        refusal = door.decide("gpu", presented, by(OTHER), NOW)
+        refusal = router.decide("gpu", presented, by(OTHER), NOW)
         assert code(refusal) == "uid_in_use"
         assert "prouter invite revoke cafe" in str(refusal)
-    assert isinstance(door.decide("gpu", other_token, by(KEY), NOW), Claim), "the agent itself may be invited again"
-    assert isinstance(door.decide("gpu", "token-one", LOCAL, NOW), Admitted)
-    door.change(Rules((other,), {OTHER: ""}))
-    assert isinstance(door.decide("gpu", other_token, by(OTHER), NOW), Claim)
+    assert isinstance(router.decide("gpu", other_token, by(KEY), NOW), Claim), "the agent itself may be invited again"
+    assert isinstance(router.decide("gpu", "token-one", LOCAL, NOW), Admitted)
+    router.change(Rules((other,), {OTHER: ""}))
+    assert isinstance(router.decide("gpu", other_token, by(OTHER), NOW), Claim)
 
 
 def test_what_cannot_be_stored_lets_nobody_in() -> None:
     one, token = invitation()
-    door = gate((), one)
-    door.bind = lambda invitation, holder, settle: settle(Refused("the disk is full"), NOW)
-    assert settled(door, door.decide("gpu", token, by(KEY), NOW)) == Denied("bad_token", "the disk is full")
-    assert isinstance(door.decide("gpu", token, by(KEY), NOW), Claim)
+    router = gate((), one)
+    router.bind = lambda invitation, holder, settle: settle(Refused("the disk is full"), NOW)
+    assert settled(router, router.decide("gpu", token, by(KEY), NOW)) == Denied("bad_token", "the disk is full")
+    assert isinstance(router.decide("gpu", token, by(KEY), NOW), Claim)
 
 
 def test_an_invitation_that_is_revoked_while_it_is_claimed_lets_nobody_in() -> None:
     one, token = invitation()
-    door, waiting = gate((), one), list[Settle]()
-    door.bind = lambda invitation, holder, settle: waiting.append(settle)
+    router, waiting = gate((), one), list[Settle]()
+    router.bind = lambda invitation, holder, settle: waiting.append(settle)
     outcomes: list[Admitted | Denied] = []
-    claim = door.decide("gpu", token, by(KEY), NOW)
+    claim = router.decide("gpu", token, by(KEY), NOW)
     assert isinstance(claim, Claim)
-    door.claim(claim, lambda outcome, now: outcomes.append(outcome), NOW)
-    door.change(Rules())
+    router.claim(claim, lambda outcome, now: outcomes.append(outcome), NOW)
+    router.change(Rules())
     waiting[0](Bound(), NOW)
     assert code(outcomes[0]) == "bad_token"
-    assert door.is_revoked(one.mark)
+    assert router.is_revoked(one.mark)
 
 
 def test_claims_under_way_are_bounded() -> None:
     one, token = invitation(uses=None)
-    door = gate((), one)
-    door.bind = lambda invitation, holder, settle: None
-    claim = door.decide("gpu", token, by(KEY), NOW)
-    assert [settled(door, claim) for _ in range(4096)] == [None] * 4096
-    assert code(settled(door, claim)) == "overloaded"
+    router = gate((), one)
+    router.bind = lambda invitation, holder, settle: None
+    claim = router.decide("gpu", token, by(KEY), NOW)
+    assert [settled(router, claim) for _ in range(4096)] == [None] * 4096
+    assert code(settled(router, claim)) == "overloaded"
 
 
 def test_the_handshake_lets_anybody_through_unless_keys_are_listed() -> None:
@@ -164,21 +164,21 @@ def test_the_handshake_lets_anybody_through_unless_keys_are_listed() -> None:
 
 def test_the_handshake_lets_those_through_who_are_invited() -> None:
     one, token = invitation(expires=NOW + 10)
-    door = gate((), one, accepted={})
-    assert door.accepts(UNKNOWN, NOW), "nobody knows yet which key the invited agent has"
-    assert not door.accepts(UNKNOWN, NOW + 10)
-    settled(door, door.decide("gpu", token, by(KEY), NOW))
-    assert not door.accepts(UNKNOWN, NOW)
-    assert door.accepts(KEY, NOW + 1e6)
-    door.change(Rules(accepted={}))
-    assert not door.accepts(KEY, NOW)
+    router = gate((), one, accepted={})
+    assert router.accepts(UNKNOWN, NOW), "nobody knows yet which key the invited agent has"
+    assert not router.accepts(UNKNOWN, NOW + 10)
+    settled(router, router.decide("gpu", token, by(KEY), NOW))
+    assert not router.accepts(UNKNOWN, NOW)
+    assert router.accepts(KEY, NOW + 1e6)
+    router.change(Rules(accepted={}))
+    assert not router.accepts(KEY, NOW)
 
 
 def test_holders_of_the_files_are_known_from_the_start() -> None:
     one, token = invitation()
     one.holders["gpu"] = Holder("gpu", KEY, NOW)
-    door = gate((), one, accepted={})
-    assert door.accepts(KEY, NOW + 1e6)
-    assert door.decide("gpu", token, by(KEY), NOW + 1e6) == Admitted(one.mark)
-    assert not door.is_revoked(one.mark)
-    assert not door.is_revoked("deadbeef")
+    router = gate((), one, accepted={})
+    assert router.accepts(KEY, NOW + 1e6)
+    assert router.decide("gpu", token, by(KEY), NOW + 1e6) == Admitted(one.mark)
+    assert not router.is_revoked(one.mark)
+    assert not router.is_revoked("deadbeef")
