@@ -90,6 +90,18 @@ class Broker:
         self.dials = Dials(env, self.links, self.heartbeats, self._jobs_of)
         self.links.jobs_of = self._jobs_of
         self.flood_guard = FloodGuard(env, self.links, self.admission.exclusion, self.dials)
+        self._make_jobs()
+        self.service = self._make_service()
+        self._listen(now)
+        restore(saved, self.ledger, self.links, self.dials, self.creations.keys, now)
+        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations.keys)
+        self.history.start(now)
+        env.timers.at(now + env.settings.workers_return, self._workers_complete)
+        env.timers.at(now + env.settings.resume_timeout, self._links_complete)
+
+    def _make_jobs(self) -> None:
+        """Make what changes jobs: creations, events of agents, the bounds of the history."""
+        env = self.env
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger, self.replies)
         self.announcements = Announcements(
             env,
@@ -101,13 +113,6 @@ class Broker:
             not_running=self.waits.job_ended,
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)
-        self.service = self._make_service()
-        self._listen(now)
-        restore(saved, self.ledger, self.links, self.dials, self.creations.keys, now)
-        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations.keys)
-        self.history.start(now)
-        env.timers.at(now + env.settings.workers_return, self._workers_complete)
-        env.timers.at(now + env.settings.resume_timeout, self._links_complete)
 
     def _make_service(self) -> Service:
         self.bridges = Bridges(self.env, self.workers)

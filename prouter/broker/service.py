@@ -77,10 +77,14 @@ class Service:
         """Number of calls that are being carried out."""
         self.calls = 0
         """Number of calls since the start."""
-        self._handlers: dict[str, Callable[[dict[str, Any], Done, float], None]] = {
+        self._handlers = self._make_handlers()
+
+    def _make_handlers(self) -> dict[str, Callable[[dict[str, Any], Done, float], None]]:
+        """The methods for calls that need neither the worker nor the call id."""
+        return {
             "info": self._info,
             "sync": self._sync,
-            "jobs.create": creations.create,
+            "jobs.create": self._creations.create,
             "jobs.start": self._start,
             "jobs.info": self._job_info,
             "jobs.signal": partial(self._change, "job.signal", ("signal",)),
@@ -89,7 +93,7 @@ class Service:
             "jobs.route": self._route,
             "agents.drain": self._drain,
             "bridges": self._list_bridges,
-            "bridges.end": bridges.end,
+            "bridges.end": self._bridges.end,
             "events": self._events,
             "stats": self._metrics,
             "shutdown": self._shutdown,
