@@ -217,7 +217,7 @@ class Broker:
         """Take seconds in which the event loop did not listen off the silence of all peers."""
         self.heartbeats.excuse(seconds, now)
 
-    def turn(self, now: float) -> None:
+    def iterate(self, now: float) -> None:
         """Run timers and go on with the inbox; once per event loop iteration, after all that arrived was received."""
         self.env.now = now
         deadline = self.env.timers.deadline()
@@ -225,8 +225,8 @@ class Broker:
             if now - deadline > _STANDSTILL:
                 log.warning("event=standstill seconds=%.1f", now - deadline)
                 self.heartbeats.forgive(now)
-            self.env.timers.run(now, self.env.settings.bounds.turn)
-        self.inbox.turn(now)
+            self.env.timers.run(now, self.env.settings.bounds.iteration)
+        self.inbox.iterate(now)
 
     def farewell(self, reason: str) -> None:
         """Say goodbye to all peers. They wait for the next broker."""

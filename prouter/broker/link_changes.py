@@ -95,7 +95,7 @@ class LinkChanges:
         """
         if self._links.get(link.connection) is not None:
             return
-        some = set(islice(self._ledger.table.live(link.connection), self._env.settings.bounds.turn))
+        some = set(islice(self._ledger.table.live(link.connection), self._env.settings.bounds.iteration))
         if some:
             self._ledger.lose(link.connection, some, reason)
         if self._ledger.table.live(link.connection):

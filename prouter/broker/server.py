@@ -182,10 +182,10 @@ class _Server:
             for handle in handles:
                 self._guard(handle, now)
             connections.hear_unfinished(now)
-            self._guard(broker.turn, now)
+            self._guard(broker.iterate, now)
             self._guard(self.flush, now)
             self._guard(connections.flush, now)
-            ended = self._lag.turned(now, time.monotonic())
+            ended = self._lag.iterated(now, time.monotonic())
             if ended - now > LATE:
                 broker.excuse(ended - now, ended)
 
@@ -312,7 +312,7 @@ class _Server:
         if self._drain:
             self._broker.drain()
         self._dialling.turn(now)
-        for done in self._store.take_done(self._env.settings.bounds.turn):
+        for done in self._store.take_done(self._env.settings.bounds.iteration):
             self._guard(done, now)
         for done in self._access.take_done():
             self._guard(done, now)
@@ -422,7 +422,7 @@ class _Server:
             "total.strangers_cut": self._connections.unauthenticated.cut,
             "loop.lag_max_seconds": self._lag.longest,
             "loop.lag_avg_seconds": self._lag.average,
-            "loop.turns": self._lag.turns,
+            "loop.turns": self._lag.iterations,
             "store.backlog": self._store.backlog,
             "store.failures": self._store.failures,
             "store.written": self._store.written,

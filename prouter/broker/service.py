@@ -35,7 +35,7 @@ _USAGE_LIMIT = 2.0
 _PAGE = 250
 """Most jobs or events in one reply; more would delay all other work."""
 _LIST = 20
-"""Frames that a page counts for in the budget of an event loop iteration (`Bounds.turn`)."""
+"""Frames that a page counts for in the budget of an event loop iteration (`Bounds.iteration`)."""
 _READS = frozenset(
     {"info", "sync", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"}
 )

@@ -31,7 +31,7 @@ _SETTINGS = Settings(
     takeover_patience=0.3,
     return_patience=1.5,
     workers_return=1.0,
-    bounds=Bounds(turn=4),
+    bounds=Bounds(iteration=4),
 )
 
 
@@ -173,7 +173,7 @@ class BrokerNode:
         now = self.world.now
         try:
             handle(now)
-            self.core.turn(now)
+            self.core.iterate(now)
         except ProtocolError as error:
             self.failures.append(f"{now - 1000:.3f} {error.detail}")
         for path in self.env.outbox.take():

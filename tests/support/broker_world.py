@@ -377,7 +377,7 @@ class World:
                     frames, _ = peer.session.tick(self.now)
                     if frames:
                         peer.say(*frames)
-            self.broker.turn(self.now)
+            self.broker.iterate(self.now)
             self.settle()
 
     # -- Shell

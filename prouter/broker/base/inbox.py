@@ -61,7 +61,7 @@ class Inbox:
             self._waiting[path] = rest
             self._go_on(now)
 
-    def turn(self, now: float) -> None:
+    def iterate(self, now: float) -> None:
         """Go on with the queue in a new event loop iteration."""
         self._reset(now)
         while self._waiting and self._env.budget > 0:
@@ -97,7 +97,7 @@ class Inbox:
 
     def _reset(self, now: float) -> None:
         self._reset_at = now
-        self._env.budget = self._env.settings.bounds.turn
+        self._env.budget = self._env.settings.bounds.iteration
 
     def _go_on(self, now: float) -> None:
         """Keep the event loop from sleeping while frames wait."""
@@ -106,4 +106,4 @@ class Inbox:
 
 
 def _nothing(now: float) -> None:
-    """A timer that only wakes the loop; `Inbox.turn` does the work."""
+    """A timer that only wakes the loop; `Inbox.iterate` does the work."""

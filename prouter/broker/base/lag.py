@@ -15,12 +15,12 @@ class Lag:
     """Busy times of the event loop's iterations, in seconds.
 
     Attributes:
-        turns: number of iterations since the start.
+        iterations: number of iterations since the start.
         average: moving average over about a hundred iterations.
     """
 
     def __init__(self) -> None:
-        self.turns = 0
+        self.iterations = 0
         self.average = 0.0
         self._longest = 0.0
         self._before = 0.0
@@ -31,10 +31,10 @@ class Lag:
         """The longest iteration of the last ten to twenty seconds."""
         return max(self._longest, self._before)
 
-    def turned(self, started: float, ended: float) -> float:
+    def iterated(self, started: float, ended: float) -> float:
         """Count an iteration that was busy between these times, and return its end."""
         busy = ended - started
-        self.turns += 1
+        self.iterations += 1
         self.average += (busy - self.average) * 0.01
         if ended - self._since > _WINDOW:
             self._before, self._longest, self._since = self._longest, 0.0, ended

@@ -25,7 +25,7 @@ class Bounds:
         history_bytes: bytes of the records of ended jobs.
         overflow: bytes of an agent's routed messages that are dropped, because workers take less than it sends, before
             its path is given up.
-        turn: control frames handled in one event loop iteration; also replies, callbacks and timers.
+        iteration: control frames handled in one event loop iteration; also replies, callbacks and timers.
         hello_bytes: bytes of a HELLO message.
     """
 
@@ -40,7 +40,7 @@ class Bounds:
     connection_bytes: int = 64 * 1024 * 1024
     history_bytes: int = 128 * 1024 * 1024
     overflow: int = 1024 * 1024 * 1024
-    turn: int = 100
+    iteration: int = 100
     hello_bytes: int = 64 * 1024
 
 

@@ -59,7 +59,7 @@ class Waits:
 
     def job_ended(self, job: str) -> None:
         """Answer all waits for a job, some now and the others in the next event loop iterations."""
-        some = list(islice(self._by_job.get(job, {}).items(), self._env.settings.bounds.turn))
+        some = list(islice(self._by_job.get(job, {}).items(), self._env.settings.bounds.iteration))
         for (worker, call_id), wait in some:
             self._take(worker, call_id)
             wait.answer(True)

@@ -111,7 +111,7 @@ class Forwarder:
         retries = self._retries.get(link)
         if link.path is not None and retries is not None:
             self._env.outbox.say(link.path, *link.caller.frames(retries.path_up(self._env.now)))
-            self._wait_turn(link, retries)
+            self._wait_to_send(link, retries)
 
     def link_down(self, link: Link, now: float) -> None:
         """Let calls in flight wait for the agent, for `resume_timeout`."""
@@ -169,13 +169,13 @@ class Forwarder:
         text = f"the connection to {agent} broke each time the router sent it {op}; the agent's log may tell why"
         return ProtocolError(text, code="call_breaks_link")
 
-    def _wait_turn(self, link: Link, retries: Retries) -> None:
+    def _wait_to_send(self, link: Link, retries: Retries) -> None:
         """Send the calls that are held back once it is time."""
         if retries.deadline is not None:
-            self._env.timers.at(retries.deadline, partial(self._turn, link, link.path))
+            self._env.timers.at(retries.deadline, partial(self._send_due, link, link.path))
 
-    def _turn(self, link: Link, path: Path | None, now: float) -> None:
+    def _send_due(self, link: Link, path: Path | None, now: float) -> None:
         retries = self._retries.get(link)
         if retries is not None and path is not None and link.path is path:
             self._env.outbox.say(path, *link.caller.frames(retries.due(now)))
-            self._wait_turn(link, retries)
+            self._wait_to_send(link, retries)

@@ -241,7 +241,7 @@ def test_many_frames_in_one_message_are_a_flood_too() -> None:
 
 
 def test_no_turn_takes_long_whatever_arrives_at_once() -> None:
-    world = World(bounds=Bounds(turn=10))
+    world = World(bounds=Bounds(iteration=10))
     worker, agent = world.worker(), world.agent()
     jobs = []
     for number in range(30):
@@ -254,7 +254,7 @@ def test_no_turn_takes_long_whatever_arrives_at_once() -> None:
     for turn in range(2, 20):
         if len(world.broker.waits) < 100:
             assert world.env.timers.deadline() == world.now, "the loop would sleep"
-        world.broker.turn(world.now)
+        world.broker.iterate(world.now)
         assert len(world.broker.waits) <= 10 * turn
     assert len(world.broker.waits) == 100
 
@@ -273,7 +273,7 @@ def test_no_turn_takes_long_whatever_arrives_at_once() -> None:
 
 
 def test_what_a_peer_said_before_its_connection_closed_counts() -> None:
-    world = World(bounds=Bounds(turn=10))
+    world = World(bounds=Bounds(iteration=10))
     worker, agent = world.worker(), world.agent()
     job = job_on(worker)
     world.run(0.1)
@@ -285,7 +285,7 @@ def test_what_a_peer_said_before_its_connection_closed_counts() -> None:
     world.broker.disconnected(path, world.now)
     assert world.broker.stats(world.now)["links.up"] == 1
     for _ in range(5):
-        world.broker.turn(world.now)
+        world.broker.iterate(world.now)
     world.settle()
     assert world.broker.stats(world.now)["links.up"] == 0
     assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "RUNNING"
@@ -295,7 +295,7 @@ def test_a_broker_that_stood_still_blames_nobody() -> None:
     world = World()
     worker, agent = world.worker(), world.agent()
     world.now += 60
-    world.broker.turn(world.now)
+    world.broker.iterate(world.now)
     world.settle()
     world.run(3)
     assert not worker.of("link.down")

@@ -229,12 +229,12 @@ def test_times_are_utc_with_milliseconds() -> None:
 
 def test_the_longest_turn_is_shown_for_a_while() -> None:
     lag = Lag()
-    lag.turned(100.0, 100.5)
-    lag.turned(101.0, 101.001)
+    lag.iterated(100.0, 100.5)
+    lag.iterated(101.0, 101.001)
     assert lag.longest == 0.5
-    lag.turned(111.0, 111.001)
+    lag.iterated(111.0, 111.001)
     assert lag.longest == 0.5
-    lag.turned(122.0, 122.001)
-    lag.turned(133.0, 133.001)
+    lag.iterated(122.0, 122.001)
+    lag.iterated(133.0, 133.001)
     assert lag.longest < 0.01
-    assert lag.turns == 5
+    assert lag.iterations == 5

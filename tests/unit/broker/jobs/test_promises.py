@@ -79,7 +79,7 @@ def test_a_removal_that_the_broker_did_not_live_to_write_down_is_known_from_the_
 
 
 def test_nobody_is_told_that_a_job_runs_whose_removal_was_the_end_of_a_wait() -> None:
-    world = World(bounds=Bounds(turn=8))
+    world = World(bounds=Bounds(iteration=8))
     worker, agent = world.worker(), world.agent()
     waits = []
     for number in range(12):

@@ -89,7 +89,7 @@ def test_a_broker_that_stood_still_judges_nobody_by_that_time() -> None:
     agent.held = []
     thief = replayed(world, agent)
     world.now += 30
-    world.broker.turn(world.now)
+    world.broker.iterate(world.now)
     assert not thief.ready
     agent.say(*agent.held)
     world.run(1.1)

@@ -297,7 +297,7 @@ def test_what_the_broker_slept_is_nobodys_silence() -> None:
     for _ in range(20):
         world.now += 0.9
         world.broker.excuse(0.9, world.now)
-        world.broker.turn(world.now)
+        world.broker.iterate(world.now)
     assert not worker.of("link.down")
     assert world.path_of(agent) is not None
     assert world.path_of(worker) is not None
