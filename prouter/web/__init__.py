@@ -1,1 +1,1 @@
-"""The HTTP side of a router host: gunicorn workers with the admin API and the proxy to jobs."""
+"""The HTTP side of a router host: gunicorn workers with the HTTP API and the proxy to jobs."""

@@ -71,7 +71,7 @@ class AgentLinks:
         present = {connection.encode("ascii") for connection in self._up}
         self._far.intersection_update(self._up)
         self._processes = {key: process for key, process in self._processes.items() if key in self._up}
-        self._peer.keep_routes(present, "agent_gone", "the agent is gone")
+        self._peer.keep_routes(present, "agent_gone", "the agent is no longer linked")
 
     def linked(self, link: dict[str, Any]) -> None:
         """Apply that an agent linked."""
@@ -90,7 +90,7 @@ class AgentLinks:
         self._up.pop(connection, None)
         self._far.discard(connection)
         self._processes.pop(connection, None)
-        self._peer.route_gone(connection.encode("ascii"), "agent_gone", "the agent is gone")
+        self._peer.route_gone(connection.encode("ascii"), "agent_gone", "the agent is no longer linked")
 
     def measured(self, connection: str, *, far: bool) -> None:
         """Apply a new measurement of an agent's round trip."""

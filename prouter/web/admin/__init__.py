@@ -1,1 +1,1 @@
-"""The admin API in Falcon: the application, its operations and their resources."""
+"""The HTTP API in Falcon: the application, its operations and their resources."""

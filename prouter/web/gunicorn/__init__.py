@@ -1,1 +1,1 @@
-"""The gunicorn side: worker class, settings, balance of connections, and WSGI for Falcon."""
+"""gunicorn: worker class, settings, number of workers, balance of connections, and WSGI for Falcon."""

@@ -82,17 +82,8 @@ class ProxyWorker(GunicornWorker):
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
         self._drain_timeout = config.control.drain_timeout
-        loop = get_hub().loop
-        listeners, watchers = [], []
-        for inherited in self.sockets:
-            listener = _socket.socket(fileno=os.dup(inherited.fileno()))
-            listener.setblocking(False)
-            _find_dead_clients(listener)
-            watcher = loop.io(listener.fileno(), 1)
-            watcher.start(partial(self._accept, listener, watcher))
-            listeners.append(listener)
-            watchers.append(watcher)
-        gc.freeze()
+        listening = self._listen()
+        gc.freeze()  # what exists now lives as long as the process: no collection needs to look at it again
         self._balance.beat(time.monotonic(), 0)
         self.wake_arbiter()
         while self.alive:
@@ -101,10 +92,10 @@ class ProxyWorker(GunicornWorker):
             gevent.sleep(_BEAT / 2)
         self._balance.leave()
         self.wake_arbiter()
-        for watcher in watchers:
+        for _listener, watcher in listening:
             watcher.stop()
             watcher.close()
-        self._stop_listening(listeners)
+        self._stop_listening([listener for listener, _watcher in listening])
         client.leaving = True
         self._drain(client)
         self._publish()
@@ -121,6 +112,18 @@ class ProxyWorker(GunicornWorker):
         if self.alive and self.orphaned:
             log.warning("event=parent_gone pid=%d", self.pid)
             self.alive = False
+
+    def _listen(self) -> list[tuple[Any, Any]]:
+        """Begin to accept clients, and return the listening sockets with their watchers."""
+        listening = []
+        for inherited in self.sockets:
+            listener = _socket.socket(fileno=os.dup(inherited.fileno()))
+            listener.setblocking(False)
+            _find_dead_clients(listener)
+            watcher = get_hub().loop.io(listener.fileno(), 1)
+            watcher.start(partial(self._accept, listener, watcher))
+            listening.append((listener, watcher))
+        return listening
 
     def _accept(self, listener: Any, watcher: Any) -> None:
         """Accept one connection, and leave the others in the queue to other workers."""

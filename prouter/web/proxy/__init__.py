@@ -1,1 +1,1 @@
-"""Forwarding HTTP to jobs, byte for byte, over fabric streams."""
+"""The proxy: requests to jobs over streams of the fabric, with bodies byte for byte."""

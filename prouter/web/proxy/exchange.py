@@ -1,7 +1,7 @@
 """One proxied request and its response, between a client's connection and a stream to a job.
 
-`prouter.web.proxy.states` draws the two state machines. `RequestSender` keeps the request's, `ProxyExchange` the
-response's and everything that joins the two.
+`prouter.web.proxy.states` draws the two state machines. `RequestSender` is the request's direction with its state,
+`ProxyExchange` the response's direction, and `ExchangeLifecycle`, its base, the state of that and the ends.
 
 The router sends a request a second time, over a fresh stream, if the reused one turns out to be dead:
 
@@ -19,13 +19,7 @@ from __future__ import annotations
 import logging
 import time
 
-from prouter.errors import (
-    AgentUnavailable,
-    InvalidRequest,
-    JobTimeout,
-    JobUnreachable,
-    PRouterError,
-)
+from prouter.errors import AgentUnavailable, InvalidRequest, JobTimeout, JobUnreachable, PRouterError
 from prouter.web.metrics import counters
 from prouter.web.metrics.counters import JOB
 from prouter.web.proxy.bodies import ResponseBody
@@ -38,14 +32,7 @@ from prouter.web.proxy.mapping import Site
 from prouter.web.proxy.placing import redirect_for, site, target_of_job
 from prouter.web.proxy.response_heads import MAX_HEAD, ResponseHeads, head_end, parse
 from prouter.web.proxy.rewrite import request_to_job, response_to_client
-from prouter.web.proxy.states import (
-    BODY,
-    COMMITTED,
-    DONE,
-    RESENDABLE,
-    STREAMING,
-    TUNNEL,
-)
+from prouter.web.proxy.states import BODY, COMMITTED, DONE, RESENDABLE, STREAMING, TUNNEL
 from prouter.web.proxy.tunnel import Tunnel
 from prouter.web.routes import JobRoute
 

@@ -39,7 +39,7 @@ _REASON_WAIT = 0.5
 
 
 class ExchangeLifecycle(ABC):
-    """What `prouter.web.proxy.exchange.ProxyExchange` adds both directions to.
+    """State and ends of an exchange; `prouter.web.proxy.exchange.ProxyExchange` adds the two directions.
 
     Args:
         server: the worker's proxy.
@@ -207,7 +207,7 @@ class ExchangeLifecycle(ABC):
         """
         if not self.awaiting_since:
             return
-        # Before it sends 100 Continue, a client that asked for it waits rightly (RFC 9110 section 10.1.1).
+        # A client that expects 100 Continue may wait for it: until then the job has to move (RFC 9110 section 10.1.1).
         job_to_continue = self.head.expect and not self._continued
         if self.awaits_client and not job_to_continue:
             if body and now - self.awaiting_since > body:

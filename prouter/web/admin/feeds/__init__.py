@@ -1,1 +1,1 @@
-"""Answers that go on: server-sent events of jobs, and logs that are followed."""
+"""Responses that continue: server-sent events of jobs, and logs that are followed."""

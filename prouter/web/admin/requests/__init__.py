@@ -1,1 +1,1 @@
-"""What a request says: its context, query string, body, origin and host, checked."""
+"""Parts of requests, parsed and checked: context, query string, body, origin and host."""
