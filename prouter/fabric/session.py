@@ -61,7 +61,7 @@ class Greeted(NamedTuple):
 
 
 class Welcomed(NamedTuple):
-    """Dialler: the peer accepted; `body` is its own introduction."""
+    """Dialler: the peer accepted; `body` describes it."""
 
     body: dict[str, Any]
 
@@ -88,7 +88,7 @@ class Session:
     Args:
         now: the current time, seconds of any monotonic clock; other methods take the same clock.
         heartbeat: seconds of silence after which a dialler sends PING.
-        hello: the dialler's introduction; None makes a listener.
+        hello: the body of the dialler's HELLO; None makes a listener.
 
     Attributes:
         state: where the session is.

@@ -89,7 +89,7 @@ class Supervisor:
         try:
             self._handover.write(self._config)
             self._deadline = time.monotonic() + _READY_WITHIN
-            while self._turn():
+            while self._iterate():
                 self._sleep()
         finally:
             self._gunicorn.finish(_PATIENCE)
@@ -101,9 +101,9 @@ class Supervisor:
         log.info("event=stopped status=%d", self._exit_status)
         return self._exit_status
 
-    # -- one turn -----------------------------------------------------------------------------------------------
+    # -- one iteration ------------------------------------------------------------------------------------------
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         """Do what is due; whether the router still runs."""
         for number in self._take_signals():
             self._handle(number)

@@ -1,4 +1,4 @@
-"""A connected stream socket that speaks ZMTP, for whatever loop watches it. Nothing in it blocks but `Wire.finish`."""
+"""A connection that speaks ZMTP over a stream socket, for any event loop. Nothing in it blocks but `Wire.finish`."""
 
 from __future__ import annotations
 
@@ -18,33 +18,30 @@ from prouter.transport.local.zmtp import Zmtp, encode_message, opening
 __all__ = ["BUFFER_COST", "Wire"]
 
 _READ = 64 * 1024
-"""Bytes asked for at once while no large part is on its way."""
+"""Bytes of one read, unless a large part is arriving."""
 _READS = 8
-"""Reads before other events of the loop get their turn."""
+"""Reads of one `receive`, after which other connections are served."""
 BUFFER_COST = 96
-"""What a buffer that waits to be sent costs beside its bytes."""
+"""Bytes of memory that a buffer takes beside its content while it waits to be sent."""
 _BUFFERS = 64
-"""Buffers in one system call; the kernel takes 1,024."""
+"""Buffers in one system call; the kernel accepts 1,024."""
 
 
 class Wire:
-    """See the module's docstring.
-
-    Attributes:
-        ready: whether the other end has introduced itself; messages wait for that.
-        identity: the routing id it asks for.
-        more: whether `receive` has more, whatever arrives.
-        blocked: whether something is left that the kernel had no room for: `flush` when the socket is writable.
-        taken: bytes that were queued so far, and what keeping them costs.
-        sent: of those, what has left.
-        peer_key: empty, since ZMTP's mechanism NULL proves no key.
+    """One connection, of either side (`prouter.transport.connection.Connection`).
 
     Args:
-        sock: connected; it is the wire's from now on.
+        sock: a connected socket, which belongs to the wire from now on.
         kind: this end's type of socket, ``b"DEALER"`` or ``b"ROUTER"``.
-        peer: the other end's.
-        identity: routing id for the other end to know this one by.
-        limit: for a stranger: size of a message that is taken before `trust`, bytes.
+        peer: the type of the other end's socket.
+        identity: routing id by which the other end knows this one.
+        limit: bytes of a message that are accepted before `trust`; None for an end that is trusted from the beginning.
+
+    Attributes:
+        blocked: whether the kernel's buffer was full; call `flush` when the socket is writable.
+        taken: bytes queued so far, with what keeping them costs.
+        sent: of those, the bytes that have left.
+        peer_key: empty, since ZMTP's mechanism NULL proves no key.
     """
 
     __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd", "sent", "taken")
@@ -66,39 +63,39 @@ class Wire:
         self.taken = self.sent = 0
         self._protocol = Zmtp(peer, limit=limit)
         self._out: deque[bytes] = deque()
-        # It fits into the empty buffer of a new connection.
+        # Never blocks: it fits into the empty buffer of a new connection.
         sock.send(opening(kind, identity))
 
     @property
     def ready(self) -> bool:
-        """See the class."""
+        """Whether the handshake is over; nothing leaves before."""
         return self._protocol.ready
 
     @property
     def identity(self) -> bytes:
-        """See the class."""
+        """The routing id that the other end chose."""
         return self._protocol.identity
 
     def trust(self) -> None:
-        """The other end is known: it may send large messages, and many."""
+        """Accept large messages from now on, and many at once: the other end has authenticated."""
         self._protocol.trust()
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a message that has not arrived whole, the part that has begun counted whole."""
+        """Bytes of memory that the arriving message takes; a large part counts whole once it has begun."""
         return self._protocol.unfinished
 
     @property
     def more(self) -> bool:
-        """See the class."""
+        """Whether `receive` has more, even if nothing else arrives."""
         return self._protocol.more
 
     def receive(self) -> list[list[bytes]]:
-        """Messages that have arrived, in order; perhaps not all of them.
+        """Return messages that have arrived, in order, perhaps not all of them.
 
         Raises:
-            OSError: the connection is closed, and everything before its end was returned.
-            ProtocolError: the other end does not speak ZMTP as it should.
+            OSError: the connection is closed, and everything that came before was returned.
+            ProtocolError: the other end violates ZMTP or a limit.
         """
         protocol, sock = self._protocol, self._sock
         if protocol.more:
@@ -120,24 +117,30 @@ class Wire:
                         messages += protocol.filled(count)
                 if not count:
                     raise ConnectionResetError("closed by the other end")
+                # A short read emptied the socket: another one would only cost a system call.
                 if count < wanted or protocol.more:
                     break
         except BlockingIOError:
             return messages
         except (OSError, ProtocolError):
+            # The messages before the end are returned first; the next call raises again.
             if not messages:
                 raise
         return messages
 
     def queue(self, parts: Sequence[bytes]) -> None:
-        """Have a message sent by the next `flush`."""
+        """Let the next `flush` send a message.
+
+        Raises:
+            ProtocolError: it is larger than the other end accepts.
+        """
         buffers = encode_message(parts)
         self._out += buffers
         for buffer in buffers:
             self.taken += len(buffer) + BUFFER_COST
 
     def flush(self) -> None:
-        """Send what is queued, as far as the kernel takes it.
+        """Send what is queued, as far as the kernel accepts it.
 
         Raises:
             OSError: the connection is closed.
@@ -163,7 +166,7 @@ class Wire:
                 out.popleft()
 
     def finish(self, seconds: float) -> None:
-        """Close when what is queued has left, at most after so long. Blocks."""
+        """Close when what is queued has left, after `seconds` at most. Blocks."""
         deadline = time.monotonic() + seconds
         with suppress(OSError):  # Nobody is there to read it.
             self.flush()
