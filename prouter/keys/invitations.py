@@ -119,7 +119,7 @@ class Invitation:
 
     @property
     def mark(self) -> str:
-        """By what its holders were let in, as `prouter.tokens.Tokens.mark` says it for other tokens."""
+        """How the broker marks links of its holders, as `prouter.tokens.Tokens.mark` does for other tokens."""
         return f"{_MARK}{self.id}"
 
     def state(self, now: float) -> str:

@@ -1,4 +1,4 @@
-"""The rules by which routers that dial this agent are let in: tokens (``server.accept_tokens``) and known keys."""
+"""The rules by which an agent admits routers that dial it: tokens (``server.accept_tokens``) and known keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RouterGate"]
 
 
 class RouterGate:
-    """Who may link.
+    """Which routers may link.
 
     Args:
         tokens: accepted ones, or the token of each router's uid.
@@ -41,11 +41,11 @@ class RouterGate:
         return cls(server.accept_tokens, keys, closed=not is_loopback(server.interface))
 
     def accepts(self, public_key: str) -> bool:
-        """Whether a router with this key gets through CURVE's handshake."""
+        """Return whether a router with this key gets through CURVE's handshake."""
         return self._keys is None or public_key in self._keys.current()
 
     def refusal(self, uid: object, token: object, public_key: str) -> tuple[str, str] | None:
-        """Why a router is not let in, as a code and a text; None when it is.
+        """Return why a router is refused, as a code and a text; None if it is admitted.
 
         Args:
             public_key: that the router has proved to own, in Z85; empty without encryption.

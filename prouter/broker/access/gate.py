@@ -1,7 +1,7 @@
-"""The rules by which agents are let in: tokens, known keys, invitations. No I/O.
+"""The rules by which the broker admits agents: tokens, known keys, invitations. No I/O.
 
 =====================  ==============================================================================================
-an agent that …        is let in when
+an agent that …        is admitted when
 =====================  ==============================================================================================
 has an invitation      the invitation is open, or bound to this very agent
 has a known key        its key is in ``server.accept_keys``, and it has a token if ``server.accept_tokens`` asks for one
@@ -50,7 +50,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The agent is let in.
+    """The agent is admitted.
 
     Attributes:
         mark: by what; agents with the same mark are counted together.
@@ -61,7 +61,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The agent is let in once it is stored that it holds the invitation: `Gate.claim`."""
+    """The agent is admitted once it is stored that it holds the invitation: see `Gate.claim`."""
 
     invitation: Invitation
     holder: Holder
@@ -69,7 +69,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """The agent is not let in.
+    """The agent is refused.
 
     Attributes:
         code: of the refusal, see docs/fabric.md.
@@ -110,7 +110,7 @@ class Gate:
         self.rules = Rules()
 
     def change(self, rules: Rules) -> None:
-        """Take over what the files say now."""
+        """Apply what the files say now."""
         self.rules = rules
         self._invitations = {invitation.token_hash: invitation for invitation in rules.invitations}
         self._held, self._owners = set(), {}
@@ -121,11 +121,11 @@ class Gate:
         self._index_places()
 
     def is_revoked(self, mark: str) -> bool:
-        """Whether an agent was let in by an invitation that is not there any more."""
+        """Return whether a link's mark is that of an invitation that was revoked."""
         return is_mark(mark) and mark not in self._marks
 
     def accepts(self, public_key: str, now: float) -> bool:
-        """Whether a peer with this key may get through CURVE's handshake.
+        """Return whether a peer with this key gets through CURVE's handshake.
 
         Without ``server.accept_keys`` anybody may who knows the router's key: tokens decide. With it, invited agents
         may too: those that hold an invitation and, while one is open, those whose key nobody knows yet.
@@ -137,9 +137,12 @@ class Gate:
         return accepted is None or public_key in accepted or public_key in self._held or now < self._open_until
 
     def decide(self, uid: object, token: object, peer: Security, now: float) -> Admitted | Claim | Denied:
-        """Whether an agent is let in that introduces itself so.
+        """Decide about an agent's introduction.
 
         Args:
+            uid: that the agent tells.
+            token: that it presents.
+            peer: what its connection proves.
             now: seconds since the epoch.
         """
         owner = None if peer.local else self._other_owner(uid, peer.public_key)
