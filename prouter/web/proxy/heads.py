@@ -264,12 +264,38 @@ def parse_request(head: bytes) -> RequestHead:
     end = head.find(b"\r\n")
     if not collector.complete or version not in ("1.1", "1.0") or head[end - 9 : end - 1] != b" HTTP/1.":
         raise InvalidRequest("Invalid request: not the head of an HTTP/1 request")
+    headers = collector.headers
+    host, body, length, connection, upgrade, expect = _request_fields(headers, version)
+    if host is None:
+        if version == "1.1":
+            raise InvalidRequest("Invalid request: no Host header")
+        host = _NO_HOST
+        headers.append((b"Host", host))
+    if b"upgrade" not in connection or version != "1.1":
+        upgrade = b""  # Upgrade counts only if Connection names it, and not in HTTP/1.0 (RFC 9110 section 7.8)
+    method, target = parser.get_method(), collector.target
+    if target[:1] != b"/" and method != b"CONNECT" and not (method == b"OPTIONS" and target == b"*"):
+        host, target = _origin_form(method, target)
+        headers = [(name, host if name.lower() == b"host" else value) for name, value in headers]
+    return RequestHead(method, target, version, headers, host, body, length, connection, upgrade, expect)
+
+
+def _request_fields(
+    headers: list[Header], version: str
+) -> tuple[bytes | None, int, int, frozenset[bytes], bytes, bool]:
+    """Return (host, body, length, connection, upgrade, expect) as the fields of a request have them.
+
+    Whatever two parsers could read differently is refused, even if the two readings agree: a front end that reads it
+    otherwise would let a client smuggle a request past it (RFC 9112 section 11.2).
+
+    Raises:
+        InvalidRequest: Host or the framing is ambiguous.
+    """
     host: bytes | None = None
     body, length = BodyKind.NONE, 0
     connection = _NO_TOKENS
     upgrade = b""
     expect = False
-    headers = collector.headers
     for name, value in headers:
         key = name.lower()
         if key not in _READ_IN_REQUESTS:
@@ -282,11 +308,15 @@ def parse_request(head: bytes) -> RequestHead:
             host = value
         elif key == b"content-length":
             if body != BodyKind.NONE or not value.isdigit():
-                raise InvalidRequest("Invalid request: ambiguous body length")
+                raise InvalidRequest(
+                    "Invalid request: ambiguous body length: Content-Length must be one number, without another framing"
+                )
             body, length = BodyKind.LENGTH, int(value)
         elif key == b"transfer-encoding":
             if body != BodyKind.NONE or value.strip().lower() != b"chunked" or version != "1.1":
-                raise InvalidRequest("Invalid request: only one 'Transfer-Encoding: chunked' is understood")
+                raise InvalidRequest(
+                    "Invalid request: Transfer-Encoding must be one 'chunked', in HTTP/1.1, without Content-Length"
+                )
             body = BodyKind.CHUNKED
         elif key == b"connection":
             connection |= _tokens(value)
@@ -294,29 +324,7 @@ def parse_request(head: bytes) -> RequestHead:
             upgrade = b"%s, %s" % (upgrade, value) if upgrade else value
         elif key == b"expect":
             expect = value.lower() == b"100-continue" and version == "1.1"  # RFC 9110 section 10.1.1
-    if host is None and version == "1.1":
-        raise InvalidRequest("Invalid request: no Host header")
-    if host is None:
-        host = _NO_HOST
-        headers.append((b"Host", host))
-    if b"upgrade" not in connection or version != "1.1":
-        upgrade = b""
-    method, target = parser.get_method(), collector.target
-    if target[:1] != b"/" and method != b"CONNECT" and not (method == b"OPTIONS" and target == b"*"):
-        host, target = _origin_form(method, target)
-        headers = [(name, host if name.lower() == b"host" else value) for name, value in headers]
-    return RequestHead(
-        method,
-        target,
-        version,
-        headers,
-        host,
-        body,
-        length,
-        connection,
-        upgrade,
-        expect,
-    )
+    return host, body, length, connection, upgrade, expect
 
 
 def parse_response(head: bytes) -> ResponseHead:
@@ -341,9 +349,21 @@ def parse_response(head: bytes) -> ResponseHead:
     if len(collector.reason) > _LONGEST_REASON:
         detail = f"the job's response has a status line of more than {_LONGEST_REASON} bytes"
         raise JobUnreachable(detail, code="bad_response")
+    body, length, connection = _response_fields(collector.headers)
+    return ResponseHead(
+        parser.get_status_code(), collector.reason, version, collector.headers, body, length, connection
+    )
+
+
+def _response_fields(headers: list[Header]) -> tuple[int, int, frozenset[bytes]]:
+    """Return (body, length, connection) as the fields of a response have them.
+
+    Raises:
+        JobUnreachable: the framing is ambiguous: the client could take a part of the body for the next response.
+    """
     body, length = BodyKind.UNTIL_CLOSE, 0
     connection = _NO_TOKENS
-    for name, value in collector.headers:
+    for name, value in headers:
         key = name.lower()
         if key not in _READ_IN_RESPONSES:
             continue
@@ -363,6 +383,4 @@ def parse_response(head: bytes) -> ResponseHead:
             body = BodyKind.CHUNKED
         elif key == b"connection":
             connection |= _tokens(value)
-    return ResponseHead(
-        parser.get_status_code(), collector.reason, version, collector.headers, body, length, connection
-    )
+    return body, length, connection

@@ -51,21 +51,14 @@ def request_to_job(
         action = REQUEST_FIELDS[name]
         if named and name.lower() in named:
             continue
+        if action == RequestField.HOPS:
+            mark = value + b", " + mark if mark else value
+            continue
         if action:
-            if action >= RequestField.MAP:
-                if local or action == RequestField.MAP:
-                    value = site().to_job(name, value)
-            elif action == RequestField.HOPS:
-                mark = value + b", " + mark if mark else value
+            kept = _request_value(action, name, value, forwarded, site, local=local)
+            if kept is None:
                 continue
-            elif action == RequestField.CLAIM:
-                if not forwarded.origin.trusted:
-                    continue
-            elif action == RequestField.LENGTH:
-                if head.body != BodyKind.LENGTH:
-                    continue
-            elif action == RequestField.DROP or (not head.expect and value.lower() == b"100-continue"):
-                continue  # HTTP/1.0 clients do not understand 100 Continue (RFC 9110 section 10.1.1)
+            value = kept
         lines.append(b"%s: %s\r\n" % (name, value))
     if head.body == BodyKind.CHUNKED:
         lines.append(b"Transfer-Encoding: chunked\r\n")
@@ -74,6 +67,22 @@ def request_to_job(
     lines.append(forwarded.lines(prefix))
     lines.append(b"X-PRouter-Via: %s\r\n\r\n" % mark if mark else b"\r\n")
     return b"".join(lines)
+
+
+def _request_value(
+    action: int, name: bytes, value: bytes, forwarded: Forwarded, site: Callable[[], Site], *, local: bool
+) -> bytes | None:
+    """Return the value that a field with an `action` has for the job, None if the job does not get the field."""
+    head = forwarded.head
+    if action >= RequestField.MAP:
+        return site().to_job(name, value) if local or action == RequestField.MAP else value
+    if action == RequestField.CLAIM:
+        return value if forwarded.origin.trusted else None
+    if action == RequestField.LENGTH:
+        return value if head.body == BodyKind.LENGTH else None
+    if action == RequestField.EXPECT and (head.expect or value.lower() != b"100-continue"):
+        return value
+    return None  # RequestField.DROP, or 100-continue from HTTP/1.0, where it is ignored (RFC 9110 section 10.1.1)
 
 
 def response_to_client(
@@ -116,11 +125,22 @@ def response_to_client(
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
-    if head.status == 101:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % _first(head.headers, b"upgrade"))
-    elif head.status >= 200:
-        persistence = b"close" if not keep_alive else b"keep-alive" if client_version == "1.0" else b""
-        if upgrade or persistence:
-            lines.append(b"Connection: %s\r\n" % (upgrade + persistence).removesuffix(b", "))
+    lines.append(_connection(head, upgrade, keep_alive=keep_alive, client_version=client_version))
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def _connection(head: ResponseHead, upgrade: bytes, *, keep_alive: bool, client_version: str) -> bytes:
+    """Return the lines about the client's connection (RFC 9112 section 9.3).
+
+    Args:
+        upgrade: option of Connection for a 426, else empty.
+    """
+    if head.status == 101:
+        return b"Connection: Upgrade\r\nUpgrade: %s\r\n" % _first(head.headers, b"upgrade")
+    if head.status < 200:
+        return b""
+    persistence = b"close" if not keep_alive else b"keep-alive" if client_version == "1.0" else b""
+    if not upgrade and not persistence:
+        return b""
+    return b"Connection: %s\r\n" % (upgrade + persistence).removesuffix(b", ")
