@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.access.gate import Gate, Rules
+from prouter.broker.agent_events import AgentEvents, read_agent_event
 from prouter.broker.base.env import Env
 from prouter.broker.base.inbox import Inbox
 from prouter.broker.base.switch import Owner, Path
@@ -34,7 +35,6 @@ from prouter.broker.removals import Removals
 from prouter.broker.service import Service
 from prouter.broker.store.restore import Saved, restore
 from prouter.broker.store.rewriting import Rewriting
-from prouter.broker.views.announcements import Announcements, read_announcement
 from prouter.broker.views.bridges import Bridges
 from prouter.broker.views.broadcast import Broadcast
 from prouter.broker.views.bulk import BulkCounts
@@ -103,7 +103,7 @@ class Broker:
         """Make what changes jobs: creations, events of agents, the bounds of the history."""
         env = self.env
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger, self.replies)
-        self.announcements = Announcements(
+        self.agent_events = AgentEvents(
             env,
             self.ledger,
             self.directory,
@@ -299,7 +299,7 @@ class Broker:
         if frame.type == REPLY:
             self.forwarder.reply(link, frame, now)
         elif frame.type == EVENT:
-            self.announcements.receive(link, *read_announcement(frame), now)
+            self.agent_events.receive(link, *read_agent_event(frame), now)
         else:
             raise ProtocolError(f"unexpected frame type {frame.type} from an agent")
 

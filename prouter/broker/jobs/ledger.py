@@ -171,17 +171,17 @@ class Ledger:
         self._env.store.submit("UPDATE connections SET gone = 1 WHERE uid = ?", link.connection)
         self._forget_connection(link.connection)
 
-    def apply(self, record: JobRecord, agent: str, *, announced: bool = False) -> Entry | None:
+    def apply(self, record: JobRecord, agent: str, *, listed: bool = False) -> Entry | None:
         """Take a job's record from its agent; return the job if anything changed.
 
         Args:
-            announced: see `JobTable.apply`.
+            listed: see `JobTable.apply`.
 
         Raises:
             ProtocolError: its connection has too many jobs, or too many bytes of records.
         """
         self._check_space(record)
-        entry = self.table.apply(record, agent, self._stamp(), announced=announced)
+        entry = self.table.apply(record, agent, self._stamp(), listed=listed)
         if entry is not None:
             self._changed(entry, "job")
         return entry

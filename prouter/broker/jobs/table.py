@@ -93,14 +93,14 @@ class JobTable:
         self._ended.update(dict.fromkeys(entry.uid for entry in ended))
         self.index.load(listed)
 
-    def apply(self, record: JobRecord, agent: str, wall: float, *, announced: bool = False) -> Entry | None:
+    def apply(self, record: JobRecord, agent: str, wall: float, *, listed: bool = False) -> Entry | None:
         """Take a job's record from its agent; return the job if anything visible changed, else None.
 
         Args:
             agent: uid of the agent.
             wall: time of the router, seconds since the epoch. The age of an ended job counts from it, because the
                 agent's clock may be wrong.
-            announced: whether the record is in the list that an agent sends when it links. Such a record counts
+            listed: whether the record is in the list that an agent sends when it links. Such a record counts
                 whatever its revision.
         """
         entry = self._entries.get(record.uid)
@@ -109,11 +109,11 @@ class JobTable:
             self._remembered[record.connection] += 1
             self._settle(entry, wall)
             return entry
-        if entry.removed or (record.revision < entry.revision and not announced):
+        if entry.removed or (record.revision < entry.revision and not listed):
             return None
         returns = entry.lost and record.reason is not Reason.AGENT_LOST
         renamed = entry.agent != agent
-        differs = record.revision != entry.revision or (announced and record != entry.last_record)
+        differs = record.revision != entry.revision or (listed and record != entry.last_record)
         if not (differs or returns or renamed):
             entry.confirmed = True
             return None

@@ -73,7 +73,7 @@ class Link:
         far: whether a round trip to the agent takes long.
         placed: jobs that the broker sent there since the agent told its load.
         draining: whether the agent takes no new jobs.
-        announced: uids of jobs in the list that the agent sends when it links; None once the list is complete.
+        listed: uids of jobs in the list that the agent sends when it links; None once the list is complete.
         confirmed: whether the agent has sent a complete list since this broker started.
         away: ends the wait for an agent that is away.
         encrypted: whether the last path of the link was.
@@ -92,7 +92,7 @@ class Link:
         self.running = 0
         self.placed = 0
         self.draining = info.draining
-        self.announced: set[str] | None = set()
+        self.listed: set[str] | None = set()
         self.confirmed = False
         self.away: Timer | None = None
         self.far = False

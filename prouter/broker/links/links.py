@@ -128,7 +128,7 @@ class Links:
         connection = link.connection
         self._returned(link)
         link.draining = info.draining
-        link.announced = set()
+        link.listed = set()
         link.change(LinkState.UP, path)
         link.encrypted = path.security.encrypted
         path.owner = link

@@ -193,7 +193,7 @@ def test_a_list_that_never_ends_costs_nothing() -> None:
         jobs = [{"uid": f"{number}-{count}" + "x" * 200} for count in range(200)]
         say_event(agent, "jobs", jobs=jobs, complete=False)
         world.run(1)
-    assert not link.announced
+    assert not link.listed
 
 
 def pages(ask: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from prouter.fabric.frames import Frame
 from prouter.fabric.parts import PART_ITEMS
 from prouter.jobs import JobRecord, State
 
-__all__ = ["Announcements", "read_announcement"]
+__all__ = ["AgentEvents", "read_agent_event"]
 
 log = logging.getLogger("prouter.broker")
 
@@ -38,7 +38,7 @@ _LARGE_EVENTS = frozenset({"jobs", "usage"})
 """Events about many jobs."""
 
 
-def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
+def read_agent_event(frame: Frame) -> tuple[str, dict[str, Any]]:
     """Name and body of an agent's event. One that is too large for its kind is not even unpacked.
 
     Raises:
@@ -49,7 +49,7 @@ def read_announcement(frame: Frame) -> tuple[str, dict[str, Any]]:
     return read_event(frame)
 
 
-class Announcements:
+class AgentEvents:
     """Takes the events of all agents to the job table.
 
     Args:
@@ -103,20 +103,20 @@ class Announcements:
         self._env.budget -= len(wires)
         for wire in wires:
             try:
-                self._job(link, wire, now, announced=link.announced is not None)
+                self._job(link, wire, now, listed=link.listed is not None)
             except ProtocolError as error:
                 self._env.malformed(link.path, error)  # The other jobs are taken all the same.
             uid = record_uid(wire)
-            if link.announced is not None and uid is not None and self._ledger.table.get(uid) is not None:
-                link.announced.add(uid)
-        if body.get("complete") is not True or link.announced is None:
+            if link.listed is not None and uid is not None and self._ledger.table.get(uid) is not None:
+                link.listed.add(uid)
+        if body.get("complete") is not True or link.listed is None:
             return
-        announced, link.announced = link.announced, None
+        listed, link.listed = link.listed, None
         link.confirmed = True
         self._replies.listed(link, now)
-        self._removed_before(self._ledger.table.kept(link.connection) - announced)
+        self._removed_before(self._ledger.table.kept(link.connection) - listed)
         self._ledger.lose(
-            link.connection, self._ledger.table.live(link.connection) - announced, "it knows nothing of the job"
+            link.connection, self._ledger.table.live(link.connection) - listed, "it knows nothing of the job"
         )
         for uid in sorted(self._ledger.table.live(link.connection)):
             entry = self._ledger.table.get(uid)
@@ -131,21 +131,21 @@ class Announcements:
             if entry is not None and entry.removal and not entry.lost:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
-    def _job(self, link: Link, wire: object, now: float, *, announced: bool = False) -> None:
+    def _job(self, link: Link, wire: object, now: float, *, listed: bool = False) -> None:
         """Take a job's record, and settle the replies that wait for it.
 
         Raises:
             ProtocolError: the record is malformed, or the table takes none.
         """
         try:
-            self._take(link, read_record(wire, link.connection), now, announced=announced)
+            self._take(link, read_record(wire, link.connection), now, listed=listed)
         except ProtocolError as error:
             uid = record_uid(wire)
             if uid is not None:
                 self._replies.refused(link, uid, error, now)
             raise
 
-    def _take(self, link: Link, record: JobRecord, now: float, *, announced: bool) -> None:
+    def _take(self, link: Link, record: JobRecord, now: float, *, listed: bool) -> None:
         if self._keys.unwanted(record.uid):
             self._discard(link, record.uid, now)
             return
@@ -155,7 +155,7 @@ class Announcements:
         if entry is not None and entry.removed:
             self._discard(link, record.uid, now)
         else:
-            changed = self._ledger.apply(record, link.info.uid, announced=announced)
+            changed = self._ledger.apply(record, link.info.uid, listed=listed)
             if changed is not None and link.path is not None:
                 link.path.debt += _CHANGE + _COPIES * changed.size
             self._replies.arrived(record.uid, now)
