@@ -8,10 +8,12 @@ place where it was set, and what would be right. Keys are dotted: ``control.port
 
 from __future__ import annotations
 
+from prouter.config.agent import AgentConfig
 from prouter.config.errors import ConfigError
 from prouter.config.exposure import check_exposure, is_loopback, uses_curve
 from prouter.config.loading import load_agent, load_router
-from prouter.config.models import SECRET_KEYS, AgentConfig, Log, RouterConfig, Section, keys, sections
+from prouter.config.router import RouterConfig
+from prouter.config.section import SECRET_KEYS, Log, Section, keys, sections
 
 __all__ = [
     "SECRET_KEYS",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 
+from prouter.config.agent import AgentConfig, AgentServer
 from prouter.config.errors import ConfigError
-from prouter.config.models import AgentConfig, AgentServer, RouterConfig, RouterServer
+from prouter.config.router import RouterConfig, RouterServer
 from prouter.tokens import SHORTEST
 
 __all__ = ["check_exposure", "is_loopback", "uses_curve"]

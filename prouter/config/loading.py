@@ -10,8 +10,10 @@ import annotated_types
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from prouter.config.agent import AgentConfig
 from prouter.config.errors import ConfigError
-from prouter.config.models import SECRET_KEYS, AgentConfig, RouterConfig, keys, sections
+from prouter.config.router import RouterConfig
+from prouter.config.section import SECRET_KEYS, keys, sections
 from prouter.config.sources import Setting, from_environ, from_file, from_sets
 
 __all__ = ["load_agent", "load_router"]

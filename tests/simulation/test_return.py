@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prouter.config.models import AgentClient
+from prouter.config.agent import AgentClient
 from prouter.fabric.stream import Stream
 from prouter.transport.peer import Peer
 from tests.simulation.nodes import AgentNode

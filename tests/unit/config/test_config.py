@@ -22,7 +22,7 @@ from prouter.config import (
     sections,
     uses_curve,
 )
-from prouter.config.models import AgentClient
+from prouter.config.agent import AgentClient
 
 
 @pytest.fixture
