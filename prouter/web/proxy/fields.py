@@ -12,6 +12,8 @@ __all__ = ["HOPS", "REQUEST_FIELDS", "RESPONSE_FIELDS", "RequestField", "Respons
 HOPS = b"x-prouter-via"
 """Pseudonyms of the routers that a request came through; docs/decisions/proxy-worker.md says why it is not Via."""
 
+_OURS = b"x-prouter-"
+"""Only the router sets these fields of requests: servers may take the client's name from them."""
 _CLAIMED_PREFIXES = (b"x-forwarded-", b"x-original-")
 _CLAIMED = frozenset(
     {
@@ -92,6 +94,7 @@ _REQUESTS = {
     b"destination": RequestField.MAP,
     b"if": RequestField.MAP,
     HOPS: RequestField.HOPS,
+    b"http2-settings": RequestField.DROP,  # for this hop only, and a proxy in front may have removed it from Connection
     b"proxy": RequestField.DROP,  # CGI makes HTTP_PROXY of it (CVE-2016-5385)
 }
 _RESPONSES = {
@@ -115,7 +118,7 @@ def _request_field(name: bytes) -> int:
     if key in HOP_BY_HOP or key.startswith(b"proxy-"):
         return RequestField.DROP
     plain = key.replace(b"_", b"-")  # CGI and WSGI map both to the same variable
-    if plain in FORWARDED or (plain == HOPS and plain != key):
+    if plain in FORWARDED or (plain.startswith(_OURS) and key != HOPS):
         return RequestField.DROP
     if plain in _CLAIMED or plain.startswith(_CLAIMED_PREFIXES):
         return RequestField.CLAIM

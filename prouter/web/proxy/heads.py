@@ -76,7 +76,7 @@ class RequestHead(NamedTuple):
         host: value of Host; ``localhost`` for an HTTP/1.0 client that sends none.
         body: a `BodyKind`; `length` bytes when it is LENGTH.
         connection: lower-case tokens of Connection.
-        upgrade: value of Upgrade if the client asks for an upgrade, else empty.
+        upgrade: protocols of Upgrade if the client asks for an upgrade, without those that carry requests; else empty.
         expect: whether the client waits for ``100 Continue``.
     """
 
@@ -159,6 +159,8 @@ _LONGEST_REASON = 8192
 """Bytes of the text in a status line."""
 _SHOWN = 80
 """Bytes of a value shown in an error."""
+_CARRY_REQUESTS = frozenset({b"", b"h2", b"h2c", b"http", b"tls"})
+"""Protocols of Upgrade in which more requests follow."""
 _NO_HOST = b"localhost"
 _NO_TOKENS: frozenset[bytes] = frozenset()
 
@@ -166,6 +168,16 @@ _NO_TOKENS: frozenset[bytes] = frozenset()
 @lru_cache(32)
 def _tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in value.split(b",") if token.strip()) - _FOR_ALL_HOPS
+
+
+@lru_cache(32)
+def _tunnelled(upgrade: bytes) -> bytes:
+    """Return the protocols of Upgrade that a tunnel to the job may carry.
+
+    Requests inside a tunnel would reach the job with whatever forwarded fields and user their client invents.
+    """
+    protocols = [protocol.strip() for protocol in upgrade.split(b",")]
+    return b", ".join(one for one in protocols if one.partition(b"/")[0].strip().lower() not in _CARRY_REQUESTS)
 
 
 @lru_cache(32)
@@ -271,8 +283,8 @@ def parse_request(head: bytes) -> RequestHead:
             raise InvalidRequest("Invalid request: no Host header")
         host = _NO_HOST
         headers.append((b"Host", host))
-    if b"upgrade" not in connection or version != "1.1":
-        upgrade = b""  # Upgrade counts only if Connection names it, and not in HTTP/1.0 (RFC 9110 section 7.8)
+    if upgrade:  # It counts only if Connection names it, and not in HTTP/1.0 (RFC 9110 section 7.8)
+        upgrade = _tunnelled(upgrade) if b"upgrade" in connection and version == "1.1" else b""
     method, target = parser.get_method(), collector.target
     if target[:1] != b"/" and method != b"CONNECT" and not (method == b"OPTIONS" and target == b"*"):
         host, target = _origin_form(method, target)

@@ -176,6 +176,15 @@ def test_what_is_no_request_is_told_by_its_beginning(data: bytes, may: bool) -> 
     assert may_become_request(data) is may
 
 
+@pytest.mark.parametrize(
+    ("asked", "granted"),
+    [(b"h2c", b""), (b"H2C, websocket", b"websocket"), (b"TLS/1.2, HTTP/2.0", b""), (b"x-http, y/2", b"x-http, y/2")],
+)
+def test_no_upgrade_leads_to_a_tunnel_of_requests(asked: bytes, granted: bytes) -> None:
+    head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: %s\r\n\r\n" % asked)
+    assert head.upgrade == granted
+
+
 def test_several_lines_of_protocols_to_upgrade_to_are_one_list() -> None:
     head = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: a\r\nUpgrade: b/1\r\n\r\n")
     assert head.upgrade == b"a, b/1"

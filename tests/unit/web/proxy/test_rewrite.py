@@ -441,6 +441,11 @@ def test_fields_for_proxies_go_both_ways() -> None:
     assert b"Proxy-Status: cache; hit" in to_client(b"Proxy-Status: cache; hit\r\n")
 
 
+def test_nobody_else_speaks_in_the_routers_name() -> None:
+    lines = b"X-PRouter-User: evil\r\nx_prouter_user: evil\r\nX-PRouter_Assertion: evil\r\nHTTP2-Settings: evil\r\n"
+    assert b"evil" not in to_job(lines)
+
+
 def test_a_request_tells_the_routers_it_came_through() -> None:
     for lines, hops in ((b"", b"me"), (b"x-prouter-VIA: a, b\r\nX_PRouter_Via: c\r\n", b"a, b, me")):
         head = parse_request(b"GET /x HTTP/1.1\r\nHost: h\r\nVia: 1.1 cdn\r\n" + lines + b"\r\n")
