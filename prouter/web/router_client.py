@@ -124,7 +124,9 @@ class RouterClient:
             Overloaded: too many calls wait already.
         """
         if self._calls >= _MAX_CALLS:
-            raise Overloaded("too many requests wait for the broker", retry_after=1)
+            raise Overloaded(
+                f"{_MAX_CALLS} requests wait for the broker already: send the request again", retry_after=1
+            )
         self._calls += 1
         call_id = uuid.uuid4().hex if op == "jobs.wait" else None
         if call_id is not None:

@@ -186,7 +186,8 @@ class AdminExchange:
         finally:
             self._asking = False
         if not self._wake.is_set():
-            raise ClientTooSlow("the request body took too long")
+            limit = "control.body_timeout" if self._deadline else "control.upload_timeout"
+            raise ClientTooSlow(f"the request body took too long: its time is over ({limit})")
 
     def _take(self, size: int) -> bytes:
         client = self._client

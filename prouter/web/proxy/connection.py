@@ -1,7 +1,7 @@
 """A client's connection on the gevent loop: reads request heads, hands each to an exchange, writes with back-pressure.
 
-Everything runs in callbacks of the event loop, and nothing here blocks. A connection is read even while its request is
-in progress, because only a read shows that the client disconnected.
+All of it runs in callbacks of the event loop and never blocks. A connection is read even while its request is in
+progress, because only a read shows that the client disconnected.
 """
 
 from __future__ import annotations
@@ -128,11 +128,10 @@ class ClientConnection:
         return self.exchange is not None and (self._output.size > 0 or self.exchange.awaits_client)
 
     def evict(self) -> None:
-        """End a connection that is stuck, to make place for another one."""
+        """End a connection that is stuck, for the sake of a new one."""
         if not self._output.size:
             error = ClientTooSlow("too many clients are connected, and this request waits for its client")
-            name = request_id([])
-            self.write(error_response(error, accept=b"", head_only=False, request_id=name, close=True))
+            self.write(error_response(error, accept=b"", head_only=False, request_id=request_id([]), close=True))
         log.info("event=client_evicted client=%s waiting=%.1f", self.origin.address, time.monotonic() - self.moved_at)
         self.disconnected()
 
@@ -394,6 +393,7 @@ class ClientConnection:
         if self.exchange is None and not self._output.empty:
             self.abort()  # it does not read: a FIN would make a response that was cut look whole
         elif self.exchange is None and self.buffer and not self._linger_until:
-            self.fail(InvalidRequest("Invalid request: the request head took too long", code="head_timeout"))
+            detail = f"Invalid request: the request head took too long: more than {self.server.head_timeout:g} s"
+            self.fail(InvalidRequest(detail, code="head_timeout"))
         else:
             self.disconnected()

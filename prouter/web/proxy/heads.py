@@ -249,7 +249,7 @@ def take_request(data: bytes, limit: int) -> tuple[RequestHead, bytes, bytes] | 
     if b"\n\n" in data:
         raise InvalidRequest("Invalid request: lines must end with CRLF")
     if not may_become_request(data):
-        raise InvalidRequest("Invalid request: not the head of an HTTP/1 request")
+        raise InvalidRequest("Invalid request: not the head of an HTTP/1.0 or HTTP/1.1 request")
     return None
 
 
@@ -275,12 +275,12 @@ def parse_request(head: bytes) -> RequestHead:
     version = parser.get_http_version()
     end = head.find(b"\r\n")
     if not collector.complete or version not in ("1.1", "1.0") or head[end - 9 : end - 1] != b" HTTP/1.":
-        raise InvalidRequest("Invalid request: not the head of an HTTP/1 request")
+        raise InvalidRequest("Invalid request: not the head of an HTTP/1.0 or HTTP/1.1 request")
     headers = collector.headers
     host, body, length, connection, upgrade, expect = _request_fields(headers, version)
     if host is None:
         if version == "1.1":
-            raise InvalidRequest("Invalid request: no Host header")
+            raise InvalidRequest("Invalid request: no Host header, which HTTP/1.1 requires")
         host = _NO_HOST
         headers.append((b"Host", host))
     if upgrade:  # It counts only if Connection names it, and not in HTTP/1.0 (RFC 9110 section 7.8)
@@ -314,9 +314,9 @@ def _request_fields(
             continue
         if key == b"host":
             if host is not None:
-                raise InvalidRequest("Invalid request: more than one Host header")
+                raise InvalidRequest("Invalid request: more than one Host header: send one")
             if not _is_host(value):
-                raise InvalidRequest("Invalid request: Host is not a host name")
+                raise InvalidRequest("Invalid request: Host is not a host name with an optional port")
             host = value
         elif key == b"content-length":
             if body != BodyKind.NONE or not value.isdigit():

@@ -211,9 +211,9 @@ class ExchangeLifecycle(ABC):
         job_to_continue = self.head.expect and not self._continued
         if self.awaits_client and not job_to_continue:
             if body and now - self.awaiting_since > body:
-                self.fail(ClientTooSlow("the request body took too long"))
+                self.fail(ClientTooSlow(f"the request body paused for {body:g} s, the limit control.upload_timeout"))
         elif response and now - self.awaiting_since > response:
-            self.fail(JobTimeout(f"the job did not respond within {response:g} s"))
+            self.fail(JobTimeout(f"the job did not respond within {response:g} s, the limit control.response_timeout"))
 
     def end(self, reason: str) -> None:
         """End at once, because the worker stops: with an error before the response has begun, else with a cut."""

@@ -106,7 +106,8 @@ class ProxyServer:
         connection = ClientConnection(self, sock, origin)
         self.connections.add(connection)
         if len(self.connections) > self.max_connections:
-            connection.fail(Overloaded("this worker has no free connection", retry_after=1))
+            detail = f"this worker has {self.max_connections} clients' connections, the limit control.max_connections"
+            connection.fail(Overloaded(detail, retry_after=1))
 
     def forget(self, client: Client) -> None:
         """Drop a connection that is closed."""
@@ -220,7 +221,7 @@ class ProxyServer:
         except Exception:
             log.exception("event=resolve_failed job=%s", job)
             if exchange.waiting:
-                exchange.fail(PRouterError("the request could not be routed"))
+                exchange.fail(PRouterError("the request could not be routed: the router's log has the reason"))
             return
         if exchange.waiting:
             exchange.forward(route)

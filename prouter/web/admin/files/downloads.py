@@ -79,7 +79,7 @@ class Download:
                 wanted = self._ranges(resp, headers["RANGE"], known["size"])
             if self._send(req, resp, wanted, known):
                 return
-        raise Conflict("the file changes faster than it can be read", retry_after=1)
+        raise Conflict("the file changes faster than it can be read: send the request again", retry_after=1)
 
     def _ranges(self, resp: falcon.Response, header: str, size: int) -> list[tuple[int, int]] | None:
         try:

@@ -58,7 +58,7 @@ class Validators:
         match = headers.get("IF-MATCH")
         if match is not None:
             if not etag_in(match, self.etag, weak=False):
-                raise PreconditionFailed("the file has changed: its entity tag is another one")
+                raise PreconditionFailed("the file has changed: its entity tag is not the one in If-Match")
         elif (since := http_date(headers.get("IF-UNMODIFIED-SINCE", ""))) is not None and self._mtime > since:
             raise PreconditionFailed("the file was modified after the time in If-Unmodified-Since")
         none_match = headers.get("IF-NONE-MATCH")

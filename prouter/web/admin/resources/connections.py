@@ -51,7 +51,8 @@ class Connections:
                 etag, pieces = reply["etag"], []
                 changes += 1
                 if changes == _CHANGES:
-                    raise Overloaded("the list of connections changes faster than it can be read", retry_after=1)
+                    detail = "the list of connections changes faster than it can be read: send the request again"
+                    raise Overloaded(detail, retry_after=1)
             pieces.append(reply["connections"])
         self._answer, self._etag = b"".join(pieces), etag
         self._entries = None

@@ -47,7 +47,9 @@ class Logs:
             raise NotFound(f"there is no log '{name}', only {' and '.join(_NAMES)}")
         start = TailPosition(query.integer(req, "offset"), query.integer(req, "tail"))
         if start.offset is not None and start.tail is not None:
-            raise InvalidRequest("Invalid request: query parameters 'offset' and 'tail' exclude each other")
+            raise InvalidRequest(
+                "Invalid request: query parameters 'offset' and 'tail' exclude each other: send one of them"
+            )
         follow = query.flag(req, "follow")
         as_events = sse.wanted(req)
         if as_events and (resumed := req.get_header("Last-Event-ID")):
