@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.bench.profile import functions
 from tests.bench.rows import Bound, Probe, Row, Settings, at_least, at_most
 from tests.bench.stack import Stack
 from tests.jobs.fast_server import Echo
+from tests.support.processes import wait_until
 
 
 def test_bound_compares_with_a_number_a_neighbour_or_a_neighbours_value_plus_something() -> None:
@@ -98,17 +100,16 @@ def test_processes_are_found_by_mark_and_by_descent_and_ended(tmp_path: Path) ->
     script = (
         "import subprocess, sys; subprocess.run(['env', '-i', sys.executable, '-c', 'import time; time.sleep(60)'])"
     )
-    environ = {**os.environ, processes.MARK: "unit"}
+    # Its own mark: the same test may run beside this one, from another checkout.
+    mark = f"unit-{os.getpid()}-{uuid.uuid4().hex}"
+    environ = {**os.environ, processes.MARK: mark}
     parent = subprocess.Popen([sys.executable, "-c", script], env=environ)
     try:
-        deadline = time.monotonic() + 10
-        while len(processes.find("unit", tmp_path)) < 2 and time.monotonic() < deadline:
-            pass
-        assert len(processes.find("unit", tmp_path)) == 2
+        wait_until(lambda: len(processes.find(mark, tmp_path)) == 2, 30, "parent and child are found")
     finally:
-        processes.end("unit", tmp_path, grace=2.0)
+        processes.end(mark, tmp_path, grace=2.0)
         parent.wait()
-    assert processes.find("unit", tmp_path) == []
+    assert processes.find(mark, tmp_path) == []
 
 
 def test_profile_counts_each_function_once_per_sample() -> None:
