@@ -1,5 +1,11 @@
 """The registry of this host's workers.
 
+`NEXT` is the table of a worker's states, `Worker.change` the only way from one to the next::
+
+    UP ◄──► AWAY        UP ──► UP: a new path replaces one whose end nobody has noticed
+     │       │
+     └► GONE ◄┘
+
 The streams and waits of a worker that falls silent are kept until its process has ended, it says goodbye, or it does
 not come back in time.
 """
@@ -8,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,18 +28,35 @@ from prouter.fabric.calls import Responder
 from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
 
-__all__ = ["Worker", "WorkerListener", "Workers"]
+__all__ = ["NEXT", "Worker", "WorkerListener", "WorkerState", "Workers"]
 
 log = logging.getLogger("prouter.broker")
 
 _UID_LIMIT = 128
 
 
+class WorkerState(Enum):
+    """Whether the worker is reachable; a worker that is GONE has ended, said goodbye, or stayed away for too long."""
+
+    UP = "up"
+    AWAY = "away"
+    GONE = "gone"
+
+
+NEXT: dict[WorkerState, frozenset[WorkerState]] = {
+    WorkerState.UP: frozenset({WorkerState.UP, WorkerState.AWAY, WorkerState.GONE}),
+    WorkerState.AWAY: frozenset({WorkerState.UP, WorkerState.GONE}),
+    WorkerState.GONE: frozenset(),
+}
+"""The states that may follow each state."""
+
+
 class Worker:
     """One worker process.
 
     Attributes:
-        path: None while it is not reachable.
+        state: changed by `change` alone.
+        path: the worker's connection while the state is UP, else None.
         responder: remembers the replies to its calls.
         bridges: the WebSocket bridges that it holds, as it describes them.
         bulk: how many fast streams it has.
@@ -43,12 +67,26 @@ class Worker:
         self._workers = workers
         self.uid = uid
         self.pid = pid
+        self.state = WorkerState.AWAY
         self.path: Path | None = None
         self.responder = Responder()
         self.bridges: list[dict[str, Any]] = []
         self.bulk = 0
         self.bulk_elsewhere = 0
         self.away: Timer | None = None
+
+    def change(self, state: WorkerState, path: Path | None = None) -> None:
+        """Go to the next state.
+
+        Args:
+            path: where the worker is from now on; with UP alone.
+
+        Raises:
+            RuntimeError: `state` may not follow the present one, or the path is missing; a programming error.
+        """
+        if state not in NEXT[self.state] or (state is WorkerState.UP) is not (path is not None):
+            raise RuntimeError(f"worker {self.uid} cannot go from {self.state.value} to {state.value}")
+        self.state, self.path = state, path
 
     def lost(self, path: Path, reason: str, now: float, *, closed: bool) -> None:
         """See `Owner`."""
@@ -121,6 +159,7 @@ class Workers:
         """Wait for a worker whose path is lost."""
         log.warning("event=worker_away worker=%s pid=%d reason=%r", worker.uid, worker.pid, reason)
         self._detach(worker)
+        worker.change(WorkerState.AWAY)
         patience = self._env.settings.resume_timeout
         worker.away = self._env.timers.at(now + patience, partial(self._not_back, worker))
 
@@ -130,6 +169,7 @@ class Workers:
         if worker is None:
             return
         self._detach(worker)
+        worker.change(WorkerState.GONE)
         if worker.away is not None:
             worker.away.cancel()
         log.info("event=worker_gone worker=%s pid=%d reason=%r", uid, worker.pid, reason)
@@ -140,12 +180,12 @@ class Workers:
         if worker is None:
             worker = self._workers[uid] = Worker(self, uid, pid)
             self._env.shell.watch(pid, uid)
-        elif worker.path is not None:
+        else:
             self._detach(worker)
         if worker.away is not None:
             worker.away.cancel()
             worker.away = None
-        worker.path = path
+        worker.change(WorkerState.UP, path)
         worker.bulk = worker.bulk_elsewhere = 0
         path.owner = worker
         self._env.shell.accept(path)
@@ -156,7 +196,8 @@ class Workers:
         self.listener.worker_up(worker, now)
 
     def _detach(self, worker: Worker) -> None:
-        path, worker.path = worker.path, None
+        """Give up the worker's path, if it has one."""
+        path = worker.path
         if path is not None:
             self._env.switch.remove(path)
             self._heartbeats.drop(path)

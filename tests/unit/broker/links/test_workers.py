@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 
+from prouter.broker.base.switch import Path
+from prouter.broker.links.workers import NEXT, Worker, WorkerState
 from prouter.fabric.calls import event_frame
+from prouter.fabric.session import Session
 from prouter.jobs import State
 from tests.support.broker_world import World, job_on
 
@@ -114,3 +118,32 @@ def test_workers_hear_which_agents_are_far() -> None:
     assert world.worker("worker-2").of("links")[0]["links"] == [link | {"far": True}]
     assert round_trip(0.04) == [True], "not near enough"
     assert round_trip(0.01) == [True, False]
+
+
+@pytest.mark.parametrize(("before", "after"), list(product(WorkerState, WorkerState)))
+def test_a_worker_changes_as_the_table_allows_and_no_other_way(before: WorkerState, after: WorkerState) -> None:
+    worker = Worker(World().broker.workers, "worker-1", 1)
+    worker.state = before
+    path = Path(None, b"", Session(0.0, 2.0), 0.0) if after is WorkerState.UP else None
+    if after in NEXT[before]:
+        worker.change(after, path)
+        assert (worker.state, worker.path) == (after, path)
+    else:
+        with pytest.raises(RuntimeError, match=f"from {before.value} to {after.value}"):
+            worker.change(after, path)
+        assert worker.state is before
+
+
+def test_a_worker_goes_away_comes_back_and_is_gone() -> None:
+    world = World()
+    peer = world.worker()
+    (worker,) = world.broker.workers
+    states = [worker.state]
+    world.vanish(peer)
+    states.append(worker.state)
+    world.worker()
+    states.append(worker.state)
+    world.broker.worker_died("worker-1", world.now)
+    states.append(worker.state)
+    assert states == [WorkerState.UP, WorkerState.AWAY, WorkerState.UP, WorkerState.GONE]
+    assert worker.path is None
