@@ -74,6 +74,7 @@ class Caller:
         payload = pack_body({"id": call_id, "op": op, "args": args})
         if len(payload) > MAX_CONTROL:
             raise TooLarge(f"the call {op} has {len(payload)} bytes, more than the {MAX_CONTROL} that can be sent")
+        # Kept encoded: the arguments may change before the call is resent.
         frame = Frame(CALL, payload=payload)
         self._pending[call_id] = frame
         return call_id, frame
@@ -146,6 +147,7 @@ class Responder:
         Raises:
             ProtocolError: the frame is malformed.
         """
+        # Before decoding, which is what a large payload costs.
         if len(frame.payload) > MAX_CONTROL:
             return self._refused(frame)
         body = unpack_body(frame.payload)
@@ -153,7 +155,7 @@ class Responder:
         if not isinstance(call_id, str) or not isinstance(op, str) or not isinstance(args, dict):
             raise ProtocolError("a call needs id, op and args")
         if call_id in self._running:
-            return None
+            return None  # Its reply goes out over the present path when it is there.
         known = self._replies.get(call_id)
         if known is not None:
             return known

@@ -99,7 +99,7 @@ ASK = 4
 """On RESUME: asks the receiver for its own position in return."""
 
 BULK_MIN = 4096
-"""Payload bytes from which a frame gets a message part of its own."""
+"""Payload bytes from which a frame gets a message part of its own; to copy fewer costs less than one more part."""
 
 _MESSAGE_FRAMES = 4096
 """Frames in a message that `batches` makes, at most."""
@@ -196,6 +196,7 @@ def decode(parts: Sequence[bytes]) -> list[Frame]:
             raise ProtocolError("too many frames in one message")
         if size - position < _HEADER_SIZE:
             raise ProtocolError("truncated frame header")
+        # Unknown types, flags and the reserved field are left to the receiver: later versions may use them.
         kind, flags, _reserved, length, sid, offset, ack = _unpack_from(block, position)
         position += _HEADER_SIZE
         if flags & BULK:

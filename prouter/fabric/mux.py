@@ -170,6 +170,7 @@ class Mux:
             self._forget(stream, code)
             events.append(ResetReceived(stream, code, text))
         self._output.drop()
+        # Nothing is left that could time out.
         self._down_since = None
         return events
 
@@ -350,13 +351,15 @@ class Mux:
         if not self._accepts:
             raise ProtocolError("this peer accepts no streams")
         if len(self.streams) >= self._max_streams:
+            # No tombstone is needed: no stream was started.
             self._output.send(reset_frame(sid, "overloaded", "too many streams"))
             return
         if not 0 < window <= MAX_WINDOW:
             raise ProtocolError(f"a window of {window} bytes: 1 to {MAX_WINDOW} are accepted")
-        target = unpack_body(frame.payload)
+        target = unpack_body(frame.payload)  # Before the stream exists, for it may raise.
         stream = Stream(self, self._output, self.bulk, sid, window, None)
         self.streams[sid] = stream
+        # Not simply `sid`: an OPEN may overtake an earlier one on another path.
         self.highest = max(self.highest, sid)
         events.append(Opened(stream, target))
 
@@ -368,6 +371,7 @@ class Mux:
 
     def stream_advanced(self, stream: Stream) -> None:
         """Forget `stream` if both its directions are done."""
+        # A reset stream is closed, too, but it has been forgotten already.
         if stream.closed and stream.sid in self.streams:
             self._forget(stream, None)
             if self._events is not None:
@@ -376,6 +380,7 @@ class Mux:
     def end_stream(self, stream: Stream, code: str, text: str) -> None:
         """Reset `stream` here and tell the peer."""
         self._forget(stream, code)
+        # Without a path the frame is dropped; the tombstone answers the peer's next RESUME.
         self._output.send(reset_frame(stream.sid, code, text, stream.receive_window.consumed))
 
     def _forget(self, stream: Stream, code: str | None) -> None:

@@ -64,6 +64,7 @@ class Resumption:
         Raises:
             ProtocolError: the roster is malformed.
         """
+        # To read a roster costs a look-up for each stream of either end.
         if self._strays.too_many:
             return
         theirs = unpack_roster(frame.payload)
@@ -84,6 +85,7 @@ class Resumption:
             # The answer to this end's question, but the peer asked as well and was resent all of this then.
             return
         stream.resent_from = frame.offset
+        # The first time over a path is due; a peer that asks again makes this end send the same bytes twice.
         free, stream.resent_before = not stream.resent_before, True
         self._resend(stream.resend_from(frame.offset), free=free)
 

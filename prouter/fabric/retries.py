@@ -56,6 +56,7 @@ class Retries:
         if not up:
             return False
         if self._held or self._tried:
+            # It may not disturb the search: a path that breaks now would put the blame on it.
             self._held[call_id] = None
             return False
         self._sent[call_id] = now

@@ -136,6 +136,7 @@ class Session:
 
     def excuse(self, seconds: float, now: float) -> None:
         """Take `seconds` off the peer's silence, in which this end did not listen: it was stopped, or without a CPU."""
+        # Not beyond now: an excuse makes up for a pause, it is no credit for the next one.
         self._heard = min(now, self._heard + seconds)
 
     def receive(self, frame: Frame, now: float) -> tuple[list[Frame], SessionEvent | None]:
@@ -149,6 +150,7 @@ class Session:
         self._heard = now
         kind = frame.type
         if kind == PING:
+            # Before WELCOME the peer is unauthenticated, and learns nothing by asking.
             return [Frame(PONG, offset=frame.offset)] if self.state is SessionState.READY else [], None
         if kind == PONG:
             sent = self._pings.pop(frame.offset, None)
@@ -159,6 +161,7 @@ class Session:
         if kind == HELLO and self.state is SessionState.WAITING:
             return [], Greeted(unpack_body(frame.payload))
         if kind == WELCOME and self.state is SessionState.HELLO_SENT:
+            # Decoded first: a malformed WELCOME raises, and must not leave the session ready.
             welcomed = Welcomed(unpack_body(frame.payload))
             self.state = SessionState.READY
             return [], welcomed
@@ -184,6 +187,7 @@ class Session:
         if silence >= self.heartbeat * LOST_AFTER:
             self.state = SessionState.LOST
             return [], Lost(f"nothing heard for {silence:.1f} s")
+        # The first HELLO is lost if the listener was not there yet.
         if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
             self._spoke_hello = now
             return [self._hello_frame()], None

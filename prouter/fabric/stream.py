@@ -238,6 +238,7 @@ class Stream:
 
     def reset(self, code: str, text: str = "") -> None:
         """End both directions now; the peer is told why. Idempotent; no event follows on this side."""
+        # A closed stream has told the peer how it ended; another reset would contradict that.
         if not self.closed:
             self._owner.end_stream(self, code, text)
 

@@ -104,6 +104,7 @@ class ReceiveWindow:
         least.
         """
         consumed, granted, first = self.consumed, self.granted, self.first
+        # A new tick begins a new measurement, from the last acknowledgement on.
         if self._measured_in != tick:
             self._measured_in, self._measured_from = tick, self.acknowledged
         if self.received - consumed < granted >> 1:
