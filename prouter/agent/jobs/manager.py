@@ -25,6 +25,7 @@ from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.removing import Remover
 from prouter.agent.jobs.runner import Exit, Kept, Runner
 from prouter.agent.jobs.starting import Starter
+from prouter.agent.jobs.table import JobTable, not_found
 from prouter.agent.jobs.watch import Watch
 from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
@@ -79,15 +80,16 @@ class JobManager:
         self._on_removed = on_removed
         self._root = JobsRoot(root)
         self._sockets = SocketPlaces(self._root.path)
-        self._jobs: dict[str, Job] = {}
-        self._slots: set[str] = set()
+        self._jobs = JobTable()
         self._open = False
         self._incarnation: str | None = None
         self._endpoint_port = 0
         self._endpoint = PortEndpoint(self._report)
         self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
-        self._remover = Remover(runner, self._ender, removed=self._drop)
-        self._watch = Watch(runner, self._alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full)
+        self._remover = Remover(runner, self._ender, removed=self._jobs.drop)
+        self._watch = Watch(
+            runner, lambda: self._jobs.alive, log_limit=log_limit, sandbox_full=self._ender.sandbox_full
+        )
         self._starter = Starter(
             runner,
             self._sockets,
@@ -123,8 +125,8 @@ class JobManager:
         self._open = True
         for item in kept:
             self._reclaim(item)
-        self._root.sweep(self._jobs.keys())
-        alive = self._alive()
+        self._root.sweep(self._jobs.uids)
+        alive = self._jobs.alive
         sockets = {job.exposure.socket for job in alive if job.exposure and job.exposure.socket}
         self._sockets.sweep(sockets | {job.scratch.link for job in alive if job.scratch and job.scratch.link})
 
@@ -154,7 +156,7 @@ class JobManager:
         self._open = False
         self._watch.close()
         self._endpoint.close()
-        jobs = list(self._jobs.values())
+        jobs = list(self._jobs)
         if not end_jobs:
             for job in jobs:
                 if job.starting is not None:
@@ -178,11 +180,11 @@ class JobManager:
 
     def records(self) -> list[JobRecord]:
         """The records of all jobs that were not removed."""
-        return [job.record for job in self._jobs.values()]
+        return [job.record for job in self._jobs]
 
     def record(self, uid: str) -> JobRecord:
         """A job's record. Raises `NotFound`."""
-        return self._job(uid).record
+        return self._jobs.find(uid).record
 
     def create(self, uid: str, connection: str, name: str) -> JobRecord:
         """Make a job and its sandbox. A known uid gives the job that it names.
@@ -194,10 +196,10 @@ class JobManager:
         """
         sandbox = self._root.sandbox(uid)
         if uid in self._jobs:
-            return self._job(uid).record
+            return self._jobs.find(uid).record
         if self._remover.before(uid) is not None:
-            raise _not_found(uid)
-        if self._max_jobs is not None and len(self._slots) >= self._max_jobs:
+            raise not_found(uid)
+        if self._max_jobs is not None and self._jobs.slots >= self._max_jobs:
             raise LimitReached(
                 f"the agent has no free slot: it has {self._max_jobs} jobs, which is its limit; try another agent",
                 job=uid,
@@ -205,12 +207,11 @@ class JobManager:
             )
         job = Job(JobRecord(uid, connection, name, created_at=time.time()), sandbox, self._changed)
         sandbox.create()
-        self._jobs[uid] = job
-        self._slots.add(uid)
+        self._jobs.add(job)
         try:
             self._runner.hold(uid, self._kept(job), str(sandbox.root))
         except PRouterError:
-            self._drop(job)
+            self._jobs.drop(job)
             sandbox.remove()
             raise
         _log.info("event=job_created job=%s name=%r", uid, name)
@@ -229,7 +230,7 @@ class JobManager:
             StartFailed: the job did not start; the detail says why, with the end of its stderr.
             NotFound: there is no such job.
         """
-        job = self._job(uid)
+        job = self._jobs.find(uid)
         if job.start_id is None:
             self._starter.begin(job, validated(StartRequest, request), request_id)
         elif job.start_id == request_id:
@@ -253,7 +254,7 @@ class JobManager:
             return before
         job = self._jobs.get(uid)
         if job is None:
-            raise _not_found(uid)
+            raise not_found(uid)
         return _answer(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:
@@ -262,7 +263,7 @@ class JobManager:
         Args:
             reason: for the jobs' records.
         """
-        for answer in [self._remover.begin(job, reason) for job in self._jobs.values()]:
+        for answer in [self._remover.begin(job, reason) for job in self._jobs]:
             answer.wait()
 
     def signal(self, uid: str, name: str) -> JobRecord:
@@ -273,7 +274,7 @@ class JobManager:
             Conflict: the job does not run.
         """
         number = signal_number(validated(SignalRequest, {"signal": name}).signal)
-        job = self._job(uid)
+        job = self._jobs.find(uid)
         if not job.alive:
             raise _not_running(job)
         self._runner.signal(uid, number, tree=False)
@@ -285,7 +286,7 @@ class JobManager:
         Raises:
             Conflict: the job was never started.
         """
-        job = self._job(uid)
+        job = self._jobs.find(uid)
         if job.start_id is None:
             raise _not_running(job)
         self._ender.end(job, Reason.STOPPED, grace=grace)
@@ -293,7 +294,7 @@ class JobManager:
 
     def usage(self, uid: str) -> JobRecord:
         """The record with what the job uses now, or has used in all if it has ended. Routers are not told."""
-        job = self._job(uid)
+        job = self._jobs.find(uid)
         if not job.alive:
             return job.record
         try:
@@ -304,20 +305,20 @@ class JobManager:
 
     def sandbox(self, uid: str) -> Sandbox:
         """The job's sandbox. Raises `NotFound`."""
-        return self._job(uid).sandbox
+        return self._jobs.find(uid).sandbox
 
     def sandbox_limit(self, uid: str) -> int | None:
         """Bytes the job's sandbox may hold, None for any number. Raises `NotFound`."""
-        job = self._job(uid)
+        job = self._jobs.find(uid)
         return (self._ceilings if job.start_id is None else job.limits).sandbox_size
 
     def log(self, uid: str, name: str) -> JobLog:
         """The job's ``stdout`` or ``stderr``, the same object for all. Raises `NotFound`, `InvalidRequest`."""
-        return self._job(uid).log(name)
+        return self._jobs.find(uid).log(name)
 
     def endpoint(self, uid: str) -> dict[str, Any] | None:
         """Where the job's server answers, as in `JobRecord.endpoint`. Raises `NotFound`."""
-        return self._job(uid).record.endpoint
+        return self._jobs.find(uid).record.endpoint
 
     # What the runner and the jobs report.
 
@@ -333,22 +334,13 @@ class JobManager:
     def _report(self, uid: str, port: int) -> None:
         job = self._jobs.get(uid)
         if job is None:
-            raise _not_found(uid)
+            raise not_found(uid)
         if job.exposure is None or job.record.ended:
             raise InvalidRequest("the job is not waiting for a port")
         job.exposure.report(port, lambda: self._starter.sockets(job))
         self._keep(job)
 
     # Parts of the above.
-
-    def _job(self, uid: str) -> Job:
-        job = self._jobs.get(uid)
-        if job is None or job.removed is not None:
-            raise _not_found(uid)
-        return job
-
-    def _alive(self) -> list[Job]:
-        return [self._jobs[uid] for uid in self._slots if self._jobs[uid].alive]
 
     def _kept(self, job: Job) -> dict[str, Any]:
         return {**job.kept(), "incarnation": self._incarnation, "endpoint_port": self._endpoint_port}
@@ -361,7 +353,7 @@ class JobManager:
 
     def _changed(self, record: JobRecord) -> None:
         if record.ended:
-            self._slots.discard(record.uid)
+            self._jobs.ended(record.uid)
         if record.state is State.CLOSED:
             self._on_removed(record)
         else:
@@ -371,10 +363,6 @@ class JobManager:
         self._watch.job_runs()
         self._ender.arm(job)
 
-    def _drop(self, job: Job) -> None:
-        self._jobs.pop(job.uid, None)
-        self._slots.discard(job.uid)
-
     def _reclaim(self, kept: Kept) -> None:
         try:
             job = Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
@@ -383,9 +371,7 @@ class JobManager:
             self._runner.kill(kept.job)
             self._runner.forget(kept.job)
             return
-        self._jobs[job.uid] = job
-        if not job.record.ended:
-            self._slots.add(job.uid)
+        self._jobs.add(job)
         if kept.spawned is not None and kept.exit is None:
             job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
@@ -402,10 +388,6 @@ def _same_request(job: Job, request: Mapping[str, Any]) -> None:
     """Refuse a repeated start with another request. Jobs of earlier versions may have no digest to compare."""
     if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
         raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
-
-
-def _not_found(uid: str) -> NotFound:
-    return NotFound(f"job '{uid}' is not found", job=uid)
 
 
 def _not_running(job: Job) -> Conflict:

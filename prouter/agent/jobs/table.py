@@ -1,0 +1,77 @@
+"""The agent's jobs by uid, and the slots that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, KeysView
+
+from prouter.agent.jobs.job import Job
+from prouter.errors import NotFound
+
+__all__ = ["JobTable", "not_found"]
+
+
+class JobTable:
+    """All jobs that were not removed. A job takes a slot until it has ended."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._slots: set[str] = set()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._jobs
+
+    @property
+    def uids(self) -> KeysView[str]:
+        """The uids of all jobs."""
+        return self._jobs.keys()
+
+    @property
+    def slots(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._slots)
+
+    @property
+    def alive(self) -> list[Job]:
+        """The jobs that have processes, as far as the agent knows."""
+        return [self._jobs[uid] for uid in self._slots if self._jobs[uid].alive]
+
+    def get(self, uid: str) -> Job | None:
+        """The job with this uid, also while it is being removed; None if there is none."""
+        return self._jobs.get(uid)
+
+    def find(self, uid: str) -> Job:
+        """The job with this uid.
+
+        Raises:
+            NotFound: there is none, or it is being removed.
+        """
+        job = self._jobs.get(uid)
+        if job is None or job.removed is not None:
+            raise not_found(uid)
+        return job
+
+    def add(self, job: Job) -> None:
+        """Add a job. It takes a slot unless it has ended."""
+        self._jobs[job.uid] = job
+        if not job.record.ended:
+            self._slots.add(job.uid)
+
+    def ended(self, uid: str) -> None:
+        """Free the slot of a job that has ended."""
+        self._slots.discard(uid)
+
+    def drop(self, job: Job) -> None:
+        """Remove a job. Idempotent."""
+        self._jobs.pop(job.uid, None)
+        self._slots.discard(job.uid)
+
+
+def not_found(uid: str) -> NotFound:
+    """The error for a uid that names no job."""
+    return NotFound(f"job '{uid}' is not found", job=uid)
