@@ -12,10 +12,23 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["ENDED", "MAX_NAME", "MAX_RECORD", "JobRecord", "Reason", "State", "bounded", "rfc3339", "shortened"]
+__all__ = [
+    "ENDED",
+    "MAX_NAME",
+    "MAX_RECORD",
+    "OWNER_NAME",
+    "JobRecord",
+    "Reason",
+    "State",
+    "bounded",
+    "rfc3339",
+    "shortened",
+]
 
 MAX_NAME = 512
 """Characters of a job's name."""
+OWNER_NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}"
+"""Pattern of the names of those who own jobs. Without blanks, which separate it from others in stored keys."""
 MAX_RECORD = 16 * 1024
 """Bytes of an encoded record after `bounded`, at most."""
 _ARGS = 256
@@ -91,6 +104,7 @@ class JobRecord:
         args_shortened: whether there are more arguments than `args` holds.
         ports: ports that the job reported or was given, at most a thousand.
         pid: process id of the job's first process, while it runs.
+        owner: name of the access token that created the job; None if it was created without one.
     """
 
     uid: str
@@ -114,6 +128,7 @@ class JobRecord:
     cpu_seconds: float | None = None
     rss_bytes: int | None = None
     args_shortened: bool = False
+    owner: str | None = None
 
     @property
     def path(self) -> str:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from prouter.addresses import split_address
 from prouter.errors import InvalidRequest
 from prouter.explanations import explain
-from prouter.jobs import MAX_NAME
+from prouter.jobs import MAX_NAME, OWNER_NAME
 
 __all__ = [
     "MAX_STRING",
@@ -36,6 +36,7 @@ __all__ = [
     "SignalRequest",
     "StartRequest",
     "StopRequest",
+    "TokenRequest",
     "digest",
     "signal_number",
     "validated",
@@ -347,6 +348,17 @@ class BridgeRequest(_Body):
         description="WebSocket to bridge the job's with: a ws, wss, http or https URL.",
         examples=["ws://host:1/x"],
     )
+
+
+class TokenRequest(_Body):
+    """Body of POST /tokens."""
+
+    name: Annotated[str, Field(pattern=rf"^{OWNER_NAME}$", max_length=64)] = Field(
+        description="Name of its holder, who owns the jobs created with it: letters, digits and . _ @ + -",
+        examples=["alice"],
+    )
+    role: Literal["viewer", "user", "operator", "admin"] = Field(description="What its holder may do.")
+    expires: Duration | None = Field(default=None, description="Seconds for which it is valid; null for ever.")
 
 
 class StopRequest(_Body):

@@ -83,7 +83,10 @@ class Service:
                 return self._manager.record(uid)
             except NotFound:
                 raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30) from None
-        return self._manager.create(uid, _text(args, "connection"), _text(args, "name"))
+        owner = args.get("owner")
+        return self._manager.create(
+            uid, _text(args, "connection"), _text(args, "name"), owner=owner if isinstance(owner, str) else None
+        )
 
     def _start(self, args: dict[str, Any]) -> JobRecord:
         request = args.get("request")

@@ -312,6 +312,7 @@ class Service:
             states=[str(state) for state in args.get("states") or ()],
             agent=args.get("agent"),
             name=args.get("name"),
+            owner=args.get("owner"),
             limit=_limit(args),
             cursor=args.get("cursor"),
         )

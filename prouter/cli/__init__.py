@@ -11,7 +11,7 @@ from prouter import __version__
 
 __all__ = ["main"]
 
-_COMMANDS = ("agent", "broker", "config", "demo", "invite", "keygen", "up")
+_COMMANDS = ("agent", "broker", "config", "demo", "invite", "keygen", "token", "up")
 
 
 class _Lazy(click.Group):

@@ -7,8 +7,9 @@ import signal
 
 import click
 
+from prouter.access.setup import check_access
 from prouter.cli.options import configuration_options, key_help, refuse, router_config
-from prouter.config import ConfigError, RouterConfig, check_exposure
+from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import claim_broker, locate_router
 from prouter.process.logging import configure_logging
 
@@ -56,7 +57,7 @@ def command(
 
     try:
         config = router_config(file, sets, log_level)
-        check_exposure(config)
+        check_access(config)
         configure_logging(config.log, connection_debug=connection_debug)
         if supervised:
             status = run(locate_router(config), bind_port=bind_port, ready=ready, on_shutdown=stop_supervisor)

@@ -29,29 +29,36 @@ def uses_curve(server: RouterServer | AgentServer) -> bool:
     return server.curve or server.accept_keys is not None
 
 
-def check_exposure(config: RouterConfig | AgentConfig) -> None:
+def check_exposure(config: RouterConfig | AgentConfig, *, has_tokens: bool = False) -> None:
     """Refuse to serve other machines without access control.
 
+    Args:
+        has_tokens: whether there is an access token with which somebody can use a router's HTTP API.
+
     Raises:
-        ConfigError: an interface beyond loopback is not protected, or relies on a protection that is not there.
+        ConfigError: an interface beyond loopback is not protected.
     """
-    _check_control(config)
+    _check_control(config, has_tokens)
     if config.server.enabled:
         _check_server(config)
 
 
-def _check_control(config: RouterConfig | AgentConfig) -> None:
+def _check_control(config: RouterConfig | AgentConfig, has_tokens: bool) -> None:
     control = config.control
-    if isinstance(config, RouterConfig) and config.control.tokens:
+    if is_loopback(control.interface) or control.allow_open:
+        return
+    reached = f"control.interface: {control.interface} can be reached from other machines"
+    if isinstance(config, RouterConfig):
+        if not has_tokens:
+            raise ConfigError(
+                f"{reached}, and no access token exists; make one and start again, with the same --config and --set:\n"
+                "  prouter token create --role admin NAME\n"
+                "  prouter up\n"
+                "or set control.allow_open if a proxy in front checks access"
+            )
+    elif config.control.enabled:
         raise ConfigError(
-            "control.tokens: this version does not check tokens of the HTTP API; "
-            "remove them and listen on 127.0.0.1 behind a proxy that checks access"
-        )
-    serves = isinstance(config, RouterConfig) or config.control.enabled
-    if serves and not is_loopback(control.interface) and not control.allow_open:
-        raise ConfigError(
-            f"control.interface: {control.interface} can be reached from other machines; "
-            "listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
+            f"{reached}; listen on 127.0.0.1 behind a proxy that checks access, or set control.allow_open"
         )
 
 

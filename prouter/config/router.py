@@ -71,10 +71,12 @@ class RouterControl(Section):
     )
     tokens: tuple[str, ...] = Field(
         (),
-        description="Reserved for access tokens of the HTTP API. This version refuses them, as it does not check them.",
+        description="Access tokens of the HTTP API, each 'NAME:ROLE:sha256:HASH' with a role of viewer, user, operator "
+        "or admin and the token's SHA-256 in hex; besides those made with 'prouter token create'.",
     )
     allow_open: bool = Field(
-        False, description="Permit an interface beyond loopback, because something else checks access."
+        False,
+        description="Permit an interface beyond loopback without access tokens, because something else checks access.",
     )
     drain_delay: float = Field(
         1.0,

@@ -18,7 +18,8 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from prouter.config import ConfigError, RouterConfig, check_exposure
+from prouter.access.setup import check_access
+from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import claim_router
 from prouter.process.systemd import notify
 from prouter.supervisor.child import Child, Command
@@ -78,7 +79,7 @@ class Supervisor:
         Raises:
             ConfigError: the configuration is wrong or an address is in use.
         """
-        check_exposure(self._config)
+        check_access(self._config)
         self._config, locks = claim_router(self._config)
         run_dir = self._config.state.run_dir or ""
         self._sockets = ControlSockets(self._config)
@@ -240,7 +241,7 @@ class Supervisor:
         """Load the configuration again for the workers, and have gunicorn replace them one by one."""
         try:
             fresh = self._load()
-            check_exposure(fresh)
+            check_access(fresh)
         except ConfigError as error:
             log.error("event=reload_refused error=%s", error)
             return

@@ -25,6 +25,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 from websockets.sync.client import ClientConnection, connect
 
+from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.errors import AgentUnavailable, Conflict, JobStarting, JobUnreachable, NotFound, PRouterError
 from prouter.jobs import State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
@@ -75,9 +76,10 @@ class Bridge:
         url: URL of the other server.
         shown: the same URL without secrets.
         since: epoch seconds at which the bridge was made.
+        principal: who made it.
     """
 
-    def __init__(self, route: JobRoute, path: str, url: str) -> None:
+    def __init__(self, route: JobRoute, path: str, url: str, principal: Principal = OPEN_ROUTER) -> None:
         self.uid = uuid.uuid4().hex
         self.connection = route.connection
         self.job = route.record.uid
@@ -85,6 +87,7 @@ class Bridge:
         self.url = websocket_url(url)
         self.shown = masked(url)
         self.since = time.time()
+        self.principal = principal
         self._stream: StreamIO | None = None
         self._ours: socket.socket | None = None
         self._job_side: ClientConnection | None = None
@@ -247,16 +250,26 @@ class Bridges:
         self._client = client
         self._bridges: dict[str, Bridge] = {}
         client.on_bridge_end = self._end_here
+        client.end_revoked_bridges = self._end_revoked
         client.list_bridges = lambda: [bridge.describe() for bridge in self._bridges.values()]
 
     def __len__(self) -> int:
         return len(self._bridges)
 
-    def start(self, connection: str, job: str, path: str, url: str, headers: HeadersLike = ()) -> Bridge:
+    def start(
+        self,
+        connection: str,
+        job: str,
+        path: str,
+        url: str,
+        headers: HeadersLike = (),
+        principal: Principal = OPEN_ROUTER,
+    ) -> Bridge:
         """Connect to the job and, in the background, to `url`, and bridge them. Blocks until the job is connected.
 
         Args:
             headers: additional fields of the handshake with the job.
+            principal: who asks for the bridge, which ends when their token is revoked.
 
         Raises:
             InvalidRequest: no WebSocket client can use the URL.
@@ -264,7 +277,7 @@ class Bridges:
         """
         websocket_url(url)
         route = self._client.usable_route(connection, job, _obstacle)
-        bridge = Bridge(route, path, url)
+        bridge = Bridge(route, path, url, principal)
         bridge.open_job_side(self._client, headers)
         self._bridges[bridge.uid] = bridge
         gevent.spawn(self._run, bridge)
@@ -279,6 +292,12 @@ class Bridges:
         bridge = self._bridges.get(uid)
         if bridge is not None:
             gevent.spawn(bridge.close)
+
+    def _end_revoked(self) -> None:
+        gate = self._client.gate
+        for bridge in list(self._bridges.values()):
+            if gate is not None and not gate.holds(bridge.principal):
+                gevent.spawn(bridge.close)
 
     def _run(self, bridge: Bridge) -> None:
         log.info("event=bridge_opened bridge=%s job=%s url=%s", bridge.uid, bridge.job, bridge.shown)

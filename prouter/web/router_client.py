@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 
 from prouter import __version__
+from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, Overloaded, PRouterError
 from prouter.fabric.calls import Request
@@ -58,6 +59,8 @@ class RouterClient:
         leaving: whether this worker stops.
         on_bridge_end: called with the uid of a bridge that is to end.
         list_bridges: returns this worker's bridges.
+        end_revoked_bridges: ends bridges of those whose token is not valid any more.
+        gate: who may send requests to this worker; None for everybody.
         on_linked: called when the broker is linked again; events may have been missed.
     """
 
@@ -69,6 +72,8 @@ class RouterClient:
         self.leaving = False
         self.on_bridge_end: Callable[[str], None] = lambda _uid: None
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
+        self.end_revoked_bridges: Callable[[], None] = lambda: None
+        self.gate: AccessGate | None = None
         self.on_linked: Callable[[], None] = lambda: None
         self._informed = False
         """Whether the broker has sent its whole list of links."""

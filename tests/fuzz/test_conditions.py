@@ -90,7 +90,7 @@ def test_every_combination_is_decided_in_order(seed: int) -> None:
     agent = StandInAgent()
     agent.files[b"a"] = CONTENT
     router = StandInRouter(agent)
-    client = falcon.testing.TestClient(create_app(router, router.config))  # type: ignore[arg-type]
+    client = falcon.testing.TestClient(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
     with gevent.Timeout(60):
         etag = client.simulate_get(f"{PATH}/file/a").headers["etag"]
         choices = {

@@ -10,12 +10,14 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
 import gevent
 from gevent import socket as gevent_socket
 
+from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.errors import IsDirectory, NoSpace, NotFound, PRouterError
 from prouter.fabric.stream import Stream
@@ -197,7 +199,7 @@ class StandInRouter:
         up: whether its agent is reachable.
     """
 
-    def __init__(self, agent: StandInAgent | None = None) -> None:
+    def __init__(self, agent: StandInAgent | None = None, gate: AccessGate | None = None) -> None:
         self.agent = agent or StandInAgent()
         self.loopback = Loopback(self.agent.accept)
         self.config = RouterConfig.model_validate({"control": {"hold": 0.05, "hosts": ["x", "falconframework.org"]}})
@@ -210,6 +212,8 @@ class StandInRouter:
         self.list_bridges: Any = list
         self.on_bridge_end: Any = None
         self.on_linked: Any = None
+        self.end_revoked_bridges: Any = lambda: None
+        self.gate = gate or AccessGate(Path("/nonexistent"))
         self.job_route = JobRoute(CONNECTION, JobRecord(JOB, CONNECTION, "a job", State.RUNNING), up=True)
 
     def call(self, op: str, args: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
@@ -270,8 +274,8 @@ class StandInServer:
     """The app behind the worker's own connection handling, on a free loopback port. Use as a context manager."""
 
     def __init__(self, router: StandInRouter) -> None:
-        self.service = AdminService(create_app(router, router.config))  # type: ignore[arg-type]
-        self.proxy = ProxyServer(router, router.config, self.service.start)  # type: ignore[arg-type]
+        self.service = AdminService(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
+        self.proxy = ProxyServer(router, router.config, self.service.start, gate=router.gate)  # type: ignore[arg-type]
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]

@@ -186,8 +186,11 @@ class JobManager:
         """A job's record. Raises `NotFound`."""
         return self._jobs.find(uid).record
 
-    def create(self, uid: str, connection: str, name: str) -> JobRecord:
+    def create(self, uid: str, connection: str, name: str, *, owner: str | None = None) -> JobRecord:
         """Make a job and its sandbox. A known uid gives the job that it names.
+
+        Args:
+            owner: name of the access token with which it is created.
 
         Raises:
             LimitReached: the agent has as many jobs as it may.
@@ -205,7 +208,8 @@ class JobManager:
                 job=uid,
                 retry_after=5.0,
             )
-        job = Job(JobRecord(uid, connection, name, created_at=time.time()), sandbox, self._changed)
+        record = JobRecord(uid, connection, name, created_at=time.time(), owner=owner)
+        job = Job(record, sandbox, self._changed)
         sandbox.create()
         self._jobs.add(job)
         try:

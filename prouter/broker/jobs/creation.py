@@ -78,7 +78,8 @@ class Creations:
             return
         if len(self._by_key) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
-        creation = Creation(name, selector, key, digest, done)
+        owner = args.get("owner")
+        creation = Creation(name, selector, key, digest, done, owner if isinstance(owner, str) else None)
         known = self.keys.job(key, digest)
         if known is not None:
             self._repeat(creation, *known, now)
@@ -175,7 +176,7 @@ class Creations:
         entry = self._ledger.table.get(uid)
         if entry is not None:
             self._change(creation, CreationState.CREATED)
-            first = JobRecord(uid, entry.connection, entry.name, created_at=entry.created_at)
+            first = JobRecord(uid, entry.connection, entry.name, created_at=entry.created_at, owner=entry.owner)
             answer = {"job": self._ledger.info(entry, first)}
             self._ledger.when_written(partial(self._answer, creation, answer))
             return
@@ -200,6 +201,7 @@ class Creations:
             "connection": link.connection,
             "name": creation.name,
             "router": self._env.settings.auth,
+            **({"owner": creation.owner} if creation.owner is not None else {}),
             **BY_REVISION,
         }
         self._forwarder.call(link, "job.create", args, partial(self._replied, creation, link), now)

@@ -75,18 +75,22 @@ class Creation:
         selector: which agent the request asks for.
         key: of the request; the same key gives the same job.
         digest: tells the request from another one with the same key; empty if it is not known.
+        owner: name of the access token with which the request came; None without one.
         callers: who get the reply; more than one when the request was repeated.
         uid: of the job, empty before one was chosen.
         link: the agent chosen, None before.
         timer: ends the state PLACING.
     """
 
-    def __init__(self, name: str, selector: dict[str, Any], key: str, digest: str, caller: Done) -> None:
+    def __init__(
+        self, name: str, selector: dict[str, Any], key: str, digest: str, caller: Done, owner: str | None = None
+    ) -> None:
         self.state = _NEW
         self.name = name
         self.selector = selector
         self.key = key
         self.digest = digest
+        self.owner = owner
         self.callers = [caller]
         self.uid = ""
         self.link: Link | None = None

@@ -27,6 +27,7 @@ class Entry:
         lost: whether it counts as ended because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
         size: approximate bytes of its packed record.
+        owner: name of the access token that created the job; None without one.
         usage: CPU seconds and resident bytes as its agent last told, while it runs; None if they are not known.
     """
 
@@ -40,6 +41,7 @@ class Entry:
         "ended_at",
         "lost",
         "name",
+        "owner",
         "removal",
         "revision",
         "size",
@@ -76,6 +78,7 @@ class Entry:
         self.confirmed = self.ended
         self._record: JobRecord | None = None
         self._packed = packed
+        self.owner = _owner_in(packed)
         self.size = len(packed)
 
     @classmethod
@@ -112,6 +115,7 @@ class Entry:
         """Take a newer record."""
         self.state = record.state
         self.revision = record.revision
+        self.owner = intern(record.owner) if record.owner is not None else None
         self.lost = record.reason is Reason.AGENT_LOST
         self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
         self.size = len(self._packed) if record.ended else packed_size(record)
@@ -169,6 +173,14 @@ def packed_size(record: JobRecord) -> int:
 
 
 _EMPTY = JobRecord("", "", "").to_wire()
+_OWNER = b"\xa5owner"
+"""The key `owner` as MessagePack writes it."""
+
+
+def _owner_in(packed: bytes) -> str | None:
+    """The owner in a packed record. Most of a long history have none, and are not unpacked for it."""
+    owner = unpack_body(packed).get("owner") if _OWNER in packed else None
+    return intern(owner) if isinstance(owner, str) else None
 
 
 def _pack(record: JobRecord) -> bytes:

@@ -1,4 +1,4 @@
-"""Index of jobs by state, agent and name, the newest first, so that a page costs the same however long the list is."""
+"""Index of jobs by state, agent, name and owner, newest first: a page costs the same however long the list is."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Listed(NamedTuple):
     state: str
     agent: str
     name: str
+    owner: str | None = None
 
     @property
     def key(self) -> Key:
@@ -89,6 +90,7 @@ class JobIndex:
         states: Collection[str] = (),
         agent: str | None = None,
         name: str | None = None,
+        owner: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> tuple[list[str], str | None]:
@@ -101,12 +103,13 @@ class JobIndex:
         before = None if cursor is None else _read_cursor(cursor)
         found: list[str] = []
         last: Key | None = None
-        for key in _newest_first(self._candidates(wanted, agent, name), before):
+        for key in _newest_first(self._candidates(wanted, agent, name, owner), before):
             job = self._jobs[key[1]]
             if (
                 (wanted and job.state not in wanted)
                 or (agent is not None and job.agent != agent)
                 or (name is not None and job.name != name)
+                or (owner is not None and job.owner != owner)
             ):
                 continue
             if len(found) == limit:
@@ -119,7 +122,9 @@ class JobIndex:
         """The cursor of a page that begins after this job."""
         return _cursor(self._jobs[uid].key)
 
-    def _candidates(self, states: Collection[str], agent: str | None, name: str | None) -> list[list[Key]]:
+    def _candidates(
+        self, states: Collection[str], agent: str | None, name: str | None, owner: str | None
+    ) -> list[list[Key]]:
         """The shortest lists of keys that together hold every matching job once."""
         parts = {_part(state) for state in states} or {_OPEN}
         ways: list[list[tuple[str, ...]]] = [[(part,) for part in parts]]
@@ -131,6 +136,8 @@ class JobIndex:
             ways.append([("agent", part, agent) for part in parts])
         elif name is not None:
             ways.append([("name", part, name) for part in parts])
+        if owner is not None:
+            ways.append([("owner", part, owner) for part in parts])
         return min(([self._order.get(group, []) for group in way] for way in ways), key=lambda way: sum(map(len, way)))
 
     def _take(self, group: tuple[str, ...], key: Key) -> None:
@@ -147,13 +154,14 @@ def _part(state: str) -> str:
 
 def _groups(job: Listed) -> tuple[tuple[str, ...], ...]:
     part = _part(job.state)
-    return (
+    groups: tuple[tuple[str, ...], ...] = (
         (part,),
         ("state", job.state),
         ("agent", part, job.agent),
         ("name", part, job.name),
         ("agent and name", part, job.agent, job.name),
     )
+    return groups if job.owner is None else (*groups, ("owner", part, job.owner))
 
 
 def _newest_first(lists: list[list[Key]], before: Key | None) -> Iterator[Key]:

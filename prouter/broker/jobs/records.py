@@ -144,4 +144,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "finished_at": _or_none(_time),
     "cpu_seconds": _or_none(lambda value: _number(value, inf)),
     "rss_bytes": _or_none(_whole),
+    "owner": _or_none(_short),
 }

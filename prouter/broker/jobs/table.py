@@ -111,6 +111,8 @@ class JobTable:
             return entry
         if entry.removed or (record.revision < entry.revision and not listed):
             return None
+        if entry.owner is not None and record.owner != entry.owner:
+            record = replace(record, owner=entry.owner)  # an agent must not give somebody's job to somebody else
         returns = entry.lost and record.reason is not Reason.AGENT_LOST
         renamed = entry.agent != agent
         differs = record.revision != entry.revision or (listed and record != entry.last_record)
@@ -218,7 +220,7 @@ class JobTable:
 
 
 def _listed(entry: Entry) -> Listed:
-    return Listed(entry.uid, int(entry.created_at * 1_000_000), entry.state.value, entry.agent, entry.name)
+    return Listed(entry.uid, int(entry.created_at * 1_000_000), entry.state.value, entry.agent, entry.name, entry.owner)
 
 
 def _discard(sets: dict[str, set[str]], connection: str, uid: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import falcon
 
+from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
+from prouter.web.admin.access import AccessControl
 from prouter.web.admin.errors import add_error_handlers
 from prouter.web.admin.feeds.event_feed import EventFeed
 from prouter.web.admin.middleware import EmptyResponses, HeadRequests, RequestLog, Router
@@ -31,6 +33,7 @@ from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
 from prouter.web.admin.resources.shutdown import Shutdown
+from prouter.web.admin.resources.tokens import Tokens, WhoAmI
 from prouter.web.router_client import RouterClient, current
 
 __all__ = ["application", "create_app"]
@@ -40,13 +43,14 @@ App = falcon.App[ApiRequest, ApiResponse]
 _JOB = "/jobs/{connection}/{job}"
 
 
-def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[Any] = ()) -> App:
+def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, guards: Sequence[Any] = ()) -> App:
     """Make the Falcon app.
 
     Args:
         router: the worker's connection to the broker.
         config: the router's configuration.
-        guards: Falcon middleware that sees every request before its resource, for example access control.
+        gate: who may use it.
+        guards: further Falcon middleware that sees every request before its resource.
     """
     requests = RequestLog()
     app: App = falcon.App(
@@ -59,6 +63,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
             EmptyResponses(),
             KnownHosts(config),
             SameOrigin(),
+            AccessControl(router, gate),
             BodyMemory(config.control.body_memory),
             *guards,
         ],
@@ -66,7 +71,7 @@ def create_app(router: RouterClient, config: RouterConfig, *, guards: Sequence[A
     app.req_options.auto_parse_qs_csv = False
     add_error_handlers(app)
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
-    _add_router_routes(app, router)
+    _add_router_routes(app, router, gate)
     _add_job_routes(app, router)
     return app
 
@@ -77,8 +82,8 @@ def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
     resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
-def _add_router_routes(app: App, router: RouterClient) -> None:
-    connections, health = Connections(router), Health(router)
+def _add_router_routes(app: App, router: RouterClient, gate: AccessGate) -> None:
+    connections, health, tokens = Connections(router), Health(router), Tokens(gate)
     app.add_route("/", Dashboard())
     app.add_route("/info", Info(router))
     app.add_route("/connections", connections)
@@ -91,6 +96,9 @@ def _add_router_routes(app: App, router: RouterClient) -> None:
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/metrics", Metrics(router))
     app.add_route("/openapi.json", OpenApi())
+    app.add_route("/whoami", WhoAmI())
+    app.add_route("/tokens", tokens)
+    app.add_route("/tokens/{token}", tokens, suffix="one")
 
 
 def _add_job_routes(app: App, router: RouterClient) -> None:
@@ -115,5 +123,6 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     global _app
     if _app is None:
         router = current()
-        _app = create_app(router, router.config)
+        assert router.gate is not None, "the worker sets it before its first request"
+        _app = create_app(router, router.config, router.gate)
     return _app(environ, start_response)

@@ -10,6 +10,7 @@ from typing import Any
 
 import falcon
 
+from prouter.access.credentials import challenges
 from prouter.errors import PreconditionFailed, PRouterError, Unsupported
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.proxy.pages import page, prefers_html
@@ -22,7 +23,7 @@ _RETRY_STATUSES = (429, 503)
 _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _SHOWN_PATH = 200
 """Characters of a path that an error text repeats."""
-_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host"})
+_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host", "unauthorized", "role_needed"})
 """Codes of errors that people meet in a browser: they get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
 
@@ -120,7 +121,11 @@ def _respond(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> Non
     )
     resp.status = error.status
     resp.stream = None
-    if error.code in _FOR_PEOPLE and prefers_html(req.get_header("Accept", default="").encode("latin-1")):
+    for_people = prefers_html(req.get_header("Accept", default="").encode("latin-1"))
+    if error.status == 401:
+        for challenge in challenges(for_people=for_people):
+            resp.append_header("WWW-Authenticate", challenge)
+    if error.code in _FOR_PEOPLE and for_people:
         resp.data = page(error, "", req.id)
         resp.content_type = "text/html; charset=utf-8"
     else:

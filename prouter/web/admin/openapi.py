@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from prouter import __version__
+from prouter.access.roles import Need
 from prouter.web.admin import responses
 from prouter.web.admin.operations import OPERATIONS, Operation, Parameter
 from prouter.web.admin.requests.context import ApiRequest
+from prouter.web.route_roles import NEEDS
 
 __all__ = ["OpenApi", "document"]
 
@@ -25,6 +27,16 @@ _FIELD_TEXTS = {
     "job": "Uid of the job.",
     "name": "stdout or stderr.",
     "rest": "Path relative to the sandbox, percent-encoded except for slashes.",
+    "token": "Id of an access token.",
+}
+
+_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer", "description": "An access token, where the router asks for one."},
+    "password": {"type": "http", "scheme": "basic", "description": "The token as password; any user name."},
+}
+_ROLES = {
+    Need.NOTHING: "For everybody.",
+    Need.OWNER: "For users with jobs of their own, and operators with all jobs.",
 }
 
 
@@ -60,7 +72,8 @@ def document() -> dict[str, Any]:
             "`/jobs/{connection}/{job}/http/` to the job.",
         },
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(), "securitySchemes": _SCHEMES},
+        "security": [{"token": []}, {"password": []}, {}],
     }
 
 
@@ -81,9 +94,11 @@ def _schemas() -> dict[str, Any]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
+    need = NEEDS[operation.name]
     made: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.text,
+        "description": _ROLES.get(need) or f"For the role {need.value} and those above it.",
         "responses": {str(status): _response(status, content) for status, content in operation.success.items()},
     }
     if operation.parameters:
@@ -91,7 +106,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body is not None:
         made["requestBody"] = {"required": operation.body_required, "content": _content(operation.body)}
     problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
-    for status in operation.errors:
+    if need is Need.NOTHING:
+        made["security"] = []
+    for status in operation.errors if need is Need.NOTHING else sorted({401, 403, *operation.errors}):
         made["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     return made
 

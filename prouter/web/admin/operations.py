@@ -9,7 +9,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from prouter.jobs import State
-from prouter.requests import BridgeRequest, CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest
+from prouter.requests import (
+    BridgeRequest,
+    CreateRequest,
+    RunRequest,
+    SignalRequest,
+    StartRequest,
+    StopRequest,
+    TokenRequest,
+)
 from prouter.web.admin import responses
 
 __all__ = ["OPERATIONS", "Operation", "Parameter"]
@@ -140,6 +148,31 @@ def _about_the_router() -> list[Operation]:
     ]
 
 
+def _about_access() -> list[Operation]:
+    return [
+        Operation("get", "/whoami", "whoami", "Whom the credentials let in.", {200: responses.WhoAmI}, errors=()),
+        Operation("get", "/tokens", "tokens", "All access tokens, without their texts.", {200: responses.Tokens}),
+        Operation(
+            "post",
+            "/tokens",
+            "createToken",
+            "A new access token; its text is shown this once.",
+            {201: responses.NewToken},
+            (_KEY,),
+            TokenRequest,
+            errors=(400, 409, 503),
+        ),
+        Operation(
+            "delete",
+            "/tokens/{token}",
+            "revokeToken",
+            "Revoke a token; answers once no worker accepts it.",
+            {204: None},
+            errors=(404, 409, 503),
+        ),
+    ]
+
+
 def _about_jobs() -> list[Operation]:
     page = (
         Parameter(
@@ -149,6 +182,7 @@ def _about_jobs() -> list[Operation]:
         ),
         Parameter("agent", _TEXT, "Only jobs of the agent with this uid."),
         Parameter("name", _TEXT, "Only jobs of this name."),
+        Parameter("owner", _TEXT, "Only jobs that were created with access tokens of this name."),
         Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Jobs in a page."),
         Parameter("cursor", _TEXT, "`next` of the previous page."),
     )
@@ -347,6 +381,7 @@ def _about_bridges() -> list[Operation]:
 
 OPERATIONS: tuple[Operation, ...] = (
     *_about_the_router(),
+    *_about_access(),
     *_about_jobs(),
     *_about_a_job(),
     *_about_sandboxes(),

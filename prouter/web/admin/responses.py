@@ -14,8 +14,12 @@ __all__ = [
     "JobInfo",
     "JobList",
     "Listing",
+    "NewToken",
     "Problem",
     "Status",
+    "Token",
+    "Tokens",
+    "WhoAmI",
 ]
 
 Time = Field(description="RFC 3339, UTC.")
@@ -133,6 +137,7 @@ class JobInfo(_Response):
     finished_at: str | None = Time
     cpu_seconds: float | None = Field(description="CPU time of the whole process tree.")
     rss_bytes: int | None = Field(description="Resident memory of the whole process tree.")
+    owner: str | None = Field(description="Name of the access token that created it; null if none was needed.")
 
 
 class JobList(_Response):
@@ -175,6 +180,36 @@ class Bridges(_Response):
     """The bridges of a job."""
 
     bridges: list[Bridge]
+
+
+class Token(_Response):
+    """An access token, without its text."""
+
+    id: str
+    name: str = Field(description="Of its holder; the owner of the jobs that are created with it.")
+    role: Literal["viewer", "user", "operator", "admin"]
+    created: str | None = Field(description="RFC 3339, UTC; null for a token of control.tokens.")
+    expires: str | None = Field(description="RFC 3339, UTC; null for never.")
+
+
+class NewToken(Token):
+    """A token that was just made."""
+
+    token: str = Field(description="Its text, which is shown this once.")
+
+
+class Tokens(_Response):
+    """Response of GET /tokens."""
+
+    tokens: list[Token]
+
+
+class WhoAmI(_Response):
+    """Response of GET /whoami."""
+
+    name: str | None = Field(description="Null while this router asks nobody for a token.")
+    role: Literal["viewer", "user", "operator", "admin"]
+    via: Literal["token", "open"] = Field(description="How the identity was shown; open: nobody has to show one.")
 
 
 class Status(_Response):

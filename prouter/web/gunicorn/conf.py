@@ -13,7 +13,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from prouter.config import ConfigError, RouterConfig, check_exposure
+from prouter.access.setup import check_access
+from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import load_from_environment
 from prouter.process.logging import configure_logging
 from prouter.web.gunicorn.balance import enter
@@ -27,7 +28,7 @@ def _load() -> RouterConfig:
     try:
         check()
         found = load_from_environment()
-        check_exposure(found)
+        check_access(found)
     except (ConfigError, UnsupportedGunicorn) as error:
         for line in str(error).splitlines():
             print(f"prouter: {line}", file=sys.stderr)

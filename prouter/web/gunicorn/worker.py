@@ -67,6 +67,7 @@ class ProxyWorker(GunicornWorker):
     def run(self) -> None:
         """Serve until told to stop, then drain."""
         # Imported here: the gevent worker patches the standard library after the fork.
+        from prouter.access.setup import gate_for
         from prouter.config.directories import broker_endpoint, load_from_environment
         from prouter.process.descriptors import raise_descriptor_limit
         from prouter.web import router_client
@@ -77,8 +78,9 @@ class ProxyWorker(GunicornWorker):
         config = load_from_environment()
         descriptors = raise_descriptor_limit()
         client = self._client = router_client.start(config, broker_endpoint(config))
+        client.gate = gate_for(config)
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
-        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark)
+        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark, gate=client.gate)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
         self._drain_timeout = config.control.drain_timeout

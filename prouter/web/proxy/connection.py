@@ -1,7 +1,6 @@
 """A client's connection on the gevent loop: reads request heads, hands each to an exchange, writes with back-pressure.
 
-All of it runs in callbacks of the event loop and never blocks. A connection is read even while its request is in
-progress, because only a read shows that the client disconnected.
+Nothing here blocks. A connection is read even while its request is in progress: only a read shows a disconnect.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import socket
 import time
 from typing import Any
 
+from prouter.access.roles import Principal
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.web.metrics import counters
@@ -81,6 +81,7 @@ class ClientConnection:
         "idle_since",
         "moved_at",
         "origin",
+        "principal",
         "receive_size",
         "server",
     )
@@ -88,6 +89,7 @@ class ClientConnection:
     def __init__(self, server: ProxyContext, sock: _socket.socket, origin: Origin) -> None:
         self.server = server
         self.origin = origin
+        self.principal: Principal | None = None
         self.buffer = b""
         self.exchange: ClientExchange | None = None
         self.alive = True
@@ -99,8 +101,7 @@ class ClientConnection:
         self._fd = sock.fileno()
         self._output = ClientOutput(server.loop, sock, self._on_writable)
         self._paused = False
-        self._eof = False
-        self._shut = False
+        self._eof = self._shut = False
         self._linger_until = 0.0
         """Monotonic time at which discarding ends; 0 while what arrives is not discarded."""
         self._half_closed: HalfClosed | None = None

@@ -66,9 +66,11 @@ class RequestField:
     LENGTH = 3
     EXPECT = 4
     HOPS = 5
-    MAP = 6
+    CREDENTIALS = 6
+    """Passes unless it has let the client in: the job must not learn the client's access token."""
+    MAP = 7
     """Its value may hold the job's public address: paths in it lose the prefix where the target does."""
-    LOCAL = 7
+    LOCAL = 8
     """Its value holds the public host, unless the job expects requests for its local address."""
 
 
@@ -86,6 +88,7 @@ class ResponseField:
 
 
 _REQUESTS = {
+    b"authorization": RequestField.CREDENTIALS,
     b"content-length": RequestField.LENGTH,
     b"expect": RequestField.EXPECT,
     b"host": RequestField.LOCAL,

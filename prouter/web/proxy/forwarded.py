@@ -15,6 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.web.proxy.heads import RequestHead
 
 __all__ = ["FORWARDED", "Forwarded", "Origin", "Public"]
@@ -76,13 +77,15 @@ class Forwarded:
     Args:
         head: the request's head.
         origin: how the client reached us; only a trusted one's fields are believed.
+        principal: whom its credentials let in; None if they let in nobody.
     """
 
-    __slots__ = ("_fields", "_public", "head", "origin")
+    __slots__ = ("_fields", "_public", "head", "origin", "principal")
 
-    def __init__(self, head: RequestHead, origin: Origin) -> None:
+    def __init__(self, head: RequestHead, origin: Origin, principal: Principal | None = OPEN_ROUTER) -> None:
         self.head = head
         self.origin = origin
+        self.principal = principal
         self._public: Public | None = None
         self._fields: list[tuple[bytes, bytes]] | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from prouter.access.roles import Principal
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
 from prouter.web.proxy.forwarded import Origin
@@ -85,6 +86,7 @@ class Client(Protocol):
         deadline: monotonic time at which the connection is closed unless something happens; 0 for none.
         exchange: the request in progress; None between requests.
         origin: how the client reached the worker.
+        principal: who sent the last request; None if its credentials let in nobody.
         receive_size: bytes of one read.
     """
 
@@ -94,6 +96,7 @@ class Client(Protocol):
     deadline: float
     exchange: ClientExchange | None
     origin: Origin
+    principal: Principal | None
     receive_size: int
 
     @property

@@ -10,6 +10,7 @@ import re
 import uuid
 from html import escape
 
+from prouter.access.credentials import challenges
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
@@ -83,6 +84,8 @@ _TITLES = {
     "not_found": "There is nothing here",
     "outside_prefix": "There is nothing here",
     "unknown_host": "This is not a name of this router",
+    "unauthorized": "Please sign in",
+    "role_needed": "This is not for you",
     "overloaded": "Too busy right now",
 }
 _NOT_STARTED = "This job has not been started yet"
@@ -101,7 +104,8 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
     status = error.status
     reason = REASONS.get(status, "Error")
     lines = [f"HTTP/1.1 {status} {reason}"]
-    if prefers_html(accept):
+    for_people = prefers_html(accept)
+    if for_people:
         content_type = "text/html; charset=utf-8"
         body = page(error, reason, request_id)
     else:
@@ -114,6 +118,8 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
         f"X-PRouter-Error: {error.code}",
         f"X-Request-ID: {request_id}",
     ]
+    if status == 401:
+        lines += [f"WWW-Authenticate: {challenge}" for challenge in challenges(for_people=for_people)]
     if status in (429, 503):
         lines.append(f"Retry-After: {max(1, round(error.retry_after or 1))}")
     if close:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prouter.access.roles import OPEN_ROUTER
 from prouter.web.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
 from prouter.web.proxy.forwarded import Forwarded
 from prouter.web.proxy.heads import BodyKind, ResponseHead
@@ -78,6 +79,8 @@ def _request_value(
         return site().to_job(name, value) if local or action == RequestField.MAP else value
     if action == RequestField.CLAIM:
         return value if forwarded.origin.trusted else None
+    if action == RequestField.CREDENTIALS:
+        return value if forwarded.principal is OPEN_ROUTER else None
     if action == RequestField.LENGTH:
         return value if head.body == BodyKind.LENGTH else None
     if action == RequestField.EXPECT and (head.expect or value.lower() != b"100-continue"):

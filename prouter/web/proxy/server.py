@@ -14,8 +14,11 @@ import gevent
 from gevent import get_hub
 from gevent.event import Event
 
+from prouter.access.credentials import SIGN_IN
+from prouter.access.gate import AccessGate
+from prouter.access.roles import OPEN_ROUTER, Principal, Role, is_allowed, refusal
 from prouter.config import RouterConfig
-from prouter.errors import Overloaded, PRouterError
+from prouter.errors import Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.eviction import evict
@@ -26,6 +29,7 @@ from prouter.web.proxy.hops import pseudonym
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool
+from prouter.web.route_roles import JOB_HTTP, NEEDS
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute
 
@@ -39,6 +43,12 @@ _IDLE_TIMEOUT = 75.0
 """Seconds a client's connection may be idle between requests."""
 _UNSENT = 256 * 1024
 """Bytes the kernel buffers for a client that does not read; without TCP_NOTSENT_LOWAT that would be megabytes."""
+
+_GRACE = 2.0
+"""Seconds a request may be old when its token is revoked and it goes on: the request that revokes its own token."""
+_SEARCH = 6.0
+"""Seconds for which open requests are looked at after a token was revoked."""
+_NEED = NEEDS[JOB_HTTP]
 
 _LOOP = (
     "this request has come through this router before: a job's server is the router itself, or forwards requests to "
@@ -56,6 +66,7 @@ class ProxyServer:
         config: the router's configuration.
         admin: starts an exchange for a request that is not for a job.
         mark: this router's pseudonym among the hops of a request, the same for all its workers.
+        gate: who may send requests; None for everybody.
 
     Attributes:
         connections: all open connections of clients.
@@ -63,7 +74,15 @@ class ProxyServer:
         max_connections: connections beyond which others are evicted.
     """
 
-    def __init__(self, client: RouterClient, config: RouterConfig, admin: AdminHandler, *, mark: bytes = b"") -> None:
+    def __init__(
+        self,
+        client: RouterClient,
+        config: RouterConfig,
+        admin: AdminHandler,
+        *,
+        mark: bytes = b"",
+        gate: AccessGate | None = None,
+    ) -> None:
         self.client = client
         self.loop: Any = get_hub().loop
         self.pool = UpstreamPool(client)
@@ -78,6 +97,10 @@ class ProxyServer:
         self.body_timeout = config.control.body_timeout
         self.upload_timeout = config.control.upload_timeout
         self._admin = admin
+        self._gate = gate
+        self._generation = gate.generation if gate is not None else 0
+        self._search_until = 0.0
+        """Monotonic time until which requests with revoked tokens are looked for."""
         self._hold = config.control.hold
         self._response_timeout = config.control.response_timeout
         self.max_connections = config.control.max_connections
@@ -128,6 +151,24 @@ class ProxyServer:
                 connection.expire()
         for exchange in list(self.exchanges):
             exchange.check_timeout(now, self._response_timeout, self.upload_timeout)
+        if self._gate is not None:
+            self._end_revoked(self._gate, now)
+
+    def _end_revoked(self, gate: AccessGate, now: float) -> None:
+        """End what goes on for long (WebSockets, events, followed logs) once its token is revoked or has expired."""
+        gate.refresh(now)
+        if gate.generation != self._generation:
+            self._generation, self._search_until = gate.generation, now + _SEARCH
+        if now >= self._search_until:
+            return
+        for connection in list(self.connections):
+            exchange, principal = connection.exchange, connection.principal
+            if exchange is None or principal is None or now - connection.began < _GRACE:
+                continue
+            if not gate.holds(principal):
+                log.info("event=request_ended reason=token_revoked name=%s token=%s", principal.name, principal.id)
+                exchange.end("the access token is not valid any more")
+        self.client.end_revoked_bridges()
 
     def drop_disconnected(self) -> None:
         """Find clients that disconnected while their connections were not read."""
@@ -175,10 +216,14 @@ class ProxyServer:
         if head.method == b"CONNECT":
             client.fail(ConnectRefused("CONNECT is not supported: jobs are reached under their paths"), head)
             return
-        forwarded = Forwarded(head, client.origin)
+        client.principal = principal = self._principal(head, client.began)
+        forwarded = Forwarded(head, client.origin, principal)
         found = self._match(forwarded)
         if found is None:
             self._admin(client, forwarded)
+            return
+        if principal is None:
+            client.fail(Unauthorized(SIGN_IN), head)
             return
         owner, job, target, own_host = found
         exchange = ProxyExchange(self, client, forwarded, target, own_host=own_host)
@@ -186,9 +231,21 @@ class ProxyServer:
         self.exchanges.add(exchange)
         route = self.client.cached_route(owner, job)
         if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
-            exchange.forward(route)
+            refused = _refused(principal, route)
+            if refused is None:
+                exchange.forward(route)
+            else:
+                exchange.fail(refused)
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
+
+    def _principal(self, head: RequestHead, now: float) -> Principal | None:
+        """Return who sends a request; None for somebody who has to show credentials, and has shown none that count."""
+        gate = self._gate
+        if gate is None:
+            return OPEN_ROUTER
+        gate.refresh(now)
+        return gate.authenticate(head.headers) if gate.required else OPEN_ROUTER
 
     def _match(self, forwarded: Forwarded) -> tuple[str, str, bytes, bool] | None:
         """Return (connection uid, job uid, target without prefix, own host) of a request for a job, else None."""
@@ -229,7 +286,7 @@ class ProxyServer:
     def _obstacle_for(self, exchange: ProxyExchange, route: JobRoute) -> PRouterError | None:
         if not exchange.waiting:
             raise PRouterError("the client disconnected")  # nobody is left to wait
-        return obstacle(route)
+        return _refused(exchange.forwarded.principal, route) or obstacle(route)
 
     def explain(self, exchange: ExplainedExchange, detail: str, patience: float, *, reached: bool) -> None:
         """Fail an exchange whose stream ended, after a moment in which the news may arrive that its job has ended.
@@ -265,3 +322,13 @@ class ProxyServer:
                 changed.clear()
         finally:
             route.waiters.discard(changed.set)
+
+
+def _refused(principal: Principal | None, route: JobRoute) -> PRouterError | None:
+    """Return why somebody may not use a job's HTTP; None if that is allowed."""
+    if principal is None:
+        return Unauthorized(SIGN_IN)
+    owner = route.record.owner
+    if principal.role >= Role.OPERATOR or is_allowed(principal, _NEED, owner):
+        return None
+    return refusal(principal, _NEED, owner, job=route.record.uid)

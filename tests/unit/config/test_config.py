@@ -277,11 +277,12 @@ def test_keys_of_agents_are_named_by_address() -> None:
     assert "must be 'host:port'" in refusal(sets=("client.agent_keys={'gpu-7': 'gpu-7.key'}",))
 
 
-@pytest.mark.parametrize("interface", ["127.0.0.1", "0.0.0.0"])
-def test_tokens_nobody_checks_are_not_taken_for_protection(interface: str) -> None:
-    with pytest.raises(ConfigError, match=r"control\.tokens: .* does not check") as caught:
-        check_exposure(load_router(None, (f"control.interface={interface}", "control.tokens=['s3cret']"), {}))
-    assert "s3cret" not in str(caught.value)
+def test_a_router_serves_other_machines_once_there_is_an_access_token() -> None:
+    reached = load_router(None, ("control.interface=0.0.0.0",), {})
+    check_exposure(reached, has_tokens=True)
+    with pytest.raises(ConfigError, match="no access token exists") as caught:
+        check_exposure(reached)
+    assert "  prouter token create --role admin NAME\n  prouter up\n" in str(caught.value)
 
 
 def test_an_agent_listens_to_other_machines_only_with_tokens() -> None:

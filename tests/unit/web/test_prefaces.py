@@ -54,7 +54,7 @@ def client(agent: OddAgent) -> Iterator[Client]:
         router.config = RouterConfig.model_validate(
             {"control": {"response_timeout": 0.2, "hosts": ["falconframework.org"]}}
         )
-        yield Client(create_app(router, router.config))  # type: ignore[arg-type]
+        yield Client(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
         wait_for(lambda: router.loopback.open_streams == 0)
 
 

@@ -17,7 +17,7 @@ _PREFIXES_OF_THE_REQUEST = ("content-", "if-", "sec-")
 """Prefixes of fields about the body, conditions, the browser's context, or another WebSocket handshake."""
 
 
-def handshake_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -> list[tuple[str, str]]:
     """Return the fields of a request that go into the handshake with the job.
 
     Fields that do not pass the proxy do not pass here: those for one hop, and those of untrusted proxies. Host and
@@ -25,7 +25,9 @@ def handshake_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
     Args:
         headers: one value per name, joined by commas, as in WSGI.
+        credentials: whether Authorization is for the job; otherwise it let the client in, and stays out.
     """
+    passing = {RequestField.PASS, RequestField.CREDENTIALS} if credentials else {RequestField.PASS}
     dropped = {name.strip().lower() for name in headers.get("CONNECTION", "").split(",")}
     return [
         (name.title(), value)
@@ -33,5 +35,5 @@ def handshake_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
         if (key := name.lower()) not in dropped
         and key not in _OF_THE_REQUEST
         and not key.startswith(_PREFIXES_OF_THE_REQUEST)
-        and REQUEST_FIELDS[key.encode("latin-1")] == RequestField.PASS
+        and REQUEST_FIELDS[key.encode("latin-1")] in passing
     ]

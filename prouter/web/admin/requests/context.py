@@ -11,9 +11,10 @@ from typing import Any
 import falcon
 from falcon.constants import MEDIA_JSON
 
+from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.web.proxy.pages import USABLE_ID
 
-__all__ = ["ApiRequest", "ApiResponse", "send_json"]
+__all__ = ["ApiRequest", "ApiResponse", "principal_of", "send_json"]
 
 _NOWHERE = "/-/-"
 """A path without a route, for paths that begin with several slashes, which Falcon's router would ignore."""
@@ -59,6 +60,12 @@ class ApiResponse(falcon.Response):
         super().__init__(options=options)
         self.set_header("Cache-Control", "no-store, must-revalidate")
         self.set_header("Expires", "0")  # for caches of HTTP/1.0, as in the original
+
+
+def principal_of(req: falcon.Request) -> Principal:
+    """Return who sends a request that access control has let through."""
+    found: Principal = req.env.get("prouter.principal", OPEN_ROUTER)
+    return found
 
 
 def send_json(resp: falcon.Response, body: Any, status: int = 200) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
+from prouter.access.roles import OPEN_ROUTER
 from prouter.errors import JobTimeout, NotFound
 from prouter.jobs import rfc3339
 from prouter.requests import BridgeRequest
 from prouter.web.admin.requests.body import discard_body, read_model
 from prouter.web.admin.requests.bridge_headers import handshake_headers
-from prouter.web.admin.requests.context import ApiRequest, send_json
+from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
 from prouter.web.bridges import Bridges
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class BridgeResource:
         segments = path.split("/", 5)
         inner = "/" + (segments[5] if len(segments) == 6 else "")
         inner += f"?{query}" if query else ""
-        bridge = self._bridges.start(connection, job, inner, request.url, handshake_headers(req.headers))
+        principal = principal_of(req)
+        headers = handshake_headers(req.headers, credentials=principal is OPEN_ROUTER)
+        bridge = self._bridges.start(connection, job, inner, request.url, headers, principal)
         resp.set_header("X-PRouter-Bridge", bridge.uid)
         resp.data = b""
 

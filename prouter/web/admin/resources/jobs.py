@@ -16,7 +16,7 @@ from prouter.jobs import State
 from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
 from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body, read_model
-from prouter.web.admin.requests.context import ApiRequest, send_json
+from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
 from prouter.web.admin.requests.job_urls import JobUrls
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ def _key(req: ApiRequest, scope: str) -> str:
         return uuid.uuid4().hex
     if not given or len(given) > _MAX_KEY:
         raise InvalidRequest(f"Invalid request: Idempotency-Key must have 1 to {_MAX_KEY} characters")
-    return f"{scope} {given}"
+    name = principal_of(req).name  # what one user sends must not give the job of another
+    return f"{scope}@{name} {given}" if name else f"{scope} {given}"
+
+
+def _owner(req: ApiRequest) -> str | None:
+    """Who owns the jobs that this request creates."""
+    return principal_of(req).name or None
 
 
 _log = logging.getLogger("prouter.web")
@@ -65,17 +71,19 @@ class _Calls:
         reply: dict[str, Any] = self._router.call(op, args, timeout=timeout)
         return reply
 
-    def _create(self, request: CreateRequest, key: str, body_digest: str) -> JobInfo:
+    def _create(self, request: CreateRequest, key: str, body_digest: str, owner: str | None) -> JobInfo:
         """Create a job, or return that of the first request with this key.
 
         Args:
             body_digest: digest of the request body if the client sent a key, else empty.
-
+            owner: name of the access token, None without one.
 
         Raises:
             KeyReused: the first request had another body.
         """
         about = {"digest": body_digest} if body_digest else {}
+        if owner is not None:
+            about["owner"] = owner
         created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
         return created
 
@@ -109,6 +117,7 @@ class Jobs(_Calls):
             "states": query.choices(req, "state", tuple(state.value for state in State)),
             "agent": query.text(req, "agent"),
             "name": query.text(req, "name"),
+            "owner": query.text(req, "owner"),
         }
         cursor = query.text(req, "cursor")
         parts: list[bytes] = []
@@ -133,13 +142,15 @@ class Jobs(_Calls):
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create an empty job."""
         request = read_model(CreateRequest, req)
-        self._send(req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else ""))
+        self._send(
+            req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else "", _owner(req))
+        )
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create and start a job; with ``wait=SECONDS`` also wait for its end."""
         request = read_model(RunRequest, req)
         patience = query.seconds(req, "wait")
-        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "")
+        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "", _owner(req))
         connection, job = info["path"].split("/")[2:4]
         resp.set_header("Location", info["path"] + "/info")
         if patience is None:
@@ -147,11 +158,11 @@ class Jobs(_Calls):
         else:
             self._wait(req, resp, connection, job, patience)
 
-    def _run(self, request: RunRequest, key: str, body_digest: str) -> JobInfo:
+    def _run(self, request: RunRequest, key: str, body_digest: str, owner: str | None) -> JobInfo:
         """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
-            created = self._create(request.create(), f"{key} create", body_digest)
+            created = self._create(request.create(), f"{key} create", body_digest, owner)
             connection, job = created["path"].split("/")[2:4]
             try:
                 return self._start(connection, job, request.start(), f"{key} start")

@@ -34,7 +34,7 @@ def router() -> Iterator[StandInRouter]:
 
 @pytest.fixture
 def client(router: StandInRouter) -> Client:
-    return Client(create_app(router, router.config))  # type: ignore[arg-type]
+    return Client(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ register_router(Router)(inspect_compiled_router)
 def served() -> set[tuple[str, str]]:
     """Every (method, path) of the app."""
     router = StandInRouter()
-    app = create_app(router, router.config)  # type: ignore[arg-type]
+    app = create_app(router, router.config, router.gate)  # type: ignore[arg-type]
     return {
         (method.method.lower(), route.path.replace("{rest:path}", "{rest}"))
         for route in inspect_routes(app)

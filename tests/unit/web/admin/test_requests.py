@@ -30,7 +30,7 @@ def router() -> Iterator[StandInRouter]:
 
 @pytest.fixture
 def client(router: StandInRouter) -> falcon.testing.TestClient:
-    return falcon.testing.TestClient(create_app(router, router.config))  # type: ignore[arg-type]
+    return falcon.testing.TestClient(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
 
 
 Client = falcon.testing.TestClient
@@ -351,10 +351,10 @@ def test_remove_signal_and_stop(client: Client, router: StandInRouter) -> None:
 def test_the_list_of_jobs_is_filtered_and_paged(client: Client, router: StandInRouter) -> None:
     job = json.dumps(job_info(), separators=(",", ":")).encode()
     router.answers["jobs.list"] = {"jobs": job, "count": 1, "next": None}
-    result = client.simulate_get("/jobs?state=RUNNING&agent=a&name=n&limit=5&cursor=c1")
+    result = client.simulate_get("/jobs?state=RUNNING&agent=a&name=n&owner=o&limit=5&cursor=c1")
     responses.JobList.model_validate(result.json)
     assert result.headers["Content-Type"] == "application/json"
-    wanted = {"states": ["RUNNING"], "agent": "a", "name": "n", "limit": 5, "cursor": "c1"}
+    wanted = {"states": ["RUNNING"], "agent": "a", "name": "n", "owner": "o", "limit": 5, "cursor": "c1"}
     assert router.calls[-1] == ("jobs.list", wanted)
     client.simulate_get("/jobs")
     assert (router.calls[-1][1]["limit"], router.calls[-1][1]["states"]) == (100, [])
@@ -439,7 +439,7 @@ def test_guards_see_every_request_first(router: StandInRouter) -> None:
         def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
             raise PRouterError("not you", code="guarded")
 
-    client = falcon.testing.TestClient(create_app(router, router.config, guards=[Nobody()]))  # type: ignore[arg-type]
+    client = falcon.testing.TestClient(create_app(router, router.config, router.gate, guards=[Nobody()]))  # type: ignore[arg-type]
     problem(client.simulate_get("/info"), 500, "guarded")
     problem(client.simulate_get("/nope"), 500, "guarded")
 

@@ -314,7 +314,7 @@ def test_followers_go_when_the_router_drains(
 
 @pytest.mark.parametrize("value", ["x", "-1", "9" * 19])
 def test_a_wrong_id_is_refused(router: StandInRouter, broker: Broker, value: str) -> None:
-    client = Client(create_app(router, router.config))  # type: ignore[arg-type]
+    client = Client(create_app(router, router.config, router.gate))  # type: ignore[arg-type]
     result = client.simulate_get("/events", headers={"Last-Event-ID": value})
     assert result.status_code == 400
     assert "Last-Event-ID" in result.json["detail"]

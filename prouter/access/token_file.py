@@ -1,0 +1,176 @@
+"""Access tokens on disk: one JSON file that the command line and all workers of a router read and write.
+
+The file exists from the first token on. From then on access is restricted, also when all tokens are revoked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prouter.access.roles import NAME, Role
+from prouter.access.tokens import Token, hash_of, new_token
+from prouter.config.errors import ConfigError
+from prouter.errors import Conflict
+from prouter.keys.files import write_private
+
+__all__ = ["TOKENS", "Seen", "TokenFile"]
+
+TOKENS = "tokens.json"
+"""Name of the file in the router's state directory."""
+_VERSION = 1
+_MOST = 10_000
+"""Tokens kept: every worker holds all of them in memory."""
+_LARGEST = 8 * 1024 * 1024
+"""Bytes of the file."""
+
+Seen = tuple[int, int, int]
+"""Modification time in nanoseconds, size and inode."""
+
+
+class TokenFile:
+    """The file of a router's tokens.
+
+    Args:
+        directory: the router's state directory.
+
+    Raises:
+        ConfigError: by every method: the file cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / TOKENS
+
+    def seen(self) -> Seen | None:
+        """Return what changes with the file's content; None if there is no file."""
+        try:
+            info = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return info.st_mtime_ns, info.st_size, info.st_ino
+
+    def all(self) -> list[Token]:
+        """Return all tokens, the oldest first, those that have expired included."""
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(_LARGEST + 1)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        try:
+            if len(data) > _LARGEST:
+                raise ValueError("it is too large")
+            document = json.loads(data)
+            if document["version"] != _VERSION:
+                raise ValueError(f"it is of version {document['version']!r}")
+            return [_token(entry) for entry in document["tokens"]]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.path} is no file of tokens of this version of prouter ({type(error).__name__}); restore it "
+                "from a backup, or move it away and make new tokens with 'prouter token create'"
+            ) from error
+
+    def issue(self, *, name: str, role: Role, now: float, lifetime: float | None, key: str = "") -> tuple[Token, str]:
+        """Make a token; return how it is stored, and its text, which is not stored and cannot be read again.
+
+        Args:
+            now: seconds since the epoch.
+            lifetime: seconds for which it is valid; None for ever.
+            key: Idempotency-Key of the request; empty without one.
+
+        Raises:
+            ConfigError: the name is none; there are too many tokens.
+            Conflict: a request with this key has made one.
+        """
+        if NAME.fullmatch(name) is None:
+            raise ConfigError(
+                f"{name[:64]!r} is no name for a token: 1 to 64 letters, digits and . _ @ + - are expected"
+            )
+        text = new_token()
+        made_by = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest() if key else ""
+        token = Token(
+            secrets.token_hex(4), name, role, hash_of(text.encode()), now, None if lifetime is None else now + lifetime,
+            made_by,
+        )  # fmt: skip
+        with self._locked():
+            tokens = self.all()
+            for known in tokens:
+                if made_by and known.made_by == made_by:
+                    raise Conflict(
+                        f"this Idempotency-Key has made token {known.id} already, and no token is shown twice; if you "
+                        f"did not receive it, revoke it (DELETE /tokens/{known.id}) and use a new key",
+                        code="token_exists",
+                    )
+            if len(tokens) >= _MOST:
+                raise ConfigError(f"there are {len(tokens)} tokens already; revoke some with 'prouter token revoke'")
+            self._write([*tokens, token])
+        return token, text
+
+    def revoke(self, identifier: str) -> bool:
+        """Delete a token; whether there was one."""
+        with self._locked():
+            tokens = self.all()
+            left = [token for token in tokens if token.id != identifier]
+            if len(left) == len(tokens):
+                return False
+            self._write(left)
+        return True
+
+    def _write(self, tokens: list[Token]) -> None:
+        entries = [
+            {
+                "id": token.id,
+                "name": token.name,
+                "role": token.role.label,
+                "hash": token.hash,
+                "created": token.created,
+                "expires": token.expires,
+                "made_by": token.made_by,
+            }
+            for token in tokens
+        ]
+        write_private(self.path, json.dumps({"version": _VERSION, "tokens": entries}, indent=1) + "\n")
+        if os.geteuid() == 0:
+            # The router may run as another user, to whom its state directory belongs.
+            owner = self.path.parent.stat()
+            os.chown(self.path, owner.st_uid, owner.st_gid)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from writing: of two at the same time, one would lose its change."""
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.geteuid() == 0:
+                owner = lock.parent.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except OSError as error:
+            raise ConfigError(f"{lock} cannot be written: {error.strerror or error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _token(entry: dict[str, Any]) -> Token:
+    expires = entry["expires"]
+    return Token(
+        id=str(entry["id"]),
+        name=str(entry["name"]),
+        role=Role.of(entry["role"]),
+        hash=str(entry["hash"]),
+        created=float(entry["created"]),
+        expires=None if expires is None else float(expires),
+        made_by=str(entry.get("made_by", "")),
+    )

@@ -1,0 +1,188 @@
+"""``prouter token``: makes, lists and revokes access tokens of the HTTP API."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from prouter.access.gate import LOOK_EVERY
+from prouter.access.roles import Role
+from prouter.access.token_file import TokenFile
+from prouter.access.tokens import Token
+from prouter.cli.options import configuration_options, refuse, router_config, seconds
+from prouter.config import ConfigError
+from prouter.config.directories import router_state_dir
+from prouter.jobs import rfc3339
+
+__all__ = ["command"]
+
+_ROLES = [role.label for role in Role]
+
+
+class _Options:
+    """Where the router keeps its tokens; the subcommands share it."""
+
+    def __init__(self, file: str | None, sets: tuple[str, ...], log_level: str | None) -> None:
+        self._given = (file, sets, log_level)
+
+    def tokens(self, file: str | None, sets: tuple[str, ...]) -> TokenFile:
+        """The file of tokens; what was given after the subcommand counts for more."""
+        first_file, first_sets, log_level = self._given
+        return TokenFile(router_state_dir(router_config(file or first_file, [*first_sets, *sets], log_level)))
+
+
+@click.group("token")
+@configuration_options
+@click.pass_context
+def command(
+    context: click.Context, file: str | None, sets: tuple[str, ...], log_level: str | None, connection_debug: bool
+) -> None:
+    """Make, list and revoke access tokens of this router's HTTP API.
+
+    Run these commands with the router's configuration. The router need not be running; one that runs goes by the
+    change once the command has ended. From the first token on, every request needs one.
+
+    \b
+    Examples:
+      prouter token create alice --role admin
+      prouter token list
+      prouter token revoke ID
+    """
+    context.obj = _Options(file, sets, log_level)
+
+
+@command.command("create")
+@configuration_options
+@click.argument("name", required=False)
+@click.option("--name", "option", metavar="NAME", help="The same as NAME.")
+@click.option("--role", type=click.Choice(_ROLES), default="user", show_default=True, help="What its holder may do.")
+@click.option("--expires", callback=lambda *given: seconds(*given) if given[2] else None, metavar="DURATION",
+              help="For how long it is valid, such as 12h or 90d; for ever by default.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def create_command(
+    options: _Options,
+    file: str | None,
+    sets: tuple[str, ...],
+    log_level: str | None,
+    connection_debug: bool,
+    name: str | None,
+    option: str | None,
+    role: str,
+    expires: float | None,
+    as_json: bool,
+) -> None:
+    """Make a token and print it. It is stored as a hash: nobody can print it again.
+
+    NAME is its holder's: the owner of the jobs that are created with it. Several tokens may have the same name.
+
+    \b
+    Examples:
+      prouter token create alice --role admin
+      prouter token create ci --role user --expires 90d --json
+    """
+    try:
+        holder = name or option
+        if not holder:
+            raise ConfigError("NAME is missing: whose token is it? For example: prouter token create alice")
+        tokens = options.tokens(file, sets)
+        first = tokens.seen() is None
+        token, text = tokens.issue(name=holder, role=Role.of(role), now=time.time(), lifetime=expires)
+    except ConfigError as error:
+        refuse(error)
+    if first:
+        time.sleep(LOOK_EVERY)  # then all workers of a running router ask for it
+    if as_json:
+        click.echo(json.dumps({**_facts(token), "token": text}))
+        return
+    until = "for ever" if token.expires is None else f"until {_local(token.expires)}"
+    click.echo(f"prouter: token {token.id} lets '{token.name}' in as {role}, {until}; it is shown this once", err=True)
+    click.echo(text)
+
+
+@command.command("list")
+@configuration_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_command(
+    options: _Options,
+    file: str | None,
+    sets: tuple[str, ...],
+    log_level: str | None,
+    connection_debug: bool,
+    as_json: bool,
+) -> None:
+    """List the tokens, without their texts.
+
+    \b
+    Examples:
+      prouter token list
+      prouter token list --json
+    """
+    try:
+        tokens = options.tokens(file, sets).all()
+    except ConfigError as error:
+        refuse(error)
+    if as_json:
+        click.echo(json.dumps([_facts(token) for token in tokens]))
+        return
+    rows = [("ID", "NAME", "ROLE", "CREATED", "EXPIRES"), *map(_row, tokens)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@command.command("revoke")
+@configuration_options
+@click.argument("identifier", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def revoke_command(
+    options: _Options,
+    file: str | None,
+    sets: tuple[str, ...],
+    log_level: str | None,
+    connection_debug: bool,
+    identifier: str,
+    as_json: bool,
+) -> None:
+    """Revoke a token.
+
+    Once this command has ended, a running router refuses the token; it ends its open connections within seconds.
+
+    \b
+    Examples:
+      prouter token revoke 3f9a2c01
+      prouter token --config router.yaml revoke 3f9a2c01
+    """
+    try:
+        if not options.tokens(file, sets).revoke(identifier):
+            raise ConfigError(f"there is no token '{identifier}'; 'prouter token list' shows them")
+    except ConfigError as error:
+        refuse(error)
+    time.sleep(LOOK_EVERY)  # the workers of a running router go by what they saw for so long
+    click.echo(json.dumps({"id": identifier, "state": "revoked"}) if as_json else f"revoked {identifier}")
+
+
+def _facts(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role.label,
+        "created": rfc3339(token.created),
+        "expires": rfc3339(token.expires) if token.expires is not None else None,
+    }
+
+
+def _row(token: Token) -> tuple[str, ...]:
+    until = "never" if token.expires is None else _local(token.expires)
+    if not token.valid(time.time()):
+        until += " (expired)"
+    return token.id, token.name, token.role.label, _local(token.created), until
+
+
+def _local(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

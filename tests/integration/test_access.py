@@ -1,0 +1,490 @@
+"""Access tokens, roles and owners over the wire, with a real router of two workers and a real agent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from prouter.web.admin.operations import OPERATIONS, Operation
+from prouter.web.route_roles import JOB_HTTP
+from tests.support.ports import free_port
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.programs import needed
+
+PAGE = Path(__file__).parents[2] / "docs" / "access.md"
+ROLES = ("viewer", "user", "operator", "admin")
+WORKERS = 2
+ECHO = """
+import http.server, json, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps(dict(self.headers)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+"""A job that answers with the fields of the request."""
+WEBSOCKETS = str(Path(__file__).parents[1] / "jobs" / "websocket_server.py")
+
+
+def token_command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "prouter", "token", *arguments, "--set", f"state.dir={str(directory / 'state')!r}"]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def new_token(directory: Path, name: str, role: str) -> dict[str, Any]:
+    """A token made on the command line, with its text."""
+    done = token_command(directory, "create", name, "--role", role, "--json")
+    assert done.returncode == 0, done.stderr
+    made: dict[str, Any] = json.loads(done.stdout)
+    return made
+
+
+class Guarded:
+    """A router that asks for tokens, an agent, and one token of each role.
+
+    Attributes:
+        tokens: their texts, by role; ``other`` is another user's.
+        connection: uid of the agent's connection.
+        texts: of all tokens ever made: none of them may be seen anywhere.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "router"
+        self.directory.mkdir()
+        self.tokens = {role: self.make(role, role)["token"] for role in ROLES}
+        self.tokens["other"] = self.make("other", "user")["token"]
+        self.texts = list(self.tokens.values())
+        self.router: Router = start_router(self.directory, workers=WORKERS, **{
+            "control.hold": 0.3, "control.job_domain": "jobs.localhost",
+        })  # fmt: skip
+        self.agent: Agent = start_agent(directory / "agent", self.router)
+        self.connection: str = self.ask("viewer", "GET", "/connections").json()["connections"][0]["uid"]
+
+    def make(self, name: str, role: str) -> dict[str, Any]:
+        return new_token(self.directory, name, role)
+
+    def ask(self, who: str | None, method: str, path: str, **options: Any) -> requests.Response:
+        """Send a request as somebody; `who` is a role, a token's text, or None."""
+        headers = dict(options.pop("headers", {}))
+        if who is not None:
+            headers["Authorization"] = f"Bearer {self.tokens.get(who, who)}"
+        return requests.request(method, self.router.url + path, headers=headers, timeout=30, **options)
+
+    def job(self, who: str, *args: str, **start: Any) -> str:
+        """A new job of somebody, started if there are arguments; its path."""
+        body = {"name": "a job", "agent": {"type": "uid", "uid": self.agent.uid}}
+        made = self.ask(who, "POST", "/jobs/create", json=body)
+        assert made.status_code == 200, made.text
+        path: str = made.json()["path"]
+        if args:
+            started = self.ask(who, "POST", f"{path}/start", json={"args": list(args), "env": {}, **start})
+            assert started.status_code == 200, started.text
+        return path
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self.router.stop()
+
+
+@pytest.fixture(scope="module")
+def it(short_dir: Path) -> Iterator[Guarded]:
+    directory = short_dir / "guarded"
+    directory.mkdir()
+    guarded = Guarded(directory)
+    yield guarded
+    guarded.stop()
+
+
+# -- the table of roles -----------------------------------------------------------------------------------------
+
+_FRESH = frozenset({"remove", "stop", "delete"})
+"""Operations that change their job for those that follow."""
+
+
+def allowed(need: str, who: str | None) -> bool:
+    """What the contract says, not the code: who may use a route of a job that `user` owns."""
+    ranks = {"viewer": 1, "user": 2, "other": 2, "operator": 3, "admin": 4}
+    rank = ranks.get(who or "", 0)
+    if need == "owner":
+        return who == "user" or rank >= 3
+    return rank >= {"nothing": 0, "viewer": 1, "user": 2, "operator": 3, "admin": 4}[need]
+
+
+def need_by_contract(operation: Operation) -> str:
+    """``viewer`` reads everything but files and logs; ``user`` has its own jobs; ``admin`` tokens and shutdown."""
+    path, method = operation.path, operation.method
+    if path in ("/healthz", "/readyz"):
+        return "nothing"
+    if path.startswith("/tokens") or path == "/shutdown":
+        return "admin"
+    if path.endswith(("/drain", "/resume")):
+        return "operator"
+    if path in ("/jobs/create", "/jobs/run"):
+        return "user"
+    if any(part in path for part in ("/file", "/archive", "/logs")):
+        return "owner"
+    reads = method in ("get", "head") or path.endswith(("/info", "/wait"))
+    return "viewer" if reads else "owner"
+
+
+def request_of(operation: Operation, it: Guarded, path: str) -> tuple[str, str, dict[str, Any]]:
+    """A request that reaches the operation and, where it would change something, is wrong in its body."""
+    target = operation.path.replace("/jobs/{connection}/{job}", path).replace("{connection}", it.connection)
+    target = target.replace("{rest}", "x").replace("{name}", "stdout").replace("{token}", "none")
+    body = {"data": b"{"} if operation.method == "post" else {}
+    return operation.method.upper(), target, body
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_route_is_for_those_the_contract_names(it: Guarded, operation: Operation) -> None:
+    path = it.job("user")
+    need = need_by_contract(operation)
+    for who in (None, *it.tokens):
+        if operation.name == "shutdown" and who == "admin":
+            continue  # see the last test
+        if operation.name in _FRESH and allowed(need, who):
+            path = it.job("user")
+        method, target, options = request_of(operation, it, path)
+        answer = it.ask(who, method, target, stream=True, **options)
+        with answer:
+            expected = 0 if allowed(need, who) else 401 if who is None else 403
+            seen = answer.status_code if answer.headers.get("X-PRouter-Error") in ("unauthorized", "role_needed") else 0
+            assert seen == expected, f"{who}: {answer.status_code} {answer.headers}"
+            if expected == 401:
+                assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    it.ask("operator", "POST", f"/connections/{it.connection}/resume")
+
+
+@pytest.mark.parametrize("way", ["path", "host", "upgrade"])
+def test_a_jobs_own_pages_are_its_owners_and_the_operators(it: Guarded, way: str) -> None:
+    assert JOB_HTTP == "http"
+    path = it.job("user", sys.executable, "-c", ECHO, expose={"port": "assign"})
+    host = {"Host": f"{path.rpartition('/')[2]}.jobs.localhost"} if way == "host" else {}
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"} if way == "upgrade" else {}
+    for who in (None, *it.tokens):
+        target = "/x" if way == "host" else f"{path}/http/x"
+        answer = it.ask(who, "GET", target, headers={**host, **upgrade})
+        expected = 200 if allowed("owner", who) else 401 if who is None else 403
+        assert answer.status_code == expected, (who, answer.text)
+        assert ("X-PRouter-Error" in answer.headers) is (expected != 200)
+    other = it.ask("other", "GET", "/x" if way == "host" else f"{path}/http/x", headers=host)
+    assert "belongs to 'user': this needs the role operator" in other.json()["detail"]
+    it.ask("user", "POST", f"{path}/remove")
+
+
+def test_a_job_that_has_not_started_is_nobody_elses_either(it: Guarded) -> None:
+    path = it.job("user")
+    assert it.ask("other", "GET", f"{path}/http/").status_code == 403
+    assert it.ask("user", "GET", f"{path}/http/").status_code == 503
+    assert it.ask("viewer", "GET", "/jobs/nowhere/nothing/http/").status_code == 404
+    it.ask("user", "POST", f"{path}/remove")
+
+
+def test_without_credentials_there_is_nothing(it: Guarded) -> None:
+    for target in ("/nowhere", "/tokens/x", "/jobs/a/b/http/", "/jobs/a/b/info", "/"):
+        answer = it.ask(None, "GET", target)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="pRouter"'
+    page = it.ask(None, "GET", "/", headers={"Accept": "text/html"})
+    assert page.status_code == 401
+    assert 'Basic realm="pRouter"' in page.headers["WWW-Authenticate"]
+    assert "text/html" in page.headers["Content-Type"]
+    for wrong in ("prt_wrong", "Bearer", ""):
+        assert it.ask(wrong, "GET", "/info").status_code == 401
+
+
+def test_a_browser_signs_in_with_the_token_as_password(it: Guarded) -> None:
+    answer = requests.get(it.router.url + "/", auth=("anybody", it.tokens["viewer"]), timeout=30)
+    assert answer.status_code == 200
+    assert "<html" in answer.text
+
+
+def test_whoami_says_who_one_is(it: Guarded) -> None:
+    for role in ROLES:
+        assert it.ask(role, "GET", "/whoami").json() == {"name": role, "role": role, "via": "token"}
+
+
+# -- owners -----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_has_its_owner_in_info_lists_and_events(it: Guarded) -> None:
+    last = it.ask("viewer", "GET", "/events", stream=True, headers={"Accept": "text/event-stream"})
+    path = it.job("other")
+    uid = path.rpartition("/")[2]
+    assert it.ask("viewer", "GET", f"{path}/info").json()["owner"] == "other"
+    mine = it.ask("viewer", "GET", "/jobs", params={"owner": "other"}).json()["jobs"]
+    assert uid in {job["uid"] for job in mine}
+    assert {job["owner"] for job in mine} == {"other"}
+    assert it.ask("viewer", "GET", "/jobs", params={"owner": "nobody"}).json()["jobs"] == []
+    with last:
+        for line in last.iter_lines(chunk_size=1):
+            if line.startswith(b"data: ") and uid.encode() in line:
+                assert json.loads(line[6:])["job"]["owner"] == "other"
+                break
+    it.ask("other", "POST", f"{path}/remove")
+    closed = it.ask("viewer", "GET", "/jobs", params={"owner": "other", "state": "CLOSED"}).json()["jobs"]
+    assert uid in {job["uid"] for job in closed}
+
+
+def test_owners_outlive_broker_and_agent(it: Guarded) -> None:
+    path = it.job("other", "sleep", "1000", port_expected_count=0)
+    it.agent.kill()
+    it.agent = start_agent(it.directory.parent / "agent", it.router)
+
+    def back() -> bool:
+        info = it.ask("viewer", "GET", f"{path}/info")
+        return info.status_code == 200 and info.json()["confirmed"] and info.json()["owner"] == "other"
+
+    wait_until(back, what="the job is back with its owner")
+    broker = it.router.child("broker")
+    os.kill(broker, signal.SIGKILL)
+    wait_until(lambda: it.router.child("broker") != broker, what="a new broker")
+    wait_until(back, what="the new broker knows the owner")
+    assert it.ask("user", "POST", f"{path}/signal", json={"signal": "TERM"}).status_code == 403
+    wait_until(lambda: it.ask("other", "POST", f"{path}/remove").status_code == 200, what="its owner removes it")
+
+
+def test_one_key_of_two_users_makes_two_jobs(it: Guarded) -> None:
+    body = {"name": "keyed", "agent": {"type": "uid", "uid": it.agent.uid}}
+    made = [
+        it.ask(who, "POST", "/jobs/create", json=body, headers={"Idempotency-Key": "one key"}).json()
+        for who in ("user", "other", "user")
+    ]
+    assert made[0]["uid"] == made[2]["uid"] != made[1]["uid"]
+    assert [job["owner"] for job in made] == ["user", "other", "user"]
+    for who, job in (("user", made[0]), ("other", made[1])):
+        it.ask(who, "POST", job["path"] + "/remove")
+
+
+# -- what the job learns ----------------------------------------------------------------------------------------
+
+
+def test_a_job_does_not_get_our_credentials(it: Guarded) -> None:
+    path = it.job("user", sys.executable, "-c", ECHO, expose={"port": "assign"})
+    seen = it.ask("user", "GET", f"{path}/http/", headers={"X-Other": "passes"}).json()
+    assert "Authorization" not in seen
+    assert seen["X-Other"] == "passes"
+    basic = requests.get(f"{it.router.url}{path}/http/", auth=("me", it.tokens["user"]), timeout=30).json()
+    assert "Authorization" not in basic
+    assert it.tokens["user"] not in json.dumps(basic)
+    it.ask("user", "POST", f"{path}/remove")
+
+
+def test_without_access_control_credentials_are_the_jobs(router: Router, agent: Agent, tmp_path: Path) -> None:
+    script = tmp_path / "echo.py"
+    script.write_text(ECHO)
+    path = router.serve(agent.uid, script)
+    seen = router.get(f"{path}/http/", headers={"Authorization": "Basic am9iOmpvYg=="}).json()
+    assert seen["Authorization"] == "Basic am9iOmpvYg=="
+    assert router.get(f"{path}/info").json()["owner"] is None
+    assert router.get("/whoami").json() == {"name": None, "role": "admin", "via": "open"}
+    router.post(f"{path}/remove")
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------
+
+
+def everywhere(it: Guarded, token: str) -> set[int]:
+    """What workers answer to a token; each new connection may go to another one."""
+    return {it.ask(token, "GET", "/whoami").status_code for _ in range(8 * WORKERS)}
+
+
+def test_a_token_made_over_http_counts_in_all_workers_at_once_and_until_it_is_revoked(it: Guarded) -> None:
+    answer = it.ask("admin", "POST", "/tokens", json={"name": "guest", "role": "viewer", "expires": 3600})
+    assert answer.status_code == 201
+    made = answer.json()
+    it.texts.append(made["token"])
+    assert (made["name"], made["role"]) == ("guest", "viewer")
+    assert everywhere(it, made["token"]) == {200}
+    listed = it.ask("admin", "GET", "/tokens")
+    assert made["token"] not in listed.text
+    (entry,) = [token for token in listed.json()["tokens"] if token["id"] == made["id"]]
+    assert entry == {key: made[key] for key in ("id", "name", "role", "created", "expires")}
+    assert it.ask("admin", "DELETE", f"/tokens/{made['id']}").status_code == 204
+    assert everywhere(it, made["token"]) == {401}
+    assert it.ask("admin", "DELETE", f"/tokens/{made['id']}").status_code == 404
+
+
+def test_a_repeated_request_makes_no_second_token(it: Guarded) -> None:
+    key, body = {"Idempotency-Key": "a token"}, {"name": "twice", "role": "viewer"}
+    made = it.ask("admin", "POST", "/tokens", json=body, headers=key).json()
+    it.texts.append(made["token"])
+    repeated = it.ask("admin", "POST", "/tokens", json=body, headers=key)
+    assert (repeated.status_code, repeated.json()["code"]) == (409, "token_exists")
+    assert made["id"] in repeated.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"name": "a b", "role": "user"}, {"name": "a", "role": "root"}, {"name": "a", "role": "user", "expires": 0}, {}],
+)
+def test_a_token_that_makes_no_sense_is_refused(it: Guarded, body: dict[str, Any]) -> None:
+    assert it.ask("admin", "POST", "/tokens", json=body).status_code == 400
+
+
+def test_a_token_expires(it: Guarded) -> None:
+    made = it.ask("admin", "POST", "/tokens", json={"name": "brief", "role": "viewer", "expires": 2}).json()
+    it.texts.append(made["token"])
+    assert it.ask(made["token"], "GET", "/info").status_code == 200
+    wait_until(lambda: everywhere(it, made["token"]) == {401}, what="the token has expired")
+
+
+def test_a_token_counts_nowhere_once_the_command_has_revoked_it(it: Guarded) -> None:
+    made = it.make("ann", "user")
+    it.texts.append(made["token"])
+    assert everywhere(it, made["token"]) == {200}
+    listed = token_command(it.directory, "list")
+    assert made["id"] in listed.stdout
+    assert made["token"] not in listed.stdout
+    assert token_command(it.directory, "revoke", made["id"]).returncode == 0
+    assert everywhere(it, made["token"]) == {401}
+    again = token_command(it.directory, "revoke", made["id"])
+    assert again.returncode == 2
+    assert "there is no token" in again.stderr
+
+
+# -- what goes on for long --------------------------------------------------------------------------------------
+
+
+def ends(read: Callable[[], Any]) -> threading.Thread:
+    """A thread that reads until the other side ends it."""
+
+    def run() -> None:
+        try:
+            while read():
+                pass
+        except (requests.RequestException, ConnectionClosed, OSError, AttributeError):
+            return  # AttributeError: what urllib3 reads from when the test closes the response
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_is_open_ends_when_the_token_is_revoked(it: Guarded) -> None:
+    made = it.make("user", "user")  # the same owner, another token
+    it.texts.append(made["token"])
+    silent = it.job("user", "sleep", "1000", port_expected_count=0)
+    sockets = it.job("user", sys.executable, WEBSOCKETS, expose={"port": "assign"})
+    url = it.router.url.replace("http://", "ws://") + f"{sockets}/http/echo"
+
+    def open_all(token: str, stack: ExitStack) -> list[threading.Thread]:
+        websocket = stack.enter_context(connect(url, additional_headers={"Authorization": f"Bearer {token}"}))
+        websocket.send("hello")
+        assert websocket.recv(timeout=10) == "hello"
+        sse = {"Accept": "text/event-stream"}
+        events = it.ask(token, "GET", "/events", stream=True, headers=sse)
+        log = it.ask(token, "GET", f"{silent}/logs/stdout?follow=1", stream=True, headers=sse)
+        assert (events.status_code, log.status_code) == (200, 200)
+        waiting = ends(lambda: it.ask(token, "POST", f"{silent}/wait").status_code == 200)
+        streams = [stack.enter_context(answer).iter_content(1) for answer in (events, log)]
+        readers = [ends(partial(next, stream, b"")) for stream in streams]
+        return [ends(lambda: websocket.recv() is not None), *readers, waiting]
+
+    with ExitStack() as stack:
+        kept, ended = open_all(it.tokens["user"], stack), open_all(made["token"], stack)
+        assert it.ask("admin", "DELETE", f"/tokens/{made['id']}").status_code == 204
+        for thread in ended:
+            thread.join(15)
+        assert not any(thread.is_alive() for thread in ended)
+        assert all(thread.is_alive() for thread in kept)
+    for path in (silent, sockets):
+        it.ask("user", "POST", f"{path}/remove")
+
+
+# -- starting ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_token_on_loopback_closes_the_router(launch: Callable[..., Any]) -> None:
+    router: Router = launch(start_router, workers=WORKERS)
+    assert router.get("/info").status_code == 200
+    made = router.post("/tokens", {"name": "root", "role": "admin", "expires": None})
+    assert made.status_code == 201, made.text
+    token = {"Authorization": f"Bearer {made.json()['token']}"}
+    for _ in range(8 * WORKERS):
+        assert router.get("/info").status_code == 401
+        assert router.get("/info", headers=token).status_code == 200
+        assert router.get("/healthz").status_code == 200
+    assert router.post(f"/tokens/{made.json()['id']}", headers=token).status_code == 405
+    answer = requests.delete(f"{router.url}/tokens/{made.json()['id']}", headers=token, timeout=30)
+    assert answer.status_code == 204, "one may revoke one's own token"
+    assert router.get("/info").status_code == 401, "revoking the last token opens nothing"
+    made_again = new_token(router.directory, "root", "admin")
+    answer = router.post("/shutdown", headers={"Authorization": f"Bearer {made_again['token']}"})
+    assert answer.status_code == 200
+    wait_until(lambda: router.popen.poll() is not None, what="the router stops")
+
+
+def test_other_machines_are_served_once_there_is_a_token(work_dir: Path, launch: Callable[..., Any]) -> None:
+    directory = work_dir / "start_router0"
+    sets = {"control.interface": "0.0.0.0", "control.port": free_port(), "state.dir": str(directory / "state")}
+    argv = [sys.executable, "-m", "prouter", "up"]
+    for key, value in sets.items():
+        argv += ["--set", f"{key}={value!r}"]
+    refused = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert "prouter token create --role admin NAME" in refused.stderr
+    token = new_token(directory, "root", "admin")["token"]
+    router: Router = launch(start_router, workers=1, **sets)
+    url = f"http://127.0.0.1:{sets['control.port']}"
+    assert requests.get(f"{url}/info", timeout=30).status_code == 401
+    assert requests.get(f"{url}/info", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code == 200
+    assert router.popen.poll() is None
+
+
+@needed("curl")
+def test_the_examples_of_the_page_run(work_dir: Path, launch: Callable[..., Any], tmp_path: Path) -> None:
+    router: Router = launch(start_router, workers=WORKERS)
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 4
+    command = f"{sys.executable} -m prouter token --set state.dir={str(router.directory / 'state')!r}"
+    blocks[0] = blocks[0].replace("prouter token", command)
+    done = subprocess.run(
+        ["bash", "-c", "set -eu -o pipefail\n" + "\n".join(blocks)],
+        cwd=tmp_path,
+        env={"ROUTER": router.url, "PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(PAGE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('{"name":"alice","role":"admin","via":"token"}') == 2
+    assert (tmp_path / "admin.token").read_text().startswith("prt_")
+    assert '"name":"ci","role":"user"' in done.stdout
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_seen_nowhere(it: Guarded) -> None:
+    """Runs last of those that use this router: nothing that happened before may have left a token anywhere."""
+    haystack = [path.read_bytes() for path in it.directory.rglob("*") if path.is_file()]
+    haystack += [it.ask("admin", "GET", path).content for path in ("/metrics", "/tokens", "/jobs?limit=1000", "/info")]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            haystack.append(process.read_bytes())
+        except OSError:
+            continue  # it has ended
+    for text in it.texts:
+        for needle in (text.encode(), base64.b64encode(f"me:{text}".encode())):
+            assert not any(needle in hay for hay in haystack)
