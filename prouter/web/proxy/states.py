@@ -7,21 +7,24 @@ request that is sent again starts its machine anew over a fresh stream.
 
 **The request** (`RequestState`, kept by `prouter.web.proxy.sender.RequestSender`)::
 
-    HELD ──┬──► STREAMING ◄──► BLOCKED        the stream's window is full ──► BLOCKED, it opens ◄──
-           │        │             ▲ │
-           │        ▼             │ ▼
-           └──────► SENT ─────────┘           back from SENT: a request sent again may not fit the fresh window
+    HELD ──┬──► STREAMING ◄──┬──► BLOCKED ◄──► SENT
+           │        │        │                  ▲
+           ├────────│────────┘                  │
+           └────────┴───────────────────────────┘
+
+The stream's window decides between STREAMING or SENT, where it has room for what is at hand, and BLOCKED, where it has
+not. SENT goes back to BLOCKED if the request is sent again and does not fit the fresh stream's window.
 
 **The response** (`ResponseState`, kept by `prouter.web.proxy.exchange.ProxyExchange`)::
 
     ROUTING ──┬──► RESENDABLE ──┬──► BODY ──► DONE
-              │        │        ├──► TUNNEL
-              │        ▼        │
+              │        │        │
+              │        ▼        ├──► EXPLAINING
               └──► COMMITTED ───┤
-                                └──► EXPLAINING
+                                └──► TUNNEL    (from COMMITTED only: an upgrade never goes over a reused stream)
 
-    every state but DONE, TUNNEL and BODY ──► SUBSTITUTED
-    every state but DONE and TUNNEL       ──► ABORTED
+    ROUTING, RESENDABLE, COMMITTED, EXPLAINING ──► SUBSTITUTED
+    ROUTING, RESENDABLE, COMMITTED, EXPLAINING, BODY ──► ABORTED
 
 RESENDABLE ends when the request is sent again, or when the client has seen an interim response: after either a second
 copy of the request could be noticed. It exists for reused streams only. A job may close an idle connection while the
@@ -104,7 +107,7 @@ NEXT_REQUEST: dict[RequestState, frozenset[RequestState]] = {
 
 NEXT_RESPONSE: dict[ResponseState, frozenset[ResponseState]] = {
     ROUTING: frozenset({RESENDABLE, COMMITTED, SUBSTITUTED, ABORTED}),
-    RESENDABLE: frozenset({COMMITTED, BODY, TUNNEL, EXPLAINING, SUBSTITUTED, ABORTED}),
+    RESENDABLE: frozenset({COMMITTED, BODY, EXPLAINING, SUBSTITUTED, ABORTED}),
     COMMITTED: frozenset({BODY, TUNNEL, EXPLAINING, SUBSTITUTED, ABORTED}),
     EXPLAINING: frozenset({SUBSTITUTED, ABORTED}),
     BODY: frozenset({DONE, ABORTED}),

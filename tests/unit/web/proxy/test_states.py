@@ -80,5 +80,5 @@ def test_a_change_that_the_table_of_requests_does_not_allow_is_refused(now: Requ
             assert sender.state is now
 
 
-def test_a_tunnel_is_for_exchanges_whose_response_has_not_begun() -> None:
-    assert all(TUNNEL not in NEXT_RESPONSE[state] for state in (ROUTING, BODY, ResponseState.EXPLAINING))
+def test_only_a_request_that_is_not_sent_again_becomes_a_tunnel() -> None:
+    assert [state for state, following in NEXT_RESPONSE.items() if TUNNEL in following] == [ResponseState.COMMITTED]
