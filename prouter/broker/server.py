@@ -8,12 +8,13 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from prouter.addresses import split_address
 from prouter.broker.access.agent_keys import AgentKeys
 from prouter.broker.access.gate import Rules
+from prouter.broker.authority import CoreAuthority
 from prouter.broker.base.env import Env
 from prouter.broker.base.lag import Lag, process_figures
 from prouter.broker.base.security import Security
@@ -26,11 +27,10 @@ from prouter.broker.sockets.poller import Poller
 from prouter.broker.sockets.port import Port
 from prouter.broker.startup import settings_of, watch_access
 from prouter.broker.store.opening import open_store
+from prouter.broker.store.restore import Saved
 from prouter.broker.store.store import Store
 from prouter.config import ConfigError, RouterConfig, uses_curve
 from prouter.config.directories import Lock
-from prouter.errors import ProtocolError
-from prouter.fabric.frames import decode
 from prouter.fabric.session import LATE
 from prouter.key_pairs import KeyPair
 from prouter.process.descriptors import raise_descriptor_limit
@@ -46,9 +46,9 @@ log = logging.getLogger("prouter.broker")
 _BUSY = 0.25
 """Seconds after the last request or byte for which nothing is let wait."""
 _GATHER = 0.01
-"""Seconds for which signs of life from agents may gather otherwise."""
+"""Seconds for which heartbeats of agents may gather otherwise."""
 _FEW = 64
-"""Agents whose signs of life are looked at one by one."""
+"""Agents whose heartbeats are looked at one by one."""
 _COLLECT = (20_000, 20, 50)
 """Thresholds of garbage collection: a full one takes longer than the loop should keep anybody waiting."""
 _LINGER = 0.5
@@ -113,10 +113,7 @@ class _Server:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         gc.disable()
         database = state / "router.sqlite"
-        try:
-            saved = open_store(database)
-        except OSError as error:
-            raise ConfigError(f"state.dir: {database} cannot be used: {error.strerror or error}") from error
+        saved = _opened(database)
         self._store = Store(database, self._wake)
         self._env = Env(
             settings=settings_of(config, state),
@@ -126,7 +123,12 @@ class _Server:
             new_uid=lambda: uuid.uuid4().hex,
             incarnation=uuid.uuid4().hex,
         )
-        self._connections = Connections(self._env, self._poller, self, self._guard, descriptors // 4)
+        self._access = watch_access(config, state, self._wake)
+        self._pair = self._access.pair
+        self._agent_keys = AgentKeys(config.client.agent_keys, insecure=config.client.insecure)
+        self._agents: RouterListener | None = None
+        self._authority = CoreAuthority(self._env)
+        self._connections = Connections(self._env, self._poller, self._authority, self._guard, descriptors // 4)
         self._dialling = Dialling(
             self._env.timers,
             self._wake,
@@ -135,11 +137,7 @@ class _Server:
             self._not_dialled,
             self._not_reached,
         )
-        self._access = watch_access(config, state, self._wake)
-        self._pair = self._access.pair
-        self._agent_keys = AgentKeys(config.client.agent_keys, insecure=config.client.insecure)
-        self._agents: RouterListener | None = None
-        self._broker = Broker(self._env, saved, time.monotonic())
+        self._broker = self._authority.broker = Broker(self._env, saved, time.monotonic())
         self._broker.gate.bind = self._access.bind
         self._broker.access_changed(self._access.rules, time.monotonic())
         self._access.changed = self._access_changed
@@ -151,10 +149,7 @@ class _Server:
         self._poller.watch(self._wake_read, self._woken)
         self._access.start()
         self.endpoint = self._listen(bind_port)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECT)
-        gc.enable()
+        _settle_memory()
         log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")
 
     def _listen(self, bind_port: int | None) -> str:
@@ -176,14 +171,14 @@ class _Server:
     def loop(self) -> None:
         """Receive, then what is due, then send; until told to stop."""
         broker, connections = self._broker, self._connections
-        self.flush(time.monotonic())
+        self._authority.flush(time.monotonic())
         while not (self._stop or broker.stopping):
             handles, now = self._wait()
             for handle in handles:
                 self._guard(handle, now)
             connections.hear_unfinished(now)
             self._guard(broker.iterate, now)
-            self._guard(self.flush, now)
+            self._guard(self._authority.flush, now)
             self._guard(connections.flush, now)
             ended = self._lag.iterated(now, time.monotonic())
             if ended - now > LATE:
@@ -207,7 +202,7 @@ class _Server:
         return handles, now
 
     def _quiet(self, now: float) -> bool:
-        """Whether only signs of life pass, and those of many agents: some may gather (and seem later than they are)."""
+        """Whether only heartbeats pass, and those of many agents: some may gather (and seem later than they are)."""
         work = self._env.switch.routed + self._broker.service.calls
         if work != self._work:
             self._work = work
@@ -217,7 +212,7 @@ class _Server:
     def close(self) -> None:
         """Say goodbye, and leave nothing behind."""
         self._broker.farewell("restart")
-        self.flush(time.monotonic())
+        self._authority.flush(time.monotonic())
         self._connections.close(_LINGER)
         destroy_context(_LINGER)
         self._poller.close()
@@ -228,76 +223,6 @@ class _Server:
         os.close(self._wake_read)
         os.close(self._wake_write)
         log.info("event=broker_stopped router=%s", self._env.settings.uid)
-
-    # -- Authority ----------------------------------------------------------------------------------------------------
-
-    def control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
-        """A message to the broker itself; its answers leave before anything else is moved, so that order is kept.
-
-        Raises:
-            ProtocolError: of a peer that is not authenticated.
-        """
-        try:
-            frames = decode([bytes(part) for part in parts])
-            if port.path is not None:
-                self._broker.receive(port.path, frames, now)
-            elif not frames:
-                raise ProtocolError("an empty message")
-            elif port.worker:
-                self._broker.worker_handshake(port, port.identity, frames, now)
-            else:
-                self._broker.agent_handshake(port, port.identity, frames, now)
-        except ProtocolError as error:
-            if port.path is None:
-                raise
-            self._broker.malformed(port.path, error)
-        except Exception:
-            log.exception("event=message_failed peer=%.64r", port.identity)
-            self._env.counts["failures"] += 1
-        self.flush(now)
-
-    def unreachable(self, target: Path, now: float) -> None:
-        """The connection of `target` is closed."""
-        self._broker.disconnected(target, now)
-        self.flush(now)
-
-    def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
-        """A message of `source` was dropped: too much waits for `target` already."""
-        self._broker.flood_guard.overflowed(source, size, now)
-        self.flush(now)
-
-    def relieved(self, target: Path, sources: list[Path], now: float) -> None:
-        """There is room again for what `sources` send to `target`."""
-        self._broker.flood_guard.relieved(target, sources, now)
-
-    def malformed(self, path: Path | None, error: ProtocolError) -> None:
-        """A peer broke the protocol, which closed its connection."""
-        self._broker.malformed(path, error)
-
-    def disconnected(self, path: Path, now: float) -> None:
-        """The connection of `path` is closed."""
-        self._broker.disconnected(path, now)
-
-    def troubled(self, path: Path, text: str) -> None:
-        """Why there is no agent at the end of a dialled path."""
-        self._broker.dials.troubled(path, text)
-
-    def unfinished(self, path: Path, now: float) -> None:
-        """An agent left too much of its messages unfinished: its connection is closed."""
-        self._broker.flood_guard.unfinished(path, now)
-
-    def ahead(self, path: Path, now: float) -> None:
-        """An agent sent too much while it was to be read slowly: its connection is closed."""
-        self._broker.flood_guard.ahead(path, now)
-
-    def flush(self, now: float) -> None:
-        """Queue what the core wants to say."""
-        outbox = self._env.outbox
-        while outbox:
-            for path in outbox.take():
-                port: Port = path.carrier
-                if not port.send(path):
-                    self._broker.disconnected(path, now)
 
     # -- events of the process ----------------------------------------------------------------------------------------
 
@@ -316,7 +241,7 @@ class _Server:
             self._guard(done, now)
         for done in self._access.take_done():
             self._guard(done, now)
-        self.flush(now)
+        self._authority.flush(now)
 
     def _accepts_key(self, key: str) -> bool:
         """Whether an agent with this public key gets through the handshake."""
@@ -333,7 +258,7 @@ class _Server:
         self._poller.unwatch(pidfd)
         os.close(pidfd)
         self._broker.worker_died(uid, now)
-        self.flush(now)
+        self._authority.flush(now)
 
     def _guard(self, handle: Callable[[float], None], now: float) -> None:
         """A mistake in handling one thing must not end everything."""
@@ -427,3 +352,23 @@ class _Server:
             "store.failures": self._store.failures,
             "store.written": self._store.written,
         }
+
+
+def _settle_memory() -> None:
+    """Take everything that was made so far out of garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
+    gc.enable()
+
+
+def _opened(database: FilePath) -> Saved:
+    """Open the database of the job table.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        return open_store(database)
+    except OSError as error:
+        raise ConfigError(f"state.dir: {database} cannot be used: {error.strerror or error}") from error

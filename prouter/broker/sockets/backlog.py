@@ -1,11 +1,11 @@
-"""What waits to be sent to one peer: how much of it is whose, and who may add to it.
+"""Bounds on the bytes that wait to be sent to one peer, by sender.
 
-Streams' windows bound what honest peers have under way, but their number is not bounded, and not every peer is honest.
-When a peer takes less than others send it, whoever has more than its share of what waits gets nothing more through:
-those messages are dropped, and once there is room again their streams resume (see `Switch.lossy`).
+The receive windows of streams bound what honest peers have in flight, but nothing bounds the number of streams, and not
+every peer is honest. When a peer reads less than others send to it, messages of senders that have more than their share
+of the queue are dropped. Once the queue is short again, their streams resume (`Port.relieved`).
 
-Who has how much is known roughly: what was accepted is counted by source in two generations, of which the older one is
-forgotten once all of it must have left.
+The share of a sender is known roughly: bytes are counted by sender in two generations, and the older one is forgotten
+once all of it must have left.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections import Counter
 __all__ = ["Backlog"]
 
 SMALL = 1024 * 1024
-"""Bytes that may wait without anybody asking whose they are."""
+"""Bytes that may wait before they are counted by sender."""
 SHARE = 4 * 1024 * 1024
-"""Bytes that everybody may have waiting."""
+"""Bytes that each sender may have waiting in any case."""
 MOST_OF_ONE = 64 * 1024 * 1024
-"""Bytes that one may have waiting while there is room."""
+"""Bytes that one sender may have waiting while the queue is not full."""
 MOST = 128 * 1024 * 1024
-"""Bytes that may wait; beyond, only those get through who have less than their share."""
+"""Bytes that may wait in all; beyond, only senders with less than their share may add some."""
 
 
 class Backlog:
-    """See the module's docstring. `taken` and `sent` are the totals of the peer's `Wire`."""
+    """Bytes that wait for one peer, by sender. `taken` and `sent` are the totals of the peer's `Connection`."""
 
     __slots__ = ("_before", "_counted", "_now", "_turn")
 

@@ -1,7 +1,7 @@
-"""Messages of agents of which a part has arrived: what they hold together is bounded.
+"""Bounds on messages of agents that have not arrived whole, all agents together.
 
-One may have 64 MiB, and many agents may each leave one unfinished. Agents send pieces of a mebibyte or so, each of
-which is whole soon after its first byte: who holds much for longest is cut off first.
+One message may have 64 MiB, and many agents may each leave one unfinished. Honest agents send pieces of about a
+mebibyte, which are whole soon after their first byte. So agents that have held much for longest are closed first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST = 256 * 1024 * 1024
 
 
 class Unfinished(Generic[Holder]):
-    """See the module's docstring."""
+    """Bytes of messages that have not arrived whole, by holder."""
 
     __slots__ = ("_held", "total")
 

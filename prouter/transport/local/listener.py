@@ -79,7 +79,7 @@ class LocalListener:
             try:
                 accepted.append(Wire(sock, b"ROUTER", b"DEALER", limit=self._limit))
             except OSError as error:
-                log.debug("event=peer_vanished error=%r", str(error))
+                log.debug("event=peer_disconnected error=%r", str(error))
                 sock.close()
         return accepted
 
