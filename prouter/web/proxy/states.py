@@ -2,8 +2,8 @@
 
 HTTP lets both directions run at once: a job may respond before it has the whole request, and a client may still send
 while it reads. So neither machine waits for the other, and each has its own back-pressure. They meet in two places
-only: a response that begins before the request is SENT closes the client's connection (RFC 9112 section 9.6), and a
-request that is sent again starts its machine anew over a fresh stream.
+only: a response that begins before the client has sent its whole request is the last one on the client's connection
+(RFC 9112 section 9.6), and a request that is sent again goes through its states once more, over a fresh stream.
 
 **The request** (`RequestState`, kept by `prouter.web.proxy.sender.RequestSender`)::
 
@@ -15,7 +15,7 @@ request that is sent again starts its machine anew over a fresh stream.
 The stream's window decides between STREAMING or SENT, where it has room for what is at hand, and BLOCKED, where it has
 not. SENT goes back to BLOCKED if the request is sent again and does not fit the fresh stream's window.
 
-**The response** (`ResponseState`, kept by `prouter.web.proxy.exchange.ProxyExchange`)::
+**The response** (`ResponseState`, kept by `prouter.web.proxy.lifecycle.ExchangeLifecycle`)::
 
     ROUTING ──┬──► RESENDABLE ──┬──► BODY ──► DONE
               │        │        │
