@@ -6,6 +6,8 @@
 # make bench    runs the benchmarks, beside nginx and configurable-http-proxy
 # make apps     uses each recipe of docs/apps.md in a real browser; ARGS="streamlit dash" tries some
 # make soak     injects faults for a long time (docs/faults.md)
+# make fuzz     tries random input for a long time (docs/testing.md); ARGS="--seconds 600 curve heads"
+# make audit    looks for known vulnerabilities in what requirements.lock installs; needs the network
 # make lock     raises all requirements to their newest versions
 # make release-check   tells whether this commit can be released, and builds wheel and sdist (docs/releasing.md)
 # make clean    removes everything that the others made
@@ -24,13 +26,14 @@ DEV := $(VENV)/installed-dev-$(WANTED)
 APPS := $(VENV)/installed-apps-$(WANTED)
 DOCS := $(VENV)/installed-docs-$(WANTED)
 RELEASE := $(VENV)/installed-release-$(WANTED)
+AUDIT := $(VENV)/installed-audit-$(WANTED)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Keeps the user's own Python and pytest settings out.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types coverage docs hooks release-check apps bench soak lock clean tools bench-tools
+.PHONY: demo test lint types coverage docs hooks release-check apps bench soak fuzz audit lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
@@ -70,6 +73,12 @@ apps: $(APPS)
 soak: tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)
 
+fuzz: tools $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tests.fuzz $(ARGS)
+
+audit: $(AUDIT)
+	$(CLEAN_ENV) $(BIN)/python tools/audit.py $(LOCK)
+
 tools:
 	@tools/need test
 
@@ -96,6 +105,8 @@ $(APPS): | $(DEV)
 $(DOCS): | $(DEV)
 
 $(RELEASE): | $(DEV)
+
+$(AUDIT): | $(DEV)
 
 # One file for all supported Pythons and platforms: markers select the versions.
 lock: | $(BIN)/python
