@@ -68,7 +68,7 @@ class AgentClient(Section):
         1.0,
         gt=0,
         description="Longest delay (in seconds) before the first new attempt to connect; a tenth of it after a link "
-        "was lost. It doubles with each failed attempt. The actual delay is a random part of it.",
+        "was lost. It grows by half with each failed attempt. The actual delay is a random part of it.",
     )
     reconnect_delay_max: float | None = Field(
         None,

@@ -1,9 +1,12 @@
 """Delays between attempts to connect: exponential growth with full jitter, without I/O and without a clock.
 
-Attempt n (from 0) waits a random time between a small floor and ``min(maximum, base * 2**n)``. The base is `first`
+Attempt n (from 0) waits a random time between a small floor and ``min(maximum, base * 1.5**n)``. The base is `first`
 while there was no link yet, and a tenth of it after a link was lost: the peer is mostly restarting then, and back
 within a second. Drawing from the whole range, instead of around its end, spreads the attempts of many dialling
 processes evenly, so that a peer which is down sees no waves and is met by no storm when it returns.
+
+The factor is 1.5 because the longest next delay is then about as long as the outage has lasted. With 2 it is twice as
+long, and some links come back late after a short restart.
 
 Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
 """
@@ -19,7 +22,8 @@ _AFTER_LOSS = 0.1
 """Factor on `first` once a link was established."""
 _FLOOR = 0.25
 """Shortest delay, as a factor on the base. Without it some attempts would follow each other at once."""
-_MOST_DOUBLINGS = 32
+_FACTOR = 1.5
+_LONGEST = 64
 """Exponent at which growth stops in any case, so that the power stays small."""
 
 
@@ -52,7 +56,7 @@ class Backoff:
 
     def next(self) -> float:
         """Count a failed attempt or a lost link; seconds to wait before the next attempt."""
-        ceiling = min(self.maximum, self._base * 2.0 ** min(self.failures, _MOST_DOUBLINGS))
+        ceiling = min(self.maximum, self._base * _FACTOR ** min(self.failures, _LONGEST))
         self.failures += 1
         return max(self._base * _FLOOR, self._uniform(0.0, ceiling))
 
@@ -63,4 +67,4 @@ class Backoff:
 
     def slow_down(self) -> None:
         """Go on with the longest delays: the peer refuses, or must not be dialled often."""
-        self.failures = _MOST_DOUBLINGS
+        self.failures = _LONGEST

@@ -138,7 +138,7 @@ def test_a_port_is_dialled_at_the_delays_of_the_backoff_and_not_in_between(start
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        client = start(f"tcp://127.0.0.1:{server.getsockname()[1]}", Backoff(0.05, 30.0, uniform=longest))
+        client = start(f"tcp://127.0.0.1:{server.getsockname()[1]}", Backoff(0.1, 30.0, uniform=longest))
         connections = 0
 
         def six_attempts() -> bool:
@@ -150,7 +150,7 @@ def test_a_port_is_dialled_at_the_delays_of_the_backoff_and_not_in_between(start
             return len(client.attempts) == 6
 
         until(six_attempts, 20)
-    assert [delay for _, delay in draws] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
+    assert [delay for _, delay in draws] == pytest.approx([0.1, 0.15, 0.225, 0.3375, 0.50625])
     for attempt, (drawn, delay) in zip(client.attempts[1:], draws, strict=True):
         assert attempt > drawn + delay - 0.01
     probes = 4  # for the reason, after the failures 1, 2, 3 and 5

@@ -89,7 +89,7 @@ def herd() -> Herd:
 def test_agents_do_not_hammer_a_router_that_is_down(herd: Herd) -> None:
     herd.outage(60)
     dials = herd.dials_by_second()
-    assert sum(dials[second] for second in range(15)) / _AGENTS < 12  # attempts of one agent in the first 15 s
+    assert sum(dials[second] for second in range(15)) / _AGENTS < 15  # attempts of one agent in the first 15 s
     steady = [dials[second] for second in range(15, 60)]
     assert sum(steady) / len(steady) < 0.3 * _AGENTS  # one attempt in 4 s from each
     assert max(steady) < 1.5 * sum(steady) / len(steady)  # evenly, without waves
@@ -109,4 +109,4 @@ def test_agents_are_back_at_once_after_a_restart(herd: Herd) -> None:
     returns = herd.returns()
     assert len(returns) == _AGENTS
     assert returns[_AGENTS // 2] < 1
-    assert returns[-1] < 5
+    assert returns[-1] < 2.5

@@ -226,6 +226,7 @@ class Agent(Process):
         values = {
             **({"client.address": address} if address is not None else {}),
             "client.reconnect_delay": 0.1,
+            "client.reconnect_delay_max": 0.2,
             "jobs.root": str(directory / "jobs"),
             "state.dir": str(directory / "state"),
             **sets,
