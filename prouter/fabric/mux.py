@@ -253,7 +253,8 @@ class Mux:
                 yield frame
 
     def _receive_data(self, stream: Stream, frame: Frame, events: list[StreamEvent]) -> None:
-        was_open = stream.receiving is Direction.OPEN
+        ends = frame.flags & FIN
+        was_open = not ends or stream.receiving is Direction.OPEN
         try:
             data = stream.receive_data(frame)
         except OverflowError as error:
@@ -266,11 +267,13 @@ class Mux:
             return
         if data:
             events.append(Received(stream, data))
+        if not ends:
+            return
         if was_open and stream.receiving is Direction.FIN:
             events.append(Finished(stream))
             # The FIN may be all that is left to consume.
             stream.finish_receiving()
-        elif frame.flags & FIN and not was_open:
+        elif not was_open:
             # The peer resends its FIN because it missed the acknowledgement.
             stream.acknowledge()
 

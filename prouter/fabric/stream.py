@@ -66,7 +66,7 @@ class Stream:
 
     Attributes:
         sid: stream id, unique between two peers.
-        window: bytes in flight in either direction to begin with; the receiving end of each direction may grant more.
+        window: bytes in flight in either direction to begin with; the receiving end may grant more.
         handler: free for whoever drives the stream.
         sending, receiving: state of the direction to the peer, and from it.
         reset_code: why the stream ended early, None while it has not.
@@ -221,20 +221,18 @@ class Stream:
             self.sent = offset + size
             window = self.receive_window
             # Every DATA acknowledges, so that a stream with bytes in both directions needs few ACKs.
-            window.acknowledged = window.consumed
-            self._output.send(Frame(DATA, 0, self.sid, offset, window.consumed, data))
+            window.acknowledged = consumed = window.consumed
+            self._output.send(Frame(DATA, 0, self.sid, offset, consumed, data))
         return size
 
     def close(self) -> None:
         """End the sending direction; what was written still arrives. Idempotent."""
-        if self.sending is not Direction.OPEN or self.reset_code is not None:
-            return
-        self.sending = Direction.FIN
-        offset = self.sent
-        self.sent = offset + 1
-        window = self.receive_window
-        window.acknowledged = window.consumed
-        self._output.send(Frame(DATA, FIN, self.sid, offset, window.consumed))
+        if self.sending is Direction.OPEN and self.reset_code is None:
+            self.sending = Direction.FIN
+            self.sent += 1
+            window = self.receive_window
+            window.acknowledged = window.consumed
+            self._output.send(Frame(DATA, FIN, self.sid, self.sent - 1, window.consumed))
 
     def reset(self, code: str, text: str = "") -> None:
         """End both directions now; the peer is told why. Idempotent; no event follows on this side."""
@@ -249,26 +247,30 @@ class Stream:
             ValueError: more than was delivered.
         """
         window = self.receive_window
-        if size > window.received - window.consumed - (self.receiving is Direction.FIN):
-            raise ValueError("consumed more than was received")
         if self.receiving is not Direction.OPEN or self.reset_code is not None:
-            # The peer sends nothing more, so there is no window to adjust.
-            window.consumed += size
-            if self.reset_code is None:
-                self.finish_receiving()
+            self._consume_last(size)
+        elif size > window.received - window.consumed:
+            raise ValueError("consumed more than was received")
         elif window.consume(size, self._owner.ticks):
             self.acknowledge()
         else:
             self._owner.acknowledge_later(self)
+
+    def _consume_last(self, size: int) -> None:
+        """Consume bytes of a peer that sends nothing more, so that there is no window to adjust."""
+        if size > self.unread:
+            raise ValueError("consumed more than was received")
+        self.receive_window.consumed += size
+        if self.reset_code is None:
+            self.finish_receiving()
 
     # -- sending, as the mux drives it ----------------------------------------------------------------------------
 
     def receive_acknowledgement(self, position: int) -> bool:
         """Drop what the peer has consumed up to `position`; whether a writer that waits may go on.
 
-        A position that is old or was never sent changes nothing.
+        A position that is old or was never sent changes nothing: to believe it could lose bytes that must be resent.
         """
-        # To believe a peer that acknowledges what was never sent would lose bytes that have to be resent.
         if position <= self.acknowledged or position > self.sent:
             return False
         self.acknowledged = position

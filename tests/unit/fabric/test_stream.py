@@ -179,6 +179,19 @@ def test_an_end_that_comes_again_with_its_bytes_is_no_new_end() -> None:
     assert acceptor.resets == {}
 
 
+def test_an_end_before_bytes_that_arrived_ends_nothing() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor)
+    near.write(b"12345")
+    exchange(opener, acceptor)
+    acceptor.take(acceptor.mux.receive([Frame(DATA, FIN, near.sid, 2)]))
+    assert far.receiving is Direction.OPEN
+    assert near.sid not in acceptor.finished
+    near.write(b"67")
+    exchange(opener, acceptor)
+    assert acceptor.read[near.sid] == b"1234567"
+
+
 def test_an_acknowledgement_of_bytes_that_were_never_written_is_not_believed() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor)
