@@ -23,6 +23,7 @@ from prouter.fabric.bounds import MAX_MESSAGE
 from prouter.process.memory import give_back_memory
 from prouter.transport.connection import Connection, Listener
 from prouter.transport.unauthenticated import Unauthenticated
+from prouter.transport.zeromq.dealer import DealerConnection
 
 __all__ = ["Authority", "Connections"]
 
@@ -105,6 +106,7 @@ class Connections:
         """Ports with something to be flushed."""
         self._unfinished: dict[Port, None] = {}
         """Ports with more to be moved, in order."""
+        self._dialled: dict[Port, DealerConnection] = {}
         self._closing: list[Port] = []
         self._held: Unfinished[Port] = Unfinished()
         self._sweeping = False
@@ -160,18 +162,24 @@ class Connections:
         if connection.fd >= 0:
             self._poller.watch(connection.fd, partial(self._pump, port), turn)
 
-    def dialled(self, port: Port, connection: Connection, now: float) -> None:
+    def dialled(self, port: Port, connection: DealerConnection, now: float) -> None:
         """A connection to an agent that listens is being made; its port has a path already."""
         port.connected(connection)
+        self._dialled[port] = connection
         self._add(port, connection, Turn.AGENTS)
         # The first hint of libzmq's descriptor comes only after somebody has looked once.
         self._unfinished[port] = None
+        if not self._sweeping:
+            self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         """Look after time limits for as long as there are connections."""
         self._end_unauthenticated(now)
         for listener in self._listeners:
             listener.tick(now)
+        for port, connection in list(self._dialled.items()):
+            if connection.inspect():
+                self._bound(port, now)
         self._sweeping = bool(self._ports)
         if self._sweeping:
             self._env.timers.at(now if self.unauthenticated.due(now) else now + _TICK, self._sweep)
@@ -293,6 +301,7 @@ class Connections:
         if port.connection is not None:
             self._ports.pop(port.connection, None)
         self._unfinished.pop(port, None)
+        self._dialled.pop(port, None)
         self.unauthenticated.gone(port)
         port.close()
         if self._held.let_go(port):

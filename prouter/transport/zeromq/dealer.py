@@ -19,6 +19,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PART
 from prouter.transport.zeromq.context import context
 from prouter.transport.zeromq.curve import ClientCurve
+from prouter.transport.zeromq.descriptors import Undelivered, cookie_of
 from prouter.transport.zeromq.monitor import Monitor
 from prouter.transport.zeromq.parts import (
     EVENTS,
@@ -39,7 +40,7 @@ _BYTES = 4 * 1024 * 1024
 """Bytes likewise."""
 _SEND_QUEUE = 16
 """Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
-_RECEIVE_QUEUE = 64
+_RECEIVE_QUEUE = 16
 """Messages of the peer that libzmq reads ahead."""
 _HANDSHAKE = 10_000
 """Milliseconds for libzmq's handshake."""
@@ -76,7 +77,8 @@ class DealerConnection:
         self.identity = b""
         self.peer_key = curve.server_key if curve is not None else ""
         self.ready = self.connected = self.blocked = False
-        self.taken = self.sent = self.unfinished = 0
+        self.taken = self.sent = 0
+        self._undelivered: Undelivered | None = None
         self._curve = curve
         self._out: deque[Sequence[bytes]] = deque()
         self._failure: Exception | None = None
@@ -156,6 +158,7 @@ class DealerConnection:
         for kind, value in self._monitor.events():
             if kind == _CONNECTED:
                 self.connected = True
+                self._undelivered = Undelivered(value, cookie_of(value))
             elif kind == _SUCCEEDED:
                 self.ready = True
                 self._more = True
@@ -196,10 +199,21 @@ class DealerConnection:
             parts: list[Any] = [frame.bytes]
             size += receive_rest(recv, frame, parts)
             messages.append(parts)
+            if self._undelivered is not None:
+                self._undelivered.delivered = True
             if size > _BYTES:
                 break
         self._more = True
         return messages
+
+    def inspect(self) -> bool:
+        """Measure `unfinished`; whether it has changed. To be called now and then."""
+        return self._undelivered is not None and self._undelivered.measure()
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes that have arrived and were not received yet, as of the last `inspect`."""
+        return self._undelivered.size if self._undelivered is not None else 0
 
     def queue(self, parts: Sequence[bytes]) -> None:
         """Have a message sent by the next `flush`.

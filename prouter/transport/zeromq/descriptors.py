@@ -12,13 +12,44 @@ import os
 import socket
 import struct
 
-__all__ = ["cookie_of", "received_bytes", "shut_down"]
+__all__ = ["Undelivered", "cookie_of", "received_bytes", "shut_down"]
 
 _SO_COOKIE = 57
 _COOKIE = struct.Struct("=Q")
 _RECEIVED = struct.Struct("=Q")
 _RECEIVED_AT = 128
 """Offset of ``tcpi_bytes_received`` in ``struct tcp_info`` of <linux/tcp.h>."""
+
+
+class Undelivered:
+    """Bytes of a connection that the kernel has received and libzmq has not delivered as messages.
+
+    Args:
+        fd: libzmq's descriptor of the connection.
+        cookie: of its socket.
+
+    Attributes:
+        size: the bytes, as of the last `measure`; about, since a message may be delivered between two measurements.
+    """
+
+    __slots__ = ("_cookie", "_fd", "_seen", "delivered", "size")
+
+    def __init__(self, fd: int, cookie: int) -> None:
+        self._fd = fd
+        self._cookie = cookie
+        self._seen = received_bytes(fd, cookie)
+        self.delivered = False
+        """Whether a message was delivered since the last measurement; whoever receives sets it."""
+        self.size = 0
+
+    def measure(self) -> bool:
+        """Ask the kernel again; whether the size has changed."""
+        received = received_bytes(self._fd, self._cookie)
+        if self.delivered:
+            self.delivered = False
+            self._seen = received
+        before, self.size = self.size, max(0, received - self._seen)
+        return self.size != before
 
 
 def cookie_of(fd: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
-from prouter.transport.zeromq.descriptors import cookie_of, received_bytes, shut_down
+from prouter.transport.zeromq.descriptors import Undelivered, cookie_of, received_bytes, shut_down
 from prouter.transport.zeromq.parts import check_size, held_size, queued_size
 
 __all__ = ["RouterConnection"]
@@ -58,15 +58,13 @@ class RouterConnection:
     __slots__ = (
         "_broken",
         "_cookie",
-        "_delivered",
         "_early",
-        "_held",
         "_inbox",
         "_inbox_bytes",
         "_listener",
         "_out",
-        "_seen",
         "_told",
+        "_undelivered",
         "blocked",
         "closed",
         "ended",
@@ -92,11 +90,8 @@ class RouterConnection:
         self._out: deque[Sequence[bytes]] = deque()
         self._broken: ProtocolError | None = None
         self._early = 0
-        self._delivered = False
-        """Whether a message was delivered since the last inspection."""
-        self._seen = 0
-        """Bytes that the kernel had received when the last message was delivered, about."""
-        self._held = 0
+        self._undelivered: Undelivered | None = None
+        """None before the peer is authenticated: then all that it has sent counts."""
         self._told = False
         self.identity = b""
         self.peer_key = ""
@@ -113,13 +108,12 @@ class RouterConnection:
     @property
     def unfinished(self) -> int:
         """Bytes of messages that libzmq has not whole, as of the last inspection, or that were not received yet."""
-        return self._held + self._inbox_bytes
+        return self._inbox_bytes + (self._undelivered.size if self._undelivered is not None else 0)
 
     def trust(self) -> None:
         """The peer is authenticated: it may send large messages, and many."""
         self.trusted = True
-        self._delivered = False
-        self._seen = received_bytes(self.pipe, self._cookie)
+        self._undelivered = Undelivered(self.pipe, self._cookie)
 
     def receive(self) -> list[list[bytes]]:
         """Messages that have arrived, in order; perhaps not all of them.
@@ -208,7 +202,8 @@ class RouterConnection:
 
     def deliver(self, parts: list[Any], limit: int) -> None:
         """A message arrived; `limit` bytes are accepted before the peer is authenticated."""
-        self._delivered = True
+        if self._undelivered is not None:
+            self._undelivered.delivered = True
         if self.closed or self._broken is not None:
             return
         size = held_size(parts)
@@ -231,22 +226,18 @@ class RouterConnection:
         """
         if self._broken is not None:
             return False
-        received = received_bytes(self.pipe, self._cookie)
-        if not self.trusted:
-            if received > limit:
-                self._break("an unauthenticated connection sends more than an introduction")
-                return True
+        if self._undelivered is not None:
+            return self._undelivered.measure()
+        if received_bytes(self.pipe, self._cookie) <= limit:
             return False
-        if self._delivered or not self._seen:
-            self._delivered = False
-            self._seen = received
-        before, self._held = self._held, max(0, received - self._seen)
-        return self._held != before
+        self._break("an unauthenticated connection sends more than an introduction")
+        return True
 
     def lost(self) -> None:
         """libzmq has closed the descriptor; messages may still come."""
         self.pipe_open = False
-        self._held = 0
+        if self._undelivered is not None:
+            self._undelivered.size = 0
 
     def shut_down(self) -> None:
         """Have libzmq see the connection's end."""

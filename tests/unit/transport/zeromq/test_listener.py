@@ -392,3 +392,25 @@ def test_sockets_that_were_closed_leave_no_descriptors() -> None:
     while descriptors() > before + 5:
         assert time.monotonic() < deadline, "descriptors are left"
         time.sleep(0.02)
+
+
+def test_a_router_that_is_dialled_and_does_not_end_its_message_is_measured() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        dealer = DealerConnection(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        with closing(dealer), closing(server.accept()[0]) as peer:
+            peer.sendall(opening(b"ROUTER"))
+            deadline = time.monotonic() + 20
+            while not dealer.ready:
+                assert time.monotonic() < deadline
+                dealer.receive()
+            dealer.inspect()
+            before = dealer.unfinished
+            peer.sendall(b"\x03" + struct.pack(">Q", 3 * MIB) + bytes(2 * MIB))
+            while dealer.unfinished < before + 2 * MIB:
+                assert time.monotonic() < deadline
+                dealer.inspect()
+            peer.sendall(bytes(MIB) + b"\x00\x00")
+            while not dealer.receive():
+                assert time.monotonic() < deadline
+            dealer.inspect()
+            assert dealer.unfinished == 0
