@@ -21,7 +21,7 @@ PAGES = {
     "README.md": "getting-started.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "reporting.md",
 }
 """Files in the repository's root, and their names among the pages of the site."""
 
