@@ -41,7 +41,7 @@ class AccessGate:
         file: the tokens that are made and revoked while the router runs.
         configured: the tokens of the configuration.
         required: whether requests need credentials.
-        generation: grows whenever a token that was valid is not valid any more.
+        generation: grows whenever somebody who was let in would not be let in again.
     """
 
     def __init__(self, directory: Path, tokens: Sequence[Token] = (), *, always: bool = False) -> None:
@@ -109,8 +109,8 @@ class AccessGate:
         return found
 
     def holds(self, principal: Principal) -> bool:
-        """Whether the token by which somebody was let in is still valid."""
-        return not principal.id or principal.id in self._ids
+        """Whether somebody who was let in would be let in again: by the same token, or because nobody needs one."""
+        return principal.id in self._ids if principal.id else not self.required
 
     def tokens(self) -> list[Token]:
         """Return all tokens, those of the configuration first.
@@ -126,9 +126,9 @@ class AccessGate:
         self._by_hash = {token.hash: token.principal for token in reversed(valid)}
         self._by_field.clear()
         ids = frozenset(token.id for token in valid)
-        if self._ids - ids:
-            self.generation += 1
-        self._ids = ids
-        self._next_expiry = min((token.expires for token in valid if token.expires is not None), default=0.0)
         # A worker that has seen tokens does not open up because their file is gone.
-        self.required = self.required or self._always or self._seen is not None or bool(self._unreadable)
+        required = self.required or self._always or self._seen is not None or bool(self._unreadable)
+        if self._ids - ids or required is not self.required:
+            self.generation += 1
+        self._ids, self.required = ids, required
+        self._next_expiry = min((token.expires for token in valid if token.expires is not None), default=0.0)

@@ -11,7 +11,7 @@ from prouter.addresses import split_address
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
 from prouter.host_names import check_domain, check_pattern
 
-__all__ = ["RouterClient", "RouterConfig", "RouterControl", "RouterJobs", "RouterServer", "RouterState"]
+__all__ = ["RouterAudit", "RouterClient", "RouterConfig", "RouterControl", "RouterJobs", "RouterServer", "RouterState"]
 
 
 def _known_keys(value: dict[str, str]) -> dict[str, str]:
@@ -212,9 +212,21 @@ class RouterJobs(Section):
     )
 
 
+class RouterAudit(Section):
+    """Who changed what through the HTTP API, and who opened which job: one JSON line each."""
+
+    file: str | None = Field(
+        None, description="File to which the lines are appended; it is opened again when it was moved away."
+    )
+    syslog: str | None = Field(
+        None, description="Unix socket of the system's log to which the lines are sent, such as /dev/log."
+    )
+
+
 class RouterConfig(Section):
     """Configuration of a router host."""
 
+    audit: RouterAudit = RouterAudit()
     client: RouterClient = RouterClient()
     control: RouterControl = RouterControl()
     fabric: Fabric = Fabric()

@@ -27,6 +27,7 @@ from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 from prouter.web.agent_links import AgentLinks
+from prouter.web.audit import AuditLog
 from prouter.web.routes import JobRoute, RouteCache
 from prouter.web.shared_call import SharedCall
 
@@ -61,6 +62,7 @@ class RouterClient:
         list_bridges: returns this worker's bridges.
         end_revoked_bridges: ends bridges of those whose token is not valid any more.
         gate: who may send requests to this worker; None for everybody.
+        audit: the audit log; None without one.
         on_linked: called when the broker is linked again; events may have been missed.
     """
 
@@ -74,6 +76,7 @@ class RouterClient:
         self.list_bridges: Callable[[], list[dict[str, Any]]] = list
         self.end_revoked_bridges: Callable[[], None] = lambda: None
         self.gate: AccessGate | None = None
+        self.audit = AuditLog(config.audit) if config.audit.file or config.audit.syslog else None
         self.on_linked: Callable[[], None] = lambda: None
         self._informed = False
         """Whether the broker has sent its whole list of links."""

@@ -14,6 +14,7 @@ import falcon
 from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.web.admin.access import AccessControl
+from prouter.web.admin.audit_trail import AuditTrail
 from prouter.web.admin.errors import add_error_handlers
 from prouter.web.admin.feeds.event_feed import EventFeed
 from prouter.web.admin.middleware import EmptyResponses, HeadRequests, RequestLog, Router
@@ -59,6 +60,7 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
         router=Router(),
         middleware=[
             requests,
+            *([AuditTrail(router.audit)] if router.audit is not None else []),
             HeadRequests(),
             EmptyResponses(),
             KnownHosts(config),

@@ -110,6 +110,11 @@ class Forwarded:
             named += [_pairs(element).get(b"host", b"") for element in _elements(self._joined(b"forwarded"))]
         return tuple(host.decode("latin-1") for host in named if host) or (self.head.host.decode("latin-1"),)
 
+    @property
+    def clients(self) -> str:
+        """What a trusted proxy says of the client's address, with those of the proxies before it; else empty."""
+        return self._joined(b"x-forwarded-for").decode("latin-1") if self.origin.trusted else ""
+
     def lines(self, prefix: bytes) -> bytes:
         """The forwarded header lines for the job.
 

@@ -18,8 +18,9 @@ from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Principal, Role, is_allowed, refusal
 from prouter.config import RouterConfig
-from prouter.errors import Overloaded, PRouterError, Unauthorized
+from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
+from prouter.web.audit import AuditLog
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
@@ -27,6 +28,7 @@ from prouter.web.proxy.forwarded import Forwarded, Origin
 from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.hops import pseudonym
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
+from prouter.web.proxy.pages import request_id
 from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.route_roles import JOB_HTTP, NEEDS
@@ -98,6 +100,7 @@ class ProxyServer:
         self.upload_timeout = config.control.upload_timeout
         self._admin = admin
         self._gate = gate
+        self._audit = client.audit
         self._generation = gate.generation if gate is not None else 0
         self._search_until = 0.0
         """Monotonic time until which requests with revoked tokens are looked for."""
@@ -233,9 +236,9 @@ class ProxyServer:
         if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
             refused = _refused(principal, route)
             if refused is None:
-                exchange.forward(route)
+                self._forward(exchange, route)
             else:
-                exchange.fail(refused)
+                self._refuse(exchange, refused)
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
 
@@ -273,7 +276,7 @@ class ProxyServer:
             route = self.client.usable_route(owner, job, partial(self._obstacle_for, exchange), deadline)
         except PRouterError as error:
             if exchange.waiting:
-                exchange.fail(error)
+                self._refuse(exchange, error)
             return
         except Exception:
             log.exception("event=resolve_failed job=%s", job)
@@ -281,7 +284,42 @@ class ProxyServer:
                 exchange.fail(PRouterError("the request could not be routed: the router's log has the reason"))
             return
         if exchange.waiting:
-            exchange.forward(route)
+            self._forward(exchange, route)
+
+    def _forward(self, exchange: ProxyExchange, route: JobRoute) -> None:
+        if self._audit is not None:
+            self._note(self._audit, exchange, route.record.uid, None)
+        exchange.forward(route)
+
+    def _refuse(self, exchange: ProxyExchange, error: PRouterError) -> None:
+        if self._audit is not None and error.status == Forbidden.status:
+            self._note(self._audit, exchange, error.job, error.status)
+        exchange.fail(error)
+
+    def _note(self, audit: AuditLog, exchange: ProxyExchange, job: str | None, status: int | None) -> None:
+        """Write a request to a job into the audit log if it begins a session, switches protocols or is refused."""
+        head, forwarded, client = exchange.head, exchange.forwarded, exchange.client
+        principal = forwarded.principal
+        if principal is None:
+            return
+        address = forwarded.clients or client.origin.address
+        if (
+            status is None
+            and not head.upgrade
+            and not audit.begins_session(principal, address, job or "", client.began)
+        ):
+            return
+        audit.write(
+            "upgrade" if head.upgrade else "http",
+            principal=principal,
+            address=client.origin.address,
+            forwarded_for=forwarded.clients,
+            method=head.method.decode("ascii"),
+            path=head.target.partition(b"?")[0].decode("latin-1"),
+            job=job,
+            status=status,
+            request=request_id(head.headers),
+        )
 
     def _obstacle_for(self, exchange: ProxyExchange, route: JobRoute) -> PRouterError | None:
         if not exchange.waiting:

@@ -37,8 +37,11 @@ def test_without_tokens_nobody_needs_one(tmp_path: Path) -> None:
 def test_with_the_first_token_everybody_needs_one(tmp_path: Path) -> None:
     gate = AccessGate(tmp_path)
     identifier, text = issue(tmp_path)
+    generation = gate.generation
     gate.look()
     assert gate.required
+    assert not gate.holds(OPEN_ROUTER), "what was open before ends"
+    assert gate.generation > generation
     principal = gate.authenticate(bearer(text))
     assert principal is not None
     assert (principal.name, principal.role, principal.via, principal.id) == ("ann", Role.USER, "token", identifier)

@@ -97,6 +97,7 @@ class _Calls:
 
     def _send(self, req: ApiRequest, resp: falcon.Response, info: JobInfo, status: int = 200) -> None:
         """Send a job's info."""
+        req.env["prouter.job"] = info["uid"]  # for the audit log: the path of a request that creates has none
         send_json(resp, self._urls(req).add_to(info), status)
 
     def _wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:

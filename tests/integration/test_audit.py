@@ -1,0 +1,80 @@
+"""The audit log of a real router: what changes and what is opened, by whom, and no secret."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.processes import Agent, Router, start_agent, start_router
+
+WEBSOCKETS = str(Path(__file__).parents[1] / "jobs" / "websocket_server.py")
+
+
+def test_changes_and_opened_jobs_have_lines_and_nothing_secret_has(launch: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    router: Router = launch(start_router, workers=2, **{"audit.file": str(path), "control.hold": 1})
+    agent: Agent = launch(start_agent, router)
+    root = router.post("/tokens", {"name": "root", "role": "admin"}).json()
+    admin = {"Authorization": f"Bearer {root['token']}"}
+    made = router.post("/tokens", {"name": "ann", "role": "user"}, headers=admin).json()
+    other = router.post("/tokens", {"name": "bob", "role": "user"}, headers=admin).json()
+    ann, bob = ({"Authorization": f"Bearer {token['token']}"} for token in (made, other))
+
+    choice = {"type": "uid", "uid": agent.uid}
+    job = router.post("/jobs/create", {"name": "audited", "agent": choice}, headers=ann).json()
+    start = {"args": [sys.executable, WEBSOCKETS], "env": {"A": "s3cret"}, "expose": {"port": "assign"}}
+    assert router.post(job["path"] + "/start", start, headers=ann, timeout=60).status_code == 200
+    seen = f"{job['path']}/http/seen?token=s3cret"
+    for _ in range(3):
+        assert router.get(seen, headers=ann).status_code == 200
+        assert router.get(job["path"] + "/info", headers=ann).status_code == 200
+    url = router.url.replace("http://", "ws://") + f"{job['path']}/http/echo?token=s3cret"
+    with connect(url, additional_headers=ann) as websocket:
+        websocket.send("s3cret")
+        assert websocket.recv(timeout=10) == "s3cret"
+    assert router.get(seen, headers=bob).status_code == 403
+    with pytest.raises(InvalidStatus), connect(url, additional_headers=bob):
+        pass
+    assert router.post(job["path"] + "/remove", headers=bob).status_code == 403
+    assert router.post(job["path"] + "/remove").status_code == 401
+    assert router.get(job["path"] + "/file/nothing?remove=1", headers=ann).status_code == 404
+    assert (
+        router.post(job["path"] + "/remove?why=s3cret", headers={**ann, "X-Request-ID": "the-end"}).status_code == 200
+    )
+    revoked = requests.delete(f"{router.url}/tokens/{made['id']}", headers=admin, timeout=30)
+    assert revoked.status_code == 204
+
+    text = path.read_text()
+    for secret in ("s3cret", root["token"], made["token"], other["token"]):
+        assert secret not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    told = [(line["operation"], line["name"], line["job"], line["status"]) for line in lines]
+    uid = job["uid"]
+    opened = ("http", "ann", uid, None)
+    assert 1 <= told.count(opened) <= 2, "one per worker"
+    assert [line for line in told if line != opened] == [
+        ("createToken", None, None, 201),
+        ("createToken", "root", None, 201),
+        ("createToken", "root", None, 201),
+        ("create", "ann", uid, 200),
+        ("start", "ann", uid, 200),
+        ("upgrade", "ann", uid, None),
+        ("http", "bob", uid, 403),
+        ("upgrade", "bob", uid, 403),
+        ("remove", "bob", uid, 403),
+        ("unknown", None, None, 401),
+        ("download", "ann", uid, 404),
+        ("remove", "ann", uid, 200),
+        ("revokeToken", "root", None, 204),
+    ]
+    (last,) = [line for line in lines if line["request"] == "the-end"]
+    assert (last["from"], last["role"], last["via"], last["token"]) == ("127.0.0.1", "user", "token", made["id"])
+    assert last["path"] == job["path"] + "/remove"
