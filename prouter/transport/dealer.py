@@ -270,12 +270,14 @@ class DealerSocket:
         if connection.blocked:
             if not self._writable.active:
                 self._writable.start(self._flush, connection)
-            return
-        if self._writable.active:
-            self._writable.stop()
-        if self._closed:
-            self._drop(connection, _LAST_WORDS)
-        elif connection.more:
+        else:
+            if self._writable.active:
+                self._writable.stop()
+            if self._closed:
+                self._drop(connection, _LAST_WORDS)
+                return
+        # Also while it is blocked: libzmq's descriptor may have told its news to the send that failed.
+        if connection.more:
             self._look_soon(connection)
 
     def _lost(self, connection: Connection, error: Exception) -> None:

@@ -25,6 +25,7 @@ from prouter.transport.zeromq.parts import (
     EVENTS,
     NOBLOCK,
     POLLIN,
+    POLLOUT,
     check_size,
     fast_calls,
     queued_size,
@@ -124,10 +125,12 @@ class DealerConnection:
 
     @property
     def more(self) -> bool:
-        """Whether something has arrived that `fd` may not tell of: sending consumes its hint, too."""
+        """Whether `receive` or `flush` has work that `fd` may not tell of: sending consumes its hint, too."""
         if self._touched and not self._more and not self._closed:
             self._touched = False
-            self._more = bool(self._get(EVENTS) & POLLIN)
+            # Looking consumes the hint that a blocked send may go on, so this has to tell of it.
+            awaited = POLLIN | POLLOUT if self.blocked else POLLIN
+            self._more = bool(self._get(EVENTS) & awaited)
         return self._more
 
     def trust(self) -> None:

@@ -156,7 +156,9 @@ class RouterListener:
         """Whether something has arrived that `fd` may not tell of."""
         if self._touched and not self._more:
             self._touched = False
-            self._more = bool(self._get(EVENTS) & POLLIN)
+            # A ROUTER does not say which peer takes more, and looking at its events consumes the hint that one does.
+            # So while some are blocked, the hint itself counts.
+            self._more = bool(self._blocked and self._poll.poll(0)) or bool(self._get(EVENTS) & POLLIN)
         return self._more
 
     @property
