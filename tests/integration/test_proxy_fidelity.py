@@ -388,7 +388,7 @@ def test_ambiguous_requests_are_refused_and_never_reach_the_job(
         raw.send(request_bytes % (corner + "/record/smuggled").encode())
         answer = raw.read_to_end()
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.count(b"HTTP/1.1") == 1
+    assert len(re.findall(rb"HTTP/1\.1 \d{3} ", answer)) == 1
     assert seen_counts(router, corner)["accepted"] - before["accepted"] <= 2
 
 
