@@ -1,18 +1,20 @@
 """Requests that proxies and servers read differently: what becomes of each, asserted against what a job receives.
 
-The corpus is tests/data/http_attacks/requests.yaml. Each request goes to the router directly, and through the shipped
+The corpus is in tests/data/http_attacks. Each request goes to the router directly, and through the shipped
 nginx configuration under the real nginx. The job records every byte and is careless about framing, as some servers are.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,24 @@ from tests.support.programs import needed
 from tests.support.raw_http import Raw, exchange
 
 TESTS = Path(__file__).parents[1]
-CORPUS: list[dict[str, Any]] = yaml.safe_load((TESTS / "data" / "http_attacks" / "requests.yaml").read_text())
+Entry = dict[str, Any]
+
+
+def corpus(name: str) -> list[Entry]:
+    """The entries of a file of the corpus."""
+    found: list[Entry] = yaml.safe_load((TESTS / "data" / "http_attacks" / f"{name}.yaml").read_text())
+    return found
+
+
+OPEN, CREDENTIALS = corpus("requests"), corpus("credentials")
 KEYS = {"name", "send", "status", "sees", "cut", "holds", "never", "nginx"}
 HOST = "prouter.example.org"
-BODY = "GET /smuggled HTTP/1.1\r\nHost: a\r\nX: abcdefg\r\n"
+BODY = "GET /smuggled HTTP/1.1\r\nHost: a\r\nX: abcdef\r\n"
 """44 bytes that a server which overlooks Content-Length takes for a request."""
 FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([\t \x21-\x7e\x80-\xff]*)")
 STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
+LINES = {"line": "POST /a HTTP/1.1", "get": "GET /a HTTP/1.1"}
+"""Short for the usual request lines."""
 ONCE = (b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix", b"forwarded")
 
 
@@ -44,12 +57,14 @@ class Stand:
     Attributes:
         job: the job's path.
         record: the job's file of what arrived.
+        tokens: of the job's owner and of others, by their abbreviation; empty for a router that asks for none.
     """
 
     router: Router
     nginx: Nginx | None
     job: str
     record: Path
+    tokens: Mapping[str, str]
 
     def url(self, way: str) -> str:
         """Where a client of this way connects."""
@@ -74,13 +89,16 @@ class Stand:
             ("<HOST>", HOST),
             ("<OWN>", own),
             ("<OWN-CAPITALS>", own.upper()),
+            ("<BASIC>", base64.b64encode(f"x:{self.tokens.get('<TOKEN>', '')}".encode()).decode()),
+            *self.tokens.items(),
         ):
             text = text.replace(short, full)
         return text.encode("latin-1")
 
 
-@pytest.fixture(scope="module")
-def stand() -> Iterator[Stand]:
+@contextmanager
+def standing(*, guarded: bool) -> Iterator[Stand]:
+    """A stand, whose router asks for tokens or not."""
     with ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="pra-"))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
@@ -97,14 +115,49 @@ def stand() -> Iterator[Stand]:
         stack.callback(router.stop)
         agent = start_agent(place / "agent", router)
         stack.callback(agent.stop)
-        job = router.serve(agent.uid, TESTS / "jobs" / "recording_server.py")
-        exchange(router.url, "GET", f"{job}/http/first")
+        tokens = made_tokens(router) if guarded else {}
+        headers = {"Authorization": f"Bearer {tokens['<TOKEN>']}"} if guarded else {}
+        started = {"args": [sys.executable, str(TESTS / "jobs" / "recording_server.py")], "expose": {"port": "assign"}}
+        made = router.post(
+            "/jobs/run", {"name": "record", "agent": {"type": "uid", "uid": agent.uid}, **started}, headers=headers
+        )
+        assert made.status_code == 200, made.text
+        job = made.json()["path"]
+        assert router.get(f"{job}/http/first", headers=headers).status_code == 200
         (record,) = (place / "agent" / "jobs").rglob("record")
         nginx = None
         if shutil.which("nginx"):
             nginx = Nginx(place / "nginx", f"unix:{unix}", free_port())
             stack.callback(nginx.close)
-        yield Stand(router, nginx, job, record)
+        yield Stand(router, nginx, job, record, tokens)
+
+
+def made_tokens(router: Router) -> dict[str, str]:
+    """Make a token for each abbreviation of the corpus; from then on the router asks for one."""
+    found: dict[str, str] = {}
+    for short, name, role in (
+        ("<ADMIN>", "admin", "admin"),
+        ("<TOKEN>", "owner", "user"),
+        ("<OTHER>", "other", "user"),
+        ("<VIEWER>", "viewer", "viewer"),
+    ):
+        headers = {"Authorization": f"Bearer {found['<ADMIN>']}"} if found else {}
+        made = router.post("/tokens", {"name": name, "role": role}, headers=headers)
+        assert made.status_code == 201, made.text
+        found[short] = made.json()["token"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def stand() -> Iterator[Stand]:
+    with standing(guarded=False) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Stand]:
+    with standing(guarded=True) as found:
+        yield found
 
 
 def responses_to(url: str, data: bytes) -> bytes:
@@ -126,7 +179,8 @@ def seen_meanwhile(stand: Stand, way: str, data: bytes) -> tuple[bytes, list[byt
     got = responses_to(stand.url(way), data)
     sentinel = f"GET /sentinel{next(_sentinels)} HTTP/1.1".encode()
     target = f"{stand.job}/http{sentinel.decode().split()[1]}"
-    answer, _ = exchange(stand.url(way), "GET", target, host=HOST)
+    credentials = f"Authorization: Bearer {stand.tokens['<TOKEN>']}\r\n" if stand.tokens else ""
+    answer, _ = exchange(stand.url(way), "GET", target, credentials, host=HOST)
     assert answer.partition(b"\r\n\r\n")[2] == sentinel, "another client got the response to a smuggled request"
     with stand.record.open("rb") as file:
         file.seek(before)
@@ -173,24 +227,42 @@ def expected(entry: Mapping[str, Any], way: str) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("way", ["direct", pytest.param("nginx", marks=needed("nginx"))])
-@pytest.mark.parametrize("entry", CORPUS, ids=[entry["name"] for entry in CORPUS])
-def test_a_request_is_read_in_one_way_or_refused(stand: Stand, entry: dict[str, Any], way: str) -> None:
+def check(stand: Stand, entry: Mapping[str, Any], way: str) -> bytes:
+    """Send a request of the corpus, check what becomes of it, and return what the job received."""
     assert entry.keys() <= KEYS
     told = expected(entry, way)
     got, seen = seen_meanwhile(stand, way, stand.bytes_of(entry["send"]))
     statuses = [int(status) for status in STATUS.findall(got) if status != b"100"]
+    everything = b"".join(seen)
     if told["cut"]:
         check_cut(seen)
         seen = []
     assert (statuses, [data.partition(b"\r\n")[0] for data in seen]) == (
         told["status"],
-        [stand.bytes_of(line.replace("line", "POST /a HTTP/1.1")) for line in told["sees"]],
+        [stand.bytes_of(LINES.get(line, line)) for line in told["sees"]],
     ), (got, seen)
     for data in seen:
         check_form(data)
-    everything = b"".join(seen)
     for part in told["holds"]:
         assert stand.bytes_of(part) in everything, everything
     for part in told["never"]:
         assert part.encode() not in everything.lower(), everything
+    return everything
+
+
+WAYS = pytest.mark.parametrize("way", ["direct", pytest.param("nginx", marks=needed("nginx"))])
+
+
+@WAYS
+@pytest.mark.parametrize("entry", OPEN, ids=[entry["name"] for entry in OPEN])
+def test_a_request_is_read_in_one_way_or_refused(stand: Stand, entry: Entry, way: str) -> None:
+    check(stand, entry, way)
+
+
+@WAYS
+@pytest.mark.parametrize("entry", CREDENTIALS, ids=[entry["name"] for entry in CREDENTIALS])
+def test_nobody_gets_round_tokens_and_no_job_sees_one(guarded: Stand, entry: Entry, way: str) -> None:
+    received = check(guarded, entry, way)
+    for token in guarded.tokens.values():
+        assert token.encode() not in received
+        assert base64.b64encode(f"x:{token}".encode()) not in received

@@ -124,7 +124,8 @@ def _request_field(name: bytes) -> int:
     if plain in FORWARDED or (plain.startswith(_OURS) and key != HOPS):
         return RequestField.DROP
     if plain in _CLAIMED or plain.startswith(_CLAIMED_PREFIXES):
-        return RequestField.CLAIM
+        # No proxy writes these with "_": a client did, and a proxy that removes its own fields let it pass.
+        return RequestField.CLAIM if plain == key else RequestField.DROP
     return _REQUESTS.get(key, RequestField.PASS)
 
 

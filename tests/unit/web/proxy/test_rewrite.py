@@ -428,9 +428,12 @@ CLAIMS = [
 @pytest.mark.parametrize("line", CLAIMS)
 def test_claims_reach_a_job_from_trusted_proxies_only(line: bytes) -> None:
     name, value = line.split(b": ")
-    for form in (line, name.upper() + b": " + value, name.replace(b"-", b"_") + b": " + value):
+    for form in (line, name.upper() + b": " + value):
         assert form not in to_job(form + b"\r\n")
         assert form in to_job(form + b"\r\n", origin=NGINX)
+    spelt = name.replace(b"-", b"_", 1) + b": " + value
+    for origin in (DIRECT, NGINX):  # a proxy that replaces its own field does not see this one, and lets it pass
+        assert spelt not in to_job(spelt + b"\r\n", origin=origin)
 
 
 def test_fields_for_proxies_go_both_ways() -> None:
