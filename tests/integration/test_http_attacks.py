@@ -58,6 +58,7 @@ class Stand:
         job: the job's path.
         record: the job's file of what arrived.
         tokens: of the job's owner and of others, by their abbreviation; empty for a router that asks for none.
+        agent: the agent's uid.
     """
 
     router: Router
@@ -65,6 +66,7 @@ class Stand:
     job: str
     record: Path
     tokens: Mapping[str, str]
+    agent: str
 
     def url(self, way: str) -> str:
         """Where a client of this way connects."""
@@ -129,7 +131,7 @@ def standing(*, guarded: bool) -> Iterator[Stand]:
         if shutil.which("nginx"):
             nginx = Nginx(place / "nginx", f"unix:{unix}", free_port())
             stack.callback(nginx.close)
-        yield Stand(router, nginx, job, record, tokens)
+        yield Stand(router, nginx, job, record, tokens, agent.uid)
 
 
 def made_tokens(router: Router) -> dict[str, str]:
