@@ -140,10 +140,6 @@ class TokenFile:
             for token in tokens
         ]
         write_private(self.path, json.dumps({"version": _VERSION, "tokens": entries}, indent=1) + "\n")
-        if os.geteuid() == 0:
-            # The router may run as another user, to whom its state directory belongs.
-            owner = self.path.parent.stat()
-            os.chown(self.path, owner.st_uid, owner.st_gid)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -151,9 +147,6 @@ class TokenFile:
         lock = self.path.with_name(f".{self.path.name}.lock")
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if os.geteuid() == 0:
-                owner = lock.parent.stat()
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
         except OSError as error:
             raise ConfigError(f"{lock} cannot be written: {error.strerror or error}") from error
         try:

@@ -79,8 +79,13 @@ class Supervisor:
         Raises:
             ConfigError: the configuration is wrong or an address is in use.
         """
-        check_access(self._config)
         self._config, locks = claim_router(self._config)
+        try:
+            check_access(self._config)  # in the directory that was claimed: another router may have the usual one
+        except ConfigError:
+            for lock in locks:
+                lock.release()
+            raise
         run_dir = self._config.state.run_dir or ""
         self._sockets = ControlSockets(self._config)
         self._handover = Handover(Path(run_dir), connection_debug=self._connection_debug)
@@ -241,13 +246,14 @@ class Supervisor:
         """Load the configuration again for the workers, and have gunicorn replace them one by one."""
         try:
             fresh = self._load()
+            fresh = fresh.model_copy(update={"state": self._config.state})
             check_access(fresh)
         except ConfigError as error:
             log.error("event=reload_refused error=%s", error)
             return
         if _needs_restart(self._config) != _needs_restart(fresh):
             log.warning("event=reload_partial text='addresses and settings of the broker change with a restart only'")
-        self._config = fresh.model_copy(update={"state": self._config.state})
+        self._config = fresh
         self._handover.write(self._config)
         self._gunicorn.signal(signal.SIGHUP)
 

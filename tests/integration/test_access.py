@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from websockets.sync.client import connect
 from prouter.web.admin.operations import OPERATIONS, Operation
 from prouter.web.route_roles import JOB_HTTP
 from tests.support.ports import free_port
-from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.processes import Agent, Process, Router, start_agent, start_router, wait_until
 from tests.support.programs import needed
 
 PAGE = Path(__file__).parents[2] / "docs" / "access.md"
@@ -449,6 +450,43 @@ def test_other_machines_are_served_once_there_is_a_token(work_dir: Path, launch:
     assert requests.get(f"{url}/info", timeout=30).status_code == 401
     assert requests.get(f"{url}/info", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code == 200
     assert router.popen.poll() is None
+
+
+def test_a_reload_changes_the_tokens_of_the_configuration(work_dir: Path) -> None:
+    file = work_dir / "router.yaml"
+
+    def configure(token: str, role: str) -> None:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        file.write_text(
+            f"control: {{port: 0, drain_timeout: 1, tokens: ['ci:{role}:sha256:{digest}']}}\n"
+            f"server: {{port: 0}}\nstate: {{dir: {work_dir}/state, run_dir: {work_dir}/run}}\n"
+        )
+
+    configure("the first", "admin")
+    router = Process([sys.executable, "-m", "prouter", "up", "--config", str(file)], work_dir / "router.log")
+    try:
+        url = router.wait_line(r"^ready control=(http://\S+)")[1]
+
+        def ask(token: str, method: str, path: str) -> requests.Response:
+            return requests.request(method, url + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+        assert requests.get(f"{url}/info", timeout=30).status_code == 401
+        assert ask("the first", "GET", "/whoami").json() == {"name": "ci", "role": "admin", "via": "token"}
+        (listed,) = ask("the first", "GET", "/tokens").json()["tokens"]
+        assert listed == {"id": "config-1", "name": "ci", "role": "admin", "created": None, "expires": None}
+        refused = ask("the first", "DELETE", "/tokens/config-1")
+        assert refused.status_code == 409
+        assert "control.tokens" in refused.json()["detail"]
+        configure("the second", "viewer")
+        router.popen.send_signal(signal.SIGHUP)
+
+        def changed() -> bool:
+            tokens = ("the first", "the second") * 8
+            return [ask(token, "GET", "/whoami").status_code for token in tokens] == [401, 200] * 8
+
+        wait_until(changed, what="all workers know the second token only")
+    finally:
+        router.stop()
 
 
 @needed("curl")
