@@ -108,9 +108,16 @@ def _operation(operation: Operation) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
     if need is Need.NOTHING:
         made["security"] = []
-    for status in operation.errors if need is Need.NOTHING else sorted({401, 403, *operation.errors}):
+    for status in _errors(operation, need):
         made["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     return made
+
+
+def _errors(operation: Operation, need: Need) -> list[int]:
+    """Return the statuses of an operation's errors, with those that come of its access and of any request body."""
+    access = () if need is Need.NOTHING else (401, 403)
+    body = (408, 413, 415) if operation.body is not None else ()  # too slow, too large, or in a coding
+    return sorted({*operation.errors, *access, *body})
 
 
 def _response(status: int, content: type[BaseModel] | tuple[str, ...] | None) -> dict[str, Any]:

@@ -288,7 +288,14 @@ def _about_sandboxes() -> list[Operation]:
     )
     uploading = (*_FILE_ERRORS, 412, 413, 415, 507)
     operations = [
-        Operation("get", f"{_JOB}/file", "list_sandbox", "The listing of the sandbox.", {200: responses.Listing}),
+        Operation(
+            "get",
+            f"{_JOB}/file",
+            "list_sandbox",
+            "The listing of the sandbox.",
+            {200: responses.Listing},
+            errors=_FILE_ERRORS,
+        ),
         Operation(
             "get",
             file,

@@ -67,3 +67,10 @@ def test_request_bodies_are_the_models_that_validate() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["StartRequest"]["additionalProperties"] is False
     assert set(schemas["StartRequest"]["required"]) == {"args", "env"}
+
+
+def test_what_may_become_of_a_body_is_documented() -> None:
+    for path, methods in document()["paths"].items():
+        for method, operation in methods.items():
+            if "requestBody" in operation:
+                assert {"408", "413", "415"} <= operation["responses"].keys(), (method, path)
