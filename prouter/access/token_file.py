@@ -28,6 +28,8 @@ TOKENS = "tokens.json"
 _VERSION = 1
 _MOST = 10_000
 """Tokens kept: every worker holds all of them in memory."""
+_FORGET_AFTER = 30 * 86400.0
+"""Seconds after which an expired token is not listed any more."""
 _LARGEST = 8 * 1024 * 1024
 """Bytes of the file."""
 
@@ -103,7 +105,7 @@ class TokenFile:
             made_by,
         )  # fmt: skip
         with self._locked():
-            tokens = self.all()
+            tokens = [known for known in self.all() if known.valid(now - _FORGET_AFTER)]
             for known in tokens:
                 if made_by and known.made_by == made_by:
                     raise Conflict(

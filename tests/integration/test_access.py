@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 
 from prouter.web.admin.operations import OPERATIONS, Operation
 from prouter.web.route_roles import JOB_HTTP
+from tests.bench.nginx import Nginx
 from tests.support.ports import free_port
 from tests.support.processes import Agent, Process, Router, start_agent, start_router, wait_until
 from tests.support.programs import needed
@@ -450,6 +451,39 @@ def test_other_machines_are_served_once_there_is_a_token(work_dir: Path, launch:
     assert requests.get(f"{url}/info", timeout=30).status_code == 401
     assert requests.get(f"{url}/info", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code == 200
     assert router.popen.poll() is None
+
+
+@needed("nginx")
+def test_tokens_pass_through_nginx(work_dir: Path, launch: Callable[..., Any]) -> None:
+    """As docs/deployment-nginx.md says: without nginx's own passwords, and with the line of the map removed."""
+    directory = work_dir / "start_router0"
+    token = new_token(directory, "ann", "viewer")["token"]
+    log = work_dir / "audit.log"
+    sets = {"control.trusted_proxies": ("127.0.0.1/32",), "audit.file": str(log)}
+    router: Router = launch(start_router, workers=1, **sets)
+
+    def pass_passwords(main: Path) -> None:
+        site = main.parent / "conf.d" / "prouter.conf"
+        lines = site.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if "basic" not in line or "auth_basic" in line]
+        assert len(kept) == len(lines) - 1
+        site.write_text("".join(kept))
+
+    port = free_port()
+    nginx = Nginx(work_dir / "nginx", router.url.removeprefix("http://"), port, adapt=pass_passwords)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        assert requests.get(f"{url}/whoami", timeout=30).status_code == 401
+        bearer = requests.get(f"{url}/whoami", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        basic = requests.get(f"{url}/whoami", auth=("anybody", token), timeout=30)
+        assert bearer.json() == basic.json() == {"name": "ann", "role": "viewer", "via": "token"}
+        refused = requests.post(f"{url}/jobs/run", json={}, auth=("anybody", token), timeout=30)
+        assert refused.status_code == 403
+    finally:
+        nginx.close()
+    (line,) = [json.loads(text) for text in log.read_text().splitlines()]
+    assert (line["operation"], line["name"], line["status"]) == ("run", "ann", 403)
+    assert (line["from"], line["forwarded_for"]) == ("127.0.0.1", "127.0.0.1")
 
 
 def test_a_reload_changes_the_tokens_of_the_configuration(work_dir: Path) -> None:

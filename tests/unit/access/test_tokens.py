@@ -51,6 +51,14 @@ def test_a_revoked_token_is_gone_and_the_file_stays(tmp_path: Path) -> None:
     assert file.seen() not in (None, before)
 
 
+def test_a_token_that_expired_long_ago_is_forgotten_with_the_next_one(tmp_path: Path) -> None:
+    file = TokenFile(tmp_path)
+    file.issue(name="old", role=Role.USER, now=0.0, lifetime=10)
+    file.issue(name="late", role=Role.USER, now=0.0, lifetime=86400)
+    file.issue(name="new", role=Role.USER, now=30 * 86400 + 10.0, lifetime=None)
+    assert [token.name for token in file.all()] == ["late", "new"]
+
+
 @pytest.mark.parametrize("name", ["", "a b", "-ann", "a" * 65, "ann\n", "ännchen", "a:b", "a/b"])
 def test_a_name_that_could_be_mistaken_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no name for a token"):
