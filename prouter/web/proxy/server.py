@@ -22,6 +22,7 @@ from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
 from prouter.web.audit import AuditLog
 from prouter.web.proxy.connection import ClientConnection
+from prouter.web.proxy.cross_site import uses_a_visitors_password
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.forwarded import Forwarded, Origin
@@ -46,6 +47,7 @@ _IDLE_TIMEOUT = 75.0
 _UNSENT = 256 * 1024
 """Bytes the kernel buffers for a client that does not read; without TCP_NOTSENT_LOWAT that would be megabytes."""
 
+_CROSS_SITE = "pages of other sites may not use a job with the password that you gave your browser"
 _GRACE = 2.0
 """Seconds a request may be old when its token is revoked and it goes on: the request that revokes its own token."""
 _SEARCH = 6.0
@@ -227,6 +229,9 @@ class ProxyServer:
             return
         if principal is None:
             client.fail(Unauthorized(SIGN_IN), head)
+            return
+        if principal is not OPEN_ROUTER and uses_a_visitors_password(forwarded):
+            client.fail(Forbidden(_CROSS_SITE, code="cross_site"), head)
             return
         owner, job, target, own_host = found
         exchange = ProxyExchange(self, client, forwarded, target, own_host=own_host)
