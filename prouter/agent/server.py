@@ -37,6 +37,7 @@ from prouter.key_pairs import KeyPair
 from prouter.keys.destinations import agent_pair, destinations
 from prouter.keys.join_url import JoinUrl
 from prouter.keys.known_routers import KnownRouter, KnownRouters
+from prouter.process.cores import forbid_core_dumps
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
 from prouter.transport.backoff import Backoff
@@ -113,7 +114,9 @@ class _Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop.set)
         self.manager.open()
-        raise_descriptor_limit()  # After the keeper was started: its jobs keep the usual limit.
+        # After the keeper was started: its jobs keep the usual limits.
+        forbid_core_dumps()
+        raise_descriptor_limit()
         try:
             self._open()
             gevent.spawn(self.usage_reports.run)

@@ -33,6 +33,7 @@ from prouter.config import ConfigError, RouterConfig, uses_curve
 from prouter.config.directories import Lock
 from prouter.fabric.session import LATE
 from prouter.key_pairs import KeyPair
+from prouter.process.cores import forbid_core_dumps
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.zeromq.context import destroy_context
@@ -80,6 +81,7 @@ def run(
     except BlockingIOError:
         raise ConfigError(f"state.run_dir: another broker runs in {run_dir}") from None
     try:
+        forbid_core_dumps()
         descriptors = raise_descriptor_limit()
         keep_freed_memory()
         server = _Server(config, state, bind_port, on_shutdown, descriptors)

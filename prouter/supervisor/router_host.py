@@ -21,6 +21,7 @@ from types import FrameType
 from prouter.access.setup import check_access
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import claim_router
+from prouter.process.cores import forbid_core_dumps
 from prouter.process.systemd import notify
 from prouter.supervisor.child import Child, Command
 from prouter.supervisor.control_sockets import ControlSockets
@@ -79,6 +80,7 @@ class Supervisor:
         Raises:
             ConfigError: the configuration is wrong or an address is in use.
         """
+        forbid_core_dumps()
         self._config, locks = claim_router(self._config)
         try:
             check_access(self._config)  # in the directory that was claimed: another router may have the usual one

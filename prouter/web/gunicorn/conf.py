@@ -16,6 +16,7 @@ from typing import Any
 from prouter.access.setup import check_access
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import load_from_environment
+from prouter.process.cores import forbid_core_dumps
 from prouter.process.logging import configure_logging
 from prouter.web.gunicorn.balance import enter
 from prouter.web.gunicorn.internals import ArbiterAdapter, UnsupportedGunicorn, check
@@ -25,6 +26,7 @@ from prouter.web.metrics import counters
 
 def _load() -> RouterConfig:
     """Load the configuration, or end with status 2, after which the supervisor does not start gunicorn again."""
+    forbid_core_dumps()
     try:
         check()
         found = load_from_environment()
