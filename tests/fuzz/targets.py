@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import yaml
 
+from prouter.access.gate import AccessGate
+from prouter.access.roles import Role
+from prouter.access.tokens import Token, hash_of
 from prouter.agent.archives import pack
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest, JobUnreachable, ProtocolError, PRouterError
@@ -269,6 +273,36 @@ def archives() -> Iterator[Case]:
         yield case
 
 
+@contextmanager
+def credentials() -> Iterator[Case]:
+    """Damaged fields with a token: nobody is let in who does not present exactly that token, once."""
+    token = b"prt_0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
+    words = [b"Bearer ", b"basic ", b",", b" ", b"=", b"\xff", b":", token]
+
+    def presents(value: bytes) -> bool:
+        scheme, _, rest = value.strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            return rest.strip() == token
+        try:
+            return scheme.lower() == b"basic" and b64decode(rest.strip(), validate=True).split(b":", 1)[1:] == [token]
+        except ValueError:
+            return False
+
+    with tempfile.TemporaryDirectory(prefix="prf-") as name:
+        gate = AccessGate(Path(name), [Token("1", "alice", Role.USER, hash_of(token))])
+
+        def case(random: Random) -> None:
+            value = random.choice([b"Bearer " + token, b"Basic " + b64encode(b"x:" + token)])
+            fields = [(random.choice([b"Authorization", b"AUTHORIZATION"]), damaged(random, value, words))]
+            if random.random() < 0.2:
+                fields.append((random.choice([b"authorization", b"Cookie"]), damaged(random, value, words)))
+            found = [value for name, value in fields if name.lower() == b"authorization"]
+            let_in = gate.authenticate(fields)
+            assert (let_in is not None) == (len(found) == 1 and presents(found[0])), fields
+
+        yield case
+
+
 TARGETS: dict[str, Callable[[], AbstractContextManager[Case]]] = {
     "frames": frames,
     "bodies": bodies,
@@ -278,6 +312,7 @@ TARGETS: dict[str, Callable[[], AbstractContextManager[Case]]] = {
     "heads": heads,
     "responses": responses,
     "chunks": chunks,
+    "credentials": credentials,
     "archives": archives,
 }
 """By name; a case raises if something else than a refusal comes of it."""
