@@ -191,7 +191,8 @@ class _Server:
         deadline = self._env.timers.deadline()
         now = time.monotonic()
         timeout = -1 if deadline is None else max(0.0, deadline - now)
-        if self._connections.busy:
+        busy = self._connections.busy
+        if busy:
             timeout = 0
         elif timeout != 0 and not self._poller.full and self._quiet(now):
             self._poller.gather(_GATHER)
@@ -200,7 +201,7 @@ class _Server:
         now = time.monotonic()
         if timeout >= 0 and now - before - timeout > LATE:
             self._broker.excuse(now - before - timeout, now)
-        self._broker.heartbeats.behind = self._poller.full or self._connections.busy
+        self._broker.heartbeats.behind = self._poller.full or busy
         return handles, now
 
     def _quiet(self, now: float) -> bool:

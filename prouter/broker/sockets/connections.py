@@ -114,7 +114,12 @@ class Connections:
     @property
     def busy(self) -> bool:
         """Whether there is something to be heard, even if no descriptor becomes ready."""
-        return bool(self._unfinished) or any(listener.more for listener in self._listeners)
+        if self._unfinished:
+            return True
+        for listener in self._listeners:  # noqa: SIM110 - once per event loop iteration, and any() takes thrice as long
+            if listener.more:
+                return True
+        return False
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,8 @@ class Connections:
                 self._bound(port, now)
             else:
                 self._guard(partial(self._pump, port), now)
-        self._end_unauthenticated(now)
+        if self.unauthenticated:
+            self._end_unauthenticated(now)
         if self._ports and not self._sweeping:
             self._sweep(now)
 
@@ -237,6 +243,8 @@ class Connections:
     def _bound(self, port: Port, now: float) -> None:
         """Cut off who sends too far ahead, and who leaves too much unfinished once all together do."""
         held = port.held
+        if not held and not self._held.total:
+            return
         self._held.holds(port, held)
         if port.paused and held > _MOST_AHEAD and port.path is not None:
             log.warning("event=sent_ahead peer=%.64r bytes=%d", port.identity, held)

@@ -46,6 +46,7 @@ class Poller:
         self._epolls = {Turn.FIRST: self._first, Turn.AGENTS: self._all, Turn.UNAUTHENTICATED: self._outside}
         self._handles: dict[int, Handle] = {}
         self._watched: dict[int, select.epoll] = {}
+        self._first_fd, self._outside_fd = self._first.fileno(), self._outside.fileno()
         self._all.register(self._first, select.EPOLLIN)
         self._all.register(self._outside, select.EPOLLIN)
         self.full = False
@@ -87,12 +88,13 @@ class Poller:
         """Wait at most `timeout` seconds (-1: as long as it takes); what to call."""
         events = self._all.poll(timeout, _AT_ONCE)
         self.full = len(events) == _AT_ONCE
-        inner = (self._first.fileno(), self._outside.fileno())
-        ready = [fd for fd, _ in self._first.poll(0)]
-        ready += [fd for fd, _ in events if fd not in inner]
-        if any(fd == inner[1] for fd, _ in events):
+        ready = [fd for fd, _ in events]
+        if self._first_fd in ready or self.full:  # With many agents ready, the first may not be among the events.
+            ready[:0] = [fd for fd, _ in self._first.poll(0)]
+        if self._outside_fd in ready:
             ready += [fd for fd, _ in self._outside.poll(0, _UNAUTHENTICATED)]
-        return [self._handles[fd] for fd in ready if fd in self._handles]
+        handles = self._handles  # The inner epolls are not among them.
+        return [handles[fd] for fd in ready if fd in handles]
 
     def close(self) -> None:
         """Watch nothing any more."""

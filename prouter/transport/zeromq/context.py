@@ -25,6 +25,9 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
         keep_freed_memory()
         found = _contexts[pid] = zmq.Context()
         found.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+        # Each message wakes the I/O thread. As one of the kernel's batch threads it does not interrupt the loop that
+        # sends, which then hands over several messages per wake-up (sched(7)).
+        found.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
     return found
 
 
