@@ -21,11 +21,11 @@ from prouter.errors import InvalidRequest, JobUnreachable, ProtocolError, PRoute
 from prouter.fabric.calls import event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode, pack_body, unpack_body
 from prouter.transport.local.zmtp import Zmtp, encode_message, opening
-from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import HeadTooLarge, parse_request, parse_response, take_request
-from prouter.web.proxy.mapping import Site
-from prouter.web.proxy.rewrite import request_to_job
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.addresses.mapping import Site
+from prouter.web.proxy.addresses.rewrite import request_to_job
+from prouter.web.proxy.messages.chunked import ChunkDecoder, ChunkError
+from prouter.web.proxy.messages.heads import HeadTooLarge, parse_request, parse_response, take_request
 from tests.fuzz.answers import any_answer, any_fields
 from tests.fuzz.damage import damaged, pieces
 from tests.fuzz.handshakes import handshakes

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from prouter.config import RouterConfig
 from prouter.host_names import HostNames
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import parse_request
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.messages.heads import parse_request
 
 MACHINE = socket.gethostname()
 CONFIGURED = HostNames(["router.example.org", "*.Lab.example.org", "10.0.0.300.example"])

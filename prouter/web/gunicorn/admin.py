@@ -19,11 +19,11 @@ from prouter.errors import InvalidRequest, Overloaded, PRouterError
 from prouter.fabric.stream import MAX_PIECE
 from prouter.web.gunicorn.wsgi import ResponseWriter, environment
 from prouter.web.metrics.counters import API
-from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
+from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.connection import SMALL_READ
-from prouter.web.proxy.forwarded import Forwarded
-from prouter.web.proxy.heads import BodyKind
 from prouter.web.proxy.interfaces import Client
+from prouter.web.proxy.messages.chunked import ChunkDecoder, ChunkError
+from prouter.web.proxy.messages.heads import BodyKind
 from prouter.web.proxy.refusals import ClientTooSlow
 
 __all__ = ["AdminExchange", "AdminService"]

@@ -72,7 +72,7 @@ class ProxyWorker(GunicornWorker):
         from prouter.process.descriptors import raise_descriptor_limit
         from prouter.web import router_client
         from prouter.web.gunicorn.admin import AdminService
-        from prouter.web.proxy.hops import pseudonym
+        from prouter.web.proxy.addresses.hops import pseudonym
         from prouter.web.proxy.server import ProxyServer
 
         config = load_from_environment()

@@ -14,8 +14,8 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from prouter.web.proxy.chunked import LAST_CHUNK, encode_chunk
-from prouter.web.proxy.heads import HOP_BY_HOP, BodyKind, RequestHead
+from prouter.web.proxy.messages.chunked import LAST_CHUNK, encode_chunk
+from prouter.web.proxy.messages.heads import HOP_BY_HOP, BodyKind, RequestHead
 
 __all__ = ["ResponseWriter", "environment"]
 

@@ -22,16 +22,16 @@ import time
 from prouter.errors import AgentUnavailable, InvalidRequest, JobTimeout, JobUnreachable, PRouterError
 from prouter.web.metrics import counters
 from prouter.web.metrics.counters import JOB
-from prouter.web.proxy.bodies import ResponseBody
-from prouter.web.proxy.chunked import ChunkError
-from prouter.web.proxy.forwarded import Forwarded
-from prouter.web.proxy.heads import ResponseHead
+from prouter.web.proxy.addresses.forwarded import Forwarded
+from prouter.web.proxy.addresses.mapping import Site
+from prouter.web.proxy.addresses.placing import redirect_for, site, target_of_job
+from prouter.web.proxy.addresses.rewrite import request_to_job, response_to_client
 from prouter.web.proxy.interfaces import Client, ProxyContext
 from prouter.web.proxy.lifecycle import ExchangeLifecycle
-from prouter.web.proxy.mapping import Site
-from prouter.web.proxy.placing import redirect_for, site, target_of_job
-from prouter.web.proxy.response_heads import MAX_HEAD, ResponseHeads, head_end, parse
-from prouter.web.proxy.rewrite import request_to_job, response_to_client
+from prouter.web.proxy.messages.bodies import ResponseBody
+from prouter.web.proxy.messages.chunked import ChunkError
+from prouter.web.proxy.messages.heads import ResponseHead
+from prouter.web.proxy.messages.response_heads import MAX_HEAD, ResponseHeads, head_end, parse
 from prouter.web.proxy.states import BODY, COMMITTED, DONE, RESENDABLE, STREAMING, TUNNEL
 from prouter.web.proxy.tunnel import Tunnel
 from prouter.web.routes import JobRoute

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from prouter.access.roles import Principal
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
-from prouter.web.proxy.forwarded import Origin
-from prouter.web.proxy.heads import RequestHead
+from prouter.web.proxy.addresses.forwarded import Origin
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.routes import JobRoute
 

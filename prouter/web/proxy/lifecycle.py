@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 
 from prouter.errors import JobTimeout, JobUnreachable, Overloaded, PRouterError
 from prouter.web.metrics.counters import JOB
-from prouter.web.proxy.forwarded import Forwarded
-from prouter.web.proxy.heads import BodyKind
+from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.interfaces import Client, ProxyContext
+from prouter.web.proxy.messages.heads import BodyKind
 from prouter.web.proxy.pages import redirect
 from prouter.web.proxy.refusals import ClientTooSlow, job_ended
 from prouter.web.proxy.sender import RequestSender

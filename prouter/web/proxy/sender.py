@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prouter.web.proxy.bodies import RequestBody
 from prouter.web.proxy.connection import SMALL_READ
-from prouter.web.proxy.heads import RequestHead
 from prouter.web.proxy.interfaces import Client
+from prouter.web.proxy.messages.bodies import RequestBody
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.states import BLOCKED, HELD, NEXT_REQUEST, SENT, STREAMING, RequestState, refuse
 from prouter.web.proxy.upstream import Upstream
 

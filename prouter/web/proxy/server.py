@@ -21,14 +21,14 @@ from prouter.config import RouterConfig
 from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
 from prouter.web.audit import AuditLog
+from prouter.web.proxy.addresses.cross_site import uses_a_visitors_password
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.addresses.hops import pseudonym
 from prouter.web.proxy.connection import ClientConnection
-from prouter.web.proxy.cross_site import uses_a_visitors_password
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import RequestHead
-from prouter.web.proxy.hops import pseudonym
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.pages import request_id
 from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
 from prouter.web.proxy.upstream import UpstreamPool

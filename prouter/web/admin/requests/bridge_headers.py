@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prouter.web.proxy.fields import REQUEST_FIELDS, RequestField
+from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RequestField
 
 __all__ = ["handshake_headers"]
 

@@ -1,7 +1,7 @@
 """The URL at which a person opens a job, derived from the request for the job's info.
 
 A worker knows its public address from requests alone: from their Host, and from what trusted proxies say about scheme,
-host and path (`prouter.web.proxy.forwarded`). So a job's URL belongs to the response, not to the job's record.
+host and path (forwarded.py). So a job's URL belongs to the response, not to the job's record.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prouter.web.proxy.forwarded import Public
-from prouter.web.proxy.placing import own_origin
+from prouter.web.proxy.addresses.forwarded import Public
+from prouter.web.proxy.addresses.placing import own_origin
 
 __all__ = ["JobUrls"]
 

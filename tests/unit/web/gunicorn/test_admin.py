@@ -11,8 +11,8 @@ from typing import Any, cast
 import gevent
 
 from prouter.web.gunicorn.admin import AdminService
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.connection import ClientConnection
-from prouter.web.proxy.forwarded import Forwarded, Origin
 from tests.support.fabric_peers import until
 
 

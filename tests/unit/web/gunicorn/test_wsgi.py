@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prouter.web.gunicorn.wsgi import ResponseWriter, environment
-from prouter.web.proxy.heads import RequestHead, parse_request
+from prouter.web.proxy.messages.heads import RequestHead, parse_request
 
 
 def request(line: str = "GET / HTTP/1.1", *headers: str) -> RequestHead:

@@ -15,10 +15,10 @@ import pytest
 from prouter.fabric.mux import Finished, Mux, Opened, Received, ResetReceived, Writable
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.connection import SMALL_READ, ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import RequestHead
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.routes import JobRoute
 from tests.support.fabric_peers import until

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from prouter.fabric.stream import Stream
 from prouter.web.proxy import lifecycle, sender
+from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.forwarded import Forwarded
-from prouter.web.proxy.heads import RequestHead
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from tests.unit.web.proxy.test_exchange import Stage
 

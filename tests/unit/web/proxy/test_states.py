@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import parse_request
+from prouter.web.proxy.messages.heads import parse_request
 from prouter.web.proxy.sender import RequestSender
 from prouter.web.proxy.states import (
     BODY,

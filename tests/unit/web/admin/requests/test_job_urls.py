@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prouter.web.admin.requests.job_urls import JobUrls
-from prouter.web.proxy.forwarded import Public
+from prouter.web.proxy.addresses.forwarded import Public
 
 BASE = "/jobs/c/j/http/"
 

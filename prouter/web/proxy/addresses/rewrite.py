@@ -1,6 +1,6 @@
 """Heads as the other side gets them: forwarded fields, addresses and framing change, everything else passes as it is.
 
-`prouter.web.proxy.fields` decides which fields pass, `prouter.web.proxy.mapping` how addresses in them change.
+fields.py decides which fields pass, mapping.py how addresses in them change.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prouter.access.roles import OPEN_ROUTER
-from prouter.web.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
-from prouter.web.proxy.forwarded import Forwarded
-from prouter.web.proxy.heads import BodyKind, ResponseHead
-from prouter.web.proxy.mapping import Site
+from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
+from prouter.web.proxy.addresses.forwarded import Forwarded
+from prouter.web.proxy.addresses.mapping import Site
+from prouter.web.proxy.messages.heads import BodyKind, ResponseHead
 
 __all__ = ["request_to_job", "response_to_client"]
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import socket
 
-from prouter.web.proxy.fields import HOPS
+from prouter.web.proxy.addresses.fields import HOPS
 
 __all__ = ["came_through", "pseudonym"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from prouter.web.proxy.forwarded import Forwarded, Public
-from prouter.web.proxy.heads import RequestHead
-from prouter.web.proxy.mapping import Site, below, local_host, self_names
+from prouter.web.proxy.addresses.forwarded import Forwarded, Public
+from prouter.web.proxy.addresses.mapping import Site, below, local_host, self_names
+from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.routes import JobRoute
 
 __all__ = ["beside_its_root", "own_origin", "redirect_for", "site", "target_of_job"]

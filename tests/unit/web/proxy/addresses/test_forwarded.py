@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import RequestHead, parse_request
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.messages.heads import RequestHead, parse_request
 
 HEAD = parse_request(
     b"GET / HTTP/1.1\r\nHost: inner\r\nX-Forwarded-Host: pub\r\nX-Forwarded-Proto: https\r\n"

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.errors import InvalidRequest, JobUnreachable
-from prouter.web.proxy.bodies import ResponseBody
-from prouter.web.proxy.chunked import ChunkDecoder, ChunkError
-from prouter.web.proxy.heads import BodyKind, ResponseHead, parse_request
-from prouter.web.proxy.response_heads import MAX_HEAD, MAX_INTERIM, ResponseHeads, head_end, parse
+from prouter.web.proxy.messages.bodies import ResponseBody
+from prouter.web.proxy.messages.chunked import ChunkDecoder, ChunkError
+from prouter.web.proxy.messages.heads import BodyKind, ResponseHead, parse_request
+from prouter.web.proxy.messages.response_heads import MAX_HEAD, MAX_INTERIM, ResponseHeads, head_end, parse
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GET = parse_request(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.web.proxy.bodies import ResponseBody
-from prouter.web.proxy.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
-from prouter.web.proxy.heads import parse_request, parse_response
+from prouter.web.proxy.messages.bodies import ResponseBody
+from prouter.web.proxy.messages.chunked import LAST_CHUNK, ChunkDecoder, ChunkError, encode_chunk
+from prouter.web.proxy.messages.heads import parse_request, parse_response
 
 
 def feed_in_pieces(decoder: ChunkDecoder, data: bytes, cuts: list[int]) -> bytes:

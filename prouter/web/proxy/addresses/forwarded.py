@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from prouter.access.roles import OPEN_ROUTER, Principal
-from prouter.web.proxy.heads import RequestHead
+from prouter.web.proxy.messages.heads import RequestHead
 
 __all__ = ["FORWARDED", "Forwarded", "Origin", "Public"]
 
@@ -31,7 +31,7 @@ FORWARDED = frozenset(
         b"x-real-ip",
     }
 )
-"""Fields that the proxy always replaces; `prouter.web.proxy.fields` lists those it drops for untrusted clients."""
+"""Fields that the proxy always replaces; fields.py lists those it drops for untrusted clients."""
 
 _BLOCK = (
     b"X-Forwarded-For: %s\r\nX-Forwarded-Host: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Prefix: %s\r\n"

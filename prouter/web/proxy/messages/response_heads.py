@@ -11,7 +11,7 @@ Request heads are never corrected: a client that frames a request loosely may be
 from __future__ import annotations
 
 from prouter.errors import JobUnreachable
-from prouter.web.proxy.heads import ResponseHead, parse_response
+from prouter.web.proxy.messages.heads import ResponseHead, parse_response
 
 __all__ = ["MAX_HEAD", "MAX_INTERIM", "ResponseHeads", "head_end", "parse", "tidied"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prouter.jobs import JobRecord, State
-from prouter.web.proxy.forwarded import Forwarded, Origin
-from prouter.web.proxy.heads import parse_request
-from prouter.web.proxy.placing import beside_its_root, redirect_for, site, target_of_job
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.addresses.placing import beside_its_root, redirect_for, site, target_of_job
+from prouter.web.proxy.messages.heads import parse_request
 from prouter.web.routes import JobRoute
 
 PREFIX = b"/jobs/c/j/http"

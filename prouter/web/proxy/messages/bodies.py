@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prouter.web.proxy.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk
-from prouter.web.proxy.heads import BodyKind, RequestHead, ResponseHead
+from prouter.web.proxy.messages.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk
+from prouter.web.proxy.messages.heads import BodyKind, RequestHead, ResponseHead
 
 __all__ = ["RequestBody", "ResponseBody"]
 

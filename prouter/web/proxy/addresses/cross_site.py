@@ -10,7 +10,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from prouter.access.credentials import authorization
-from prouter.web.proxy.forwarded import Forwarded
+from prouter.web.proxy.addresses.forwarded import Forwarded
 
 __all__ = ["uses_a_visitors_password"]
 

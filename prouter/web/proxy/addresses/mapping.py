@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from prouter.web.proxy.forwarded import Public
+from prouter.web.proxy.addresses.forwarded import Public
 
 __all__ = ["Site", "local_host", "self_names"]
 

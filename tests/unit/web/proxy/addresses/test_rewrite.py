@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.web.proxy.forwarded import Forwarded, Origin, Public
-from prouter.web.proxy.heads import parse_request, parse_response
-from prouter.web.proxy.hops import came_through, pseudonym
-from prouter.web.proxy.mapping import Site, local_host
-from prouter.web.proxy.rewrite import request_to_job, response_to_client
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin, Public
+from prouter.web.proxy.addresses.hops import came_through, pseudonym
+from prouter.web.proxy.addresses.mapping import Site, local_host
+from prouter.web.proxy.addresses.rewrite import request_to_job, response_to_client
+from prouter.web.proxy.messages.heads import parse_request, parse_response
 
 PREFIX = b"/jobs/c/j/http"
 DIRECT = Origin("203.0.113.9", 8080, trusted=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prouter.web.proxy.forwarded import FORWARDED
-from prouter.web.proxy.heads import HOP_BY_HOP
+from prouter.web.proxy.addresses.forwarded import FORWARDED
+from prouter.web.proxy.messages.heads import HOP_BY_HOP
 
 __all__ = ["HOPS", "REQUEST_FIELDS", "RESPONSE_FIELDS", "RequestField", "ResponseField"]
 

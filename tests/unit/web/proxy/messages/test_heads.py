@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prouter.errors import InvalidRequest, JobUnreachable
-from prouter.web.proxy.heads import BodyKind, may_become_request, parse_request, parse_response
+from prouter.web.proxy.messages.heads import BodyKind, may_become_request, parse_request, parse_response
 
 VALUE = st.binary(max_size=40).map(lambda value: bytes(b for b in value if b > 0x20 and b != 0x7F))
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCDEF-_.!~0123456789", min_size=1, max_size=20).map(str.encode)

@@ -1,0 +1,1 @@
+"""Who asks from where, and the addresses of a job as its clients and as the job itself see them."""
