@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ _CLOSE_TIMEOUT = 20.0
 _LAST_WORDS = 0.5
 """Seconds that libzmq's thread has to send the goodbyes before the process ends."""
 _EXIT_FAILED = 1
+_JOIN_PATIENCE = 2.0
+"""Seconds for which an agent with a refused invitation tries again."""
 
 
 class _Agent:
@@ -67,6 +70,7 @@ class _Agent:
         self._ready: Callable[[str], None] | None = ready
         self._stop = Event()
         self._status = 0
+        self._joins_until = time.monotonic() + _JOIN_PATIENCE
         self._load_due: gevent.Greenlet[[], None] | None = None
         self._orphaned: gevent.Greenlet[[], None] | None = None
         self._listens = ""
@@ -227,7 +231,8 @@ class _Agent:
 
     def link_failed(self, link: RouterLink, reason: str, *, refused: bool) -> None:
         """End the process if it has to link at the first attempt, or an invitation was refused."""
-        joining = refused and self._known.is_joining(link.address)
+        # A router learns of a new invitation within half a second, so the first refusals may be too early.
+        joining = refused and self._known.is_joining(link.address) and time.monotonic() > self._joins_until
         conclusive = refused or link.key_turn >= len(link.keys)  # Not before each known key was tried.
         if link.address and ((self._config.client.exit_on_fail and conclusive) or joining):
             event = "join_failed" if joining else "exit_on_fail"

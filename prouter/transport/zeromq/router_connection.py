@@ -59,6 +59,7 @@ class RouterConnection:
         "_broken",
         "_cookie",
         "_early",
+        "_finishing",
         "_inbox",
         "_inbox_bytes",
         "_listener",
@@ -93,6 +94,8 @@ class RouterConnection:
         self._undelivered: Undelivered | None = None
         """None before the peer is authenticated: then all that it has sent counts."""
         self._told = False
+        self._finishing = False
+        """Whether this end only sends its last words: libzmq reads on meanwhile, and nothing of it is kept."""
         self.identity = b""
         self.peer_key = ""
         self.more = False
@@ -186,6 +189,7 @@ class RouterConnection:
             return
         with suppress(OSError):  # Nobody is there to read it.
             self.flush()
+        self._finishing = True
         self._forget_messages()
         self._listener.close_later(self, max(_LAST_WORDS, seconds))
 
@@ -204,7 +208,7 @@ class RouterConnection:
         """A message arrived; `limit` bytes are accepted before the peer is authenticated."""
         if self._undelivered is not None:
             self._undelivered.delivered = True
-        if self.closed or self._broken is not None:
+        if self.closed or self._finishing or self._broken is not None:
             return
         size = held_size(parts)
         if not self.trusted:
