@@ -13,6 +13,7 @@ import click
 
 from prouter.addresses import split_address
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
+from prouter.cli.table import print_table
 from prouter.config import ConfigError, RouterConfig, is_loopback, uses_curve
 from prouter.config.directories import router_state_dir
 from prouter.keys.invitation_book import BOOK, InvitationBook
@@ -128,10 +129,7 @@ def list_command(
     if as_json:
         click.echo(json.dumps([_facts(invitation) for invitation in invitations]))
         return
-    rows = [("ID", "STATE", "USED", "EXPIRES", "NAME", "AGENTS"), *(_row(one) for one in invitations)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([("ID", "STATE", "USED", "EXPIRES", "NAME", "AGENTS"), *(_row(one) for one in invitations)])
 
 
 @command.command("revoke")

@@ -13,6 +13,7 @@ from prouter.access.roles import Role
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import Token
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
+from prouter.cli.table import print_table
 from prouter.config import ConfigError
 from prouter.config.directories import router_state_dir
 from prouter.jobs import rfc3339
@@ -129,10 +130,7 @@ def list_command(
     if as_json:
         click.echo(json.dumps([_facts(token) for token in tokens]))
         return
-    rows = [("ID", "NAME", "ROLE", "CREATED", "EXPIRES"), *map(_row, tokens)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([("ID", "NAME", "ROLE", "CREATED", "EXPIRES"), *map(_row, tokens)])
 
 
 @command.command("revoke")
