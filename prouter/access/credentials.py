@@ -6,7 +6,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Iterable
 
-__all__ = ["SIGN_IN", "authorization", "challenges", "presented"]
+__all__ = ["SIGN_IN", "authorization", "challenges", "is_basic", "presented"]
 
 SIGN_IN = (
     "this router asks for an access token, and the request has none that is valid: send 'Authorization: Bearer TOKEN', "
@@ -46,6 +46,11 @@ def presented(value: bytes) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return pair.partition(b":")[2] or None
+
+
+def is_basic(value: bytes) -> bool:
+    """Whether a value of Authorization is Basic, which browsers remember and add to later requests of any page."""
+    return value.lstrip()[:6].lower() == b"basic "
 
 
 def challenges(*, for_people: bool) -> list[str]:

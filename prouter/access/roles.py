@@ -70,16 +70,24 @@ class Principal:
     """Who sent a request.
 
     Attributes:
-        name: the token's name; the owner of the jobs that are created with it.
+        name: of the token or of the trusted proxy's user; the owner of the jobs that are created with it. ``share:ID``
+            for the visitor of a share link.
         role: what this one may do.
-        via: how the identity was shown: ``token``, or ``open`` where nobody has to show one.
-        id: of the token; empty without one.
+        via: how the identity was shown: ``token``; ``session`` for who signed in at the dashboard; ``proxy`` for a
+            user whom a trusted proxy names; ``share`` for a share link; ``open`` where nobody has to show anything.
+        id: of the token, or of the share link; empty for a proxy's user.
+        session: id of the session; empty without one.
+        job: uid of the only job whose HTTP this one may use, because a pass or a share link let it in; empty for all.
+        ambient: whether browsers add the credentials by themselves, to requests of any page.
     """
 
     name: str
     role: Role
     via: str = "token"
     id: str = ""
+    session: str = ""
+    job: str = ""
+    ambient: bool = False
 
 
 OPEN_ROUTER = Principal("", Role.ADMIN, "open")

@@ -5,36 +5,25 @@ The file exists from the first token on. From then on access is restricted, also
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from prouter.access.list_file import Entry, ListFile, Seen
 from prouter.access.roles import NAME, Role
 from prouter.access.tokens import Token, hash_of, new_token
 from prouter.config.errors import ConfigError
 from prouter.errors import Conflict
-from prouter.keys.files import write_private
 
-__all__ = ["TOKENS", "Seen", "TokenFile"]
+__all__ = ["TOKENS", "TokenFile"]
 
 TOKENS = "tokens.json"
 """Name of the file in the router's state directory."""
-_VERSION = 1
+_ADVICE = "restore it from a backup, or move it away and make new tokens with 'prouter token create'"
 _MOST = 10_000
 """Tokens kept: every worker holds all of them in memory."""
 _FORGET_AFTER = 30 * 86400.0
 """Seconds after which an expired token is not listed any more."""
-_LARGEST = 8 * 1024 * 1024
-"""Bytes of the file."""
-
-Seen = tuple[int, int, int]
-"""Modification time in nanoseconds, size and inode."""
 
 
 class TokenFile:
@@ -49,38 +38,18 @@ class TokenFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / TOKENS
+        self._file = ListFile(self.path, "tokens", _ADVICE)
 
     def seen(self) -> Seen | None:
         """Return what changes with the file's content; None if there is no file."""
-        try:
-            info = self.path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        return info.st_mtime_ns, info.st_size, info.st_ino
+        return self._file.seen()
 
     def all(self) -> list[Token]:
         """Return all tokens, the oldest first, those that have expired included."""
         try:
-            with self.path.open("rb") as file:
-                data = file.read(_LARGEST + 1)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ConfigError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        try:
-            if len(data) > _LARGEST:
-                raise ValueError("it is too large")
-            document = json.loads(data)
-            if document["version"] != _VERSION:
-                raise ValueError(f"it is of version {document['version']!r}")
-            return [_token(entry) for entry in document["tokens"]]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"{self.path} is no file of tokens of this version of prouter ({type(error).__name__}); restore it "
-                "from a backup, or move it away and make new tokens with 'prouter token create'"
-            ) from error
+            return [_token(entry) for entry in self._file.read()]
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._file.damaged(error) from error
 
     def issue(self, *, name: str, role: Role, now: float, lifetime: float | None, key: str = "") -> tuple[Token, str]:
         """Make a token; return how it is stored, and its text, which is not stored and cannot be read again.
@@ -104,7 +73,7 @@ class TokenFile:
             secrets.token_hex(4), name, role, hash_of(text.encode()), now, None if lifetime is None else now + lifetime,
             made_by,
         )  # fmt: skip
-        with self._locked():
+        with self._file.locked():
             tokens = [known for known in self.all() if known.valid(now - _FORGET_AFTER)]
             for known in tokens:
                 if made_by and known.made_by == made_by:
@@ -120,7 +89,7 @@ class TokenFile:
 
     def revoke(self, identifier: str) -> bool:
         """Delete a token; whether there was one."""
-        with self._locked():
+        with self._file.locked():
             tokens = self.all()
             left = [token for token in tokens if token.id != identifier]
             if len(left) == len(tokens):
@@ -129,36 +98,22 @@ class TokenFile:
         return True
 
     def _write(self, tokens: list[Token]) -> None:
-        entries = [
-            {
-                "id": token.id,
-                "name": token.name,
-                "role": token.role.label,
-                "hash": token.hash,
-                "created": token.created,
-                "expires": token.expires,
-                "made_by": token.made_by,
-            }
-            for token in tokens
-        ]
-        write_private(self.path, json.dumps({"version": _VERSION, "tokens": entries}, indent=1) + "\n")
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from writing: of two at the same time, one would lose its change."""
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{lock} cannot be written: {error.strerror or error}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        self._file.write([_entry(token) for token in tokens])
 
 
-def _token(entry: dict[str, Any]) -> Token:
+def _entry(token: Token) -> Entry:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role.label,
+        "hash": token.hash,
+        "created": token.created,
+        "expires": token.expires,
+        "made_by": token.made_by,
+    }
+
+
+def _token(entry: Entry) -> Token:
     expires = entry["expires"]
     return Token(
         id=str(entry["id"]),

@@ -302,6 +302,7 @@ class AdminExchange:
         environ["prouter.hosts"] = self._forwarded.hosts
         environ["prouter.public"] = public
         environ["prouter.principal"] = self._forwarded.principal
+        environ["prouter.visitor"] = self._forwarded.visitor
         environ["prouter.forwarded_for"] = self._forwarded.clients
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.upload"] = self.expect_upload

@@ -27,6 +27,7 @@ from prouter.web.proxy.addresses.hops import pseudonym
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
+from prouter.web.proxy.identity import Identity
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.pages import request_id
@@ -102,6 +103,7 @@ class ProxyServer:
         self.upload_timeout = config.control.upload_timeout
         self._admin = admin
         self._gate = gate
+        self._identity = Identity(gate, config.control) if gate is not None else None
         self._audit = client.audit
         self._generation = gate.generation if gate is not None else 0
         self._search_until = 0.0
@@ -221,9 +223,9 @@ class ProxyServer:
         if head.method == b"CONNECT":
             client.fail(ConnectRefused("CONNECT is not supported: jobs are reached under their paths"), head)
             return
-        client.principal = principal = self._principal(head, client.began)
-        forwarded = Forwarded(head, client.origin, principal)
+        forwarded = Forwarded(head, client.origin)
         found = self._match(forwarded)
+        client.principal = forwarded.principal = principal = self._principal(forwarded, found)
         if found is None:
             self._admin(client, forwarded)
             return
@@ -247,13 +249,13 @@ class ProxyServer:
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
 
-    def _principal(self, head: RequestHead, now: float) -> Principal | None:
+    def _principal(self, forwarded: Forwarded, found: tuple[str, str, bytes, bool] | None) -> Principal | None:
         """Return who sends a request; None for somebody who has to show credentials, and has shown none that count."""
-        gate = self._gate
-        if gate is None:
+        if self._identity is None:
             return OPEN_ROUTER
-        gate.refresh(now)
-        return gate.authenticate(head.headers) if gate.required else OPEN_ROUTER
+        if found is None:
+            return self._identity.find(forwarded, None)
+        return self._identity.find(forwarded, found[1], own_host=found[3])
 
     def _match(self, forwarded: Forwarded) -> tuple[str, str, bytes, bool] | None:
         """Return (connection uid, job uid, target without prefix, own host) of a request for a job, else None."""
@@ -372,6 +374,11 @@ def _refused(principal: Principal | None, route: JobRoute) -> PRouterError | Non
     if principal is None:
         return Unauthorized(SIGN_IN)
     owner = route.record.owner
+    if principal.job:
+        if principal.job != route.record.uid:
+            return Unauthorized(SIGN_IN)
+        if principal.via == "share":
+            return None
     if principal.role >= Role.OPERATOR or is_allowed(principal, _NEED, owner):
         return None
     return refusal(principal, _NEED, owner, job=route.record.uid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_with_the_first_token_everybody_needs_one(tmp_path: Path) -> None:
     principal = gate.authenticate(bearer(text))
     assert principal is not None
     assert (principal.name, principal.role, principal.via, principal.id) == ("ann", Role.USER, "token", identifier)
-    assert gate.authenticate([(b"authorization", b"Basic " + b64encode(b"me:" + text.encode()))]) == principal
+    basic = gate.authenticate([(b"authorization", b"Basic " + b64encode(b"me:" + text.encode()))])
+    assert basic == replace(principal, ambient=True), "browsers remember it, and add it to requests of any page"
     assert gate.authenticate([]) is None
     assert gate.authenticate(bearer(text + "x")) is None
     assert gate.authenticate(bearer(hash_of(text.encode()))) is None

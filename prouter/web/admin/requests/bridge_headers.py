@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prouter.access.cookies import without_own
 from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RequestField
 
 __all__ = ["handshake_headers"]
@@ -27,9 +28,11 @@ def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -
         headers: one value per name, joined by commas, as in WSGI.
         credentials: whether Authorization is for the job; otherwise it let the client in, and stays out.
     """
-    passing = {RequestField.PASS, RequestField.CREDENTIALS} if credentials else {RequestField.PASS}
+    passing = {RequestField.PASS, RequestField.COOKIES}
+    if credentials:
+        passing.add(RequestField.CREDENTIALS)
     dropped = {name.strip().lower() for name in headers.get("CONNECTION", "").split(",")}
-    return [
+    passed = [
         (name.title(), value)
         for name, value in headers.items()
         if (key := name.lower()) not in dropped
@@ -37,3 +40,12 @@ def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -
         and not key.startswith(_PREFIXES_OF_THE_REQUEST)
         and REQUEST_FIELDS[key.encode("latin-1")] in passing
     ]
+    return [(name, kept) for name, value in passed if (kept := _for_job(name, value)) is not None]
+
+
+def _for_job(name: str, value: str) -> str | None:
+    """Return the value for the job: of Cookie without the router's own; None if nothing is left."""
+    if name != "Cookie":
+        return value
+    kept = without_own(value.encode("latin-1"))
+    return None if kept is None else kept.decode("latin-1")

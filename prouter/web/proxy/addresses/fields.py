@@ -72,6 +72,8 @@ class RequestField:
     """Its value may hold the job's public address: paths in it lose the prefix where the target does."""
     LOCAL = 8
     """Its value holds the public host, unless the job expects requests for its local address."""
+    COOKIES = 9
+    """Passes without the router's own cookies."""
 
 
 class ResponseField:
@@ -85,11 +87,14 @@ class ResponseField:
     UPGRADE = 4
     MAP = 5
     """Its value may hold the job's address as the job sees it."""
+    COOKIE = 6
+    """Likewise; a job must not set the router's own cookies."""
 
 
 _REQUESTS = {
     b"authorization": RequestField.CREDENTIALS,
     b"content-length": RequestField.LENGTH,
+    b"cookie": RequestField.COOKIES,
     b"expect": RequestField.EXPECT,
     b"host": RequestField.LOCAL,
     b"origin": RequestField.LOCAL,
@@ -111,7 +116,7 @@ _RESPONSES = {
     b"link": ResponseField.MAP,
     b"sourcemap": ResponseField.MAP,
     b"x-sourcemap": ResponseField.MAP,
-    b"set-cookie": ResponseField.MAP,
+    b"set-cookie": ResponseField.COOKIE,
     b"access-control-allow-origin": ResponseField.MAP,
 }
 

@@ -78,14 +78,18 @@ class Forwarded:
         head: the request's head.
         origin: how the client reached us; only a trusted one's fields are believed.
         principal: whom its credentials let in; None if they let in nobody.
+
+    Attributes:
+        visitor: whom the credentials name that a browser adds by itself, whether they count for this request or not.
     """
 
-    __slots__ = ("_fields", "_public", "head", "origin", "principal")
+    __slots__ = ("_fields", "_public", "head", "origin", "principal", "visitor")
 
     def __init__(self, head: RequestHead, origin: Origin, principal: Principal | None = OPEN_ROUTER) -> None:
         self.head = head
         self.origin = origin
         self.principal = principal
+        self.visitor: Principal | None = None
         self._public: Public | None = None
         self._fields: list[tuple[bytes, bytes]] | None = None
 

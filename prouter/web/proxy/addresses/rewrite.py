@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prouter.access.cookies import is_own, without_own
 from prouter.access.roles import OPEN_ROUTER
 from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
 from prouter.web.proxy.addresses.forwarded import Forwarded
@@ -75,6 +76,8 @@ def _request_value(
 ) -> bytes | None:
     """Return the value that a field with an `action` has for the job, None if the job does not get the field."""
     head = forwarded.head
+    if action == RequestField.COOKIES:
+        return without_own(value)
     if action >= RequestField.MAP:
         return site().to_job(name, value) if local or action == RequestField.MAP else value
     if action == RequestField.CLAIM:
@@ -117,6 +120,10 @@ def response_to_client(
             continue
         if action:
             if action == ResponseField.MAP:
+                value = site().to_client(name, value)
+            elif action == ResponseField.COOKIE:
+                if is_own(value):
+                    continue
                 value = site().to_client(name, value)
             elif action == ResponseField.LENGTH:
                 if framed_elsewhere:

@@ -1,0 +1,155 @@
+"""Who sends a request: by an access token, as a trusted proxy's user, by a session, a pass or a share link.
+
+Three kinds of credentials are *ambient*: a browser adds the session's cookie, a remembered Basic password and the
+cookie of a login in front to requests of every page of an origin. Where jobs share the API's origin, which they do
+below ``/jobs/C/J/http/``, a job's page is such a page. So ambient credentials of a browser count
+
+- for the API only together with a proof, which only the router's own pages get (`proof_for`);
+- for a job below that path only as a *pass*, a cookie that opens one job, which the router's own pages ask for.
+
+Jobs with host names of their own have origins of their own, and programs that are no browsers run no foreign pages:
+there ambient credentials count as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from prouter.access.cookies import PASS, SESSION, cookie_name, find
+from prouter.access.gate import AccessGate
+from prouter.access.roles import OPEN_ROUTER, Principal
+from prouter.access.signing import Kind
+from prouter.config.router import RouterControl
+from prouter.web.proxy.addresses.forwarded import Forwarded, Public
+from prouter.web.proxy.messages.heads import Header
+
+__all__ = ["PROOF", "Identity", "is_browser"]
+
+PROOF = b"x-prouter-proof"
+"""Field with the proof that a request comes from one of the router's own pages."""
+_PROOF_LIFETIME = 12 * 3600.0
+"""Seconds for which a page may be left open."""
+
+
+def is_browser(headers: list[Header]) -> bool:
+    """Whether a browser sent a request, as far as it can be told.
+
+    Browsers send ``Sec-Fetch-…`` to loopback and over TLS, which no page can prevent. Over plain http to other machines
+    the name of the program is all there is.
+    """
+    for name, value in headers:
+        key = name.lower()
+        if key.startswith(b"sec-fetch-") or key == b"origin" or (key == b"user-agent" and b"Mozilla/" in value):
+            return True
+    return False
+
+
+class Identity:
+    """Finds out who sends a request.
+
+    Args:
+        gate: knows tokens, sessions and share links.
+        control: the configuration.
+    """
+
+    def __init__(self, gate: AccessGate, control: RouterControl) -> None:
+        self.gate = gate
+        self._own_names_only = bool(control.job_domain) and control.job_domain_only
+
+    def find(self, forwarded: Forwarded, job: str | None, *, own_host: bool = False) -> Principal | None:
+        """Return who sends a request; None for somebody who has to show credentials, and has shown none that count.
+
+        Sets ``forwarded.visitor`` to whom ambient credentials name, whether they count or not.
+
+        Args:
+            job: uid of the job whose HTTP is asked for; None for the API.
+            own_host: whether the job is asked for under its own host name.
+        """
+        gate, head = self.gate, forwarded.head
+        gate.refresh(time.monotonic())
+        if not gate.required:
+            return OPEN_ROUTER
+        found = gate.authenticate(head.headers)
+        if found is not None and not found.ambient:
+            return found
+        found = found or self._user_of_proxy(forwarded) or self._signed_in(forwarded)
+        forwarded.visitor = found
+        if job is not None:
+            admitted = self._admitted(forwarded, job, found, own_host=own_host)
+            if admitted is not None:
+                return admitted
+        if found is None or own_host or not is_browser(head.headers):
+            return found
+        if job is not None:
+            return None
+        return found if self._own_names_only or self._is_proven(forwarded, found) else None
+
+    def proof_for(self, visitor: Principal) -> str:
+        """Return the proof for a page of the router's own that `visitor` gets.
+
+        The caller has to make sure that no other page of the origin can read that page.
+        """
+        return self.gate.key.sign(Kind.PROOF, {"for": _subject(visitor)}, _PROOF_LIFETIME)
+
+    def accepts_proof(self, visitor: Principal, proof: str) -> bool:
+        """Whether this is a proof for `visitor`."""
+        claims = self.gate.claims(Kind.PROOF, proof)
+        return claims is not None and claims.get("for") == _subject(visitor)
+
+    def _is_proven(self, forwarded: Forwarded, visitor: Principal) -> bool:
+        proofs = [value for name, value in forwarded.head.headers if len(name) == 15 and name.lower() == PROOF]
+        return len(proofs) == 1 and self.accepts_proof(visitor, proofs[0].decode("latin-1"))
+
+    def _user_of_proxy(self, forwarded: Forwarded) -> Principal | None:
+        """Return whom a trusted proxy names."""
+        return None
+
+    def _signed_in(self, forwarded: Forwarded) -> Principal | None:
+        """Return who signed in at the dashboard; None if cookies contradict each other: a page has planted one."""
+        values = set(_cookies(forwarded, SESSION))
+        return self.gate.session(values.pop()) if len(values) == 1 else None
+
+    def _admitted(
+        self, forwarded: Forwarded, job: str, visitor: Principal | None, *, own_host: bool
+    ) -> Principal | None:
+        """Return whom a pass lets in to this job.
+
+        Args:
+            visitor: whom other credentials name.
+        """
+        for text in _cookies(forwarded, PASS, path=b"/" if own_host else b"/jobs"):
+            claims = self.gate.claims(Kind.PASS, text)
+            if claims is None or claims.get("job") != job:
+                continue
+            found = self._holder(claims, visitor)
+            if found is not None:
+                return found
+        return None
+
+    def _holder(self, claims: dict[str, Any], visitor: Principal | None) -> Principal | None:
+        """Return who holds a pass, if this one may still use it."""
+        job = str(claims["job"])
+        if "share" in claims:
+            share = self.gate.share(str(claims["share"]))
+            return share.principal if share is not None and share.job == job else None
+        if "tid" in claims:
+            found = self.gate.signed_in(str(claims["tid"]), str(claims.get("sid", "")))
+        else:  # a proxy's user, whom the proxy has to name with every request
+            named = visitor is not None and visitor.via == "proxy" and visitor.name == claims.get("sub")
+            found = visitor if named else None
+        return replace(found, job=job) if found is not None else None
+
+
+def _subject(visitor: Principal) -> str:
+    """What a proof says of its holder."""
+    return visitor.session or f"{visitor.via}:{visitor.id}:{visitor.name}"
+
+
+def _cookies(forwarded: Forwarded, base: bytes, *, path: bytes | None = None) -> list[str]:
+    """Return the values of one of the router's cookies."""
+    public: Public = forwarded.public
+    secure = public.proto == b"https"
+    where = (public.prefix or b"/") if path is None else path
+    return find(forwarded.head.headers, cookie_name(base, secure=secure, path=where))
