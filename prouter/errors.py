@@ -81,6 +81,11 @@ class PRouterError(Exception):
         """The detail for clients, shortened: a long text of a client's own may be part of it."""
         return self.detail if len(self.detail) <= _MOST_TOLD else self.detail[: _MOST_TOLD - 1] + "…"
 
+    @property
+    def logged(self) -> str:
+        """The detail for the log: its first line. What follows is a job's output, which may hold secrets."""
+        return self.detail.partition("\n")[0]
+
     def to_wire(self) -> dict[str, Any]:
         """Return the error as a map for msgpack and JSON, without empty fields."""
         wire: dict[str, Any] = {"type": type(self).__name__, "code": self.code, "detail": self.detail}

@@ -37,6 +37,8 @@ def _told(kind: str, message: str, place: tuple[int | str, ...], model: type[Bas
         return "Input should be an object, {…}"
     if kind in ("list_type", "tuple_type"):
         return "Input should be a list, […]"
+    if kind == "union_tag_invalid":  # pydantic's message repeats the input, which may be a secret in the wrong place
+        return f"Input should be an object of one of the types {message.rpartition('tags: ')[2]}"
     if kind != "extra_forbidden":
         return message
     known = _keys_at(place[:-1], model)

@@ -74,8 +74,6 @@ _MAX_URL = 8192
 
 
 _REAL_TIME = re.compile(r"SIG(?:RTMIN\+(\d{1,2})|RTMAX-(\d{1,2}))", re.ASCII)
-_SHOWN_SIGNAL = 40
-"""Characters of an unknown signal that the error repeats."""
 
 
 def _no_nul(text: str) -> str:
@@ -165,7 +163,7 @@ def signal_number(name: str) -> int:
     match = _REAL_TIME.fullmatch(name)
     number = (signal.SIGRTMIN + int(match[1]) if match[1] else signal.SIGRTMAX - int(match[2])) if match else -1
     if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-        raise ValueError(f"unknown signal {name[:_SHOWN_SIGNAL]!a}")
+        raise ValueError("unknown signal; expected is a name such as SIGTERM, TERM or SIGRTMIN+1")
     return number
 
 
@@ -194,7 +192,7 @@ Properties = Annotated[_Properties, BeforeValidator(_or(dict), json_schema_input
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class AgentByUid(_Body):

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from prouter import __version__
+from prouter.process.command_line import hide_secrets
 
 __all__ = ["main"]
 
@@ -49,3 +50,4 @@ def main() -> None:
 
     prouter COMMAND --help lists a command's options and configuration keys.
     """
+    hide_secrets()

@@ -23,7 +23,9 @@ Tokens = tuple[str, ...] | dict[str, str]
 class Section(BaseModel):
     """Base of all sections: it refuses unknown keys, and does not change once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -32,8 +32,8 @@ def websocket_url(url: str) -> str:
         parse_uri(found)
     except InvalidURI as error:
         raise _wrong(error.msg) from None
-    except (ValueError, WebSocketException) as error:
-        raise _wrong(str(error)) from None
+    except (ValueError, WebSocketException):  # its text may repeat a part of the URL
+        raise _wrong("its host or port is malformed") from None
     return found
 
 

@@ -101,7 +101,7 @@ class Bridge:
             "uid": self.uid,
             "connection": self.connection,
             "job": self.job,
-            "path": self.path,
+            "path": masked(self.path),
             "url": self.shown,
             "since": self.since,
         }

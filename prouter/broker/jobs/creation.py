@@ -240,6 +240,6 @@ class Creations:
         if not creation.uid:
             creation.reply({}, error, now)
             return
-        log.warning("event=create_failed job=%s key=%s error=%r", creation.uid, creation.key, error.detail)
+        log.warning("event=create_failed job=%s error=%r", creation.uid, error.logged)
         self.keys.give_up(creation.key, creation.uid)
         self._ledger.when_written(partial(creation.reply, {}, error))

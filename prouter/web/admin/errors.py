@@ -117,7 +117,7 @@ def _respond(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> Non
         req.method,
         req.raw_path,
         error.job,
-        error.detail,
+        error.logged,
     )
     resp.status = error.status
     resp.stream = None

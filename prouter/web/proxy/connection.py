@@ -305,7 +305,7 @@ class ClientConnection:
             name_of_request,
             self.origin.address,
             error.job,
-            error.detail,
+            error.logged,
         )
         head_only = head is not None and head.method == b"HEAD"
         recipient = API if self.exchange is None else self.exchange.recipient

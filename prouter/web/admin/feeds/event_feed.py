@@ -12,15 +12,16 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 from gevent.event import Event
 
+from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.errors import PRouterError
 from prouter.web.admin.feeds import sse
 from prouter.web.admin.feeds.event_data import public_event
+from prouter.web.admin.requests.disclosure import has_output, reads_logs, without_output
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -42,6 +43,30 @@ _SWEEP = 5.0
 _CALL_TIMEOUT = 30.0
 
 
+class _Entry(NamedTuple):
+    """One event, formatted.
+
+    Attributes:
+        id: its id.
+        data: the whole event.
+        public: the event without a job's output; None if it holds none.
+        owner: of that job.
+    """
+
+    id: int
+    data: bytes
+    public: bytes | None = None
+    owner: str | None = None
+
+    def position(self) -> int:
+        """Return the id, by which entries are sorted."""
+        return self.id
+
+    def seen_by(self, principal: Principal) -> bytes:
+        """Return the event as `principal` may see it."""
+        return self.data if self.public is None or reads_logs(principal, self.owner) else self.public
+
+
 class EventFeed:
     """The ring of events and its followers.
 
@@ -58,7 +83,7 @@ class EventFeed:
     def __init__(self, router: RouterClient, size: int = RING) -> None:
         self._router = router
         self._size = size
-        self._ring: deque[tuple[int, bytes]] = deque()
+        self._ring: deque[_Entry] = deque()
         self._bytes = 0
         """Size of the events in the ring."""
         self._changed = Event()
@@ -72,10 +97,13 @@ class EventFeed:
 
     # -- followers ----------------------------------------------------------------------------------------------
 
-    def follow(self, after: int | None) -> Follower:
+    def follow(self, after: int | None, principal: Principal = OPEN_ROUTER) -> Follower:
         """Return a response body with every event from now on, or after the event with the id `after`.
 
         The broker says where "now" is: this worker may be behind what its client has heard from another one.
+
+        Args:
+            principal: who follows.
 
         Raises:
             PRouterError: the broker does not reply.
@@ -87,7 +115,7 @@ class EventFeed:
         last = self.last or 0
         if after is not None and after > last:
             last = int(self._router.call("events", {"after": after, "limit": 1}, timeout=_CALL_TIMEOUT)["last"])
-        follower = Follower(self, last if after is None else min(after, last))
+        follower = Follower(self, last if after is None else min(after, last), principal)
         self._followers.add(follower)
         if self._sweeper is None:
             self._sweeper = gevent.spawn(self._sweep)
@@ -102,18 +130,19 @@ class EventFeed:
         """Remove a follower that has ended."""
         self._followers.discard(follower)
 
-    def newer(self, position: int) -> tuple[bytes, int] | None:
+    def newer(self, position: int, principal: Principal) -> tuple[bytes, int] | None:
         """Return a piece of events after `position` and the position it reaches; None if there are none."""
         ring = self._ring
-        if not ring or ring[-1][0] <= position:
+        if not ring or ring[-1].id <= position:
             return None
-        return next(_pieces(islice(ring, bisect_right(ring, position, key=itemgetter(0)), None)))
+        newer = islice(ring, bisect_right(ring, position, key=_Entry.position), None)
+        return next(_pieces(newer, principal))
 
     def wait(self, timeout: float) -> None:
         """Block until there is a new event, for at most `timeout` seconds."""
         self._changed.wait(timeout)
 
-    def replay(self, after: int) -> list[tuple[bytes, int]]:
+    def replay(self, after: int, principal: Principal) -> list[tuple[bytes, int]]:
         """Return events after `after` that are no longer in the ring: a page of pieces with the position each reaches.
 
         If the broker no longer has all of them, the page begins with an event ``dropped`` that says so.
@@ -124,10 +153,11 @@ class EventFeed:
         reply = self._router.call("events", {"after": after, "limit": _PAGE}, timeout=_CALL_TIMEOUT)
         first, events = int(reply["first"]), reply["events"]
         position = max(after, first - 1)
-        page = [(int(event["id"]), _formatted(event["name"], event["body"])) for event in events]
+        page = [_entry(event["name"], event["body"]) for event in events]
         if first > after + 1:
-            page.insert(0, (position, sse.event("dropped", {"reason": "expired", "first": first}, position)))
-        pieces = list(_pieces(page))
+            data = sse.event("dropped", {"reason": "expired", "first": first}, position)
+            page.insert(0, _Entry(position, data))
+        pieces = list(_pieces(page, principal))
         if not events:
             pieces.append((sse.COMMENT, max(position, self.floor)))
         return pieces
@@ -146,7 +176,7 @@ class EventFeed:
         if self._catching_up:
             self._missed = True
         elif self.last is None or body["id"] == self.last + 1:
-            self._append(int(body["id"]), _formatted(name, body))
+            self._append(_entry(name, body))
         elif body["id"] > self.last:
             self._catch_up_soon()
 
@@ -154,13 +184,14 @@ class EventFeed:
         self._missed = True
         self._catch_up_soon()
 
-    def _append(self, event_id: int, data: bytes) -> None:
-        self.last = event_id
-        self._ring.append((event_id, data))
-        self._bytes += len(data)
+    def _append(self, entry: _Entry) -> None:
+        self.last = entry.id
+        self._ring.append(entry)
+        self._bytes += len(entry.data)
         while len(self._ring) > self._size or (self._bytes > RING_BYTES and len(self._ring) > 1):
-            self.floor = self.overrun = self._ring[0][0]
-            self._bytes -= len(self._ring.popleft()[1])
+            oldest = self._ring.popleft()
+            self.floor = self.overrun = oldest.id
+            self._bytes -= len(oldest.data)
         self._changed.set()
         self._changed = Event()
 
@@ -181,7 +212,7 @@ class EventFeed:
                     self._bytes = 0
                     self.floor = first - 1
                 for event in reply["events"]:
-                    self._append(int(event["id"]), _formatted(event["name"], event["body"]))
+                    self._append(_entry(event["name"], event["body"]))
                 if not reply["events"] and not self._missed:
                     self.last = max(self.last or 0, int(reply["last"]))
                     return
@@ -216,8 +247,9 @@ class Follower:
         position: id of the last event that was returned.
     """
 
-    def __init__(self, feed: EventFeed, position: int) -> None:
+    def __init__(self, feed: EventFeed, position: int, principal: Principal) -> None:
         self._feed = feed
+        self._principal = principal
         self.position = position
         self._past: deque[tuple[bytes, int]] = deque()
         """Rest of a page from the broker."""
@@ -249,14 +281,14 @@ class Follower:
         if self._past or self.position < feed.floor:
             return self._behind()
         self._live = True
-        fresh = feed.newer(self.position)
+        fresh = feed.newer(self.position, self._principal)
         if fresh is None:
             if feed.draining:
                 raise StopIteration
             feed.wait(sse.HEARTBEAT)
             if self.position < feed.floor:
                 return self._behind()
-            fresh = feed.newer(self.position)
+            fresh = feed.newer(self.position, self._principal)
         if fresh is None:
             return sse.COMMENT
         data, self.position = fresh
@@ -269,7 +301,7 @@ class Follower:
             return sse.event("dropped", {"reason": "slow", "after": self.position}, self.position)
         try:
             if not self._past:
-                self._past.extend(self._feed.replay(self.position))
+                self._past.extend(self._feed.replay(self.position, self._principal))
         except PRouterError as error:
             self._ended = True
             return sse.event("error", {"code": error.code, "detail": error.detail})
@@ -288,20 +320,27 @@ class Follower:
         self._feed.leave(self)
 
 
-def _pieces(events: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """Yield events joined into pieces, with the id of the last event in each."""
+def _pieces(events: Iterable[_Entry], principal: Principal) -> Iterator[tuple[bytes, int]]:
+    """Yield events joined into pieces as `principal` may see them, with the id of the last event in each."""
     parts: list[bytes] = []
     size = position = 0
-    for event_id, data in events:
+    for entry in events:
+        data = entry.seen_by(principal)
         if parts and size + len(data) > _PIECE:
             yield b"".join(parts), position
             parts, size = [], 0
         parts.append(data)
         size += len(data)
-        position = event_id
+        position = entry.id
     if parts:
         yield b"".join(parts), position
 
 
-def _formatted(name: str, body: dict[str, Any]) -> bytes:
-    return sse.event(name, public_event(body), body["id"])
+def _entry(name: str, body: dict[str, Any]) -> _Entry:
+    event = public_event(body)
+    job = event.get("job")
+    data = sse.event(name, event, body["id"])
+    if not isinstance(job, dict) or not has_output(job):
+        return _Entry(int(body["id"]), data)
+    public = sse.event(name, {**event, "job": without_output(job)}, body["id"])
+    return _Entry(int(body["id"]), data, public, job.get("owner"))

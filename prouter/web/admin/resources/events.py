@@ -7,7 +7,7 @@ import falcon
 from prouter.errors import InvalidRequest
 from prouter.web.admin.feeds import sse
 from prouter.web.admin.feeds.event_feed import EventFeed
-from prouter.web.admin.requests.context import ApiRequest
+from prouter.web.admin.requests.context import ApiRequest, principal_of
 
 __all__ = ["Events"]
 
@@ -23,4 +23,4 @@ class Events:
         after = req.get_header("Last-Event-ID") or req.get_param("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise InvalidRequest("Invalid request: Last-Event-ID (or ?after=) must be the id of an event, a number")
-        sse.start(req, resp, self._feed.follow(None if after is None else int(after)))
+        sse.start(req, resp, self._feed.follow(None if after is None else int(after), principal_of(req)))

@@ -17,6 +17,7 @@ from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequ
 from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body, read_model
 from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
+from prouter.web.admin.requests.disclosure import disclosed, disclosed_list
 from prouter.web.admin.requests.job_urls import JobUrls
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class _Calls:
     def _send(self, req: ApiRequest, resp: falcon.Response, info: JobInfo, status: int = 200) -> None:
         """Send a job's info."""
         req.env["prouter.job"] = info["uid"]  # for the audit log: the path of a request that creates has none
-        send_json(resp, self._urls(req).add_to(info), status)
+        send_json(resp, self._urls(req).add_to(disclosed(info, principal_of(req))), status)
 
     def _wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, timeout: float | None) -> None:
         """Send the job's info: with 200 once it does not run, with 202 after `timeout` seconds."""
@@ -134,7 +135,7 @@ class Jobs(_Calls):
                 break
         resp.content_type = falcon.MEDIA_JSON
         resp.data = b'{"jobs":[%b],"next":%b}' % (
-            self._urls(req).add_to_list(b",".join(parts)),
+            self._urls(req).add_to_list(disclosed_list(b",".join(parts), principal_of(req))),
             json.dumps(cursor).encode("ascii"),
         )
 
