@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from prouter.agent.jobs.inherited import inherited
 from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.runner import Exit
@@ -38,7 +40,7 @@ from prouter.key_pairs import KeyPair
 from prouter.keys.destinations import agent_pair, destinations
 from prouter.keys.join_url import JoinUrl
 from prouter.keys.known_routers import KnownRouter, KnownRouters
-from prouter.process.cores import forbid_core_dumps
+from prouter.process.cores import forbid_core_dumps, forbid_inspection
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
 from prouter.transport.backoff import Backoff
@@ -107,9 +109,17 @@ class _Agent:
             ceilings=Limits(**config.jobs.limits.model_dump()),
             log_limit=config.jobs.log_limit,
             home=config.jobs.home,
+            environ=self._environment_of_jobs(),
             on_change=self._changed,
             on_removed=self._removed,
         )
+
+    def _environment_of_jobs(self) -> dict[str, str]:
+        """The part of this process's environment that jobs get."""
+        passed, withheld = inherited(os.environ, self._config.jobs.env_pass)
+        if withheld:
+            log.info("event=environment_withheld names=%s setting=jobs.env_pass", ",".join(withheld))
+        return passed
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +130,7 @@ class _Agent:
         self.manager.open()
         # After the keeper was started: its jobs keep the usual limits.
         forbid_core_dumps()
+        forbid_inspection()
         raise_descriptor_limit()
         try:
             self._open()

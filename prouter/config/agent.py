@@ -127,7 +127,18 @@ class AgentJobs(Section):
     home: Literal["agent", "sandbox"] = Field(
         "agent", description="HOME of jobs: the agent's own, or each job's sandbox. A start may override it."
     )
+    env_pass: tuple[str, ...] | None = Field(
+        None,
+        description="Variables of the agent's environment that jobs get beside PATH, HOME, LANG, TZ and TERM: names "
+        "and shell patterns. When not set: all but what looks like a secret ('*' stands for these).",
+    )
     limits: AgentLimits = AgentLimits()
+
+    @field_validator("env_pass", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        """Take one name as a list of it."""
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("cgroup", mode="before")
     @classmethod

@@ -1,7 +1,8 @@
 """The keeper's end of the connection to its agent.
 
-The keeper serves one agent at a time and checks that it runs as the same user. It never blocks on the agent: it queues
-what the socket does not take. It sends log lines to the agent, or prints them to stderr while none is connected.
+The keeper serves one agent at a time, and checks that it runs as the same user and is none of its own jobs. It never
+blocks on the agent: it queues what the socket does not take. It sends log lines to the agent, or prints them to stderr
+while none is connected.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from typing import Any
 
 from prouter.keeper.wire import Decoder, encode
+from prouter.processes.process_tree import read_process
 
 __all__ = ["AgentLink"]
 
@@ -158,9 +160,11 @@ class AgentLink:
             self._agent = None
 
     def _refusal(self, peer: socket.socket) -> str | None:
-        _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != os.geteuid():
             return f"the keeper runs as user {os.geteuid()}, not as user {uid}: start the agent as that user"
+        if _may_be_a_job(pid):
+            return "the keeper takes no orders from its own jobs: start the agent outside of them"
         if self._agent is not None:
             return (
                 "another agent is using this state directory: stop it, or give this agent a state directory of its own"
@@ -180,6 +184,22 @@ class AgentLink:
         self._agent.close()
         self._agent = None
         self.log("info", f"event=agent_disconnected reason={reason!r}")
+
+
+def _may_be_a_job(pid: int) -> bool:
+    """Whether a process descends from this one, as all jobs do; also if that cannot be told.
+
+    The keeper adopts processes whose parents have ended, so no job leaves the line of descent.
+    """
+    if pid == 0:  # It is in a namespace of its own.
+        return True
+    mine = os.getpid()
+    while pid > 1:
+        process = read_process(pid) if pid != mine else None
+        if process is None:
+            return True
+        pid = process.parent
+    return False
 
 
 def _listen(path: str) -> socket.socket:

@@ -26,6 +26,7 @@ from prouter.keeper.journal import Journal, remove_sandbox
 from prouter.keeper.log_pipes import LogPipes
 from prouter.keeper.operations import Operations
 from prouter.keeper.spawning import use_all_descriptors
+from prouter.process.cores import forbid_inspection
 from prouter.processes.halting import end_marked
 
 __all__ = ["Keeper", "main"]
@@ -187,6 +188,8 @@ def main(state_dir: str, agent_fd: int, *, remove_leftovers: bool, cgroup: str, 
     _become_subreaper()
     _go_first()
     use_all_descriptors()
+    if os.path.exists("/proc/1"):  # Else /proc is mounted with hidepid, and would hide forked children, too.
+        forbid_inspection()
     keeper = Keeper(state_dir, agent, cgroup=cgroup, move=move)
     keeper.end_leftovers(remove_sandboxes=remove_leftovers)
     gc.freeze()  # The objects of now are never garbage; a collection would copy pages shared with forked children.

@@ -450,3 +450,15 @@ def test_other_users_are_refused(bench: Bench, runner: LocalRunner) -> None:
     command = [sys.executable, "-I", "-S", "-c", code]
     said = subprocess.run(command, cwd=bench.state_dir, capture_output=True, text=True, check=False)
     assert "not as user 65534" in said.stdout, said.stderr
+
+
+def test_jobs_are_refused_by_their_own_keeper(bench: Bench, runner: LocalRunner) -> None:
+    code = (
+        "import os, socket, sys, time; s = socket.socket(socket.AF_UNIX)\n"
+        "if os.fork() and not os.fork(): os.setsid()\n"
+        "s.connect(sys.argv[1]); print(s.recv(1000)[4:].decode(), flush=True)"
+    )
+    sock = str(bench.state_dir / "keeper.sock")
+    spawned = runner.spawn(bench.spec(sys.executable, "-I", "-S", "-c", code, sock))
+    bench.exit(spawned)
+    assert "takes no orders from its own jobs" in (bench.sandbox(spawned.job) / "stdout").read_text()

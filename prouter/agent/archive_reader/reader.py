@@ -41,7 +41,9 @@ __all__ = ["main"]
 _MEMORY_MAX = 320 << 20  # bytes of address space; some 60 MiB of it are Python and libraries
 _CPU_SECONDS = 60  # seconds of CPU time without a message
 _GATHERED = 1 << 17  # bytes of messages written at once
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
+_NOBODY = 65534
 _WRONG_SIZE = "uncompressed data is wrong size"
 _KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK}
 
@@ -114,10 +116,17 @@ def _index() -> ZipIndex:
 
 
 def _confine() -> None:
-    """Give up new descriptors, file growth, processes and unbounded memory, and make the kernel kill us first."""
+    """Give up root, new descriptors, file growth, processes and unbounded memory; make the kernel kill us first."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # In some containers there is no user but root, who is not the machine's.
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     for kind, limit in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),

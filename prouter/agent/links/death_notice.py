@@ -26,6 +26,7 @@ from prouter.addresses import router_endpoint, split_address
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.key_pairs import KeyPair
+from prouter.process.cores import forbid_inspection
 from prouter.transport.connection import Connection
 from prouter.transport.local.wire import Wire
 from prouter.transport.zeromq.context import destroy_context
@@ -174,6 +175,7 @@ def _read(text: str) -> tuple[list[_Router], KeyPair | None]:
 
 def main() -> None:
     """Tell all routers of stdin at once, and return when each has got the notice or had time to take it."""
+    forbid_inspection()
     routers, pair = _read(sys.stdin.read())
     threads = [threading.Thread(target=_tell, args=(router, pair)) for router in routers]
     for thread in threads:
