@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from prouter.addresses import split_address
+from prouter.cli.audit import write_audit
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
 from prouter.cli.table import print_table
 from prouter.config import ConfigError, RouterConfig, is_loopback, uses_curve
@@ -93,6 +94,7 @@ def command(
         )
     except ConfigError as error:
         refuse(error)
+    write_audit(config, "createInvitation", 201, invitation=invitation.id, name=name, uses=invitation.uses)
     url = format_join_url(JoinUrl(address, keys, token))
     line = f"prouter agent --join {shlex.quote(url)}"
     if as_json:
@@ -156,7 +158,10 @@ def revoke_command(
       prouter invite --config router.yaml revoke 3f9a2c
     """
     try:
-        if not _book(options.config(file, sets)).revoke(identifier):
+        config = options.config(file, sets)
+        revoked = _book(config).revoke(identifier)
+        write_audit(config, "revokeInvitation", 204 if revoked else 404, invitation=identifier)
+        if not revoked:
             raise ConfigError(f"there is no invitation '{identifier}'; 'prouter invite list' shows them")
     except ConfigError as error:
         refuse(error)

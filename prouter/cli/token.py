@@ -12,9 +12,10 @@ from prouter.access.gate import LOOK_EVERY
 from prouter.access.roles import Role
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import Token
+from prouter.cli.audit import write_audit
 from prouter.cli.options import configuration_options, refuse, router_config, seconds
 from prouter.cli.table import print_table
-from prouter.config import ConfigError
+from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import router_state_dir
 from prouter.jobs import rfc3339
 
@@ -24,15 +25,19 @@ _ROLES = [role.label for role in Role]
 
 
 class _Options:
-    """Where the router keeps its tokens; the subcommands share it."""
+    """The router's configuration; the subcommands share it."""
 
     def __init__(self, file: str | None, sets: tuple[str, ...], log_level: str | None) -> None:
         self._given = (file, sets, log_level)
 
-    def tokens(self, file: str | None, sets: tuple[str, ...]) -> TokenFile:
-        """The file of tokens; what was given after the subcommand counts for more."""
+    def config(self, file: str | None, sets: tuple[str, ...]) -> RouterConfig:
+        """The configuration; what was given after the subcommand counts for more."""
         first_file, first_sets, log_level = self._given
-        return TokenFile(router_state_dir(router_config(file or first_file, [*first_sets, *sets], log_level)))
+        return router_config(file or first_file, [*first_sets, *sets], log_level)
+
+
+def _tokens(config: RouterConfig) -> TokenFile:
+    return TokenFile(router_state_dir(config))
 
 
 @click.group("token")
@@ -89,11 +94,13 @@ def create_command(
         holder = name or option
         if not holder:
             raise ConfigError("NAME is missing: whose token is it? For example: prouter token create alice")
-        tokens = options.tokens(file, sets)
+        config = options.config(file, sets)
+        tokens = _tokens(config)
         first = tokens.seen() is None
         token, text = tokens.issue(name=holder, role=Role.of(role), now=time.time(), lifetime=expires)
     except ConfigError as error:
         refuse(error)
+    write_audit(config, "createToken", 201, token=token.id, name=token.name, role=role)
     if first:
         time.sleep(LOOK_EVERY)  # then all workers of a running router ask for it
     if as_json:
@@ -124,7 +131,7 @@ def list_command(
       prouter token list --json
     """
     try:
-        tokens = options.tokens(file, sets).all()
+        tokens = _tokens(options.config(file, sets)).all()
     except ConfigError as error:
         refuse(error)
     if as_json:
@@ -157,7 +164,10 @@ def revoke_command(
       prouter token --config router.yaml revoke 3f9a2c01
     """
     try:
-        if not options.tokens(file, sets).revoke(identifier):
+        config = options.config(file, sets)
+        revoked = _tokens(config).revoke(identifier)
+        write_audit(config, "revokeToken", 204 if revoked else 404, token=identifier)
+        if not revoked:
             raise ConfigError(f"there is no token '{identifier}'; 'prouter token list' shows them")
     except ConfigError as error:
         refuse(error)

@@ -1,6 +1,7 @@
 """The audit log: one JSON line for each change, and for each job that somebody opens.
 
-Every worker appends its lines to the same file, each with one write, so that lines of several workers do not mix. The
+Every worker, and each command that changes tokens or invitations, appends its lines to the same file, each with one
+write, so that their lines do not mix. The
 file is opened again when it was moved away, as logrotate does it. A line holds no secret: neither queries nor fields of
 requests, nor bodies.
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ _PRIORITY = b"<86>"
 
 
 class AuditLog:
-    """The audit log of one worker.
+    """The audit log as one worker or command writes it.
 
     Args:
         config: where the lines go.
@@ -49,7 +51,8 @@ class AuditLog:
         self._socket: socket.socket | None = None
         self._descriptor = -1
         self._inode = 0
-        self._failing = False
+        self._trouble = ""
+        """Why the last line could not be written."""
         self._sessions: OrderedDict[tuple[str, str, str, str], float] = OrderedDict()
         """By token, name, address and job, monotonic time at which the session began."""
         self._minute = 0
@@ -68,6 +71,7 @@ class AuditLog:
         job: str | None,
         status: int | None,
         request: str,
+        about: dict[str, Any] | None = None,
     ) -> None:
         """Append a line. If that fails, the log of the worker says so, and the request goes on.
 
@@ -80,6 +84,7 @@ class AuditLog:
             job: uid of the job concerned; None without one.
             status: of the response; None if it is the job's own.
             request: its id.
+            about: what was changed, if the path does not name it.
         """
         if principal is None and not self._has_room(int(time.monotonic() // 60)):
             return
@@ -98,16 +103,45 @@ class AuditLog:
             "job": job,
             "status": status,
             "request": request,
+            "about": about,
         }
+        self._write(line)
+
+    def write_command(self, operation: str, *, user: str, status: int, about: dict[str, Any]) -> str:
+        """Append a line about a change that a command made; return why that failed, empty if it did not.
+
+        Args:
+            operation: what it did, named as in ``/openapi.json`` where a request can do the same.
+            user: the system's name of who ran it.
+            status: what the response to such a request would have.
+            about: what was changed.
+        """
+        line = dict.fromkeys(("role", "token", "forwarded_for", "method", "path", "job"))
+        self._write(
+            {
+                "at": rfc3339(time.time()),
+                "operation": operation,
+                "name": user,
+                "via": "command",
+                "from": "local",
+                **line,
+                "status": status,
+                "request": uuid.uuid4().hex[:16],
+                "about": about,
+            }
+        )
+        return self._trouble
+
+    def _write(self, line: dict[str, Any]) -> None:
         data = json.dumps(line, separators=(",", ":")).encode("ascii")
         try:
             self._append(data + b"\n")
             self._send(data)
-            self._failing = False
+            self._trouble = ""
         except OSError as error:
-            if not self._failing:
+            if not self._trouble:
                 log.error("event=audit_failed error=%r", str(error))
-            self._failing = True
+            self._trouble = str(error) or type(error).__name__
 
     def begins_session(self, principal: Principal, address: str, job: str, now: float) -> bool:
         """Whether this request to a job is the first for a while of its sender; `now` is monotonic."""

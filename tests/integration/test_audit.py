@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +81,41 @@ def test_changes_and_opened_jobs_have_lines_and_nothing_secret_has(launch: Calla
     (last,) = [line for line in lines if line["request"] == "the-end"]
     assert (last["from"], last["role"], last["via"], last["token"]) == ("127.0.0.1", "user", "token", made["id"])
     assert last["path"] == job["path"] + "/remove"
+    made_tokens = [line["about"] for line in lines if line["operation"] == "createToken"]
+    assert made_tokens[1] == {"token": made["id"], "name": "ann", "role": "user"}
+
+
+def test_changes_by_commands_have_lines(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    sets = [f"audit.file={str(path)!r}", f"state.dir={str(tmp_path / 'state')!r}", "server.insecure=True"]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "prouter", *arguments, *(part for one in sets for part in ("--set", one))]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    token = json.loads(run("token", "create", "ann", "--role", "operator", "--json").stdout)
+    assert run("token", "revoke", token["id"]).returncode == 0
+    assert run("token", "revoke", "none").returncode != 0
+    done = run("invite", "--host", "192.0.2.1", "--name", "lab", "--uses", "3", "--json")
+    invitation = json.loads(done.stdout)
+    assert run("invite", "revoke", invitation["id"]).returncode == 0
+    for reading in ("token", "invite"):
+        assert run(reading, "list").returncode == 0
+
+    text = path.read_text()
+    assert token["token"] not in text
+    assert invitation["url"].partition("token=")[2] not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["operation"], line["status"], line["about"]) for line in lines] == [
+        ("createToken", 201, {"token": token["id"], "name": "ann", "role": "operator"}),
+        ("revokeToken", 204, {"token": token["id"]}),
+        ("revokeToken", 404, {"token": "none"}),
+        ("createInvitation", 201, {"invitation": invitation["id"], "name": "lab", "uses": 3}),
+        ("revokeInvitation", 204, {"invitation": invitation["id"]}),
+    ]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {(line["name"], line["via"], line["from"]) for line in lines} == {(user, "command", "local")}
+    sets[0] = f"audit.file={str(tmp_path)!r}"
+    failed = run("token", "create", "bob")
+    assert failed.returncode == 0
+    assert "the audit log has no line about this" in failed.stderr

@@ -50,6 +50,7 @@ class AuditTrail:
             job=env.get("prouter.job"),
             status=resp.status_code,
             request=req.id,
+            about=env.get("prouter.about"),
         )
 
     def process_resource(self, req: ApiRequest, _resp: Any, _resource: Any, params: dict[str, Any]) -> None:

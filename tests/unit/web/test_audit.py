@@ -46,6 +46,7 @@ def test_a_line_says_who_did_what_from_where_with_which_result(tmp_path: Path) -
         "job": "j",
         "status": 200,
         "request": "r1",
+        "about": None,
     }
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

@@ -54,6 +54,11 @@ class Tokens:
             )
         except ConfigError as error:
             raise _unusable(error) from error
+        req.env["prouter.about"] = {
+            "token": token.id,
+            "name": token.name,
+            "role": token.role.label,
+        }  # for the audit log
         was_open = not self._gate.required
         self._gate.look()
         if was_open:
