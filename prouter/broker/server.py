@@ -36,6 +36,7 @@ from prouter.key_pairs import KeyPair
 from prouter.process.cores import forbid_core_dumps
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import keep_freed_memory
+from prouter.targets import Targets
 from prouter.transport.zeromq.context import destroy_context
 from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
 from prouter.transport.zeromq.listener import RouterListener
@@ -138,6 +139,8 @@ class _Server:
             self._connections.dialled,
             self._not_dialled,
             self._not_reached,
+            self._not_allowed,
+            Targets(config.control.allow_targets, lambda: (config.control.port, self._env.agents_port)),
         )
         self._broker = self._authority.broker = Broker(self._env, saved, time.monotonic())
         self._broker.gate.bind = self._access.bind
@@ -166,6 +169,7 @@ class _Server:
         curve = ServerCurve(self._access.pair, self._accepts_key) if uses_curve(self._config.server) else None
         self._agents = listen_for_agents(self._config, bind_port, curve, limit)
         self._connections.listen(self._agents, workers=False)
+        self._env.agents_port = split_address(self._agents.endpoint.removeprefix("tcp://"))[1]
         return self._agents.endpoint
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -275,6 +279,12 @@ class _Server:
         """An agent that listens could not be reached."""
         if port.path is not None:
             self._broker.disconnected(port.path, now)
+
+    def _not_allowed(self, port: Port, text: str, now: float) -> None:
+        """An agent that listens must not be connected to."""
+        if port.path is not None:
+            self._broker.dials.forbidden(port.path, text, now)
+            self._authority.flush(now)
 
     def _not_reached(self, port: Port, text: str) -> None:
         """Why one address of an agent that listens could not be reached."""

@@ -99,7 +99,7 @@ class WorkerSessions:
         """The body of a worker's WELCOME."""
         settings = self._env.settings
         return {
-            "router": {**settings.auth, "platform": settings.platform},
+            "router": {**settings.auth, "platform": settings.platform, "agents_port": self._env.agents_port},
             "incarnation": self._env.incarnation,
             "draining": self.draining,
         }

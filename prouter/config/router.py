@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from prouter.addresses import split_address
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
 from prouter.host_names import check_domain, check_pattern
+from prouter.targets import check_target
 
 __all__ = ["RouterAudit", "RouterClient", "RouterConfig", "RouterControl", "RouterJobs", "RouterServer", "RouterState"]
 
@@ -78,6 +79,12 @@ class RouterControl(Section):
         False,
         description="Permit an interface beyond loopback without access tokens, because something else checks access.",
     )
+    allow_targets: tuple[str, ...] = Field(
+        (),
+        description="What the router may connect to for its users (bridges, agents of the type address): networks, "
+        "addresses, names, '*.example.org', each perhaps with ':PORT' or ':PORT-PORT'; '*' is the default: all but "
+        "link-local and other special addresses and the router's own ports.",
+    )
     drain_delay: float = Field(
         1.0,
         ge=0,
@@ -117,6 +124,11 @@ class RouterControl(Section):
         description="Bytes of JSON bodies that a worker holds while they arrive; beyond it the largest are refused.",
     )
     max_head: int = Field(65536, ge=1024, description="Largest request head, in bytes.")
+
+    @field_validator("allow_targets")
+    @classmethod
+    def _targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_target(entry) for entry in value)
 
     @field_validator("hosts")
     @classmethod

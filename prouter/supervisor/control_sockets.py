@@ -24,6 +24,8 @@ class ControlSockets:
         control = config.control
         self._unix_path = Path(control.unix).absolute() if control.unix else None
         self._tcp = _listen_tcp(control.interface, control.port)
+        self._host: str
+        self._port: int
         self._host, self._port = self._tcp.getsockname()[:2]
         try:
             self._unix = _listen_unix(self._unix_path) if self._unix_path else None
@@ -40,6 +42,11 @@ class ControlSockets:
     def url(self) -> str:
         """The endpoint's URL, with the actual port."""
         return f"http://[{self._host}]:{self._port}" if ":" in self._host else f"http://{self._host}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """The actual TCP port."""
+        return self._port
 
     @property
     def reachable(self) -> tuple[str, int]:

@@ -95,7 +95,7 @@ class Supervisor:
         self._gunicorn = Child("gunicorn", signal.SIGINT, run_dir, self._gunicorn_command)
         self._watch_signals()
         try:
-            self._handover.write(self._config)
+            self._hand_over()
             self._deadline = time.monotonic() + _READY_WITHIN
             while self._iterate():
                 self._sleep()
@@ -256,8 +256,13 @@ class Supervisor:
         if _needs_restart(self._config) != _needs_restart(fresh):
             log.warning("event=reload_partial text='addresses and settings of the broker change with a restart only'")
         self._config = fresh
-        self._handover.write(self._config)
+        self._hand_over()
         self._gunicorn.signal(signal.SIGHUP)
+
+    def _hand_over(self) -> None:
+        """Write the configuration for the children, with the actual port: they do not let users connect to it."""
+        control = self._config.control.model_copy(update={"port": self._sockets.port})
+        self._handover.write(self._config.model_copy(update={"control": control}))
 
     def _sleep(self) -> None:
         """Wait for a signal (a child's end is one), for the broker's endpoint, or until something is due."""
@@ -284,4 +289,5 @@ class Supervisor:
 def _needs_restart(config: RouterConfig) -> tuple[object, ...]:
     """Return the settings that a reload does not change: addresses, and those of the broker."""
     control = config.control
-    return control.interface, control.port, control.unix, config.server, config.client, config.jobs, config.identity
+    addresses = control.interface, control.port, control.unix, control.allow_targets
+    return *addresses, config.server, config.client, config.jobs, config.identity

@@ -9,7 +9,7 @@ from websockets.uri import parse_uri
 
 from prouter.errors import InvalidRequest
 
-__all__ = ["masked", "websocket_url"]
+__all__ = ["masked", "server_of", "websocket_url"]
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _HIDDEN = "***"
@@ -35,6 +35,12 @@ def websocket_url(url: str) -> str:
     except (ValueError, WebSocketException):  # its text may repeat a part of the URL
         raise _wrong("its host or port is malformed") from None
     return found
+
+
+def server_of(url: str) -> tuple[str, int]:
+    """Return host and port of a URL that `websocket_url` returned, as the WebSocket client reads them."""
+    parsed = parse_uri(url)
+    return parsed.host, parsed.port
 
 
 def _wrong(why: str) -> InvalidRequest:

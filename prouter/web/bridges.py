@@ -1,7 +1,9 @@
 """WebSocket bridges: the router as client of two servers, a job's and another one, passes messages between them.
 
 Raw bytes cannot be relayed, because both sides are servers and a client has to mask its frames (RFC 6455 section 5.3).
-So the websockets library handles both connections. The job's side runs over a stream, behind a socket pair. Fragments
+So the websockets library handles both connections. The job's side runs over a stream, behind a socket pair; the other
+side over a socket that `prouter.web.outgoing` connects, to an address that users may have the router connect to.
+Redirects of a handshake are not followed, and proxies of the environment not used: they would lead elsewhere. Fragments
 are relayed as they arrive, so that a long message needs no memory of its size. The router itself responds to pings.
 
 The certificate of a ``wss`` URL has to be valid for its host. OpenSSL decides which authorities count: the system's, or
@@ -20,7 +22,7 @@ from typing import Any
 
 import gevent
 from websockets.datastructures import HeadersLike
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 from websockets.sync.client import ClientConnection, connect
@@ -28,8 +30,10 @@ from websockets.sync.client import ClientConnection, connect
 from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.errors import AgentUnavailable, Conflict, JobStarting, JobUnreachable, NotFound, PRouterError
 from prouter.jobs import State
+from prouter.targets import Found, Targets
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
-from prouter.web.bridge_urls import masked, websocket_url
+from prouter.web.bridge_urls import masked, server_of, websocket_url
+from prouter.web.outgoing import connect_to, look_up
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute
 
@@ -94,6 +98,10 @@ class Bridge:
         self._other_side: ClientConnection | None = None
         self._open = ExitStack()
         self._broken: StreamReset | None = None
+        self._unknown: OSError | None = None
+        """Why there are none."""
+        self._found: list[Found] = []
+        """Addresses of the other server that may be connected to."""
 
     def describe(self) -> dict[str, Any]:
         """Return the bridge as the API lists it."""
@@ -123,16 +131,35 @@ class Bridge:
             self.close()
             raise _refusal(error, self._broken, self.job) from error
 
+    def find_other_side(self, targets: Targets) -> None:
+        """Look up the other server's addresses. Blocks the greenlet. A failure to find them is for `open_other_side`.
+
+        Raises:
+            Forbidden: users may not have the router connect there; the code is ``target_forbidden``.
+        """
+        host, port = server_of(self.url)
+        try:
+            self._found = targets.usable(host, look_up(host, port, _OPEN_TIMEOUT))
+        except OSError as error:
+            log.info("event=bridge_target_unknown bridge=%s url=%s error=%r", self.uid, self.shown, str(error))
+            self._unknown = error
+
     def open_other_side(self) -> None:
         """Connect to the other server. Blocks the greenlet.
 
         Raises:
             JobUnreachable: the server cannot be reached, or has no WebSocket there; the code is ``url_unreachable``.
         """
+        sock = None
         try:
-            self._other_side = self._connect(self.url, None, _KEEPALIVE, ())
+            if self._unknown is not None:
+                raise self._unknown
+            sock = connect_to(self._found, _OPEN_TIMEOUT)
+            self._other_side = self._connect(self.url, sock, _KEEPALIVE, ())
         except (OSError, ValueError, WebSocketException) as error:
-            raise JobUnreachable(f"{self.shown} cannot be opened: {error}", code="url_unreachable") from error
+            if sock is not None:
+                sock.close()
+            raise JobUnreachable(f"{self.shown} cannot be opened: {_why(error)}", code="url_unreachable") from error
 
     def run(self) -> None:
         """Relay messages both ways until one side closes, then close the other with the same code."""
@@ -249,6 +276,8 @@ class Bridges:
     def __init__(self, client: RouterClient) -> None:
         self._client = client
         self._bridges: dict[str, Bridge] = {}
+        control = client.config.control
+        self._targets = Targets(control.allow_targets, lambda: (control.port, client.router.get("agents_port", 0)))
         client.on_bridge_end = self._end_here
         client.end_revoked_bridges = self._end_revoked
         client.list_bridges = lambda: [bridge.describe() for bridge in self._bridges.values()]
@@ -273,11 +302,13 @@ class Bridges:
 
         Raises:
             InvalidRequest: no WebSocket client can use the URL.
+            Forbidden: users may not have the router connect there.
             PRouterError: the job does not run, cannot be reached, or its WebSocket does not open.
         """
         websocket_url(url)
         route = self._client.usable_route(connection, job, _obstacle)
         bridge = Bridge(route, path, url, principal)
+        bridge.find_other_side(self._targets)
         bridge.open_job_side(self._client, headers)
         self._bridges[bridge.uid] = bridge
         gevent.spawn(self._run, bridge)
@@ -335,6 +366,13 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
             f"job '{job}' has no HTTP server: start it with expose", job=job, state=state, code="no_endpoint"
         )
     return None
+
+
+def _why(error: Exception) -> str:
+    """Return in words why the other server's WebSocket did not open."""
+    if isinstance(error, InvalidStatus) and "Location" in error.response.headers:
+        return f"{error}, a redirect to another URL, which the router does not follow; give that URL"
+    return str(error)
 
 
 def _refusal(error: Exception, reset: StreamReset | None, job: str) -> PRouterError:

@@ -68,6 +68,7 @@ class Env:
         now: time of the message or timer that is being handled, monotonic seconds.
         counts: metrics that only grow.
         steady: the clock by which the history ages.
+        agents_port: TCP port on which the broker listens for agents, 0 for none.
         budget: frames that this event loop iteration may still handle; expensive ones count several times.
     """
 
@@ -79,6 +80,7 @@ class Env:
     incarnation: str
     uniform: Callable[[float, float], float] = random.uniform
     now: float = 0.0
+    agents_port: int = 0
     budget: int = 0
     timers: Timers = field(default_factory=Timers)
     outbox: Outbox = field(default_factory=Outbox)

@@ -90,7 +90,8 @@ class Dials:
         """A link to the agent that listens at `address`, dialled now unless it is linked with that token already.
 
         `linked` gets `Forbidden` when the agent refuses the token, `AgentUnavailable` when it cannot be reached in
-        time or refuses for another reason, `Overloaded` when too many are being dialled.
+        time or refuses for another reason, `Overloaded` when too many are being dialled. `Forbidden` also tells that
+        ``control.allow_targets`` does not have the router connect there.
         """
         dial = self._find(address, token)
         if dial is None:
@@ -124,6 +125,13 @@ class Dials:
         """Note why there is no agent at the end of a dialled path."""
         if isinstance(path.owner, _Dial):
             path.owner.trouble = text
+
+    def forbidden(self, path: Path, text: str, now: float) -> None:
+        """Fail the creations that wait for an address that users may not have the router connect to."""
+        dial = path.owner
+        if isinstance(dial, _Dial) and dial.path is path:
+            log.warning("event=target_forbidden address=%s text=%r", dial.address, text)
+            self._fail(dial, Forbidden(text, code="target_forbidden"), now)
 
     def address_of(self, link: Link) -> tuple[str, str] | None:
         """Address and token with which a link was dialled; None if the agent dialled."""

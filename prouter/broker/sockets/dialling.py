@@ -20,6 +20,8 @@ from typing import Any
 from prouter.broker.base.timers import Timers
 from prouter.broker.sockets.poller import Poller
 from prouter.broker.sockets.port import Port
+from prouter.errors import Forbidden
+from prouter.targets import Found, Targets
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection
 
@@ -30,9 +32,6 @@ log = logging.getLogger("prouter.broker")
 _TIMEOUT = 2.0
 """Seconds that connecting to one address may take. The kernel resends its SYN at growing intervals, so a fresh attempt
 finds a network that is back sooner than an old one."""
-
-Address = tuple[int, Any]
-"""Family, and what `connect` takes."""
 
 
 class Dialling:
@@ -45,6 +44,8 @@ class Dialling:
         connected: gets a port and its connection, which is being made.
         failed: gets a port that could be connected to no address.
         troubled: told in words why an address could not be connected to.
+        forbidden: gets a port that may be connected to no address of its host, and why.
+        targets: decides that.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Dialling:
         connected: Callable[[Port, DealerConnection, float], None],
         failed: Callable[[Port, float], None],
         troubled: Callable[[Port, str], None],
+        forbidden: Callable[[Port, str, float], None],
+        targets: Targets,
     ) -> None:
         self._timers = timers
         self._wake = wake
@@ -62,7 +65,10 @@ class Dialling:
         self._connected = connected
         self._failed = failed
         self._troubled = troubled
-        self._found: deque[tuple[Port, list[Address], ClientCurve | None, str]] = deque()
+        self._forbidden = forbidden
+        self._targets = targets
+        self._found: deque[tuple[Port, list[Found], ClientCurve | None, str]] = deque()
+        self._refused: deque[tuple[Port, str]] = deque()
 
     def dial(self, port: Port, host: str, number: int, curve: ClientCurve | None) -> None:
         """Connect `port` to the agent at TCP port `number` of `host`, a name or an address without brackets."""
@@ -71,6 +77,8 @@ class Dialling:
 
     def turn(self, now: float) -> None:
         """Go on with those whose addresses have been looked up."""
+        while self._refused:
+            self._forbidden(*self._refused.popleft(), now)
         while self._found:
             port, addresses, curve, problem = self._found.popleft()
             if problem:
@@ -78,19 +86,26 @@ class Dialling:
             self._attempt(port, addresses, curve, now)
 
     def _look_up(self, port: Port, host: str, number: int, curve: ClientCurve | None) -> None:
-        """Look up the addresses of a host, which may block: runs in a thread of its own."""
-        addresses: list[Address] = []
+        """Look up the addresses of a host, which may block: runs in a thread of its own.
+
+        The attempts take these addresses, so that a name cannot stand for others than those that were checked.
+        """
+        addresses: list[Found] = []
         problem = ""
         try:
             found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
-            addresses += [(entry[0], entry[4]) for entry in found]
+            addresses += self._targets.usable(host, [(entry[0], entry[4]) for entry in found])
+        except Forbidden as error:
+            self._refused.append((port, error.detail))
+            self._wake()
+            return
         except (OSError, UnicodeError) as error:
             log.debug("event=address_not_found host=%s error=%r", host, str(error))
             problem = f"the name cannot be looked up: {getattr(error, 'strerror', None) or error}"
         self._found.append((port, addresses, curve, problem))
         self._wake()
 
-    def _attempt(self, port: Port, addresses: list[Address], curve: ClientCurve | None, now: float) -> None:
+    def _attempt(self, port: Port, addresses: list[Found], curve: ClientCurve | None, now: float) -> None:
         """Connect to the first address, and to the others if that fails."""
         if port.closed:
             return

@@ -367,7 +367,7 @@ def _about_archives() -> list[Operation]:
 
 def _about_bridges() -> list[Operation]:
     path = f"{_JOB}/wsconnect"
-    errors = (400, 404, 409, 502, 503)
+    errors = (400, 403, 404, 409, 502, 503)
     text = "Bridge the job's WebSocket at a path of the job with the one at `url`."
     return [
         Operation(
