@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -13,6 +14,12 @@ from prouter.host_names import check_domain, check_pattern
 from prouter.targets import check_target
 
 __all__ = ["RouterAudit", "RouterClient", "RouterConfig", "RouterControl", "RouterJobs", "RouterServer", "RouterState"]
+
+
+_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
+"""A name of a field or cookie (a token by RFC 9110 section 5.6.2), ``*`` only at the end."""
+_NEEDED = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade"})
+"""Fields that frame requests."""
 
 
 def _known_keys(value: dict[str, str]) -> dict[str, str]:
@@ -75,6 +82,16 @@ class RouterControl(Section):
         description="Access tokens of the HTTP API, each 'NAME:ROLE:sha256:HASH' with a role of viewer, user, operator "
         "or admin and the token's SHA-256 in hex; besides those made with 'prouter token create'.",
     )
+    drop_headers: tuple[str, ...] = Field(
+        (),
+        description="Fields of requests that jobs do not get, such as those in which something in front passes on its "
+        "credentials: 'X-Auth-Token', or 'X-Auth-*' for all names that begin so.",
+    )
+    drop_cookies: tuple[str, ...] = Field(
+        (),
+        description="Cookies that jobs do not get, such as that of a login in front: '_oauth2_proxy*'. The names that "
+        "begin so are meant where there is a '*'.",
+    )
     allow_open: bool = Field(
         False,
         description="Permit an interface beyond loopback without access tokens, because something else checks access.",
@@ -134,6 +151,16 @@ class RouterControl(Section):
     @classmethod
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_pattern(entry) for entry in value)
+
+    @field_validator("drop_headers", "drop_cookies")
+    @classmethod
+    def _names(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in value:
+            if _NAME.fullmatch(name) is None:
+                raise ValueError(f"{name!r} is no name; expected is one such as 'X-Auth-Token' or 'X-Auth-*'")
+            if info.field_name == "drop_headers" and name.lower().replace("_", "-") in _NEEDED:
+                raise ValueError(f"{name!r}: no request would reach a job whole without it")
+        return value
 
     @field_validator("job_domain")
     @classmethod

@@ -104,6 +104,7 @@ class ProxyExchange(ExchangeLifecycle):
             site=self._site,
             local=record.host_mode == "local",
             mark=self.server.mark,
+            fields=self.server.request_fields,
         )
         # An upgrade may not be sent again, and its stream serves nothing afterwards: reuse would be all risk.
         self._connect(self._request, fresh=bool(head.upgrade))

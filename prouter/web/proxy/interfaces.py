@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from prouter.access.roles import Principal
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
+from prouter.web.proxy.addresses.fields import RequestFields
 from prouter.web.proxy.addresses.forwarded import Origin
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
@@ -160,6 +161,7 @@ class ProxyContext(Protocol):
         pool: connections to jobs.
         draining: whether every response is to close its connection, because the worker stops.
         mark: the router's pseudonym among the hops of a request.
+        request_fields: which fields of requests jobs get.
         job_domain: domain of the jobs' own host names, with a dot before it; empty for none.
         own_names_only: whether jobs are served under their own host names only.
         max_head: bytes of a request head.
@@ -174,6 +176,7 @@ class ProxyContext(Protocol):
     pool: UpstreamPool
     draining: bool
     mark: bytes
+    request_fields: RequestFields
     job_domain: bytes
     own_names_only: bool
     max_head: int

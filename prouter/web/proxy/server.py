@@ -22,6 +22,7 @@ from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
 from prouter.web.audit import AuditLog
 from prouter.web.proxy.addresses.cross_site import uses_a_visitors_password
+from prouter.web.proxy.addresses.fields import RequestFields
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.hops import pseudonym
 from prouter.web.proxy.connection import ClientConnection
@@ -96,6 +97,7 @@ class ProxyServer:
         self.draining = False
         self.requests = 0
         self.mark = mark or pseudonym()
+        self.request_fields = RequestFields(config.control.drop_headers, config.control.drop_cookies)
         self.max_head = config.control.max_head
         self.head_timeout = _HEAD_TIMEOUT
         self.idle_timeout = _IDLE_TIMEOUT

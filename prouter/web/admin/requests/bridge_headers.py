@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prouter.access.cookies import without_own
-from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RequestField
+from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RequestField, RequestFields
 
 __all__ = ["handshake_headers"]
 
@@ -18,7 +17,9 @@ _PREFIXES_OF_THE_REQUEST = ("content-", "if-", "sec-")
 """Prefixes of fields about the body, conditions, the browser's context, or another WebSocket handshake."""
 
 
-def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -> list[tuple[str, str]]:
+def handshake_headers(
+    headers: Mapping[str, str], *, credentials: bool = True, fields: RequestFields = REQUEST_FIELDS
+) -> list[tuple[str, str]]:
     """Return the fields of a request that go into the handshake with the job.
 
     Fields that do not pass the proxy do not pass here: those for one hop, and those of untrusted proxies. Host and
@@ -27,6 +28,7 @@ def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -
     Args:
         headers: one value per name, joined by commas, as in WSGI.
         credentials: whether Authorization is for the job; otherwise it let the client in, and stays out.
+        fields: which fields jobs get.
     """
     passing = {RequestField.PASS, RequestField.COOKIES}
     if credentials:
@@ -38,14 +40,14 @@ def handshake_headers(headers: Mapping[str, str], *, credentials: bool = True) -
         if (key := name.lower()) not in dropped
         and key not in _OF_THE_REQUEST
         and not key.startswith(_PREFIXES_OF_THE_REQUEST)
-        and REQUEST_FIELDS[key.encode("latin-1")] in passing
+        and fields[key.encode("latin-1")] in passing
     ]
-    return [(name, kept) for name, value in passed if (kept := _for_job(name, value)) is not None]
+    return [(name, kept) for name, value in passed if (kept := _for_job(name, value, fields)) is not None]
 
 
-def _for_job(name: str, value: str) -> str | None:
-    """Return the value for the job: of Cookie without the router's own; None if nothing is left."""
+def _for_job(name: str, value: str, fields: RequestFields) -> str | None:
+    """Return the value for the job: of Cookie without what no job gets; None if nothing is left."""
     if name != "Cookie":
         return value
-    kept = without_own(value.encode("latin-1"))
+    kept = fields.cookies(value.encode("latin-1"))
     return None if kept is None else kept.decode("latin-1")

@@ -15,6 +15,7 @@ from prouter.web.admin.requests.body import discard_body, read_model
 from prouter.web.admin.requests.bridge_headers import handshake_headers
 from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
 from prouter.web.bridges import Bridges
+from prouter.web.proxy.addresses.fields import RequestFields
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -31,6 +32,8 @@ class BridgeResource:
     def __init__(self, router: RouterClient) -> None:
         self._router = router
         self._bridges = Bridges(router)
+        control = router.config.control
+        self._fields = RequestFields(control.drop_headers, control.drop_cookies)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """List the job's bridges, of all workers."""
@@ -45,7 +48,7 @@ class BridgeResource:
         inner = "/" + (segments[5] if len(segments) == 6 else "")
         inner += f"?{query}" if query else ""
         principal = principal_of(req)
-        headers = handshake_headers(req.headers, credentials=principal is OPEN_ROUTER)
+        headers = handshake_headers(req.headers, credentials=principal is OPEN_ROUTER, fields=self._fields)
         bridge = self._bridges.start(connection, job, inner, request.url, headers, principal)
         resp.set_header("X-PRouter-Bridge", bridge.uid)
         resp.data = b""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
+from prouter.access.cookies import without_own
 from prouter.web.proxy.addresses.forwarded import FORWARDED
 from prouter.web.proxy.messages.heads import HOP_BY_HOP
 
-__all__ = ["HOPS", "REQUEST_FIELDS", "RESPONSE_FIELDS", "RequestField", "ResponseField"]
+__all__ = ["HOPS", "REQUEST_FIELDS", "RESPONSE_FIELDS", "RequestField", "RequestFields", "ResponseField"]
 
 HOPS = b"x-prouter-via"
 """Pseudonyms of the routers that a request came through; docs/decisions/proxy-worker.md says why it is not Via."""
@@ -73,7 +75,7 @@ class RequestField:
     LOCAL = 8
     """Its value holds the public host, unless the job expects requests for its local address."""
     COOKIES = 9
-    """Passes without the router's own cookies."""
+    """Passes without the router's own cookies, and those of ``control.drop_cookies``."""
 
 
 class ResponseField:
@@ -165,7 +167,41 @@ class _Decisions(dict[bytes, int]):
         return decision
 
 
-REQUEST_FIELDS = _Decisions(_request_field)
-"""What becomes of a request's field, by its name as sent: a `RequestField`."""
+class RequestFields(_Decisions):
+    """What becomes of a request's field, by its name as sent: a `RequestField`.
+
+    Args:
+        headers: names of fields that no job gets (``control.drop_headers``); ``*`` at the end stands for anything.
+        cookies: names of cookies that no job gets (``control.drop_cookies``), likewise.
+    """
+
+    def __init__(self, headers: Sequence[str] = (), cookies: Sequence[str] = ()) -> None:
+        super().__init__(self._decision)
+        self._headers = _names([name.lower().replace("_", "-") for name in headers])
+        self._cookies = _names(cookies)
+
+    def cookies(self, value: bytes) -> bytes | None:
+        """Return a value of Cookie as a job gets it; None if no cookie is left."""
+        kept = without_own(value)
+        if kept is None or self._cookies is None:
+            return kept
+        pairs = kept.split(b";")
+        others = [pair for pair in pairs if not self._cookies.fullmatch(pair.partition(b"=")[0].strip())]
+        return kept if len(others) == len(pairs) else b";".join(others).strip() or None
+
+    def _decision(self, name: bytes) -> int:
+        if self._headers is not None and self._headers.fullmatch(name.lower().replace(b"_", b"-")):
+            return RequestField.DROP
+        return _request_field(name)
+
+
+def _names(patterns: Sequence[str]) -> re.Pattern[bytes] | None:
+    """Return what matches these names; None for no names."""
+    parts = [re.escape(one.removesuffix("*")) + (".*" if one.endswith("*") else "") for one in patterns]
+    return re.compile("|".join(parts).encode("ascii"), re.DOTALL) if parts else None
+
+
+REQUEST_FIELDS = RequestFields()
+"""The decisions of a router whose configuration names no fields and cookies."""
 RESPONSE_FIELDS = _Decisions(_response_field)
 """What becomes of a response's field, by its name as sent: a `ResponseField`."""

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prouter.access.cookies import is_own, without_own
+from prouter.access.cookies import is_own
 from prouter.access.roles import OPEN_ROUTER
-from prouter.web.proxy.addresses.fields import REQUEST_FIELDS, RESPONSE_FIELDS, RequestField, ResponseField
+from prouter.web.proxy.addresses.fields import (
+    REQUEST_FIELDS,
+    RESPONSE_FIELDS,
+    RequestField,
+    RequestFields,
+    ResponseField,
+)
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.addresses.mapping import Site
 from prouter.web.proxy.messages.heads import BodyKind, ResponseHead
@@ -35,6 +41,7 @@ def request_to_job(
     site: Callable[[], Site],
     local: bool = False,
     mark: bytes = b"",
+    fields: RequestFields = REQUEST_FIELDS,
 ) -> bytes:
     """Return the head to send to the job.
 
@@ -45,19 +52,23 @@ def request_to_job(
         site: returns the job's addresses; called only if a field of the request may hold one of them.
         local: whether Host names the job's local address.
         mark: this router's pseudonym among the hops.
+        fields: which fields the job gets.
     """
     head = forwarded.head
     lines = [b"%s %s HTTP/1.1\r\n" % (head.method, target)]
     named = head.connection - _OF_THE_HOP
     for name, value in head.headers:
-        action = REQUEST_FIELDS[name]
+        action = fields[name]
         if named and name.lower() in named:
             continue
         if action == RequestField.HOPS:
             mark = value + b", " + mark if mark else value
             continue
         if action:
-            kept = _request_value(action, name, value, forwarded, site, local=local)
+            if action == RequestField.COOKIES:
+                kept = fields.cookies(value)
+            else:
+                kept = _request_value(action, name, value, forwarded, site, local=local)
             if kept is None:
                 continue
             value = kept
@@ -76,8 +87,6 @@ def _request_value(
 ) -> bytes | None:
     """Return the value that a field with an `action` has for the job, None if the job does not get the field."""
     head = forwarded.head
-    if action == RequestField.COOKIES:
-        return without_own(value)
     if action >= RequestField.MAP:
         return site().to_job(name, value) if local or action == RequestField.MAP else value
     if action == RequestField.CLAIM:

@@ -15,6 +15,7 @@ import pytest
 from prouter.fabric.mux import Finished, Mux, Opened, Received, ResetReceived, Writable
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
+from prouter.web.proxy.addresses.fields import REQUEST_FIELDS
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.connection import SMALL_READ, ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
@@ -53,6 +54,7 @@ class Stage:
             idle_timeout=75.0,
             max_head=65536,
             mark=b"5f0e",
+            request_fields=REQUEST_FIELDS,
             own_names_only=False,
             dispatch=self._dispatch,
             forget=lambda connection: None,
