@@ -2,14 +2,14 @@
 
 Every error has a stable ``code`` (the ``code`` of RFC 9457 problem documents and of the ``X-PRouter-Error`` header), an
 HTTP ``status`` and a log ``level``. Errors cross the fabric as maps ``{"type", "code", "detail", "job", "state",
-"retry_after"}``; `from_wire` rebuilds them on the other side.
+"retry_after", "limit"}``; `from_wire` rebuilds them on the other side.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
     "AgentTimeout",
@@ -23,6 +23,7 @@ __all__ = [
     "JobTimeout",
     "JobUnreachable",
     "KeyReused",
+    "Limit",
     "LimitReached",
     "NoSpace",
     "NotFound",
@@ -34,6 +35,7 @@ __all__ = [
     "RangeNotSatisfiable",
     "StartFailed",
     "TooLarge",
+    "TooManyRequests",
     "Unauthorized",
     "Unsupported",
     "from_wire",
@@ -42,6 +44,18 @@ __all__ = [
 
 _MOST_TOLD = 8192
 """Characters of a detail that a response holds, at most."""
+
+
+class Limit(NamedTuple):
+    """The limit that a request was over.
+
+    Attributes:
+        name: the configuration key, such as ``jobs.max``.
+        value: of that key.
+    """
+
+    name: str
+    value: float
 
 
 class PRouterError(Exception):
@@ -53,6 +67,7 @@ class PRouterError(Exception):
         state: the job's state, if it matters.
         retry_after: seconds after which a retry makes sense; becomes ``Retry-After``.
         code: replaces the class's code, to distinguish finer cases.
+        limit: the limit that the request was over, if the configuration sets one.
     """
 
     code: str = "internal"
@@ -67,12 +82,14 @@ class PRouterError(Exception):
         state: str | None = None,
         retry_after: float | None = None,
         code: str | None = None,
+        limit: Limit | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.job = job
         self.state = state
         self.retry_after = retry_after
+        self.limit = limit
         if code is not None:
             self.code = code
 
@@ -95,6 +112,8 @@ class PRouterError(Exception):
             wire["state"] = self.state
         if self.retry_after is not None:
             wire["retry_after"] = self.retry_after
+        if self.limit is not None:
+            wire["limit"] = list(self.limit)
         return wire
 
 
@@ -210,6 +229,13 @@ class LimitReached(PRouterError):
     level = logging.WARNING
 
 
+class TooManyRequests(LimitReached):
+    """Requests come too fast. Its log line is one for developers, because a flood would fill the log."""
+
+    code = "too_many_requests"
+    level = logging.DEBUG
+
+
 class StartFailed(PRouterError):
     """The job did not start; the detail holds the end of its stderr."""
 
@@ -283,6 +309,7 @@ class ProtocolError(PRouterError):
 
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LARGEST = 2**63
 
 
 def _classes(base: type[PRouterError]) -> dict[str, type[PRouterError]]:
@@ -299,11 +326,24 @@ def from_wire(wire: dict[str, Any]) -> PRouterError:
     """
     cls = _classes(PRouterError).get(str(wire.get("type")), PRouterError)
     code, job, state, retry_after = (wire.get(name) for name in ("code", "job", "state", "retry_after"))
-    whole = isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool) and 0 <= retry_after < 1e6
     return cls(
         str(wire.get("detail", "unknown error")),
         job=job if isinstance(job, str) else None,
         state=state if isinstance(state, str) else None,
-        retry_after=retry_after if whole else None,
+        retry_after=retry_after if _is_number(retry_after, 1e6) else None,
         code=code if isinstance(code, str) and _CODE.fullmatch(code) else None,
+        limit=_limit(wire.get("limit")),
     )
+
+
+def _limit(wire: object) -> Limit | None:
+    if not isinstance(wire, list) or len(wire) != 2:
+        return None
+    name, value = wire
+    if not isinstance(name, str) or _CODE.fullmatch(name) is None or not _is_number(value, _LARGEST):
+        return None
+    return Limit(name, value)
+
+
+def _is_number(value: object, below: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < below

@@ -13,7 +13,16 @@ from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, 
 from prouter.host_names import check_domain, check_pattern
 from prouter.targets import check_target
 
-__all__ = ["RouterAudit", "RouterClient", "RouterConfig", "RouterControl", "RouterJobs", "RouterServer", "RouterState"]
+__all__ = [
+    "RouterAudit",
+    "RouterClient",
+    "RouterConfig",
+    "RouterControl",
+    "RouterJobs",
+    "RouterLimits",
+    "RouterServer",
+    "RouterState",
+]
 
 
 _NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
@@ -262,6 +271,48 @@ class RouterAudit(Section):
     )
 
 
+def _usable_rate(value: float) -> float:
+    if 0 < value < _LOWEST_RATE:
+        raise ValueError(f"must be 0 for no limit, or at least {_LOWEST_RATE}")
+    return value
+
+
+_LOWEST_RATE = 0.001
+_Rate = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_usable_rate)]
+
+
+class RouterLimits(Section):
+    """What one owner, or one address, may take of the router. Whoever takes more gets 429; 0 is no limit."""
+
+    jobs_per_owner: int = Field(
+        0, ge=0, description="Jobs of one owner that have not ended, on all agents together; 0 for no limit."
+    )
+    requests_per_owner: _Rate = Field(
+        0.0,
+        description="Requests per second of one owner to the API and to jobs; ten seconds' worth may come at once. "
+        "0 for no limit.",
+    )
+    sandbox_bytes_per_owner: int = Field(
+        0,
+        ge=0,
+        description="Bytes in the sandboxes of one owner's jobs, on all agents together. Beyond it the owner can "
+        "create no job and upload nothing; 0 for no limit.",
+    )
+    unauthenticated_per_address: _Rate = Field(
+        20.0,
+        description="Requests per second without valid credentials of one address, or one IPv6 network of 64 bits; "
+        "ten seconds' worth may come at once. 0 for no limit.",
+    )
+    failures_per_address: _Rate = Field(
+        100.0,
+        description="Failed sign-ins (wrong tokens) per minute of one address, or one IPv6 network of 64 bits; "
+        "0 for no limit.",
+    )
+    failures_in_all: _Rate = Field(
+        1000.0, description="Failed sign-ins per minute of all addresses together; 0 for no limit."
+    )
+
+
 class RouterConfig(Section):
     """Configuration of a router host."""
 
@@ -271,6 +322,7 @@ class RouterConfig(Section):
     fabric: Fabric = Fabric()
     identity: Identity = Identity()
     jobs: RouterJobs = RouterJobs()
+    limits: RouterLimits = RouterLimits()
     log: Log = Log()
     server: RouterServer = RouterServer()
     state: RouterState = RouterState()

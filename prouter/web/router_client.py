@@ -23,6 +23,7 @@ from prouter.fabric.mux import MAX_WINDOW
 from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
+from prouter.limits.requests import RequestLimits
 from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
@@ -63,6 +64,7 @@ class RouterClient:
         end_revoked_bridges: ends bridges of those whose token is not valid any more.
         gate: who may send requests to this worker; None for everybody.
         audit: the audit log; None without one.
+        limits: budgets of requests; None for no limits.
         on_linked: called when the broker is linked again; events may have been missed.
     """
 
@@ -77,6 +79,7 @@ class RouterClient:
         self.end_revoked_bridges: Callable[[], None] = lambda: None
         self.gate: AccessGate | None = None
         self.audit = AuditLog(config.audit) if config.audit.file or config.audit.syslog else None
+        self.limits: RequestLimits | None = None
         self.on_linked: Callable[[], None] = lambda: None
         self._informed = False
         """Whether the broker has sent its whole list of links."""

@@ -214,6 +214,7 @@ class StandInRouter:
         self.on_linked: Any = None
         self.end_revoked_bridges: Any = lambda: None
         self.audit: Any = None
+        self.limits: Any = None
         self.gate = gate or AccessGate(Path("/nonexistent"))
         self.job_route = JobRoute(CONNECTION, JobRecord(JOB, CONNECTION, "a job", State.RUNNING), up=True)
 

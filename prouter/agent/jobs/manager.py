@@ -31,7 +31,7 @@ from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.socket_places import SocketPlaces
-from prouter.errors import Conflict, InvalidRequest, KeyReused, LimitReached, NotFound, PRouterError
+from prouter.errors import Conflict, InvalidRequest, KeyReused, Limit, LimitReached, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import Limits, SignalRequest, StartRequest, digest, signal_number, validated
 
@@ -207,6 +207,7 @@ class JobManager:
                 f"the agent has no free slot: it has {self._max_jobs} jobs, which is its limit; try another agent",
                 job=uid,
                 retry_after=5.0,
+                limit=Limit("jobs.max", self._max_jobs),
             )
         record = JobRecord(uid, connection, name, created_at=time.time(), owner=owner)
         job = Job(record, sandbox, self._changed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prouter.broker.links.link import Link
-from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFound
+from prouter.errors import AgentUnavailable, InvalidRequest, Limit, LimitReached, NotFound
 
 __all__ = ["choose", "matching"]
 
@@ -81,7 +81,9 @@ def choose(candidates: Iterable[Link], used: Used) -> Link | None:
         return min(free, key=lambda link: _burden(link, used))
     if there:
         names = ", ".join(sorted({f"'{link.info.uid}'" for link in there}))
-        raise LimitReached(f"no free slot on agent {names}", retry_after=5)
+        slots = sum(link.info.slots or 0 for link in there)
+        text = f"no free slot on agent {names}, which may have {slots} jobs (jobs.max); remove one, or try again later"
+        raise LimitReached(text, retry_after=5, limit=Limit("jobs.max", slots))
     return None
 
 

@@ -12,7 +12,7 @@ import falcon
 from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Need, Principal, Role, is_allowed, refusal
-from prouter.errors import Unauthorized
+from prouter.errors import PRouterError, Unauthorized
 from prouter.web.admin.operations import OPERATIONS
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.route_roles import NEEDS
@@ -60,9 +60,15 @@ class AccessControl:
 
         Raises:
             Unauthorized: there are none.
+            LimitReached: there are too many requests, with or without them.
         """
-        if self._principal(req) is None and req.path not in _FOR_ALL:
-            raise Unauthorized(SIGN_IN)
+        if req.path in _FOR_ALL:
+            return
+        principal, limits = self._principal(req), self._router.limits
+        if principal is None:
+            raise self._unauthorized(req)
+        if limits is not None and (over := limits.refusal(principal.name)) is not None:
+            raise over
 
     def process_resource(self, req: ApiRequest, _resp: Any, _resource: Any, params: dict[str, Any]) -> None:
         """Refuse what the role does not allow.
@@ -86,6 +92,13 @@ class AccessControl:
             owner = self._router.route(params["connection"], params["job"]).record.owner
         if not is_allowed(principal, need, owner):
             raise refusal(principal, need, owner, job=job)
+
+    def _unauthorized(self, req: ApiRequest) -> PRouterError:
+        """Return the error for a request without valid credentials."""
+        limits, client_key = self._router.limits, req.env.get("prouter.client_key")
+        if limits is None or client_key is None:
+            return Unauthorized(SIGN_IN)
+        return limits.unauthorized(client_key(), SIGN_IN, failed="HTTP_AUTHORIZATION" in req.env)
 
     def _principal(self, req: ApiRequest) -> Principal | None:
         found: Principal | None = req.env.get("prouter.principal", None if self._gate.required else OPEN_ROUTER)

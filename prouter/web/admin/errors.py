@@ -13,6 +13,7 @@ import falcon
 from prouter.access.credentials import challenges
 from prouter.errors import PreconditionFailed, PRouterError, Unsupported
 from prouter.web.admin.requests.context import ApiRequest
+from prouter.web.metrics import counters
 from prouter.web.proxy.pages import page, prefers_html
 
 __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
@@ -23,7 +24,7 @@ _RETRY_STATUSES = (429, 503)
 _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _SHOWN_PATH = 200
 """Characters of a path that an error text repeats."""
-_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host", "unauthorized", "role_needed"})
+_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host", "unauthorized", "role_needed", "too_many_requests"})
 """Codes of errors that people meet in a browser: they get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
 
@@ -50,6 +51,8 @@ def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
         document["job"] = error.job
     if error.state is not None:
         document["state"] = error.state
+    if error.limit is not None:
+        document["limit"] = error.limit._asdict()
     return document
 
 
@@ -119,6 +122,8 @@ def _respond(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> Non
         error.job,
         error.logged,
     )
+    if error.limit is not None:
+        counters.current().count_refusal(error.limit.name)
     resp.status = error.status
     resp.stream = None
     for_people = prefers_html(req.get_header("Accept", default="").encode("latin-1"))

@@ -218,6 +218,13 @@ class Status(_Response):
     status: Literal["ok", "ready"]
 
 
+class LimitOver(_Response):
+    """The limit that a request was over."""
+
+    name: str = Field(description="Configuration key, such as limits.jobs_per_owner.")
+    value: float = Field(description="Of that key.")
+
+
 class Problem(_Response):
     """An error (RFC 9457)."""
 
@@ -229,3 +236,4 @@ class Problem(_Response):
     request_id: str = Field(description="Also in the logs and in the header X-Request-ID.")
     job: str | None = Field(default=None, description="Uid of the job that the error is about.")
     state: str | None = Field(default=None, description="State of that job.")
+    limit: LimitOver | None = Field(default=None, description="The limit that was over, in most errors of status 429.")

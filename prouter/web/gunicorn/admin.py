@@ -282,6 +282,10 @@ class AdminExchange:
     def _path(self) -> bytes:
         return self._head.target.partition(b"?")[0]
 
+    def client_key(self) -> str:
+        """Return the key of the client's budgets. In WSGI this is ``prouter.client_key``."""
+        return self._client.server.client_key(self._forwarded)
+
     def _as_error(self, error: Exception) -> PRouterError:
         """Return the error for the client; one that was not foreseen goes into the log only."""
         if isinstance(error, PRouterError):
@@ -304,6 +308,7 @@ class AdminExchange:
         environ["prouter.principal"] = self._forwarded.principal
         environ["prouter.visitor"] = self._forwarded.visitor
         environ["prouter.forwarded_for"] = self._forwarded.clients
+        environ["prouter.client_key"] = self.client_key
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.upload"] = self.expect_upload
         environ["prouter.write_ahead"] = self.limit_write_ahead

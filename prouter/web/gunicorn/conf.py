@@ -16,6 +16,7 @@ from typing import Any
 from prouter.access.setup import check_access
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import load_from_environment
+from prouter.limits import requests as request_limits
 from prouter.process.cores import forbid_core_dumps
 from prouter.process.logging import configure_logging
 from prouter.web.gunicorn.balance import enter
@@ -89,6 +90,7 @@ def on_starting(server: Any) -> None:
     _log()
     _forget()
     counters.setup(Path(_config.state.run_dir or ".") / "figures")
+    request_limits.setup()
     server.adapter = ArbiterAdapter(server)
     if _inherited:
         server.adapter.keep_sockets()

@@ -69,6 +69,7 @@ class ProxyWorker(GunicornWorker):
         # Imported here: the gevent worker patches the standard library after the fork.
         from prouter.access.setup import gate_for
         from prouter.config.directories import broker_endpoint, load_from_environment
+        from prouter.limits.requests import limits_for
         from prouter.process.descriptors import raise_descriptor_limit
         from prouter.web import router_client
         from prouter.web.gunicorn.admin import AdminService
@@ -79,6 +80,7 @@ class ProxyWorker(GunicornWorker):
         descriptors = raise_descriptor_limit()
         client = self._client = router_client.start(config, broker_endpoint(config))
         client.gate = gate_for(config)
+        client.limits = limits_for(config)
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark, gate=client.gate)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)

@@ -23,6 +23,7 @@ __all__ = [
     "BOUNDS",
     "GAUGES",
     "JOB",
+    "LIMITS",
     "METHODS",
     "STATUSES",
     "Board",
@@ -55,13 +56,26 @@ GAUGES = (
 )
 """Gauges that each worker publishes once a second."""
 
+LIMITS = (
+    "jobs.max",
+    "limits.jobs_per_owner",
+    "limits.requests_per_owner",
+    "limits.sandbox_bytes_per_owner",
+    "limits.unauthenticated_per_address",
+    "limits.failures_per_address",
+    "limits.failures_in_all",
+    "other",
+)
+"""Limits whose refusals are counted, by their configuration keys."""
+
 _SLOTS = 128
 """Workers at a time, draining ones included; further ones are not counted."""
 _BUCKETS = len(BOUNDS) + 1
 _TIMES = _TO * len(METHODS) * len(STATUSES)
 _CPU = _TIMES + _TO * (_BUCKETS + 1)
-_COUNTERS = _CPU + 1
-"""Cells of a slot that only grow: requests, then per recipient the buckets and their sum, then CPU seconds."""
+_REFUSALS = _CPU + 1
+_COUNTERS = _REFUSALS + len(LIMITS)
+"""Cells of a slot that only grow: requests, per recipient the buckets and their sum, CPU seconds, then refusals."""
 _CELLS = _COUNTERS + len(GAUGES)
 _CELL = 8
 _HEAD = 4096
@@ -76,6 +90,7 @@ _OF_METHOD: dict[str | bytes, int] = {
     **{name.encode(): place * len(STATUSES) for place, name in enumerate(METHODS)},
 }
 _OTHER = _OF_METHOD["other"]
+_OF_LIMIT = {name: _REFUSALS + place for place, name in enumerate(LIMITS)}
 _PER_TO = len(METHODS) * len(STATUSES)
 
 
@@ -88,6 +103,7 @@ class Totals(NamedTuple):
         seconds: by recipient, the sum of their durations.
         cpu_seconds: CPU time of all workers, past and present.
         gauges: by name, the sums over the workers that run.
+        refusals: by limit, the number of requests that were over it.
     """
 
     requests: dict[tuple[int, str, str], float]
@@ -95,6 +111,7 @@ class Totals(NamedTuple):
     seconds: list[float]
     cpu_seconds: float
     gauges: dict[str, float]
+    refusals: dict[str, float]
 
 
 class Board:
@@ -163,6 +180,10 @@ class Board:
         own[times + bisect_left(BOUNDS, seconds)] += 1.0
         own[times + _BUCKETS] += seconds
 
+    def count_refusal(self, limit: str) -> None:
+        """Count a request that was over a limit, by the limit's configuration key."""
+        self._own[_OF_LIMIT.get(limit) or _OF_LIMIT["other"]] += 1.0
+
     @property
     def wanted(self) -> bool:
         """Whether all gauges were asked for since this worker last published those that take long to compute."""
@@ -200,6 +221,7 @@ class Board:
             [sums[at + _BUCKETS] for at in times],
             sums[_CPU],
             dict(zip(GAUGES, sums[_COUNTERS:], strict=True)),
+            {name: sums[cell] for name, cell in _OF_LIMIT.items()},
         )
 
     def _sums(self) -> list[float]:

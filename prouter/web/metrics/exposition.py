@@ -45,6 +45,12 @@ SECONDS = Figure(
     "Time from a request's head to the head of its response; waits, held requests and uploads are included",
     ("to",),
 )
+REFUSALS = Figure(
+    "prouter_worker_refusals_total",
+    "counter",
+    "Requests that were refused because of a limit, by its configuration key",
+    ("limit",),
+)
 CPU = Figure("prouter_worker_cpu_seconds_total", "counter", "CPU time of all workers, past and present")
 WORKER: dict[str, Figure] = {
     name: Figure(f"prouter_worker_{name}", "gauge", told)
@@ -115,7 +121,7 @@ BROKER: dict[str, Figure] = {
 }
 """The broker's metrics by their names in its ``stats``."""
 
-FIGURES: tuple[Figure, ...] = (INFO, UP, *BROKER.values(), REQUESTS, SECONDS, CPU, *WORKER.values())
+FIGURES: tuple[Figure, ...] = (INFO, UP, *BROKER.values(), REQUESTS, SECONDS, REFUSALS, CPU, *WORKER.values())
 
 
 def families(totals: Totals, broker: Mapping[str, float] | None) -> Iterator[Metric]:
@@ -147,6 +153,10 @@ def _of_workers(totals: Totals) -> Iterator[Metric]:
             buckets.append((bound, count))
         seconds.add_metric([name], buckets, totals.seconds[to])
     yield seconds
+    refusals = CounterMetricFamily(REFUSALS.name, REFUSALS.help, labels=REFUSALS.labels)
+    for limit, count in totals.refusals.items():
+        refusals.add_metric([limit], count)
+    yield refusals
     yield _single(CPU, totals.cpu_seconds)
     for name, figure in WORKER.items():
         yield _single(figure, totals.gauges[name])

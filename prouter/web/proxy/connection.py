@@ -311,6 +311,8 @@ class ClientConnection:
         recipient = API if self.exchange is None else self.exchange.recipient
         method, seconds = (head.method, time.monotonic() - self.began) if head is not None else (b"", 0.0)
         counters.current().count_response(recipient, method, error.status, seconds)
+        if error.limit is not None:
+            counters.current().count_refusal(error.limit.name)
         self.write(
             error_response(error, accept=accept, head_only=head_only, request_id=name_of_request, close=not keep_alive)
         )

@@ -12,7 +12,7 @@ from prouter.access.roles import Principal
 from prouter.errors import PRouterError
 from prouter.fabric.stream import Stream
 from prouter.web.proxy.addresses.fields import RequestFields
-from prouter.web.proxy.addresses.forwarded import Origin
+from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.routes import JobRoute
@@ -190,6 +190,9 @@ class ProxyContext(Protocol):
 
     def forget(self, client: Client) -> None:
         """Drop a connection that is closed."""
+
+    def client_key(self, forwarded: Forwarded) -> str:
+        """Return the key of a client's budgets (`prouter.limits.clients`)."""
 
     def explain(self, exchange: ExplainedExchange, detail: str, patience: float, *, reached: bool) -> None:
         """Fail `exchange` as soon as it is known whether its job has ended."""

@@ -9,6 +9,7 @@ import json
 import re
 import uuid
 from html import escape
+from math import ceil
 
 from prouter.access.credentials import challenges
 from prouter.errors import PRouterError
@@ -86,6 +87,8 @@ _TITLES = {
     "unknown_host": "This is not a name of this router",
     "unauthorized": "Please sign in",
     "role_needed": "This is not for you",
+    "limit_reached": "A limit is reached",
+    "too_many_requests": "Too many requests",
     "overloaded": "Too busy right now",
 }
 _NOT_STARTED = "This job has not been started yet"
@@ -121,7 +124,7 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
     if status == 401:
         lines += [f"WWW-Authenticate: {challenge}" for challenge in challenges(for_people=for_people)]
     if status in (429, 503):
-        lines.append(f"Retry-After: {max(1, round(error.retry_after or 1))}")
+        lines.append(f"Retry-After: {max(1, ceil(error.retry_after or 1))}")
     if close:
         lines.append("Connection: close")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
@@ -174,6 +177,8 @@ def _problem(error: PRouterError, reason: str, request_id: str) -> bytes:
         problem["job"] = error.job
     if error.state is not None:
         problem["state"] = error.state
+    if error.limit is not None:
+        problem["limit"] = error.limit._asdict()
     return json.dumps(problem).encode()
 
 

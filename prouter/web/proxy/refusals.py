@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError
+from prouter.access.credentials import SIGN_IN
+from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError, Unauthorized
 from prouter.jobs import Reason, State
+from prouter.limits.requests import RequestLimits
+from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.routes import JobRoute
 
-__all__ = ["ClientTooSlow", "ConnectRefused", "LoopDetected", "job_ended", "obstacle"]
+__all__ = ["ClientTooSlow", "ConnectRefused", "LoopDetected", "job_ended", "obstacle", "unauthorized"]
 
 
 class ClientTooSlow(PRouterError):
@@ -70,3 +74,13 @@ def job_ended(route: JobRoute) -> JobEnded:
     record = route.record
     reason = record.error if record.reason is Reason.START_FAILED else None
     return JobEnded(reason or f"job '{record.uid}': {record.ending}", job=record.uid, state=record.state.value)
+
+
+def unauthorized(
+    forwarded: Forwarded, limits: RequestLimits | None, client_key: Callable[[Forwarded], str]
+) -> PRouterError:
+    """Return the error for a request without valid credentials: 401, or 429 if the client has sent too many."""
+    if limits is None:
+        return Unauthorized(SIGN_IN)
+    failed = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
+    return limits.unauthorized(client_key(forwarded), SIGN_IN, failed=failed)

@@ -20,6 +20,7 @@ from prouter.access.roles import OPEN_ROUTER, Principal, Role, is_allowed, refus
 from prouter.config import RouterConfig
 from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
+from prouter.limits.clients import client_key
 from prouter.web.audit import AuditLog
 from prouter.web.proxy.addresses.cross_site import uses_a_visitors_password
 from prouter.web.proxy.addresses.fields import RequestFields
@@ -32,7 +33,7 @@ from prouter.web.proxy.identity import Identity
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.pages import request_id
-from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle
+from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle, unauthorized
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.route_roles import JOB_HTTP, NEEDS
 from prouter.web.router_client import RouterClient
@@ -107,6 +108,9 @@ class ProxyServer:
         self._gate = gate
         self._identity = Identity(gate, config.control) if gate is not None else None
         self._audit = client.audit
+        self._limits = client.limits
+        self._rated = client.limits if client.limits is not None and client.limits.per_owner else None
+        """The limits if they bound the requests of owners."""
         self._generation = gate.generation if gate is not None else 0
         self._search_until = 0.0
         """Monotonic time until which requests with revoked tokens are looked for."""
@@ -232,7 +236,7 @@ class ProxyServer:
             self._admin(client, forwarded)
             return
         if principal is None:
-            client.fail(Unauthorized(SIGN_IN), head)
+            client.fail(unauthorized(forwarded, self._limits, self.client_key), head)
             return
         if principal is not OPEN_ROUTER and uses_a_visitors_password(forwarded):
             client.fail(Forbidden(_CROSS_SITE, code="cross_site"), head)
@@ -241,6 +245,9 @@ class ProxyServer:
         exchange = ProxyExchange(self, client, forwarded, target, own_host=own_host)
         client.exchange = exchange
         self.exchanges.add(exchange)
+        if self._rated is not None and (over := self._rated.refusal(principal.name)) is not None:
+            self._refuse(exchange, over)
+            return
         route = self.client.cached_route(owner, job)
         if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
             refused = _refused(principal, route)
@@ -258,6 +265,10 @@ class ProxyServer:
         if found is None:
             return self._identity.find(forwarded, None)
         return self._identity.find(forwarded, found[1], own_host=found[3])
+
+    def client_key(self, forwarded: Forwarded) -> str:
+        """Return the key of a client's budgets (`prouter.limits.clients`)."""
+        return client_key(forwarded.origin.address, forwarded.chain, self._is_trusted)
 
     def _match(self, forwarded: Forwarded) -> tuple[str, str, bytes, bool] | None:
         """Return (connection uid, job uid, target without prefix, own host) of a request for a job, else None."""

@@ -119,6 +119,16 @@ class Forwarded:
         """What a trusted proxy says of the client's address, with those of the proxies before it; else empty."""
         return self._joined(b"x-forwarded-for").decode("latin-1") if self.origin.trusted else ""
 
+    @property
+    def chain(self) -> list[str]:
+        """The addresses that a trusted proxy names, the client's first; empty if nobody names any."""
+        if not self.origin.trusted:
+            return []
+        nodes = [entry.strip() for entry in self._joined(b"x-forwarded-for").split(b",") if entry.strip()]
+        if not nodes:
+            nodes = [_pairs(hop).get(b"for", b"unknown") for hop in _elements(self._joined(b"forwarded"))]
+        return [_address(node).decode("latin-1") for node in nodes]
+
     def lines(self, prefix: bytes) -> bytes:
         """The forwarded header lines for the job.
 
