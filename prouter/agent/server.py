@@ -18,6 +18,7 @@ from prouter.agent.jobs.inherited import inherited
 from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.runner import Exit
+from prouter.agent.jobs.sandbox_reports import SandboxReports
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
@@ -93,6 +94,9 @@ class _Agent:
         )
         fabric = config.fabric
         self.usage_reports = UsageReports(self.manager, lambda *news: self.links.tell_usage(*news))
+        self.sandbox_reports = SandboxReports(
+            self.manager, lambda: self.links.wanting_sandboxes(), lambda *news: self.links.tell_sandboxes(*news)
+        )
         self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
         self.control = Control(info=self._info, connections=self._connections, jobs=self._jobs, shutdown=self._stop.set)
 
@@ -135,6 +139,7 @@ class _Agent:
         try:
             self._open()
             gevent.spawn(self.usage_reports.run)
+            gevent.spawn(self.sandbox_reports.run)
             gevent.spawn(warn_of_missing_library)
             while not self._stop.wait(_LOAD_INTERVAL):
                 self._tell_load()
@@ -233,6 +238,7 @@ class _Agent:
             self._orphaned = None
         link.peer.notify("load", self._load())
         self.usage_reports.forget()
+        self.sandbox_reports.forget()
         self._tell_ready()
 
     def link_down(self, link: RouterLink, reason: str) -> None:

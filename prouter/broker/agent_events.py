@@ -1,4 +1,4 @@
-"""Events of agents: all jobs when an agent links, every change of a job, the load, what running jobs use.
+"""Events of agents: all jobs when an agent links, every change of a job, the load, what running jobs and sandboxes use.
 
 These events are the one way by which a job's record reaches the job table. Replies to calls only name a revision
 (`prouter.broker.jobs.replies`).
@@ -13,7 +13,7 @@ from typing import Any
 from prouter.broker.base.env import Env
 from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger
-from prouter.broker.jobs.records import read_record, read_usage, record_uid
+from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
 from prouter.broker.jobs.replies import Replies
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
@@ -34,7 +34,7 @@ _CHANGE = 7 * 1024
 """Bytes that a change of a job counts for, in addition to those of its record."""
 _COPIES = 3
 """How often the bytes of its record count: the broker stores the record twice and sends it to every worker."""
-_LARGE_EVENTS = frozenset({"jobs", "usage"})
+_LARGE_EVENTS = frozenset({"jobs", "usage", "sandboxes"})
 """Events about many jobs."""
 
 
@@ -92,6 +92,8 @@ class AgentEvents:
             self._directory.load_reported(link, body)
         elif name == "usage":
             self._usage(link, body.get("jobs"))
+        elif name == "sandboxes":
+            self._sandboxes(link, body.get("jobs"))
 
     def _jobs(self, link: Link, body: dict[str, Any], now: float) -> None:
         """Take a part of the list of an agent's jobs. After the last part, jobs that it did not name are lost."""
@@ -173,6 +175,20 @@ class AgentEvents:
             entry = self._ledger.table.get(uid)
             if entry is not None and entry.connection == link.connection and not entry.ended:
                 entry.usage = (cpu_seconds, rss_bytes)
+
+    def _sandboxes(self, link: Link, sizes: object) -> None:
+        """Note how large some sandboxes are now."""
+        if not isinstance(sizes, list):
+            raise ProtocolError("jobs must be a list")
+        for wire in sizes:
+            try:
+                uid, size = read_sandbox(wire)
+            except ProtocolError as error:
+                self._env.malformed(link.path, error)  # The other jobs are taken all the same.
+                continue
+            entry = self._ledger.table.get(uid)
+            if entry is not None and entry.connection == link.connection and not entry.removed:
+                self._ledger.table.accounts.measured(uid, entry.owner, size)
 
     def _removed(self, link: Link, wire: object, now: float) -> None:
         record = read_record(wire, link.connection)

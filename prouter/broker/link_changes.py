@@ -64,6 +64,8 @@ class LinkChanges:
                 self._forwarder.tell(link, "worker.up", {"worker": worker.uid})
         else:
             self._forwarder.tell(link, "workers", {"workers": [worker.uid for worker in self._workers]})
+        if self._env.settings.sandbox_bytes_per_owner:
+            self._forwarder.tell(link, "sandboxes", {"measure": True})
         self._broadcast.workers("link.up", link.describe())
         self._ledger.agent_changed(link, "up")
         self._forwarder.link_up(link)

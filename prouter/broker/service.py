@@ -12,6 +12,7 @@ from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.owner_limits import check_bytes
 from prouter.broker.jobs.replies import BY_REVISION, Replies, Settled, read_reply
 from prouter.broker.jobs.waits import Waits
 from prouter.broker.links.forward import Forwarder
@@ -90,6 +91,7 @@ class Service:
             "jobs.signal": partial(self._change, "job.signal", ("signal",)),
             "jobs.stop": partial(self._change, "job.stop", ("grace",)),
             "jobs.list": self._list,
+            "jobs.upload": self._upload,
             "jobs.route": self._route,
             "agents.drain": self._drain,
             "bridges": self._list_bridges,
@@ -322,6 +324,22 @@ class Service:
         if count < len(entries):
             cursor = self._ledger.table.index.cursor(entries[count - 1].uid)
         done({"jobs": jobs, "count": count, "next": cursor}, None, now)
+
+    def _upload(self, args: dict[str, Any], done: Done, now: float) -> None:
+        """Reply whether the owner of a job may upload into its sandbox. The upload counts until it is measured.
+
+        Raises:
+            NotFound: there is no such job, or it was removed.
+            LimitReached: the owner has as many bytes as is allowed.
+        """
+        entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        size, accounts = args.get("size"), self._ledger.table.accounts
+        more = size if isinstance(size, int) and size > 0 else 0
+        most = self._env.settings.sandbox_bytes_per_owner
+        check_bytes(entry.owner, accounts.bytes(entry.owner), most, more, job=entry.uid)
+        if most and more:
+            accounts.expect(entry.uid, entry.owner, more)
+        done({}, None, now)
 
     def _list_bridges(self, args: dict[str, Any], done: Done, now: float) -> None:
         self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))

@@ -42,6 +42,8 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
         polling_delay=config.client.polling_delay,
         history=config.jobs.history,
         history_age=config.jobs.history_age,
+        jobs_per_owner=config.limits.jobs_per_owner,
+        sandbox_bytes_per_owner=config.limits.sandbox_bytes_per_owner,
     )
 
 

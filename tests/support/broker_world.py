@@ -196,7 +196,8 @@ class Agent(Peer):
             return
         uid = args.get("uid", "")
         if op == "job.create":
-            self.jobs.setdefault(uid, JobRecord(uid, args["connection"], args["name"], created_at=self.world.wall()))
+            made = JobRecord(uid, args["connection"], args["name"], created_at=self.world.wall())
+            self.jobs.setdefault(uid, replace(made, owner=args.get("owner")))
         elif op == "job.start":
             self.change(uid, state=State.RUNNING)
         value = {"record": self.jobs[uid].to_wire()} if uid in self.jobs else {}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prouter.addresses import router_endpoint
+from prouter.agent.jobs.sandbox_reports import Size
 from prouter.agent.jobs.usage_reports import Usage
 from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
@@ -113,6 +114,15 @@ class Links:
         """Report to the jobs' routers what they use now."""
         for link in self:
             link.tell_usage(connection, usages)
+
+    def wanting_sandboxes(self) -> set[str]:
+        """The uids of the connections whose routers want to know how large sandboxes are."""
+        return {link.connection for link in self if link.up and link.wants_sandboxes}
+
+    def tell_sandboxes(self, connection: str, sizes: list[Size]) -> None:
+        """Report to the jobs' routers how large their sandboxes are."""
+        for link in self:
+            link.tell_sandboxes(connection, sizes)
 
     def tell(self, name: str, body: dict[str, Any]) -> None:
         """Send an event to every linked router."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from prouter.agent.jobs.sandbox_reports import Size
 from prouter.agent.jobs.usage_reports import Usage
 from prouter.errors import ProtocolError
 from prouter.fabric.calls import Request
@@ -78,6 +79,7 @@ class RouterLink:
         up: whether the router is linked now.
         since: when it was linked first, seconds since the epoch; None before.
         router: what the router says of itself: uid, name, platform.
+        wants_sandboxes: whether the linked router wants to know how large sandboxes are.
         keys: public keys that a dialled router may have, in the order in which they are tried; none without encryption.
         key_turn: attempts that failed since the last link; each tries the next key.
     """
@@ -99,6 +101,7 @@ class RouterLink:
         self.up = False
         self.since: float | None = None
         self.router: dict[str, Any] = {}
+        self.wants_sandboxes = False
         self.peer = Peer(
             self, accepts_streams=True, resume_timeout=resume_timeout, process=str(host.hello()["process"])
         )
@@ -138,6 +141,11 @@ class RouterLink:
         """Report what some running jobs of `connection` use now."""
         if self.up and connection == self.connection:
             self.peer.notify("usage", {"jobs": usages})
+
+    def tell_sandboxes(self, connection: str, sizes: list[Size]) -> None:
+        """Report how large some sandboxes of `connection` are."""
+        if self.up and self.wants_sandboxes and connection == self.connection:
+            self.peer.notify("sandboxes", {"jobs": sizes})
 
     def close(self, reason: str) -> None:
         """Reset all streams, say goodbye and do not dial any more."""
@@ -179,6 +187,7 @@ class RouterLink:
 
     def _established(self) -> None:
         self.up = True
+        self.wants_sandboxes = False
         self._failure = ""
         self._troubles.clear()
         self.since = self.since or time.time()
@@ -245,6 +254,8 @@ class RouterLink:
             peer.route_up(_route(body.get("worker")))
         elif name == "worker.down":
             peer.route_gone(_route(body.get("worker")), "worker_gone", "the worker is gone")
+        elif name == "sandboxes":
+            self.wants_sandboxes = body.get("measure") is True
         elif name == "keys" and self.mode == SERVER:
             self._learn_keys(body.get("keys"))
         elif name == "linked" and self.mode == CLIENT:

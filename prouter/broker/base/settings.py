@@ -65,6 +65,8 @@ class Settings:
         takeover_patience: how long an agent may take to prove that it is alive when another claims its uid.
         return_patience: how long an agent whose connection was closed may take to come back, in addition to the time
             that its jobs outlive it. Then it counts as dead.
+        jobs_per_owner: jobs of one owner that have not ended; 0 for any number.
+        sandbox_bytes_per_owner: bytes in the sandboxes of one owner's jobs; 0 for any number.
         workers_return: how long workers of an earlier broker may take to come back after the start.
     """
 
@@ -85,6 +87,8 @@ class Settings:
     dial_timeout: float = 10.0
     takeover_patience: float = 1.0
     return_patience: float = 5.0
+    jobs_per_owner: int = 0
+    sandbox_bytes_per_owner: int = 0
     workers_return: float = 3.0
     bounds: Bounds = field(default_factory=Bounds)
 

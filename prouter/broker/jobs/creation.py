@@ -15,6 +15,7 @@ from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
 from prouter.broker.jobs.placement import choose, matching
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.links.dials import Dials
@@ -49,6 +50,8 @@ class Creations:
         self._by_key: dict[str, Creation] = {}
         self._reserved: Counter[str] = Counter()
         """By connection, creations that chose its agent."""
+        self._of_owner: dict[str | None, set[Creation]] = {}
+        """By owner, the creations under way."""
         self._placing: dict[Creation, None] = {}
         """Creations in the state PLACING, kept by `_change`."""
 
@@ -83,7 +86,9 @@ class Creations:
         known = self.keys.job(key, digest)
         if known is not None:
             self._repeat(creation, *known, now)
-        elif selector.get("type") == "address":
+            return
+        self._check_owner(creation.owner)
+        if selector.get("type") == "address":
             self._dial(creation, str(selector.get("address", "")), str(selector.get("token", "")), now)
         else:
             self._place(creation, now)
@@ -108,13 +113,33 @@ class Creations:
             creation.timer = None
         if creation.over and self._by_key.get(creation.key) is creation:
             del self._by_key[creation.key]
+            self._of_owner[creation.owner].discard(creation)
+            if not self._of_owner[creation.owner]:
+                del self._of_owner[creation.owner]
             if creation.link is not None:
                 self._release(creation.link.connection)
+
+    def _begin(self, creation: Creation) -> None:
+        """Note that a creation is under way. Idempotent."""
+        self._by_key[creation.key] = creation
+        self._of_owner.setdefault(creation.owner, set()).add(creation)
+
+    def _check_owner(self, owner: str | None) -> None:
+        """Refuse another job of an owner who has as much as is allowed. Jobs being created count.
+
+        Raises:
+            LimitReached: that is so.
+        """
+        settings, accounts = self._env.settings, self._ledger.table.accounts
+        if settings.jobs_per_owner:
+            starting = sum(not accounts.lives(creation.uid) for creation in self._of_owner.get(owner, ()))
+            check_jobs(owner, accounts.jobs(owner) + starting, settings.jobs_per_owner)
+        check_bytes(owner, accounts.bytes(owner), settings.sandbox_bytes_per_owner)
 
     # -- to an agent ----------------------------------------------------------------------------------------------
 
     def _dial(self, creation: Creation, address: str, token: str, now: float) -> None:
-        self._by_key[creation.key] = creation
+        self._begin(creation)
         self._change(creation, CreationState.DIALLING)
         self._dials.obtain(address, token, partial(self._dialled, creation), now)
 
@@ -136,7 +161,7 @@ class Creations:
             PRouterError: there is none to wait for.
         """
         link = choose(matching(self._links, creation.selector), self._used)
-        self._by_key[creation.key] = creation
+        self._begin(creation)
         if link is not None:
             self._reserve(creation, link)
         elif creation.state is not CreationState.PLACING:
@@ -185,7 +210,7 @@ class Creations:
             error = AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
             self._fail(creation, error, now)
             return
-        self._by_key[creation.key] = creation
+        self._begin(creation)
         creation.link = link
         self._reserved[connection] += 1
         self._call(creation, now)

@@ -11,7 +11,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.jobs import JobRecord, bounded
 
-__all__ = ["read_record", "read_revision", "read_usage", "record_uid"]
+__all__ = ["read_record", "read_revision", "read_sandbox", "read_usage", "record_uid"]
 
 _UID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,64}\Z")
 """One segment of a URL's path that needs no escaping."""
@@ -72,6 +72,17 @@ def read_usage(wire: object) -> tuple[str, float, int]:
     if not isinstance(uid, str) or not _number(cpu_seconds, inf) or not _whole(rss_bytes):
         raise ProtocolError("a job's usage makes no sense")
     return uid, round(cpu_seconds, 3), rss_bytes
+
+
+def read_sandbox(wire: object) -> tuple[str, int]:
+    """Uid of a job, and the bytes in its sandbox.
+
+    Raises:
+        ProtocolError: something is missing, of the wrong kind or out of range.
+    """
+    if not isinstance(wire, list) or len(wire) != 2 or not isinstance(wire[0], str) or not _whole(wire[1]):
+        raise ProtocolError("a sandbox's size must be its job's uid and bytes")
+    return wire[0], wire[1]
 
 
 def record_uid(wire: object) -> str | None:

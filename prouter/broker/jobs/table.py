@@ -15,6 +15,7 @@ from sys import intern
 
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.index import JobIndex, Listed
+from prouter.broker.jobs.owners import Accounts
 from prouter.jobs import JobRecord, Reason, State
 
 __all__ = ["JobTable"]
@@ -37,6 +38,7 @@ class JobTable:
         """By job: its connection while it is alive, else an empty text for the history, and its bytes there."""
         self._bytes: Counter[str] = Counter()
         self.index = JobIndex()
+        self.accounts = Accounts()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -151,6 +153,7 @@ class JobTable:
         """Drop a job from the table."""
         del self._entries[entry.uid]
         self._weigh(entry.uid, "", 0)
+        self.accounts.forget(entry.uid)
         self._ended.pop(entry.uid, None)
         self.index.remove(entry.uid)
         _discard(self._live, entry.connection, entry.uid)
@@ -205,6 +208,7 @@ class JobTable:
 
     def _count(self, entry: Entry) -> None:
         self._weigh(entry.uid, "" if entry.ended else entry.connection, entry.size + _KEEPING)
+        self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
         if entry.ended:
             _discard(self._live, entry.connection, entry.uid)
         else:

@@ -23,6 +23,8 @@ log = logging.getLogger("prouter.web")
 
 _SLOW = frozenset({"file.delete"})
 """Kinds of streams whose preface arrives only after all the work is done, which may take long."""
+_DECISION = 10.0
+"""Seconds that the broker has to decide about an upload."""
 SMALL = 64 * 1024
 """Bytes up to which a request body is read first, so that opening, bytes and end leave in one message."""
 
@@ -147,8 +149,13 @@ def send_body(
 
     Raises:
         PRouterError: the agent's error, or the agent cannot be reached.
+        LimitReached: the job's owner has as many bytes in sandboxes as is allowed.
     """
     size = target["size"]
+    if router.config.limits.sandbox_bytes_per_owner:
+        # The broker has the sizes of the sandboxes on all agents.
+        where = {"connection": route.connection, "job": route.record.uid, "size": size}
+        router.call("jobs.upload", where, timeout=_DECISION)
     small = size is not None and size <= SMALL and not patient
     body = _read_all(read, size) if small else b""
     job, control = route.record.uid, router.config.control
