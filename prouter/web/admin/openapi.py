@@ -115,7 +115,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _errors(operation: Operation, need: Need) -> list[int]:
     """Return the statuses of an operation's errors, with those that come of its access and of any request body."""
-    access = () if need is Need.NOTHING else (401, 403)
+    access = () if need is Need.NOTHING else (401, 403, 429)
     body = (408, 413, 415) if operation.body is not None else ()  # too slow, too large, or in a coding
     return sorted({*operation.errors, *access, *body})
 
