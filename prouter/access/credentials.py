@@ -6,7 +6,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Iterable
 
-__all__ = ["SIGN_IN", "authorization", "challenges", "is_basic", "presented"]
+__all__ = ["CHALLENGE", "SIGN_IN", "authorization", "is_basic", "presented"]
 
 SIGN_IN = (
     "this router asks for an access token, and the request has none that is valid: send 'Authorization: Bearer TOKEN', "
@@ -14,8 +14,8 @@ SIGN_IN = (
 )
 """Detail of the error for requests without valid credentials."""
 
-_BEARER = 'Bearer realm="pRouter"'
-_BASIC = 'Basic realm="pRouter", charset="UTF-8"'
+CHALLENGE = 'Bearer realm="pRouter"'
+"""Value of WWW-Authenticate (RFC 9110 section 11.6.1). Basic counts, but is not offered: browsers would remember it."""
 
 
 def authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
@@ -51,13 +51,3 @@ def presented(value: bytes) -> bytes | None:
 def is_basic(value: bytes) -> bool:
     """Whether a value of Authorization is Basic, which browsers remember and add to later requests of any page."""
     return value.lstrip()[:6].lower() == b"basic "
-
-
-def challenges(*, for_people: bool) -> list[str]:
-    """Return the values of WWW-Authenticate (RFC 9110 section 11.6.1) for a response with status 401.
-
-    Args:
-        for_people: whether a page was asked for. Only then Basic is offered, at which browsers ask for a password: for
-            a script's request in the background, the question would come out of nowhere.
-    """
-    return [_BEARER, _BASIC] if for_people else [_BEARER]

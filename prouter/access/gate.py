@@ -19,6 +19,7 @@ from prouter.access.credentials import authorization, is_basic, presented
 from prouter.access.ended_sessions import EndedSessions
 from prouter.access.list_file import Seen
 from prouter.access.roles import Principal
+from prouter.access.session_ids import is_of
 from prouter.access.share_file import Share, ShareFile
 from prouter.access.signing import Kind, SigningKey
 from prouter.access.token_file import TokenFile
@@ -103,7 +104,7 @@ class AccessGate:
             self.ended.seen, self.ended.all, frozenset(), "sessions_unreadable"
         )
         self._by_hash: dict[str, Principal] = {}
-        self._by_id: dict[str, Principal] = {}
+        self._by_id: dict[str, Token] = {}
         self._by_field: dict[bytes, Principal] = {}
         """By the SHA-256 of a whole value of Authorization: none of these values is kept in memory."""
         self._shares_by_hash: dict[str, Share] = {}
@@ -160,6 +161,10 @@ class AccessGate:
             self.look()
         return self._by_hash.get(hashed)
 
+    def token(self, identifier: str) -> Token | None:
+        """Return the token with this id; None if there is none that counts."""
+        return self._by_id.get(identifier)
+
     def session(self, text: str) -> Principal | None:
         """Return who signed in with a session's cookie; None if the session is over."""
         claims = self.claims(Kind.SESSION, text)
@@ -167,10 +172,10 @@ class AccessGate:
 
     def signed_in(self, token: str, session: str) -> Principal | None:
         """Return who signed in with the token of this id; None if the token was revoked or the session ended."""
-        holder = self._by_id.get(token)
-        if holder is None or self._is_over(session):
+        known = self._by_id.get(token)
+        if known is None or self._is_over(session) or not is_of(session, known):
             return None
-        return replace(holder, via="session", session=session, ambient=True)
+        return replace(known.principal, via="session", session=session, ambient=True)
 
     def claims(self, kind: Kind, text: str) -> dict[str, Any] | None:
         """Return the claims of a text that the router has signed; None if it is none of this kind, or too old."""
@@ -220,7 +225,7 @@ class AccessGate:
         shares = [share for share in self._shares.content if share.valid(wall)]
         before = {*self._by_id, *self._shares_by_id}
         self._by_hash = {token.hash: token.principal for token in reversed(valid)}
-        self._by_id = {token.id: token.principal for token in valid}
+        self._by_id = {token.id: token for token in valid}
         self._by_field.clear()
         self._shares_by_hash = {share.hash: share for share in shares}
         self._shares_by_id = {share.id: share for share in shares}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from prouter.access.roles import Need
 
-__all__ = ["JOB_HTTP", "NEEDS"]
+__all__ = ["JOB_HTTP", "NEEDS", "PAGES"]
 
 JOB_HTTP = "http"
 """``JOB/http…`` and the jobs' host names, requests to upgrade included."""
@@ -30,6 +30,9 @@ NEEDS: Mapping[str, Need] = {
     "metrics": Need.VIEWER,
     "openapi": Need.VIEWER,
     # access
+    "signInPage": Need.NOTHING,
+    "signIn": Need.NOTHING,
+    "signOut": Need.VIEWER,
     "whoami": Need.VIEWER,
     "tokens": Need.ADMIN,
     "createToken": Need.ADMIN,
@@ -69,3 +72,7 @@ NEEDS: Mapping[str, Need] = {
     "bridge": Need.OWNER,
     "unbridge": Need.OWNER,
 }
+
+PAGES = frozenset({"dashboard"})
+"""Operations that send one of the router's own pages, and change nothing: a browser's own credentials count for them
+when it goes to the page, as no other page can read it (`prouter.web.isolation`)."""

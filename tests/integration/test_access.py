@@ -134,8 +134,10 @@ def allowed(need: str, who: str | None) -> bool:
 def need_by_contract(operation: Operation) -> str:
     """``viewer`` reads everything but files and logs; ``user`` has its own jobs; ``admin`` tokens and shutdown."""
     path, method = operation.path, operation.method
-    if path in ("/healthz", "/readyz"):
+    if path in ("/healthz", "/readyz", "/sign-in"):
         return "nothing"
+    if path == "/sign-out":
+        return "viewer"
     if path.startswith("/tokens") or path == "/shutdown":
         return "admin"
     if path.endswith(("/drain", "/resume")):
@@ -208,13 +210,13 @@ def test_without_credentials_there_is_nothing(it: Guarded) -> None:
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="pRouter"'
     page = it.ask(None, "GET", "/", headers={"Accept": "text/html"})
     assert page.status_code == 401
-    assert 'Basic realm="pRouter"' in page.headers["WWW-Authenticate"]
+    assert page.headers["WWW-Authenticate"] == 'Bearer realm="pRouter"'
     assert "text/html" in page.headers["Content-Type"]
     for wrong in ("prt_wrong", "Bearer", ""):
         assert it.ask(wrong, "GET", "/info").status_code == 401
 
 
-def test_a_browser_signs_in_with_the_token_as_password(it: Guarded) -> None:
+def test_a_program_signs_in_with_the_token_as_password(it: Guarded) -> None:
     answer = requests.get(it.router.url + "/", auth=("anybody", it.tokens["viewer"]), timeout=30)
     assert answer.status_code == 200
     assert "<html" in answer.text

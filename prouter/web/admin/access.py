@@ -15,7 +15,8 @@ from prouter.access.roles import OPEN_ROUTER, Need, Principal, Role, is_allowed,
 from prouter.errors import PRouterError, Unauthorized
 from prouter.web.admin.operations import OPERATIONS
 from prouter.web.admin.requests.context import ApiRequest
-from prouter.web.route_roles import NEEDS
+from prouter.web.isolation import is_navigation, names_no_mode
+from prouter.web.route_roles import NEEDS, PAGES
 from prouter.web.router_client import RouterClient
 
 __all__ = ["AccessControl", "need_of"]
@@ -23,6 +24,7 @@ __all__ = ["AccessControl", "need_of"]
 _REST = "/{rest}"
 _NEEDS = {(operation.method.upper(), operation.path): NEEDS[operation.name] for operation in OPERATIONS}
 _FOR_ALL = frozenset(path for (_method, path), need in _NEEDS.items() if need is Need.NOTHING)
+_PAGES = frozenset(operation.path for operation in OPERATIONS if operation.name in PAGES)
 
 
 def need_of(method: str, template: str) -> Need | None:
@@ -66,7 +68,7 @@ class AccessControl:
             return
         principal, limits = self._principal(req), self._router.limits
         if principal is None:
-            raise self._unauthorized(req)
+            principal = req.env["prouter.principal"] = self._goer_to_a_page(req)
         if limits is not None and (over := limits.refusal(principal.name)) is not None:
             raise over
 
@@ -92,6 +94,21 @@ class AccessControl:
             owner = self._router.route(params["connection"], params["job"]).record.owner
         if not is_allowed(principal, need, owner):
             raise refusal(principal, need, owner, job=job)
+
+    def _goer_to_a_page(self, req: ApiRequest) -> Principal:
+        """Return who opens one of the router's own pages by credentials that browsers add by themselves.
+
+        They count for these pages, as no other page opens them in a way that it could read them.
+
+        Raises:
+            Unauthorized: the request is something else.
+            LimitReached: there are too many such requests.
+        """
+        visitor: Principal | None = req.env.get("prouter.visitor")
+        to_a_page = req.path in _PAGES and req.method in ("GET", "HEAD")
+        if visitor is None or not to_a_page or not (is_navigation(req.get_header) or names_no_mode(req.get_header)):
+            raise self._unauthorized(req)
+        return visitor
 
     def _unauthorized(self, req: ApiRequest) -> PRouterError:
         """Return the error for a request without valid credentials."""

@@ -19,6 +19,7 @@ from prouter.web.admin.errors import add_error_handlers
 from prouter.web.admin.feeds.event_feed import EventFeed
 from prouter.web.admin.middleware import EmptyResponses, HeadRequests, RequestLog, Router
 from prouter.web.admin.openapi import OpenApi
+from prouter.web.admin.pages.own_pages import OwnPages
 from prouter.web.admin.requests.body_memory import BodyMemory
 from prouter.web.admin.requests.context import ApiRequest, ApiResponse
 from prouter.web.admin.requests.known_hosts import KnownHosts
@@ -34,7 +35,9 @@ from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
 from prouter.web.admin.resources.shutdown import Shutdown
+from prouter.web.admin.resources.sign_in import SignIn, SignOut
 from prouter.web.admin.resources.tokens import Tokens, WhoAmI
+from prouter.web.proxy.identity import Identity
 from prouter.web.router_client import RouterClient, current
 
 __all__ = ["application", "create_app"]
@@ -71,9 +74,10 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
         ],
     )
     app.req_options.auto_parse_qs_csv = False
-    add_error_handlers(app)
+    pages = OwnPages(Identity(gate, config.control), config.control.job_domain)
+    add_error_handlers(app, pages)
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
-    _add_router_routes(app, router, gate)
+    _add_router_routes(app, router, gate, pages)
     _add_job_routes(app, router)
     return app
 
@@ -84,9 +88,9 @@ def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
     resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
-def _add_router_routes(app: App, router: RouterClient, gate: AccessGate) -> None:
+def _add_router_routes(app: App, router: RouterClient, gate: AccessGate, pages: OwnPages) -> None:
     connections, health, tokens = Connections(router), Health(router), Tokens(gate)
-    app.add_route("/", Dashboard())
+    app.add_route("/", Dashboard(pages))
     app.add_route("/info", Info(router))
     app.add_route("/connections", connections)
     app.add_route("/connections/{connection}", connections, suffix="one")
@@ -98,6 +102,8 @@ def _add_router_routes(app: App, router: RouterClient, gate: AccessGate) -> None
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/metrics", Metrics(router))
     app.add_route("/openapi.json", OpenApi())
+    app.add_route("/sign-in", SignIn(gate, pages, router.limits))
+    app.add_route("/sign-out", SignOut(gate))
     app.add_route("/whoami", WhoAmI())
     app.add_route("/tokens", tokens)
     app.add_route("/tokens/{token}", tokens, suffix="one")

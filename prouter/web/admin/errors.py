@@ -10,8 +10,9 @@ from typing import Any
 
 import falcon
 
-from prouter.access.credentials import challenges
+from prouter.access.credentials import CHALLENGE
 from prouter.errors import PreconditionFailed, PRouterError, Unsupported
+from prouter.web.admin.pages.own_pages import SIGN_IN_FAILED, OwnPages
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.metrics import counters
 from prouter.web.proxy.pages import page, prefers_html
@@ -24,7 +25,7 @@ _RETRY_STATUSES = (429, 503)
 _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _SHOWN_PATH = 200
 """Characters of a path that an error text repeats."""
-_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host", "unauthorized", "role_needed", "too_many_requests"})
+_FOR_PEOPLE = frozenset({"outside_prefix", "unknown_host", "role_needed", "too_many_requests"})
 """Codes of errors that people meet in a browser: they get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}
 
@@ -56,36 +57,93 @@ def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
     return document
 
 
-def add_error_handlers(app: falcon.App[Any, Any]) -> None:
-    """Have `app` turn every error into a problem document and a log line."""
-    app.add_error_handler(Exception, _on_unforeseen)
-    app.add_error_handler(falcon.HTTPError, _on_falcon_error)
-    app.add_error_handler(PRouterError, _on_error)
+def add_error_handlers(app: falcon.App[Any, Any], pages: OwnPages) -> None:
+    """Have `app` turn every error into a problem document, or a page for people, and a log line."""
+    errors = _Errors(pages)
+    app.add_error_handler(Exception, errors.on_unforeseen)
+    app.add_error_handler(falcon.HTTPError, errors.on_falcon_error)
+    app.add_error_handler(PRouterError, errors.on_error)
 
 
-def _on_error(req: ApiRequest, resp: falcon.Response, error: PRouterError, _params: dict[str, Any]) -> None:
-    _respond(req, resp, error)
+class _Errors:
+    """Responds to errors.
 
+    Args:
+        pages: for people without credentials.
+    """
 
-def _on_falcon_error(req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]) -> None:
-    status = error.status_code
-    path = req.raw_path if len(req.raw_path) <= _SHOWN_PATH else req.raw_path[: _SHOWN_PATH - 1] + "…"
-    detail = error.description or error.title or "the request failed"
-    headers = error.headers
-    if headers is not None:
-        resp.set_headers(headers)
-    code = _CODES.get(status, "http_error")
-    if status in (404, 405) and (job := _asking_job(req)) is not None:
-        detail, code = _outside(path, job), "outside_prefix"
-    elif status == 404:
-        detail = f"there is nothing at '{path}'"
-    elif status == 405:
-        allowed = dict(headers or {}).get("Allow", "")
-        detail = f"'{path}' does not take {req.method}" + (f", only {allowed}" if allowed else "")
-    elif status == 400:
-        detail = f"Invalid request: {detail}"
-    known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
-    _respond(req, resp, known(detail, code=code))
+    def __init__(self, pages: OwnPages) -> None:
+        self._pages = pages
+
+    def on_error(self, req: ApiRequest, resp: falcon.Response, error: PRouterError, _params: dict[str, Any]) -> None:
+        """Respond to one of the router's own errors."""
+        self._respond(req, resp, error)
+
+    def on_falcon_error(
+        self, req: ApiRequest, resp: falcon.Response, error: falcon.HTTPError, _params: dict[str, Any]
+    ) -> None:
+        """Respond to one of Falcon's."""
+        status = error.status_code
+        path = req.raw_path if len(req.raw_path) <= _SHOWN_PATH else req.raw_path[: _SHOWN_PATH - 1] + "…"
+        detail = error.description or error.title or "the request failed"
+        headers = error.headers
+        if headers is not None:
+            resp.set_headers(headers)
+        code = _CODES.get(status, "http_error")
+        if status in (404, 405) and (job := _asking_job(req)) is not None:
+            detail, code = _outside(path, job), "outside_prefix"
+        elif status == 404:
+            detail = f"there is nothing at '{path}'"
+        elif status == 405:
+            allowed = dict(headers or {}).get("Allow", "")
+            detail = f"'{path}' does not take {req.method}" + (f", only {allowed}" if allowed else "")
+        elif status == 400:
+            detail = f"Invalid request: {detail}"
+        known = type("HttpError", (PRouterError,), {"status": status, "level": logging.INFO})
+        self._respond(req, resp, known(detail, code=code))
+
+    def on_unforeseen(self, req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:
+        """Turn an unforeseen error into a 500, with a traceback in the log."""
+        if isinstance(error, ConnectionError):
+            raise error
+        log.error(
+            "event=request_crashed request=%s method=%s path=%s", req.id, req.method, req.raw_path, exc_info=error
+        )
+        text = "the request failed in the router: its log has the reason under the request id"
+        self._respond(req, resp, PRouterError(text))
+
+    def _respond(self, req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
+        log.log(
+            error.level,
+            "event=request_failed code=%s status=%d request=%s method=%s path=%s job=%s detail=%r",
+            error.code,
+            error.status,
+            req.id,
+            req.method,
+            req.raw_path,
+            error.job,
+            error.logged,
+        )
+        if error.limit is not None:
+            counters.current().count_refusal(error.limit.name)
+        resp.status = error.status
+        resp.stream = None
+        for_people = prefers_html(req.get_header("Accept", default="").encode("latin-1"))
+        if error.status == 401:
+            resp.set_header("WWW-Authenticate", CHALLENGE)
+        if for_people and error.status == 401:
+            self._pages.refuse(req, resp, error.told if error.code == SIGN_IN_FAILED else "")
+        elif for_people and error.code in _FOR_PEOPLE:
+            resp.data = page(error, "", req.id)
+            resp.content_type = "text/html; charset=utf-8"
+        else:
+            resp.data = json.dumps(problem(error, req.id)).encode("ascii")
+            resp.content_type = "application/problem+json"
+        resp.set_header("X-PRouter-Error", error.code)
+        if isinstance(error, Unsupported):
+            resp.set_header("Accept-Encoding", "identity")  # RFC 9110 section 12.5.3
+        if error.status in _RETRY_STATUSES:
+            resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))
 
 
 def _asking_job(req: ApiRequest) -> str | None:
@@ -100,44 +158,3 @@ def _outside(path: str, job: str) -> str:
         "Start its job with a preset (expose.preset), or with expose.path 'keep' if it can be told its prefix, "
         "{base_url}; or give jobs host names of their own with control.job_domain in the router's configuration"
     )
-
-
-def _on_unforeseen(req: ApiRequest, resp: falcon.Response, error: Exception, _params: dict[str, Any]) -> None:
-    """Turn an unforeseen error into a 500, with a traceback in the log."""
-    if isinstance(error, ConnectionError):
-        raise error
-    log.error("event=request_crashed request=%s method=%s path=%s", req.id, req.method, req.raw_path, exc_info=error)
-    _respond(req, resp, PRouterError("the request failed in the router: its log has the reason under the request id"))
-
-
-def _respond(req: ApiRequest, resp: falcon.Response, error: PRouterError) -> None:
-    log.log(
-        error.level,
-        "event=request_failed code=%s status=%d request=%s method=%s path=%s job=%s detail=%r",
-        error.code,
-        error.status,
-        req.id,
-        req.method,
-        req.raw_path,
-        error.job,
-        error.logged,
-    )
-    if error.limit is not None:
-        counters.current().count_refusal(error.limit.name)
-    resp.status = error.status
-    resp.stream = None
-    for_people = prefers_html(req.get_header("Accept", default="").encode("latin-1"))
-    if error.status == 401:
-        for challenge in challenges(for_people=for_people):
-            resp.append_header("WWW-Authenticate", challenge)
-    if error.code in _FOR_PEOPLE and for_people:
-        resp.data = page(error, "", req.id)
-        resp.content_type = "text/html; charset=utf-8"
-    else:
-        resp.data = json.dumps(problem(error, req.id)).encode("ascii")
-        resp.content_type = "application/problem+json"
-    resp.set_header("X-PRouter-Error", error.code)
-    if isinstance(error, Unsupported):
-        resp.set_header("Accept-Encoding", "identity")  # RFC 9110 section 12.5.3
-    if error.status in _RETRY_STATUSES:
-        resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))

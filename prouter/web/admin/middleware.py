@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 from falcon.routing import CompiledRouter
 
-from prouter.web.admin.operations import BYTES
+from prouter.web.admin.operation import BYTES
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.metrics import counters
 

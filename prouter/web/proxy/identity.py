@@ -52,11 +52,14 @@ class Identity:
     Args:
         gate: knows tokens, sessions and share links.
         control: the configuration.
+
+    Attributes:
+        own_names_only: whether no job's page shares the API's origin.
     """
 
     def __init__(self, gate: AccessGate, control: RouterControl) -> None:
         self.gate = gate
-        self._own_names_only = bool(control.job_domain) and control.job_domain_only
+        self.own_names_only = bool(control.job_domain) and control.job_domain_only
 
     def find(self, forwarded: Forwarded, job: str | None, *, own_host: bool = False) -> Principal | None:
         """Return who sends a request; None for somebody who has to show credentials, and has shown none that count.
@@ -84,7 +87,7 @@ class Identity:
             return found
         if job is not None:
             return None
-        return found if self._own_names_only or self._is_proven(forwarded, found) else None
+        return found if self.own_names_only or self._is_proven(forwarded, found) else None
 
     def proof_for(self, visitor: Principal) -> str:
         """Return the proof for a page of the router's own that `visitor` gets.
@@ -97,6 +100,20 @@ class Identity:
         """Whether this is a proof for `visitor`."""
         claims = self.gate.claims(Kind.PROOF, proof)
         return claims is not None and claims.get("for") == _subject(visitor)
+
+    def sign_in_proof(self, address: str, visitor: Principal | None) -> str:
+        """Return the proof for the form with which somebody signs in: no job's page may do that for its visitor.
+
+        Args:
+            address: of the client; without a session, a proof counts from there only.
+            visitor: who is signed in already; None for nobody.
+        """
+        return self.gate.key.sign(Kind.PROOF, {"for": _signing_in(address, visitor)}, _PROOF_LIFETIME)
+
+    def accepts_sign_in(self, proof: str, address: str, visitor: Principal | None) -> bool:
+        """Whether this is a proof for that form."""
+        claims = self.gate.claims(Kind.PROOF, proof)
+        return claims is not None and claims.get("for") == _signing_in(address, visitor)
 
     def _is_proven(self, forwarded: Forwarded, visitor: Principal) -> bool:
         proofs = [value for name, value in forwarded.head.headers if len(name) == 15 and name.lower() == PROOF]
@@ -145,6 +162,11 @@ class Identity:
 def _subject(visitor: Principal) -> str:
     """What a proof says of its holder."""
     return visitor.session or f"{visitor.via}:{visitor.id}:{visitor.name}"
+
+
+def _signing_in(address: str, visitor: Principal | None) -> str:
+    """What the proof of the form to sign in says."""
+    return f"sign-in {_subject(visitor) if visitor is not None else address}"
 
 
 def _cookies(forwarded: Forwarded, base: bytes, *, path: bytes | None = None) -> list[str]:

@@ -11,7 +11,7 @@ import uuid
 from html import escape
 from math import ceil
 
-from prouter.access.credentials import challenges
+from prouter.access.credentials import CHALLENGE
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
@@ -122,7 +122,7 @@ def error_response(error: PRouterError, *, accept: bytes, head_only: bool, reque
         f"X-Request-ID: {request_id}",
     ]
     if status == 401:
-        lines += [f"WWW-Authenticate: {challenge}" for challenge in challenges(for_people=for_people)]
+        lines.append(f"WWW-Authenticate: {CHALLENGE}")
     if status in (429, 503):
         lines.append(f"Retry-After: {max(1, ceil(error.retry_after or 1))}")
     if close:

@@ -6,7 +6,7 @@ from base64 import b64encode
 
 import pytest
 
-from prouter.access.credentials import authorization, challenges, presented
+from prouter.access.credentials import authorization, presented
 
 
 def basic(pair: bytes) -> bytes:
@@ -42,8 +42,3 @@ def test_two_fields_authorization_count_as_none() -> None:
     assert authorization([(b"AUTHORIZATION", b"Bearer a")]) == b"Bearer a"
     assert authorization([one, (b"authorization", b"Bearer b")]) is None
     assert authorization([(b"X-Authorization", b"Bearer a")]) is None
-
-
-def test_only_people_are_asked_for_a_password() -> None:
-    assert [challenge.partition(" ")[0] for challenge in challenges(for_people=False)] == ["Bearer"]
-    assert [challenge.partition(" ")[0] for challenge in challenges(for_people=True)] == ["Bearer", "Basic"]

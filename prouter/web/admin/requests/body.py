@@ -1,25 +1,28 @@
-"""JSON request bodies: read up to a limit, whatever their Content-Type, into a model."""
+"""Request bodies: JSON, read up to a limit, whatever its Content-Type, into a model; and small HTML forms."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import parse_qsl
 
 import falcon
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from prouter.errors import InvalidRequest, TooLarge
+from prouter.errors import InvalidRequest, TooLarge, Unsupported
 from prouter.requests import Model, validated
 from prouter.web.admin.requests.body_memory import BodyMemory
 from prouter.web.admin.requests.upload_fields import refuse_coded
 
-__all__ = ["MAX_JSON", "discard_body", "read_json", "read_model"]
+__all__ = ["MAX_JSON", "discard_body", "read_form", "read_json", "read_model"]
 
 MAX_JSON = 1024 * 1024
 """Largest JSON body, bytes."""
 
 _PIECE = 65536
+_FORM = "application/x-www-form-urlencoded"
+_MOST_FIELDS = 16
 _MANY_DIGITS = re.compile(rb"\d{19}")
 
 
@@ -99,6 +102,27 @@ def read_model(model: type[Model], req: falcon.Request, *, optional: bool = Fals
             raise InvalidRequest(f"Invalid request: the body is missing; {_wanted(model)}")
         body = {}
     return validated(model, body)
+
+
+def read_form(req: falcon.Request) -> dict[str, str]:
+    """Return the fields of a form, each of which may be there once. No error repeats any of it.
+
+    Raises:
+        InvalidRequest: the body is no form.
+        Unsupported: it has another type, or a content coding.
+        TooLarge: the body is longer than `MAX_JSON`.
+    """
+    refuse_coded(req)
+    if (req.content_type or "").partition(";")[0].strip().lower() != _FORM:
+        raise Unsupported(f"a form is expected: Content-Type: {_FORM}")
+    try:
+        pairs = parse_qsl(_read(req).decode("utf-8"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise InvalidRequest("Invalid request: the body is no form") from None
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("Invalid request: a field of the form is there twice")
+    return found
 
 
 def discard_body(req: falcon.Request) -> None:

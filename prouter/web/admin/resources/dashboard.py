@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
+from html import escape
 from importlib.resources import files
 
 import falcon
 
-from prouter.web.admin.requests.context import ApiRequest
+from prouter.access.roles import OPEN_ROUTER
+from prouter.web.admin.pages.own_pages import OwnPages, isolated
+from prouter.web.admin.requests.context import ApiRequest, principal_of
 
 __all__ = ["Dashboard"]
 
+_PROOF = b'<meta name="prouter-proof" content="">'
+"""The place in the page for its proof, which its script sends with each request."""
+
 
 class Dashboard:
-    """The resource ``/``. Content-Security-Policy allows only the page's own script and style, by their hashes."""
+    """The resource ``/``. Its script and style are part of the page, and the only ones that it runs.
 
-    def __init__(self) -> None:
+    Args:
+        pages: makes the page's proof.
+    """
+
+    def __init__(self, pages: OwnPages) -> None:
+        self._pages = pages
         self._page = (files("prouter.web.admin") / "static" / "dashboard.html").read_bytes()
-        self._policy = (
-            f"default-src 'none'; style-src {_hash(self._page, b'style')}; script-src {_hash(self._page, b'script')}; "
-            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
+        assert _PROOF in self._page
 
-    def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
+    def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Send the page."""
-        resp.content_type = "text/html; charset=utf-8"
-        resp.set_header("Content-Security-Policy", self._policy)
-        resp.set_header("X-Content-Type-Options", "nosniff")
-        resp.data = self._page
+        principal = principal_of(req)
+        proof = self._pages.proof_for(req, principal) if principal is not OPEN_ROUTER else ""
+        filled = _PROOF.replace(b'""', f'"{escape(proof)}"'.encode("ascii"))
+        isolated(resp, self._page.replace(_PROOF, filled))
 
     on_head = on_get
-
-
-def _hash(page: bytes, tag: bytes) -> str:
-    """Return the source expression that allows the page's one inline element of this kind (CSP 3, section 2.3.1)."""
-    found = re.search(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-    assert found is not None
-    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1]).digest()).decode('ascii')}'"

@@ -1,0 +1,1 @@
+"""The router's own pages for people, which no page of a job can read."""
