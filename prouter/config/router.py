@@ -299,18 +299,16 @@ class RouterLimits(Section):
         "create no job and upload nothing; 0 for no limit.",
     )
     unauthenticated_per_address: _Rate = Field(
-        20.0,
+        50.0,
         description="Requests per second without valid credentials of one address, or one IPv6 network of 64 bits; "
         "ten seconds' worth may come at once. 0 for no limit.",
     )
     failures_per_address: _Rate = Field(
-        100.0,
-        description="Failed sign-ins (wrong tokens) per minute of one address, or one IPv6 network of 64 bits; "
-        "0 for no limit.",
+        600.0,
+        description="Requests with wrong tokens per minute of one address, or one IPv6 network of 64 bits; a failed "
+        "sign-in at the dashboard counts as thirty. 0 for no limit.",
     )
-    failures_in_all: _Rate = Field(
-        1000.0, description="Failed sign-ins per minute of all addresses together; 0 for no limit."
-    )
+    failures_in_all: _Rate = Field(6000.0, description="The same of all addresses together; 0 for no limit.")
 
 
 class RouterConfig(Section):

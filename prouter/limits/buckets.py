@@ -47,31 +47,32 @@ class Buckets:
         self._secret = secrets.token_bytes(16)
         self._hashes: dict[str, int] = {}
 
-    def take(self, key: str, rate: float, burst: float, now: float) -> float:
-        """Take a token from a key's bucket; return 0, or the seconds until there is one.
+    def take(self, key: str, rate: float, burst: float, now: float, cost: float = 1.0) -> float:
+        """Take tokens from a key's bucket; return 0, or the seconds until there are enough, and take none.
 
         Args:
             rate: tokens per second that flow into the bucket.
             burst: tokens that a full bucket holds, at least 1.
             now: monotonic time.
+            cost: tokens to take, at most `burst`.
         """
         place = self._place(key)
         full_at = self._full_at[place] if place >= 0 else now
         # A configuration that was reloaded may have made the bucket smaller.
         used = min(max(full_at - now, 0.0), burst / rate)
-        wait = used + (1.0 - burst) / rate
+        wait = used + (cost - burst) / rate
         if wait > _TOLERANCE:
             return wait
         if place < 0:
             place = self._new_place(key)
-        self._full_at[place] = now + used + 1.0 / rate
+        self._full_at[place] = now + used + cost / rate
         return 0.0
 
-    def wait(self, key: str, rate: float, burst: float, now: float) -> float:
+    def wait(self, key: str, rate: float, burst: float, now: float, cost: float = 1.0) -> float:
         """Return what `take` would, and take nothing."""
         place = self._place(key)
         used = min(max(self._full_at[place] - now, 0.0), burst / rate) if place >= 0 else 0.0
-        wait = used + (1.0 - burst) / rate
+        wait = used + (cost - burst) / rate
         return wait if wait > _TOLERANCE else 0.0
 
     def _place(self, key: str) -> int:

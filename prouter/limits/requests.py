@@ -7,7 +7,7 @@ import time
 
 from prouter.config import RouterConfig
 from prouter.errors import Limit, PRouterError, TooManyRequests, Unauthorized
-from prouter.limits.attempts import Attempts
+from prouter.limits.attempts import REQUEST, SIGN_IN, Attempts
 from prouter.limits.buckets import Buckets
 
 __all__ = ["BURST", "RequestLimits", "limits_for", "setup"]
@@ -75,24 +75,25 @@ class RequestLimits:
                 text = f"more than {rate:g} requests per second without a valid access token come from your address"
                 return self._over(text + _HINT % (limit.name, wait), wait, limit, client)
         if failed:
-            wait = self.attempts.failed(client)
+            wait = self.attempts.failed(client, REQUEST)
             if wait:
-                return self.too_many_failures(client, wait)
+                return self.too_many_failures(client, wait, REQUEST)
         return Unauthorized(detail)
 
-    def too_many_failures(self, client: str, wait: float) -> TooManyRequests:
+    def too_many_failures(self, client: str, wait: float, cost: float = SIGN_IN) -> TooManyRequests:
         """Return the error for a failed sign-in that is over the budget.
 
         Args:
             wait: seconds, as `Attempts.failed` or `Attempts.blocked` told.
+            cost: as they were given it.
         """
         attempts = self.attempts
-        if attempts.per_address and attempts.address_blocked(client):
+        if attempts.per_address and attempts.address_blocked(client, cost):
             limit = Limit("limits.failures_per_address", attempts.per_address)
-            text = f"more than {limit.value:g} sign-ins per minute failed from your address"
+            text = f"more than {limit.value:g} requests per minute with a wrong token come from your address"
         else:
             limit = Limit("limits.failures_in_all", attempts.in_all)
-            text = f"more than {limit.value:g} sign-ins per minute failed"
+            text = f"more than {limit.value:g} requests per minute with wrong tokens come from everywhere"
         return self._over(text + _HINT % (limit.name, wait), wait, limit, client)
 
     def _over(self, text: str, wait: float, limit: Limit, who: str) -> TooManyRequests:

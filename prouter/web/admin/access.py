@@ -115,7 +115,9 @@ class AccessControl:
         limits, client_key = self._router.limits, req.env.get("prouter.client_key")
         if limits is None or client_key is None:
             return Unauthorized(SIGN_IN)
-        return limits.unauthorized(client_key(), SIGN_IN, failed="HTTP_AUTHORIZATION" in req.env)
+        # Whoever is a known visitor has shown valid credentials, which do not count for this request.
+        failed = "HTTP_AUTHORIZATION" in req.env and req.env.get("prouter.visitor") is None
+        return limits.unauthorized(client_key(), SIGN_IN, failed=failed)
 
     def _principal(self, req: ApiRequest) -> Principal | None:
         found: Principal | None = req.env.get("prouter.principal", None if self._gate.required else OPEN_ROUTER)

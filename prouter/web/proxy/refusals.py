@@ -82,5 +82,7 @@ def unauthorized(
     """Return the error for a request without valid credentials: 401, or 429 if the client has sent too many."""
     if limits is None:
         return Unauthorized(SIGN_IN)
-    failed = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
+    # Whoever is a known visitor has shown valid credentials, which do not count for this request.
+    shown = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
+    failed = shown and forwarded.visitor is None
     return limits.unauthorized(client_key(forwarded), SIGN_IN, failed=failed)

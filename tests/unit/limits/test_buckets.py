@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.limits.attempts import Attempts
+from prouter.limits.attempts import REQUEST, SIGN_IN, Attempts
 from prouter.limits.buckets import Buckets
 
 RATES = st.sampled_from([0.5, 1.0, 7.0, 1000.0])
@@ -117,19 +117,29 @@ def test_processes_that_take_at_the_same_time_lose_few_counts() -> None:
 def test_one_address_uses_up_its_own_attempts_only(in_all: float) -> None:
     attempts = Attempts(Buckets(64), Buckets(1), 5.0, in_all)
     for _ in range(5):
-        assert attempts.blocked("192.0.2.1") == 0
-        assert attempts.failed("192.0.2.1") == 0
-    assert 10 < attempts.failed("192.0.2.1") <= 12
-    assert attempts.address_blocked("192.0.2.1")
+        assert attempts.blocked("192.0.2.1", REQUEST) == 0
+        assert attempts.failed("192.0.2.1", REQUEST) == 0
+    assert 10 < attempts.failed("192.0.2.1", REQUEST) <= 12
+    assert attempts.address_blocked("192.0.2.1", REQUEST)
     for _ in range(5000):
-        attempts.failed("192.0.2.1")
-    assert attempts.failed("192.0.2.2") == attempts.blocked("192.0.2.2") == 0
+        attempts.failed("192.0.2.1", REQUEST)
+    assert attempts.failed("192.0.2.2", REQUEST) == attempts.blocked("192.0.2.2", REQUEST) == 0
 
 
 def test_many_addresses_together_have_a_budget() -> None:
     attempts = Attempts(Buckets(64), Buckets(1), 5.0, 20.0)
-    waits = [attempts.failed(f"192.0.2.{number}") for number in range(30)]
+    waits = [attempts.failed(f"192.0.2.{number}", REQUEST) for number in range(30)]
     assert waits[:20] == [0.0] * 20
     assert all(waits[20:])
-    assert not attempts.address_blocked("192.0.2.29")
+    assert not attempts.address_blocked("192.0.2.29", REQUEST)
     assert attempts.blocked("192.0.2.99") > 0
+
+
+def test_a_failed_sign_in_counts_as_many_requests() -> None:
+    attempts = Attempts(Buckets(64), Buckets(1), 10 * SIGN_IN, 15 * SIGN_IN)
+    assert [attempts.failed("a") for _ in range(10)] == [0.0] * 10
+    assert 0 < attempts.failed("a") <= 6
+    assert attempts.failed("a", REQUEST) > 0
+    assert [attempts.failed("b") for _ in range(5)] == [0.0] * 5
+    assert attempts.blocked("b") > 0, "all together"
+    assert Attempts(Buckets(1), Buckets(1), 1.0, 0.0).failed("c") == 0, "a budget below the cost allows one"
