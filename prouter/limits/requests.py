@@ -6,7 +6,7 @@ import logging
 import time
 
 from prouter.config import RouterConfig
-from prouter.errors import Limit, PRouterError, TooManyRequests, Unauthorized
+from prouter.errors import Limit, TooManyRequests
 from prouter.limits.attempts import REQUEST, SIGN_IN, Attempts
 from prouter.limits.buckets import Buckets
 
@@ -59,12 +59,11 @@ class RequestLimits:
         text = f"{who} more than {rate:g} requests per second (limits.requests_per_owner): wait {wait:.1f} s"
         return self._over(text, wait, Limit("limits.requests_per_owner", rate), owner)
 
-    def unauthorized(self, client: str, detail: str, *, failed: bool) -> PRouterError:
-        """Count a request without valid credentials, and return the error for it: 401, or 429 if there were too many.
+    def unauthenticated(self, client: str, *, failed: bool) -> TooManyRequests | None:
+        """Count a request without valid credentials; return the error if there were too many.
 
         Args:
             client: as `prouter.limits.clients.client_key` gives it.
-            detail: of the error with status 401.
             failed: whether it showed credentials that do not count.
         """
         rate = self._per_address
@@ -78,7 +77,7 @@ class RequestLimits:
             wait = self.attempts.failed(client, REQUEST)
             if wait:
                 return self.too_many_failures(client, wait, REQUEST)
-        return Unauthorized(detail)
+        return None
 
     def too_many_failures(self, client: str, wait: float, cost: float = SIGN_IN) -> TooManyRequests:
         """Return the error for a failed sign-in that is over the budget.

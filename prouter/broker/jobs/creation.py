@@ -130,10 +130,12 @@ class Creations:
         Raises:
             LimitReached: that is so.
         """
-        settings, accounts = self._env.settings, self._ledger.table.accounts
+        settings, table = self._env.settings, self._ledger.table
+        accounts = table.accounts
         if settings.jobs_per_owner:
-            starting = sum(not accounts.lives(creation.uid) for creation in self._of_owner.get(owner, ()))
-            check_jobs(owner, accounts.jobs(owner) + starting, settings.jobs_per_owner)
+            # A job that is in the table counts there, although the reply to its creation may not be sent yet.
+            coming = sum(table.get(creation.uid) is None for creation in self._of_owner.get(owner, ()))
+            check_jobs(owner, accounts.jobs(owner) + coming, settings.jobs_per_owner)
         check_bytes(owner, accounts.bytes(owner), settings.sandbox_bytes_per_owner)
 
     # -- to an agent ----------------------------------------------------------------------------------------------

@@ -31,10 +31,6 @@ class Accounts:
         """Bytes in the sandboxes of an owner's jobs."""
         return self._bytes[owner]
 
-    def lives(self, uid: str) -> bool:
-        """Whether this job counts as one that has not ended."""
-        return uid in self._alive
-
     def count(self, uid: str, owner: Owner, *, alive: bool, kept: bool) -> None:
         """Note a job's state.
 

@@ -12,18 +12,19 @@ import falcon
 from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Need, Principal, Role, is_allowed, refusal
-from prouter.errors import PRouterError, Unauthorized
+from prouter.errors import Unauthorized
 from prouter.web.admin.operations import OPERATIONS
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.isolation import is_navigation, names_no_mode
 from prouter.web.route_roles import NEEDS, PAGES
 from prouter.web.router_client import RouterClient
 
-__all__ = ["AccessControl", "need_of"]
+__all__ = ["OPEN_PATHS", "AccessControl", "need_of"]
 
 _REST = "/{rest}"
 _NEEDS = {(operation.method.upper(), operation.path): NEEDS[operation.name] for operation in OPERATIONS}
-_FOR_ALL = frozenset(path for (_method, path), need in _NEEDS.items() if need is Need.NOTHING)
+OPEN_PATHS = frozenset(path for (_method, path), need in _NEEDS.items() if need is Need.NOTHING)
+"""Paths that answer everybody."""
 _PAGES = frozenset(operation.path for operation in OPERATIONS if operation.name in PAGES)
 
 
@@ -62,15 +63,11 @@ class AccessControl:
 
         Raises:
             Unauthorized: there are none.
-            LimitReached: there are too many requests, with or without them.
         """
-        if req.path in _FOR_ALL:
+        if req.path in OPEN_PATHS:
             return
-        principal, limits = self._principal(req), self._router.limits
-        if principal is None:
-            principal = req.env["prouter.principal"] = self._goer_to_a_page(req)
-        if limits is not None and (over := limits.refusal(principal.name)) is not None:
-            raise over
+        if self._principal(req) is None:
+            req.env["prouter.principal"] = self._goer_to_a_page(req)
 
     def process_resource(self, req: ApiRequest, _resp: Any, _resource: Any, params: dict[str, Any]) -> None:
         """Refuse what the role does not allow.
@@ -102,22 +99,12 @@ class AccessControl:
 
         Raises:
             Unauthorized: the request is something else.
-            LimitReached: there are too many such requests.
         """
         visitor: Principal | None = req.env.get("prouter.visitor")
         to_a_page = req.path in _PAGES and req.method in ("GET", "HEAD")
         if visitor is None or not to_a_page or not (is_navigation(req.get_header) or names_no_mode(req.get_header)):
-            raise self._unauthorized(req)
+            raise Unauthorized(SIGN_IN)
         return visitor
-
-    def _unauthorized(self, req: ApiRequest) -> PRouterError:
-        """Return the error for a request without valid credentials."""
-        limits, client_key = self._router.limits, req.env.get("prouter.client_key")
-        if limits is None or client_key is None:
-            return Unauthorized(SIGN_IN)
-        # Whoever is a known visitor has shown valid credentials, which do not count for this request.
-        failed = "HTTP_AUTHORIZATION" in req.env and req.env.get("prouter.visitor") is None
-        return limits.unauthorized(client_key(), SIGN_IN, failed=failed)
 
     def _principal(self, req: ApiRequest) -> Principal | None:
         found: Principal | None = req.env.get("prouter.principal", None if self._gate.required else OPEN_ROUTER)

@@ -15,6 +15,7 @@ from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.web.admin.access import AccessControl
 from prouter.web.admin.audit_trail import AuditTrail
+from prouter.web.admin.budgets import Budgets
 from prouter.web.admin.errors import add_error_handlers
 from prouter.web.admin.feeds.event_feed import EventFeed
 from prouter.web.admin.middleware import EmptyResponses, HeadRequests, RequestLog, Router
@@ -66,6 +67,7 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
             *([AuditTrail(router.audit)] if router.audit is not None else []),
             HeadRequests(),
             EmptyResponses(),
+            *([Budgets(router.limits)] if router.limits is not None else []),
             KnownHosts(config),
             SameOrigin(),
             AccessControl(router, gate),

@@ -85,4 +85,4 @@ def unauthorized(
     # Whoever is a known visitor has shown valid credentials, which do not count for this request.
     shown = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
     failed = shown and forwarded.visitor is None
-    return limits.unauthorized(client_key(forwarded), SIGN_IN, failed=failed)
+    return limits.unauthenticated(client_key(forwarded), failed=failed) or Unauthorized(SIGN_IN)
