@@ -74,19 +74,22 @@ class RequestLimits:
                 text = f"more than {rate:g} requests per second without a valid access token come from your address"
                 return self._over(text + _HINT % (limit.name, wait), wait, limit, client)
         if failed:
-            wait = self.attempts.failed(client, REQUEST)
-            if wait:
-                return self.too_many_failures(client, wait, REQUEST)
+            return self._failed(client, REQUEST)
         return None
 
-    def too_many_failures(self, client: str, wait: float, cost: float = SIGN_IN) -> TooManyRequests:
-        """Return the error for a failed sign-in that is over the budget.
+    def sign_in_failed(self, client: str) -> TooManyRequests | None:
+        """Count a failed sign-in; return the error if there were too many.
 
         Args:
-            wait: seconds, as `Attempts.failed` or `Attempts.blocked` told.
-            cost: as they were given it.
+            client: as `prouter.limits.clients.client_key` gives it.
         """
+        return self._failed(client, SIGN_IN)
+
+    def _failed(self, client: str, cost: float) -> TooManyRequests | None:
         attempts = self.attempts
+        wait = attempts.failed(client, cost)
+        if not wait:
+            return None
         if attempts.per_address and attempts.address_blocked(client, cost):
             limit = Limit("limits.failures_per_address", attempts.per_address)
             text = f"more than {limit.value:g} requests per minute with a wrong token come from your address"

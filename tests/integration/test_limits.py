@@ -61,7 +61,7 @@ class Place:
             "limits.jobs_per_owner": 3, "limits.requests_per_owner": OWNER_RATE,
             "limits.sandbox_bytes_per_owner": 1_000_000,
             "limits.unauthenticated_per_address": CLIENT_RATE, "limits.failures_per_address": FAILURES,
-            "limits.failures_in_all": 40.0,
+            "limits.failures_in_all": 100.0,
         }  # fmt: skip
         self.router: Router = start_router(where, **self.settings)
         self.agent: Agent = start_agent(directory / "agent", self.router)
@@ -160,6 +160,8 @@ def test_requests_without_a_token_are_limited_by_address(it: Place) -> None:
     paths = iter(["/info", "/nothing", "/jobs/x/y/http/"] * 30)
     answers, taken = flood(80, lambda: it.ask(None, "GET", next(paths), address="192.0.2.1"))
     check_flood(answers, taken, 401, CLIENT_RATE, BURST * CLIENT_RATE)
+    unknown = it.ask(None, "GET", "/info", address="192.0.2.1", headers={"X-Forwarded-Host": "nobody.example"})
+    assert unknown.status_code == 429, "whatever else is wrong with a request"
     check_refusal(answers[-1], "limits.unauthenticated_per_address", CLIENT_RATE)
     assert "WWW-Authenticate" not in answers[-1].headers
     for claim in ("198.51.100.1, 192.0.2.1", "198.51.100.2,,::1, 192.0.2.1 "):
@@ -176,6 +178,16 @@ def test_addresses_of_one_ipv6_network_count_as_one(it: Place) -> None:
     assert it.ask(None, "GET", "/info", address="2001:db8:0:1::1").status_code == 401
 
 
+def test_failed_sign_ins_are_slowed_and_a_valid_token_signs_in(it: Place) -> None:
+    def sign_in(token: str) -> Answer:
+        return it.ask(None, "POST", "/sign-in", address="192.0.2.50", data={"token": token}, allow_redirects=False)
+
+    assert sign_in("wrong").status_code == 401
+    check_refusal(sign_in("wrong"), "limits.failures_per_address", FAILURES)
+    assert sign_in(it.tokens["bob"]).status_code == 303
+    assert it.ask(None, "GET", "/sign-in", address="192.0.2.50").status_code == 200
+
+
 def test_wrong_tokens_have_a_smaller_budget_and_no_valid_one_is_ever_refused(it: Place) -> None:
     wrong = "prt_" + "x" * 43
     values = iter([f"Bearer {wrong}", "Basic eDp5", "nonsense", "Bearer"] * 10)
@@ -188,9 +200,9 @@ def test_wrong_tokens_have_a_smaller_budget_and_no_valid_one_is_ever_refused(it:
     check_refusal(answers[-1], "limits.failures_per_address", FAILURES)
     assert it.ask(None, "GET", "/info", address=address).status_code == 401, "no attempt, so no failure"
     assert it.ask("root", "GET", "/info", address=address).status_code == 200
-    for number in range(60):  # from many addresses
+    for number in range(110):  # from many addresses
         answer = it.ask(wrong, "GET", "/info", address=f"203.0.113.{100 + number}")
-    check_refusal(answer, "limits.failures_in_all", 40.0)
+    check_refusal(answer, "limits.failures_in_all", 100.0)
     assert it.ask("root", "GET", "/info", address="203.0.113.200").status_code == 200
 
 

@@ -80,9 +80,8 @@ def unauthorized(
     forwarded: Forwarded, limits: RequestLimits | None, client_key: Callable[[Forwarded], str]
 ) -> PRouterError:
     """Return the error for a request without valid credentials: 401, or 429 if the client has sent too many."""
-    if limits is None:
+    # A visitor has shown valid credentials, which only do not count for this request.
+    if limits is None or forwarded.visitor is not None:
         return Unauthorized(SIGN_IN)
-    # Whoever is a known visitor has shown valid credentials, which do not count for this request.
-    shown = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
-    failed = shown and forwarded.visitor is None
+    failed = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
     return limits.unauthenticated(client_key(forwarded), failed=failed) or Unauthorized(SIGN_IN)

@@ -92,12 +92,8 @@ class SignIn:
 
     def _failure(self, req: ApiRequest) -> PRouterError:
         """Count a wrong token; return the error, which asks for a pause if there were too many."""
-        error: PRouterError = Unauthorized(_WRONG)
-        if self._limits is not None:
-            error = self._limits.unauthorized(client_address(req), _WRONG, failed=True)
-        if isinstance(error, Unauthorized):
-            error.code = SIGN_IN_FAILED
-        return error
+        over = self._limits.sign_in_failed(client_address(req)) if self._limits is not None else None
+        return over or Unauthorized(_WRONG, code=SIGN_IN_FAILED)
 
     def _check_form(self, req: ApiRequest, proof: str) -> None:
         """Refuse a form that a page of a job may have sent, to sign in its visitor as somebody else.
