@@ -73,6 +73,8 @@ _MAX_PROPERTIES = 16 * 1024
 _MAX_URL = 8192
 
 
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""Bidirectional classes of explicit formatting characters (Unicode Standard Annex 9, section 2)."""
 _REAL_TIME = re.compile(r"SIG(?:RTMIN\+(\d{1,2})|RTMAX-(\d{1,2}))", re.ASCII)
 
 
@@ -89,9 +91,14 @@ def _argument(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    if not text.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
-        raise ValueError("must not hold control characters")
+    if not text.isprintable() and any(map(_controls, text)):
+        raise ValueError("must not hold control characters, nor those that change the direction of writing")
     return text
+
+
+def _controls(letter: str) -> bool:
+    """Whether a character controls a terminal, ends a line, or changes the direction of what follows."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in _DIRECTIONS
 
 
 def _path(text: str) -> str:

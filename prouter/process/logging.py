@@ -13,8 +13,8 @@ from prouter.config import Log
 
 __all__ = ["configure_logging"]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that end a line or control a terminal."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that end a line, control a terminal, or change the direction of writing."""
 _LONGEST = 8192
 """Characters of an event, at most: it may hold texts of clients, and a path may have 64 KiB."""
 _LEVELS = {"fatal": logging.CRITICAL}

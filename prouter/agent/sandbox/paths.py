@@ -13,6 +13,7 @@ from typing import Literal, final
 from urllib.parse import quote_from_bytes
 
 from prouter.errors import Conflict, Forbidden, InvalidRequest, NoSpace, NotFound, Overloaded, PRouterError, TooLarge
+from prouter.texts import visible
 
 __all__ = ["hidden_name", "href", "refusal", "shown", "split", "text", "translated"]
 
@@ -52,7 +53,7 @@ def hidden_name() -> bytes:
 
 def shown(path: bytes) -> str:
     """Return the path for an error text or a log line: one line, printable, at most 200 characters."""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path[:1024].decode("utf-8", "backslashreplace"))
+    plain = visible(path[:1024].decode("utf-8", "backslashreplace"))
     return plain if len(plain) <= _SHOWN_MAX else plain[: _SHOWN_MAX - 1] + "…"
 
 

@@ -1,0 +1,40 @@
+"""Texts of others cannot control a terminal, a log or a table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prouter.cli.table import print_table
+from prouter.errors import InvalidRequest
+from prouter.requests import CreateRequest, validated
+from prouter.texts import visible
+
+BIDI = ["\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"]
+CONTROLS = ["\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"]
+
+
+@given(st.text())
+def test_what_is_visible_can_be_printed_and_nothing_else_changes(text: str) -> None:
+    shown = visible(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
+
+
+def test_a_table_shows_what_would_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([("NAME", "STATE"), ("a\x1b[2Jb", "x"), ("\u202egpj.exe", "y"), ("Zoë 💥", "z")])
+    assert capsys.readouterr().out == (
+        "NAME           STATE\na\\x1b[2Jb      x\n\\u202egpj.exe  y\nZoë 💥          z\n"
+    )
+
+
+@pytest.mark.parametrize("character", [*BIDI, *CONTROLS])
+def test_no_job_is_called_so(character: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"name: must not hold control characters"):
+        validated(CreateRequest, {"name": f"a{character}b", "agent": {"type": "any"}})
+
+
+@pytest.mark.parametrize("name", ["Zoë", "שלום עולם", "مرحبا", "a\u200db", "👩\u200d🔬", "\u200fא", "a b"])
+def test_a_job_may_have_a_name_in_any_script(name: str) -> None:
+    assert validated(CreateRequest, {"name": name, "agent": {"type": "any"}}).name == name
