@@ -15,11 +15,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-__all__ = ["HostNames", "check_domain", "check_pattern", "host_of"]
+__all__ = ["HostNames", "check_domain", "check_pattern", "check_public_url", "host_of"]
 
 _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?")
 _BRACKETED = re.compile(r"\[([^\]]*)\](?::[0-9]*)?")
 _ANY = "*"
+_PUBLIC_URL = re.compile(
+    r"(https?)://([a-z0-9_.-]+(?::[0-9]{1,5})?|\[[0-9a-f:.]+\](?::[0-9]{1,5})?)((?:/[A-Za-z0-9._~-]+)*)", re.IGNORECASE
+)
 
 
 def host_of(authority: str) -> str:
@@ -62,6 +65,21 @@ def check_domain(text: str) -> str:
             "'jobs.localhost' for browsers on this machine"
         )
     return found
+
+
+def check_public_url(text: str) -> str:
+    """Return ``control.url`` without a slash at its end, its scheme and host in lower case.
+
+    Raises:
+        ValueError: it is no http or https URL of a host and maybe a path.
+    """
+    match = _PUBLIC_URL.fullmatch(text.rstrip("/"))
+    if match is None or (_PATTERN.fullmatch(host_of(match[2]).lower()) is None and _address(host_of(match[2])) is None):
+        raise ValueError(
+            f"'{text}' is no public URL: give scheme and host, maybe a port and a path, such as "
+            "'https://prouter.example.org'"
+        )
+    return f"{match[1].lower()}://{match[2].lower()}{match[3]}"
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -11,12 +11,12 @@ from prouter.access.roles import Principal, Role
 from prouter.access.tokens import hash_of
 from prouter.config.errors import ConfigError
 
-__all__ = ["SHARES", "Share", "ShareFile", "make_share"]
+__all__ = ["SECRET_PREFIX", "SHARES", "Share", "ShareFile", "make_share"]
 
 SHARES = "shares.json"
 """Name of the file in the router's state directory."""
 _ADVICE = "restore it from a backup, or move it away and share again"
-_PREFIX = "shr_"
+SECRET_PREFIX = "shr_"  # noqa: S105 - a name
 """Tells a share link's secret from other secrets."""
 _MOST = 10_000
 """Share links kept: every worker holds all of them in memory."""
@@ -26,7 +26,7 @@ _BASE = "share:"
 
 def _new_secret() -> str:
     """Make the secret of a share link: 32 random bytes."""
-    return f"{_PREFIX}{secrets.token_urlsafe(32)}"
+    return f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from prouter.addresses import split_address
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
-from prouter.host_names import check_domain, check_pattern
+from prouter.host_names import check_domain, check_pattern, check_public_url
 from prouter.targets import check_target
 
 __all__ = [
@@ -80,6 +80,17 @@ class RouterControl(Section):
         False,
         description="Serve jobs under these host names only, so that each has an origin of its own; requests below "
         "/jobs/C/J/http/ are redirected there.",
+    )
+    sandbox_shares: bool = Field(
+        False,
+        description="Permit share links below /jobs/ when jobs have no host names of their own. Browsers then show the "
+        "job in a sandbox: pages can read the job, and nothing else.",
+    )
+    url: str | None = Field(
+        None,
+        description="Public URL of the API and the dashboard, such as https://prouter.example.org: links lead there, "
+        "and a job's own host name sends visitors who are not signed in there. Without it, links have the address "
+        "that they were asked for under.",
     )
     hosts: tuple[str, ...] = Field(
         (),
@@ -182,6 +193,11 @@ class RouterControl(Section):
         if value and info.data.get("job_domain", "unknown") is None:
             raise ValueError("needs control.job_domain, the domain under which jobs have names of their own")
         return value
+
+    @field_validator("url")
+    @classmethod
+    def _public_url(cls, value: str | None) -> str | None:
+        return check_public_url(value) if value else None
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -50,6 +50,8 @@ NEEDS: Mapping[str, Need] = {
     "stop": Need.OWNER,
     "log": Need.OWNER,
     JOB_HTTP: Need.OWNER,
+    # ways in to a job
+    "pass": Need.OWNER,
     # files
     "list_sandbox": Need.OWNER,
     "download": Need.OWNER,

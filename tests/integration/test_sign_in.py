@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 import requests
 
-from tests.integration.test_access import WORKERS, ends, new_token, token_command
+from tests.integration.test_access import ends
+from tests.support.access import WORKERS, new_token, token_command
 from tests.support.browser_fields import FETCH, NAVIGATION, hidden, proof_in, sign_in
 from tests.support.processes import Router, start_router, wait_until
 

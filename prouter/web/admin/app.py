@@ -35,6 +35,7 @@ from prouter.web.admin.resources.health import Health, Metrics
 from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
+from prouter.web.admin.resources.passes import Passes, PassResource
 from prouter.web.admin.resources.shutdown import Shutdown
 from prouter.web.admin.resources.sign_in import SignIn, SignOut
 from prouter.web.admin.resources.tokens import Tokens, WhoAmI
@@ -81,6 +82,7 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
     _add_router_routes(app, router, gate, pages)
     _add_job_routes(app, router)
+    _add_ways_in(app, router, config, gate)
     return app
 
 
@@ -123,6 +125,11 @@ def _add_job_routes(app: App, router: RouterClient) -> None:
     for noun, resource in (("file", files), ("archive", archives), ("wsconnect", bridges)):
         app.add_route(f"{_JOB}/{noun}", resource)
         app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
+
+
+def _add_ways_in(app: App, router: RouterClient, config: RouterConfig, gate: AccessGate) -> None:
+    passes = Passes(gate, config.control)
+    app.add_route(f"{_JOB}/pass", PassResource(router, passes))
 
 
 _app: App | None = None

@@ -204,6 +204,12 @@ class Tokens(_Response):
     tokens: list[Token]
 
 
+class Pass(_Response):
+    """Response of POST JOB_PATH/pass."""
+
+    url: str = Field(description="Opens the job in a browser; to be followed within a minute.")
+
+
 class WhoAmI(_Response):
     """Response of GET /whoami."""
 

@@ -26,6 +26,7 @@ from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.addresses.mapping import Site
 from prouter.web.proxy.addresses.placing import redirect_for, site, target_of_job
 from prouter.web.proxy.addresses.rewrite import request_to_job, response_to_client
+from prouter.web.proxy.addresses.roots import Asked
 from prouter.web.proxy.interfaces import Client, ProxyContext
 from prouter.web.proxy.lifecycle import ExchangeLifecycle
 from prouter.web.proxy.messages.bodies import ResponseBody
@@ -57,18 +58,21 @@ class ProxyExchange(ExchangeLifecycle):
         server: the worker's proxy.
         client: the client's connection.
         forwarded: the request.
-        target: the raw request target without the job's prefix.
+        asked: what it asks for.
+
+    Attributes:
+        asked: what it asks for.
         own_host: whether the client used the job's own host name, where targets have no prefix.
+        target: the raw request target without the job's prefix.
     """
 
-    __slots__ = ("_body", "_heads", "_keep_alive", "_request", "_response", "own_host", "target")
+    __slots__ = ("_body", "_heads", "_keep_alive", "_request", "_response", "asked", "own_host", "target")
 
-    def __init__(
-        self, server: ProxyContext, client: Client, forwarded: Forwarded, target: bytes, *, own_host: bool
-    ) -> None:
+    def __init__(self, server: ProxyContext, client: Client, forwarded: Forwarded, asked: Asked) -> None:
         super().__init__(server, client, forwarded)
-        self.target = target
-        self.own_host = own_host
+        self.asked = asked
+        self.target = asked.target
+        self.own_host = asked.own_host
         self._request = b""
         """The request's head as the job gets it."""
         self._heads: ResponseHeads | None = None

@@ -24,8 +24,9 @@ from prouter.access.signing import Kind
 from prouter.config.router import RouterControl
 from prouter.web.proxy.addresses.forwarded import Forwarded, Public
 from prouter.web.proxy.messages.heads import Header
+from prouter.web.proxy.pages import prefers_html
 
-__all__ = ["PROOF", "Identity", "is_browser"]
+__all__ = ["PROOF", "Identity", "asks_for_a_page", "is_browser"]
 
 PROOF = b"x-prouter-proof"
 """Field with the proof that a request comes from one of the router's own pages."""
@@ -46,6 +47,15 @@ def is_browser(headers: list[Header]) -> bool:
     return False
 
 
+def asks_for_a_page(headers: list[Header]) -> bool:
+    """Whether a browser opens a page in a window or tab of its own; a page's script cannot pretend that."""
+    told = {name.lower(): value for name, value in headers if len(name) <= 14}
+    mode = told.get(b"sec-fetch-mode")
+    if mode is not None:
+        return mode == b"navigate" and told.get(b"sec-fetch-dest") == b"document"
+    return is_browser(headers) and prefers_html(told.get(b"accept", b""))
+
+
 class Identity:
     """Finds out who sends a request.
 
@@ -60,8 +70,11 @@ class Identity:
     def __init__(self, gate: AccessGate, control: RouterControl) -> None:
         self.gate = gate
         self.own_names_only = bool(control.job_domain) and control.job_domain_only
+        self._sandboxed = control.sandbox_shares and not control.job_domain
 
-    def find(self, forwarded: Forwarded, job: str | None, *, own_host: bool = False) -> Principal | None:
+    def find(
+        self, forwarded: Forwarded, job: str | None, *, own_host: bool = False, key: bytes | None = None
+    ) -> Principal | None:
         """Return who sends a request; None for somebody who has to show credentials, and has shown none that count.
 
         Sets ``forwarded.visitor`` to whom ambient credentials name, whether they count or not.
@@ -69,11 +82,14 @@ class Identity:
         Args:
             job: uid of the job whose HTTP is asked for; None for the API.
             own_host: whether the job is asked for under its own host name.
+            key: the pass in the path of a sandboxed visitor, next to which nothing else counts; None elsewhere.
         """
         gate, head = self.gate, forwarded.head
         gate.refresh(time.monotonic())
         if not gate.required:
             return OPEN_ROUTER
+        if key is not None:
+            return self._sandboxed_visitor(str(job), key)
         found = gate.authenticate(head.headers)
         if found is not None and not found.ambient:
             return found
@@ -81,8 +97,12 @@ class Identity:
         forwarded.visitor = found
         if job is not None:
             admitted = self._admitted(forwarded, job, found, own_host=own_host)
-            if admitted is not None:
+            if admitted is not None and (own_host or admitted.via != "share"):
                 return admitted
+            if admitted is not None and self._sandboxed:
+                if not is_browser(head.headers):
+                    return admitted
+                forwarded.visitor = found or admitted
         if found is None or own_host or not is_browser(head.headers):
             return found
         if job is not None:
@@ -131,19 +151,30 @@ class Identity:
     def _admitted(
         self, forwarded: Forwarded, job: str, visitor: Principal | None, *, own_host: bool
     ) -> Principal | None:
-        """Return whom a pass lets in to this job.
+        """Return whom a pass lets in to this job, a visitor of a share link only if there is no better pass.
 
         Args:
             visitor: whom other credentials name.
         """
+        guest: Principal | None = None
         for text in _cookies(forwarded, PASS, path=b"/" if own_host else b"/jobs"):
             claims = self.gate.claims(Kind.PASS, text)
             if claims is None or claims.get("job") != job:
                 continue
             found = self._holder(claims, visitor)
-            if found is not None:
+            if found is not None and found.via != "share":
                 return found
-        return None
+            guest = guest or found
+        return guest
+
+    def _sandboxed_visitor(self, job: str, key: bytes) -> Principal | None:
+        """Return the visitor of a share link whose pass is in the path."""
+        if not self._sandboxed:
+            return None
+        claims = self.gate.claims(Kind.PASS, key.decode("latin-1"))
+        if claims is None or "share" not in claims or claims.get("job") != job:
+            return None
+        return self._holder(claims, None)
 
     def _holder(self, claims: dict[str, Any], visitor: Principal | None) -> Principal | None:
         """Return who holds a pass, if this one may still use it."""

@@ -15,7 +15,7 @@ from prouter.access.credentials import CHALLENGE
 from prouter.errors import PRouterError
 from prouter.jobs import State
 
-__all__ = ["REASONS", "USABLE_ID", "error_response", "page", "prefers_html", "redirect", "request_id"]
+__all__ = ["REASONS", "USABLE_ID", "error_response", "page", "prefers_html", "redirect", "request_id", "see_other"]
 
 REASONS = {
     400: "Bad Request",
@@ -89,6 +89,10 @@ _TITLES = {
     "role_needed": "This is not for you",
     "limit_reached": "A limit is reached",
     "too_many_requests": "Too many requests",
+    "link_refused": "This link is not valid",
+    "needs_own_origin": "This job cannot be opened here",
+    "share_needs_own_origin": "This job cannot be opened here",
+    "share_read_only": "This link is for reading only",
     "overloaded": "Too busy right now",
 }
 _NOT_STARTED = "This job has not been started yet"
@@ -139,6 +143,27 @@ def redirect(location: bytes, *, close: bool) -> bytes:
         b"Cache-Control: no-store, must-revalidate\r\n",
         connection,
     )
+
+
+def see_other(location: bytes, cookie: str = "") -> bytes:
+    """Return a whole redirect to a page (RFC 9110 section 15.4.4), after which the connection is closed.
+
+    The URL that led here may hold a secret: no later request names it as its referrer.
+
+    Args:
+        cookie: a value of Set-Cookie; empty for none.
+    """
+    lines = [
+        b"HTTP/1.1 303 See Other",
+        b"Location: " + location,
+        b"Content-Length: 0",
+        b"Cache-Control: no-store, must-revalidate",
+        b"Referrer-Policy: no-referrer",
+        b"Connection: close",
+    ]
+    if cookie:
+        lines.append(b"Set-Cookie: " + cookie.encode("latin-1"))
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def prefers_html(accept: bytes) -> bool:

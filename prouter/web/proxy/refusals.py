@@ -6,13 +6,24 @@ import logging
 from collections.abc import Callable
 
 from prouter.access.credentials import SIGN_IN
+from prouter.access.roles import Principal, Role, is_allowed, refusal
 from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError, Unauthorized
 from prouter.jobs import Reason, State
 from prouter.limits.requests import RequestLimits
 from prouter.web.proxy.addresses.forwarded import Forwarded
+from prouter.web.route_roles import JOB_HTTP, NEEDS
 from prouter.web.routes import JobRoute
 
-__all__ = ["ClientTooSlow", "ConnectRefused", "LoopDetected", "job_ended", "obstacle", "unauthorized"]
+__all__ = [
+    "ClientTooSlow",
+    "ConnectRefused",
+    "LoopDetected",
+    "MethodRefused",
+    "job_ended",
+    "not_allowed",
+    "obstacle",
+    "unauthorized",
+]
 
 
 class ClientTooSlow(PRouterError):
@@ -37,6 +48,14 @@ class LoopDetected(PRouterError):
     code = "loop_detected"
     status = 508
     level = logging.WARNING
+
+
+class MethodRefused(PRouterError):
+    """The router answers the path itself, and not with this method."""
+
+    code = "method_not_allowed"
+    status = 405
+    level = logging.INFO
 
 
 def obstacle(route: JobRoute) -> PRouterError | None:
@@ -85,3 +104,18 @@ def unauthorized(
         return Unauthorized(SIGN_IN)
     failed = any(name.lower() == b"authorization" for name, _value in forwarded.head.headers)
     return limits.unauthenticated(client_key(forwarded), failed=failed) or Unauthorized(SIGN_IN)
+
+
+def not_allowed(principal: Principal | None, route: JobRoute) -> PRouterError | None:
+    """Return why somebody may not use a job's HTTP; None if that is allowed."""
+    if principal is None:
+        return Unauthorized(SIGN_IN)
+    owner = route.record.owner
+    if principal.job:
+        if principal.job != route.record.uid:
+            return Unauthorized(SIGN_IN)
+        if principal.via == "share":
+            return None
+    if principal.role >= Role.OPERATOR or is_allowed(principal, NEEDS[JOB_HTTP], owner):
+        return None
+    return refusal(principal, NEEDS[JOB_HTTP], owner, job=route.record.uid)

@@ -14,11 +14,10 @@ import gevent
 from gevent import get_hub
 from gevent.event import Event
 
-from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
-from prouter.access.roles import OPEN_ROUTER, Principal, Role, is_allowed, refusal
+from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.config import RouterConfig
-from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
+from prouter.errors import Forbidden, Overloaded, PRouterError
 from prouter.jobs import State
 from prouter.limits.clients import client_key
 from prouter.web.audit import AuditLog
@@ -26,16 +25,17 @@ from prouter.web.proxy.addresses.cross_site import uses_a_visitors_password
 from prouter.web.proxy.addresses.fields import RequestFields
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.hops import pseudonym
+from prouter.web.proxy.addresses.roots import Asked, asked_for
 from prouter.web.proxy.connection import ClientConnection
+from prouter.web.proxy.entrance import Entrance
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.identity import Identity
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.pages import request_id
-from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, obstacle, unauthorized
+from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, not_allowed, obstacle, unauthorized
 from prouter.web.proxy.upstream import UpstreamPool
-from prouter.web.route_roles import JOB_HTTP, NEEDS
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute
 
@@ -55,7 +55,6 @@ _GRACE = 2.0
 """Seconds a request may be old when its token is revoked and it goes on: the request that revokes its own token."""
 _SEARCH = 6.0
 """Seconds for which open requests are looked at after a token was revoked."""
-_NEED = NEEDS[JOB_HTTP]
 
 _LOOP = (
     "this request has come through this router before: a job's server is the router itself, or forwards requests to "
@@ -109,6 +108,7 @@ class ProxyServer:
         self._identity = Identity(gate, config.control) if gate is not None else None
         self._audit = client.audit
         self._limits = client.limits
+        self._entrance = Entrance(gate, config.control, self) if gate is not None else None
         self._rated = client.limits if client.limits is not None and client.limits.per_owner else None
         """The limits if they bound the requests of owners."""
         self._generation = gate.generation if gate is not None else 0
@@ -230,19 +230,23 @@ class ProxyServer:
             client.fail(ConnectRefused("CONNECT is not supported: jobs are reached under their paths"), head)
             return
         forwarded = Forwarded(head, client.origin)
-        found = self._match(forwarded)
-        client.principal = forwarded.principal = principal = self._principal(forwarded, found)
-        if found is None:
+        asked = self._match(forwarded)
+        client.principal = forwarded.principal = principal = self._principal(forwarded, asked)
+        if asked is None:
             self._admin(client, forwarded)
             return
+        if self._entrance is not None and self._entrance.is_asked(asked):
+            self._entrance.enter(client, forwarded, asked)
+            return
         if principal is None:
-            client.fail(unauthorized(forwarded, self._limits, self.client_key), head)
+            if self._entrance is None or not self._entrance.leads_on(client, forwarded, asked):
+                client.fail(unauthorized(forwarded, self._limits, self.client_key), head)
             return
         if principal is not OPEN_ROUTER and uses_a_visitors_password(forwarded):
             client.fail(Forbidden(_CROSS_SITE, code="cross_site"), head)
             return
-        owner, job, target, own_host = found
-        exchange = ProxyExchange(self, client, forwarded, target, own_host=own_host)
+        owner, job = asked.connection, asked.job
+        exchange = ProxyExchange(self, client, forwarded, asked)
         client.exchange = exchange
         self.exchanges.add(exchange)
         if self._rated is not None and (over := self._rated.refusal(principal.name)) is not None:
@@ -250,7 +254,7 @@ class ProxyServer:
             return
         route = self.client.cached_route(owner, job)
         if route is not None and route.up and route.record.state is State.RUNNING and route.record.endpoint:
-            refused = _refused(principal, route)
+            refused = not_allowed(principal, route)
             if refused is None:
                 self._forward(exchange, route)
             else:
@@ -258,36 +262,28 @@ class ProxyServer:
         else:
             gevent.spawn(self._resolve, exchange, owner, job)
 
-    def _principal(self, forwarded: Forwarded, found: tuple[str, str, bytes, bool] | None) -> Principal | None:
+    def _principal(self, forwarded: Forwarded, asked: Asked | None) -> Principal | None:
         """Return who sends a request; None for somebody who has to show credentials, and has shown none that count."""
         if self._identity is None:
             return OPEN_ROUTER
-        if found is None:
+        if asked is None:
             return self._identity.find(forwarded, None)
-        return self._identity.find(forwarded, found[1], own_host=found[3])
+        return self._identity.find(forwarded, asked.job, own_host=asked.own_host, key=asked.key)
 
     def client_key(self, forwarded: Forwarded) -> str:
         """Return the key of a client's budgets (`prouter.limits.clients`)."""
         return client_key(forwarded.origin.address, forwarded.chain, self._is_trusted)
 
-    def _match(self, forwarded: Forwarded) -> tuple[str, str, bytes, bool] | None:
-        """Return (connection uid, job uid, target without prefix, own host) of a request for a job, else None."""
+    def _match(self, forwarded: Forwarded) -> Asked | None:
+        """Return what a request for a job asks for; None for one to the API."""
         head = forwarded.head
-        target = head.target
         if self.job_domain:
             # Some proxies rewrite Host and tell the client's in a forwarded field.
             for name in (head.host, forwarded.public.host):
                 host = name.partition(b":")[0].lower().rstrip(b".")  # "host." is "host" as an absolute name
                 if host.endswith(self.job_domain):
-                    return "", host[: -len(self.job_domain)].decode("latin-1"), target, True
-        if not target.startswith(b"/jobs/"):
-            return None
-        path, mark, query = target.partition(b"?")
-        parts = path.split(b"/", 5)
-        if len(parts) < 5 or parts[4] != b"http" or not parts[2]:
-            return None
-        rest = b"/" + parts[5] if len(parts) == 6 else b""
-        return parts[2].decode("latin-1"), parts[3].decode("latin-1"), rest + mark + query, False
+                    return Asked("", host[: -len(self.job_domain)].decode("latin-1"), head.target, True)
+        return asked_for(head.target)
 
     def _resolve(self, exchange: ProxyExchange, owner: str, job: str) -> None:
         """Forward as soon as the job can be reached, or fail after ``control.hold`` seconds. Runs in a greenlet."""
@@ -335,7 +331,7 @@ class ProxyServer:
             address=client.origin.address,
             forwarded_for=forwarded.clients,
             method=head.method.decode("ascii"),
-            path=head.target.partition(b"?")[0].decode("latin-1"),
+            path=exchange.asked.shown,
             job=job,
             status=status,
             request=request_id(head.headers),
@@ -344,7 +340,7 @@ class ProxyServer:
     def _obstacle_for(self, exchange: ProxyExchange, route: JobRoute) -> PRouterError | None:
         if not exchange.waiting:
             raise PRouterError("the client disconnected")  # nobody is left to wait
-        return _refused(exchange.forwarded.principal, route) or obstacle(route)
+        return not_allowed(exchange.forwarded.principal, route) or obstacle(route)
 
     def explain(self, exchange: ExplainedExchange, detail: str, patience: float, *, reached: bool) -> None:
         """Fail an exchange whose stream ended, after a moment in which the news may arrive that its job has ended.
@@ -380,18 +376,3 @@ class ProxyServer:
                 changed.clear()
         finally:
             route.waiters.discard(changed.set)
-
-
-def _refused(principal: Principal | None, route: JobRoute) -> PRouterError | None:
-    """Return why somebody may not use a job's HTTP; None if that is allowed."""
-    if principal is None:
-        return Unauthorized(SIGN_IN)
-    owner = route.record.owner
-    if principal.job:
-        if principal.job != route.record.uid:
-            return Unauthorized(SIGN_IN)
-        if principal.via == "share":
-            return None
-    if principal.role >= Role.OPERATOR or is_allowed(principal, _NEED, owner):
-        return None
-    return refusal(principal, _NEED, owner, job=route.record.uid)

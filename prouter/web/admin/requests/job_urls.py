@@ -14,11 +14,20 @@ from typing import Any
 from prouter.web.proxy.addresses.forwarded import Public
 from prouter.web.proxy.addresses.placing import own_origin
 
-__all__ = ["JobUrls"]
+__all__ = ["JobUrls", "public_address"]
 
 _JOB = "{job}"
 _LISTED = re.compile(rb'"path":"(/jobs/[^"/]+/([^"/]+))","base_url":("[^"]*"|null)')
 """The end of a job's info in the broker's JSON. No text in that JSON can match, because its quotes are escaped."""
+
+
+def public_address(environ: Mapping[str, Any]) -> Public:
+    """Return the router's address as the client of a request (as WSGI environment) sees it."""
+    public: Public | None = environ.get("prouter.public")
+    if public is None:
+        host = environ.get("HTTP_HOST", "localhost").encode("latin-1")
+        public = Public(environ.get("wsgi.url_scheme", "http").encode("ascii"), host)
+    return public
 
 
 class JobUrls:
@@ -30,10 +39,7 @@ class JobUrls:
     """
 
     def __init__(self, environ: Mapping[str, Any], domain: str | None) -> None:
-        public: Public | None = environ.get("prouter.public")
-        if public is None:
-            host = environ.get("HTTP_HOST", "localhost").encode("latin-1")
-            public = Public(environ.get("wsgi.url_scheme", "http").encode("ascii"), host)
+        public = public_address(environ)
         scheme, host = public.proto.decode("ascii"), public.host.decode("latin-1")
         self._root = f"{scheme}://{host}{public.prefix.decode('latin-1')}"
         self._after = ""

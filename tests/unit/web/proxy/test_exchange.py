@@ -17,6 +17,7 @@ from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
 from prouter.web.proxy.addresses.fields import REQUEST_FIELDS
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.addresses.roots import Asked
 from prouter.web.proxy.connection import SMALL_READ, ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.messages.heads import RequestHead
@@ -67,7 +68,7 @@ class Stage:
 
     def _dispatch(self, connection: ClientConnection, head: RequestHead, _looped: bool) -> None:
         exchange = ProxyExchange(
-            cast(Any, self.server), connection, Forwarded(head, connection.origin), head.target, own_host=True
+            cast(Any, self.server), connection, Forwarded(head, connection.origin), Asked("", "", head.target, True)
         )
         connection.exchange = exchange
         self.server.exchanges.add(exchange)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prouter.fabric.stream import Stream
 from prouter.web.proxy import lifecycle, sender
 from prouter.web.proxy.addresses.forwarded import Forwarded
+from prouter.web.proxy.addresses.roots import Asked
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.messages.heads import RequestHead
@@ -77,7 +78,7 @@ class Play(Stage):
 
     def _dispatch(self, connection: ClientConnection, head: RequestHead, _looped: bool) -> None:
         forwarded = Forwarded(head, connection.origin)
-        exchange = ProxyExchange(cast(Any, self.server), connection, forwarded, head.target, own_host=True)
+        exchange = ProxyExchange(cast(Any, self.server), connection, forwarded, Asked("", "", head.target, True))
         connection.exchange = exchange
         self.server.exchanges.add(exchange)
         self.held.append(exchange)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
+from prouter.web.proxy.addresses.roots import Asked
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.messages.heads import parse_request
 from prouter.web.proxy.sender import RequestSender
@@ -55,7 +56,7 @@ def test_a_response_that_has_begun_is_never_replaced_by_an_error() -> None:
 @pytest.mark.parametrize("now", ResponseState)
 def test_a_change_that_the_table_of_responses_does_not_allow_is_refused(now: ResponseState) -> None:
     for wanted in ResponseState:
-        exchange = ProxyExchange(cast(Any, SimpleNamespace()), cast(Any, None), FORWARDED, b"/x", own_host=True)
+        exchange = ProxyExchange(cast(Any, SimpleNamespace()), cast(Any, None), FORWARDED, Asked("", "", b"/x", True))
         exchange.state = now
         if wanted in NEXT_RESPONSE[now]:
             exchange._change(wanted)
