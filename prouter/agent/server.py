@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -14,12 +13,13 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from prouter.agent.jobs.inherited import inherited
+from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.runner import Exit
 from prouter.agent.jobs.sandbox_reports import SandboxReports
 from prouter.agent.jobs.usage_reports import UsageReports
+from prouter.agent.jobs.user_pool import make_users
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
@@ -86,7 +86,7 @@ class _Agent:
         self.identity: Identity
         self.manager = self._make_manager(self._state_dir)
         self.service = Service(self.manager, self._tell_load)
-        self.connections = Connections(self.manager.record)
+        self.connections = Connections(self.manager.record, self.manager.owner)
         self.log_news = LogNews()
         kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
         self.transfers = Transfers(
@@ -102,6 +102,7 @@ class _Agent:
 
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
+        self._users = make_users(config.jobs)
         self._runner = LocalRunner(
             state_dir / "keeper", keep_for=config.jobs.keep_for, cgroup=config.jobs.cgroup, on_exit=self._exited
         )
@@ -113,17 +114,11 @@ class _Agent:
             ceilings=Limits(**config.jobs.limits.model_dump()),
             log_limit=config.jobs.log_limit,
             home=config.jobs.home,
-            environ=self._environment_of_jobs(),
+            environ=environment_of_jobs(config.jobs),
+            users=self._users,
             on_change=self._changed,
             on_removed=self._removed,
         )
-
-    def _environment_of_jobs(self) -> dict[str, str]:
-        """The part of this process's environment that jobs get."""
-        passed, withheld = inherited(os.environ, self._config.jobs.env_pass)
-        if withheld:
-            log.info("event=environment_withheld names=%s setting=jobs.env_pass", ",".join(withheld))
-        return passed
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -221,11 +216,18 @@ class _Agent:
         jobs = self._config.jobs
         return {
             **self.identity.introduction(),
-            "capacity": {"max": jobs.max},
+            "capacity": self._capacity(),
             "draining": self.service.draining,
             "keep_for": jobs.keep_for,
             "orphan_timeout": jobs.orphan_timeout,
         }
+
+    def _capacity(self) -> dict[str, Any]:
+        """How many jobs may live at the same time, and whether that is the number of users for them."""
+        most, users = self._config.jobs.max, self._users.size if self._users is not None else None
+        if users is None or (most is not None and most < users):
+            return {"max": most}
+        return {"max": users, "users": True}
 
     def records(self) -> list[JobRecord]:
         """Return the records of all jobs."""
@@ -306,7 +308,10 @@ class _Agent:
         self.log_news.job_changed(record)
         if record.ended:
             self.connections.job_ended(record)
-        self._tell_load_soon()
+        if record.ended and self._capacity()["max"] is not None:
+            self._tell_load()  # At once, so that the router knows of the free slot before the job's end is answered.
+        else:
+            self._tell_load_soon()
 
     def _removed(self, record: JobRecord) -> None:
         self.links.tell_job(record, "job.removed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -21,6 +22,8 @@ __all__ = [
     "AgentState",
 ]
 
+_NO_USER = 2**32 - 2
+_MOST_USERS = 65536
 _RECONNECT_DELAY_MAX = 8.0
 """Seconds. Agents are linked again within 10 s of a router's return: this and a `connect` that gives up after 2 s."""
 
@@ -105,6 +108,24 @@ class AgentLimits(Section):
     sandbox_size: int | None = Field(None, gt=0, description="Bytes in a job's sandbox.")
 
 
+def check_user(word: str) -> None:
+    """Refuse what is neither a user's name, nor a uid, nor a range of uids.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    first, dash, last = word.partition("-")
+    if not re.fullmatch(r"[\w.@+$\\-]+", word):
+        raise ValueError(f"a user's name, a uid or a range such as 20000-20099 is expected, not {word!r}")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        return
+    lowest, highest = int(first), int(last) if dash else int(first)
+    if not 0 < lowest <= highest < _NO_USER:
+        raise ValueError(f"{word!r}: uids are from 1 to {_NO_USER - 1}, the lower one first; root runs no jobs")
+    if highest - lowest >= _MOST_USERS:
+        raise ValueError(f"{word!r}: at most {_MOST_USERS} users are expected")
+
+
 class AgentJobs(Section):
     """Jobs on this agent."""
 
@@ -127,12 +148,44 @@ class AgentJobs(Section):
     home: Literal["agent", "sandbox"] = Field(
         "agent", description="HOME of jobs: the agent's own, or each job's sandbox. A start may override it."
     )
+    user: str | tuple[str, ...] | None = Field(
+        None,
+        description="User of the jobs of an agent that root runs: a name or uid that all jobs share; or a list of "
+        "them, or a range of uids (20000-20099), each for one job at a time. When not set: the agent's own user.",
+    )
+    private_tmp: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="With jobs.user, a /tmp, /var/tmp and /dev/shm for each job alone: auto where the system allows "
+        "it, required to refuse to start the agent otherwise, off for the machine's.",
+    )
     env_pass: tuple[str, ...] | None = Field(
         None,
         description="Variables of the agent's environment that jobs get beside PATH, HOME, LANG, TZ and TERM: names "
         "and shell patterns. When not set: all but what looks like a secret ('*' stands for these).",
     )
     limits: AgentLimits = AgentLimits()
+
+    @field_validator("user", mode="before")
+    @classmethod
+    def _numbers_are_words(cls, value: Any) -> Any:
+        """Take uids as texts, as which ranges are written."""
+        if isinstance(value, (list, tuple)):
+            return tuple(str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in value)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("user")
+    @classmethod
+    def _ranges_and_names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for word in () if value is None else (value,) if isinstance(value, str) else value:
+            check_user(word)
+        if value in ((), ""):
+            raise ValueError("at least one user is expected; leave the key out for the agent's own user")
+        return value
+
+    @field_validator("private_tmp", mode="before")
+    @classmethod
+    def _off_means_off(cls, value: Any) -> Any:
+        return "off" if value is False else value
 
     @field_validator("env_pass", mode="before")
     @classmethod

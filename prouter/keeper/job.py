@@ -25,6 +25,7 @@ from typing import Any
 from prouter.keeper.cgroups import Group
 from prouter.processes.limits import Limits
 from prouter.processes.process_tree import mark_value
+from prouter.processes.users import User
 
 __all__ = ["FIRST_RETRY", "NEXT", "WITHOUT_PROCESSES", "WITH_PROCESSES", "Job", "JobState"]
 
@@ -66,6 +67,7 @@ class Job:
         record: what the agent wants to know again after a restart; the keeper does not look into it.
         sandbox: the directory to remove when the job goes with its agent, or None.
         group: the job's control group, if it has one.
+        user: whom the job runs as, if that is not the keeper's own user.
         pid: of the first process.
         start: its start time, in clock ticks since the machine booted.
         started_at: the same in seconds since the epoch.
@@ -90,6 +92,7 @@ class Job:
         self.state = JobState.HELD
         self.limits = Limits()
         self.group: Group | None = None
+        self.user: User | None = None
         self.pid = 0
         self.start = 0
         self.started_at = 0.0

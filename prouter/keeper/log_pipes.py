@@ -9,18 +9,17 @@ writer tells that all of it is stored. Both processes hold the pipe open, so the
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
 import signal
 import socket
-import stat
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from prouter.keeper.log_files import open_copy, open_log
 from prouter.keeper.log_writer import ADD, DONE, FAILED, FINISH, HEAD, LONGEST, TROUBLE, become_writer
 
 __all__ = ["LogPipes", "Output"]
@@ -107,8 +106,11 @@ class LogPipes:
         """Pid of the log writer, a child of the keeper; None while there is none."""
         return self._writer
 
-    def open(self, job: str, outputs: list[Output]) -> list[int]:
+    def open(self, job: str, outputs: list[Output], owner: int | None = None) -> list[int]:
         """Make a job's pipes.
+
+        Args:
+            owner: uid of the job's user, if that is not this process's own.
 
         Returns:
             The writing ends, in order; the caller closes them once the job has them.
@@ -120,7 +122,7 @@ class LogPipes:
         writing: list[int] = []
         try:
             for output in outputs:
-                pipe, end = self._open(job, output)
+                pipe, end = self._open(job, output, owner)
                 pipes.append(pipe)
                 writing.append(end)
         except OSError:
@@ -134,8 +136,8 @@ class LogPipes:
             self._by_number[pipe.number] = pipe
         return writing
 
-    def _open(self, job: str, output: Output) -> tuple[_Pipe, int]:
-        log = _open_log(output.path) if isinstance(output.path, str) else os.dup(output.path)
+    def _open(self, job: str, output: Output, owner: int | None) -> tuple[_Pipe, int]:
+        log = open_log(output.path) if isinstance(output.path, str) else os.dup(output.path)
         try:
             reading, writing = os.pipe2(os.O_CLOEXEC)
         except OSError:
@@ -143,7 +145,11 @@ class LogPipes:
             raise
         os.set_blocking(reading, False)
         os.fchmod(reading, _WRITE_ONLY)
-        copy = _open_copy(output.copy) if output.copy is not None else None
+        copy = open_copy(output.copy) if output.copy is not None else None
+        if owner is not None:
+            for fd in (reading, copy):
+                if fd is not None:
+                    os.fchown(fd, owner, -1)
         self._numbers += 1
         return _Pipe(self._numbers, job, reading, log, copy), writing
 
@@ -368,26 +374,3 @@ def _events(fd: int) -> int:
 
 def _name(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
-
-
-def _open_log(path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    fd = os.open(path, flags, 0o600)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(0, "it is not a regular file", path)
-    return fd
-
-
-def _open_copy(path: str) -> int | None:
-    """Make the file for a copy; None if that fails, because the job does not need it."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except FileExistsError:
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # A file of this name was uploaded before the start; the name is reserved.
-            return os.open(path, flags, 0o600)
-    except OSError:
-        pass
-    return None

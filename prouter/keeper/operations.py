@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from prouter.keeper.cgroups import Group, Hierarchy
 from prouter.keeper.death_notice import Notice
 from prouter.keeper.job import WITH_PROCESSES, WITHOUT_PROCESSES, Job, JobState
 from prouter.keeper.journal import Journal, remove_sandbox
+from prouter.keeper.log_files import copy_path, regular_file
 from prouter.keeper.log_pipes import LogPipes, Output
 from prouter.keeper.requests import Refused, Request, Start
 from prouter.keeper.spawning import Command, SpawnError, read_outcome, start
@@ -25,6 +25,7 @@ from prouter.keeper.trees import Trees
 from prouter.keeper.wire import PROTOCOL
 from prouter.processes.limits import Limits
 from prouter.processes.process_tree import MARK_VARIABLE, InvalidUid
+from prouter.processes.users import User, kill_processes
 
 __all__ = ["Operations"]
 
@@ -193,6 +194,7 @@ class Operations:
         env: dict[str, str],
         stdout: str | None,
         stderr: str | None,
+        user: dict[str, Any] | None = None,
         **command: Any,
     ) -> None:
         """Start a job, new or held. The answer follows once its command runs or could not be executed."""
@@ -206,6 +208,7 @@ class Operations:
             )
         started = Job(job, record, sandbox)
         started.limits = Limits(**limits)
+        started.user = User(**user) if user is not None else None
         directory = self._groups.where(job) if self._groups is not None else None
         if held is None or held.sandbox != sandbox or directory is not None:
             self._journal.add(job, sandbox, directory)
@@ -215,7 +218,17 @@ class Operations:
         try:
             with self._outputs(started, stdout, stderr) as (out, err):
                 pid, pipe = start(
-                    Command(job=job, env=env, limits=started.limits, group=group, stdout=out, stderr=err, **command)
+                    Command(
+                        job=job,
+                        env=env,
+                        limits=started.limits,
+                        group=group,
+                        sandbox=sandbox,
+                        user=started.user,
+                        stdout=out,
+                        stderr=err,
+                        **command,
+                    )
                 )
             self._logs.watch(job)
         except SpawnError as error:
@@ -244,14 +257,15 @@ class Operations:
         for fd, path in enumerate(paths, 1):
             if path is not None:
                 wanted.append(path)
-                outputs[path] = Output(path, _copy(path, job.sandbox))
+                outputs[path] = Output(path, copy_path(path, job.sandbox))
             else:
-                file = _regular_file(fd)
+                file = regular_file(fd)
                 wanted.append(file)
                 if file is not None:
                     outputs[file] = Output(fd, None)
         try:
-            ends = dict(zip(outputs, self._logs.open(job.uid, list(outputs.values())), strict=True))
+            owner = job.user.uid if job.user is not None else None
+            ends = dict(zip(outputs, self._logs.open(job.uid, list(outputs.values()), owner), strict=True))
         except OSError as error:
             what = f"log {error.filename!r}" if error.filename is not None else "output"
             hint = " (raise the agent's limit of open files)" if error.errno == errno.EMFILE else ""
@@ -330,6 +344,8 @@ class Operations:
         starting = self._starts.get(job.uid)
         if starting is not None and starting.failure is None:
             self.outcome(starting.pipe)  # The first process ended before the loop looked at the pipe.
+        if job.user is not None and job.user.alone:
+            kill_processes(job.user)  # Those that left the tree, with the help of another service.
         self._logs.finish(job.uid, lambda: self._tell_end(job, starting))
 
     def _tell_end(self, job: Job, starting: Start | None) -> None:
@@ -360,22 +376,6 @@ class Operations:
         del self._jobs[job.uid]
         self.trees.forget(job)
         self._journal.drop(job.uid)
-
-
-def _regular_file(fd: int) -> tuple[int, int] | None:
-    """Device and inode number of an open regular file; None for anything else."""
-    try:
-        info = os.fstat(fd)
-    except OSError:
-        return None  # The agent was started with this descriptor closed.
-    return (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else None
-
-
-def _copy(path: str, sandbox: str | None) -> str | None:
-    """Path of the copy of a log's beginning in the sandbox; None without a sandbox, or if the log itself is there."""
-    if sandbox is None or os.path.dirname(path) == sandbox:
-        return None
-    return f"{sandbox}/.pagent.{path.rpartition('.')[2]}"
 
 
 def _spawned(job: Job) -> dict[str, Any]:

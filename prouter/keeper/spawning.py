@@ -13,8 +13,10 @@ import resource
 import signal
 from typing import NamedTuple, NoReturn
 
+from prouter.keeper import isolation
 from prouter.processes import limits as job_limits
 from prouter.processes.limits import Limits
+from prouter.processes.users import User
 
 __all__ = ["Command", "SpawnError", "read_outcome", "start", "use_all_descriptors"]
 
@@ -49,6 +51,8 @@ class Command(NamedTuple):
         env: the whole environment. The command is looked up in its PATH.
         cwd: directory to start in. A command with a slash in it is relative to this directory.
         group: file through which the process enters its control group; None if it has none.
+        sandbox: the job's directory.
+        user: whom it runs as; None for the keeper's own user.
         stdout: descriptor to write to; None for the agent's own stdout. Likewise `stderr`.
     """
 
@@ -60,6 +64,8 @@ class Command(NamedTuple):
     stderr: int | None
     limits: Limits
     group: str | None = None
+    sandbox: str | None = None
+    user: User | None = None
 
 
 def start(command: Command) -> tuple[int, int]:
@@ -77,7 +83,7 @@ def start(command: Command) -> tuple[int, int]:
     try:
         pid = os.fork()
         if pid == 0:
-            _become(command, writing)
+            _run(command, writing)
     except OSError as error:
         os.close(reading)
         raise SpawnError(f"no process could be made: {error.strerror}") from error
@@ -101,10 +107,13 @@ def read_outcome(pipe: int) -> None:
         raise SpawnError(json.loads(said))
 
 
-def _become(command: Command, pipe: int) -> NoReturn:
+def _run(command: Command, pipe: int) -> NoReturn:
     """In the child: execute the command, or write the reason into the pipe and exit."""
     try:
         _prepare(command)
+        if command.user is not None:
+            _become(command, command.user)
+        _enter_directory(command.cwd)
         _execute(command)
     except BaseException as error:  # A forked child must never return into the keeper's event loop.
         text = str(error) if isinstance(error, SpawnError) else f"the process could not be set up: {error!r}"
@@ -121,10 +130,6 @@ def _prepare(command: Command) -> None:
     for signum in _IGNORED | _HANDLED:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    try:
-        os.chdir(command.cwd)
-    except OSError as error:
-        raise SpawnError(f"its directory {command.cwd!r} cannot be entered: {error.strerror}") from None
     os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
     for fd, output in ((1, command.stdout), (2, command.stderr)):
         if output is not None:
@@ -134,6 +139,28 @@ def _prepare(command: Command) -> None:
         job_limits.apply(command.limits, command.job)
     except (OSError, ValueError) as error:
         raise SpawnError(f"its limits cannot be set: {error}") from None
+    isolation.close_descriptors()
+
+
+def _become(command: Command, user: User) -> None:
+    """Become the job's user, whose rights count from here on."""
+    if user.isolated and command.sandbox is not None:
+        try:
+            isolation.isolate(command.sandbox, user)
+        except OSError as error:
+            text = f"it cannot get a /tmp of its own: {error}; jobs.private_tmp: off starts jobs without one"
+            raise SpawnError(text) from None
+    try:
+        isolation.become(user)
+    except OSError as error:
+        raise SpawnError(f"it cannot run as user {user.uid}: {error.strerror}") from None
+
+
+def _enter_directory(path: str) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise SpawnError(f"its directory {path!r} cannot be entered: {error.strerror}") from None
 
 
 def _enter(group: str) -> None:
@@ -150,12 +177,12 @@ def _execute(command: Command) -> NoReturn:
     try:
         os.execvpe(name, command.argv, command.env)  # noqa: S606 - running what it is told is what it is for
     except OSError as error:
-        raise SpawnError(_explain(name, error)) from None
+        raise SpawnError(_explain(name, error, command.user)) from None
     except ValueError as error:
         raise SpawnError(f"its arguments or environment are not valid: {error}") from None
 
 
-def _explain(name: str, error: OSError) -> str:
+def _explain(name: str, error: OSError, user: User | None) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if "/" not in name:
             hint = "; each argument is an item of its own in args" if " " in name else ""
@@ -166,7 +193,7 @@ def _explain(name: str, error: OSError) -> str:
     if error.errno == errno.EACCES:
         if os.path.isdir(name):
             return f"command {name!r} is a directory"
-        return f"command {name!r} is not executable"
+        return f"command {name!r} is not executable{f' for user {user.uid}' if user is not None else ''}"
     if error.errno == errno.ENOEXEC:
         return f"command {name!r} is neither a program nor a script that starts with '#!'"
     return f"command {name!r} cannot be run: {error.strerror}"

@@ -146,7 +146,7 @@ class Tree:
         Members that cannot be packed are left to `refuse_incomplete`.
         """
         for found in self._found():
-            if stat.S_ISREG(found.info.st_mode) and not os.access(found.name, os.R_OK, dir_fd=found.parent):
+            if stat.S_ISREG(found.info.st_mode) and not self._readable(found):
                 self._miss(found.path, OSError(errno.EACCES, "may not be read"))
                 continue
             member = self._member(found)
@@ -166,7 +166,7 @@ class Tree:
                 if member is not None:
                     yield member, None
                 continue
-            handle = self._open_in(found.parent, found.name, found.path)
+            handle = self._open_found(found)
             if handle is not None:
                 with handle:
                     mode = stat.S_IFREG | handle.mode
@@ -228,11 +228,26 @@ class Tree:
     def _size(self, found: trees.Found) -> int:
         """Return a file's length; for a log whose oldest part was cut, the length that a reader gets."""
         if not self.base and found.path in LOG_FILES:
-            handle = self._open_in(found.parent, found.name, found.path)
+            handle = self._open_found(found)
             if handle is not None:
                 with handle:
                     return handle.size
         return found.info.st_size
+
+    def _readable(self, found: trees.Found) -> bool:
+        if self._is_log(found):
+            return True
+        return os.access(found.name, os.R_OK, dir_fd=found.parent, effective_ids=True)
+
+    def _is_log(self, found: trees.Found) -> bool:
+        """Return whether it is one of the job's logs, which is in another directory under another name."""
+        return found.path != found.name and not self.base and found.path in LOG_FILES
+
+    def _open_found(self, found: trees.Found) -> FileHandle | None:
+        if self._is_log(found):
+            log = self.sandbox.logs.open_listed(found.path)
+            return None if log is None else FileHandle(log, self.sandbox, (found.path,))
+        return self._open_in(found.parent, found.name, found.path)
 
     def _open_in(self, parent: int, name: bytes, path: bytes) -> FileHandle | None:
         try:

@@ -20,6 +20,7 @@ from prouter.agent.archives.reader import Reader
 from prouter.agent.archives.spool import Spool
 from prouter.agent.archives.tar_fields import BLOCK, is_header
 from prouter.agent.archives.tar_reader import TarReader
+from prouter.agent.sandbox import rights
 from prouter.agent.sandbox.paths import refusal, split
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest
@@ -354,7 +355,8 @@ class Unpacker:
 
     def _start_reader(self) -> None:
         try:
-            self._reader = Reader(self._out, None if self._spool is None else self._spool.rewind())
+            with rights.own():  # The job's user may not be allowed to run the agent's Python.
+                self._reader = Reader(self._out, None if self._spool is None else self._spool.rewind())
         except OSError as error:
             raise refusal(error, b"the archive", writing=True) from error
         for data in self._unread:

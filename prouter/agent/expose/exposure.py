@@ -7,6 +7,7 @@ only a port on which the job's own processes listen counts (`prouter.agent.expos
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from prouter.agent.expose.ports import Port
 from prouter.agent.expose.presets import applying, with_options
 from prouter.agent.expose.probe import Address
 from prouter.agent.expose.templates import fill, fill_all
+from prouter.agent.sandbox.socket_places import discard
 from prouter.errors import InvalidRequest
 
 __all__ = ["NO_REPORT", "Exposed", "Exposure", "NotReady", "Plan", "resolve"]
@@ -73,15 +75,26 @@ class Exposure:
         sandbox: the job's directory.
         port: the port reserved for the job, with ``assign``.
         socket: the unix socket's path, with ``unix``.
+        owner: uid of the user whose socket it must be; None for any user's.
     """
 
     def __init__(
-        self, plan: Plan, *, base_url: str, sandbox: Path, port: Port | None = None, socket: Path | None = None
+        self,
+        plan: Plan,
+        *,
+        base_url: str,
+        sandbox: Path,
+        port: Port | None = None,
+        socket: Path | None = None,
+        owner: int | None = None,
     ) -> None:
         self.plan = plan
         self.base_url = base_url
         self.port = port
         self.socket = socket
+        self._owner = owner
+        # A directory for this socket alone, in which the job may have left anything.
+        self._place = socket.parent if socket is not None and owner is not None and socket.parent != sandbox else None
         self.reported: list[int] = []
         self._seen: Sockets | None = None
         self._seen_at = 0.0
@@ -102,7 +115,10 @@ class Exposure:
         """Release the port and remove the socket. Idempotent."""
         self.detach()
         if self.socket is not None:
-            self.socket.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # It is gone, or the job has put a directory in its place.
+                self.socket.unlink()
+            if self._place is not None:
+                gevent.get_hub().threadpool.spawn(_discard, self._place)
 
     def arguments(self, args: Sequence[str]) -> list[str]:
         """Return the job's arguments, with templates filled in and missing options of the preset added."""
@@ -112,11 +128,12 @@ class Exposure:
         result = args if preset is None else with_options(args, preset, self.plan.port, self.plan.path)
         return fill_all(result, self.tokens)
 
-    def variables(self, config: Path) -> dict[str, str]:
+    def variables(self, config: Path, opened: Path | None = None) -> dict[str, str]:
         """Return PORT, HOST and the preset's variables for the job's environment.
 
         Args:
             config: directory for the preset's configuration files.
+            opened: the same directory, if the agent reaches it in another way than the job.
         """
         if not self.plan.templates:
             return {}
@@ -129,7 +146,7 @@ class Exposure:
             given = applying(self.plan.preset.variables, self.plan.port, self.plan.path)
             result |= {name: fill(value, self.tokens) for name, value in given.items()}
             if self.plan.preset.config is not None:
-                result |= self.plan.preset.config(config, self.tokens)
+                result |= self.plan.preset.config(config, self.tokens, opened or config)
         return result
 
     def report(self, port: int, look: Callable[[], Sockets]) -> None:
@@ -265,7 +282,7 @@ class Exposure:
 
     def _candidates(self, look: Callable[[], Sockets]) -> list[Address]:
         if self.socket is not None:
-            return [Address(path=str(self.socket))]
+            return [Address(path=str(self.socket), owner=self._owner)]
         if self.plan.port == "detect":
             return all_addresses(look())
         if self.port is not None:
@@ -336,3 +353,8 @@ class Exposure:
             f"socket {one.host}" if one.family == "unix" else f"{one.host} port {one.port}" for one in found[:_SHOWN]
         ]
         return f"; its processes listen on {', '.join(places)}" if places else ""
+
+
+def _discard(place: Path) -> None:
+    with contextlib.suppress(OSError):  # The agent removes it at its next start.
+        discard(place)

@@ -41,7 +41,8 @@ class Preset:
             ``--name`` alone if the value is empty.
         ends: words that end the options of its command line; the preset's options go before them.
         socket_name: bytes that the names of its sockets below TMPDIR need.
-        config: writes configuration files into a directory, given all template values, and returns variables.
+        config: writes configuration files into a directory, and returns variables. It is given the directory as the job
+            sees it, all template values, and the directory as the agent reaches it.
     """
 
     path: str
@@ -55,7 +56,7 @@ class Preset:
     socket_name: int = SOCKET_NAME
     variables: Settings = field(default_factory=dict)
     options: Settings = field(default_factory=dict)
-    config: Callable[[Path, Mapping[str, str]], dict[str, str]] | None = None
+    config: Callable[[Path, Mapping[str, str], Path], dict[str, str]] | None = None
 
     @property
     def takes_sockets(self) -> bool:
@@ -89,7 +90,7 @@ def _has(args: Sequence[str], words: list[str]) -> bool:
     return False
 
 
-def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str]:
+def _jupyter_config(directory: Path, tokens: Mapping[str, str], opened: Path) -> dict[str, str]:
     """Write a configuration file, because Jupyter has no variables for most of this.
 
     Only the agent's user can open a unix socket, so the server needs no token there: the router decides who gets in.
@@ -110,8 +111,8 @@ def _jupyter_config(directory: Path, tokens: Mapping[str, str]) -> dict[str, str
     if "{socket}" in tokens:
         server["sock"] = tokens["{socket}"]
         settings["IdentityProvider"] = {"token": ""}
-    directory.mkdir(mode=0o700, exist_ok=True)
-    (directory / "jupyter_server_config.json").write_text(json.dumps(settings))
+    opened.mkdir(mode=0o700, exist_ok=True)
+    (opened / "jupyter_server_config.json").write_text(json.dumps(settings))
     return {"JUPYTER_CONFIG_PATH": str(directory)}
 
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 import errno
 import re
 import socket
+import struct
 from typing import NamedTuple
 
 from gevent.socket import wait_read, wait_write
 
-__all__ = ["Address", "connects", "http_status", "reachable"]
+__all__ = ["Address", "connects", "http_status", "is_of", "reachable"]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r\n]")
 _LONGEST_LINE = 4096
+_CREDENTIALS = struct.Struct("3i")
 
 
 class Address(NamedTuple):
-    """The address of a server on this machine: a port of a host, or the path of a unix socket."""
+    """The address of a server on this machine: a port of a host, or the path of a unix socket.
+
+    Attributes:
+        owner: uid of the job's user, whose socket it must be; None for any user's.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     path: str | None = None
+    owner: int | None = None
 
     def endpoint(self) -> dict[str, str | int]:
         """Return the address in a job record's form: ``{"port"}``, with ``"host"`` unless that is 127.0.0.1, or
@@ -34,6 +41,17 @@ class Address(NamedTuple):
         if self.path is not None:
             return f"socket {self.path}"
         return f"port {self.port}" if self.host == "127.0.0.1" else f"{self.host} port {self.port}"
+
+
+def is_of(connection: socket.socket, owner: int | None) -> bool:
+    """Return whether the process that listens at the other end of a unix socket is of this user; None for any.
+
+    A path may lead elsewhere than it seems, for example to a socket that only root may use (SO_PEERCRED in unix(7)).
+    """
+    if owner is None:
+        return True
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(peer)[1] == owner)
 
 
 def connects(address: Address, timeout: float) -> bool:
@@ -93,6 +111,8 @@ def _connect(address: Address, timeout: float) -> socket.socket | None:
         if result == errno.EINPROGRESS:
             wait_write(connection.fileno(), timeout=timeout, timeout_exc=TimeoutError("no connection"))
             result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result == 0 and address.path is not None and not is_of(connection, address.owner):
+            result = errno.EACCES
     except OSError:
         result = errno.ETIMEDOUT
     except BaseException:

@@ -41,6 +41,7 @@ class Ender:
     def finish(self, job: Job) -> JobRecord:
         """Make a job FINISHED. No process of it may be left."""
         job.release()
+        job.sandbox.shut()
         record = job.change(State.FINISHED, **outcome(job))
         reason = record.reason.value if record.reason else None
         _log.info(

@@ -6,11 +6,17 @@ the shell in which somebody started an agent. Where it matters, `jobs.env_pass` 
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-__all__ = ["ALWAYS", "inherited"]
+from prouter.config.agent import AgentJobs
+
+__all__ = ["ALWAYS", "environment_of_jobs", "inherited"]
+
+_log = logging.getLogger("prouter.agent")
 
 ALWAYS = frozenset({"PATH", "HOME", "LANG", "TZ", "TERM"})
 """Variables that jobs get in any case."""
@@ -27,6 +33,15 @@ _SECRET_NAME = re.compile(
 _PASSWORD_IN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]*:[^/?#\s]*@", re.IGNORECASE | re.ASCII)
 _SECRET_VALUE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----|(^|\W)prt_[A-Za-z0-9_-]{20}")
 _USER = re.compile(r"(?<=://)[^/?#\s]*@|^[^/?#\s]*@")
+
+
+def environment_of_jobs(jobs: AgentJobs) -> dict[str, str]:
+    """The part of this process's environment that jobs get by their settings. The log names withheld secrets."""
+    # Jobs with users of their own get nothing that is not listed.
+    passed, withheld = inherited(os.environ, () if jobs.env_pass is None and jobs.user is not None else jobs.env_pass)
+    if withheld:
+        _log.info("event=environment_withheld names=%s setting=jobs.env_pass", ",".join(withheld))
+    return passed
 
 
 def inherited(environ: Mapping[str, str], patterns: Sequence[str] | None) -> tuple[dict[str, str], list[str]]:

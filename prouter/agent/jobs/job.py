@@ -31,6 +31,7 @@ from prouter.agent.sandbox.scratch import SCRATCH_NAME, Scratch
 from prouter.errors import PRouterError, StartFailed
 from prouter.jobs import JobRecord, Reason, State, bounded
 from prouter.keeper.log_gaps import LOG_FILES
+from prouter.processes.users import User
 from prouter.requests import Limits, StartRequest, validated
 
 __all__ = ["NEXT", "Job"]
@@ -202,6 +203,7 @@ class Job:
             "ending": [self.ending[0].value, self.ending[1]] if self.ending is not None else None,
             "failure": self.failure,
             "inodes": self.sandbox.kept(),
+            "user": self.sandbox.user,
         }
 
     @classmethod
@@ -222,6 +224,9 @@ class Job:
         job.failure = kept["failure"]
         if kept.get("tmp_link") is not None:  # Earlier versions had no such link.
             job.scratch = Scratch(sandbox.root / os.fsdecode(SCRATCH_NAME), Path(kept["tmp_link"]))
+        if kept.get("user") is not None:  # Earlier versions kept none.
+            name, uid, gid, groups, *more = kept["user"]
+            sandbox.belong_to(User(name, uid, gid, tuple(groups), *more))
         sandbox.adopt(kept.get("inodes", {}))
         if kept["ending"] is not None:
             job.ending = (Reason(kept["ending"][0]), kept["ending"][1])

@@ -286,6 +286,8 @@ def _spawn_arguments(spec: SpawnSpec) -> dict[str, Any]:
         "limits": spec.limits._asdict(),
         "record": spec.record,
         "sandbox": spec.remove_on_loss,
+        # Only if there is one: a keeper of an earlier version refuses the word, and must not start such a job.
+        **({"user": spec.user._asdict()} if spec.user is not None else {}),
     }
 
 

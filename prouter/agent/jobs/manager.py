@@ -16,30 +16,31 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gevent.event import AsyncResult
-
 from prouter.agent.expose.endpoint import PortEndpoint
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.refusals import not_running, outcome_of, refuse_other_request
 from prouter.agent.jobs.removing import Remover
 from prouter.agent.jobs.runner import Exit, Kept, Runner
 from prouter.agent.jobs.starting import Starter
 from prouter.agent.jobs.table import JobTable, not_found
+from prouter.agent.jobs.user_pool import UserPool
 from prouter.agent.jobs.watch import Watch
 from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.socket_places import SocketPlaces
-from prouter.errors import Conflict, InvalidRequest, KeyReused, Limit, LimitReached, NotFound, PRouterError
+from prouter.errors import Conflict, InvalidRequest, Limit, LimitReached, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.requests import Limits, SignalRequest, StartRequest, digest, signal_number, validated
+from prouter.requests import Limits, SignalRequest, StartRequest, signal_number, validated
 
 __all__ = ["JobManager"]
 
 _CLOSE_TIMEOUT = 5.0
 """Seconds that a closing agent waits for each job to become FINISHED, once the runner has ended all."""
 
+_NOBODY = -1
 _log = logging.getLogger("prouter.agent")
 
 
@@ -55,6 +56,7 @@ class JobManager:
         runner: its ``on_exit`` must be this manager's `job_exited`.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         environ: the agent's own environment; by default that of this process.
+        users: as whom jobs run; None for the agent's own user.
         on_change: called with every new record of a job.
         on_removed: called with the last record, in the state CLOSED, of a job that was removed.
     """
@@ -70,6 +72,7 @@ class JobManager:
         log_limit: int | None = None,
         home: str = "agent",
         environ: Mapping[str, str] | None = None,
+        users: UserPool | None = None,
         on_change: Callable[[JobRecord], None],
         on_removed: Callable[[JobRecord], None],
     ) -> None:
@@ -78,8 +81,9 @@ class JobManager:
         self._ceilings = ceilings or Limits()
         self._on_change = on_change
         self._on_removed = on_removed
-        self._root = JobsRoot(root)
-        self._sockets = SocketPlaces(self._root.path)
+        self._users = users
+        self._root = JobsRoot(root, entered=users is not None and not users.isolated)
+        self._sockets = SocketPlaces(self._root.path, shared=users is not None)
         self._jobs = JobTable()
         self._open = False
         self._incarnation: str | None = None
@@ -193,7 +197,7 @@ class JobManager:
             owner: name of the access token with which it is created.
 
         Raises:
-            LimitReached: the agent has as many jobs as it may.
+            LimitReached: the agent has as many jobs as it may, or no user for another one.
             NotFound: a job with this uid was removed.
             InvalidRequest, NoSpace, Forbidden: the uid is malformed; the sandbox cannot be made.
         """
@@ -209,6 +213,8 @@ class JobManager:
                 retry_after=5.0,
                 limit=Limit("jobs.max", self._max_jobs),
             )
+        if self._users is not None:
+            sandbox.belong_to(self._users.choose(self._jobs))
         record = JobRecord(uid, connection, name, created_at=time.time(), owner=owner)
         job = Job(record, sandbox, self._changed)
         sandbox.create()
@@ -239,11 +245,11 @@ class JobManager:
         if job.start_id is None:
             self._starter.begin(job, validated(StartRequest, request), request_id)
         elif job.start_id == request_id:
-            _same_request(job, request)
+            refuse_other_request(job, request)
         else:
             state = job.record.state.value
             raise Conflict(f"job '{uid}' was started already: it is {state}; create another job", job=uid, state=state)
-        return _answer(job.started)
+        return outcome_of(job.started)
 
     def remove(self, uid: str) -> JobRecord:
         """End a job, delete its sandbox and forget it; return its record as it was before.
@@ -260,7 +266,7 @@ class JobManager:
         job = self._jobs.get(uid)
         if job is None:
             raise not_found(uid)
-        return _answer(self._remover.begin(job, Reason.REMOVED))
+        return outcome_of(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:
         """End and remove every job, because no router is linked any more.
@@ -281,7 +287,7 @@ class JobManager:
         number = signal_number(validated(SignalRequest, {"signal": name}).signal)
         job = self._jobs.find(uid)
         if not job.alive:
-            raise _not_running(job)
+            raise not_running(job)
         self._runner.signal(uid, number, tree=False)
         return job.record
 
@@ -293,7 +299,7 @@ class JobManager:
         """
         job = self._jobs.find(uid)
         if job.start_id is None:
-            raise _not_running(job)
+            raise not_running(job)
         self._ender.end(job, Reason.STOPPED, grace=grace)
         return job.record
 
@@ -311,6 +317,13 @@ class JobManager:
     def sandbox(self, uid: str) -> Sandbox:
         """The job's sandbox. Raises `NotFound`."""
         return self._jobs.find(uid).sandbox
+
+    def owner(self, uid: str) -> int | None:
+        """Uid of the user to whom the job's unix sockets belong; None for any user."""
+        job = self._jobs.get(uid)
+        if job is None:
+            return _NOBODY
+        return job.sandbox.user.uid if job.sandbox.user is not None else None
 
     def sandbox_limit(self, uid: str) -> int | None:
         """Bytes the job's sandbox may hold, None for any number. Raises `NotFound`."""
@@ -377,24 +390,9 @@ class JobManager:
             self._runner.forget(kept.job)
             return
         self._jobs.add(job)
+        if job.record.ended:
+            job.sandbox.shut()
         if kept.spawned is not None and kept.exit is None:
             job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)
-
-
-def _answer(result: AsyncResult[JobRecord]) -> JobRecord:
-    record = result.get()
-    assert record is not None
-    return record
-
-
-def _same_request(job: Job, request: Mapping[str, Any]) -> None:
-    """Refuse a repeated start with another request. Jobs of earlier versions may have no digest to compare."""
-    if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
-        raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
-
-
-def _not_running(job: Job) -> Conflict:
-    state = job.record.state.value
-    return Conflict(f"job '{job.uid}' does not run: it is {state}", job=job.uid, state=state)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prouter.processes.limits import Limits
+from prouter.processes.users import User
 
 __all__ = ["Exit", "Kept", "Limits", "Runner", "SpawnSpec", "Spawned", "Usage"]
 
@@ -26,6 +27,7 @@ class SpawnSpec:
         stdout: absolute path of the file to append to (made with mode 0600), None for the agent's own stdout.
         record: what the agent wants to know again after its own restart; JSON.
         remove_on_loss: the job's sandbox, which is deleted if the agent ends and does not come back in time.
+        user: whom the job runs as; None for the agent's own user.
     """
 
     job: str
@@ -37,6 +39,7 @@ class SpawnSpec:
     limits: Limits = field(default_factory=Limits)
     record: dict[str, Any] = field(default_factory=dict)
     remove_on_loss: str | None = None
+    user: User | None = None
 
 
 @dataclass(frozen=True)

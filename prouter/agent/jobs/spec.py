@@ -73,10 +73,13 @@ def spawn_spec(
         record: what the runner is to keep for a later agent.
     """
     sandbox = str(job.sandbox.root)
+    user = job.sandbox.user
     report_to = report_url if exposure.plan.expected else None
-    if (request.home or home) == "sandbox":
+    if user is not None or (request.home or home) == "sandbox":
         base = at_home(base, sandbox)
-    env = {**base, **place(job.record, sandbox, report_to=report_to), **exposure.variables(job.config)}
+    if user is not None:
+        base = {**base, "USER": user.name, "LOGNAME": user.name}
+    env = {**base, **place(job.record, sandbox, report_to=report_to), **_variables(job, exposure)}
     tokens = exposure.tokens if exposure.plan.templates else {}
     requested = {name: fill(value, tokens) for name, value in request.env.items()}
     env = {**completed({**env, **requested}, requested), MARK_VARIABLE: job.uid}
@@ -91,4 +94,18 @@ def spawn_spec(
         limits=TreeLimits(limits.memory, limits.cpu_seconds, limits.open_files, limits.processes),
         record=record,
         remove_on_loss=sandbox,
+        user=user,
     )
+
+
+def _variables(job: Job, exposure: Exposure) -> dict[str, str]:
+    """The variables of the preset, whose files are written with the rights of the job's user."""
+    preset = exposure.plan.preset
+    if job.sandbox.user is None or preset is None or preset.config is None:
+        return exposure.variables(job.config)
+    with job.sandbox.acting():
+        opened = job.sandbox.make_directory((os.fsencode(job.config.name),))
+        try:
+            return exposure.variables(job.config, Path(f"/proc/self/fd/{opened}"))
+        finally:
+            os.close(opened)

@@ -83,7 +83,8 @@ class Starter:
         """
         plan = resolve(request)
         limits = effective_limits(request.limits, self._ceilings)
-        cwd = working_directory(job.sandbox, request.cwd)
+        with job.sandbox.acting():
+            cwd = working_directory(job.sandbox, request.cwd)
         check_sizes(request, plan, self._tokens(job, plan))
         job.request, job.limits, job.start_id = request, limits, request_id
         job.request_digest = digest(request)
@@ -161,8 +162,16 @@ class Starter:
 
     def _exposure(self, job: Job, plan: Plan) -> Exposure:
         port = reserve() if plan.port == "assign" else None
-        socket = self._sockets.path(job.sandbox.root) if plan.port == "unix" else None
-        return Exposure(plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket)
+        user = job.sandbox.user
+        socket = self._sockets.path(job.sandbox.root, user) if plan.port == "unix" else None
+        return Exposure(
+            plan,
+            base_url=f"{job.record.path}/http/",
+            sandbox=job.sandbox.root,
+            port=port,
+            socket=socket,
+            owner=user.uid if user is not None else None,
+        )
 
     def _scratch(self, job: Job, plan: Plan) -> Scratch:
         socket_name = plan.preset.socket_name if plan.preset is not None else SOCKET_NAME
@@ -171,8 +180,14 @@ class Starter:
     def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
         port = again(kept["port"]) if kept["port"] is not None else None
         socket = Path(kept["socket"]) if kept["socket"] is not None else None
+        user = job.sandbox.user
         exposure = Exposure(
-            plan, base_url=f"{job.record.path}/http/", sandbox=job.sandbox.root, port=port, socket=socket
+            plan,
+            base_url=f"{job.record.path}/http/",
+            sandbox=job.sandbox.root,
+            port=port,
+            socket=socket,
+            owner=user.uid if user is not None else None,
         )
         for number in kept["reported"]:
             exposure.accept(number)

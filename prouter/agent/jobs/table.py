@@ -41,6 +41,16 @@ class JobTable:
         """The jobs that have processes, as far as the agent knows."""
         return [self._jobs[uid] for uid in self._slots if self._jobs[uid].alive]
 
+    @property
+    def living(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return [self._jobs[uid] for uid in self._slots]
+
+    @property
+    def ended_jobs(self) -> list[Job]:
+        """The jobs that have ended and were not removed."""
+        return [job for uid, job in self._jobs.items() if uid not in self._slots]
+
     def get(self, uid: str) -> Job | None:
         """The job with this uid, also while it is being removed; None if there is none."""
         return self._jobs.get(uid)

@@ -35,7 +35,8 @@ _READERS = BoundedSemaphore(_READERS_MOST)
 
 def read_archive(transfer: Transfer) -> None:
     """``archive.read``: send an archive while packing it. The preface has its size if that is known beforehand."""
-    packer = Packer(
+    packer = transfer.here(
+        Packer,
         transfer.sandbox,
         transfer.path(),
         include=transfer.texts("include"),

@@ -32,10 +32,12 @@ class Connections:
 
     Args:
         find: gives the record of a job; raises `NotFound`.
+        owner: gives the uid of a job's user; None for any user.
     """
 
-    def __init__(self, find: Callable[[str], JobRecord]) -> None:
+    def __init__(self, find: Callable[[str], JobRecord], owner: Callable[[str], int | None]) -> None:
         self.loop = get_hub().loop
+        self.owner_of = owner
         self._find = find
         self._by_job: dict[str, set[HttpRelay]] = {}
         self._unconfirmed: deque[tuple[float, HttpRelay]] = deque()

@@ -26,7 +26,7 @@ def read_file(transfer: Transfer) -> None:
     The stream then ends only after the deletion, so that a reader at the end knows that the file is deleted.
     """
     offset, length = transfer.number("offset") or 0, transfer.number("length")
-    with files.open_read(transfer.sandbox, transfer.path()) as handle:
+    with transfer.here(files.open_read, transfer.sandbox, transfer.path()) as handle:
         if offset > handle.size:
             raise RangeNotSatisfiable(f"offset {offset} is beyond the end of the file, {handle.size} bytes")
         stop = handle.size if length is None else min(handle.size, offset + length)
@@ -137,7 +137,7 @@ def _refuse_truncated(taken: int, size: int) -> None:
 
 def list_directory(transfer: Transfer) -> None:
     """``file.list``: send the entries of a directory, one JSON object per line."""
-    entries = files.list_directory(transfer.sandbox, transfer.path())
+    entries = transfer.here(files.list_directory, transfer.sandbox, transfer.path())
     transfer.say()
     transfer.sent = True
     while lines := transfer.run(_lines, entries):
@@ -151,7 +151,7 @@ def _lines(entries: Iterator[Entry]) -> bytes:
 
 def stat(transfer: Transfer) -> None:
     """``file.stat``: tell what has this name. ``href`` is the name, percent-encoded."""
-    entry = files.stat(transfer.sandbox, transfer.path(), follow=True)
+    entry = transfer.here(files.stat, transfer.sandbox, transfer.path(), follow=True)
     transfer.say(type=entry.type, href=entry.href, size=entry.size, mtime=entry.mtime, mode=entry.mode)
     transfer.io.close()
 

@@ -28,6 +28,7 @@ from itertools import islice
 from termios import TIOCOUTQ as SIOCOUTQ
 from typing import Any, Protocol
 
+from prouter.agent.expose.probe import is_of
 from prouter.fabric.stream import Stream
 
 __all__ = ["HttpRelay", "RelayOwner"]
@@ -54,6 +55,9 @@ class RelayOwner(Protocol):
     @property
     def loop(self) -> Any:
         """The gevent loop, for watchers."""
+
+    def owner_of(self, job: str) -> int | None:
+        """Uid of the user to whom the job's unix socket must belong; None for any user."""
 
     def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
         """Connect again in a moment: the backlog of the job's unix socket is full."""
@@ -139,6 +143,8 @@ class HttpRelay:
             self._socket = None
             self._owner.retry(self, endpoint)
             return
+        if code == 0 and path and not is_of(sock, self._owner.owner_of(self.job)):
+            code = errno.EACCES
         if code not in (0, errno.EINPROGRESS):
             self._fail(OSError(code, os.strerror(code)))
             return

@@ -17,11 +17,13 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from prouter.agent.logs.job_log import JobLog
+from prouter.agent.sandbox import rights
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.conditions import Conditions
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord
+from prouter.processes.users import User
 from prouter.transport.stream_io import StreamIO, StreamReset
 
 __all__ = ["SMALL", "Jobs", "Transfer", "TransferIO", "Transfers"]
@@ -132,8 +134,13 @@ class Transfer:
         self.sync = sync
         self.sent = False
         self._target = target
+        self._user: User | None = None
         self._pool = pool
         self._removals = removals
+
+    def begin(self) -> None:
+        """Take the rights of the job's user from here on; raises `NotFound`."""
+        self._user = self.jobs.sandbox(self.uid).user
 
     def removal(self) -> contextlib.AbstractContextManager[None]:
         """Have other requests wait while this transfer's file is about to be deleted (`Removals`)."""
@@ -149,11 +156,19 @@ class Transfer:
         return self.jobs.sandbox(self.uid)
 
     def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
-        """Call a function in a thread, without blocking the event loop; raises what it raises."""
-        value, error = self._pool.apply(_guarded, (function, args, keywords))
+        """Call a function in a thread, without blocking the event loop; raises what it raises.
+
+        It has the rights of the job's user.
+        """
+        value, error = self._pool.apply(_guarded, (self._user, function, args, keywords))
         if error is not None:
             raise error
         return cast("T", value)
+
+    def here(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Call a function that neither blocks nor switches greenlets, with the rights of the job's user."""
+        with rights.acting(self._user):
+            return function(*args, **keywords)
 
     @property
     def limit(self) -> int | None:
@@ -257,7 +272,7 @@ class Transfers:
     def _carry_out(self, handler: Handler, transfer: Transfer) -> None:
         try:
             try:
-                self._jobs.record(transfer.uid)
+                transfer.begin()
                 transfer.wait_for_removals()
                 handler(transfer)
             except StreamReset:
@@ -281,9 +296,12 @@ class Transfers:
         self._pool.kill()
 
 
-def _guarded(function: Callable[..., T], args: Any, keywords: Any) -> tuple[T | None, BaseException | None]:
+def _guarded(
+    user: User | None, function: Callable[..., T], args: Any, keywords: Any
+) -> tuple[T | None, BaseException | None]:
     """Return exceptions as values, because gevent prints those that a function in its pool raises."""
     try:
-        return function(*args, **keywords), None
+        with rights.acting(user):
+            return function(*args, **keywords), None
     except Exception as error:  # Raised again in the greenlet that waits.
         return None, error

@@ -248,7 +248,7 @@ def _entries(fd: int, path: bytes, logs: LogFiles | None, hidden: Sequence[bytes
                 continue
             with translated(path), contextlib.suppress(FileNotFoundError):
                 if logs is not None and name in listed:
-                    yield _entry(name, os.lstat(logs.path(LOG_FILES[name])))
+                    yield _entry(name, logs.status(LOG_FILES[name]))
                 else:
                     yield _entry(name, os.stat(name, dir_fd=fd, follow_symlinks=False))
     finally:

@@ -33,9 +33,11 @@ class JobsRoot:
 
     Args:
         path: ``jobs.root``; created with mode 0700 if missing.
+        entered: whether users of jobs must be able to enter it to get to their sandboxes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, entered: bool = False) -> None:
+        self._entered = entered
         self.path = Path(os.path.realpath(path))
         self._lock: int | None = None
 
@@ -50,6 +52,8 @@ class JobsRoot:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise Forbidden(f"others may write to jobs.root '{self.path}'; give the agent a directory of its own")
+            if self._entered:
+                self._let_in()
             self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,6 +64,15 @@ class JobsRoot:
             ) from None
         except OSError as error:
             raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error
+
+    def _let_in(self) -> None:
+        self.path.chmod(0o711)
+        closed = [path for path in self.path.parents if not path.stat().st_mode & stat.S_IXOTH]
+        if closed:
+            raise Forbidden(
+                f"jobs.root '{self.path}' cannot be reached by the users of jobs.user, who may not enter "
+                f"'{closed[-1]}': set jobs.root to a directory of its own below /var/lib"
+            )
 
     def close(self) -> None:
         """Release the root for another agent."""

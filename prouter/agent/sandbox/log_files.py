@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, final
 
+from prouter.agent.sandbox import rights
 from prouter.agent.sandbox.paths import translated
 from prouter.errors import Forbidden
 from prouter.keeper.log_gaps import LOG_FILES, LOGS_DIRECTORY, UNLISTED, log_names, remove_logs
@@ -67,6 +68,7 @@ class LogFiles:
         """Return the path of the log of this stream (``stdout`` or ``stderr``)."""
         return Path(self._paths[stream])
 
+    @rights.as_agent
     def create(self) -> dict[str, int]:
         """Create both logs, empty, replacing files with their names.
 
@@ -113,6 +115,7 @@ class LogFiles:
                 raise
         return self._open_inside(stream)
 
+    @rights.as_agent
     def _open_beside(self, stream: str) -> int:
         path = self._paths[stream]
         info = os.lstat(path)
@@ -135,12 +138,23 @@ class LogFiles:
         """Return whether the agent created the log, so that it is no other file, whatever links lead to it."""
         return stream in self._identities
 
+    @rights.as_agent
     def leads_to(self, stream: str, fd: int) -> bool:
         """Return whether the log's name still leads to this open file."""
         with contextlib.suppress(OSError):
             return _identity(os.lstat(self._paths[stream])) == _identity(os.fstat(fd))
         return False
 
+    @rights.as_agent
+    def status(self, stream: str) -> os.stat_result:
+        """Return the status of a log.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return os.lstat(self._paths[stream])
+
+    @rights.as_agent
     def allocated(self, stream: str) -> int:
         """Return the disk space of a log in bytes; 0 if there is none."""
         try:
@@ -152,6 +166,7 @@ class LogFiles:
                 return 0
         return info.st_blocks * _BLOCK_BYTES if stat.S_ISREG(info.st_mode) else 0
 
+    @rights.as_agent
     def size_bytes(self) -> int:
         """Return the disk space of all files beside the sandbox in bytes."""
         total = 0
@@ -170,7 +185,8 @@ class LogFiles:
         if make:
             self._plain = False
             self._directory.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with rights.own():
+            fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             yield fd
         finally:
@@ -178,6 +194,7 @@ class LogFiles:
 
     # The logs as requests see them in the sandbox.
 
+    @rights.as_agent
     def listed(self, name: bytes) -> bool:
         """Return whether this name in the sandbox's own directory stands for a log."""
         stream = LOG_FILES.get(name)
@@ -201,13 +218,15 @@ class LogFiles:
         if not self.listed(name):
             return False
         self._plain = False
-        os.close(os.open(self._paths[LOG_FILES[name]] + UNLISTED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with rights.own():
+            os.close(os.open(self._paths[LOG_FILES[name]] + UNLISTED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         with contextlib.suppress(FileNotFoundError, IsADirectoryError), self._sandbox.parent((name,)) as parent:
             os.unlink(name, dir_fd=parent)
         return True
 
     # Life of the files.
 
+    @rights.as_agent
     def remove(self) -> None:
         """Delete all files of the logs. Missing ones are ignored.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import threading
@@ -16,14 +17,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prouter.agent.sandbox import syscalls, trees
+from prouter.agent.sandbox import rights, syscalls, trees
 from prouter.agent.sandbox.beneath import open_beneath
 from prouter.agent.sandbox.log_files import LogFiles
 from prouter.agent.sandbox.paths import refusal, shown, split, translated
 from prouter.agent.sandbox.quota import Quota
 from prouter.errors import Conflict, Forbidden, IsDirectory, NotFound, PRouterError
+from prouter.processes.users import User
 
 __all__ = ["OPEN_DIRECTORY", "Sandbox"]
+
+_log = logging.getLogger("prouter.agent")
+
+_SHUT = 0o770
+"""Mode of an ended job's sandbox, which belongs to the agent, and to a group that only the agent uses."""
 
 OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,6 +45,7 @@ class Sandbox:
     Attributes:
         quota: the quota that all transfers into it share.
         logs: the files of the job's logs, beside the directory.
+        user: whom it belongs to and the job runs as; None for the agent's own user.
         naming: a lock, held while a file gets or loses its name, so that a check just before still holds (against all
             but the job itself).
     """
@@ -53,10 +61,22 @@ class Sandbox:
         self.naming = threading.RLock()
         self._removing = False
         self._held: int | None = None
+        self.user: User | None = None
 
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"
 
+    def belong_to(self, user: User | None) -> None:
+        """Set the user to whom it belongs, before it is created or adopted."""
+        self.user = user
+        if user is not None:
+            rights.put_in_use()
+
+    def acting(self) -> contextlib.AbstractContextManager[None]:
+        """Use files with the rights of the job's user in the block, which must not switch greenlets."""
+        return rights.acting(self.user)
+
+    @rights.as_agent
     def create(self) -> None:
         """Create the directory with mode 0700, and missing ones above it.
 
@@ -68,9 +88,26 @@ class Sandbox:
         with translated(self._path, writing=True):
             self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.mkdir(self._path, 0o700)
+            if self.user is not None:
+                os.chown(self._path, self.user.uid, self.user.gid, follow_symlinks=False)
         with self.opened():
             pass
 
+    @rights.as_agent
+    def shut(self) -> None:
+        """Keep the job's user out, because the job has ended and a later one may get that user."""
+        if self.user is None:
+            return
+        try:
+            with self.opened() as fd:
+                os.chown(f"/proc/self/fd/{fd}", os.geteuid(), rights.GROUP)
+                os.chmod(f"/proc/self/fd/{fd}", _SHUT)
+        except NotFound:
+            return
+        except OSError as error:
+            _log.error("event=sandbox_stays_open job=%s user=%s error=%r", self.root.name, self.user.name, str(error))
+
+    @rights.as_agent
     def remove(self) -> None:
         """Remove the directory with its contents, and the logs, never following a link. Idempotent.
 
@@ -99,6 +136,7 @@ class Sandbox:
         finally:
             os.close(parent)
 
+    @rights.as_agent
     def hold(self) -> None:
         """Keep the directory open while its job runs, so that it can be found wherever the job moves it.
 
@@ -120,6 +158,7 @@ class Sandbox:
             os.close(self._held)
             self._held = None
 
+    @rights.as_agent
     def remove_moved(self) -> None:
         """Remove the directory from where its job moved it, if that is in the directory of all sandboxes.
 
@@ -140,6 +179,7 @@ class Sandbox:
                     os.close(parent)
         self.let_go()
 
+    @rights.as_agent
     def size_bytes(self) -> int:
         """Return the disk space of its contents and logs in bytes: allocated blocks, so holes count nothing, and hard
         links once.
@@ -192,8 +232,10 @@ class Sandbox:
             NotFound: it is gone, or another is in its place.
         """
         self.refuse_removed()
+        rights.check(self.user)
         try:
-            fd = os.open(self._path, OPEN_DIRECTORY)
+            with rights.own():
+                fd = os.open(self._path, OPEN_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("the job's sandbox is gone") from error
         try:

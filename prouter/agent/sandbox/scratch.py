@@ -64,7 +64,7 @@ def make_scratch(sandbox: Sandbox, places: SocketPlaces, socket_name: int) -> Sc
     """
     uid = sandbox.root.name
     try:
-        with sandbox.opened() as root:
+        with sandbox.acting(), sandbox.opened() as root:
             _make_directory(root)
     except OSError as error:
         text = f"no directory for temporary files could be made: '{os.fsdecode(SCRATCH_NAME)}': {error.strerror}"

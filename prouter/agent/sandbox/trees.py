@@ -211,7 +211,7 @@ class _Walk:
 def _log(sandbox: TreeRoot, name: bytes) -> Iterator[Found]:
     with contextlib.suppress(FileNotFoundError), sandbox.logs.directory() as parent:
         own = os.fsencode(sandbox.logs.path(LOG_FILES[name]).name)
-        yield Found(name, own, parent, os.stat(own, dir_fd=parent, follow_symlinks=False))
+        yield Found(name, own, parent, sandbox.logs.status(LOG_FILES[name]))
 
 
 def _identity(fd: int) -> tuple[int, int]:

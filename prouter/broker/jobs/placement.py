@@ -82,8 +82,9 @@ def choose(candidates: Iterable[Link], used: Used) -> Link | None:
     if there:
         names = ", ".join(sorted({f"'{link.info.uid}'" for link in there}))
         slots = sum(link.info.slots or 0 for link in there)
-        text = f"no free slot on agent {names}, which may have {slots} jobs (jobs.max); remove one, or try again later"
-        raise LimitReached(text, retry_after=5, limit=Limit("jobs.max", slots))
+        key = "jobs.user" if all(link.info.slots_of_users for link in there) else "jobs.max"
+        text = f"no free slot on agent {names}, which may have {slots} jobs ({key}); remove one, or try again later"
+        raise LimitReached(text, retry_after=5, limit=Limit(key, slots))
     return None
 
 

@@ -31,6 +31,7 @@ class AgentInfo:
         incarnation: 32 hex characters, new when the agent starts afresh.
         process: new at each start of the agent, also if it finds its jobs again; empty if the agent does not tell.
         slots: how many jobs may run at once, None for any number.
+        slots_of_users: whether these are its users of jobs (``jobs.user``), rather than ``jobs.max``.
         keep_for: seconds that its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
         admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
@@ -48,6 +49,7 @@ class AgentInfo:
     keep_for: float = 0.0
     orphan_timeout: float = 600.0
     admitted_by: str = ""
+    slots_of_users: bool = False
 
     @classmethod
     def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
@@ -62,7 +64,8 @@ class AgentInfo:
         uid = _text(body, "uid")
         if not uid:
             raise ProtocolError("uid must not be empty")
-        slots = _mapping(body, "capacity").get("max")
+        capacity = _mapping(body, "capacity")
+        slots = capacity.get("max")
         if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 0):
             raise ProtocolError("capacity.max must be a number or null")
         return cls(
@@ -78,6 +81,7 @@ class AgentInfo:
             keep_for=_seconds(body, "keep_for", 0.0),
             orphan_timeout=_seconds(body, "orphan_timeout", 600.0),
             admitted_by=admitted_by,
+            slots_of_users=capacity.get("users") is True,
         )
 
     def to_wire(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Place:
     def __init__(self, listener: Any, endpoint: dict[str, Any]) -> None:
         self.listener = listener
         self.record = JobRecord("j1", "c1", "job", State.RUNNING, endpoint=endpoint)
-        self.connections = Connections(self._find)
+        self.connections = Connections(self._find, lambda _: None)
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def _find(self, uid: str) -> JobRecord:

@@ -1,0 +1,38 @@
+"""Outcomes of calls, and refusals of those that the state of a job does not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gevent.event import AsyncResult
+
+from prouter.agent.jobs.job import Job
+from prouter.errors import Conflict, KeyReused
+from prouter.jobs import JobRecord
+from prouter.requests import StartRequest, digest, validated
+
+__all__ = ["not_running", "outcome_of", "refuse_other_request"]
+
+
+def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
+    """Refuse a repeated start with another request. Jobs of earlier versions may have no digest to compare.
+
+    Raises:
+        KeyReused: the request is another one.
+    """
+    if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
+        raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
+
+
+def not_running(job: Job) -> Conflict:
+    """Return the error for a job that must run, and does not."""
+    state = job.record.state.value
+    return Conflict(f"job '{job.uid}' does not run: it is {state}", job=job.uid, state=state)
+
+
+def outcome_of(result: AsyncResult[JobRecord]) -> JobRecord:
+    """Wait for a record, and raise the error if that is the outcome."""
+    record = result.get()
+    assert record is not None
+    return record

@@ -1,0 +1,158 @@
+"""The users as which an agent's jobs run: the setting ``jobs.user``, and which job gets which of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+from collections.abc import Iterable, Iterator, Sequence
+
+from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.table import JobTable
+from prouter.config import ConfigError
+from prouter.config.agent import AgentJobs
+from prouter.errors import Limit, LimitReached
+from prouter.keeper.isolation import unavailable
+from prouter.processes.users import User, kill_processes, with_processes
+
+__all__ = ["UserPool", "make_users"]
+
+_log = logging.getLogger("prouter.agent")
+
+
+def make_users(jobs: AgentJobs) -> UserPool | None:
+    """The users of an agent's jobs by its settings; None for the agent's own user.
+
+    Raises:
+        ConfigError: as `UserPool`; or jobs require a /tmp of their own, which the system does not permit.
+    """
+    if jobs.user is None:
+        return None
+    why_not = None if jobs.private_tmp == "off" else unavailable()
+    if why_not is not None:
+        if jobs.private_tmp == "required":
+            raise ConfigError(f"jobs.private_tmp: this system lets the agent make no namespaces: {why_not}")
+        _log.warning("event=no_private_tmp reason=%r setting=jobs.private_tmp", why_not)
+    return UserPool(jobs.user, isolated=jobs.private_tmp != "off" and why_not is None)
+
+
+class UserPool:
+    """The users of ``jobs.user``.
+
+    Args:
+        setting: one name or uid, which all jobs share; or a list or a range of them, each for one job at a time.
+        isolated: whether jobs get a /tmp of their own.
+
+    Attributes:
+        size: how many jobs may live at the same time; None for any number.
+        isolated: as given.
+
+    Raises:
+        ConfigError: the agent is not root, there is no such user, or it is root.
+    """
+
+    def __init__(self, setting: str | Sequence[str], *, isolated: bool) -> None:
+        if os.geteuid() != 0:
+            raise ConfigError(
+                "jobs.user: only root can start jobs as other users; start the agent as root, or remove jobs.user, and "
+                "jobs run as the agent's own user"
+            )
+        shared = isinstance(setting, str) and _range(setting) is None
+        words = [setting] if isinstance(setting, str) else setting
+        self._users = [_user(word, alone=not shared, isolated=isolated) for word in _words(words)]
+        self._shared = shared
+        self.isolated = isolated
+        os.setgroups(())  # The agent works in sandboxes with its groups, and needs none.
+        self._used_before: dict[int, int] = {}
+        self._turn = 0
+
+    @property
+    def size(self) -> int | None:
+        """See the class."""
+        return None if self._shared else len(self._users)
+
+    def choose(self, jobs: JobTable) -> User:
+        """Choose the user of a new job.
+
+        A user is free once its last job has ended and no process of it is left. Those that ended jobs had, whose
+        sandboxes still exist, and those that were used last come last.
+
+        Raises:
+            LimitReached: none is free.
+        """
+        if self._shared:
+            return self._users[0]
+        taken, resting = _uids(jobs.living), _uids(jobs.ended_jobs)
+        free = [user for user in self._users if user.uid not in taken]
+        free.sort(key=lambda user: (user.uid in resting, self._used_before.get(user.uid, 0)))
+        user = self._without_processes(free)
+        if user is None:
+            raise LimitReached(
+                f"the agent has no free user for another job: each of the {len(self._users)} users of jobs.user has a "
+                "living job or other processes; wait for a job to end, or add users",
+                retry_after=5.0,
+                limit=Limit("jobs.user", len(self._users)),
+            )
+        self._turn += 1
+        self._used_before[user.uid] = self._turn
+        return user
+
+    def _without_processes(self, users: Sequence[User]) -> User | None:
+        busy = with_processes({user.uid for user in users}) if users else {}
+        for user in users:
+            pids = busy.get(user.uid)
+            if pids is None:
+                return user
+            if _has_account(user.uid):  # Processes of a person, perhaps, who has nothing to do with jobs.
+                _log.warning("event=user_has_processes user=%s pids=%s setting=jobs.user", user.name, pids[:5])
+                continue
+            _log.warning("event=leftovers_of_user_ended user=%s pids=%s", user.name, pids[:5])
+            kill_processes(user)
+            if not with_processes({user.uid}):
+                return user
+        return None
+
+
+def _uids(jobs: Iterable[Job]) -> set[int]:
+    return {job.sandbox.user.uid for job in jobs if job.sandbox.user is not None}
+
+
+def _range(word: str) -> tuple[int, int] | None:
+    first, dash, last = word.partition("-")
+    return (int(first), int(last)) if dash and first.isdecimal() and last.isdecimal() else None
+
+
+def _words(words: Sequence[str]) -> Iterator[str]:
+    for word in dict.fromkeys(words):
+        between = _range(word)
+        if between is None:
+            yield word
+        else:
+            yield from map(str, range(between[0], between[1] + 1))
+
+
+def _has_account(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _user(word: str, *, alone: bool, isolated: bool) -> User:
+    """A user by name or uid. A uid without an account has the gid of the same number, and no other group."""
+    try:
+        entry = pwd.getpwuid(int(word)) if word.isdecimal() else pwd.getpwnam(word)
+    except KeyError:
+        if not word.isdecimal():
+            raise ConfigError(
+                f"jobs.user: there is no user '{word}' on this machine; make it, or use numbers"
+            ) from None
+        name, uid, gid = f"job-{word}", int(word), int(word)
+        groups: tuple[int, ...] = ()
+    else:
+        name, uid, gid = entry.pw_name, entry.pw_uid, entry.pw_gid
+        groups = tuple(os.getgrouplist(name, gid))
+    if uid == 0 or gid == 0 or 0 in groups:
+        raise ConfigError(f"jobs.user: '{word}' has the rights of root, or of root's group; choose another user")
+    return User(name, uid, gid, groups, alone, isolated)

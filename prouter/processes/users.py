@@ -1,0 +1,97 @@
+"""The users as which jobs run (the setting ``jobs.user``), and their processes.
+
+Standard library only: used by the keeper.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+__all__ = ["User", "kill_processes", "with_processes"]
+
+_PATIENCE = 0.3
+"""Seconds to wait until killed processes of a user are gone."""
+_PAUSE = 0.002
+_NO_USER = 2**32 - 2
+"""A uid that no process has. It must not be root: kill(2) would reach root's processes."""
+
+
+class User(NamedTuple):
+    """A user of jobs.
+
+    Attributes:
+        name: of its account; of no account, a made-up one for variables such as USER.
+        groups: supplementary group ids.
+        alone: whether no other job and nothing else uses it, so that whatever process it has may be killed.
+        isolated: whether jobs get a /tmp of their own (`prouter.keeper.isolation`).
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    alone: bool = True
+    isolated: bool = True
+
+
+def with_processes(uids: Collection[int]) -> dict[int, list[int]]:
+    """The pids of living processes by user, for those of these users that have any."""
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/status", "rb") as status:
+                lines = dict(line.split(b":", 1) for line in status.read(4096).splitlines() if b":" in line)
+        except OSError:
+            continue  # It has ended.
+        if lines.get(b"State", b"").split()[:1] in ([b"Z"], [b"X"]):
+            continue
+        for uid in {int(word) for word in lines.get(b"Uid", b"").split()}.intersection(uids):
+            found.setdefault(uid, []).append(int(name))
+    return found
+
+
+def kill_processes(user: User) -> None:
+    """Kill every process of a user, for at most `_PATIENCE` seconds. Call it as root, in a process with one thread.
+
+    kill(2) signals all processes that the caller may signal in one step, during which none of them can fork.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _take_rights(user.uid)
+            _kill_all_others()
+        finally:
+            os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], 2 * _PATIENCE)[0]:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    os.waitpid(pid, 0)
+
+
+def _take_rights(uid: int) -> None:
+    """Get the user's right to send signals. Its processes get none to signal this one, nor this one any others."""
+    os.setgroups([])
+    try:
+        os.setresuid(_NO_USER, uid, _NO_USER)
+    except OSError:  # A container without that number.
+        os.setresuid(uid, uid, uid)
+
+
+def _kill_all_others() -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(_PAUSE)

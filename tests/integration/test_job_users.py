@@ -1,0 +1,287 @@
+"""Jobs that run as users of their own (`jobs.user`): against each other, against the agent, and their files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prouter.agent.jobs.user_pool import UserPool
+from prouter.config import ConfigError
+from tests.support.job_users import FIRST, UserJob, python_for_all, users, words_of_log
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
+from tests.support.unprivileged import as_ordinary_user
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start jobs as other users")
+
+HOSTILE = (Path(__file__).parents[1] / "jobs" / "hostile_neighbour.py").read_text()
+SERVER = """
+import http.server, socketserver, sys
+class Server(socketserver.UnixStreamServer):
+    def get_request(self):
+        return self.socket.accept()[0], ("local", 0)
+Server(sys.argv[1], http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+SLEEP = "import time; time.sleep(600)"
+TELL = "import json, os; print(json.dumps(dict(os.environ)))"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="prt-users-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def own_router(place: Path) -> Iterator[Router]:
+    process = start_router(place / "router", workers=1)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def agent(place: Path, own_router: Router) -> Iterator[Agent]:
+    """An agent with twelve users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTED_SETTING", "planted")
+        process = start_agent(place / "agent", own_router, jobs__user=users(12))
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def new_job(own_router: Router, agent: Agent) -> Iterator[Callable[..., UserJob]]:
+    """``new_job()`` or ``new_job(agent)``: jobs that are removed after the test."""
+    made: list[UserJob] = []
+
+    def make(on: Agent = agent) -> UserJob:
+        made.append(UserJob(own_router, on))
+        return made[-1]
+
+    yield make
+    for job in made:
+        own_router.post(f"{job.path}/remove")
+
+
+def test_a_job_reaches_nothing_of_its_neighbour_and_of_the_agent(
+    new_job: Callable[..., UserJob], own_router: Router, agent: Agent
+) -> None:
+    victim, attacker = new_job(), new_job()
+    info = victim.python(SERVER, "{socket}", expose={"port": "unix"})
+    assert own_router.get(f"{victim.path}/http/").status_code == 200
+    state, routers = agent.directory / "state", own_router.directory / "state"
+    logs = agent.directory / "jobs" / ".job-logs"
+    known = {
+        "files": [str(path) for top in (state, routers, logs) for path in top.rglob("*") if path.is_file()],
+        "directories": [str(path) for path in (state, routers, logs, state / "keeper", victim.sandbox)],
+        "sockets": [
+            str(victim.sandbox / ".pagent.sock"),
+            str(state / "keeper" / "keeper.sock"),
+            str(own_router.directory / "run" / "agents.sock"),
+            str(own_router.directory / "run" / "broker.ipc"),
+        ],
+        "pids": [info["pid"], agent.pid, int(next(words_of_log(agent, "keeper_pid"))), own_router.pid],
+    }
+    assert known["files"]
+    attacker.python(HOSTILE, json.dumps(known))
+    found = attacker.output()
+    assert found["reached"] == []
+    about, user = found["about"], str(attacker.user)
+    assert attacker.user != victim.user
+    assert (about["uids"], about["gids"], about["groups"]) == ([user], [user], [])
+    assert (about["no_new_privs"], about["umask"], about["memory"]) == ("1", "0077", [])
+    assert {int(word, 16) for word in about["capabilities"]} == {0}
+    assert about["environment"]["HOME"] == str(attacker.sandbox)
+    own = ("PROUTER_", "DA__PAGENT__", "TMP", "TEMP", "PYTHON", "USER", "LOGNAME")
+    rest = {name for name in about["environment"] if not name.startswith(own)}
+    assert rest <= {"PATH", "HOME", "LANG", "TZ", "TERM", "TMUX_TMPDIR", "LC_CTYPE"}
+
+
+def test_a_job_inherits_no_descriptor_but_its_own_three(new_job: Callable[..., UserJob]) -> None:
+    job = new_job()
+    job.python("import os; print([fd for fd in range(4096) if os.path.lexists(f'/proc/self/fd/{fd}')])")
+    job.ended()
+    assert job.log() == "[0, 1, 2]\n"
+
+
+def test_files_belong_to_the_jobs_user_on_every_way_in_and_out(new_job: Callable[..., UserJob]) -> None:
+    job = new_job()
+    for name in ("plain", "below/one"):
+        assert job.request("POST", f"/file/{name}", data=b"contents").ok
+    packed, zipped = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, mode in (("packed/setuid", 0o4755), ("packed/plain", 0o644)):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = 3, mode
+            tar.addfile(member, io.BytesIO(b"abc"))
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("zipped/one", "abc")
+    for data in (packed, zipped):
+        answer = job.request("POST", "/archive", data=data.getvalue())
+        assert answer.ok, answer.text
+    for found in job.sandbox.rglob("*"):
+        assert (found.lstat().st_uid, found.lstat().st_mode & 0o7000) == (job.user, 0), found
+    code = "import os; print(open('plain').read(), flush=True); open('made', 'w').write('by the job')"
+    job.python(f"{code}; os.remove('below/one'); open('/tmp/x', 'w').close(); open('/dev/stdout', 'w').write('again')")
+    job.ended()
+    assert job.log() == "contents\nagain", job.log("stderr")
+    # The job has ended: its user is kept out, and requests still work.
+    info = job.sandbox.stat()
+    assert (info.st_uid, info.st_mode & 0o007) == (0, 0)
+    assert job.request("GET", "/file/made").text == "by the job"
+    assert job.request("GET", "/file/.pagent.stdout").text == "contents\nagain"
+    assert job.request("POST", "/file/late", data=b"late").ok
+    assert job.request("DELETE", "/file/plain").ok
+    assert (job.sandbox / "late").stat().st_uid == job.user
+    for kind in ("tar", "tar.gz"):
+        whole = job.request("GET", f"/archive?format={kind}").content
+        with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+            assert {"made", "late", "packed", ".pagent.stdout"} <= set(tar.getnames())
+            logged = tar.extractfile(".pagent.stdout")
+            assert logged is not None
+            assert logged.read() == b"contents\nagain"
+    job.remove()
+    assert not job.sandbox.exists()
+
+
+def test_what_a_job_prepares_leads_the_agent_nowhere(new_job: Callable[..., UserJob], place: Path) -> None:
+    secret = place / "secret"
+    secret.write_text("of root")
+    secret.chmod(0o600)
+    job = new_job()
+    job.python(
+        f"""
+import os
+os.symlink({str(secret)!r}, "link"); os.symlink("/", "all"); os.mkfifo("fifo"); os.mkdir("closed")
+os.chmod("closed", 0); open("unreadable", "w").close(); os.chmod("unreadable", 0)
+open("setuid", "w").close(); os.chmod("setuid", 0o6755)
+"""
+    )
+    job.ended()
+    assert job.log("stderr") == ""
+    os.link(secret, job.sandbox / "hard")  # As a job can where fs.protected_hardlinks is off.
+    for name in ("link", f"all{secret}", "hard", "fifo", "unreadable", "all/etc/passwd"):
+        answer = job.request("GET", f"/file/{name}")
+        assert answer.status_code in (403, 404), name
+        assert "of root" not in answer.text
+    assert job.request("GET", "/archive").status_code == 403
+    assert job.request("DELETE", "/file/hard").ok
+    job.remove()
+    assert not job.sandbox.exists()
+    assert secret.read_text() == "of root"
+
+
+def test_a_socket_of_another_user_is_not_served(new_job: Callable[..., UserJob], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        job = new_job()
+        job.python(SERVER, "{socket}", expose={"port": "unix"})
+        assert job.request("GET", "/http/").status_code == 200
+        # As a job could with a link, or with another name of the socket.
+        os.unlink(job.sandbox / ".pagent.sock")
+        os.symlink(tmp_path / "s", job.sandbox / ".pagent.sock")
+        assert job.request("GET", "/http/").status_code == 502
+        os.unlink(job.sandbox / ".pagent.sock")
+        os.link(tmp_path / "s", job.sandbox / ".pagent.sock")
+        assert job.request("GET", "/http/").status_code == 502
+        job.remove()
+
+
+def test_a_user_is_used_again_once_nothing_of_its_last_job_is_left(
+    new_job: Callable[..., UserJob], launch: Callable[..., Any], own_router: Router
+) -> None:
+    small = launch(start_agent, own_router, jobs__user=[str(FIRST + 15)])
+    job = new_job(small)
+    assert job.user == FIRST + 15
+    job.python(SLEEP)
+    refused = own_router.post("/jobs/create", {"name": "two", "agent": {"type": "uid", "uid": small.uid}})
+    assert (refused.status_code, "jobs.user" in refused.text) == (429, True), refused.text
+    # A process that left the job's tree with the help of another service, as cron would start it.
+    left = subprocess.Popen(["sleep", "600"], user=job.user, group=job.user, extra_groups=[])
+    own_router.post(f"{job.path}/stop", {"grace": 0})
+    assert left.wait(10) == -signal.SIGKILL
+    job.request("POST", "/file/after", data=b"x")
+    code = "import os, sys; print(os.access(sys.argv[1], os.F_OK))"
+    second = new_job(small)
+    assert second.user == job.user
+    second.python(code, str(job.sandbox / "after"))
+    second.ended()
+    assert second.log() == "False\n"
+
+
+def test_users_survive_a_restart_of_the_agent(
+    launch: Callable[..., Any], own_router: Router, new_job: Callable[..., UserJob]
+) -> None:
+    settings: dict[str, Any] = {"jobs__user": users(2, skip=16), "jobs__keep_for": 60}
+    first = launch(start_agent, own_router, identity__uid="kept", **settings)
+    runs, waits = new_job(first), new_job(first)
+    info = runs.python(SERVER, "{socket}", expose={"port": "unix"})
+    first.kill()
+    second = start_agent(first.directory, own_router, identity__uid="kept", **settings)
+    try:
+        assert wait_until(lambda: runs.request("GET", "/http/").status_code == 200)
+        assert os.stat(f"/proc/{info['pid']}").st_uid == runs.user
+        assert runs.request("POST", "/file/new", data=b"x").ok
+        assert (runs.sandbox / "new").stat().st_uid == runs.user
+        full = own_router.post("/jobs/create", {"name": "three", "agent": {"type": "uid", "uid": "kept"}})
+        assert full.status_code == 429
+        waits.python(TELL)
+        assert waits.output()["USER"] == f"job-{waits.user}"
+        runs.remove()
+        waits.remove()
+    finally:
+        second.stop()
+
+
+def test_one_user_for_all_jobs_and_the_machines_tmp(launch: Callable[..., Any], own_router: Router) -> None:
+    root = Path(tempfile.mkdtemp(prefix="prt-users-", dir="/var/lib"))
+    root.chmod(0o755)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LISTED_TOKEN", "given")
+            settings: dict[str, Any] = {
+                "jobs__private_tmp": "off",
+                "jobs__root": str(root / "jobs"),
+                "jobs__env_pass": ["LISTED_*"],
+            }
+            shared = launch(start_agent, own_router, jobs__user=FIRST + 18, **settings)
+        for _ in range(2):
+            path = own_router.create(shared.uid)
+            own_router.start(path, [python_for_all(), "-I", "-c", TELL], port_expected_count=0)
+            assert own_router.post(f"{path}/wait").json()["exit_code"] == 0
+            told = json.loads(own_router.get(f"{path}/logs/stdout").text)
+            assert (told["LISTED_TOKEN"], told["HOME"]) == ("given", str(root / "jobs" / path.rpartition("/")[2]))
+        assert (root / "jobs").stat().st_mode & 0o777 == 0o711
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("root", "rights of root"), ("no-such-user-here", "there is no user"), ("0-5", "uids are from 1")],
+)
+def test_an_agent_with_wrong_users_does_not_start(work_dir: Path, setting: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        start_agent(work_dir / "agent", "127.0.0.1:1", jobs__user=setting)
+
+
+def test_an_agent_that_is_not_root_does_not_start_with_users() -> None:
+    def work() -> None:
+        with pytest.raises(ConfigError, match="start the agent as root"):
+            UserPool("somebody", isolated=True)
+
+    as_ordinary_user(work)
