@@ -94,6 +94,7 @@ class Broker:
         self.service = self._make_service()
         self._listen(now)
         restore(saved, self.ledger, self.links, self.dials, self.creations.keys, now)
+        self.creations.restored(now)
         self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations.keys)
         self.history.start(now)
         env.timers.at(now + env.settings.workers_return, self._workers_complete)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from prouter.broker.base.settings import Bounds, Settings
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
 from prouter.broker.links.hello import connection_uid
+from prouter.broker.store.opening import read_store
 from prouter.broker.store.restore import Saved
 from prouter.errors import PRouterError
 from prouter.fabric.calls import Caller, Responder, event_frame, read_event
@@ -34,6 +36,7 @@ __all__ = [
     "created",
     "job_on",
     "listed",
+    "restarted",
 ]
 
 BOUNDS = Bounds()
@@ -409,6 +412,15 @@ class World:
 
     def watch(self, pid: int, worker: str) -> None:
         self.watched[pid] = worker
+
+
+def restarted(world: World, **settings: Any) -> World:
+    """The next broker, over what this one had written down."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        read_store(database)
+        for statement, parameters in world.recorder.statements:
+            database.execute(statement, parameters)
+        return World(read_store(database), **settings)
 
 
 def job_on(worker: Worker, agent: dict[str, Any] | None = None, key: str = "key-1") -> dict[str, Any]:

@@ -22,12 +22,15 @@ from prouter.broker.links.dials import Dials
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
-from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, PRouterError
+from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFound, Overloaded, PRouterError
 from prouter.jobs import JobRecord
 
 __all__ = ["Creations"]
 
 log = logging.getLogger("prouter.broker")
+
+_ASK_AGAIN = 0.05
+"""Seconds after which a creation that waits for agents to list their jobs looks again."""
 
 
 class Creations:
@@ -50,6 +53,9 @@ class Creations:
         self._by_key: dict[str, Creation] = {}
         self._reserved: Counter[str] = Counter()
         """By connection, creations that chose its agent."""
+        self._missing: set[str] = set()
+        """Connections whose agents may have jobs that only they know."""
+        self._missing_until = 0.0
         self._of_owner: dict[str | None, set[Creation]] = {}
         """By owner, the creations under way."""
         self._placing: dict[Creation, None] = {}
@@ -84,14 +90,49 @@ class Creations:
         owner = args.get("owner")
         creation = Creation(name, selector, key, digest, done, owner if isinstance(owner, str) else None)
         known = self.keys.job(key, digest)
-        if known is not None:
+        if known is not None and self._ledger.table.get(known[1]) is not None:
             self._repeat(creation, *known, now)
-            return
-        self._check_owner(creation.owner)
+        elif self._misses_jobs(now):
+            self._env.timers.at(now + _ASK_AGAIN, partial(self._create_later, args, done))
+        elif known is not None:
+            self._check_promised(creation, known[1])
+            self._repeat(creation, *known, now)
+        else:
+            self._check_owner(creation.owner)
+            self._start(creation, now)
+
+    def _create_later(self, args: dict[str, Any], done: Done, now: float) -> None:
+        try:
+            self.create(args, done, now)
+        except PRouterError as error:
+            done({}, error, now)
+
+    def _start(self, creation: Creation, now: float) -> None:
+        selector = creation.selector
         if selector.get("type") == "address":
             self._dial(creation, str(selector.get("address", "")), str(selector.get("token", "")), now)
         else:
             self._place(creation, now)
+
+    def restored(self, now: float) -> None:
+        """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell.
+
+        Jobs that were being created when that broker ended count for their owners, and only their agents know them.
+        """
+        if not self._env.settings.jobs_per_owner:
+            return
+        table, most = self._ledger.table, self._env.settings.bounds.link_calls
+        self._missing = {connection for connection, uid in self.keys.latest(most) if table.get(uid) is None}
+        self._missing_until = now + self._env.settings.hold
+
+    def _misses_jobs(self, now: float) -> bool:
+        """Whether some agent may have jobs that this broker has not heard of since its start."""
+        if self._missing:
+            links = {connection: self._links.get(connection) for connection in self._missing}
+            self._missing = {name for name, link in links.items() if link is not None and not link.confirmed}
+            if now >= self._missing_until:
+                self._missing.clear()
+        return bool(self._missing)
 
     def link_up(self, now: float) -> None:
         """Place what waits for an agent: one is linked (again)."""
@@ -137,6 +178,18 @@ class Creations:
             coming = sum(table.get(creation.uid) is None for creation in self._of_owner.get(owner, ()))
             check_jobs(owner, accounts.jobs(owner) + coming, settings.jobs_per_owner)
         check_bytes(owner, accounts.bytes(owner), settings.sandbox_bytes_per_owner)
+
+    def _check_promised(self, creation: Creation, uid: str) -> None:
+        """Check a job that an earlier request was promised, and that no agent has: it would be one more.
+
+        Raises:
+            LimitReached: its owner has as much as is allowed; the job is given up.
+        """
+        try:
+            self._check_owner(creation.owner)
+        except LimitReached:
+            self.keys.give_up(creation.key, uid)
+            raise
 
     # -- to an agent ----------------------------------------------------------------------------------------------
 

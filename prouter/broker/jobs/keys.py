@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from prouter.broker.base.env import Env
 from prouter.errors import KeyReused
@@ -53,6 +54,10 @@ class Keys:
         if found is not None:
             check_digest(self._digests.get(key, ""), digest)
         return found
+
+    def latest(self, most: int) -> list[tuple[str, str]]:
+        """Connections and uids of the jobs that the last `most` keys gave."""
+        return list(islice(reversed(self._jobs.values()), most))
 
     def unwanted(self, uid: str) -> bool:
         """Whether the creation of this job failed."""

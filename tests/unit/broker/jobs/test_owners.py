@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from prouter.broker.jobs.owners import Accounts
 from prouter.errors import LimitReached
-from prouter.jobs import State
-from tests.support.broker_world import BY_UID, Agent, Worker, World, created
+from prouter.jobs import JobRecord, State
+from tests.support.broker_world import BY_UID, Agent, Worker, World, created, restarted
 
 OWNERS = st.sampled_from(["alice", "bob", None])
 STEPS = st.lists(
@@ -117,6 +117,53 @@ def test_a_failed_creation_frees_its_place() -> None:
     assert created(worker, create(worker, "b"))
 
 
+def test_jobs_that_only_an_agent_knows_after_a_crash_count() -> None:
+    world = World(jobs_per_owner=1)
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    create(worker, "before the crash")
+    (asked,) = agent.asked_for
+    agent.jobs[asked[1]["uid"]] = JobRecord(asked[1]["uid"], agent.connection, "job", owner="alice")
+    world = restarted(world, jobs_per_owner=1)
+    worker = world.worker()
+    call = create(worker, "after the crash")
+    assert call not in worker.results, "it waits for the agent's list"
+    again = agent.again(2)
+    again.world = world
+    world.join(again)
+    world.run(1)
+    assert refused(worker, call, "limits.jobs_per_owner")
+
+
+def test_a_job_that_was_promised_before_a_crash_and_has_no_place_left_is_given_up() -> None:
+    world = World(jobs_per_owner=1)
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    create(worker, "promised")
+    world = restarted(world, jobs_per_owner=1)
+    worker = world.worker()
+    again = agent.again(2)
+    again.world = world
+    world.join(again)
+    world.env.new_uid()  # these worlds count uids, and this one was given by the broker before
+    assert created(worker, create(worker, "another"))
+    call = create(worker, "promised")
+    assert refused(worker, call, "limits.jobs_per_owner")
+
+
+def test_an_agent_that_stays_away_after_a_crash_delays_creations_for_a_while_only() -> None:
+    world = World(jobs_per_owner=1)
+    worker, agent = world.worker(), world.agent()
+    agent.silent = True
+    create(worker, "promised")
+    world = restarted(world, jobs_per_owner=1)
+    worker = world.worker()
+    world.agent("agent-2", "d" * 32)
+    call = worker.call("jobs.create", name="job", agent={"type": "any"}, key="other", owner="alice")
+    world.run(11)
+    assert created(worker, call)["agent"]["uid"] == "agent-2"
+
+
 def upload(worker: Worker, job: dict[str, Any], size: int | None) -> LimitReached | None:
     try:
         worker.ask("jobs.upload", **job["at"], size=size)
@@ -155,7 +202,7 @@ def test_malformed_sizes_are_counted_and_ignored(sizes: Any) -> None:
 def test_an_agent_tells_sizes_of_its_own_jobs_only() -> None:
     world, worker, _other, _agent = limited(sandbox_bytes_per_owner=100)
     job = created(worker, create(worker, "key"))
-    world.agent("agent-2", "b" * 32).notify("sandboxes", jobs=[[job["uid"], 1000]])
+    world.agent("agent-2", "d" * 32).notify("sandboxes", jobs=[[job["uid"], 1000]])
     assert upload(worker, job, 100) is None
 
 

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from prouter.broker.base.settings import Bounds
-from prouter.broker.store.opening import read_store
 from prouter.config import RouterConfig
 from prouter.errors import AgentUnavailable, NotFound
 from prouter.jobs import State
 from prouter.web.router_client import RouterClient
-from tests.support.broker_world import Agent, Worker, World
+from tests.support.broker_world import Agent, Worker, World, restarted
 
 BY_UID = {"type": "uid", "uid": "agent-1"}
-
-
-def restarted(world: World) -> World:
-    """The next broker, over what this one had written down."""
-    with closing(sqlite3.connect(":memory:")) as database:
-        read_store(database)
-        for statement, parameters in world.recorder.statements:
-            database.execute(statement, parameters)
-        return World(read_store(database))
 
 
 def back(agent: Agent, world: World) -> Agent:
