@@ -23,4 +23,6 @@ class Events:
         after = req.get_header("Last-Event-ID") or req.get_param("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise InvalidRequest("Invalid request: Last-Event-ID (or ?after=) must be the id of an event, a number")
-        sse.start(req, resp, self._feed.follow(None if after is None else int(after), principal_of(req)))
+        follower = self._feed.follow(None if after is None else int(after), principal_of(req))
+        resp.set_header("X-PRouter-Last-Event-ID", str(follower.position))
+        sse.start(req, resp, follower)

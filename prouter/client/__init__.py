@@ -1,0 +1,96 @@
+"""The Python client of a pRouter: ``pip install 'prouter[client]'``.
+
+    from prouter.client import Router
+
+    with Router("http://127.0.0.1:8888") as router:
+        with router.run(["python3", "main.py"], upload="project") as job:
+            print(job.wait().exit_code, job.logs().text())
+
+`Router` blocks, `AsyncRouter` has the same methods as coroutines. docs/python.md is the guide.
+"""
+
+from prouter.client.async_job import AsyncJob
+from prouter.client.async_router import AsyncRouter
+from prouter.client.async_streams import AsyncEventStream, AsyncLogStream
+from prouter.client.core.errors import (
+    AgentUnavailable,
+    Conflict,
+    ConnectionFailed,
+    Forbidden,
+    InvalidRequest,
+    JobEnded,
+    JobUnreachable,
+    KeyReused,
+    NoAgent,
+    NoSpace,
+    NotFound,
+    NotSupported,
+    Overloaded,
+    PreconditionFailed,
+    RouterError,
+    StartFailed,
+    TimedOut,
+    TooLarge,
+    Unauthorized,
+)
+from prouter.client.core.models import (
+    Bridge,
+    Connection,
+    Entry,
+    Event,
+    JobInfo,
+    Outcome,
+    RouterInfo,
+    Share,
+    Synced,
+    Token,
+    Transferred,
+    WhoAmI,
+)
+from prouter.client.core.progress import Progress
+from prouter.client.job import Job
+from prouter.client.router import Router
+from prouter.client.streams import EventStream, LogStream
+
+__all__ = [
+    "AgentUnavailable",
+    "AsyncEventStream",
+    "AsyncJob",
+    "AsyncLogStream",
+    "AsyncRouter",
+    "Bridge",
+    "Conflict",
+    "Connection",
+    "ConnectionFailed",
+    "Entry",
+    "Event",
+    "EventStream",
+    "Forbidden",
+    "InvalidRequest",
+    "Job",
+    "JobEnded",
+    "JobInfo",
+    "JobUnreachable",
+    "KeyReused",
+    "LogStream",
+    "NoAgent",
+    "NoSpace",
+    "NotFound",
+    "NotSupported",
+    "Outcome",
+    "Overloaded",
+    "PreconditionFailed",
+    "Progress",
+    "Router",
+    "RouterError",
+    "RouterInfo",
+    "Share",
+    "StartFailed",
+    "Synced",
+    "TimedOut",
+    "Token",
+    "TooLarge",
+    "Transferred",
+    "Unauthorized",
+    "WhoAmI",
+]

@@ -1,0 +1,1 @@
+"""The client's decisions without I/O: flows, errors and models, which both fronts share."""

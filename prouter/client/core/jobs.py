@@ -1,0 +1,299 @@
+"""Flows of jobs: create, start, find, list, wait, stop, signal, remove, share, bridge."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prouter.client.core.errors import Conflict, ConnectionFailed, NotFound, RouterError, TimedOut
+from prouter.client.core.flow import Flow, Request, give, now
+from prouter.client.core.models import Bridge, JobInfo, Share
+from prouter.client.core.paths import job_path, query, segment
+from prouter.client.core.retries import Context, call, call_json
+
+__all__ = [
+    "AgentChoice",
+    "bridge",
+    "bridges",
+    "create",
+    "find",
+    "info",
+    "list_jobs",
+    "make_once",
+    "post",
+    "remove",
+    "send_signal",
+    "share",
+    "shares",
+    "start",
+    "start_body",
+    "stop",
+    "unbridge",
+    "unshare",
+    "wait",
+]
+
+AgentChoice = str | Sequence[str] | Mapping[str, Any] | None
+"""Which agent: a uid; several of them; the API's object with ``type``; None for any."""
+
+_WAIT = 20.0
+"""Seconds that the router is asked to wait at once: a connection that broke silently is noticed soon after."""
+_START = 30.0
+"""Seconds that a start may take by default."""
+_PRESET_START = 180.0
+"""Seconds that a start with a preset may take, at most, unless the request says otherwise."""
+_JSON = {"Content-Type": "application/json"}
+
+
+def post(path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, **how: Any) -> Request:
+    """Return a POST of JSON, with an idempotency key."""
+    content = json.dumps(body).encode() if body is not None else b""
+    headers = {**(_JSON if body is not None else {}), **({"Idempotency-Key": key} if key is not None else {})}
+    return Request("POST", path, headers, content, **how)
+
+
+def _agent(agent: AgentChoice, where: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the API's ``agent`` of a choice.
+
+    Raises:
+        ValueError: both a choice and properties are given.
+    """
+    if agent is None:
+        return {"type": "any", "properties": dict(where or {})}
+    if where is not None:
+        raise ValueError("give either agent or where: an agent, or the properties that it must have")
+    if isinstance(agent, str):
+        return {"type": "uid", "uid": agent}
+    return dict(agent) if isinstance(agent, Mapping) else {"type": "select", "uids": list(agent)}
+
+
+def create(
+    context: Context, name: str | None = None, agent: AgentChoice = None, where: Mapping[str, Any] | None = None
+) -> Flow[JobInfo]:
+    """Create an empty job; exactly one, however often the connection breaks.
+
+    Raises:
+        NoAgent: no agent can take it.
+    """
+    body = {"name": name or "", "agent": _agent(agent, where)}
+    request = post("/jobs/create", body, key=context.new_key(), silence=max(context.timeout, 60.0))
+    return JobInfo.of((yield from call_json(context, request, placing=True)))
+
+
+def start_body(
+    args: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    expose: str | Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    limits: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the body of a start. Without `expose` and `preset` the job has no server.
+
+    Args:
+        expose: the API's object, or only its ``port``: ``assign``, ``detect``, ``unix`` or ``notify``.
+        options: further keys of the body.
+
+    Raises:
+        TypeError: `args` is one text instead of a list.
+    """
+    if isinstance(args, str):
+        raise TypeError("args is a list, such as ['python3', 'main.py']; for a shell: ['sh', '-c', '…']")
+    exposed = {"port": expose} if isinstance(expose, str) else dict(expose or {})
+    if preset is not None:
+        exposed["preset"] = preset
+    body: dict[str, Any] = {"args": [os.fspath(arg) for arg in args], "env": dict(env or {})}
+    if exposed:
+        body["expose"] = exposed
+    else:
+        body["port_expected_count"] = 0
+    if cwd is not None:
+        body["cwd"] = cwd
+    if limits is not None:
+        body["limits"] = dict(limits)
+    return {**body, **(options or {})}
+
+
+def start(context: Context, path: str, body: Mapping[str, Any]) -> Flow[JobInfo]:
+    """Start a job once; return its info once its server, if it has one, is ready.
+
+    Raises:
+        StartFailed: it did not start; `detail` has the end of its stderr.
+    """
+    expose = body.get("expose") or {}
+    longest = expose.get("timeout") or (_PRESET_START if "preset" in expose else _START)
+    request = post(f"{path}/start", body, key=context.new_key(), silence=longest + context.timeout)
+    return JobInfo.of((yield from call_json(context, request)))
+
+
+def info(context: Context, path: str, *, usage: bool = False) -> Flow[JobInfo]:
+    """Return a job's info; with `usage` its CPU time and memory as they are now."""
+    return JobInfo.of((yield from call_json(context, Request("GET", f"{path}/info{query(usage=usage)}"))))
+
+
+def find(context: Context, name: str) -> Flow[JobInfo]:
+    """Return the info of a job by its path, its URL, its uid, or the beginning of its uid.
+
+    Raises:
+        NotFound: there is none.
+        ValueError: several uids begin so.
+    """
+    path = job_path(name)
+    if path is not None:
+        return (yield from info(context, path))
+    if not name or "/" in name:
+        raise ValueError(f"{name!r} is neither a job's path (/jobs/…/…) nor its uid")
+    found: list[JobInfo] = []
+    cursor: str | None = None
+    while True:
+        jobs, cursor = yield from _page(context, {}, cursor)
+        found += [job for job in jobs if job.uid.startswith(name)]
+        exact = [job for job in found if job.uid == name]
+        if exact or cursor is None:
+            break
+    matching = exact or found
+    if not matching:
+        raise NotFound(f"no job's uid begins with {name!r}", status=404, code="not_found", job=name)
+    if len(matching) > 1:
+        shown = ", ".join(job.uid for job in matching[:5])
+        raise ValueError(f"the uids of {len(matching)} jobs begin with {name!r}: {shown}; give more of it")
+    return matching[0]
+
+
+def _page(context: Context, filters: Mapping[str, Any], cursor: str | None) -> Flow[tuple[list[JobInfo], str | None]]:
+    answer = yield from call_json(context, Request("GET", "/jobs" + query(**filters, limit=1000, cursor=cursor)))
+    return [JobInfo.of(job) for job in answer.get("jobs", [])], answer.get("next")
+
+
+def list_jobs(
+    context: Context, *, state: str | Iterable[str] | None, agent: str | None, name: str | None, owner: str | None
+) -> Flow[None]:
+    """Give the infos of all jobs that fit, newest first, from all pages."""
+    states = [state] if isinstance(state, str) else list(state) if state is not None else None
+    cursor: str | None = None
+    while True:
+        jobs, cursor = yield from _page(
+            context, {"state": states, "agent": agent, "name": name, "owner": owner}, cursor
+        )
+        for job in jobs:
+            yield from give(job)
+        if cursor is None:
+            return
+
+
+def wait(context: Context, path: str, timeout: float | None = None) -> Flow[JobInfo]:
+    """Return a job's info once it has ended; at once if it was not started.
+
+    Args:
+        timeout: seconds; None for as long as it takes, also over restarts of the router.
+
+    Raises:
+        TimedOut: the job still runs.
+        NotFound: the job was removed.
+    """
+    deadline = None if timeout is None else (yield from now()) + timeout
+    reached = False
+    while True:
+        left = None if deadline is None else max(0.0, deadline - (yield from now()))
+        patience = left if left is not None else float("inf") if reached else context.retry_for
+        asked = _WAIT if left is None else min(_WAIT, left)
+        request = post(f"{path}/wait{query(timeout=asked)}", silence=asked + context.timeout)
+        try:
+            response = yield from call(context, request, patience=patience)
+        except RouterError as error:
+            if left is None or not _may_pass(error):
+                raise
+            raise TimedOut(_still_running(path, timeout) + f"; {error.detail}", code="timed_out") from error
+        reached = True
+        job = JobInfo.of(json.loads(response.content))
+        if response.status == 200:
+            return job
+        if deadline is not None and (yield from now()) >= deadline:
+            raise TimedOut(_still_running(path, timeout), code="timed_out", job=job.uid, state=job.state)
+
+
+def _may_pass(error: RouterError) -> bool:
+    return isinstance(error, ConnectionFailed) or error.status in (429, 502, 503, 504)
+
+
+def _still_running(path: str, timeout: float | None) -> str:
+    return f"job {path.rpartition('/')[2]!r} has not ended within {timeout:g} s"
+
+
+def stop(context: Context, path: str, grace: float | None = None) -> Flow[JobInfo]:
+    """Send SIGTERM to all processes of a job, SIGKILL `grace` seconds later; return its info once it has ended."""
+    body = {} if grace is None else {"grace": grace}
+    request = post(f"{path}/stop", body, silence=(10.0 if grace is None else grace) + context.timeout)
+    return JobInfo.of((yield from call_json(context, request)))
+
+
+def send_signal(context: Context, path: str, name: str) -> Flow[JobInfo]:
+    """Send a signal to a job's first process, at most once.
+
+    Raises:
+        ConnectionFailed: the connection was lost; `sent` tells whether the signal may have been sent.
+    """
+    return JobInfo.of((yield from call_json(context, post(f"{path}/signal", {"signal": name}), safe=False)))
+
+
+def remove(context: Context, path: str) -> Flow[JobInfo | None]:
+    """End a job and delete its sandbox; return its info as it was, None if only a lost attempt got that."""
+    response = yield from call(context, post(f"{path}/remove", silence=max(context.timeout, 60.0)), gone=True)
+    return JobInfo.of(json.loads(response.content)) if response.status == 200 else None
+
+
+def bridge(context: Context, path: str, url: str, at: str) -> Flow[None]:
+    """Connect the job's WebSocket at a path with another server's."""
+    yield from call(context, post(f"{path}/wsconnect/{at.lstrip('/')}", {"url": url}), safe=False)
+
+
+def bridges(context: Context, path: str) -> Flow[list[Bridge]]:
+    """Return a job's bridges."""
+    answer = yield from call_json(context, Request("GET", f"{path}/wsconnect"))
+    return [Bridge.of(one) for one in answer.get("bridges", [])]
+
+
+def unbridge(context: Context, path: str, uid: str) -> Flow[None]:
+    """End a bridge."""
+    yield from call(context, Request("DELETE", f"{path}/wsconnect/{segment(uid)}"), gone=True)
+
+
+def share(context: Context, path: str, *, expires: float | None, name: str | None, methods: str) -> Flow[Share]:
+    """Make a share link; exactly one."""
+    body: dict[str, Any] = {"methods": methods}
+    if expires is not None:
+        body["expires"] = expires
+    if name is not None:
+        body["name"] = name
+    return Share.of((yield from make_once(context, f"{path}/share", body)))
+
+
+def shares(context: Context, path: str) -> Flow[list[Share]]:
+    """Return a job's share links, without their URLs."""
+    answer = yield from call_json(context, Request("GET", f"{path}/share"))
+    return [Share.of(one) for one in answer.get("shares", [])]
+
+
+def unshare(context: Context, path: str, identifier: str) -> Flow[None]:
+    """End a share link and its open connections."""
+    yield from call(context, Request("DELETE", f"{path}/share/{segment(identifier)}"), gone=True)
+
+
+def make_once(context: Context, path: str, body: Mapping[str, Any]) -> Flow[dict[str, Any]]:
+    """Make what the router shows only once, a token or a share link; return its answer.
+
+    If that answer was lost, what the lost attempt made is deleted, and another one is made.
+    """
+    while True:
+        try:
+            return (yield from call_json(context, post(path, body, key=context.new_key())))
+        except Conflict as error:
+            made = re.search(r"DELETE (/[^\s)]+)", error.detail) if error.code.endswith("_exists") else None
+            if made is None:
+                raise
+            yield from call(context, Request("DELETE", f"{path}/{made[1].rpartition('/')[2]}"), gone=True)

@@ -1,0 +1,20 @@
+"""What a run uploads before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+__all__ = ["Uploads", "uploads_of"]
+
+Uploads = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+"""A file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local ones."""
+
+
+def uploads_of(upload: Uploads) -> list[tuple[str, str]]:
+    """Return pairs of a path in the sandbox and a local one."""
+    if upload is None:
+        return []
+    if isinstance(upload, Mapping):
+        return [(remote, os.fspath(local)) for remote, local in upload.items()]
+    return [(".", os.fspath(upload))]

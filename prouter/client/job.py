@@ -1,0 +1,368 @@
+"""A job, for programs that block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from prouter.client.core import files, jobs, transfers
+from prouter.client.core.errors import NotFound, RouterError
+from prouter.client.core.feeds import LogFeed
+from prouter.client.core.models import Bridge, Entry, JobInfo, Share, Synced, Transferred
+from prouter.client.core.progress import Progress
+from prouter.client.streams import LogStream
+from prouter.client.sync_driver import SyncDriver
+from prouter.client.websocket import connect
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+__all__ = ["Job"]
+
+Local = str | os.PathLike[str]
+
+
+class Job:
+    """One job of a router.
+
+    A context manager: the job is removed (its processes ended, its files deleted) at the end of the ``with`` block,
+    unless it was made with ``keep=True`` or `keep` was called. Jobs that were found rather than made are kept.
+
+    All methods raise `RouterError` (docs/http-api.md, "Errors") if the router refuses the request, and
+    `ConnectionFailed` if it does not answer in time. Paths in the sandbox are relative to its root.
+
+    Attributes:
+        latest: the job's info as the router last told it; `info` asks for the current one.
+        kept: whether the ``with`` block leaves the job alone.
+    """
+
+    def __init__(self, driver: SyncDriver, info: JobInfo, *, keep: bool) -> None:
+        self._driver = driver
+        self._http: httpx.Client | None = None
+        self._removed = False
+        self.latest = info
+        self.kept = keep
+
+    def __repr__(self) -> str:
+        return f"<Job {self.uid} {self.name!r} {self.state}>"
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if self.kept or self._removed:
+            return
+        with suppress(*((RouterError,) if error is not None else (NotFound,))):
+            self.remove()
+
+    def close(self) -> None:
+        """Close the connections of `http`; the job goes on."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def uid(self) -> str:
+        """The job's uid."""
+        return self.latest.uid
+
+    @property
+    def path(self) -> str:
+        """``/jobs/<connection uid>/<job uid>``; `Router.job` finds the job by it."""
+        return self.latest.path
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.latest.name
+
+    @property
+    def state(self) -> str:
+        """``NEW``, ``PENDING``, ``RUNNING``, ``FINISHED`` or ``CLOSED``, as the router last told it."""
+        return self.latest.state
+
+    @property
+    def url(self) -> str | None:
+        """The address at which a person opens the job's server; None without one."""
+        return self.latest.url
+
+    def keep(self) -> Job:
+        """Have the ``with`` block leave the job alone; return the job."""
+        self.kept = True
+        return self
+
+    def info(self, *, usage: bool = False) -> JobInfo:
+        """Return the job's current info; with `usage` its CPU time and memory as they are now."""
+        self.latest = self._driver.run(jobs.info(self._driver.context, self.path, usage=usage))
+        return self.latest
+
+    def refresh(self) -> Job:
+        """Ask for the current info; return the job."""
+        self.info()
+        return self
+
+    # -- its life -------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        args: Sequence[Local],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        expose: str | Mapping[str, Any] | None = None,
+        preset: str | None = None,
+        limits: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Start the job, once, however often the connection breaks; return it when its server is ready.
+
+        Args:
+            args: program and arguments.
+            env: variables, which override all others.
+            cwd: working directory in the sandbox.
+            expose: how its server is found: ``assign``, ``detect``, ``unix``, ``notify``, or a map (docs/jobs.md).
+                Without `expose` and `preset` the job has no server.
+            preset: the kind of server, such as ``jupyterlab``.
+            limits: ``timeout`` (seconds), ``memory`` (bytes), ``cpu_seconds``, ``processes`` … (docs/jobs.md).
+            options: further keys of the request, such as ``home``.
+
+        Raises:
+            StartFailed: it did not start; the text has the end of its stderr.
+            Conflict: it was started before.
+        """
+        body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
+        self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body))
+        return self
+
+    def wait(self, timeout: float | None = None) -> JobInfo:
+        """Return how the job ended (`exit_code`, `signal`, `reason`), once it has; at once if it was not started.
+
+        Restarts of the router and lost connections do not end the wait.
+
+        Args:
+            timeout: seconds; None for as long as it takes.
+
+        Raises:
+            TimedOut: the job still runs.
+            NotFound: the job was removed.
+        """
+        self.latest = self._driver.run(jobs.wait(self._driver.context, self.path, timeout))
+        return self.latest
+
+    def stop(self, grace: float | None = None) -> JobInfo:
+        """End the job: SIGTERM to all its processes, SIGKILL `grace` (10) seconds later; return how it ended."""
+        self.latest = self._driver.run(jobs.stop(self._driver.context, self.path, grace))
+        return self.latest
+
+    def signal(self, name: str) -> JobInfo:
+        """Send a signal (``TERM``, ``SIGUSR1``, ``RTMIN+3``) to its first process, at most once.
+
+        Raises:
+            ConnectionFailed: the connection was lost; `sent` tells whether the signal may have been sent.
+        """
+        self.latest = self._driver.run(jobs.send_signal(self._driver.context, self.path, name))
+        return self.latest
+
+    def remove(self) -> JobInfo:
+        """End the job and delete its sandbox; return its info as it was before."""
+        removed = self._driver.run(jobs.remove(self._driver.context, self.path))
+        self._removed = True
+        self.latest = removed or self.latest
+        return self.latest
+
+    # -- its output and files -------------------------------------------------------------------------------------
+
+    def logs(
+        self, stream: str = "stdout", *, follow: bool = False, offset: int | None = None, tail: int | None = None
+    ) -> LogStream:
+        """Return what the job writes, as an iterator of bytes that continues over every loss.
+
+        Args:
+            stream: ``stdout`` or ``stderr``.
+            follow: continue until the job has ended and everything was read; otherwise until what there is now.
+            offset: begin at this byte.
+            tail: begin this many lines before the end.
+        """
+        return LogStream(self._driver, LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail))
+
+    def upload(
+        self,
+        local: Local,
+        remote: str = ".",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Transferred:
+        """Upload a file, or the contents of a directory as one archive.
+
+        Args:
+            remote: for a file its name in the sandbox, or a directory if it is ``.`` or ends with a slash; for a
+                directory the one that gets its contents.
+            include: masks (fnmatch) of whole relative paths to send; all by default.
+            exclude: masks of what not to send; they win.
+            progress: called with the bytes sent so far and in all.
+
+        Raises:
+            OSError: something local cannot be read.
+        """
+        flow = transfers.upload(
+            self._driver.context, self.path, local, remote, include=include, exclude=exclude, progress=progress
+        )
+        return self._driver.run(flow)
+
+    def download(
+        self,
+        remote: str,
+        local: Local = ".",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Transferred:
+        """Download a file, or the contents of a directory as one archive. A file appears once it is complete.
+
+        Args:
+            local: for a file its new name, or a directory that exists or ends with a slash; for a directory the one
+                that gets its contents.
+            include: masks (fnmatch) of whole relative paths to receive; all by default.
+            exclude: masks of what not to receive; they win.
+            progress: called with the bytes received so far, and in all or None.
+
+        Raises:
+            NotFound: there is no such file.
+            OSError: something local cannot be written.
+        """
+        flow = transfers.download(
+            self._driver.context, self.path, remote, local, include=include, exclude=exclude, progress=progress
+        )
+        return self._driver.run(flow)
+
+    def sync(
+        self,
+        local: Local,
+        remote: str = ".",
+        *,
+        hash: bool = False,  # noqa: A002 (the word that users look for)
+        delete: bool = False,
+        exclude: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Synced:
+        """Send what differs of a local directory, as one archive.
+
+        A file is the same if its size and modification time are. With `hash` its contents count instead of the local
+        time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
+
+        Args:
+            delete: delete what only the sandbox has.
+            exclude: masks (fnmatch) of whole relative paths that are neither sent nor deleted.
+
+        Raises:
+            OSError: something local cannot be read.
+        """
+        flow = transfers.sync(
+            self._driver.context,
+            self.path,
+            local,
+            remote,
+            hashes=hash,
+            remove=delete,
+            exclude=exclude,
+            progress=progress,
+        )
+        return self._driver.run(flow)
+
+    def files(self, path: str = ".", *, recursive: bool = False) -> list[Entry]:
+        """Return the entries of a directory, with `recursive` of those below it, too. Links are not followed."""
+        flow = (files.walk if recursive else files.listing)(self._driver.context, self.path, path)
+        return self._driver.run(flow)
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the contents of a file: `length` bytes from `offset` on, or all."""
+        return self._driver.run(files.read_file(self._driver.context, self.path, path, offset, length))
+
+    def write(self, path: str, data: bytes | str, *, mode: int | None = None, new: bool = False) -> None:
+        """Write a file, whole or not at all; directories above it are made. Text is encoded as UTF-8.
+
+        Args:
+            mode: permission bits, 0o644 by default.
+            new: fail (`PreconditionFailed`) if the file exists.
+        """
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        self._driver.run(files.write_file(self._driver.context, self.path, path, content, mode=mode, new=new))
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory, and those above it, unless it is there."""
+        self._driver.run(files.make_directory(self._driver.context, self.path, path))
+
+    def delete(self, path: str, *, recursive: bool = False) -> None:
+        """Delete a file, a link or an empty directory; with `recursive` a whole tree."""
+        self._driver.run(files.delete(self._driver.context, self.path, path, recursive=recursive))
+
+    # -- its server -----------------------------------------------------------------------------------------------
+
+    @property
+    def http(self) -> httpx.Client:
+        """An HTTP client whose base URL is the job's server: ``job.http.get("api/status")``.
+
+        It follows no redirects unless told to, and none to the router's API; its cookies are its own.
+        """
+        if self._http is None:
+            self._http = self._driver.job_client(self.path)
+        return self._http
+
+    def ws(self, path: str = "", **options: Any) -> ClientConnection:
+        """Open a WebSocket of the job's server.
+
+        Args:
+            path: below the job's root, with its query.
+            options: of `websockets.sync.client.connect`, such as ``subprotocols``.
+        """
+        settings = self._driver.settings
+        return connect(settings.web_socket(self.path, path), settings.credentials, settings.tls(), options)
+
+    def bridge(self, url: str, path: str = "") -> None:
+        """Connect the job's WebSocket at `path` with another server's, a ws, wss, http or https URL.
+
+        Raises:
+            ConnectionFailed: the connection was lost; `bridges` tells whether the bridge was made.
+        """
+        self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
+
+    def bridges(self) -> list[Bridge]:
+        """Return the job's bridges."""
+        return self._driver.run(jobs.bridges(self._driver.context, self.path))
+
+    def unbridge(self, uid: str) -> None:
+        """End a bridge."""
+        self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
+
+    def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
+        """Make a link by which people without a token use the job's server.
+
+        Args:
+            expires: seconds.
+            name: for people, in `shares`.
+            methods: ``all``, or ``read`` for GET and HEAD only.
+        """
+        return self._driver.run(
+            jobs.share(self._driver.context, self.path, expires=expires, name=name, methods=methods)
+        )
+
+    def shares(self) -> list[Share]:
+        """Return the job's share links, without their URLs."""
+        return self._driver.run(jobs.shares(self._driver.context, self.path))
+
+    def unshare(self, identifier: str) -> None:
+        """End a share link and its open connections."""
+        self._driver.run(jobs.unshare(self._driver.context, self.path, identifier))

@@ -1,0 +1,224 @@
+"""A router, for programs that block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from prouter.client.core import jobs, router
+from prouter.client.core.errors import RouterError
+from prouter.client.core.jobs import AgentChoice
+from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
+from prouter.client.core.uploads import Uploads, uploads_of
+from prouter.client.job import Job, Local
+from prouter.client.settings import Settings, Verify
+from prouter.client.streams import EventStream
+from prouter.client.sync_driver import SyncDriver
+
+__all__ = ["Router"]
+
+
+class Router:
+    """A client of one router. Threads may share it; close it, or use it as a context manager.
+
+    All methods raise `RouterError` (docs/http-api.md, "Errors") if the router refuses a request, and `ConnectionFailed`
+    if it does not answer. Requests are sent again where that is safe: those that read, those that lead to the same when
+    repeated, and those that create, which carry an idempotency key.
+
+    Args:
+        url: of the router; by default PROUTER_URL, else ``http://127.0.0.1:8888``.
+        token: an access token; by default PROUTER_TOKEN.
+        timeout: seconds without a byte from the router after which an attempt counts as lost.
+        retry_for: seconds for which a request is tried again after it failed first.
+        verify: for https: True, the path of a file with authorities, an `ssl.SSLContext`, or False.
+        headers: fields of every request to the API.
+
+    Raises:
+        ValueError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retry_for: float = 60.0,
+        verify: Verify = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._driver = SyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for)
+
+    def __repr__(self) -> str:
+        return f"<Router {self.url}>"
+
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. Jobs go on."""
+        self._driver.close()
+
+    @property
+    def url(self) -> str:
+        """The router's URL."""
+        return self._driver.settings.url
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        args: Sequence[Local],
+        *,
+        name: str | None = None,
+        agent: AgentChoice = None,
+        where: Mapping[str, Any] | None = None,
+        upload: Uploads = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        expose: str | Mapping[str, Any] | None = None,
+        preset: str | None = None,
+        limits: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Job:
+        """Create a job, upload its files, and start it; exactly one, however often the connection breaks.
+
+        Args:
+            args: program and arguments.
+            name: for people; by default the program's.
+            agent: uid of the agent; several of them; or the API's map. By default any.
+            where: properties that the agent must have, instead of `agent`.
+            upload: a file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local
+                ones.
+            env: variables, which override all others.
+            cwd: working directory in the sandbox.
+            expose: how the job's server is found; see `Job.start`. Without `expose` and `preset` it has none.
+            preset: the kind of server, such as ``jupyterlab``.
+            limits: see `Job.start`.
+            options: further keys of the start, such as ``home``.
+            keep: leave the job alone at the end of a ``with`` block, and if it does not start.
+
+        Raises:
+            NoAgent: no agent can take it.
+            StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
+            OSError: something local cannot be read.
+        """
+        body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
+        job = self.create(name or os.path.basename(body["args"][0]), agent=agent, where=where, keep=keep)
+        try:
+            for remote, local in uploads_of(upload):
+                job.upload(local, remote)
+            job.latest = self._driver.run(jobs.start(self._driver.context, job.path, body))
+        except BaseException:
+            if not keep:
+                with suppress(RouterError):
+                    job.remove()
+            raise
+        return job
+
+    def create(
+        self,
+        name: str | None = None,
+        *,
+        agent: AgentChoice = None,
+        where: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Job:
+        """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
+        info = self._driver.run(jobs.create(self._driver.context, name, agent, where))
+        return Job(self._driver, info, keep=keep)
+
+    def job(self, path_or_uid: str) -> Job:
+        """Return a job by its path, its URL, its uid, or the beginning of its uid. A ``with`` block keeps it.
+
+        Raises:
+            NotFound: there is none.
+            ValueError: several uids begin so.
+        """
+        return Job(self._driver, self._driver.run(jobs.find(self._driver.context, path_or_uid)), keep=True)
+
+    def list(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        agent: str | None = None,
+        name: str | None = None,
+        owner: str | None = None,
+    ) -> Iterator[Job]:
+        """Iterate over all jobs that fit, newest first; `Job.latest` has their infos.
+
+        Args:
+            state: ``NEW``, ``RUNNING`` …, or several. Removed jobs are listed with ``CLOSED`` only.
+            agent: uid of their agent.
+            owner: name of the token that created them.
+        """
+        flow = jobs.list_jobs(self._driver.context, state=state, agent=agent, name=name, owner=owner)
+        for info in self._driver.iterate(flow):
+            yield Job(self._driver, info, keep=True)
+
+    def events(self, after: int | None = None) -> EventStream:
+        """Return changes of jobs and agents, as an iterator without an end that continues over every loss.
+
+        Args:
+            after: begin after the event with this id; by default now.
+        """
+        return EventStream(self._driver, after)
+
+    # -- the router and its agents --------------------------------------------------------------------------------
+
+    def info(self) -> RouterInfo:
+        """Return who the router is."""
+        return self._driver.run(router.router_info(self._driver.context))
+
+    def connections(self) -> list[Connection]:  # type: ignore[valid-type]
+        """Return the agents that the router is connected with."""
+        return self._driver.run(router.connections(self._driver.context))
+
+    def drain(self, agent: str) -> None:
+        """Have an agent take no new jobs; running ones go on.
+
+        Args:
+            agent: uid of the agent, or of its connection.
+        """
+        self._driver.run(router.drain(self._driver.context, agent))
+
+    def resume(self, agent: str) -> None:
+        """Have an agent take new jobs again."""
+        self._driver.run(router.drain(self._driver.context, agent, resume=True))
+
+    def shutdown(self) -> None:
+        """Have the router drain and exit."""
+        self._driver.run(router.shutdown(self._driver.context))
+
+    # -- access ---------------------------------------------------------------------------------------------------
+
+    def whoami(self) -> WhoAmI:
+        """Return whom the router takes this client for."""
+        return self._driver.run(router.who_am_i(self._driver.context))
+
+    def tokens(self) -> list[Token]:  # type: ignore[valid-type]
+        """Return all access tokens, without their texts."""
+        return self._driver.run(router.tokens(self._driver.context))
+
+    def create_token(self, name: str, role: str = "user", expires: float | None = None) -> Token:
+        """Make an access token; `Token.token` is its text, which is shown this once.
+
+        Args:
+            name: its holder's, who owns the jobs created with it.
+            role: ``viewer``, ``user``, ``operator`` or ``admin``.
+            expires: seconds; None for never.
+        """
+        return self._driver.run(router.create_token(self._driver.context, name, role, expires))
+
+    def revoke_token(self, identifier: str) -> None:
+        """Revoke a token; when this returns, the router refuses it."""
+        self._driver.run(router.revoke_token(self._driver.context, identifier))

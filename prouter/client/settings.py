@@ -1,0 +1,162 @@
+"""How a client reaches its router: URL, token, certificates, and the request that a flow's becomes."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
+
+from prouter import __version__
+from prouter.client.core.flow import Lost, Request, Response
+
+__all__ = ["DEFAULT_URL", "Settings", "header_map", "lost"]
+
+DEFAULT_URL = "http://127.0.0.1:8888"
+CONNECT_TIMEOUT = 10.0
+"""Seconds to wait for a connection."""
+
+Verify = bool | str | ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the router is and how to speak to it.
+
+    Attributes:
+        url: without user information and without a slash at its end.
+        token: an access token, or None.
+        verify: whether to check certificates; a file or directory of authorities, or a context.
+        headers: fields of every request.
+    """
+
+    url: str
+    token: str | None = field(repr=False)
+    verify: Verify
+    headers: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, url: str | None, token: str | None, verify: Verify, headers: Mapping[str, str] | None) -> Settings:
+        """Return settings; what is not given comes from PROUTER_URL and PROUTER_TOKEN.
+
+        The variable's token is for the variable's router: it is not sent to another one that the caller names.
+
+        Raises:
+            ValueError: the URL is none.
+        """
+        known = os.environ.get("PROUTER_URL")
+        parts = urlsplit(url or known or DEFAULT_URL)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the router's URL begins with http:// or https:// and a host, such as " + DEFAULT_URL)
+        if token is None and parts.password:
+            token = unquote(parts.password)
+        host = parts.netloc.rpartition("@")[2]
+        plain = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        if token is None and (not url or not known or _origin(known) == _origin(plain)):
+            token = os.environ.get("PROUTER_TOKEN")
+        return cls(plain, (token or "").strip() or None, verify, dict(headers or {}))
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Header fields of every request to the router."""
+        fields = {
+            "User-Agent": f"prouter-client/{__version__}",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # a proxy that compresses would hold back events, and change lengths
+            **self.headers,
+        }
+        return {**fields, **self.credentials}
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The header field that shows the token."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the TLS context; None for http."""
+        if not self.url.startswith("https:"):
+            return None
+        if isinstance(self.verify, ssl.SSLContext):
+            return self.verify
+        return httpx.create_ssl_context(verify=self.verify)
+
+    def client_options(self, timeout: float) -> dict[str, Any]:
+        """Return the options of an `httpx.Client` or `httpx.AsyncClient`."""
+        tls = self.tls()
+        return {
+            "timeout": httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
+            "verify": True if tls is None else tls,
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        }
+
+    def job_server(self, path: str) -> str:
+        """Return the URL of a job's server."""
+        return f"{self.url}{path}/http/"
+
+    def web_socket(self, path: str, target: str) -> str:
+        """Return the URL of a job's WebSocket."""
+        return f"ws{self.url.removeprefix('http')}{path}/http/{target.lstrip('/')}"
+
+    def show_token(self, request: httpx.Request, path: str) -> None:
+        """Let a request to the job's server be sent, with the token.
+
+        A hostile job may redirect a client to the API or elsewhere, so other requests get no token.
+
+        Raises:
+            ValueError: the request is for the router, but not for this job's server.
+        """
+        root, url = httpx.URL(self.url), request.url
+        prefix = httpx.URL(self.job_server(path)).raw_path
+        if (url.scheme, url.host, url.port) != (root.scheme, root.host, root.port):
+            if request.headers.get("Authorization") == self.credentials.get("Authorization"):
+                request.headers.pop("Authorization", None)
+            return
+        if not (url.raw_path + b"/").startswith(prefix) and not url.raw_path.startswith(prefix[:-1] + b"?"):
+            raise ValueError(f"{url} is not below the job's own address: the job's client asks only the job")
+        for name, value in self.credentials.items():
+            request.headers.setdefault(name, value)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def timeouts(request: Request, default: float) -> httpx.Timeout:
+    """Return the time limits of one request."""
+    return httpx.Timeout(request.silence or default, connect=CONNECT_TIMEOUT)
+
+
+def fields_of(request: Request) -> dict[str, str]:
+    """Return the header fields of one request."""
+    fields = dict(request.headers)
+    size = getattr(request.body, "size", None)
+    if size is not None:
+        fields["Content-Length"] = str(size)
+    return fields
+
+
+def header_map(headers: httpx.Headers) -> dict[str, str]:
+    """Return header fields with names in lower case."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def head_of(response: httpx.Response) -> Response:
+    """Return an answer without its body."""
+    return Response(response.status_code, header_map(response.headers))
+
+
+def lost(error: httpx.TransportError | httpx.InvalidURL) -> Lost:
+    """Return what an error of httpx means for a flow."""
+    early = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError))
+    text = str(error) or type(error).__name__
+    if isinstance(error, httpx.ReadTimeout):
+        text = "no byte came in time"
+    hopeless = "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL))
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += " (verify= takes the file of the authority that signed the router's certificate)"
+    return Lost(text, sent=not early, hopeless=hopeless)
