@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -303,6 +303,20 @@ def credentials() -> Iterator[Case]:
         yield case
 
 
+@contextmanager
+def documented() -> Iterator[Case]:
+    """Requests that schemathesis makes from the OpenAPI document: responses are as documented, for every role."""
+    from tests.fuzz.documented import DocumentedApi  # late: no other target needs processes and schemathesis
+
+    with tempfile.TemporaryDirectory(prefix="prf-") as name, ExitStack() as held:
+        api = DocumentedApi(Path(name), held)
+
+        def case(random: Random) -> None:
+            api.try_operation(random.choice(api.labels), random.getrandbits(32), examples=10)
+
+        yield case
+
+
 TARGETS: dict[str, Callable[[], AbstractContextManager[Case]]] = {
     "frames": frames,
     "bodies": bodies,
@@ -314,5 +328,6 @@ TARGETS: dict[str, Callable[[], AbstractContextManager[Case]]] = {
     "chunks": chunks,
     "credentials": credentials,
     "archives": archives,
+    "documented": documented,
 }
 """By name; a case raises if something else than a refusal comes of it."""

@@ -14,7 +14,7 @@ from tests.fuzz.targets import TARGETS, Case
 CASES = {"broker": 150, "curve": 30, "archives": 20}
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "documented"])  # test_documented.py
 def test_random_input_is_refused_or_understood(name: str) -> None:
     with TARGETS[name]() as case:
         for seed in range(CASES.get(name, 2000)):

@@ -36,7 +36,8 @@ class Archives:
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """Send an archive, which is packed meanwhile."""
         path = path_below(req.raw_path)
-        form = query.choice(req, "format", tuple(FORMATS)) or ("tar.gz" if query.flag(req, "compress") else "tar")
+        compress = query.flag(req, "compress")
+        form = query.choice(req, "format", tuple(FORMATS)) or ("tar.gz" if compress else "tar")
         target = {
             "kind": "archive.read",
             "path": path,

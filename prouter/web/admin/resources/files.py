@@ -66,14 +66,15 @@ class Files:
         """Store the request body as a file, or make a directory."""
         path = path_below(req.raw_path)
         refuse_unfit(req, "file")
+        mode, executable = query.octal(req, "mode"), query.flag(req, "executable")
         if query.flag(req, "directory"):
             self._make_directory(req, resp, connection, job, path)
             return
         target = {
             "kind": "file.write",
             "path": path,
-            "mode": query.octal(req, "mode"),
-            "executable": query.flag(req, "executable"),
+            "mode": mode,
+            "executable": executable,
             "size": body_size(req),
         }
         target = conditional(target, req)
