@@ -27,6 +27,7 @@ _UMASK = 0o077
 _SCRATCH = ".pagent.tmp"
 _SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - the directories to be replaced
 _MEMORY = "/dev/shm"  # noqa: S108 - likewise
+_QUEUES = "/dev/mqueue"
 _OPEN = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +89,8 @@ def isolate(sandbox: str, user: User) -> None:
     _bind(own, sandbox)
     if os.path.isdir(_MEMORY):
         _mount_empty(_MEMORY, "1777")
+    if os.path.ismount(_QUEUES):  # It would still show the machine's queues.
+        _mount("mqueue", _QUEUES, "mqueue", _MS_NOSUID | _MS_NODEV, None)
     os.close(own)
     os.close(scratch)
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import select
 import signal
-import time
 from collections.abc import Collection
 from typing import NamedTuple
 
 __all__ = ["User", "kill_processes", "with_processes"]
 
-_PATIENCE = 0.3
-"""Seconds to wait until killed processes of a user are gone."""
-_PAUSE = 0.002
+_PATIENCE = 1.0
 _NO_USER = 2**32 - 2
 """A uid that no process has. It must not be root: kill(2) would reach root's processes."""
 
@@ -58,23 +55,23 @@ def with_processes(uids: Collection[int]) -> dict[int, list[int]]:
 
 
 def kill_processes(user: User) -> None:
-    """Kill every process of a user, for at most `_PATIENCE` seconds. Call it as root, in a process with one thread.
+    """Send SIGKILL to every process of a user. Call it as root; it forks.
 
-    kill(2) signals all processes that the caller may signal in one step, during which none of them can fork.
+    kill(2) signals all processes that the caller may signal in one step, and a process with such a signal cannot fork.
     """
     pid = os.fork()
     if pid == 0:
         try:
             _take_rights(user.uid)
-            _kill_all_others()
+            os.kill(-1, signal.SIGKILL)
         finally:
             os._exit(0)
     pidfd = os.pidfd_open(pid)
     try:
-        if not select.select([pidfd], [], [], 2 * _PATIENCE)[0]:
-            os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [], _PATIENCE)
     finally:
         os.close(pidfd)
+    os.kill(pid, signal.SIGKILL)  # Where `_NO_USER` does not exist, the processes may have stopped it.
     os.waitpid(pid, 0)
 
 
@@ -85,13 +82,3 @@ def _take_rights(uid: int) -> None:
         os.setresuid(_NO_USER, uid, _NO_USER)
     except OSError:  # A container without that number.
         os.setresuid(uid, uid, uid)
-
-
-def _kill_all_others() -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        time.sleep(_PAUSE)

@@ -67,8 +67,8 @@ def new_job(own_router: Router, agent: Agent) -> Iterator[Callable[..., UserJob]
     """``new_job()`` or ``new_job(agent)``: jobs that are removed after the test."""
     made: list[UserJob] = []
 
-    def make(on: Agent = agent) -> UserJob:
-        made.append(UserJob(own_router, on))
+    def make(on: Agent = agent, root: Path | None = None) -> UserJob:
+        made.append(UserJob(own_router, on, root))
         return made[-1]
 
     yield make
@@ -224,11 +224,15 @@ def test_a_user_is_used_again_once_nothing_of_its_last_job_is_left(
 
 
 def test_users_survive_a_restart_of_the_agent(
-    launch: Callable[..., Any], own_router: Router, new_job: Callable[..., UserJob]
+    launch: Callable[..., Any], own_router: Router, work_dir: Path, new_job: Callable[..., UserJob]
 ) -> None:
-    settings: dict[str, Any] = {"jobs__user": users(2, skip=16), "jobs__keep_for": 60}
+    settings: dict[str, Any] = {
+        "jobs__user": users(2, skip=16),
+        "jobs__keep_for": 60,
+        "jobs__root": str(work_dir / "j"),
+    }
     first = launch(start_agent, own_router, identity__uid="kept", **settings)
-    runs, waits = new_job(first), new_job(first)
+    runs, waits = new_job(first, work_dir / "j"), new_job(first, work_dir / "j")
     info = runs.python(SERVER, "{socket}", expose={"port": "unix"})
     first.kill()
     second = start_agent(first.directory, own_router, identity__uid="kept", **settings)
@@ -266,8 +270,34 @@ def test_one_user_for_all_jobs_and_the_machines_tmp(launch: Callable[..., Any], 
             told = json.loads(own_router.get(f"{path}/logs/stdout").text)
             assert (told["LISTED_TOKEN"], told["HOME"]) == ("given", str(root / "jobs" / path.rpartition("/")[2]))
         assert (root / "jobs").stat().st_mode & 0o777 == 0o711
+        shared.stop()
     finally:
         shutil.rmtree(root)
+
+
+def test_a_long_path_through_closed_directories(launch: Callable[..., Any], own_router: Router) -> None:
+    closed = Path(tempfile.mkdtemp(prefix="prt-users-", dir="/var/lib"))
+    root = closed / ("long" * 20) / "jobs"
+    code = "import os, tempfile as t; t.mkstemp(dir='/tmp'); t.mkstemp()"
+    told = "print(len(os.listdir('/var/tmp')), flush=True)"
+    try:
+        small = launch(start_agent, own_router, jobs__user=users(1, skip=19), jobs__root=str(root))
+        path = own_router.create(small.uid)
+        sandbox = root / path.rpartition("/")[2]
+        server = f"{code}\n{told}\n{SERVER}"
+        command = [python_for_all(), "-I", "-c", server, "{socket}"]
+        own_router.start(path, command, expose={"preset": "jupyterlab", "path": "keep"})
+        assert own_router.get(f"{path}/http/").status_code == 404
+        assert own_router.get(f"{path}/logs/stdout").text.split() == ["2"]
+        for found in (sandbox / ".pagent.tmp", *sandbox.glob(".pagent.config/*")):
+            assert found.stat().st_uid == FIRST + 19
+        assert len(list((sandbox / ".pagent.tmp").iterdir())) == 2
+        own_router.post(f"{path}/remove")
+        wait_until(lambda: not list(Path("/run").glob(f"prouter-0-*/{sandbox.name[:16]}")))
+        assert not sandbox.exists()
+        small.stop()
+    finally:
+        shutil.rmtree(closed)
 
 
 @pytest.mark.parametrize(

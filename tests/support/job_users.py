@@ -46,7 +46,7 @@ def words_of_log(process: Process, key: str) -> Iterator[str]:
 
 
 class UserJob:
-    """A job.
+    """A job; `root` is the agent's ``jobs.root`` if that is not in its directory.
 
     Attributes:
         path: its path on the router.
@@ -54,11 +54,11 @@ class UserJob:
         user: uid of the user to whom the directory belongs.
     """
 
-    def __init__(self, router: Router, agent: Agent) -> None:
+    def __init__(self, router: Router, agent: Agent, root: Path | None = None) -> None:
         self.router = router
         self.path = router.create(agent.uid)
         self.uid = self.path.rpartition("/")[2]
-        self.sandbox = agent.directory / "jobs" / self.uid
+        self.sandbox = (root or agent.directory / "jobs") / self.uid
         self.user = self.sandbox.stat().st_uid
 
     def python(self, code: str, *args: str, **options: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from prouter.agent.jobs.job import Job
@@ -16,6 +17,9 @@ from prouter.keeper.isolation import unavailable
 from prouter.processes.users import User, kill_processes, with_processes
 
 __all__ = ["UserPool", "make_users"]
+
+_LOOKS = 10
+_PAUSE = 0.005
 
 _log = logging.getLogger("prouter.agent")
 
@@ -40,7 +44,8 @@ class UserPool:
     """The users of ``jobs.user``.
 
     Args:
-        setting: one name or uid, which all jobs share; or a list or a range of them, each for one job at a time.
+        setting: one name or uid, which all jobs share; or a list of them, or a range of uids, each for one job at a
+            time. A uid of a range has the gid of the same number, and no other group.
         isolated: whether jobs get a /tmp of their own.
 
     Attributes:
@@ -59,7 +64,8 @@ class UserPool:
             )
         shared = isinstance(setting, str) and _range(setting) is None
         words = [setting] if isinstance(setting, str) else setting
-        self._users = [_user(word, alone=not shared, isolated=isolated) for word in _words(words)]
+        users = _listed(words, isolated=isolated)
+        self._users = [user._replace(alone=not shared) for user in {user.uid: user for user in users}.values()]
         self._shared = shared
         self.isolated = isolated
         os.setgroups(())  # The agent works in sandboxes with its groups, and needs none.
@@ -82,7 +88,8 @@ class UserPool:
         """
         if self._shared:
             return self._users[0]
-        taken, resting = _uids(jobs.living), _uids(jobs.ended_jobs)
+        open_ones = [job for job in jobs.ended_jobs if not job.sandbox.is_shut]
+        taken, resting = _uids([*jobs.living, *open_ones]), _uids(jobs.ended_jobs)
         free = [user for user in self._users if user.uid not in taken]
         free.sort(key=lambda user: (user.uid in resting, self._used_before.get(user.uid, 0)))
         user = self._without_processes(free)
@@ -108,9 +115,18 @@ class UserPool:
                 continue
             _log.warning("event=leftovers_of_user_ended user=%s pids=%s", user.name, pids[:5])
             kill_processes(user)
-            if not with_processes({user.uid}):
+            if _gone_soon(user.uid):
                 return user
         return None
+
+
+def _gone_soon(uid: int) -> bool:
+    """Whether killed processes of a user are gone in a moment, during which the event loop waits."""
+    for _ in range(_LOOKS):
+        if not with_processes({uid}):
+            return True
+        time.sleep(_PAUSE)
+    return False
 
 
 def _uids(jobs: Iterable[Job]) -> set[int]:
@@ -122,13 +138,14 @@ def _range(word: str) -> tuple[int, int] | None:
     return (int(first), int(last)) if dash and first.isdecimal() and last.isdecimal() else None
 
 
-def _words(words: Sequence[str]) -> Iterator[str]:
-    for word in dict.fromkeys(words):
+def _listed(words: Sequence[str], *, isolated: bool) -> Iterator[User]:
+    for word in words:
         between = _range(word)
         if between is None:
-            yield word
+            yield _user(word, isolated=isolated)
         else:
-            yield from map(str, range(between[0], between[1] + 1))
+            for uid in range(between[0], between[1] + 1):
+                yield _numbered(uid, isolated=isolated)
 
 
 def _has_account(uid: int) -> bool:
@@ -139,20 +156,23 @@ def _has_account(uid: int) -> bool:
     return True
 
 
-def _user(word: str, *, alone: bool, isolated: bool) -> User:
-    """A user by name or uid. A uid without an account has the gid of the same number, and no other group."""
+def _numbered(uid: int, *, isolated: bool) -> User:
+    return User(f"job-{uid}", uid, uid, isolated=isolated)
+
+
+def _user(word: str, *, isolated: bool) -> User:
+    """A user by name or uid; a uid without an account is like one of a range.
+
+    Raises:
+        ConfigError: there is none, or it has root's rights.
+    """
     try:
         entry = pwd.getpwuid(int(word)) if word.isdecimal() else pwd.getpwnam(word)
     except KeyError:
-        if not word.isdecimal():
-            raise ConfigError(
-                f"jobs.user: there is no user '{word}' on this machine; make it, or use numbers"
-            ) from None
-        name, uid, gid = f"job-{word}", int(word), int(word)
-        groups: tuple[int, ...] = ()
-    else:
-        name, uid, gid = entry.pw_name, entry.pw_uid, entry.pw_gid
-        groups = tuple(os.getgrouplist(name, gid))
-    if uid == 0 or gid == 0 or 0 in groups:
+        if word.isdecimal():
+            return _numbered(int(word), isolated=isolated)
+        raise ConfigError(f"jobs.user: there is no user '{word}' on this machine; make it, or use numbers") from None
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    if 0 in (entry.pw_uid, entry.pw_gid, *groups):
         raise ConfigError(f"jobs.user: '{word}' has the rights of root, or of root's group; choose another user")
-    return User(name, uid, gid, groups, alone, isolated)
+    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, isolated=isolated)

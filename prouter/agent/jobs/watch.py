@@ -113,4 +113,6 @@ class Watch:
 
 
 def _size(job: Job, processes: list[int]) -> int:
-    return job.sandbox.size_bytes() + unlinked_bytes(processes, job.sandbox.root)
+    user = job.sandbox.user
+    unlinked = unlinked_bytes(processes, job.sandbox.root, own_tmp=user is not None and user.isolated)
+    return job.sandbox.size_bytes() + unlinked

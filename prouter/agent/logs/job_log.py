@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass
 from typing import final
 
-from prouter.agent.sandbox import syscalls
+from prouter.agent.sandbox import rights, syscalls
 from prouter.agent.sandbox.paths import translated
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import Forbidden, InvalidRequest
@@ -106,6 +106,7 @@ class JobLog:
             if self._fd < 0 or self._files.leads_to(self.name, self._fd):
                 self.close()
 
+    @rights.as_agent
     def fileno(self) -> int:
         """Return the log's descriptor, for `prouter.agent.logs.log_watch.LogWatcher.watch`.
 
@@ -192,6 +193,7 @@ class JobLog:
                 return end
             return 0
 
+    @rights.as_agent
     def enforce_limit(self, limit: int) -> int:
         """Cut the oldest part if more than `limit` bytes are kept; return how many bytes were dropped.
 

@@ -46,6 +46,7 @@ class Sandbox:
         quota: the quota that all transfers into it share.
         logs: the files of the job's logs, beside the directory.
         user: whom it belongs to and the job runs as; None for the agent's own user.
+        is_shut: whether `shut` has kept its user out.
         naming: a lock, held while a file gets or loses its name, so that a check just before still holds (against all
             but the job itself).
     """
@@ -62,6 +63,7 @@ class Sandbox:
         self._removing = False
         self._held: int | None = None
         self.user: User | None = None
+        self.is_shut = False
 
     def __repr__(self) -> str:
         return f"Sandbox({str(self.root)!r})"
@@ -98,14 +100,17 @@ class Sandbox:
         """Keep the job's user out, because the job has ended and a later one may get that user."""
         if self.user is None:
             return
+        self.is_shut = False
         try:
             with self.opened() as fd:
                 os.chown(f"/proc/self/fd/{fd}", os.geteuid(), rights.GROUP)
                 os.chmod(f"/proc/self/fd/{fd}", _SHUT)
         except NotFound:
-            return
+            pass  # The agent has removed it.
         except OSError as error:
             _log.error("event=sandbox_stays_open job=%s user=%s error=%r", self.root.name, self.user.name, str(error))
+            return
+        self.is_shut = True
 
     @rights.as_agent
     def remove(self) -> None:

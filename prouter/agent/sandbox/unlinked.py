@@ -9,11 +9,15 @@ from pathlib import Path
 
 __all__ = ["unlinked_bytes"]
 
+_TMP = ("/tmp/", "/var/tmp/")  # noqa: S108 - as paths begin for such processes
 _BLOCK_BYTES = 512  # st_blocks is in units of 512 bytes (stat(2)).
 
 
-def unlinked_bytes(processes: Iterable[int], sandbox: Path) -> int:
+def unlinked_bytes(processes: Iterable[int], sandbox: Path, *, own_tmp: bool = False) -> int:
     """Return the allocated bytes of this sandbox's deleted files that these processes have open.
+
+    Args:
+        own_tmp: whether a directory of the sandbox is /tmp for these processes.
 
     Each file counts once. Files of another user's processes, which the agent cannot examine, do not count.
     """
@@ -22,11 +26,17 @@ def unlinked_bytes(processes: Iterable[int], sandbox: Path) -> int:
     for path in _open_files(processes):
         try:
             found = os.stat(path)
-            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode) and os.readlink(path).startswith(inside):
-                sizes[found.st_dev, found.st_ino] = found.st_blocks * _BLOCK_BYTES
+            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                name = os.readlink(path)
+                if name.startswith(inside) or (own_tmp and name.startswith(_TMP) and _same_disk(found, sandbox)):
+                    sizes[found.st_dev, found.st_ino] = found.st_blocks * _BLOCK_BYTES
         except OSError:
             continue  # Closed meanwhile.
     return sum(sizes.values())
+
+
+def _same_disk(found: os.stat_result, sandbox: Path) -> bool:
+    return found.st_dev == os.stat(sandbox).st_dev
 
 
 def _open_files(processes: Iterable[int]) -> Iterator[str]:
