@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from prouter.addresses import split_address
 from prouter.errors import InvalidRequest
 from prouter.explanations import explain
-from prouter.jobs import MAX_NAME, OWNER_NAME
+from prouter.jobs import MAX_NAME
 
 __all__ = [
     "MAX_STRING",
@@ -28,15 +28,17 @@ __all__ = [
     "AgentByProperties",
     "AgentBySelect",
     "AgentByUid",
+    "Body",
     "BridgeRequest",
     "CreateRequest",
+    "Duration",
     "Expose",
     "Limits",
     "RunRequest",
     "SignalRequest",
     "StartRequest",
     "StopRequest",
-    "TokenRequest",
+    "Text",
     "digest",
     "signal_number",
     "validated",
@@ -198,18 +200,18 @@ _Properties = Annotated[dict[str, Any], AfterValidator(_few_properties)]
 Properties = Annotated[_Properties, BeforeValidator(_or(dict), json_schema_input_type=_Properties | None)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
-class AgentByUid(_Body):
+class AgentByUid(Body):
     """The connected agent with this uid."""
 
     type: Literal["uid"]
     uid: Uid = Field(description="Uid of a connected agent.")
 
 
-class AgentByAddress(_Body):
+class AgentByAddress(Body):
     """The agent that listens at this address; the router dials it, unless it is linked already."""
 
     type: Literal["address"]
@@ -217,14 +219,14 @@ class AgentByAddress(_Body):
     token: str = Field(max_length=_MAX_TOKEN, description="Token the agent accepts.")
 
 
-class AgentBySelect(_Body):
+class AgentBySelect(Body):
     """The least loaded of the agents with these uids that has a free slot."""
 
     type: Literal["select"]
     uids: list[Uid] = Field(min_length=1, max_length=_MAX_UIDS, description="Uids to choose from.")
 
 
-class AgentByProperties(_Body):
+class AgentByProperties(Body):
     """The least loaded agent that has these properties and a free slot."""
 
     type: Literal["any"]
@@ -236,14 +238,14 @@ class AgentByProperties(_Body):
 AgentChoice = Annotated[AgentByUid | AgentByAddress | AgentBySelect | AgentByProperties, Field(discriminator="type")]
 
 
-class CreateRequest(_Body):
+class CreateRequest(Body):
     """Body of POST /jobs/create."""
 
     name: JobName = Field(description="Name for people; need not be unique.")
     agent: AgentChoice = Field(description="Which agent gets the job.")
 
 
-class Expose(_Body):
+class Expose(Body):
     """How an unmodified HTTP server is found, waited for and put under the job's path.
 
     A preset gives the defaults of `port`, `path`, `ready` and `timeout`; without one they are those named below.
@@ -281,7 +283,7 @@ class Expose(_Body):
     )
 
 
-class Limits(_Body):
+class Limits(Body):
     """What a job may use; what is not given is limited by the agent's ceilings alone."""
 
     timeout: Duration | None = Field(default=None, description="Seconds from its start until the job is ended.")
@@ -292,7 +294,7 @@ class Limits(_Body):
     sandbox_size: int | None = Field(default=None, gt=0, description="Bytes of disk space of the sandbox.")
 
 
-class StartRequest(_Body):
+class StartRequest(Body):
     """Body of POST JOB_PATH/start."""
 
     args: list[Argument] = Field(
@@ -337,7 +339,7 @@ class RunRequest(StartRequest):
         return StartRequest.model_validate(self.model_dump(exclude={"name", "agent"}))
 
 
-class SignalRequest(_Body):
+class SignalRequest(Body):
     """Body of POST JOB_PATH/signal."""
 
     signal: SignalName = Field(
@@ -345,7 +347,7 @@ class SignalRequest(_Body):
     )
 
 
-class BridgeRequest(_Body):
+class BridgeRequest(Body):
     """Body of POST JOB_PATH/wsconnect/PATH."""
 
     url: Text = Field(
@@ -355,18 +357,7 @@ class BridgeRequest(_Body):
     )
 
 
-class TokenRequest(_Body):
-    """Body of POST /tokens."""
-
-    name: Annotated[str, Field(pattern=rf"^{OWNER_NAME}$", max_length=64)] = Field(
-        description="Name of its holder, who owns the jobs created with it: letters, digits and . _ @ + -",
-        examples=["alice"],
-    )
-    role: Literal["viewer", "user", "operator", "admin"] = Field(description="What its holder may do.")
-    expires: Duration | None = Field(default=None, description="Seconds for which it is valid; null for ever.")
-
-
-class StopRequest(_Body):
+class StopRequest(Body):
     """Body of POST JOB_PATH/stop."""
 
     grace: Annotated[Seconds, BeforeValidator(_or(lambda: 10.0), json_schema_input_type=Seconds | None)] = Field(

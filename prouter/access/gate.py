@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from prouter.access.credentials import authorization, is_basic, presented
 from prouter.access.ended_sessions import EndedSessions
 from prouter.access.list_file import Seen
-from prouter.access.roles import Principal
+from prouter.access.roles import Principal, Role
 from prouter.access.session_ids import is_of
 from prouter.access.share_file import Share, ShareFile
 from prouter.access.signing import Kind, SigningKey
@@ -190,6 +190,10 @@ class AccessGate:
         share = self._shares_by_id.get(identifier)
         return share if share is not None and share.valid(time.time()) else None
 
+    def shared_jobs(self) -> set[str]:
+        """Return the uids of all jobs with share links, those that do not count at the moment included."""
+        return {share.job for share in self._shares.content}
+
     def share_by_secret(self, secret: str) -> Share | None:
         """Return the share link with this secret; None if there is none."""
         hashed = hash_of(secret.encode("utf-8", "surrogatepass"))
@@ -222,7 +226,10 @@ class AccessGate:
     def _use(self, wall: float) -> None:
         """Go by what is known and valid now."""
         valid = [token for token in (*self.configured, *self._tokens.content) if token.valid(wall)]
-        shares = [share for share in self._shares.content if share.valid(wall)]
+        roles: dict[str, Role] = {}
+        for token in valid:
+            roles[token.name] = max(token.role, roles.get(token.name, token.role))
+        shares = [share for share in self._shares.content if share.valid(wall) and share.stands(roles)]
         before = {*self._by_id, *self._shares_by_id}
         self._by_hash = {token.hash: token.principal for token in reversed(valid)}
         self._by_id = {token.id: token for token in valid}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from prouter.access.list_file import Entry, ListFile, Seen
 from prouter.access.roles import Principal, Role
 from prouter.access.tokens import hash_of
 from prouter.config.errors import ConfigError
+from prouter.errors import Conflict
 
 __all__ = ["SECRET_PREFIX", "SHARES", "Share", "ShareFile", "make_share"]
 
@@ -37,21 +39,38 @@ class Share:
         id: by which it is listed and ended; no secret.
         job: uid of the job.
         name: what its maker calls it; may be empty.
-        read_only: whether visitors may only read: GET and HEAD, and no upgrade.
-        owner: who made it.
+        read_only: whether visitors may only read: GET, HEAD and OPTIONS, and no upgrade.
+        maker: name of who made it, whose right to the job it depends on.
+        by_proxy: whether a trusted proxy named the maker, so that no token tells whether the right has ended.
+        owner: of the job; None without one.
         hash: of its secret, see `prouter.access.tokens.hash_of`.
         created: seconds since the epoch.
         expires: seconds since the epoch; None for as long as the job exists.
+        made_by: hash of the Idempotency-Key that it was made with; empty without one.
     """
 
     id: str
     job: str
     name: str
     read_only: bool
-    owner: str
+    maker: str
+    by_proxy: bool
+    owner: str | None
     hash: str
     created: float
     expires: float | None
+    made_by: str = ""
+
+    def stands(self, roles: Mapping[str, Role]) -> bool:
+        """Whether its maker may still open the job.
+
+        Args:
+            roles: the highest role of the valid tokens of each name.
+        """
+        role = roles.get(self.maker)
+        if self.by_proxy:
+            return True
+        return role is not None and (role >= Role.OPERATOR or (role is Role.USER and self.maker == self.owner))
 
     def valid(self, now: float) -> bool:
         """Whether it has not expired; `now` is in seconds since the epoch."""
@@ -92,9 +111,18 @@ class ShareFile:
 
         Raises:
             ConfigError: there are too many.
+            Conflict: a request with this key has made one.
         """
         with self._file.locked():
             known = [one for one in self.all() if one.valid(now)]
+            for one in known:
+                if share.made_by and one.made_by == share.made_by:
+                    raise Conflict(
+                        f"this Idempotency-Key has made share link {one.id} already, and no link is shown twice; if "
+                        f"you did not receive it, end it (DELETE JOB/share/{one.id}) and use a new key",
+                        job=share.job,
+                        code="share_exists",
+                    )
             if len(known) >= _MOST:
                 raise ConfigError(f"there are {len(known)} share links already; end some with DELETE JOB/share/ID")
             self._write([*known, share])
@@ -109,21 +137,52 @@ class ShareFile:
             self._write(left)
         return True
 
+    def drop(self, jobs: Collection[str]) -> None:
+        """Delete all share links of jobs that exist no more."""
+        with self._file.locked():
+            known = self.all()
+            left = [share for share in known if share.job not in jobs]
+            if len(left) < len(known):
+                self._write(left)
+
     def _write(self, shares: list[Share]) -> None:
         self._file.write([_entry(share) for share in shares])
 
 
 def make_share(
-    job: str, *, name: str, read_only: bool, owner: str, now: float, lifetime: float | None
+    job: str,
+    *,
+    name: str,
+    read_only: bool,
+    maker: Principal,
+    owner: str | None,
+    now: float,
+    lifetime: float | None,
+    key: str = "",
 ) -> tuple[Share, str]:
     """Return a new share link as it is stored, and its secret.
 
     Args:
+        owner: of the job; None without one.
+        now: seconds since the epoch.
         lifetime: seconds for which it is valid; None for as long as the job exists.
+        key: Idempotency-Key of the request; empty without one.
     """
     secret = _new_secret()
-    expires = None if lifetime is None else now + lifetime
-    return Share(secrets.token_hex(6), job, name, read_only, owner, hash_of(secret.encode()), now, expires), secret
+    share = Share(
+        id=secrets.token_hex(6),
+        job=job,
+        name=name,
+        read_only=read_only,
+        maker=maker.name,
+        by_proxy=maker.via == "proxy",
+        owner=owner,
+        hash=hash_of(secret.encode()),
+        created=now,
+        expires=None if lifetime is None else now + lifetime,
+        made_by=hash_of(f"{maker.name} {job} {key}".encode("utf-8", "surrogatepass")) if key else "",
+    )
+    return share, secret
 
 
 def _entry(share: Share) -> Entry:
@@ -132,10 +191,13 @@ def _entry(share: Share) -> Entry:
         "job": share.job,
         "name": share.name,
         "read_only": share.read_only,
+        "maker": share.maker,
+        "by_proxy": share.by_proxy,
         "owner": share.owner,
         "hash": share.hash,
         "created": share.created,
         "expires": share.expires,
+        "made_by": share.made_by,
     }
 
 
@@ -146,8 +208,11 @@ def _share(entry: Entry) -> Share:
         job=str(entry["job"]),
         name=str(entry["name"]),
         read_only=bool(entry["read_only"]),
-        owner=str(entry["owner"]),
+        maker=str(entry["maker"]),
+        by_proxy=bool(entry["by_proxy"]),
+        owner=None if entry["owner"] is None else str(entry["owner"]),
         hash=str(entry["hash"]),
         created=float(entry["created"]),
         expires=None if expires is None else float(expires),
+        made_by=str(entry["made_by"]),
     )

@@ -52,6 +52,11 @@ NEEDS: Mapping[str, Need] = {
     JOB_HTTP: Need.OWNER,
     # ways in to a job
     "pass": Need.OWNER,
+    "shares": Need.OWNER,
+    "share": Need.OWNER,
+    "unshare": Need.OWNER,
+    "enter": Need.NOTHING,  # it asks by itself, because a form cannot send a field with a proof
+    "openJob": Need.NOTHING,
     # files
     "list_sandbox": Need.OWNER,
     "download": Need.OWNER,

@@ -73,7 +73,7 @@ def allowed(need: str, who: str | None) -> bool:
 def need_by_contract(operation: Operation) -> str:
     """``viewer`` reads everything but files and logs; ``user`` has its own jobs; ``admin`` tokens and shutdown."""
     path, method = operation.path, operation.method
-    if path in ("/healthz", "/readyz", "/sign-in"):
+    if path in ("/healthz", "/readyz", "/sign-in", "/enter"):
         return "nothing"
     if path == "/sign-out":
         return "viewer"
@@ -83,7 +83,7 @@ def need_by_contract(operation: Operation) -> str:
         return "operator"
     if path in ("/jobs/create", "/jobs/run"):
         return "user"
-    if any(part in path for part in ("/file", "/archive", "/logs")):
+    if any(part in path for part in ("/file", "/archive", "/logs", "/share")):
         return "owner"
     reads = method in ("get", "head") or path.endswith(("/info", "/wait"))
     return "viewer" if reads else "owner"
@@ -92,7 +92,9 @@ def need_by_contract(operation: Operation) -> str:
 def request_of(operation: Operation, it: Guarded, path: str) -> tuple[str, str, dict[str, Any]]:
     """A request that reaches the operation and, where it would change something, is wrong in its body."""
     target = operation.path.replace("/jobs/{connection}/{job}", path).replace("{connection}", it.connection)
-    target = target.replace("{rest}", "x").replace("{name}", "stdout").replace("{token}", "none")
+    target = (
+        target.replace("{rest}", "x").replace("{name}", "stdout").replace("{token}", "none").replace("{share}", "none")
+    )
     body = {"data": b"{"} if operation.method == "post" else {}
     return operation.method.upper(), target, body
 

@@ -35,7 +35,8 @@ from prouter.web.admin.resources.health import Health, Metrics
 from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
-from prouter.web.admin.resources.passes import Passes, PassResource
+from prouter.web.admin.resources.passes import Enter, Passes, PassResource
+from prouter.web.admin.resources.shares import Shares, forget_removed_jobs
 from prouter.web.admin.resources.shutdown import Shutdown
 from prouter.web.admin.resources.sign_in import SignIn, SignOut
 from prouter.web.admin.resources.tokens import Tokens, WhoAmI
@@ -82,7 +83,7 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
     _add_router_routes(app, router, gate, pages)
     _add_job_routes(app, router)
-    _add_ways_in(app, router, config, gate)
+    _add_ways_in(app, router, config, gate, pages)
     return app
 
 
@@ -127,9 +128,14 @@ def _add_job_routes(app: App, router: RouterClient) -> None:
         app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)
 
 
-def _add_ways_in(app: App, router: RouterClient, config: RouterConfig, gate: AccessGate) -> None:
+def _add_ways_in(app: App, router: RouterClient, config: RouterConfig, gate: AccessGate, pages: OwnPages) -> None:
     passes = Passes(gate, config.control)
+    shares = Shares(router, gate, passes, sandboxed=config.control.sandbox_shares)
+    app.add_route("/enter", Enter(router, passes, pages))
     app.add_route(f"{_JOB}/pass", PassResource(router, passes))
+    app.add_route(f"{_JOB}/share", shares)
+    app.add_route(f"{_JOB}/share/{{share}}", shares, suffix="one")
+    forget_removed_jobs(router, gate)
 
 
 _app: App | None = None

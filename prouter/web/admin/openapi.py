@@ -27,6 +27,7 @@ _FIELD_TEXTS = {
     "job": "Uid of the job.",
     "name": "stdout or stderr.",
     "rest": "Path relative to the sandbox, percent-encoded except for slashes.",
+    "share": "Id of a share link.",
     "token": "Id of an access token.",
 }
 

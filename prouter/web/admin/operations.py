@@ -27,6 +27,7 @@ from prouter.web.admin.operation import (
     Parameter,
 )
 from prouter.web.admin.router_operations import about_access, about_the_router
+from prouter.web.admin.way_operations import about_ways_in
 
 __all__ = ["OPERATIONS", "Operation", "Parameter"]
 
@@ -156,19 +157,6 @@ def _about_a_job() -> list[Operation]:
     ]
 
 
-def _about_ways_in() -> list[Operation]:
-    return [
-        Operation(
-            "post",
-            f"{_JOB}/pass",
-            "pass",
-            "A URL that opens the job in a browser, within a minute.",
-            {200: responses.Pass},
-            errors=(403, 404, 503),
-        ),
-    ]
-
-
 def _about_sandboxes() -> list[Operation]:
     file = f"{_JOB}/file/{{rest}}"
     found: dict[int, Any] = {200: (BYTES, JSON), 206: (BYTES, "multipart/byteranges"), 304: None}
@@ -281,7 +269,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *about_access(),
     *_about_jobs(),
     *_about_a_job(),
-    *_about_ways_in(),
+    *about_ways_in(),
     *_about_sandboxes(),
     *_about_archives(),
     *_about_bridges(),

@@ -204,6 +204,30 @@ class Tokens(_Response):
     tokens: list[Token]
 
 
+class Share(_Response):
+    """A share link."""
+
+    id: str
+    name: str
+    methods: Literal["all", "read"]
+    created_by: str
+    created: str = Field(description="RFC 3339, UTC.")
+    expires: str | None = Field(description="RFC 3339, UTC; null for as long as the job exists.")
+    valid: bool = Field(description="Whether it opens the job now.")
+
+
+class NewShare(Share):
+    """A share link that was just made."""
+
+    url: str = Field(description="Opens the job; shown this once.")
+
+
+class Shares(_Response):
+    """Response of GET JOB_PATH/share."""
+
+    shares: list[Share]
+
+
 class Pass(_Response):
     """Response of POST JOB_PATH/pass."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prouter.requests import TokenRequest
+from prouter.access.requests import TokenRequest
 from prouter.web.admin import responses
 from prouter.web.admin.operation import (
     FORM,

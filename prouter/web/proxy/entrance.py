@@ -197,7 +197,7 @@ class Entrance:
         query = f"/enter?job={asked.job}&next={quote(target, safe='/')}".encode("ascii")
         if asked.own_host:
             return see_other(self._url.encode("ascii") + query) if self._url else None
-        return see_other(prefix + query) if visitor is not None else None
+        return see_other(prefix + query)
 
     def _claims(self, code: str, asked: Asked) -> tuple[dict[str, Any], float]:
         """Return what a pass for this code says, and for how many seconds.

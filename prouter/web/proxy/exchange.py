@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 
+from prouter.access.roles import OPEN_ROUTER
 from prouter.errors import AgentUnavailable, InvalidRequest, JobTimeout, JobUnreachable, PRouterError
 from prouter.web.metrics import counters
 from prouter.web.metrics.counters import JOB
@@ -27,6 +28,7 @@ from prouter.web.proxy.addresses.mapping import Site
 from prouter.web.proxy.addresses.placing import redirect_for, site, target_of_job
 from prouter.web.proxy.addresses.rewrite import request_to_job, response_to_client
 from prouter.web.proxy.addresses.roots import Asked
+from prouter.web.proxy.addresses.sandbox import sandbox_lines
 from prouter.web.proxy.interfaces import Client, ProxyContext
 from prouter.web.proxy.lifecycle import ExchangeLifecycle
 from prouter.web.proxy.messages.bodies import ResponseBody
@@ -94,6 +96,7 @@ class ProxyExchange(ExchangeLifecycle):
                 route,
                 self.forwarded,
                 target,
+                prefix=self._prefix,
                 own_host=self.own_host,
                 only_domain=self.server.job_domain if self.server.own_names_only else b"",
             )
@@ -104,7 +107,7 @@ class ProxyExchange(ExchangeLifecycle):
         self._request = request_to_job(
             self.forwarded,
             target,
-            b"" if self.own_host else route.prefix,
+            b"" if self.own_host else self._prefix,
             site=self._site,
             local=record.host_mode == "local",
             mark=self.server.mark,
@@ -259,12 +262,20 @@ class ProxyExchange(ExchangeLifecycle):
             keep_alive=self._keep_alive,
             client_version=self.head.version,
             own_host=self.own_host,
+            opener=self.own_host or self.forwarded.principal is OPEN_ROUTER,
+            sandbox=sandbox_lines(self.head) if self.asked.key is not None else b"",
         )
 
     def _site(self) -> Site:
         """The job's addresses, for this request."""
         assert self.route is not None
-        return site(self.route, self.forwarded.public, own_host=self.own_host)
+        return site(self.route, self.forwarded.public, prefix=self._prefix, own_host=self.own_host)
+
+    @property
+    def _prefix(self) -> bytes:
+        """The job's prefix as the client used it; the public one under the job's own host name."""
+        assert self.route is not None
+        return self.route.prefix if self.asked.key is None else self.asked.prefix
 
     def _relay(self, data: bytes, size: int, before: bytes) -> None:
         """Pass on body bytes after `before`; once the client's kernel has them, `size` stream bytes are consumed."""

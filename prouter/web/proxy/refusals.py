@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 from prouter.access.credentials import SIGN_IN
 from prouter.access.roles import Principal, Role, is_allowed, refusal
-from prouter.errors import AgentUnavailable, JobEnded, JobStarting, JobUnreachable, PRouterError, Unauthorized
+from prouter.errors import (
+    AgentUnavailable,
+    Forbidden,
+    JobEnded,
+    JobStarting,
+    JobUnreachable,
+    PRouterError,
+    Unauthorized,
+)
 from prouter.jobs import Reason, State
 from prouter.limits.requests import RequestLimits
 from prouter.web.proxy.addresses.forwarded import Forwarded
@@ -22,6 +30,7 @@ __all__ = [
     "job_ended",
     "not_allowed",
     "obstacle",
+    "read_only",
     "unauthorized",
 ]
 
@@ -119,3 +128,14 @@ def not_allowed(principal: Principal | None, route: JobRoute) -> PRouterError | 
     if principal.role >= Role.OPERATOR or is_allowed(principal, NEEDS[JOB_HTTP], owner):
         return None
     return refusal(principal, NEEDS[JOB_HTTP], owner, job=route.record.uid)
+
+
+def read_only(job: str, *, sandboxed: bool) -> Forbidden:
+    """Return the error for a request that could change something, from the visitor of a share link that only reads."""
+    why = (
+        "visitors of share links below /jobs/ may only read (GET, HEAD and OPTIONS, no WebSockets); with "
+        "control.job_domain in the router's configuration, links can be for everything"
+        if sandboxed
+        else 'this link is for reading only (GET, HEAD and OPTIONS, no WebSockets); ask for one with "methods": "all"'
+    )
+    return Forbidden(why, job=job, code="share_read_only")

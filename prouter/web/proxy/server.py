@@ -21,7 +21,7 @@ from prouter.errors import Forbidden, Overloaded, PRouterError
 from prouter.jobs import State
 from prouter.limits.clients import client_key
 from prouter.web.audit import AuditLog
-from prouter.web.proxy.addresses.cross_site import uses_a_visitors_password
+from prouter.web.proxy.addresses.cross_site import changes_something, is_misused
 from prouter.web.proxy.addresses.fields import RequestFields
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.hops import pseudonym
@@ -34,7 +34,7 @@ from prouter.web.proxy.identity import Identity
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.messages.heads import RequestHead
 from prouter.web.proxy.pages import request_id
-from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, not_allowed, obstacle, unauthorized
+from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, not_allowed, obstacle, read_only, unauthorized
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute
@@ -50,7 +50,7 @@ _IDLE_TIMEOUT = 75.0
 _UNSENT = 256 * 1024
 """Bytes the kernel buffers for a client that does not read; without TCP_NOTSENT_LOWAT that would be megabytes."""
 
-_CROSS_SITE = "pages of other sites may not use a job with the password that you gave your browser"
+_CROSS_SITE = "pages of other sites may not use a job with what your browser adds to their requests by itself"
 _GRACE = 2.0
 """Seconds a request may be old when its token is revoked and it goes on: the request that revokes its own token."""
 _SEARCH = 6.0
@@ -242,8 +242,8 @@ class ProxyServer:
             if self._entrance is None or not self._entrance.leads_on(client, forwarded, asked):
                 client.fail(unauthorized(forwarded, self._limits, self.client_key), head)
             return
-        if principal is not OPEN_ROUTER and uses_a_visitors_password(forwarded):
-            client.fail(Forbidden(_CROSS_SITE, code="cross_site"), head)
+        if principal.ambient and (refused := self._misuse(forwarded, principal, asked)) is not None:
+            client.fail(refused, head)
             return
         owner, job = asked.connection, asked.job
         exchange = ProxyExchange(self, client, forwarded, asked)
@@ -269,6 +269,15 @@ class ProxyServer:
         if asked is None:
             return self._identity.find(forwarded, None)
         return self._identity.find(forwarded, asked.job, own_host=asked.own_host, key=asked.key)
+
+    def _misuse(self, forwarded: Forwarded, principal: Principal, asked: Asked) -> PRouterError | None:
+        """Return why credentials that a browser adds by itself do not count for this request; None if they do."""
+        if is_misused(forwarded, principal, sandboxed=asked.key is not None):
+            return Forbidden(_CROSS_SITE, job=asked.job, code="cross_site")
+        share = self._gate.share(principal.id) if self._gate is not None and principal.via == "share" else None
+        if share is not None and (share.read_only or asked.key is not None) and changes_something(forwarded.head):
+            return read_only(asked.job, sandboxed=not share.read_only)
+        return None
 
     def client_key(self, forwarded: Forwarded) -> str:
         """Return the key of a client's budgets (`prouter.limits.clients`)."""

@@ -43,6 +43,13 @@ _FORM = """
 <button>Sign in</button>
 </form>
 """
+_OPEN = Template("""
+<p>“$name”. Pages of your own jobs can read each other: go on if you meant to open it.</p>
+<form method="post" action="$action">
+<input type="hidden" name="proof" value="$proof"><input type="hidden" name="job" value="$job">
+<input type="hidden" name="next" value="$next"><button autofocus>Open the job</button>
+</form>
+""")
 _NO_PROOF = (
     "This browser connects over plain http, where no page of this router could be kept apart from jobs' pages. "
     "Ask your administrator for TLS, or for control.job_domain_only."
@@ -119,6 +126,29 @@ class OwnPages:
             message=told, action=escape(_prefix(req) + "/sign-in"), proof=escape(proof), next=escape(target)
         )
         self._show(req, resp, "Please sign in", form)
+
+    def open_job(
+        self, req: ApiRequest, resp: falcon.Response, visitor: Principal, *, name: str, job: str, path: str
+    ) -> None:
+        """Respond with the question whether to open a job.
+
+        Args:
+            name: of the job.
+            job: its uid.
+            path: where in the job to begin.
+        """
+        proof = self.proof_for(req, visitor)
+        if not proof:
+            self._show(req, resp, "Open this job?", f'<p class="bad">{escape(_NO_PROOF)}</p>')
+            return
+        form = _OPEN.substitute(
+            name=escape(name),
+            action=escape(_prefix(req) + "/enter"),
+            proof=escape(proof),
+            job=escape(job),
+            next=escape(path),
+        )
+        self._show(req, resp, "Open this job?", form)
 
     def refuse(self, req: ApiRequest, resp: falcon.Response, message: str = "") -> None:
         """Respond to a request of a person that has no credentials that count; the caller sets the status."""

@@ -8,12 +8,12 @@ from typing import Any
 import falcon
 
 from prouter.access.gate import LOOK_EVERY, AccessGate
+from prouter.access.requests import TokenRequest
 from prouter.access.roles import Role
 from prouter.access.tokens import Token
 from prouter.config import ConfigError
 from prouter.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from prouter.jobs import rfc3339
-from prouter.requests import TokenRequest
 from prouter.web.admin.requests.body import discard_body, read_model
 from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
 

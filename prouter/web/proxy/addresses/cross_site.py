@@ -1,35 +1,58 @@
-"""Protection of jobs from pages of other sites that use a visitor's password.
+"""Protection of jobs from pages of other origins that use what a visitor's browser adds to requests by itself.
 
-A browser that has asked its user for name and password (Basic) adds them to every later request to that origin, also to
-those of other sites' pages. A job that leaves access to the router would obey them. Only Basic can be used in this way:
-no page can set Authorization for another origin without asking first (the Fetch standard's preflight), which gets 401.
+A browser adds cookies, a remembered password (Basic) and the cookie of a login in front to requests of other sites'
+pages as well, SameSite cookies at least to those of the same site: jobs with host names of their own are all one site.
+A job that leaves access to the router would obey such requests. So they may only lead somebody to a job, or read what
+the job itself shares with the page's origin (CORS). Programs that are no browsers name no origin and no site.
 """
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from prouter.access.credentials import authorization
+from prouter.access.roles import Principal
 from prouter.web.proxy.addresses.forwarded import Forwarded
+from prouter.web.proxy.messages.heads import RequestHead
 
-__all__ = ["uses_a_visitors_password"]
+__all__ = ["changes_something", "is_misused"]
 
 _SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Methods by which nothing changes (RFC 9110 section 9.2.1)."""
+_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+"""Fields by which some servers take another method than the request's."""
 
 
-def uses_a_visitors_password(forwarded: Forwarded) -> bool:
-    """Whether a page of another origin has a browser send a request that may change something, or a WebSocket's."""
-    head = forwarded.head
-    if head.method in _SAFE_METHODS and not head.upgrade:
-        return False  # links and embedded pages of other sites are fine, and their scripts cannot read the response
-    if (authorization(head.headers) or b"")[:6].lower() != b"basic ":
+def changes_something(head: RequestHead) -> bool:
+    """Whether a request may change something, or begins to speak another protocol."""
+    if head.method not in _SAFE_METHODS or head.upgrade:
+        return True
+    return any(name.lower().replace(b"_", b"-") in _OVERRIDES for name, _value in head.headers)
+
+
+def is_misused(forwarded: Forwarded, principal: Principal, *, sandboxed: bool = False) -> bool:
+    """Whether a page of another origin has a browser use credentials at a job that it did not ask its user for.
+
+    Args:
+        principal: whom the credentials let in.
+        sandboxed: whether the request is for a page in a sandbox, or from one: its own requests come from an opaque
+            origin. What they can read is bound to the pass in their path.
+    """
+    if not principal.ambient:
         return False
+    head = forwarded.head
     told = {name.lower(): value for name, value in head.headers if len(name) <= 14}
     site = told.get(b"sec-fetch-site")
     if site is not None:
-        return site not in (b"same-origin", b"none")
-    origin = told.get(b"origin")
-    return origin is not None and _host(origin) not in (head.host.lower(), forwarded.public.host.lower())
+        if site in (b"same-origin", b"none"):
+            return False
+    else:
+        origin = told.get(b"origin")
+        if origin is None or _host(origin) in (head.host.lower(), forwarded.public.host.lower()):
+            return False
+    if changes_something(head):
+        return True
+    # A script or style of the job, embedded in another origin's page, would tell that page what is in it.
+    return told.get(b"sec-fetch-mode") == b"no-cors" and not sandboxed
 
 
 def _host(origin: bytes) -> bytes:

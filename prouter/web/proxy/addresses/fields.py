@@ -91,6 +91,8 @@ class ResponseField:
     """Its value may hold the job's address as the job sees it."""
     COOKIE = 6
     """Likewise; a job must not set the router's own cookies."""
+    OPENER = 7
+    """Passes unless it would put a job into one group of windows with the router's own pages."""
 
 
 _REQUESTS = {
@@ -119,6 +121,7 @@ _RESPONSES = {
     b"sourcemap": ResponseField.MAP,
     b"x-sourcemap": ResponseField.MAP,
     b"set-cookie": ResponseField.COOKIE,
+    b"cross-origin-opener-policy": ResponseField.OPENER,
     b"access-control-allow-origin": ResponseField.MAP,
 }
 

@@ -43,11 +43,14 @@ def beside_its_root(route: JobRoute, head: RequestHead, target: bytes, *, own_ho
     return route.record.path_mode != "keep" and target[:1] in (b"", b"?")
 
 
-def redirect_for(route: JobRoute, forwarded: Forwarded, target: bytes, *, own_host: bool, only_domain: bytes) -> bytes:
+def redirect_for(
+    route: JobRoute, forwarded: Forwarded, target: bytes, *, prefix: bytes, own_host: bool, only_domain: bytes
+) -> bytes:
     """Return where the client has to ask instead; empty if the request can be served where it was asked.
 
     Args:
         target: raw, without the job's prefix unless `own_host`.
+        prefix: the job's, as the client used it; its public one under its own host name.
         own_host: whether the client used the job's own host name.
         only_domain: domain of the jobs' own host names if jobs are served nowhere else, else empty.
     """
@@ -57,7 +60,7 @@ def redirect_for(route: JobRoute, forwarded: Forwarded, target: bytes, *, own_ho
         origin = own_origin(forwarded.public, route.record.uid, only_domain.decode("ascii"))
         return origin.encode("ascii") + (path if path[:1] == b"/" else b"/" + path)
     if beside_its_root(route, head, target, own_host=own_host):
-        return forwarded.public.prefix + route.prefix + b"/" + target.lstrip(b"/")
+        return forwarded.public.prefix + prefix + b"/" + target.lstrip(b"/")
     return b""
 
 
@@ -68,15 +71,16 @@ def own_origin(public: Public, job: str, domain: str) -> str:
     return f"{public.proto.decode('ascii')}://{job}.{domain.strip('.')}{suffix}"
 
 
-def site(route: JobRoute, public: Public, *, own_host: bool) -> Site:
+def site(route: JobRoute, public: Public, *, prefix: bytes, own_host: bool) -> Site:
     """Return the job's addresses for one request.
 
     Args:
         public: the router's address as the client sees it.
+        prefix: the job's, as the client used it; its public one under its own host name.
         own_host: whether the client used the job's own host name.
     """
     record, endpoint = route.record, route.record.endpoint or {}
-    hidden = route.prefix if record.path_mode != "keep" else b""
+    hidden = prefix if record.path_mode != "keep" else b""
     port = endpoint.get("port")
     return Site(
         prefix=public.prefix if own_host else public.prefix + hidden,

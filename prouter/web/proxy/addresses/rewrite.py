@@ -18,6 +18,7 @@ from prouter.web.proxy.addresses.fields import (
 )
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.addresses.mapping import Site
+from prouter.web.proxy.addresses.sandbox import REPLACED
 from prouter.web.proxy.messages.heads import BodyKind, ResponseHead
 
 __all__ = ["request_to_job", "response_to_client"]
@@ -108,6 +109,8 @@ def response_to_client(
     keep_alive: bool,
     client_version: str,
     own_host: bool = False,
+    opener: bool = True,
+    sandbox: bytes = b"",
 ) -> bytes:
     """Return the head to send to the client.
 
@@ -118,6 +121,8 @@ def response_to_client(
         keep_alive: whether the client's connection persists.
         client_version: ``1.1`` or ``1.0``.
         own_host: whether the client used the job's own host name, so that the job has an origin of its own.
+        opener: whether the job may set Cross-Origin-Opener-Policy.
+        sandbox: lines that put the response into a sandbox; empty for none.
     """
     lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
     named = head.connection - _OF_THE_HOP
@@ -126,6 +131,8 @@ def response_to_client(
     for name, value in head.headers:
         action = RESPONSE_FIELDS[name]
         if named and name.lower() in named:
+            continue
+        if sandbox and name.lower() in REPLACED:
             continue
         if action:
             if action == ResponseField.MAP:
@@ -139,11 +146,13 @@ def response_to_client(
                     continue
             elif action == ResponseField.UPGRADE and head.status == 426:
                 upgrade = b"Upgrade, "  # RFC 9110 section 15.5.22: Upgrade says to what
-            elif action != ResponseField.SHARED or not own_host:
+            elif not (own_host if action == ResponseField.SHARED else opener and action == ResponseField.OPENER):
                 continue
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
+    if sandbox:
+        lines.append(sandbox)
     lines.append(_connection(head, upgrade, keep_alive=keep_alive, client_version=client_version))
     lines.append(b"\r\n")
     return b"".join(lines)
