@@ -332,13 +332,23 @@ class AsyncJob:
         settings = self._driver.settings
         return connect_async(settings.web_socket(self.path, path), settings.credentials, settings.tls(), options)
 
-    async def bridge(self, url: str, path: str = "") -> None:
-        """Connect the job's WebSocket at `path` with another server's, a ws, wss, http or https URL.
+    async def open_url(self) -> str:
+        """Return a URL by which a browser without a token opens the job's server, within a minute.
+
+        Unlike `url` it is a secret: whoever has it uses the job as the holder of this client's token.
+        """
+        return await self._driver.run(jobs.open_url(self._driver.context, self.path))
+
+    async def bridge(self, url: str, path: str = "") -> str:
+        """Connect the job's WebSocket at `path` with another server's; return the bridge's uid.
+
+        Args:
+            url: of the other server's WebSocket: ws, wss, http or https.
 
         Raises:
             ConnectionFailed: the connection was lost; `bridges` tells whether the bridge was made.
         """
-        await self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
+        return await self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
 
     async def bridges(self) -> list[Bridge]:
         """Return the job's bridges."""

@@ -23,6 +23,10 @@ from prouter.client.settings import Settings, Verify
 __all__ = ["AsyncRouter", "Making"]
 
 
+Connections = list[Connection]
+Tokens = list[Token]
+
+
 class Making(Awaitable[AsyncJob]):
     """A job that is being made: ``job = await router.run(…)``, or ``async with router.run(…) as job:``."""
 
@@ -208,7 +212,7 @@ class AsyncRouter:
         """Return who the router is."""
         return await self._driver.run(router.router_info(self._driver.context))
 
-    async def connections(self) -> list[Connection]:  # type: ignore[valid-type]
+    async def connections(self) -> Connections:
         """Return the agents that the router is connected with."""
         return await self._driver.run(router.connections(self._driver.context))
 
@@ -234,7 +238,7 @@ class AsyncRouter:
         """Return whom the router takes this client for."""
         return await self._driver.run(router.who_am_i(self._driver.context))
 
-    async def tokens(self) -> list[Token]:  # type: ignore[valid-type]
+    async def tokens(self) -> Tokens:
         """Return all access tokens, without their texts."""
         return await self._driver.run(router.tokens(self._driver.context))
 

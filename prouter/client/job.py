@@ -331,13 +331,23 @@ class Job:
         settings = self._driver.settings
         return connect(settings.web_socket(self.path, path), settings.credentials, settings.tls(), options)
 
-    def bridge(self, url: str, path: str = "") -> None:
-        """Connect the job's WebSocket at `path` with another server's, a ws, wss, http or https URL.
+    def open_url(self) -> str:
+        """Return a URL by which a browser without a token opens the job's server, within a minute.
+
+        Unlike `url` it is a secret: whoever has it uses the job as the holder of this client's token.
+        """
+        return self._driver.run(jobs.open_url(self._driver.context, self.path))
+
+    def bridge(self, url: str, path: str = "") -> str:
+        """Connect the job's WebSocket at `path` with another server's; return the bridge's uid.
+
+        Args:
+            url: of the other server's WebSocket: ws, wss, http or https.
 
         Raises:
             ConnectionFailed: the connection was lost; `bridges` tells whether the bridge was made.
         """
-        self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
+        return self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
 
     def bridges(self) -> list[Bridge]:
         """Return the job's bridges."""

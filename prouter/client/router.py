@@ -21,6 +21,10 @@ from prouter.client.sync_driver import SyncDriver
 __all__ = ["Router"]
 
 
+Connections = list[Connection]
+Tokens = list[Token]
+
+
 class Router:
     """A client of one router. Threads may share it; close it, or use it as a context manager.
 
@@ -179,7 +183,7 @@ class Router:
         """Return who the router is."""
         return self._driver.run(router.router_info(self._driver.context))
 
-    def connections(self) -> list[Connection]:  # type: ignore[valid-type]
+    def connections(self) -> Connections:
         """Return the agents that the router is connected with."""
         return self._driver.run(router.connections(self._driver.context))
 
@@ -205,7 +209,7 @@ class Router:
         """Return whom the router takes this client for."""
         return self._driver.run(router.who_am_i(self._driver.context))
 
-    def tokens(self) -> list[Token]:  # type: ignore[valid-type]
+    def tokens(self) -> Tokens:
         """Return all access tokens, without their texts."""
         return self._driver.run(router.tokens(self._driver.context))
 

@@ -47,6 +47,7 @@ class RouterError(Exception):
         state: that job's state, where it matters.
         request_id: the request's name in the router's log, or None.
         retry_after: seconds after which the router expects a retry to succeed, or None.
+        limit: configuration key of the limit that was reached, or None.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class RouterError(Exception):
         state: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        limit: str | None = None,
     ) -> None:
         super().__init__(detail)
+        self.limit = limit
         self.detail = detail
         self.status = status
         self.code = code
@@ -226,6 +229,8 @@ def from_response(status: int, headers: Mapping[str, str], content: bytes, *, pl
         placing: whether the request creates a job.
     """
     problem = _problem(content)
+    limit = problem.get("limit")
+    limit_name = _text(limit.get("name")) if isinstance(limit, dict) else None
     retry_after = seconds(headers.get("retry-after"))
     code = problem.get("code") or headers.get("x-prouter-error")
     if not isinstance(code, str):
@@ -234,7 +239,8 @@ def from_response(status: int, headers: Mapping[str, str], content: bytes, *, pl
         code,
         str(problem.get("detail") or f"the router answered {status}"),
         status,
-        placing=placing,
+        placing=placing and not (limit_name or "").startswith("limits."),
+        limit=limit_name,
         job=_text(problem.get("job")),
         state=_text(problem.get("state")),
         request_id=_text(problem.get("request_id")) or headers.get("x-request-id"),

@@ -23,6 +23,7 @@ __all__ = [
     "info",
     "list_jobs",
     "make_once",
+    "open_url",
     "post",
     "remove",
     "send_signal",
@@ -247,9 +248,16 @@ def remove(context: Context, path: str) -> Flow[JobInfo | None]:
     return JobInfo.of(json.loads(response.content)) if response.status == 200 else None
 
 
-def bridge(context: Context, path: str, url: str, at: str) -> Flow[None]:
-    """Connect the job's WebSocket at a path with another server's."""
-    yield from call(context, post(f"{path}/wsconnect/{at.lstrip('/')}", {"url": url}), safe=False)
+def open_url(context: Context, path: str) -> Flow[str]:
+    """Return a URL that opens the job's server in a browser, for a minute."""
+    return str((yield from call_json(context, post(f"{path}/pass"))).get("url"))
+
+
+def bridge(context: Context, path: str, url: str, at: str) -> Flow[str]:
+    """Connect the job's WebSocket at a path with another server's; return the bridge's uid."""
+    request = post(f"{path}/wsconnect/{at.lstrip('/')}", {"url": url}, silence=max(context.timeout, 60.0))
+    response = yield from call(context, request, safe=False)
+    return response.headers.get("x-prouter-bridge", "")
 
 
 def bridges(context: Context, path: str) -> Flow[list[Bridge]]:
