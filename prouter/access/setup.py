@@ -21,7 +21,8 @@ def gate_for(config: RouterConfig) -> AccessGate:
         ConfigError: ``control.tokens`` is wrong.
     """
     control = config.control
-    always = not is_loopback(control.interface) and not control.allow_open
+    exposed = not is_loopback(control.interface) and not control.allow_open
+    always = exposed or control.user_header is not None
     return AccessGate(router_state_dir(config), _configured(config), always=always)
 
 

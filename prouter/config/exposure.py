@@ -49,7 +49,7 @@ def _check_control(config: RouterConfig | AgentConfig, has_tokens: bool) -> None
         return
     reached = f"control.interface: {control.interface} can be reached from other machines"
     if isinstance(config, RouterConfig):
-        if not has_tokens:
+        if not has_tokens and config.control.user_header is None:
             raise ConfigError(
                 f"{reached}, and no access token exists; make one and start again, with the same --config and --set:\n"
                 "  prouter token create --role admin NAME\n"

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from prouter.addresses import split_address
+from prouter.config.proxy_users import GroupRoles, UserRole, check_user_field
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
 from prouter.host_names import check_domain, check_pattern, check_public_url
 from prouter.targets import check_target
@@ -71,6 +72,20 @@ class RouterControl(Section):
         (),
         description="Networks (CIDR) whose forwarded headers are believed; 'unix' stands for the unix socket.",
     )
+    user_header: str | None = Field(
+        None,
+        description="Field in which a trusted proxy names the user who is signed in there, such as X-Forwarded-User. "
+        "Then every request needs a user or an access token.",
+    )
+    group_header: str | None = Field(
+        None,
+        description="Field in which it names that user's groups, separated by commas, such as X-Forwarded-Groups.",
+    )
+    group_roles: GroupRoles = Field(
+        default_factory=dict,
+        description="Role of the members of each group; who is in several has the highest.",
+    )
+    user_role: UserRole = Field("user", description="Role of users none of whose groups has one; 'none' refuses them.")
     job_domain: str | None = Field(
         None,
         description="Domain below which each job gets a host name of its own, such as jobs.example.org; use "
@@ -198,6 +213,35 @@ class RouterControl(Section):
     @classmethod
     def _public_url(cls, value: str | None) -> str | None:
         return check_public_url(value) if value else None
+
+    @field_validator("user_header", "group_header")
+    @classmethod
+    def _user_field(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        check_user_field(value)
+        if info.field_name == "user_header" and not info.data.get("trusted_proxies", ("unknown",)):
+            raise ValueError("needs control.trusted_proxies, the proxies that are believed: anybody can send the field")
+        user = info.data.get("user_header", "unknown")
+        if info.field_name == "group_header" and user is None:
+            raise ValueError("needs control.user_header, the field that names the user")
+        if info.field_name == "group_header" and str(user).lower() == value.lower():
+            raise ValueError("is the same field as control.user_header; users and groups need one each")
+        return value
+
+    @field_validator("group_roles")
+    @classmethod
+    def _only_with_groups(cls, value: GroupRoles, info: ValidationInfo) -> GroupRoles:
+        if value and info.data.get("group_header", "unknown") is None:
+            raise ValueError("needs control.group_header, the field that names a user's groups")
+        return value
+
+    @field_validator("user_role")
+    @classmethod
+    def _not_nobody(cls, value: UserRole, info: ValidationInfo) -> UserRole:
+        if value == "none" and info.data.get("user_header") and not info.data.get("group_roles", {"unknown": ""}):
+            raise ValueError("is 'none' and control.group_roles is empty, so that no user is let in; give groups roles")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -12,7 +12,7 @@ import falcon
 from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Need, Principal, Role, is_allowed, refusal
-from prouter.errors import Unauthorized
+from prouter.errors import PRouterError, Unauthorized
 from prouter.web.admin.operations import OPERATIONS
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.isolation import is_navigation, names_no_mode
@@ -99,11 +99,13 @@ class AccessControl:
 
         Raises:
             Unauthorized: the request is something else.
+            Forbidden: a trusted proxy names a user who may do nothing.
         """
         visitor: Principal | None = req.env.get("prouter.visitor")
         to_a_page = req.path in _PAGES and req.method in ("GET", "HEAD")
         if visitor is None or not to_a_page or not (is_navigation(req.get_header) or names_no_mode(req.get_header)):
-            raise Unauthorized(SIGN_IN)
+            refused: PRouterError | None = req.env.get("prouter.refused")
+            raise refused or Unauthorized(SIGN_IN)
         return visitor
 
     def _principal(self, req: ApiRequest) -> Principal | None:

@@ -26,7 +26,16 @@ _JOB_PAGE = re.compile(r"/jobs/[^/]{1,200}/[^/]{1,200}/http(?:/|\Z)")
 _SHOWN_PATH = 200
 """Characters of a path that an error text repeats."""
 _FOR_PEOPLE = frozenset(
-    {"needs_own_origin", "outside_prefix", "role_needed", "share_needs_own_origin", "too_many_requests", "unknown_host"}
+    {
+        "needs_own_origin",
+        "no_role",
+        "outside_prefix",
+        "role_needed",
+        "share_needs_own_origin",
+        "too_many_requests",
+        "unknown_host",
+        "unusable_user",
+    }
 )
 """Codes of errors that people meet in a browser: they get a page."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported"}

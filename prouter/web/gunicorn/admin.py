@@ -307,6 +307,7 @@ class AdminExchange:
         environ["prouter.public"] = public
         environ["prouter.principal"] = self._forwarded.principal
         environ["prouter.visitor"] = self._forwarded.visitor
+        environ["prouter.refused"] = self._forwarded.refused
         environ["prouter.forwarded_for"] = self._forwarded.clients
         environ["prouter.client_key"] = self.client_key
         environ["prouter.delivered"] = self.wait_delivered

@@ -22,9 +22,11 @@ from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.access.signing import Kind
 from prouter.config.router import RouterControl
+from prouter.errors import Forbidden
 from prouter.web.proxy.addresses.forwarded import Forwarded, Public
 from prouter.web.proxy.messages.heads import Header
 from prouter.web.proxy.pages import prefers_html
+from prouter.web.proxy.proxy_users import ProxyUsers
 
 __all__ = ["PROOF", "Identity", "asks_for_a_page", "is_browser"]
 
@@ -69,6 +71,7 @@ class Identity:
 
     def __init__(self, gate: AccessGate, control: RouterControl) -> None:
         self.gate = gate
+        self._users = ProxyUsers(control) if control.user_header is not None else None
         self.own_names_only = bool(control.job_domain) and control.job_domain_only
         self._sandboxed = control.sandbox_shares and not control.job_domain
 
@@ -140,8 +143,14 @@ class Identity:
         return len(proofs) == 1 and self.accepts_proof(visitor, proofs[0].decode("latin-1"))
 
     def _user_of_proxy(self, forwarded: Forwarded) -> Principal | None:
-        """Return whom a trusted proxy names."""
-        return None
+        """Return whom a trusted proxy names; ``forwarded.refused`` says why that is nobody who may do anything."""
+        if self._users is None or not forwarded.origin.trusted:
+            return None
+        try:
+            return self._users.find(forwarded.head.headers)
+        except Forbidden as error:
+            forwarded.refused = error
+            return None
 
     def _signed_in(self, forwarded: Forwarded) -> Principal | None:
         """Return who signed in at the dashboard; None if cookies contradict each other: a page has planted one."""

@@ -87,6 +87,8 @@ _TITLES = {
     "unknown_host": "This is not a name of this router",
     "unauthorized": "Please sign in",
     "role_needed": "This is not for you",
+    "no_role": "This is not for you",
+    "unusable_user": "This user name cannot be used",
     "limit_reached": "A limit is reached",
     "too_many_requests": "Too many requests",
     "link_refused": "This link is not valid",

@@ -107,7 +107,12 @@ def job_ended(route: JobRoute) -> JobEnded:
 def unauthorized(
     forwarded: Forwarded, limits: RequestLimits | None, client_key: Callable[[Forwarded], str]
 ) -> PRouterError:
-    """Return the error for a request without valid credentials: 401, or 429 if the client has sent too many."""
+    """Return the error for a request without valid credentials: 401, or 429 if the client has sent too many.
+
+    For a trusted proxy's user who may do nothing it is 403.
+    """
+    if forwarded.refused is not None:
+        return forwarded.refused
     # A visitor has shown valid credentials, which only do not count for this request.
     if limits is None or forwarded.visitor is not None:
         return Unauthorized(SIGN_IN)

@@ -97,7 +97,7 @@ class ProxyServer:
         self.draining = False
         self.requests = 0
         self.mark = mark or pseudonym()
-        self.request_fields = RequestFields(config.control.drop_headers, config.control.drop_cookies)
+        self.request_fields = RequestFields.of(config.control)
         self.max_head = config.control.max_head
         self.head_timeout = _HEAD_TIMEOUT
         self.idle_timeout = _IDLE_TIMEOUT

@@ -33,7 +33,7 @@ class BridgeResource:
         self._router = router
         self._bridges = Bridges(router)
         control = router.config.control
-        self._fields = RequestFields(control.drop_headers, control.drop_cookies)
+        self._fields = RequestFields.of(control)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, rest: str = "") -> None:
         """List the job's bridges, of all workers."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from prouter.access.cookies import without_own
+from prouter.config.router import RouterControl
 from prouter.web.proxy.addresses.forwarded import FORWARDED
 from prouter.web.proxy.messages.heads import HOP_BY_HOP
 
@@ -176,12 +177,20 @@ class RequestFields(_Decisions):
     Args:
         headers: names of fields that no job gets (``control.drop_headers``); ``*`` at the end stands for anything.
         cookies: names of cookies that no job gets (``control.drop_cookies``), likewise.
+        claims: names of fields that jobs get from trusted proxies only, besides the usual ones.
     """
 
-    def __init__(self, headers: Sequence[str] = (), cookies: Sequence[str] = ()) -> None:
+    def __init__(self, headers: Sequence[str] = (), cookies: Sequence[str] = (), claims: Sequence[str] = ()) -> None:
         super().__init__(self._decision)
         self._headers = _names([name.lower().replace("_", "-") for name in headers])
         self._cookies = _names(cookies)
+        self._claims = frozenset(name.lower().encode("ascii") for name in claims)
+
+    @classmethod
+    def of(cls, control: RouterControl) -> RequestFields:
+        """Return the decisions by the configuration."""
+        claims = [name for name in (control.user_header, control.group_header) if name is not None]
+        return cls(control.drop_headers, control.drop_cookies, claims)
 
     def cookies(self, value: bytes) -> bytes | None:
         """Return a value of Cookie as a job gets it; None if no cookie is left."""
@@ -195,6 +204,9 @@ class RequestFields(_Decisions):
     def _decision(self, name: bytes) -> int:
         if self._headers is not None and self._headers.fullmatch(name.lower().replace(b"_", b"-")):
             return RequestField.DROP
+        key = name.lower()
+        if (plain := key.replace(b"_", b"-")) in self._claims:
+            return RequestField.CLAIM if plain == key else RequestField.DROP
         return _request_field(name)
 
 

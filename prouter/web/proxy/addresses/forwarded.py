@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from prouter.access.roles import OPEN_ROUTER, Principal
+from prouter.errors import PRouterError
 from prouter.web.proxy.messages.heads import RequestHead
 
 __all__ = ["FORWARDED", "Forwarded", "Origin", "Public"]
@@ -81,15 +82,17 @@ class Forwarded:
 
     Attributes:
         visitor: whom the credentials name that a browser adds by itself, whether they count for this request or not.
+        refused: why a trusted proxy's user may do nothing; None for anybody else.
     """
 
-    __slots__ = ("_fields", "_public", "head", "origin", "principal", "visitor")
+    __slots__ = ("_fields", "_public", "head", "origin", "principal", "refused", "visitor")
 
     def __init__(self, head: RequestHead, origin: Origin, principal: Principal | None = OPEN_ROUTER) -> None:
         self.head = head
         self.origin = origin
         self.principal = principal
         self.visitor: Principal | None = None
+        self.refused: PRouterError | None = None
         self._public: Public | None = None
         self._fields: list[tuple[bytes, bytes]] | None = None
 
