@@ -30,6 +30,7 @@ NEEDS: Mapping[str, Need] = {
     "metrics": Need.VIEWER,
     "openapi": Need.VIEWER,
     # access
+    "publicKeys": Need.NOTHING,  # jobs' servers have no token
     "signInPage": Need.NOTHING,
     "signIn": Need.NOTHING,
     "signOut": Need.VIEWER,

@@ -28,6 +28,7 @@ from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
 from prouter.web.agent_links import AgentLinks
+from prouter.web.assertions import Assertions
 from prouter.web.audit import AuditLog
 from prouter.web.routes import JobRoute, RouteCache
 from prouter.web.shared_call import SharedCall
@@ -65,6 +66,7 @@ class RouterClient:
         gate: who may send requests to this worker; None for everybody.
         audit: the audit log; None without one.
         limits: budgets of requests; None for no limits.
+        assertions: tell jobs who sends a request; None to tell them nothing.
         on_linked: called when the broker is linked again; events may have been missed.
     """
 
@@ -80,6 +82,7 @@ class RouterClient:
         self.gate: AccessGate | None = None
         self.audit = AuditLog(config.audit) if config.audit.file or config.audit.syslog else None
         self.limits: RequestLimits | None = None
+        self.assertions: Assertions | None = None
         self.on_linked: Callable[[], None] = lambda: None
         self._informed = False
         """Whether the broker has sent its whole list of links."""

@@ -73,7 +73,7 @@ def allowed(need: str, who: str | None) -> bool:
 def need_by_contract(operation: Operation) -> str:
     """``viewer`` reads everything but files and logs; ``user`` has its own jobs; ``admin`` tokens and shutdown."""
     path, method = operation.path, operation.method
-    if path in ("/healthz", "/readyz", "/sign-in", "/enter"):
+    if path in ("/healthz", "/readyz", "/sign-in", "/enter", "/.well-known/jwks.json"):
         return "nothing"
     if path == "/sign-out":
         return "viewer"

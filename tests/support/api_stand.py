@@ -215,6 +215,7 @@ class StandInRouter:
         self.end_revoked_bridges: Any = lambda: None
         self.audit: Any = None
         self.limits: Any = None
+        self.assertions: Any = None
         self.gate = gate or AccessGate(Path("/nonexistent"))
         self.job_route = JobRoute(CONNECTION, JobRecord(JOB, CONNECTION, "a job", State.RUNNING), up=True)
 

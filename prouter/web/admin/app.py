@@ -36,6 +36,7 @@ from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
 from prouter.web.admin.resources.passes import Enter, Passes, PassResource
+from prouter.web.admin.resources.public_keys import PublicKeys
 from prouter.web.admin.resources.shares import Shares, forget_removed_jobs
 from prouter.web.admin.resources.shutdown import Shutdown
 from prouter.web.admin.resources.sign_in import SignIn, SignOut
@@ -107,6 +108,9 @@ def _add_router_routes(app: App, router: RouterClient, gate: AccessGate, pages: 
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/metrics", Metrics(router))
     app.add_route("/openapi.json", OpenApi())
+    app.add_route(
+        "/.well-known/jwks.json", PublicKeys(router.assertions.keys if router.assertions is not None else None)
+    )
     app.add_route("/sign-in", SignIn(gate, pages, router.limits))
     app.add_route("/sign-out", SignOut(gate))
     app.add_route("/whoami", WhoAmI())

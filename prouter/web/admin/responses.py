@@ -16,6 +16,7 @@ __all__ = [
     "Listing",
     "NewToken",
     "Problem",
+    "PublicKeys",
     "Status",
     "Token",
     "Tokens",
@@ -234,12 +235,33 @@ class Pass(_Response):
     url: str = Field(description="Opens the job in a browser; to be followed within a minute.")
 
 
+class PublicKey(_Response):
+    """A public key (RFC 7517)."""
+
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: str
+    y: str
+    kid: str = Field(description="As the assertion's head has it.")
+    use: Literal["sig"]
+    alg: Literal["ES256"]
+
+
+class PublicKeys(_Response):
+    """Response of GET /.well-known/jwks.json."""
+
+    keys: list[PublicKey]
+
+
 class WhoAmI(_Response):
     """Response of GET /whoami."""
 
     name: str | None = Field(description="Null while this router asks nobody for a token.")
     role: Literal["viewer", "user", "operator", "admin"]
-    via: Literal["token", "open"] = Field(description="How the identity was shown; open: nobody has to show one.")
+    via: Literal["token", "session", "proxy", "open"] = Field(
+        description="How the identity was shown: an access token, a session of the dashboard, a trusted proxy's user; "
+        "open: nobody has to show one."
+    )
 
 
 class Status(_Response):

@@ -100,6 +100,13 @@ def about_access() -> list[Operation]:
         ),
         Operation("post", "/sign-out", "signOut", "End the session of this request.", {204: None}, errors=(409, 503)),
         Operation("get", "/whoami", "whoami", "Whom the credentials let in.", {200: responses.WhoAmI}, errors=()),
+        Operation(
+            "get",
+            "/.well-known/jwks.json",
+            "publicKeys",
+            "Public keys (JWK Set) with which a job's server verifies X-PRouter-Assertion.",
+            {200: responses.PublicKeys},
+        ),
         Operation("get", "/tokens", "tokens", "All access tokens, without their texts.", {200: responses.Tokens}),
         Operation(
             "post",

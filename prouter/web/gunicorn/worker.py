@@ -67,11 +67,13 @@ class ProxyWorker(GunicornWorker):
     def run(self) -> None:
         """Serve until told to stop, then drain."""
         # Imported here: the gevent worker patches the standard library after the fork.
+        from prouter.access.assertion_keys import AssertionKeys
         from prouter.access.setup import gate_for
-        from prouter.config.directories import broker_endpoint, load_from_environment
+        from prouter.config.directories import broker_endpoint, load_from_environment, router_state_dir
         from prouter.limits.requests import limits_for
         from prouter.process.descriptors import raise_descriptor_limit
         from prouter.web import router_client
+        from prouter.web.assertions import Assertions
         from prouter.web.gunicorn.admin import AdminService
         from prouter.web.proxy.addresses.hops import pseudonym
         from prouter.web.proxy.server import ProxyServer
@@ -81,6 +83,8 @@ class ProxyWorker(GunicornWorker):
         client = self._client = router_client.start(config, broker_endpoint(config))
         client.gate = gate_for(config)
         client.limits = limits_for(config)
+        keys = AssertionKeys(router_state_dir(config))
+        client.assertions = Assertions(keys, lambda: str(client.router.get("uid", "")))
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark, gate=client.gate)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)

@@ -314,6 +314,9 @@ class ProxyServer:
     def _forward(self, exchange: ProxyExchange, route: JobRoute) -> None:
         if self._audit is not None:
             self._note(self._audit, exchange, route.record.uid, None)
+        principal, assertions = exchange.forwarded.principal, self.client.assertions
+        if assertions is not None and principal is not None and principal is not OPEN_ROUTER:
+            exchange.forwarded.identity = assertions.lines(principal, route.connection, route.record.uid)
         exchange.forward(route)
 
     def _refuse(self, exchange: ProxyExchange, error: PRouterError) -> None:

@@ -409,3 +409,36 @@ def test_the_longest_delay_follows_the_first_unless_it_is_set(
 ) -> None:
     client = AgentClient(reconnect_delay=first, reconnect_delay_max=longest)
     assert client.longest_reconnect_delay == pytest.approx(expected)
+
+
+# -- users of a trusted proxy --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "problem"),
+    [
+        (["control.user_header=X-Forwarded-User"], "needs control.trusted_proxies"),
+        (["control.group_header=X-Forwarded-Groups"], "needs control.user_header"),
+        (["control.user_header=Cookie"], "means something else"),
+        (["control.user_header=X-PRouter-User"], "means something else"),
+        (["control.user_header=X_Forwarded_User"], "is no name for it"),
+        (["control.user_header=X-Forwarded-User:"], "is no name for it"),
+        (["control.group_header=remote-USER"], "is the same field"),
+        (["control.group_roles={'a': 'admin'}"], "needs control.group_header"),
+        (["control.group_header=X-Groups", "control.group_roles={'a': 'root'}"], "control.group_roles"),
+        (["control.user_role=none"], "no user is let in"),
+    ],
+)
+def test_a_proxys_users_need_a_proxy_that_is_believed(sets: list[str], problem: str) -> None:
+    if problem not in ("needs control.trusted_proxies", "needs control.user_header"):
+        sets = ["control.trusted_proxies=('unix',)", "control.user_header=Remote-User", *sets]
+    with pytest.raises(ConfigError, match=problem):
+        load_router(None, tuple(sets), {})
+
+
+def test_a_router_with_a_proxys_users_serves_other_machines_without_tokens() -> None:
+    sets = ["control.interface=0.0.0.0", "control.trusted_proxies=('192.0.2.1/32',)", "server.enabled=False"]
+    config = load_router(None, (*sets, "control.user_header=Remote-User"), {})
+    check_exposure(config)
+    with pytest.raises(ConfigError, match="no access token exists"):
+        check_exposure(load_router(None, tuple(sets), {}))

@@ -49,6 +49,8 @@ class BridgeResource:
         inner += f"?{query}" if query else ""
         principal = principal_of(req)
         headers = handshake_headers(req.headers, credentials=principal is OPEN_ROUTER, fields=self._fields)
+        if principal is not OPEN_ROUTER and self._router.assertions is not None:
+            headers += self._router.assertions.fields(principal, connection, job)
         bridge = self._bridges.start(connection, job, inner, request.url, headers, principal)
         resp.set_header("X-PRouter-Bridge", bridge.uid)
         resp.data = b""

@@ -83,9 +83,10 @@ class Forwarded:
     Attributes:
         visitor: whom the credentials name that a browser adds by itself, whether they count for this request or not.
         refused: why a trusted proxy's user may do nothing; None for anybody else.
+        identity: lines of the head that tell a job who sends the request; empty for nobody in particular.
     """
 
-    __slots__ = ("_fields", "_public", "head", "origin", "principal", "refused", "visitor")
+    __slots__ = ("_fields", "_public", "head", "identity", "origin", "principal", "refused", "visitor")
 
     def __init__(self, head: RequestHead, origin: Origin, principal: Principal | None = OPEN_ROUTER) -> None:
         self.head = head
@@ -93,6 +94,7 @@ class Forwarded:
         self.principal = principal
         self.visitor: Principal | None = None
         self.refused: PRouterError | None = None
+        self.identity = b""
         self._public: Public | None = None
         self._fields: list[tuple[bytes, bytes]] | None = None
 

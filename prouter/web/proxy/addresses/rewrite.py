@@ -78,7 +78,7 @@ def request_to_job(
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if head.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %s\r\n" % head.upgrade)
-    lines.append(forwarded.lines(prefix))
+    lines.append(forwarded.lines(prefix) + forwarded.identity)
     lines.append(b"X-PRouter-Via: %s\r\n\r\n" % mark if mark else b"\r\n")
     return b"".join(lines)
 
