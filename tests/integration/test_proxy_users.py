@@ -18,7 +18,8 @@ from websockets.sync.client import connect
 
 from prouter.access.assertion_keys import ASSERTION_KEYS
 from tests.bench.nginx import DEPLOY, Nginx
-from tests.integration.test_access import ECHO, WEBSOCKETS, new_token
+from tests.integration.test_access import ECHO, WEBSOCKETS
+from tests.support.access import new_token
 from tests.support.browser_fields import FETCH, NAVIGATION, proof_in
 from tests.support.ports import free_port
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
