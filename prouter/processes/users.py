@@ -5,13 +5,25 @@ Standard library only: used by the keeper.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["User", "kill_processes", "with_processes"]
+__all__ = ["User", "kill_processes", "missing_capabilities", "with_processes"]
+
+_CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_PTRACE": 19,
+}
+"""What starting, watching and ending jobs of other users takes, by bit (capabilities(7))."""
 
 _PATIENCE = 1.0
 _NO_USER = 2**32 - 2
@@ -34,6 +46,13 @@ class User(NamedTuple):
     groups: tuple[int, ...] = ()
     alone: bool = True
     isolated: bool = True
+
+
+def missing_capabilities() -> list[str]:
+    """The capabilities that this process needs for jobs of other users, and does not have."""
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
 
 
 def with_processes(uids: Collection[int]) -> dict[int, list[int]]:
@@ -71,7 +90,8 @@ def kill_processes(user: User) -> None:
         select.select([pidfd], [], [], _PATIENCE)
     finally:
         os.close(pidfd)
-    os.kill(pid, signal.SIGKILL)  # Where `_NO_USER` does not exist, the processes may have stopped it.
+    with contextlib.suppress(PermissionError):
+        os.kill(pid, signal.SIGKILL)  # Where `_NO_USER` does not exist, the processes may have stopped it.
     os.waitpid(pid, 0)
 
 

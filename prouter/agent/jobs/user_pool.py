@@ -14,7 +14,7 @@ from prouter.config import ConfigError
 from prouter.config.agent import AgentJobs
 from prouter.errors import Limit, LimitReached
 from prouter.keeper.isolation import unavailable
-from prouter.processes.users import User, kill_processes, with_processes
+from prouter.processes.users import User, kill_processes, missing_capabilities, with_processes
 
 __all__ = ["UserPool", "make_users"]
 
@@ -53,7 +53,7 @@ class UserPool:
         isolated: as given.
 
     Raises:
-        ConfigError: the agent is not root, there is no such user, or it is root.
+        ConfigError: the agent is not root or lacks capabilities; there is no such user, or it has root's rights.
     """
 
     def __init__(self, setting: str | Sequence[str], *, isolated: bool) -> None:
@@ -61,6 +61,12 @@ class UserPool:
             raise ConfigError(
                 "jobs.user: only root can start jobs as other users; start the agent as root, or remove jobs.user, and "
                 "jobs run as the agent's own user"
+            )
+        missing = missing_capabilities()
+        if missing:
+            raise ConfigError(
+                f"jobs.user: the agent lacks {', '.join(missing)}; give it these capabilities, for example with "
+                "CapabilityBoundingSet= in its unit or --cap-add of its container"
             )
         shared = isinstance(setting, str) and _range(setting) is None
         words = [setting] if isinstance(setting, str) else setting
