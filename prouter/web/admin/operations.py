@@ -152,7 +152,7 @@ def _about_a_job() -> list[Operation]:
                 Parameter("offset", _NUMBER, "Begin at this byte."),
                 LAST_EVENT_ID,
             ),
-            errors=JOB_ERRORS,
+            errors=(*JOB_ERRORS, 416),
         ),
     ]
 

@@ -50,7 +50,32 @@ _CLAIMED = frozenset(
 )
 """Fields from which servers take the client, scheme or path that a proxy saw (docs/http-api.md lists them)."""
 _ORIGIN_WIDE = frozenset(
-    {b"alt-svc", b"clear-site-data", b"nel", b"report-to", b"service-worker-allowed", b"strict-transport-security"}
+    {
+        b"accept-ch",
+        b"alt-svc",
+        b"attribution-reporting-register-source",
+        b"attribution-reporting-register-trigger",
+        b"clear-site-data",
+        b"critical-ch",
+        b"expect-ct",
+        b"nel",
+        b"observe-browsing-topics",
+        b"origin-agent-cluster",
+        b"origin-isolation",
+        b"origin-policy",
+        b"public-key-pins",
+        b"public-key-pins-report-only",
+        b"report-to",
+        b"sec-session-challenge",
+        b"sec-session-registration",
+        b"secure-session-challenge",
+        b"secure-session-registration",
+        b"service-worker-allowed",
+        b"set-login",
+        b"shared-storage-write",
+        b"strict-transport-security",
+        b"use-as-dictionary",
+    }
 )
 """Fields that count for a whole origin: a job that shares its origin with others must not set them."""
 _LONGEST = 64

@@ -399,6 +399,14 @@ ORIGIN_WIDE = [
     b"Strict-Transport-Security",
     b"NEL",
     b"Report-To",
+    b"Accept-CH",
+    b"Origin-Agent-Cluster",
+    b"Public-Key-Pins",
+    b"Secure-Session-Registration",
+    b"Sec-Session-Registration",
+    b"Set-Login",
+    b"Shared-Storage-Write",
+    b"Use-As-Dictionary",
 ]
 
 
