@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from prouter.agent.expose.servers import Servers
 from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
@@ -86,7 +87,8 @@ class _Agent:
         self.identity: Identity
         self.manager = self._make_manager(self._state_dir)
         self.service = Service(self.manager, self._tell_load)
-        self.connections = Connections(self.manager.record, self.manager.owner)
+        self._servers = Servers(self.manager.look)
+        self.connections = Connections(self.manager.record, self._servers)
         self.log_news = LogNews()
         kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
         self.transfers = Transfers(
@@ -204,6 +206,7 @@ class _Agent:
         with gevent.Timeout(_CLOSE_TIMEOUT, False):  # type: ignore[arg-type]
             self.manager.close(end_jobs=not keep)
         self.connections.close()
+        self._servers.close()
         self.links.close("the agent stops")
         self.log_news.close()
         self.transfers.close()

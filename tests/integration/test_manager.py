@@ -114,7 +114,6 @@ def test_unknown_jobs_are_not_found(jobs: Observed) -> None:
         lambda: jobs.manager.signal(uid, "TERM"),
         lambda: jobs.manager.usage(uid),
         lambda: jobs.manager.sandbox(uid),
-        lambda: jobs.manager.endpoint(uid),
     ):
         with pytest.raises(NotFound, match=f"job '{uid}' is not found"):
             call()
@@ -219,7 +218,7 @@ def test_the_originals_own_kind_of_job_reports_its_port(jobs: Observed) -> None:
     uid = jobs.create()
     record = jobs.start(uid, sys.executable, str(NOTIFY_SERVER), port_expected_count=1)
     assert record.state is State.RUNNING
-    assert jobs.manager.endpoint(uid) == {"port": record.ports[0]}
+    assert jobs.manager.record(uid).endpoint == {"port": record.ports[0]}
     assert get(record.endpoint, "/") == (200, "hello from the job\n")
     assert jobs.states(uid) == [State.NEW, State.PENDING, State.RUNNING]
 

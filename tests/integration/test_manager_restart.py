@@ -110,8 +110,8 @@ def test_a_server_goes_on_serving_on_its_reserved_port(managers: Managers) -> No
     uid = before.create()
     record = before.start(uid, *python(SERVER, "{port}"), expose={"port": "assign"})
     after = restarted(managers)
-    assert after.manager.endpoint(uid) == record.endpoint
-    assert get(after.manager.endpoint(uid), "/x") == (200, "/x")
+    assert after.manager.record(uid).endpoint == record.endpoint
+    assert get(after.manager.record(uid).endpoint, "/x") == (200, "/x")
     assert take(record.ports[0]) is None
     after.manager.remove(uid)
     port = take(record.ports[0])

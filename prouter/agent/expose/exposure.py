@@ -8,7 +8,6 @@ only a port on which the job's own processes listen counts (`prouter.agent.expos
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from gevent.event import Event
 
 from prouter.agent.expose import probe
 from prouter.agent.expose.listening_sockets import Listener, Sockets
-from prouter.agent.expose.ownership import addresses, all_addresses, loopback, refusal
+from prouter.agent.expose.ownership import addresses, all_addresses, is_peer, leads_to, loopback, peer_of, refusal
 from prouter.agent.expose.plan import Plan, resolve
 from prouter.agent.expose.ports import Port
 from prouter.agent.expose.presets import applying, with_options
@@ -291,19 +290,20 @@ class Exposure:
         return addresses(self.reported[0], self._seen)
 
     def _is_own(self, address: Address, look: Callable[[], Sockets]) -> bool:
-        """Return whether the job listens there; for an assigned port this is known only once something responds."""
-        if self.port is None:
-            return True
-        sockets = look()
-        if address in addresses(self.port.number, sockets):
-            return True
-        seen = any(one.port == self.port.number for one in sockets.own)
-        return bool(sockets.hidden) and not seen
+        """Return whether the job listens there.
+
+        For an assigned port and a unix socket this is known only once something accepts connections.
+        """
+        if address.path is not None:
+            connection = probe.connection_to(address, _PROBE_TIMEOUT)
+            if connection is None:
+                return False
+            with connection:
+                return is_peer(peer_of(connection), address.path, look())
+        return self.port is None or bool(leads_to(address, look(), assigned=True))
 
     def _ready(self, address: Address, timeout: float) -> bool:
         ready = self.plan.ready or "tcp"
-        if address.path is not None and os.path.islink(address.path):
-            return False  # The link would lead to another program's socket.
         if ready == "tcp":
             return probe.connects(address, timeout)
         status = probe.http_status(address, self._below_root("/", self.plan.path), timeout)

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 from prouter.agent.expose import sock_diag
@@ -36,12 +36,16 @@ class Listener(NamedTuple):
             process's directory), with ``@`` in front if abstract.
         port: 0 for ``unix``.
         pid: a process that holds the socket.
+        inode: the socket's; no two sockets have the same.
+        uid: the user id of the process that made it; 0 for ``unix``.
     """
 
     family: str
     host: str
     port: int
     pid: int
+    inode: int = 0
+    uid: int = 0
 
 
 class Sockets(NamedTuple):
@@ -49,14 +53,21 @@ class Sockets(NamedTuple):
 
     Attributes:
         own: sockets of the processes, TCP before unix, each once even if several processes share it.
-        foreign: TCP sockets of everybody else; their `pid` is 0.
+        foreign: TCP sockets of everybody else. Their `pid` is 0, but where processes are hidden that of a process that
+            is known to hold the socket.
         hidden: processes of the set whose sockets this process may not see: they run as another user, or run a
             setuid program (ptrace(2), "Ptrace access mode checking").
+        hidden_uids: the users as which these processes act.
+        pids: all processes of the set.
+        held: inodes of all sockets of the processes, those of connections included.
     """
 
     own: list[Listener]
     foreign: list[Listener]
     hidden: list[int]
+    hidden_uids: frozenset[int] = frozenset()
+    pids: frozenset[int] = frozenset()
+    held: Set[int] = frozenset()
 
 
 def listening(pids: Iterable[int]) -> list[Listener]:
@@ -66,23 +77,47 @@ def listening(pids: Iterable[int]) -> list[Listener]:
 
 def survey(pids: Iterable[int]) -> Sockets:
     """Return the listening sockets of these processes, and of everybody else."""
-    owners: dict[int, int] = {}
+    members = list(pids)
+    owners, hidden = _holders(members)
+    others = _holders(set(_all_pids()).difference(members))[0] if hidden else {}
+    own: list[Listener] = []
+    foreign: list[Listener] = []
+    for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+        for host, port, inode, uid in _tcp(version):
+            owner = owners.get(inode, 0)
+            holder = owner or others.get(inode, 0)
+            (own if owner else foreign).append(Listener(family, host, port, holder, inode, uid))
+    if owners:
+        own += [Listener("unix", path, 0, owners[inode], inode) for path, inode in _unix() if inode in owners]
+    uids = frozenset(uid for pid in hidden for uid in _acting_uids(pid))
+    return Sockets(own, foreign, hidden, uids, frozenset(members), owners.keys())
+
+
+def _holders(pids: Iterable[int]) -> tuple[dict[int, int], list[int]]:
+    """Return a holder for the inode of each socket of these processes, and the processes that may not be looked at."""
+    holders: dict[int, int] = {}
     hidden: list[int] = []
     for pid in pids:
         try:
             for inode in _socket_inodes(pid):
-                owners.setdefault(inode, pid)
+                holders.setdefault(inode, pid)
         except PermissionError:
             hidden.append(pid)
-    own: list[Listener] = []
-    foreign: list[Listener] = []
-    for family, version in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-        for host, port, inode in _tcp(version):
-            owner = owners.get(inode, 0)
-            (own if owner else foreign).append(Listener(family, host, port, owner))
-    if owners:
-        own += [Listener("unix", path, 0, owners[inode]) for path, inode in _unix() if inode in owners]
-    return Sockets(own, foreign, hidden)
+    return holders, hidden
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _acting_uids(pid: int) -> list[int]:
+    """Return the effective, saved and file system user ids of a process, as which it may have made sockets."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            line = next((line for line in status if line.startswith(b"Uid:")), b"")
+    except OSError:
+        return []
+    return [int(word) for word in line.split()[2:]]
 
 
 def _socket_inodes(pid: int) -> Iterator[int]:
@@ -100,7 +135,7 @@ def _socket_inodes(pid: int) -> Iterator[int]:
             yield int(target[8:-1])
 
 
-def _tcp(version: socket.AddressFamily) -> list[tuple[str, int, int]]:
+def _tcp(version: socket.AddressFamily) -> list[tuple[str, int, int, int]]:
     global _has_sock_diag
     if _has_sock_diag:
         try:
@@ -111,7 +146,7 @@ def _tcp(version: socket.AddressFamily) -> list[tuple[str, int, int]]:
     return list(_tcp_of_proc(version))
 
 
-def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]]:
+def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int, int]]:
     path = "/proc/self/net/tcp" if version is socket.AF_INET else "/proc/self/net/tcp6"
     if not os.path.exists(path):
         return  # A kernel without IPv6.
@@ -125,7 +160,7 @@ def _tcp_of_proc(version: socket.AddressFamily) -> Iterator[tuple[str, int, int]
             # Each 32-bit word of the address is printed as a number in the machine's byte order.
             words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
             host = socket.inet_ntop(version, struct.pack(f"={len(words)}I", *words))
-            yield host, int(port, 16), int(fields[9])
+            yield host, int(port, 16), int(fields[9]), int(fields[7])
 
 
 def _unix() -> Iterator[tuple[str, int]]:

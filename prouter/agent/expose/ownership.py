@@ -5,20 +5,47 @@ listens on ``[::]:8889`` for IPv6 only does not own ``127.0.0.1:8889``. The kern
 with the most specific address. A listener for all IPv6 addresses also gets IPv4 connections that no IPv4 listener takes
 (ip(7), ipv6(7)).
 
+Several programs of one user may share an address (SO_REUSEPORT in socket(7)); then each connection goes to any of them,
+so the address counts as nobody's.
+
 The agent sees neither sockets in another network namespace, which it could not reach, nor those of a process that it
-may not examine (`Sockets.hidden`). It accepts a port that it chose itself for such a process if nobody else is known to
-have taken it, but not a port that the job reports, which could be anybody's.
+may not examine (`Sockets.hidden`). It accepts a port that it chose itself for such a process if the socket was made by
+a user as which that process acts, and nobody else is known to hold it; but not a port that the job reports, which could
+be anybody's.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
+from typing import NamedTuple
+
 from prouter.agent.expose.listening_sockets import Listener, Sockets
 from prouter.agent.expose.probe import Address
+from prouter.processes.process_tree import read_process
 
-__all__ = ["addresses", "all_addresses", "loopback", "refusal"]
+__all__ = ["Peer", "addresses", "all_addresses", "is_peer", "leads_to", "loopback", "peer_of", "refusal"]
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LOOPBACK = ("127.0.0.1", "::1")
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: pid, uid, gid (unix(7))."""
+
+
+class Peer(NamedTuple):
+    """Who listens at a unix socket.
+
+    Attributes:
+        pid: the process that called listen(2), 0 if it is not visible from here.
+        uid: its user.
+        name: the path or abstract name to which it bound the socket, which differs from the path that was connected to
+            if that is a link.
+    """
+
+    pid: int
+    uid: int
+    name: str
 
 
 def loopback(port: int) -> list[Address]:
@@ -38,6 +65,47 @@ def all_addresses(sockets: Sockets) -> list[Address]:
     return [address for port in ports for address in addresses(port, sockets)]
 
 
+def leads_to(address: Address, sockets: Sockets, *, assigned: bool = False) -> frozenset[int]:
+    """Return the inodes of the job's sockets that get connections to a TCP address; none if others may get them.
+
+    Args:
+        assigned: whether the agent chose the port for the job.
+    """
+    if address in addresses(address.port, sockets):
+        return frozenset(one.inode for one in sockets.own if one.port == address.port)
+    if not assigned or any(one.port == address.port for one in sockets.own):
+        return frozenset()
+    there = [one for one in sockets.foreign if one.port == address.port]
+    if any(one.pid or one.uid not in sockets.hidden_uids for one in there):
+        return frozenset()
+    return frozenset(one.inode for one in there if address in _reached(one, []))
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who listens where a unix socket is connected to.
+
+    Raises:
+        OSError: it is not connected.
+    """
+    pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    name = connection.getpeername()
+    return Peer(pid, uid, os.fsdecode(name).replace("\0", "@"))
+
+
+def is_peer(peer: Peer, path: str, sockets: Sockets) -> bool:
+    """Return whether it is a process of the job that listens at a unix socket.
+
+    If the process that called listen(2) has ended, because its children serve, the job has to hold a socket of that
+    very path. Only the job was told the path, so nobody else binds a socket to it by chance.
+    """
+    if peer.pid in sockets.pids:
+        return True
+    process = read_process(peer.pid) if peer.pid > 0 else None
+    if peer.pid <= 0 or (process is not None and process.alive):
+        return False
+    return peer.name == path and any(one.family == "unix" and one.host == path for one in sockets.own)
+
+
 def refusal(port: int, sockets: Sockets) -> str | None:
     """Return why a reported port cannot be the job's; None if it is, or if nobody has it yet."""
     if addresses(port, sockets) or not any(one.port == port and _near(one.host) for one in sockets.foreign):
@@ -54,9 +122,12 @@ def refusal(port: int, sockets: Sockets) -> str | None:
 def _reached(own: Listener, foreign: list[Listener]) -> list[Address]:
     if own.family == "unix":
         return []
-    if own.host not in _ANY:
-        return [Address(own.host.removeprefix("::ffff:"), own.port)]
-    others = {one.host for one in foreign if one.port == own.port}
+    host = own.host.removeprefix("::ffff:")
+    others = {one.host.removeprefix("::ffff:") for one in foreign if one.port == own.port}
+    if host in others:
+        return []  # It is shared.
+    if host not in _ANY:
+        return [Address(host, own.port)]
     found = []
     if own.host == "::":
         if "::1" not in others:

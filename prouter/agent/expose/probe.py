@@ -6,11 +6,12 @@ import errno
 import re
 import socket
 import struct
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from gevent.socket import wait_read, wait_write
 
-__all__ = ["Address", "connects", "http_status", "is_of", "reachable"]
+__all__ = ["Address", "connection_to", "connects", "http_status", "reachable"]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r\n]")
 _LONGEST_LINE = 4096
@@ -29,6 +30,11 @@ class Address(NamedTuple):
     path: str | None = None
     owner: int | None = None
 
+    @classmethod
+    def of(cls, endpoint: Mapping[str, Any]) -> Address:
+        """Return the address that a job record has."""
+        return cls(endpoint.get("host", "127.0.0.1"), endpoint.get("port", 0), endpoint.get("socket"))
+
     def endpoint(self) -> dict[str, str | int]:
         """Return the address in a job record's form: ``{"port"}``, with ``"host"`` unless that is 127.0.0.1, or
         ``{"socket"}``.
@@ -43,7 +49,7 @@ class Address(NamedTuple):
         return f"port {self.port}" if self.host == "127.0.0.1" else f"{self.host} port {self.port}"
 
 
-def is_of(connection: socket.socket, owner: int | None) -> bool:
+def _is_of(connection: socket.socket, owner: int | None) -> bool:
     """Return whether the process that listens at the other end of a unix socket is of this user; None for any.
 
     A path may lead elsewhere than it seems, for example to a socket that only root may use (SO_PEERCRED in unix(7)).
@@ -56,7 +62,7 @@ def is_of(connection: socket.socket, owner: int | None) -> bool:
 
 def connects(address: Address, timeout: float) -> bool:
     """Return whether something accepts a connection there within `timeout` seconds."""
-    connection = _connect(address, timeout)
+    connection = connection_to(address, timeout)
     if connection is None:
         return False
     connection.close()
@@ -74,7 +80,7 @@ def reachable(port: int, timeout: float) -> Address | None:
 
 def http_status(address: Address, path: str, timeout: float) -> int | None:
     """Return the status of the response to a GET, or None without an HTTP response within `timeout` seconds."""
-    connection = _connect(address, timeout)
+    connection = connection_to(address, timeout)
     if connection is None:
         return None
     name = "localhost" if address.path is not None else f"[{address.host}]" if ":" in address.host else address.host
@@ -99,7 +105,8 @@ def http_status(address: Address, path: str, timeout: float) -> int | None:
     return int(match[1]) if match else None
 
 
-def _connect(address: Address, timeout: float) -> socket.socket | None:
+def connection_to(address: Address, timeout: float) -> socket.socket | None:
+    """Return a connection, which does not block, or None if nothing accepts one within `timeout` seconds."""
     if address.path is not None:
         connection, target = socket.socket(socket.AF_UNIX), address.path
     else:
@@ -111,7 +118,7 @@ def _connect(address: Address, timeout: float) -> socket.socket | None:
         if result == errno.EINPROGRESS:
             wait_write(connection.fileno(), timeout=timeout, timeout_exc=TimeoutError("no connection"))
             result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if result == 0 and address.path is not None and not is_of(connection, address.owner):
+        if result == 0 and address.path is not None and not _is_of(connection, address.owner):
             result = errno.EACCES
     except OSError:
         result = errno.ETIMEDOUT

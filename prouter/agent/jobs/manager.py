@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from prouter.agent.expose.endpoint import PortEndpoint
+from prouter.agent.expose.servers import Look
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
@@ -40,7 +41,6 @@ __all__ = ["JobManager"]
 _CLOSE_TIMEOUT = 5.0
 """Seconds that a closing agent waits for each job to become FINISHED, once the runner has ended all."""
 
-_NOBODY = -1
 _log = logging.getLogger("prouter.agent")
 
 
@@ -318,13 +318,6 @@ class JobManager:
         """The job's sandbox. Raises `NotFound`."""
         return self._jobs.find(uid).sandbox
 
-    def owner(self, uid: str) -> int | None:
-        """Uid of the user to whom the job's unix sockets belong; None for any user."""
-        job = self._jobs.get(uid)
-        if job is None:
-            return _NOBODY
-        return job.sandbox.user.uid if job.sandbox.user is not None else None
-
     def sandbox_limit(self, uid: str) -> int | None:
         """Bytes the job's sandbox may hold, None for any number. Raises `NotFound`."""
         job = self._jobs.find(uid)
@@ -334,9 +327,9 @@ class JobManager:
         """The job's ``stdout`` or ``stderr``, the same object for all. Raises `NotFound`, `InvalidRequest`."""
         return self._jobs.find(uid).log(name)
 
-    def endpoint(self, uid: str) -> dict[str, Any] | None:
-        """Where the job's server answers, as in `JobRecord.endpoint`. Raises `NotFound`."""
-        return self._jobs.find(uid).record.endpoint
+    def look(self, uid: str) -> Look:
+        """What a look at the job's processes finds now; nothing if it has ended. Blocks the greenlet."""
+        return self._starter.look(self._jobs.get(uid))
 
     # What the runner and the jobs report.
 

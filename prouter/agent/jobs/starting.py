@@ -16,6 +16,7 @@ import gevent
 from prouter.agent.expose.exposure import Exposure, NotReady, Plan, resolve
 from prouter.agent.expose.listening_sockets import Sockets, survey
 from prouter.agent.expose.ports import again, reserve
+from prouter.agent.expose.servers import Look
 from prouter.agent.expose.sizes import check_sizes
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.job import Job
@@ -226,6 +227,12 @@ class Starter:
             return survey(self._runner.processes(job.uid))
         except PRouterError:
             return survey(())  # The job has just ended; its start is about to hear of it.
+
+    def look(self, job: Job | None) -> Look:
+        """The same, and whether the agent chose the job's port; nothing of a job that was removed."""
+        if job is None:
+            return Look(survey(()), assigned=False)
+        return Look(self.sockets(job), assigned=job.exposure is not None and job.exposure.port is not None)
 
     def _fail(self, job: Job, why: str) -> StartFailed:
         """Kill what runs of a job, make it FINISHED, and return the error for the caller."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gevent import get_hub
+from gevent.socket import wait_write
 
+from prouter.agent.expose.probe import Address
+from prouter.agent.expose.servers import Identity, Servers
 from prouter.agent.relays.http import HttpRelay
 from prouter.errors import NotFound
 from prouter.fabric.stream import Stream
@@ -17,8 +23,14 @@ from prouter.processes.process_tree import is_exiting
 
 __all__ = ["CONNECT_TIMEOUT", "Connections"]
 
+log = logging.getLogger("prouter.agent.relays")
+
 CONNECT_TIMEOUT = 10.0
 """Seconds that a job has to accept a connection."""
+_TOO_LATE = f"the job did not take the connection within {CONNECT_TIMEOUT:g} s"
+_SYN_SENT = 2
+_ESTABLISHED = frozenset({1, 8})
+"""States of TCP in which a connection is established: ESTABLISHED and CLOSE_WAIT (linux/tcp_states.h)."""
 _RETRY = 0.02
 """Seconds between attempts at a unix socket whose backlog is full."""
 _DYING = 1.0
@@ -32,13 +44,13 @@ class Connections:
 
     Args:
         find: gives the record of a job; raises `NotFound`.
-        owner: gives the uid of a job's user; None for any user.
+        servers: tells which connections have reached the job.
     """
 
-    def __init__(self, find: Callable[[str], JobRecord], owner: Callable[[str], int | None]) -> None:
+    def __init__(self, find: Callable[[str], JobRecord], servers: Servers) -> None:
         self.loop = get_hub().loop
-        self.owner_of = owner
         self._find = find
+        self._servers = servers
         self._by_job: dict[str, set[HttpRelay]] = {}
         self._unconfirmed: deque[tuple[float, HttpRelay]] = deque()
         self._retries: set[Any] = set()
@@ -69,6 +81,56 @@ class Connections:
         if not relay.confirmed and not stream.closed:
             self._unconfirmed.append((time.monotonic() + CONNECT_TIMEOUT, relay))
             self._sweep_later()
+
+    def admit(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
+        """Let `relay` use a new connection once it has reached the job; end the relay if it has reached another."""
+        address = Address.of(endpoint)
+        state = _state(connection)
+        if state in _ESTABLISHED:
+            try:
+                identity = self._servers.identify(connection, address)
+            except OSError as error:
+                log.debug("event=connection_ended job=%s error=%r", relay.job, str(error))
+                relay.connected(connection)  # It says so, too.
+                return
+            if self._servers.knows(relay.job, identity):
+                relay.connected(connection)
+            else:
+                gevent.spawn(self._examine, relay, connection, address, identity)
+        elif state == _SYN_SENT:
+            gevent.spawn(self._await_connection, relay, connection, endpoint)
+        else:
+            relay.connected(connection)  # It has failed, as it will notice.
+
+    def _await_connection(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
+        """Go on with a connection that the job's full backlog does not take yet."""
+        try:
+            wait_write(connection.fileno(), timeout=CONNECT_TIMEOUT, timeout_exc=TimeoutError())
+        except TimeoutError:
+            connection.close()
+            if not relay.stream.closed:
+                relay.end("connect_timeout", _TOO_LATE)
+            return
+        if relay.stream.closed:
+            connection.close()
+        else:
+            self.admit(relay, connection, endpoint)
+
+    def _examine(self, relay: HttpRelay, connection: socket.socket, address: Address, identity: Identity) -> None:
+        """Decide about a connection that is not known to be the job's."""
+        try:
+            refusal = self._servers.refusal(relay.job, connection, address, identity)
+        except Exception:
+            log.exception("event=look_failed job=%s", relay.job)
+            refusal = f"the agent cannot find out whose {address} is"
+        if relay.stream.closed:
+            connection.close()
+        elif refusal:
+            connection.close()
+            if not self.job_dies(relay):
+                relay.end("refused", refusal)
+        else:
+            relay.connected(connection)
 
     def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
         """Connect again after `_RETRY`, unless the stream is closed by then."""
@@ -125,6 +187,7 @@ class Connections:
         Most end by themselves: the kernel still holds what the job sent, and then the end of its sockets. A connection
         that another process keeps open is reset once there is nothing left to relay.
         """
+        self._servers.forget(record.uid)
         for relay in self._dying.pop(record.uid, ()):
             _pass_ending(relay, record)
         if record.uid in self._by_job:
@@ -169,7 +232,7 @@ class Connections:
             if relay.check_connected():
                 continue
             if now >= deadline:
-                relay.end("connect_timeout", f"the job did not take the connection within {CONNECT_TIMEOUT:g} s")
+                relay.end("connect_timeout", _TOO_LATE)
             else:
                 self._unconfirmed.append((deadline, relay))
 
@@ -180,6 +243,13 @@ def _pass_ending(relay: HttpRelay, record: JobRecord) -> None:
         relay.pass_end()
     else:
         relay.end("job_ended", record.ending)
+
+
+def _state(connection: socket.socket) -> int:
+    """Return the state of a TCP connection, the first octet of TCP_INFO (tcp(7)); unix sockets connect at once."""
+    if connection.family == socket.AF_UNIX:
+        return 1
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def _why_not(record: JobRecord) -> str:

@@ -6,7 +6,8 @@ This is the hot path. A relay has no greenlet, and no buffer while it is idle:
   busy relays take turns. While the window is full it does not read, and the kernel holds the job back.
 * It writes what arrives on the stream to the socket at once. What the kernel does not take waits in `_backlog`, at most
   one window. Bytes count as consumed once the kernel has them, which holds the worker back.
-* It does not wait for a connection: it tries to send right after connect(2), which mostly succeeds on loopback.
+* Nothing is sent before the owner has found that the connection reached the job (`RelayOwner.admit`). On loopback it
+  is mostly established when connect(2) returns, and known to be the job's.
 * A job that dies closes its connections without meaning to. The relay then resets the stream instead of ending it, or
   a response that ends with the connection would look complete.
 * If the stream is reset before the job has read all of the request, the relay resets the connection. Otherwise the job
@@ -28,7 +29,6 @@ from itertools import islice
 from termios import TIOCOUTQ as SIOCOUTQ
 from typing import Any, Protocol
 
-from prouter.agent.expose.probe import is_of
 from prouter.fabric.stream import Stream
 
 __all__ = ["HttpRelay", "RelayOwner"]
@@ -56,11 +56,11 @@ class RelayOwner(Protocol):
     def loop(self) -> Any:
         """The gevent loop, for watchers."""
 
-    def owner_of(self, job: str) -> int | None:
-        """Uid of the user to whom the job's unix socket must belong; None for any user."""
-
     def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
         """Connect again in a moment: the backlog of the job's unix socket is full."""
+
+    def admit(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
+        """Call `HttpRelay.connected` once the connection is known to have reached the job; else end the relay."""
 
     def job_dies(self, relay: HttpRelay) -> bool:
         """Whether the job has closed the connection because it dies; then the owner ends the relay."""
@@ -143,12 +143,16 @@ class HttpRelay:
             self._socket = None
             self._owner.retry(self, endpoint)
             return
-        if code == 0 and path and not is_of(sock, self._owner.owner_of(self.job)):
-            code = errno.EACCES
         if code not in (0, errno.EINPROGRESS):
             self._fail(OSError(code, os.strerror(code)))
             return
-        self.confirmed = code == 0
+        self._socket = None
+        self._owner.admit(self, sock, endpoint)
+
+    def connected(self, sock: socket.socket) -> None:
+        """Begin to relay: the connection is established, and the job's; or it has failed."""
+        self._socket = sock
+        self.confirmed = True
         self._reader = self._owner.loop.io(sock.fileno(), _READ)
         self._reader.start(self._readable)
         if self._backlog is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -523,6 +524,11 @@ def listener(where: str) -> Listener:
         (["[::]:7"], ["[::1]:7", "127.0.0.1:7"], []),
         (["0.0.0.0:7"], ["127.0.0.1:7"], []),
         (["127.0.0.1:8"], ["127.0.0.1:7"], []),
+        (["127.0.0.1:7"], ["127.0.0.1:7"], []),
+        (["127.0.0.1:7"], ["[::ffff:127.0.0.1]:7"], []),
+        (["0.0.0.0:7"], ["0.0.0.0:7"], []),
+        (["[::]:7"], ["[::]:7"], []),
+        (["127.0.0.1:7", "[::1]:7"], ["[::1]:7"], ["127.0.0.1"]),
         ([], [], []),
     ],
 )
@@ -545,13 +551,22 @@ def test_a_port_of_a_process_that_cannot_be_looked_at_is_refused_with_a_way_out(
     assert "assign" in text
 
 
-@pytest.mark.parametrize(("hidden", "served"), [([], False), ([4711], True)])
+@pytest.mark.parametrize(
+    ("hidden", "uids", "holder", "served"),
+    [([], [], 0, False), ([4711], [500], 0, True), ([4711], [501], 0, False), ([4711], [500], 4712, False)],
+)
 def test_an_assigned_port_is_the_jobs_own_or_that_of_a_process_that_cannot_be_looked_at(
-    exposure: Callable[..., Exposure], serve: Callable[..., int], hidden: list[int], served: bool
+    exposure: Callable[..., Exposure],
+    serve: Callable[..., int],
+    hidden: list[int],
+    uids: list[int],
+    holder: int,
+    served: bool,
 ) -> None:
     one = exposure(expose={"port": "assign"})
     serve(answering({}), assigned(one))
-    look = foreign(assigned(one))._replace(hidden=hidden)
+    there = [found._replace(uid=500, pid=holder) for found in foreign(assigned(one)).foreign]
+    look = Sockets([], there, hidden, frozenset(uids))
     if served:
         assert waited(one, look).address == Address(port=assigned(one))
     else:
@@ -591,7 +606,10 @@ def test_a_unix_socket_is_waited_for(exposure: Callable[..., Exposure]) -> None:
     server = WSGIServer(listener, answering({}), log=None)
     server.start()
     try:
-        assert waited(one).address.endpoint() == {"socket": str(one.socket)}
+        with pytest.raises(NotReady, match="an HTTP answer on socket"):
+            waited(one, timeout=0.2)  # a process of somebody else
+        mine = Sockets([], [], [], pids=frozenset({os.getpid()}))
+        assert waited(one, mine).address.endpoint() == {"socket": str(one.socket)}
     finally:
         server.stop(timeout=0)
 

@@ -18,6 +18,8 @@ import gevent
 import pytest
 from gevent import socket as green
 
+from prouter.agent.expose.listening_sockets import survey
+from prouter.agent.expose.servers import Look, Servers
 from prouter.agent.relays import connections
 from prouter.agent.relays.connections import Connections
 from prouter.errors import NotFound
@@ -35,7 +37,7 @@ class Place:
     def __init__(self, listener: Any, endpoint: dict[str, Any]) -> None:
         self.listener = listener
         self.record = JobRecord("j1", "c1", "job", State.RUNNING, endpoint=endpoint)
-        self.connections = Connections(self._find, lambda _: None)
+        self.connections = Connections(self._find, Servers(lambda _job: Look(survey([os.getpid()]), assigned=False)))
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def _find(self, uid: str) -> JobRecord:

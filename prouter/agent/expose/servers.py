@@ -1,0 +1,194 @@
+"""Whether a connection to a job's server has reached the job, decided for each connection once it is established.
+
+A port that was the job's once may be another program's now, and a unix socket a link to somebody else's. So each new
+connection is identified by the listening socket that got it (its inode, which the kernel tells in a few microseconds),
+or with unix sockets by the process that listens. What was found to be the job's is remembered. Anything else is looked
+for among the job's processes, which blocks the greenlet for some milliseconds, and happens at most ten times a second
+for each job.
+
+The identity is taken once the connection is established, not before: the kernel gives a connection to whoever listens
+when it is established, and that may be seconds after connect(2).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import gevent
+
+from prouter.agent.expose.listening_sockets import Sockets
+from prouter.agent.expose.ownership import Peer, is_peer, leads_to, peer_of
+from prouter.agent.expose.probe import Address
+from prouter.agent.expose.sock_diag import Lookup
+
+__all__ = ["Identity", "Look", "Servers"]
+
+_LOOKS = 2
+"""Looks before a connection is refused: a process may change its parent during one."""
+_PAUSE = 0.1
+"""Least seconds between the looks at one job's processes."""
+_SHARE = 10
+"""How many times longer than a look the pause after it is at least: a job may have very many descriptors."""
+_UNSEEN = 1.0
+"""Seconds for which a port counts as the job's after a look, where the kernel does not tell who listens."""
+_REMEMBERED = 256
+"""Most listening sockets of one job that are remembered; the oldest ones are most likely closed."""
+_ACCEPTED_WITHIN = 1.0
+"""Seconds that a job has to accept a connection whose listening socket is closed already."""
+_ACCEPT_POLL = 0.01
+
+_log = logging.getLogger("prouter.agent")
+
+Identity = int | Peer | None
+"""Who got a connection: the inode of the listening socket, 0 if it is closed again; who listens at a unix socket; None
+where the kernel does not tell."""
+
+
+class Look(NamedTuple):
+    """What a look at a job finds: sockets, and whether the agent chose the job's port."""
+
+    sockets: Sockets
+    assigned: bool
+
+
+@dataclass
+class _Job:
+    """What is known of one job's server."""
+
+    found: dict[int | Peer, None] = field(default_factory=dict)
+    until: float = 0.0
+    """Until when a port counts as the job's, where the kernel does not tell who listens."""
+    looking: gevent.Greenlet[..., tuple[float, Look]] | None = None
+    due: float = 0.0
+    """When the next look may begin."""
+
+
+class Servers:
+    """What was found to be the jobs' own.
+
+    Args:
+        look: looks at a job's processes. It blocks the greenlet.
+    """
+
+    def __init__(self, look: Callable[[str], Look]) -> None:
+        self._look = look
+        self._jobs: dict[str, _Job] = {}
+        self._lookup: Lookup | None
+        try:
+            self._lookup = Lookup()
+        except OSError as error:
+            self._lookup = None
+            _log.info("event=no_sock_diag error=%r", str(error))
+
+    def identify(self, connection: socket.socket, address: Address) -> Identity:
+        """Return who got an established connection. Does not block.
+
+        Raises:
+            OSError: the connection has ended.
+        """
+        if address.path is not None:
+            return peer_of(connection)
+        if self._lookup is None:
+            return None
+        try:
+            return self._lookup.listener(address.host, address.port)
+        except OSError as error:
+            _log.warning("event=no_sock_diag error=%r", str(error))
+            self._lookup = None
+            return None
+
+    def knows(self, job: str, identity: Identity) -> bool:
+        """Whether this is known to be the job. Does not block."""
+        known = self._jobs.get(job)
+        if known is None:
+            return False
+        return identity in known.found if identity is not None else time.monotonic() < known.until
+
+    def refusal(self, job: str, connection: socket.socket, address: Address, identity: Identity) -> str:
+        """Return why an established connection is not the job's; empty if it is. Blocks the greenlet.
+
+        Args:
+            identity: what `identify` said of it.
+        """
+        known = self._jobs.setdefault(job, _Job())
+        accepted: int | None = 0
+        if identity == 0:
+            accepted = self._await_accepted(connection)
+            if accepted is None:
+                return ""  # Nothing can be sent to anybody.
+        for _ in range(_LOOKS):
+            look = self._look_after(job, known, time.monotonic())
+            if accepted and accepted in look.sockets.held:
+                return ""
+            if self._is_own(identity, address, look):
+                self._remember(known, identity)
+                return ""
+        known.found.clear()  # Somebody may share the port: whom the kernel names is chance then.
+        _log.warning("event=connection_refused job=%s address=%r text=%r", job, str(address), "it is another program's")
+        return f"{address} is another program's: only the job's own processes are served"
+
+    def forget(self, job: str) -> None:
+        """Drop what is known of a job that has ended."""
+        self._jobs.pop(job, None)
+
+    def close(self) -> None:
+        """Close the socket to the kernel."""
+        if self._lookup is not None:
+            self._lookup.close()
+
+    def _is_own(self, identity: Identity, address: Address, look: Look) -> bool:
+        if isinstance(identity, Peer):
+            return is_peer(identity, address.path or "", look.sockets)
+        own = leads_to(address, look.sockets, assigned=look.assigned)
+        return identity in own - {0} if identity is not None else bool(own)
+
+    def _remember(self, known: _Job, identity: Identity) -> None:
+        if identity is None:
+            known.until = time.monotonic() + _UNSEEN
+            return
+        known.found[identity] = None
+        while len(known.found) > _REMEMBERED:
+            del known.found[next(iter(known.found))]
+
+    def _await_accepted(self, connection: socket.socket) -> int | None:
+        """Wait for the end of a connection that came through a listening socket that is closed now.
+
+        Returns:
+            The inode of the server's end, if it was accepted before; 0 if it was not; None if the connection has ended.
+        """
+        deadline = time.monotonic() + _ACCEPTED_WITHIN
+        try:
+            while self._lookup is not None and time.monotonic() < deadline:
+                inode = self._lookup.accepted(connection.getpeername()[:2], connection.getsockname()[:2])
+                if inode:
+                    return inode
+                gevent.sleep(_ACCEPT_POLL)
+        except OSError as error:
+            _log.debug("event=connection_ended error=%r", str(error))
+            return None
+        return 0
+
+    def _look_after(self, job: str, known: _Job, when: float) -> Look:
+        """Return what a look finds that began at `when` or later; connections that wait share looks."""
+        while True:
+            if known.looking is None:
+                known.looking = gevent.spawn(self._take_look, job, known)
+            began, look = known.looking.get()
+            if began >= when:
+                return look
+
+    def _take_look(self, job: str, known: _Job) -> tuple[float, Look]:
+        try:
+            gevent.sleep(max(0.0, known.due - time.monotonic()))
+            began = time.monotonic()
+            look = self._look(job)
+            ended = time.monotonic()
+            known.due = ended + max(_PAUSE, _SHARE * (ended - began))
+            return began, look
+        finally:
+            known.looking = None
