@@ -82,7 +82,11 @@ class Settings:
             return None
         if isinstance(self.verify, ssl.SSLContext):
             return self.verify
-        return httpx.create_ssl_context(verify=self.verify)
+        if isinstance(self.verify, bool):
+            return httpx.create_ssl_context(verify=self.verify)
+        if os.path.isdir(self.verify):
+            return ssl.create_default_context(capath=self.verify)
+        return ssl.create_default_context(cafile=self.verify)
 
     def client_options(self, timeout: float) -> dict[str, Any]:
         """Return the options of an `httpx.Client` or `httpx.AsyncClient`."""

@@ -104,7 +104,7 @@ def stays_inside(name: str, target: str) -> bool:
 
     Only leading ``..`` count: after another name, which may be a link itself, nobody knows where ``..`` leads.
     """
-    if os.path.isabs(target) or target.startswith("/") or not target:
+    if os.path.isabs(target) or target.startswith("/") or not target or "\0" in target:
         return False
     parts = [part for part in target.split("/") if part not in ("", ".")]
     climbs = next((at for at, part in enumerate(parts) if part != ".."), len(parts))

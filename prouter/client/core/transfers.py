@@ -50,6 +50,8 @@ def upload(
     source = os.path.abspath(os.fspath(local))
     found = yield from work(partial(os.stat, source))
     if not os.path.isdir(source):
+        if not os.path.isfile(source):
+            raise OSError(f"'{source}' is neither a file nor a directory")
         target = joined(remote, os.path.basename(source)) if is_directory_name(remote) else remote
         body = file_body(source, found.st_size, progress)
         yield from write_file(context, job, target, body, mode=found.st_mode & 0o777)

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Generator
 from contextlib import suppress
+from functools import lru_cache
 from typing import IO
 
 from prouter.client.core.errors import RouterError
@@ -23,6 +24,8 @@ __all__ = ["PartFile", "Unpacker"]
 _BLOCK = 512
 _MOST_HEADER = 4 << 20
 """Bytes of an extended header, at most: it has a path and a link, of 64 KiB each."""
+_LATEST = 2**40
+"""Seconds since the epoch of a modification time, at most."""
 _PIECE = 1 << 20
 _Parser = Generator[tuple[int, bool], bytes, None]
 """Yields how many bytes it wants, and whether exactly so many."""
@@ -60,7 +63,7 @@ class PartFile:
             mtime: seconds since the epoch; now by default.
         """
         self._file.close()
-        os.chmod(self._part, _new_mode() if mode is None else mode)
+        os.chmod(self._part, _permitted(0o666 if mode is None else mode))
         if mtime is not None:
             os.utime(self._part, (mtime, mtime))
         os.replace(self._part, self._target)
@@ -72,10 +75,17 @@ class PartFile:
             os.unlink(self._part)
 
 
-def _new_mode() -> int:
+@lru_cache(maxsize=1)
+def _mask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mask
+
+
+def _permitted(mode: int) -> int:
+    """Return permission bits without those that the user's umask takes away: a job does not open files to others."""
+    return mode & 0o777 & ~_mask()
 
 
 class Unpacker:
@@ -131,7 +141,7 @@ class Unpacker:
         if not self._ended:
             raise RouterError("the archive ended before its end mark", code="truncated")
         for path, mode, mtime in reversed(self._directories):
-            os.chmod(path, mode | stat.S_IRWXU)
+            os.chmod(path, _permitted(mode) | stat.S_IRWXU)
             os.utime(path, (mtime, mtime))
 
     def abort(self) -> None:
@@ -172,7 +182,7 @@ class Unpacker:
             data = yield min(left, _PIECE), False
             part.write(data)
             left -= len(data)
-        part.finish(member.mode & 0o777, member.mtime)
+        part.finish(member.mode, member.mtime)
         self._part = None
         self.files += 1
         self.bytes += size
@@ -187,7 +197,7 @@ class Unpacker:
                 return
             path = self._place(name)
             self._directory(path)
-            self._directories.append((path, member.mode & 0o777, member.mtime))
+            self._directories.append((path, member.mode, member.mtime))
         elif member.issym() and stays_inside(name, member.linkname):
             path = self._place(name)
             with suppress(FileNotFoundError):
@@ -206,7 +216,7 @@ class Unpacker:
         """
         parts = [part for part in name.split("/") if part not in ("", ".")]
         foreign = os.sep != "/" and any(os.sep in part or ":" in part for part in parts)
-        if name.startswith("/") or ".." in parts or not parts or foreign:
+        if name.startswith("/") or ".." in parts or "\0" in name or not parts or foreign:
             raise RouterError(
                 f"the archive has the name {name!r}, which leads out of the directory", code="unsafe_name"
             )
@@ -281,6 +291,6 @@ def _extend(member: tarfile.TarInfo, extended: dict[str, str]) -> int:
         size = int(extended.get("size", member.size))
     except ValueError:
         raise _bad("a pax header is damaged") from None
-    if size < 0:
-        raise _bad("a size is negative")
+    if size < 0 or not abs(member.mtime) < _LATEST:
+        raise _bad("a size or a time is out of range")
     return size

@@ -152,6 +152,7 @@ FILE, LINK, HARD, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfi
         [("../d", DIR, "")],
         [("l", LINK, "x"), ("l", DIR, "")],
         [("..", LINK, "x")],
+        [("a\0/../../evil" + "n" * 100, FILE, "x")],
     ],
 )
 def test_nothing_is_written_outside_or_through_a_link(tmp_path: Path, members: list[tuple[str, bytes, str]]) -> None:
@@ -176,7 +177,9 @@ def test_links_inside_stay_and_devices_and_hard_links_are_left_out(tmp_path: Pat
     unpacker = unpack(root, archive(*members))
     assert unpacker.skipped == ["p", "c", "h"]
     assert (root / "d" / "l").read_text() == "x"
-    assert stat.S_IMODE((root / "f").stat().st_mode) == 0o777
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert stat.S_IMODE((root / "f").stat().st_mode) == 0o777 & ~mask
     assert unpacker.files == 2
 
 
@@ -210,6 +213,16 @@ def test_an_archive_that_is_cut_leaves_no_half_file(tmp_path: Path, cut: int) ->
 def test_bytes_that_are_no_tar_are_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises((RouterError, OSError)):
         unpack(tmp_path / "root", data.ljust(512, b"x") if any(data[:512]) else b"")
+
+
+@pytest.mark.parametrize(
+    "records", [{"mtime": "1e300"}, {"mtime": "nan"}, {"mtime": "x"}, {"size": "-1"}, {"size": "1e3"}]
+)
+def test_numbers_that_are_none_are_refused(tmp_path: Path, records: dict[str, str]) -> None:
+    info = tarfile.TarInfo("f")
+    info.pax_headers = records
+    with pytest.raises(RouterError):
+        unpack(tmp_path / "root", info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
 
 
 def test_comments_of_the_router_are_passed_over(tmp_path: Path) -> None:
