@@ -58,6 +58,7 @@ GAUGES = (
 
 LIMITS = (
     "jobs.max",
+    "jobs.user",
     "limits.jobs_per_owner",
     "limits.requests_per_owner",
     "limits.sandbox_bytes_per_owner",

@@ -41,6 +41,11 @@ _BLOCK = (
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SCHEMES = (b"http", b"https")
 _PREFIX = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
+_OUTSIDE, _INSIDE = re.compile(rb'[,"]'), re.compile(rb'"|\\.', re.DOTALL)
+"""What matters outside and inside of quotes to tell elements of a list apart."""
+_WELL_FORMED = re.compile(
+    rb'\s*[A-Za-z0-9-]+=(?:"(?:[^"\\]|\\.)*"|[^;,\s"]+)(?:\s*;\s*[A-Za-z0-9-]+=(?:"(?:[^"\\]|\\.)*"|[^;,\s"]+))*;?\s*'
+)
 _PAIR = re.compile(rb'[;\s]*([A-Za-z0-9-]+)=("(?:[^"\\]|\\.)*"|[^;,\s"]+)')
 
 
@@ -131,7 +136,9 @@ class Forwarded:
             return []
         nodes = [entry.strip() for entry in self._joined(b"x-forwarded-for").split(b",") if entry.strip()]
         if not nodes:
-            nodes = [_pairs(hop).get(b"for", b"unknown") for hop in _elements(self._joined(b"forwarded"))]
+            # A client's unpaired quote may have joined its element to that of the proxy: such a one says nothing.
+            hops = [hop if _WELL_FORMED.fullmatch(hop) else b"" for hop in _elements(self._joined(b"forwarded"))]
+            nodes = [_pairs(hop).get(b"for", b"unknown") for hop in hops]
         return [_address(node).decode("latin-1") for node in nodes]
 
     def lines(self, prefix: bytes) -> bytes:
@@ -226,7 +233,20 @@ def _pairs(element: bytes) -> dict[bytes, bytes]:
 
 def _elements(field: bytes) -> list[bytes]:
     """The elements of a ``Forwarded`` field, split at commas outside quotes."""
-    return [part for part in re.findall(rb'(?:[^,"]|"(?:[^"\\]|\\.)*")+', field) if part.strip()]
+    found: list[bytes] = []
+    start = position = 0
+    quoted = False
+    while match := (_INSIDE if quoted else _OUTSIDE).search(field, position):
+        position = match.end()
+        if match[0] == b'"':
+            quoted = not quoted
+        elif match[0] == b",":
+            found.append(field[start : match.start()])
+            start = position
+    rest = field[start:]
+    # A quote that nothing closes quotes nothing: what a proxy has appended to it is an element of its own.
+    found += rest.split(b",") if quoted else [rest]
+    return [part for part in found if part.strip()]
 
 
 def _element(node: bytes, host: bytes, proto: bytes) -> bytes:
