@@ -11,6 +11,8 @@ import logging
 import re
 from typing import Any, ClassVar, NamedTuple
 
+from prouter.texts import without_credentials
+
 __all__ = [
     "AgentTimeout",
     "AgentUnavailable",
@@ -95,8 +97,9 @@ class PRouterError(Exception):
 
     @property
     def told(self) -> str:
-        """The detail for clients, shortened: a long text of a client's own may be part of it."""
-        return self.detail if len(self.detail) <= _MOST_TOLD else self.detail[: _MOST_TOLD - 1] + "…"
+        """The detail for clients, shortened and without credentials: a text of a client's own may be part of it."""
+        detail = without_credentials(self.detail)
+        return detail if len(detail) <= _MOST_TOLD else detail[: _MOST_TOLD - 1] + "…"
 
     @property
     def logged(self) -> str:

@@ -1,8 +1,13 @@
-"""Texts of others, shown to people: without characters that control a terminal or the direction of writing."""
+"""Texts of others, made fit to show: without what controls a terminal or turns text, and without credentials."""
 
 from __future__ import annotations
 
-__all__ = ["visible"]
+import re
+
+__all__ = ["visible", "without_credentials"]
+
+_CREDENTIAL = re.compile(r"(pr[ti]_|shr_)[\w-]{16,}|(eyJ)[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)
+"""Tokens, invitations and codes of share links as the router makes them, and what it signs (JWT, RFC 7519)."""
 
 
 def visible(text: str) -> str:
@@ -14,3 +19,13 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def without_credentials(text: str) -> str:
+    """Return the text with ``***`` in place of the credentials that this router gives out.
+
+    For logs and error texts: a client may have put one into a place where none belongs, such as a path.
+    """
+    if "_" not in text and "eyJ" not in text:
+        return text
+    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2]}***", text)

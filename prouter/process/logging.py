@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from prouter.config import Log
+from prouter.texts import without_credentials
 
 __all__ = ["configure_logging"]
 
@@ -31,7 +32,7 @@ def _bounded(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join("    " + _CONTROL.sub(_escaped, line) for line in text.split("\n"))
+    return "\n".join("    " + _CONTROL.sub(_escaped, line) for line in without_credentials(text).split("\n"))
 
 
 class _TextFormatter(logging.Formatter):
@@ -44,7 +45,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Put the event on one line, so that no text in it can look like an event of its own."""
-        return _CONTROL.sub(_escaped, _bounded(super().formatMessage(record)))
+        return _CONTROL.sub(_escaped, without_credentials(_bounded(super().formatMessage(record))))
 
     def formatException(self, ei: Any) -> str:
         """Indent each line of a traceback: an error's text may hold anything, but no line that looks like an event."""
@@ -62,10 +63,10 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,
-            "message": _bounded(record.getMessage()),
+            "message": without_credentials(_bounded(record.getMessage())),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = without_credentials(self.formatException(record.exc_info))
         return json.dumps(entry)
 
 

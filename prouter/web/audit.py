@@ -21,6 +21,7 @@ from typing import Any
 from prouter.access.roles import Principal
 from prouter.config.router import RouterAudit
 from prouter.jobs import rfc3339
+from prouter.texts import without_credentials
 
 __all__ = ["AuditLog"]
 
@@ -99,7 +100,7 @@ class AuditLog:
             "from": address,
             "forwarded_for": forwarded_for[:_MOST] or None,
             "method": method,
-            "path": path[:_MOST],
+            "path": without_credentials(path)[:_MOST],
             "job": job,
             "status": status,
             "request": request,

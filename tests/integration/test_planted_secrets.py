@@ -81,7 +81,7 @@ class Stand:
         agent_token = self.planted.new("token of an agent")
         self.router: Router = start_router(directory / "router", workers=2, **{
             "audit.file": str(directory / "audit.log"), "audit.syslog": str(directory / "syslog"), "log.level": "debug",
-            "control.hold": 0.5, "control.job_domain": "jobs.localhost", "server.curve": True,
+            "control.hold": 0.5, "control.sandbox_shares": True, "server.curve": True,
             "server.accept_tokens": [agent_token],
         })  # fmt: skip
         held.callback(self.router.stop)
@@ -150,6 +150,7 @@ class Stand:
             dialling = pool.submit(self.create_jobs)
             self.use_a_job()
             dialling.result()
+        self.sign_in()
         self.fail_to_start()
         for path in ("/info", "/jobs", "/connections", "/metrics", "/whoami", "/openapi.json", "/readyz", "/"):
             self.ask("GET", path, self.viewer)
@@ -167,6 +168,10 @@ class Stand:
 
     def put_secrets_into_urls(self) -> None:
         new = self.planted.new
+        for token in (self.user, self.viewer):  # in the path, where none belongs
+            for path in (f"/info/{token}", f"/tokens/{token}", f"/jobs/{token}/x/info", f"/jobs/x/{token}/http/"):
+                for method in ("GET", "DELETE"):
+                    self.ask(method, path, self.admin)
         for path in PATHS:
             for who in (None, self.user):
                 fields = {"Cookie": f"session={new('cookie ' + path)}", "X-Api-Key": new("field " + path)}
@@ -208,6 +213,7 @@ class Stand:
         self.ask("POST", f"{job}/stop", self.user, json={"grace": new("grace")})
         for query in QUERIES:
             self.ask("GET", query.replace("{}", new(query)).replace("{job}", job), self.user)
+        self.share(job)
         own = self.router.url.replace("http", "ws") + f"{job}/http/echo"
         for url in (*URLS, f"{own}?token={{}}"):
             target = f"{job}/wsconnect/silent?token={new('query of a bridge')}"
@@ -215,6 +221,59 @@ class Stand:
             self.ask("POST", target, self.user, json={"url": url.replace("{}", new(url))}, headers=fields)
             for who in (self.viewer, self.user):
                 self.ask("GET", f"{job}/wsconnect", who)
+
+    def share(self, job: str) -> None:
+        """Make a share link and a pass, and follow them and such that do not count."""
+        fields = {"Authorization": f"Bearer {self.user}", "Idempotency-Key": self.planted.new("key of a link")}
+        link = self.router.post(f"{job}/share", {"name": "link"}, headers=fields).json()["url"]
+        entry = self.router.post(f"{job}/pass", headers={"Authorization": f"Bearer {self.user}"}).json()["url"]
+        for what, url in (("share link", link), ("pass", entry)):
+            code = re.split("code=", url)[1].partition("&")[0]
+            self.planted.add(f"code of a {what}", code)
+            place = url.removeprefix(self.router.url)
+            for path in (
+                place,
+                place.replace(job, "/jobs/x/y"),
+                place.replace("?", "/?"),
+                place.replace("code=", "x="),
+            ):
+                self.router.get(path, allow_redirects=False)
+                self.ask("POST", path)
+            self.ask("GET", place.replace(code, self.planted.new(f"wrong code of a {what}")))
+        for browser in ({}, {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Accept": "text/html"}):
+            got = self.router.get(link.removeprefix(self.router.url), allow_redirects=False, headers=browser)
+            value = got.headers["Set-Cookie"].partition(";")[0].partition("=")[2]
+            self.planted.add("cookie of a visitor", value)
+            where = got.headers["Location"].removeprefix(self.router.url)
+            assert (value in where) is bool(browser), "in a browser, the pass is in the path"
+            cookie = {"Cookie": f"prouter_pass={value}"}
+            self.router.get(f"{where}seen?token=1", headers=cookie)
+            for path in (
+                f"{where}nothing",
+                where.replace(job, "/jobs/x/y"),
+                where[:-1],
+                where.replace("shared", "share"),
+            ):
+                self.router.get(path, headers=cookie, allow_redirects=False)
+                self.router.post(path, {}, headers={**cookie, "Referer": f"{self.router.url}{where}"})
+            self.router.get("/static/x.js", headers={"Referer": f"{self.router.url}{where}"})
+        self.ask("GET", f"{job}/share", self.user)
+
+    def sign_in(self) -> None:
+        """Sign in at the dashboard, with a wrong token and a right one, and out again."""
+        wrong, there = self.planted.new("wrong token of a form"), self.planted.new("query of a page to go to")
+        for form in ({"token": wrong}, {"token": wrong, "proof": wrong}, {"proof": wrong}, {wrong: wrong}, {}):
+            self.ask("POST", "/sign-in", data={**form, "next": f"/?token={there}"}, headers={"Accept": "text/html"})
+        self.router.get(f"/sign-in?next=/?token={there}")
+        done = self.router.post("/sign-in", data={"token": self.viewer}, allow_redirects=False)
+        assert done.status_code == 303
+        session = done.headers["Set-Cookie"].partition(";")[0].partition("=")[2]
+        self.planted.add("cookie of a session", session)
+        cookie = {"Cookie": f"prouter_session={session}"}
+        for path in ("/whoami", "/jobs", "/", "/nothing", "/tokens"):
+            self.ask("GET", path, headers=cookie)
+        self.ask("GET", "/whoami", headers={"Cookie": f"prouter_session={session[:-4]}0000"})
+        self.ask("POST", "/sign-out", headers=cookie)
 
     def fail_to_start(self) -> None:
         """Start jobs that fail; what one of them says then is for those who may read its log."""

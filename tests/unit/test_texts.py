@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prouter.cli.table import print_table
 from prouter.errors import InvalidRequest
 from prouter.requests import CreateRequest, validated
-from prouter.texts import visible
+from prouter.texts import visible, without_credentials
 
 BIDI = ["\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"]
 CONTROLS = ["\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u2029"]
@@ -38,3 +38,18 @@ def test_no_job_is_called_so(character: str) -> None:
 @pytest.mark.parametrize("name", ["Zoë", "שלום עולם", "مرحبا", "a\u200db", "👩\u200d🔬", "\u200fא", "a b"])
 def test_a_job_may_have_a_name_in_any_script(name: str) -> None:
     assert validated(CreateRequest, {"name": name, "agent": {"type": "any"}}).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/info/prt_abcdefghijklmnop?x", "/info/prt_***?x"),
+        ("there is no token 'pri_-bcdefghijklmno_'", "there is no token 'pri_***'"),
+        ("/jobs/c/j/shared/eyJhbGciOiJI.eyJzaGFyZSI6.c2lnbmF0dXJl/x", "/jobs/c/j/shared/eyJ***/x"),
+        ("shr_0123456789abcdef and prt_0123456789abcdef", "shr_*** and prt_***"),
+        ("prt_short my_eyJ eyJhbGci.eyJz", "prt_short my_eyJ eyJhbGci.eyJz"),
+        ("tokens_created=5", "tokens_created=5"),
+    ],
+)
+def test_credentials_are_masked(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown

@@ -24,7 +24,7 @@ def about_ways_in() -> list[Operation]:
                 Parameter("job", TEXT_SCHEMA, "Uid of the job."),
                 Parameter("next", TEXT_SCHEMA, "Path to go to, below the job's root."),
             ),
-            errors=(403, 404, 503),
+            errors=(401, 403, 404, 429, 503),
         ),
         Operation(
             "post",
@@ -34,7 +34,7 @@ def about_ways_in() -> list[Operation]:
             {303: None},
             (),
             (FORM,),
-            errors=(400, 403, 404, 503),
+            errors=(400, 401, 403, 404, 429, 503),
         ),
         Operation(
             "post",
