@@ -73,8 +73,10 @@ def allowed(need: str, who: str | None) -> bool:
 def need_by_contract(operation: Operation) -> str:
     """``viewer`` reads everything but files and logs; ``user`` has its own jobs; ``admin`` tokens and shutdown."""
     path, method = operation.path, operation.method
-    if path in ("/healthz", "/readyz", "/sign-in", "/enter", "/.well-known/jwks.json"):
+    if path in ("/healthz", "/readyz", "/sign-in", "/.well-known/jwks.json"):
         return "nothing"
+    if path == "/enter":  # the form has to be sent by the page, which is for those who are signed in
+        return "viewer" if method == "get" else "nothing"
     if path == "/sign-out":
         return "viewer"
     if path.startswith("/tokens") or path == "/shutdown":

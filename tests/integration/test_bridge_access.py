@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import requests
 from websockets.exceptions import ConnectionClosed
@@ -17,7 +18,12 @@ from tests.integration.test_bridges import peer_server
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 
 WEBSOCKETS = str(Path(__file__).parents[1] / "jobs" / "websocket_server.py")
-FRONT = {"X_Auth-Token": "s3cret", "Cookie": "mine=1; _oauth2_proxy_0=s3cret"}
+FRONT = {
+    "X-PRouter-User": "root",
+    "X-PRouter-Assertion": "s3cret",
+    "X_Auth-Token": "s3cret",
+    "Cookie": "mine=1; _oauth2_proxy_0=s3cret",
+}
 """Fields in which something in front of the router may pass credentials on."""
 
 
@@ -72,3 +78,6 @@ def check_fields(fields: list[list[str]]) -> None:
     assert found["cookie"] == "mine=1"
     assert "s3cret" not in str(fields)
     assert "authorization" not in found
+    assert found["x-prouter-user"] == "ann"
+    claims = jwt.decode(found["x-prouter-assertion"], options={"verify_signature": False})
+    assert (claims["sub"], claims["role"]) == ("ann", "user")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 from tests.support.programs import needed
 
+PAGE = Path(__file__).parents[2] / "docs" / "access.md"
 TRUSTED, OTHER = "127.0.0.2", "127.0.0.3"
 USER, GROUPS = "X-Forwarded-User", "X-Forwarded-Groups"
 
@@ -74,14 +76,14 @@ class Place:
         status, body = self.ask(source, *fields)
         return (body["name"], body["role"], body["via"]) if status == 200 else status
 
-    def job(self, *args: str) -> str:
+    def job(self, *args: str, env: dict[str, str] | None = None) -> str:
         """A new job of alice, a user of the proxy's; its path."""
         with session(TRUSTED) as alice:
             alice.headers[USER] = "alice"
             body = {"name": "j", "agent": {"type": "uid", "uid": self.agent.uid}}
             made = alice.post(f"{self.url}/jobs/create", json=body, timeout=30).json()
             assert made["owner"] == "alice"
-            start = {"args": [sys.executable, *args], "env": {}, "expose": {"port": "assign"}}
+            start = {"args": [sys.executable, *args], "env": env or {}, "expose": {"port": "assign"}}
             started = alice.post(f"{self.url}{made['path']}/start", json=start, timeout=60)
             assert started.status_code == 200, started.text
         path: str = made["path"]
@@ -276,6 +278,30 @@ def test_what_was_signed_before_a_rotation_is_verified_after_it(it: Place, echo:
     assert verified(it, old, uid)["sub"] == "dan"
 
 
+SERVER = """
+import http.server, json
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        try:
+            answer = visitor(self.headers)
+        except (jwt.PyJWTError, KeyError) as error:
+            answer = {"refused": type(error).__name__}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_the_example_of_the_page_verifies_its_visitors(it: Place) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    path = it.job("-c", example + SERVER, env={"ROUTER": it.url})
+    status, seen = it.ask(TRUSTED, (USER, "alice"), *FORGED, path=f"{path}/http/")
+    assert (status, seen["sub"], seen["role"]) == (200, "alice", "user")
+
+
 def test_an_open_router_tells_nothing(router: Router, agent: Agent, tmp_path: Path) -> None:
     script = tmp_path / "echo.py"
     script.write_text(ECHO)
@@ -332,6 +358,7 @@ def with_login(main: Path, login: int) -> None:
     assert text.count("location / {") == site.read_text().count("prouter-user.conf")
     snippet = main.parent / "snippets" / "prouter-login.conf"
     assert snippet.read_text() == (DEPLOY / "snippets" / "prouter-login.conf").read_text()
+    assert '"127.0.0.1:4180"' in (DEPLOY.parent / "oauth2-proxy" / "oauth2-proxy.cfg").read_text()
     snippet.write_text(snippet.read_text().replace("127.0.0.1:4180", f"127.0.0.1:{login}"))
 
 
