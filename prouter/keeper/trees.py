@@ -2,8 +2,8 @@
 
 The keeper is a subreaper (prctl(2)): a process whose parent has ended becomes a child of the keeper, an *orphan*. So a
 job's tree is its first process, its orphans, and the descendants of these. The keeper attributes an orphan to a job by
-its control group where jobs have one, by its session or process group, by its mark (`limits.apply`), by an earlier look
-that saw it in a tree, or by its environment.
+its user if the job has one of its own, by its control group where jobs have one, by its session or process group, by
+its mark (`limits.apply`), by an earlier look that saw it in a tree, or by its environment.
 
 The keeper does not reap a first process that has ended until the rest of its tree is gone. Until then the kernel cannot
 give its pid to another process, session or process group, so signals to the group are safe.
@@ -28,6 +28,7 @@ from prouter.processes.process_tree import (
     children,
     cpu_seconds,
     descend,
+    effective_uid,
     environment_mark,
     limit_mark,
     pss_bytes,
@@ -342,6 +343,23 @@ class Trees:
                 send(process, signal.SIGKILL)
 
     def _attribute(self, process: Process) -> Job | None:
+        """The job of an orphan; None if it is not known.
+
+        A process can forge its mark and its environment, but not its user. So a job that has a user of its own owns the
+        processes of that user, and no others.
+        """
+        uid = effective_uid(process.pid)
+        for job in self._marks.values():
+            alone = job.user is not None and job.user.alone and job.state is not JobState.ENDED
+            if alone and job.user is not None and job.user.uid == uid:
+                return job
+        owner = self._marked(process)
+        if owner is not None and owner.user is not None and owner.user.uid != uid:
+            return None
+        return owner
+
+    def _marked(self, process: Process) -> Job | None:
+        """The job to which an orphan's groups, marks and past point."""
         grouped = jobs_of(process.pid)
         owner = next((job for job in self._marks.values() if job.uid in grouped), None) if grouped else None
         owner = owner or self._firsts.get(process.session) or self._firsts.get(process.group)

@@ -22,6 +22,7 @@ __all__ = [
     "children",
     "cpu_seconds",
     "descend",
+    "effective_uid",
     "environment_mark",
     "is_exiting",
     "limit_mark",
@@ -112,6 +113,14 @@ def read_process(pid: int) -> Process | None:
         threads=int(fields[17]),
         ticks=sum(map(int, fields[11:15])),
     )
+
+
+def effective_uid(pid: int) -> int | None:
+    """The effective user id of a process, also of a zombie (proc(5)); None if there is no such process."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def is_exiting(pid: int) -> bool:

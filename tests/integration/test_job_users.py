@@ -20,6 +20,8 @@ import pytest
 
 from prouter.agent.jobs.user_pool import UserPool
 from prouter.config import ConfigError
+from prouter.processes.process_tree import mark_value
+from prouter.processes.users import with_processes
 from tests.support.job_users import FIRST, UserJob, python_for_all, users, words_of_log
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 from tests.support.unprivileged import as_ordinary_user
@@ -108,6 +110,49 @@ def test_a_job_reaches_nothing_of_its_neighbour_and_of_the_agent(
     own = ("PROUTER_", "DA__PAGENT__", "TMP", "TEMP", "PYTHON", "USER", "LOGNAME")
     rest = {name for name in about["environment"] if not name.startswith(own)}
     assert rest <= {"PATH", "HOME", "LANG", "TZ", "TERM", "TMUX_TMPDIR", "LC_CTYPE"}
+
+
+FORGER = """
+import os, resource, socket, sys, time
+victim, mark, code = sys.argv[1:4]
+if len(sys.argv) == 4:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
+        resource.setrlimit(resource.RLIMIT_RTTIME, (int(mark), hard))
+        argv = [sys.executable, "-I", "-c", code, victim, mark, code, "again"]
+        os.execve(sys.executable, argv, {"PROUTER_JOB_ID": victim})
+    time.sleep(600)
+server = socket.create_server(("127.0.0.1", 0))
+open("listens", "w").close()
+while True:
+    peer, _ = server.accept()
+    peer.recv(65536)
+    peer.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\nforged")
+    peer.close()
+"""
+
+
+def test_a_process_that_poses_as_another_jobs_is_not_of_that_job(
+    new_job: Callable[..., UserJob], own_router: Router, place: Path
+) -> None:
+    """Without control groups a job can forge all by which the keeper tells orphans apart, but for their user."""
+    groupless = start_agent(place / "groupless", own_router, jobs__user=users(2, 18), jobs__cgroup="off")
+    try:
+        victim, attacker = new_job(groupless), new_job(groupless)
+        attacker.python(FORGER, victim.uid, str(mark_value(victim.uid)), FORGER)
+        wait_until((attacker.sandbox / "listens").exists)
+        args = [python_for_all(), "-I", "-c", SLEEP]
+        body = {"args": args, "env": {}, "expose": {"port": "detect", "timeout": 1}}
+        answer = own_router.post(f"{victim.path}/start", body)
+        assert answer.status_code == 502, answer.text
+        assert "its processes listened on any port" in answer.json()["detail"]
+        own_router.post(f"{attacker.path}/remove")
+        assert with_processes([attacker.user]) == {}
+    finally:
+        groupless.stop()
 
 
 def test_a_job_inherits_no_descriptor_but_its_own_three(new_job: Callable[..., UserJob]) -> None:
