@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 
 from prouter.processes.users import User
 
@@ -50,13 +49,13 @@ def become(user: User) -> None:
     Raises:
         OSError: the system refuses.
     """
-    number = _SYS_KEYCTL.get(platform.machine())
-    if number is not None:  # Root's session keyring would stay open to the job. Containers may forbid keyrings at all.
-        _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
     os.umask(_UMASK)
     os.setgroups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is not None:  # Root's session keyring would stay open to the job. Containers may forbid keyrings at all.
+        _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 

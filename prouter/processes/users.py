@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 from collections.abc import Collection
@@ -25,6 +26,7 @@ _CAPABILITIES = {
 }
 """What starting, watching and ending jobs of other users takes, by bit (capabilities(7))."""
 
+_STATUS = re.compile(rb"^State:\t(.).*?^Uid:\t([^\n]*)", re.DOTALL | re.MULTILINE)
 _PATIENCE = 1.0
 _NO_USER = 2**32 - 2
 """A uid that no process has. It must not be root: kill(2) would reach root's processes."""
@@ -62,13 +64,18 @@ def with_processes(uids: Collection[int]) -> dict[int, list[int]]:
         if not name.isdigit():
             continue
         try:
-            with open(f"/proc/{name}/status", "rb") as status:
-                lines = dict(line.split(b":", 1) for line in status.read(4096).splitlines() if b":" in line)
+            fd = os.open(f"/proc/{name}/status", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue  # It has ended.
-        if lines.get(b"State", b"").split()[:1] in ([b"Z"], [b"X"]):
+        try:
+            match = _STATUS.search(os.read(fd, 1024))
+        except ProcessLookupError:
             continue
-        for uid in {int(word) for word in lines.get(b"Uid", b"").split()}.intersection(uids):
+        finally:
+            os.close(fd)
+        if match is None or match[1] in b"ZX":
+            continue
+        for uid in {int(word) for word in match[2].split()}.intersection(uids):
             found.setdefault(uid, []).append(int(name))
     return found
 

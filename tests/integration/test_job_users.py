@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -23,8 +24,8 @@ from prouter.config import ConfigError
 from prouter.processes.process_tree import mark_value
 from prouter.processes.users import with_processes
 from tests.support.job_users import FIRST, UserJob, python_for_all, users, words_of_log
-from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
-from tests.support.unprivileged import as_ordinary_user
+from tests.support.processes import Agent, Process, Router, start_agent, start_router, wait_until
+from tests.support.unprivileged import as_ordinary_user, open_folder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start jobs as other users")
 
@@ -345,13 +346,37 @@ def test_a_long_path_through_closed_directories(launch: Callable[..., Any], own_
         shutil.rmtree(closed)
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [("root", "rights of root"), ("no-such-user-here", "there is no user"), ("0-5", "uids are from 1")],
-)
-def test_an_agent_with_wrong_users_does_not_start(work_dir: Path, setting: str, said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
-        start_agent(work_dir / "agent", "127.0.0.1:1", jobs__user=setting)
+def test_jobs_of_the_agents_own_user_cannot_inspect_agent_and_keeper(own_router: Router) -> None:
+    python, packages = python_for_all(), Path(pytest.__file__).parents[1]
+    version = subprocess.run([python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+    places = [packages, Path(__file__).parents[2]]
+    closed = any(not path.stat().st_mode & 0o001 for place in places for path in (place, *place.parents))
+    if version.stdout.strip() != str(sys.version_info[:2]) or closed:
+        pytest.skip("no other user may run the agent here")
+    with open_folder() as folder:
+        argv = ["setpriv", f"--reuid={FIRST}", f"--regid={FIRST}", "--clear-groups", python, "-m", "prouter", "agent"]
+        sets = {"client.address": own_router.agents, "state.dir": str(folder / "s"), "jobs.root": str(folder / "j")}
+        environment = {"PYTHONPATH": f"{places[1]}:{packages}", "XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
+        argv += [f"--set={key}={value}" for key, value in sets.items()]
+        with tempfile.TemporaryDirectory() as logs:
+            agent = Process(argv, Path(logs) / "log", environment)
+            try:
+                path = own_router.create(agent.wait_line(r"^ready agent=(\S+)")[1])
+                pids = [agent.pid, int(next(words_of_log(agent, "keeper_pid")))]
+                known = json.dumps({"files": [], "directories": [], "sockets": [], "pids": pids})
+                own_router.start(path, [python, "-I", "-c", HOSTILE, known], port_expected_count=0)
+                assert own_router.post(f"{path}/wait").json()["exit_code"] == 0
+                reached = set(json.loads(own_router.get(f"{path}/logs/stdout").text)["reached"])
+            finally:
+                agent.stop()
+    # What it can do is in docs/security.md.
+    allowed = {f"{what} {pid}" for pid in pids for what in ("signal", "limit")}
+    assert reached - allowed == {"list neighbours", "make a neighbour", "move the sandbox"}
+
+
+def test_an_agent_with_wrong_users_does_not_start(work_dir: Path) -> None:
+    with pytest.raises(AssertionError, match=r"prouter: jobs\.user: 'root' has the rights of root"):
+        start_agent(work_dir / "agent", "127.0.0.1:1", jobs__user="root")
 
 
 def test_an_agent_that_is_not_root_does_not_start_with_users() -> None:

@@ -4,7 +4,8 @@ A sandbox belongs to its job's user, who may have put anything into it: links, f
 agent that runs as root works in it with that user's rights (setfsuid(2), for one thread), and whatever the job has
 prepared leads to nothing that the job could not do itself. docs/decisions/confinement.md says more.
 
-A block of these must not switch greenlets, because rights belong to the thread.
+A block of these must neither switch greenlets nor start threads: rights belong to the thread, and new threads inherit
+them.
 """
 
 from __future__ import annotations
