@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prouter.config.section import SECRET_KEYS
-
 __all__ = ["hide_secrets", "secret_parts"]
 
 log = logging.getLogger("prouter.process")
 
 _ARG_START = 47
 """Index of arg_start among the fields of /proc/PID/stat (proc(5)), counted from 0; arg_end follows."""
+_VALUED = frozenset({b"--set", b"--join", b"--env", b"-e", b"--token"})
+"""Options that a secret may follow, in the same argument after ``=`` or in the next one."""
 _JOIN_TOKEN = re.compile(rb"[?&]token=([^&]*)")
 
 
@@ -43,18 +43,34 @@ def secret_parts(command_line: bytes) -> Iterator[tuple[int, int]]:
     offset, option = 0, b""
     for argument in command_line.split(b"\0"):
         name, equals, value = argument.partition(b"=")
-        given, at = (value, offset + len(name) + 1) if name in (b"--set", b"--join") and equals else (argument, offset)
-        option = name if name in (b"--set", b"--join") and equals else option
-        if option == b"--set":
-            key, equals, value = given.partition(b"=")
-            if equals and _is_secret(key.strip().decode("utf-8", "replace")):
-                yield at + len(key) + 1, len(value)
-        elif option == b"--join" and (token := _JOIN_TOKEN.search(given)):
-            yield at + token.start(1), len(token[1])
+        if equals and name in _VALUED:
+            found = _secret_in(name, value)
+            at = offset + len(name) + 1
+        else:
+            found = _secret_in(option, argument)
+            at = offset
+        if found is not None and found[1]:
+            yield at + found[0], found[1]
         option = argument
         offset += len(argument) + 1
 
 
-def _is_secret(key: str) -> bool:
+def _secret_in(option: bytes, value: bytes) -> tuple[int, int] | None:
+    """Return offset and length of the secret in an option's value; None if there is none."""
+    if option == b"--token":
+        return 0, len(value)
+    if option == b"--join":
+        token = _JOIN_TOKEN.search(value)
+        return (token.start(1), len(token[1])) if token is not None else None
+    name, equals, text = value.partition(b"=")
+    if equals and (option in (b"--env", b"-e") or (option == b"--set" and _is_secret(name.strip()))):
+        return len(name) + 1, len(text)
+    return None
+
+
+def _is_secret(name: bytes) -> bool:
     """Whether the value of a key is secret, or holds the value of such a key: ``server`` holds its accept_tokens."""
+    from prouter.config.section import SECRET_KEYS  # late: commands without --set need no pydantic
+
+    key = name.decode("utf-8", "replace")
     return any(key == secret or key.startswith(f"{secret}.") or secret.startswith(f"{key}.") for secret in SECRET_KEYS)

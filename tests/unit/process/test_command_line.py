@@ -22,6 +22,11 @@ from prouter.process.command_line import secret_parts
         (["prouter", "agent", "--join", "nonsense", "client.token=x"], []),
         (["prouter", "token", "create", "--name", "client.token=x", "--set"], []),
         (["prouter", "--set", "--set", "client.token=ä"], ["ä"]),
+        (
+            ["prouter", "run", "-e", "A=abc", "--env=B=d=e", "--env", "C", "--token", "xyz", "--token=z"],
+            ["abc", "d=e", "xyz", "z"],
+        ),
+        (["prouter", "run", "--name", "--token"], []),
         ([], []),
     ],
 )
