@@ -78,3 +78,24 @@ def test_connections_that_are_held_are_few_and_end(port: int, monkeypatch: pytes
         while client.recv(65536):
             pass
         client.close()
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /info?token=%s HTTP/9.9\r\n\r\n",
+        b"%s\r\n\r\n",
+        b"GET /%s x y z\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nAuthorization %s\r\n\r\n",
+        b"POST /shutdown HTTP/1.1\r\nContent-Length: %s\r\n\r\n",
+        b"POST /jobs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n",
+        b"GET /info?token=%s HTTP/1.1\r\nAuthorization: Bearer %s\r\n\r\n",
+        b"G%s /info HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_no_request_gets_into_the_log(
+    port: int, request_head: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    ask(port, request_head.replace(b"%s", b"s3cret"))
+    assert "s3cret" not in caplog.text + "".join(capfd.readouterr())
