@@ -233,7 +233,10 @@ def test_a_start_waits_for_all_ports_and_the_first_is_the_endpoint(jobs: Observe
 
 
 def test_a_report_for_another_job_is_refused(jobs: Observed) -> None:
+    """Also for one that waits for a report."""
     other = jobs.create()
+    gevent.spawn(jobs.start, other, *python("import time; time.sleep(1000)"), port_expected_count=1)
+    until(lambda: jobs.manager.record(other).state is State.PENDING)
     code = f"""
 import os, urllib.request, urllib.error
 def tell(uid, port):
@@ -250,7 +253,9 @@ __import__('time').sleep(1000)"""
     uid = jobs.create()
     jobs.start(uid, sys.executable, "-I", "-c", code, port_expected_count=1)
     told = jobs.file(uid, "told")
-    assert told.startswith("[(400, b'the job is not waiting for a port'), (400, b\"job '")
+    assert told.startswith(f"[(400, b\"this is not the endpoint of job '{other}'")
+    assert told.count("call the URL in its DA__PAGENT__JOB_ENDPOINT") == 2
+    assert jobs.manager.record(other).state is State.PENDING
     assert told.endswith("b'OK']")
 
 

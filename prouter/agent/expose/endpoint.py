@@ -1,7 +1,8 @@
 """The agent's loopback HTTP endpoint where jobs report their ports: ``GET <endpoint>?job_id=<uid>&port=<port>``.
 
-The response is 200 ``OK``, or 400 with the reason as text, as in the original. A job's uid is 128 random bits, so no
-job can report for another by guessing.
+The response is 200 ``OK``, or 400 with the reason as text, as in the original. Whoever may list jobs knows their uids,
+and whoever is on the machine can connect. So each job's endpoint has a path of its own, which nobody else can guess
+(`ReportKeys`): a wrong report would fail a start, or make another of the job's ports its page.
 
 Every process of the machine may connect, so connections are bounded: bytes of a head, seconds, requests, and their
 number; the oldest one is closed for the newest. Source: RFC 9112 (message syntax, 9.3
@@ -11,8 +12,11 @@ persistence, 9.6 tear-down).
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import logging
 import re
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -23,9 +27,10 @@ from gevent.server import StreamServer
 
 from prouter.errors import InvalidRequest, PRouterError
 
-__all__ = ["PATH", "PortEndpoint"]
+__all__ = ["PATH", "PortEndpoint", "ReportKeys"]
 
 PATH = "/notify_port"
+_VARIABLE = "DA__PAGENT__JOB_ENDPOINT"
 
 _HEAD_MOST = 8192
 """Largest request head in bytes; the original's clients send some 200."""
@@ -54,14 +59,35 @@ class _Answered(Exception):
         self.text = text
 
 
+class ReportKeys:
+    """The last parts of the jobs' endpoints, by which an agent knows that a job reports for itself.
+
+    Args:
+        secret: that of an earlier agent whose jobs live on; by default a new one.
+    """
+
+    def __init__(self, secret: str | None = None) -> None:
+        self.secret = secret or secrets.token_hex(16)
+
+    def of(self, uid: str) -> str:
+        """Return a job's key, 32 hex digits."""
+        data = uid.encode("utf-8", "surrogatepass")
+        return hmac.new(self.secret.encode(), data, hashlib.sha256).hexdigest()[:32]
+
+    def check(self, uid: str, key: str) -> None:
+        """Raise `InvalidRequest` unless the key is that of the job."""
+        if not hmac.compare_digest(self.of(uid), key):
+            raise InvalidRequest(f"this is not the endpoint of job '{uid:.32}': call the URL in its {_VARIABLE}")
+
+
 class PortEndpoint:
     """The endpoint's server.
 
     Args:
-        report: called with job uid and port; its `PRouterError` becomes a 400.
+        report: called with job uid, port, and the endpoint's last part; its `PRouterError` becomes a 400.
     """
 
-    def __init__(self, report: Callable[[str, int], None]) -> None:
+    def __init__(self, report: Callable[[str, int, str], None]) -> None:
         self._report = report
         self._server: StreamServer | None = None
         self._port = 0
@@ -80,10 +106,9 @@ class PortEndpoint:
         self._port = int(listener.getsockname()[1])
         return self._port
 
-    @property
-    def url(self) -> str:
-        """The URL that jobs get as their endpoint."""
-        return f"http://127.0.0.1:{self._port}{PATH}"
+    def url(self, key: str) -> str:
+        """The URL that the job with this key gets as its endpoint."""
+        return f"http://127.0.0.1:{self._port}{PATH}/{key}"
 
     def close(self) -> None:
         """Stop serving."""
@@ -144,14 +169,15 @@ class PortEndpoint:
             query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=_PARAMETERS)
         except ValueError as error:
             raise InvalidRequest(f"the request's target is not valid: {error}") from None
-        if parts.path.rstrip("/") != PATH:
-            raise InvalidRequest(f"ports are reported at {PATH}")
+        path, _, key = parts.path.rstrip("/").removeprefix(PATH).partition("/")
+        if path or not parts.path.startswith(PATH):
+            raise InvalidRequest(f"ports are reported at the URL in {_VARIABLE}")
         uid, port = _single(query, "job_id"), _single(query, "port")
         if not uid:
             raise InvalidRequest("job_id is missing")
         if not port.isascii() or not port.isdigit() or len(port) > len("65535") or not 0 < int(port) < 65536:
             raise InvalidRequest(f"port must be a number between 1 and 65535, not '{port[:20]}'")
-        self._report(uid, int(port))
+        self._report(uid, int(port), key)
 
 
 def _single(query: dict[str, list[str]], name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from prouter.agent.expose.endpoint import PortEndpoint
+from prouter.agent.expose.endpoint import PortEndpoint, ReportKeys
 from prouter.agent.expose.servers import Look
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
@@ -88,6 +88,7 @@ class JobManager:
         self._open = False
         self._incarnation: str | None = None
         self._endpoint_port = 0
+        self._report_keys = ReportKeys()
         self._endpoint = PortEndpoint(self._report)
         self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
         self._remover = Remover(runner, self._ender, removed=self._jobs.drop)
@@ -101,7 +102,7 @@ class JobManager:
             environment=base_environment(os.environ if environ is None else environ, properties),
             ceilings=self._ceilings,
             home=home,
-            report_url=lambda: self._endpoint.url,
+            report_url=lambda uid: self._endpoint.url(self._report_keys.of(uid)),
             kept=self._kept,
             keep=self._keep,
             runs=self._runs,
@@ -122,6 +123,7 @@ class JobManager:
             kept = self._runner.open()
             found = next((item.record for item in kept if "incarnation" in item.record), {})
             self._incarnation = found.get("incarnation") or uuid4().hex
+            self._report_keys = ReportKeys(found.get("endpoint_secret"))
             self._endpoint_port = self._endpoint.open(found.get("endpoint_port"))
         except BaseException:
             self._root.close()
@@ -342,7 +344,8 @@ class JobManager:
         if job.record.state is State.RUNNING:
             self._ender.finish(job)  # In other states its start does so.
 
-    def _report(self, uid: str, port: int) -> None:
+    def _report(self, uid: str, port: int, key: str) -> None:
+        self._report_keys.check(uid, key)
         job = self._jobs.get(uid)
         if job is None:
             raise not_found(uid)
@@ -354,7 +357,8 @@ class JobManager:
     # Parts of the above.
 
     def _kept(self, job: Job) -> dict[str, Any]:
-        return {**job.kept(), "incarnation": self._incarnation, "endpoint_port": self._endpoint_port}
+        endpoint = {"endpoint_port": self._endpoint_port, "endpoint_secret": self._report_keys.secret}
+        return {**job.kept(), "incarnation": self._incarnation, **endpoint}
 
     def _keep(self, job: Job) -> None:
         try:

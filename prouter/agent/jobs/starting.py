@@ -44,7 +44,7 @@ class Starter:
         sockets: where unix sockets of jobs may be.
         environment: the variables of every job.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
-        report_url: where jobs report their ports.
+        report_url: where the job with this uid reports its ports.
         kept: all that a later agent needs to know of a job.
         keep: gives that to the runner.
         runs: called when a job has a process.
@@ -59,7 +59,7 @@ class Starter:
         environment: Mapping[str, str],
         ceilings: Limits,
         home: str,
-        report_url: Callable[[], str],
+        report_url: Callable[[str], str],
         kept: Callable[[Job], dict[str, Any]],
         keep: Callable[[Job], None],
         runs: Callable[[Job], None],
@@ -138,7 +138,7 @@ class Starter:
                 exposure,
                 {**self._environment, **scratch.variables()},
                 home=self._home,
-                report_url=self._report_url(),
+                report_url=self._report_url(job.uid),
                 cwd=cwd,
                 record=self._kept(job),
             )

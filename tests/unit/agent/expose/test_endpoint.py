@@ -11,7 +11,7 @@ import pytest
 from gevent import socket as gevent_socket
 
 from prouter.agent.expose import endpoint as module
-from prouter.agent.expose.endpoint import PATH, PortEndpoint
+from prouter.agent.expose.endpoint import PATH, PortEndpoint, ReportKeys
 from prouter.errors import InvalidRequest
 from tests.support.keeper import until
 
@@ -23,10 +23,12 @@ class Stand(PortEndpoint):
 
     def __init__(self) -> None:
         self.reports: list[tuple[str, int]] = []
+        self.keys: list[str] = []
         super().__init__(self._note)
 
-    def _note(self, uid: str, port: int) -> None:
+    def _note(self, uid: str, port: int, key: str) -> None:
         self.reports.append((uid, port))
+        self.keys.append(key)
         if uid == "surrogate":
             raise InvalidRequest("no job '\udcff'")
 
@@ -170,3 +172,23 @@ def test_what_a_connection_may_leave_in_memory_is_bounded(stand: Stand) -> None:
             pass
         assert sent < 64 << 20
     assert stand.talk(GOOD).endswith(b"OK")
+
+
+def test_a_report_has_the_key_of_its_url(stand: Stand) -> None:
+    for path, key in ((f"{PATH}/k", "k"), (f"{PATH}/k/", "k"), (PATH, ""), (f"{PATH}/k/l", "k/l")):
+        assert stand.talk(f"GET {path}?job_id=j&port=80 HTTP/1.0\r\n\r\n".encode()).startswith(b"HTTP/1.1 200")
+        assert stand.keys.pop() == key
+    for path in (f"{PATH}s/k", "/k", f"/x{PATH}/k"):
+        assert stand.talk(f"GET {path}?job_id=j&port=80 HTTP/1.0\r\n\r\n".encode()).startswith(b"HTTP/1.1 400")
+    assert not stand.keys
+
+
+def test_a_key_is_good_for_one_job_and_outlives_the_agent() -> None:
+    keys = ReportKeys()
+    keys.check("a", keys.of("a"))
+    ReportKeys(keys.secret).check("a", keys.of("a"))
+    for uid, key in (("b", keys.of("a")), ("a", ""), ("a", keys.of("a")[:-1]), ("a", ReportKeys().of("a"))):
+        with pytest.raises(InvalidRequest, match="DA__PAGENT__JOB_ENDPOINT"):
+            keys.check(uid, key)
+    with pytest.raises(InvalidRequest):
+        keys.check("\udcff", "")

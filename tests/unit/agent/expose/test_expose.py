@@ -698,7 +698,7 @@ def test_auto_asks_the_server_whether_it_knows_its_prefix(
 
 @pytest.fixture
 def endpoint() -> Iterator[PortEndpoint]:
-    def report(uid: str, port: int) -> None:
+    def report(uid: str, port: int, key: str) -> None:
         if uid != "known":
             raise NotFound(f"job '{uid}' is not found")
         if port == 1:
@@ -711,7 +711,7 @@ def endpoint() -> Iterator[PortEndpoint]:
 
 
 def ask(endpoint: PortEndpoint, target: str) -> tuple[int, str]:
-    port = int(endpoint.url.split(":")[2].split("/")[0])
+    port = int(endpoint.url("k").split(":")[2].split("/")[0])
     connection = gevent.socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
     answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
@@ -743,9 +743,9 @@ def test_ports_are_reported_by_http(endpoint: PortEndpoint, query: str, status: 
 
 
 def test_the_endpoint_keeps_its_port_if_it_can() -> None:
-    first = PortEndpoint(lambda uid, port: None)
+    first = PortEndpoint(lambda uid, port, key: None)
     port = first.open()
-    second = PortEndpoint(lambda uid, port: None)
+    second = PortEndpoint(lambda uid, port, key: None)
     try:
         assert second.open(port) != port
         first.close()
