@@ -20,7 +20,12 @@ from prouter import __version__
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-NEEDED = ("prouter/web/admin/static/dashboard.html", "prouter/keeper/__main__.py", "prouter/demo/welcome.ipynb")
+NEEDED = (
+    "prouter/py.typed",
+    "prouter/web/admin/static/dashboard.html",
+    "prouter/keeper/__main__.py",
+    "prouter/demo/welcome.ipynb",
+)
 """Files that the wheel must have: package data, a program that is started by its path."""
 
 

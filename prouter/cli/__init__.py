@@ -12,7 +12,17 @@ from prouter.process.command_line import hide_secrets
 
 __all__ = ["main"]
 
-_COMMANDS = ("agent", "broker", "config", "demo", "invite", "keygen", "token", "up")
+_COMMANDS = {
+    "agent": "server",
+    "broker": "server",
+    "config": "server",
+    "demo": "demo",
+    "invite": "server",
+    "keygen": "server",
+    "token": "server",
+    "up": "server",
+}
+"""All subcommands, each with the extra of the package that has what it imports."""
 
 
 class _Lazy(click.Group):
@@ -24,7 +34,12 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: Any = importlib.import_module(f"prouter.cli.{cmd_name}").command
+        try:
+            command: Any = importlib.import_module(f"prouter.cli.{cmd_name}").command
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "prouter":
+                raise
+            return _not_installed(cmd_name, _COMMANDS[cmd_name], error.name or "")
         assert isinstance(command, click.Command)
         return command
 
@@ -34,6 +49,23 @@ class _Lazy(click.Group):
         if args and args[0].startswith("-") and args[0] not in own:
             args = ["up", *args]
         return super().parse_args(ctx, args)
+
+
+def _not_installed(name: str, extra: str, missing: str) -> click.Command:
+    """Return a command that says what to install, whatever its arguments are."""
+
+    def refuse(_arguments: tuple[str, ...]) -> None:
+        said = f"'prouter {name}' needs a package that is not installed ({missing}): pip install 'prouter[{extra}]'"
+        raise click.ClickException(said)
+
+    return click.Command(
+        name,
+        callback=refuse,
+        params=[click.Argument(["_arguments"], nargs=-1, type=click.UNPROCESSED)],
+        help=f"Not installed: pip install 'prouter[{extra}]'",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,8 @@ from prouter.config.errors import ConfigError
 from prouter.config.exposure import check_exposure, is_loopback, uses_curve
 from prouter.config.loading import load_agent, load_router
 from prouter.config.router import RouterConfig
-from prouter.config.section import SECRET_KEYS, Log, Section, keys, sections
+from prouter.config.section import Log, Section, keys, sections
+from prouter.secret_keys import SECRET_KEYS
 
 __all__ = [
     "SECRET_KEYS",

@@ -13,8 +13,9 @@ from pydantic.fields import FieldInfo
 from prouter.config.agent import AgentConfig
 from prouter.config.errors import ConfigError
 from prouter.config.router import RouterConfig
-from prouter.config.section import SECRET_KEYS, keys, sections
+from prouter.config.section import keys, sections
 from prouter.config.sources import Setting, from_environ, from_file, from_sets
+from prouter.secret_keys import SECRET_KEYS
 
 __all__ = ["load_agent", "load_router"]
 

@@ -11,11 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from prouter.tokens import problem_of
 
-__all__ = ["MIB", "SECRET_KEYS", "Fabric", "Identity", "Log", "Section", "Tokens", "keys", "sections", "usable_tokens"]
+__all__ = ["MIB", "Fabric", "Identity", "Log", "Section", "Tokens", "keys", "sections", "usable_tokens"]
 
 MIB = 1024 * 1024
-SECRET_KEYS = frozenset({"server.accept_tokens", "client.token", "control.tokens"})
-"""Keys whose values are never shown or logged."""
 Tokens = tuple[str, ...] | dict[str, str]
 """Tokens that are accepted from anybody, or the token of each uid."""
 

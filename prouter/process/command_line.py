@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from prouter.secret_keys import SECRET_KEYS
+
 __all__ = ["hide_secrets", "secret_parts"]
 
 log = logging.getLogger("prouter.process")
@@ -70,7 +72,5 @@ def _secret_in(option: bytes, value: bytes) -> tuple[int, int] | None:
 
 def _is_secret(name: bytes) -> bool:
     """Whether the value of a key is secret, or holds the value of such a key: ``server`` holds its accept_tokens."""
-    from prouter.config.section import SECRET_KEYS  # late: commands without --set need no pydantic
-
     key = name.decode("utf-8", "replace")
     return any(key == secret or key.startswith(f"{secret}.") or secret.startswith(f"{key}.") for secret in SECRET_KEYS)
