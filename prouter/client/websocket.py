@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from websockets.exceptions import InvalidHandshake, InvalidStatus
-
 if TYPE_CHECKING:
     from websockets.asyncio.client import connect as AsyncConnect
+    from websockets.exceptions import InvalidHandshake, InvalidStatus
     from websockets.sync.client import ClientConnection
 
 __all__ = ["connect", "connect_async"]
@@ -34,6 +33,7 @@ def connect(
         websockets.exceptions.InvalidStatus: the job, or the router, refused it.
         OSError: the router cannot be reached.
     """
+    from websockets.exceptions import InvalidStatus
     from websockets.sync import client
 
     class Staying(client.ClientConnection):
@@ -55,6 +55,7 @@ def connect_async(
 ) -> AsyncConnect:
     """Return what opens a WebSocket once it is awaited or entered; see `connect`."""
     from websockets.asyncio import client
+    from websockets.exceptions import InvalidStatus
 
     class Staying(client.ClientConnection):
         async def handshake(self, *args: Any, **kwargs: Any) -> None:
@@ -67,6 +68,8 @@ def connect_async(
 
 
 def _refused(error: InvalidStatus) -> InvalidHandshake:
+    from websockets.exceptions import InvalidHandshake
+
     status = error.response.status_code
     if not 300 <= status < 400:
         return error

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prouter import client
 from prouter.client import AsyncJob, AsyncRouter, Job, Router
 from prouter.client.settings import Settings, lost
 
@@ -35,15 +36,29 @@ def test_both_fronts_have_the_same_methods_and_arguments(blocking: type, awaitin
             ], name
 
 
-def test_the_import_needs_few_modules_and_none_of_the_router() -> None:
-    program = "import sys, prouter.client; print(len(sys.modules)); print(*sys.modules)"
+def loaded(statement: str) -> set[str]:
+    """The modules that a program has after a statement."""
+    program = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    count, names = done.stdout.splitlines()
-    assert int(count) < 600
-    roots = {name.partition(".")[0] for name in names.split()}
-    assert not roots & {"gevent", "gunicorn", "falcon", "zmq", "pydantic", "msgpack", "yaml", "jwt", "websockets.sync"}
-    own = {name for name in names.split() if name.startswith("prouter.")}
+    return set(done.stdout.split())
+
+
+def test_an_import_loads_little_and_nothing_of_the_router() -> None:
+    before = loaded("pass")
+    assert len(loaded("import prouter.client") - before) < 10
+    blocking = loaded("from prouter.client import *") - before
+    assert len(blocking) < 450
+    roots = {name.partition(".")[0] for name in blocking}
+    assert not roots & {"gevent", "gunicorn", "falcon", "zmq", "pydantic", "msgpack", "yaml", "jwt"}
+    own = {name for name in blocking if name.startswith("prouter.")}
     assert {name for name in own if not name.startswith("prouter.client")} == set()
+
+
+def test_every_name_can_be_imported() -> None:
+    assert all(getattr(client, name).__name__ in {name, "Callable"} for name in client.__all__ if name != "Progress")
+    assert {*client.__all__} <= {*dir(client)}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        client.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(
