@@ -74,10 +74,11 @@ def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto", u
         passwords.write_text(users)
     shutil.copytree(DEPLOY / "snippets", prefix / "snippets")
     server = prefix / "snippets" / "prouter-server.conf"
-    log = "/var/log/nginx/prouter.log"
-    if log not in server.read_text():
-        raise ValueError(f"prouter-server.conf does not log to {log}")
-    server.write_text(server.read_text().replace(log, f"{prefix}/access.log"))
+    logs = {"/var/log/nginx/prouter.log": "access.log", "/var/log/nginx/prouter-error.log": "error.log"}
+    for log, mine in logs.items():
+        if log not in server.read_text():
+            raise ValueError(f"prouter-server.conf does not log to {log}")
+        server.write_text(server.read_text().replace(log, f"{prefix}/{mine}"))
     user = "user root;" if os.geteuid() == 0 else ""
     main = prefix / "nginx.conf"
     main.write_text(MAIN.format(prefix=prefix, workers=workers, user=user))

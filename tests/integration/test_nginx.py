@@ -23,7 +23,7 @@ import websockets.sync.client
 from tests.bench.client import Answer, Connection
 from tests.bench.nginx import Nginx, render
 from tests.support.ports import free_port
-from tests.support.processes import Process, start_agent, start_router
+from tests.support.processes import Process, start_agent, start_router, wait_until
 from tests.support.programs import needed
 
 pytestmark = needed("nginx")
@@ -339,6 +339,22 @@ def test_errors_of_the_router_pass(router_site: Site) -> None:
         answer = http.request("GET", "/jobs/nowhere/nothing/info")
     assert answer.status == 404
     assert "is not found" in answer.json()["detail"]
+
+
+def test_no_log_of_nginx_has_queries_or_passes(cleanup: contextlib.ExitStack, place: Path) -> None:
+    port = free_port()
+    prefix = place / "logs"
+    cleanup.callback(Nginx(prefix, f"127.0.0.1:{free_port()}", port).close)  # nobody is there: nginx writes errors
+    with Site(port, "").connect() as http:
+        for target in ("/jobs/c/j/shared/s3cret/a/b?token=s3cret", "/jobs/c/j/http/.prouter/enter?code=s3cret"):
+            assert http.request("GET", target, headers={"Referer": "http://x/?token=s3cret"}).status == 502
+    access = prefix / "access.log"
+    wait_until(lambda: access.read_text().count("\n") == 2)
+    lines = access.read_text()
+    assert '"GET /jobs/c/j/shared/***/a/b HTTP/1.1" 502' in lines
+    assert '"GET /jobs/c/j/http/.prouter/enter HTTP/1.1" 502' in lines
+    for log in ("access.log", "error.log", "stderr"):
+        assert "s3cret" not in (prefix / log).read_text()
 
 
 def test_an_absent_router_is_told(cleanup: contextlib.ExitStack, place: Path) -> None:
