@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -128,6 +129,8 @@ class _Agent:
         """Run until a signal or the control API ends the agent; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop.set)
+        if os.path.exists("/proc/1"):  # Else /proc is mounted with hidepid, and a keeper would not see who connects.
+            forbid_inspection()
         self.manager.open()
         # After the keeper was started: its jobs keep the usual limits.
         forbid_core_dumps()

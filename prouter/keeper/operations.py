@@ -345,7 +345,10 @@ class Operations:
         if starting is not None and starting.failure is None:
             self.outcome(starting.pipe)  # The first process ended before the loop looked at the pipe.
         if job.user is not None and job.user.alone:
-            kill_processes(job.user)  # Those that left the tree, with the help of another service.
+            try:
+                kill_processes(job.user)  # Those that left the tree, with the help of another service.
+            except OSError as error:
+                self._link.log("warning", f"event=user_not_cleared user={job.user.name} error={str(error)!r}")
         self._logs.finish(job.uid, lambda: self._tell_end(job, starting))
 
     def _tell_end(self, job: Job, starting: Start | None) -> None:

@@ -92,13 +92,12 @@ def kill_processes(user: User) -> None:
             os.kill(-1, signal.SIGKILL)
         finally:
             os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    try:
+    # Where `_NO_USER` does not exist, the processes may have stopped it. Linux has no pidfd_open(2) before 5.3.
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
         select.select([pidfd], [], [], _PATIENCE)
-    finally:
         os.close(pidfd)
-    with contextlib.suppress(PermissionError):
-        os.kill(pid, signal.SIGKILL)  # Where `_NO_USER` does not exist, the processes may have stopped it.
+        os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
 

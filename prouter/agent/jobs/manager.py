@@ -82,7 +82,7 @@ class JobManager:
         self._on_change = on_change
         self._on_removed = on_removed
         self._users = users
-        self._root = JobsRoot(root, entered=users is not None and not users.isolated)
+        self._root = JobsRoot(root, users=users is not None, entered=users is not None and not users.isolated)
         self._sockets = SocketPlaces(self._root.path, shared=users is not None)
         self._jobs = JobTable()
         self._open = False

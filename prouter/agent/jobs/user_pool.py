@@ -31,6 +31,8 @@ def make_users(jobs: AgentJobs) -> UserPool | None:
         ConfigError: as `UserPool`; or jobs require a /tmp of their own, which the system does not permit.
     """
     if jobs.user is None:
+        if os.geteuid() == 0:
+            _log.info("event=jobs_run_as_root setting=jobs.user")
         return None
     why_not = None if jobs.private_tmp == "off" else unavailable()
     if why_not is not None:

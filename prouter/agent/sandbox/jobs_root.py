@@ -33,10 +33,12 @@ class JobsRoot:
 
     Args:
         path: ``jobs.root``; created with mode 0700 if missing.
-        entered: whether users of jobs must be able to enter it to get to their sandboxes.
+        users: whether jobs have users of their own, so that nobody but the agent's user should change the way to it.
+        entered: whether these users must be able to enter it to get to their sandboxes.
     """
 
-    def __init__(self, path: Path, *, entered: bool = False) -> None:
+    def __init__(self, path: Path, *, users: bool = False, entered: bool = False) -> None:
+        self._users = users
         self._entered = entered
         self.path = Path(os.path.realpath(path))
         self._lock: int | None = None
@@ -52,6 +54,8 @@ class JobsRoot:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise Forbidden(f"others may write to jobs.root '{self.path}'; give the agent a directory of its own")
+            if self._users:
+                self._check_way()
             if self._entered:
                 self._let_in()
             self._lock = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -64,6 +68,20 @@ class JobsRoot:
             ) from None
         except OSError as error:
             raise Forbidden(f"jobs.root '{self.path}' cannot be used: {error}") from error
+
+    def _check_way(self) -> None:
+        """Refuse a way to the root that users of jobs may change; warn if only others may."""
+        for path in (self.path, *self.path.parents):
+            info = path.stat()
+            shared = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not info.st_mode & stat.S_ISVTX
+            if not shared and info.st_uid in (0, os.geteuid()):
+                continue
+            if self._entered:
+                raise Forbidden(
+                    f"jobs.root '{self.path}' may be replaced by other users than root, who may change '{path}': with "
+                    "jobs.user, set it to a directory in which only root can make files, for example below /var/lib"
+                )
+            _log.warning("event=jobs_root_not_safe path=%r reason='others than root may change it'", str(path))
 
     def _let_in(self) -> None:
         self.path.chmod(0o711)
