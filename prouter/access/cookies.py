@@ -42,8 +42,12 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
 
 
 def is_own(set_cookie: bytes) -> bool:
-    """Whether a value of Set-Cookie sets a cookie with one of the router's names."""
-    return _MARK in set_cookie and set_cookie.partition(b"=")[0].strip() in _OWN
+    """Whether a value of Set-Cookie sets a cookie that browsers send under one of the router's names."""
+    if _MARK not in set_cookie:
+        return False
+    name, _, rest = set_cookie.partition(b";")[0].partition(b"=")
+    # A cookie without a name is sent as its value alone, which may look like a name and a value (RFC 6265bis).
+    return (name.strip() or rest.partition(b"=")[0].strip()) in _OWN
 
 
 def without_own(value: bytes) -> bytes | None:

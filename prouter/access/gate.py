@@ -173,6 +173,9 @@ class AccessGate:
     def signed_in(self, token: str, session: str) -> Principal | None:
         """Return who signed in with the token of this id; None if the token was revoked or the session ended."""
         known = self._by_id.get(token)
+        if known is None:
+            self.look()  # another worker may have let in its holder a moment ago
+            known = self._by_id.get(token)
         if known is None or self._is_over(session) or not is_of(session, known):
             return None
         return replace(known.principal, via="session", session=session, ambient=True)

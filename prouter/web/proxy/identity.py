@@ -153,9 +153,16 @@ class Identity:
             return None
 
     def _signed_in(self, forwarded: Forwarded) -> Principal | None:
-        """Return who signed in at the dashboard; None if cookies contradict each other: a page has planted one."""
+        """Return who signed in at the dashboard.
+
+        A page may have planted another cookie beside it. One that is no session counts for nothing. Of several
+        sessions the one counts for which there is a proof, and without a proof none.
+        """
         values = set(_cookies(forwarded, SESSION))
-        return self.gate.session(values.pop()) if len(values) == 1 else None
+        found = [one for one in map(self.gate.session, values) if one is not None]
+        if len(found) > 1:
+            found = [one for one in found if self._is_proven(forwarded, one)]
+        return found[0] if len(found) == 1 else None
 
     def _admitted(
         self, forwarded: Forwarded, job: str, visitor: Principal | None, *, own_host: bool

@@ -41,8 +41,14 @@ def test_a_job_gets_all_cookies_but_the_routers(pairs: list[tuple[bytes, bytes]]
 def test_a_job_cannot_set_the_routers_cookies() -> None:
     for name in _NAMES:
         assert is_own(b" " + name + b" =x; Path=/")
+        assert is_own(name)
+        assert is_own(name + b"; Path=/")
+        assert is_own(b"=" + name + b"=x; Path=/")
+        assert is_own(b" = " + name + b" =x")
     assert not is_own(b"a=prouter_session=x")
     assert not is_own(b"prouter_theme=dark")
+    assert not is_own(b"=a; prouter_session=x")
+    assert not is_own(b"==prouter_session=x")
 
 
 def test_no_script_can_read_a_cookie() -> None:
