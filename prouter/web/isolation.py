@@ -31,6 +31,7 @@ def isolation_fields(page: bytes, *, forms: Iterable[str] = ()) -> list[tuple[st
     hashes: dict[bytes, list[str]] = {b"style": [], b"script": []}
     for kind, text in _ELEMENTS.findall(page):
         hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode('ascii')}'")
+    targets = list(forms)
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -39,7 +40,7 @@ def isolation_fields(page: bytes, *, forms: Iterable[str] = ()) -> list[tuple[st
             "connect-src 'self'",
             "img-src data:",
             "base-uri 'none'",
-            f"form-action {' '.join(forms) or _NONE}",
+            f"form-action {' '.join(targets) or _NONE}",
             "frame-ancestors 'none'",
         )
     )
@@ -49,7 +50,8 @@ def isolation_fields(page: bytes, *, forms: Iterable[str] = ()) -> list[tuple[st
         ("Content-Security-Policy", policy),
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
-        ("Referrer-Policy", "no-referrer"),
+        # Without any referrer a form's Origin would be "null", as if from another site.
+        ("Referrer-Policy", "strict-origin" if targets else "no-referrer"),
         ("X-Content-Type-Options", "nosniff"),
         ("X-Frame-Options", "DENY"),
     ]

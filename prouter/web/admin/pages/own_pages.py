@@ -38,7 +38,7 @@ _FORM = """
 <p>$message</p>
 <form method="post" action="$action">
 <label for="token">Access token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<input id="token" name="token" type="password" autocomplete="$remembered" required autofocus>
 <input type="hidden" name="proof" value="$proof"><input type="hidden" name="next" value="$next">
 <button>Sign in</button>
 </form>
@@ -122,8 +122,14 @@ class OwnPages:
         if not proof and not self.identity.own_names_only and names_no_mode(req.get_header) and from_browser(req):
             self._show(req, resp, "Please sign in", f'<p class="bad">{escape(_NO_PROOF)}</p>')
             return
+        # What a browser remembers for this origin it would offer to a form of any page below /jobs/, too.
+        remembered = "current-password" if self.identity.own_names_only else "one-time-code"
         form = self._form.substitute(
-            message=told, action=escape(_prefix(req) + "/sign-in"), proof=escape(proof), next=escape(target)
+            remembered=remembered,
+            message=told,
+            action=escape(_prefix(req) + "/sign-in"),
+            proof=escape(proof),
+            next=escape(target),
         )
         self._show(req, resp, "Please sign in", form)
 
