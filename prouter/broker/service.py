@@ -326,7 +326,7 @@ class Service:
         done({"jobs": jobs, "count": count, "next": cursor}, None, now)
 
     def _upload(self, args: dict[str, Any], done: Done, now: float) -> None:
-        """Reply whether the owner of a job may upload into its sandbox. The upload counts until it is measured.
+        """Reply what the owner of a job may upload in addition to this. The upload counts until it is measured.
 
         Raises:
             NotFound: there is no such job, or it was removed.
@@ -339,7 +339,7 @@ class Service:
         check_bytes(entry.owner, accounts.bytes(entry.owner), most, more, job=entry.uid)
         if most and more:
             accounts.expect(entry.uid, entry.owner, more)
-        done({}, None, now)
+        done({"left": most - accounts.bytes(entry.owner)} if most else {}, None, now)
 
     def _list_bridges(self, args: dict[str, Any], done: Done, now: float) -> None:
         self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))

@@ -76,11 +76,11 @@ class Place:
             headers["X-Forwarded-For"] = address
         return requests.request(method, self.router.url + path, headers=headers, timeout=30, **options)
 
-    def patiently(self, who: str, method: str, path: str, **options: Any) -> Answer:
-        """Send a request, again as long as requests come too fast."""
+    def patiently(self, who: str, method: str, path: str, *, data: Any = None, **options: Any) -> Answer:
+        """Send a request, again as long as requests come too fast; `data` may be a function that makes the body."""
 
         def answers() -> list[Answer]:
-            response = self.ask(who, method, path, **options)
+            response = self.ask(who, method, path, data=data() if callable(data) else data, **options)
             too_fast = response.headers.get("X-PRouter-Error") == "too_many_requests"
             return [] if too_fast else [response]
 
@@ -257,6 +257,8 @@ def test_bytes_count_over_all_sandboxes_of_an_owner(it: Place) -> None:
     assert upload(jobs[0], 700_000).status_code == 200
     check_refusal(upload(jobs[1], 400_000), "limits.sandbox_bytes_per_owner", 1_000_000, "limit_reached")
     assert upload(jobs[1], 1000).status_code == 200
+    chunks = it.patiently("alice", "PUT", f"{jobs[1]}/file/g", data=lambda: (b"x" * 100_000 for _ in range(4)))
+    check_refusal(chunks, "limits.sandbox_bytes_per_owner", 1_000_000, "limit_reached")
     write = {
         "args": [sys.executable, "-c", "open('big', 'w').write('x' * 400_000)"],
         "env": {},
@@ -266,7 +268,7 @@ def test_bytes_count_over_all_sandboxes_of_an_owner(it: Place) -> None:
     # What a job writes itself counts once its agent has measured.
     wait_until(lambda: upload(jobs[1], 0).status_code == 429, 60)
     check_refusal(it.create("alice"), "limits.sandbox_bytes_per_owner", 1_000_000, "limit_reached")
-    archive = it.patiently("alice", "PUT", f"{jobs[1]}/archive", data=iter([b"x"]))
+    archive = it.patiently("alice", "PUT", f"{jobs[1]}/archive", data=lambda: iter([b"x"]))
     check_refusal(archive, "limits.sandbox_bytes_per_owner", 1_000_000, "limit_reached")
     assert it.patiently("alice", "POST", jobs[0] + "/remove").status_code == 200
     assert upload(jobs[1], 1000).status_code == 200

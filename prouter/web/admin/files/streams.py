@@ -11,6 +11,7 @@ from prouter.errors import AgentTimeout, AgentUnavailable, NotFound, ProtocolErr
 from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
+from prouter.web.admin.files.owners_space import within_space
 from prouter.web.prefaces import checked_preface, checked_result, patience_for, within
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ log = logging.getLogger("prouter.web")
 
 _SLOW = frozenset({"file.delete"})
 """Kinds of streams whose preface arrives only after all the work is done, which may take long."""
-_DECISION = 10.0
-"""Seconds that the broker has to decide about an upload."""
 SMALL = 64 * 1024
 """Bytes up to which a request body is read first, so that opening, bytes and end leave in one message."""
 
@@ -152,10 +151,7 @@ def send_body(
         LimitReached: the job's owner has as many bytes in sandboxes as is allowed.
     """
     size = target["size"]
-    if router.config.limits.sandbox_bytes_per_owner:
-        # The broker has the sizes of the sandboxes on all agents.
-        where = {"connection": route.connection, "job": route.record.uid, "size": size}
-        router.call("jobs.upload", where, timeout=_DECISION)
+    read = within_space(router, route, size, read)
     small = size is not None and size <= SMALL and not patient
     body = _read_all(read, size) if small else b""
     job, control = route.record.uid, router.config.control
