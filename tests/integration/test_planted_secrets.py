@@ -355,7 +355,7 @@ def test_files_hold_only_secrets_that_are_needed_to_connect(stand: Stand) -> Non
                 continue
             name = str(path.relative_to(stand.directory))
             told = [where.partition(": …")[0] for where in stand.planted.found_in(path.read_bytes())]
-            told = [where for where in told if where != "key" and not where.startswith("stderr")]
+            told = [where for where in told if not where.startswith("stderr")]
             assert told == needed.get(name, []), name
             if told or path.suffix == ".key_secret":
                 assert path.stat().st_mode & 0o077 == 0, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -51,7 +52,8 @@ def _key(req: ApiRequest, scope: str) -> str:
     if not given or len(given) > _MAX_KEY:
         raise InvalidRequest(f"Invalid request: Idempotency-Key must have 1 to {_MAX_KEY} characters")
     name = principal_of(req).name  # what one user sends must not give the job of another
-    return f"{scope}@{name} {given}" if name else f"{scope} {given}"
+    digested = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()  # the key itself is not stored
+    return f"{scope}@{name} {digested}" if name else f"{scope} {digested}"
 
 
 def _owner(req: ApiRequest) -> str | None:
