@@ -197,8 +197,19 @@ def _may_be_a_job(pid: int) -> bool:
     while pid > 1:
         process = read_process(pid) if pid != mine else None
         if process is None:
-            return True
+            return pid == mine or not _is_of_another_user(pid)
         pid = process.parent
+    return False
+
+
+def _is_of_another_user(pid: int) -> bool:
+    """Whether a process that /proc does not show is another user's, and so no job; hidepid hides those (proc(5))."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        pass
     return False
 
 
