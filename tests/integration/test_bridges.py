@@ -223,7 +223,7 @@ def test_bridges_are_listed_and_ended(router: Router, job: str, peer: Peer) -> N
     sockets = [peer.next() for _ in paths]
     wait_until(lambda: len(listed(router, job)) == 4)
     found = listed(router, job)
-    assert {entry["uid"]: entry["path"] for entry in found} == dict(zip(uids, paths, strict=True))
+    assert {entry["uid"]: entry["path"] for entry in found} == dict.fromkeys(uids, "/silent?***")
     assert {entry["url"] for entry in found} == {peer.url.replace("?a=1", "?***")}
     assert {entry["job"] for entry in found} == {job.rpartition("/")[2]}
     assert all(entry["since"].endswith("Z") for entry in found)
