@@ -125,8 +125,9 @@ class Servers:
             look = self._look_after(job, known, time.monotonic())
             if accepted and accepted in look.sockets.held:
                 return ""
-            if self._is_own(identity, address, look):
-                self._remember(known, identity)
+            own = self._own(identity, address, look)
+            if own:
+                self._remember(known, own)
                 return ""
         known.found.clear()  # Somebody may share the port: whom the kernel names is chance then.
         _log.warning("event=connection_refused job=%s address=%r text=%r", job, str(address), "it is another program's")
@@ -141,17 +142,21 @@ class Servers:
         if self._lookup is not None:
             self._lookup.close()
 
-    def _is_own(self, identity: Identity, address: Address, look: Look) -> bool:
+    def _own(self, identity: Identity, address: Address, look: Look) -> frozenset[Identity]:
+        """Return all that is the job's at this address; nothing if this identity is not."""
         if isinstance(identity, Peer):
-            return is_peer(identity, address.path or "", look.sockets)
+            return frozenset({identity} if is_peer(identity, address.path or "", look.sockets) else ())
         own = leads_to(address, look.sockets, assigned=look.assigned)
-        return identity in own - {0} if identity is not None else bool(own)
-
-    def _remember(self, known: _Job, identity: Identity) -> None:
         if identity is None:
-            known.until = time.monotonic() + _UNSEEN
-            return
-        known.found[identity] = None
+            return frozenset({None} if own else ())
+        return own - {0} if identity in own - {0} else frozenset()
+
+    def _remember(self, known: _Job, own: frozenset[Identity]) -> None:
+        for identity in own:
+            if identity is None:
+                known.until = time.monotonic() + _UNSEEN
+            else:
+                known.found[identity] = None
         while len(known.found) > _REMEMBERED:
             del known.found[next(iter(known.found))]
 

@@ -123,6 +123,14 @@ def test_a_more_specific_socket_of_another_program_is_noticed(
     assert "another program's" in stand.refusal(address)
 
 
+def test_processes_of_the_job_may_share_a_port(stand: Stand, listen: Callable[..., socket.socket]) -> None:
+    first = listen(shared=True)
+    for _ in range(3):
+        listen(port=port_of(first), shared=True)
+    assert [stand.refusal(Address(port=port_of(first))) for _ in range(40)] == [""] * 40
+    assert len(stand.looks) == 1
+
+
 def test_the_kernel_names_every_socket_that_shares_a_port(listen: Callable[..., socket.socket]) -> None:
     first = listen(shared=True)
     second = listen(port=port_of(first), shared=True)
