@@ -61,8 +61,11 @@ class AsyncJob:
         await self.close()
         if self.kept or self._removed:
             return
-        with suppress(*((RouterError,) if error is not None else (NotFound,))):
-            await self.remove()
+        if error is None:
+            with suppress(NotFound):
+                await self.remove()
+        else:
+            await self.discard()
 
     async def close(self) -> None:
         """Close the connections of `http`; the job goes on."""
@@ -180,6 +183,12 @@ class AsyncJob:
         self._removed = True
         self.latest = removed or self.latest
         return self.latest
+
+    async def discard(self) -> None:
+        """Remove the job if that is possible soon; for programs that have another error to raise."""
+        with suppress(RouterError):
+            await self._driver.run(jobs.remove(self._driver.context, self.path, patience=jobs.CLEANUP))
+            self._removed = True
 
     # -- its output and files -------------------------------------------------------------------------------------
 

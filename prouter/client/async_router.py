@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +12,6 @@ from prouter.client.async_driver import AsyncDriver
 from prouter.client.async_job import AsyncJob
 from prouter.client.async_streams import AsyncEventStream
 from prouter.client.core import jobs, router
-from prouter.client.core.errors import RouterError
 from prouter.client.core.flow import Flow
 from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, JobInfo, RouterInfo, Token, WhoAmI
@@ -165,8 +163,7 @@ class AsyncRouter:
             job.latest = await self._driver.run(jobs.start(self._driver.context, job.path, body))
         except BaseException:
             if not job.kept:
-                with suppress(RouterError):
-                    await asyncio.shield(job.remove())
+                await asyncio.shield(job.discard())
             raise
         return job
 

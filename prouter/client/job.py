@@ -60,8 +60,11 @@ class Job:
         self.close()
         if self.kept or self._removed:
             return
-        with suppress(*((RouterError,) if error is not None else (NotFound,))):
-            self.remove()
+        if error is None:
+            with suppress(NotFound):
+                self.remove()
+        else:
+            self.discard()
 
     def close(self) -> None:
         """Close the connections of `http`; the job goes on."""
@@ -179,6 +182,12 @@ class Job:
         self._removed = True
         self.latest = removed or self.latest
         return self.latest
+
+    def discard(self) -> None:
+        """Remove the job if that is possible soon; for programs that have another error to raise."""
+        with suppress(RouterError):
+            self._driver.run(jobs.remove(self._driver.context, self.path, patience=jobs.CLEANUP))
+            self._removed = True
 
     # -- its output and files -------------------------------------------------------------------------------------
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from prouter.client.core import jobs, router
-from prouter.client.core.errors import RouterError
 from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.uploads import Uploads, uploads_of
@@ -124,8 +122,7 @@ class Router:
             job.latest = self._driver.run(jobs.start(self._driver.context, job.path, body))
         except BaseException:
             if not keep:
-                with suppress(RouterError):
-                    job.remove()
+                job.discard()
             raise
         return job
 

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from websockets.exceptions import InvalidHandshake
 from websockets.sync.server import serve as serve_websockets
@@ -363,7 +365,7 @@ def guarded(short_dir: Path) -> Iterator[tuple[processes.Router, str]]:
     directory = short_dir / "guarded-client"
     directory.mkdir()
     token = new_token(directory, "root", "admin")["token"]
-    router = start_router(directory, workers=1)
+    router = start_router(directory, workers=1, control__job_domain="jobs.localhost")
     agent = start_agent(short_dir / "guarded-agent", router)
     yield router, token
     agent.stop()
@@ -450,6 +452,33 @@ def test_tokens_and_roles(guarded: tuple[processes.Router, str]) -> None:
             impatient.create()
         admin.resume(agent.uid)
         assert admin.info().uid
+
+
+def test_share_links_are_made_once_over_cuts(guarded: tuple[processes.Router, str]) -> None:
+    router, token = guarded
+    args = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    with (
+        CuttingRelay(router.url) as relay,
+        Router(relay.url, token) as client,
+        client.run(args, expose="assign") as job,
+    ):
+        relay.count = 0
+        relay.plan = lambda number: 0 if number < 2 else None
+        relay.cut_all()
+        share = job.share(3600, name="for bob", methods="read")
+        assert share.url is not None
+        [listed] = job.shares()
+        assert (listed.id, listed.name, listed.methods, listed.url) == (share.id, "for bob", "read", None)
+        assert share.url not in repr(share)
+        url = urlsplit(share.url)
+        host = {"Host": f"{job.uid}.jobs.localhost"}
+        entered = httpx.get(f"{router.url}{url.path}?{url.query}", headers=host)
+        assert entered.status_code in (302, 303)
+        cookie = entered.headers["Set-Cookie"].partition(";")[0]
+        assert httpx.get(router.url, headers={**host, "Cookie": cookie}).status_code == 200
+        job.unshare(share.id)
+        assert job.shares() == []
+        assert "code=" in job.open_url()
 
 
 def test_tokens_are_made_once_over_cuts(guarded: tuple[processes.Router, str]) -> None:

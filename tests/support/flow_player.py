@@ -107,7 +107,7 @@ class FlowPlayer:
             if isinstance(answer, Lost):
                 raise answer
             if isinstance(command, Open):
-                self._pieces = iter(answer.pieces)
+                self._pieces = (piece for piece in answer.pieces if piece != b"")
                 return Response(answer.status, answer.headers)
             for piece in answer.pieces:
                 if isinstance(piece, Lost):

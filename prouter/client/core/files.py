@@ -91,6 +91,15 @@ class Download:
             self.position = 0
         self.size = int(total) if total.isascii() and total.isdigit() else None
 
+    def check(self) -> None:
+        """Check that all of the file was received, in case something on the way hid that the connection broke.
+
+        Raises:
+            Lost: something is missing.
+        """
+        if self._length is None and self.size is not None and self.position < self.size:
+            raise Lost("the file ended early")
+
     def restart(self) -> None:
         """Begin anew: the file has changed."""
         self.etag = None
@@ -119,6 +128,7 @@ def read_file(context: Context, job: str, path: str, offset: int, length: int | 
                 data += piece
                 download.position += len(piece)
                 attempts.progressed()
+            download.check()
             return bytes(data)
         except PreconditionFailed:
             download.restart()

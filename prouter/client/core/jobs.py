@@ -40,6 +40,10 @@ __all__ = [
 AgentChoice = str | Sequence[str] | Mapping[str, Any] | None
 """Which agent: a uid; several of them; the API's object with ``type``; None for any."""
 
+CLEANUP = 10.0
+"""Seconds for which the removal of a job is tried while another error waits to be raised."""
+_PAGE = 250
+"""Jobs in a page of a list."""
 _WAIT = 20.0
 """Seconds that the router is asked to wait at once: a connection that broke silently is noticed soon after."""
 _START = 30.0
@@ -167,7 +171,7 @@ def find(context: Context, name: str) -> Flow[JobInfo]:
 
 
 def _page(context: Context, filters: Mapping[str, Any], cursor: str | None) -> Flow[tuple[list[JobInfo], str | None]]:
-    answer = yield from call_json(context, Request("GET", "/jobs" + query(**filters, limit=1000, cursor=cursor)))
+    answer = yield from call_json(context, Request("GET", "/jobs" + query(**filters, limit=_PAGE, cursor=cursor)))
     return [JobInfo.of(job) for job in answer.get("jobs", [])], answer.get("next")
 
 
@@ -242,9 +246,10 @@ def send_signal(context: Context, path: str, name: str) -> Flow[JobInfo]:
     return JobInfo.of((yield from call_json(context, post(f"{path}/signal", {"signal": name}), safe=False)))
 
 
-def remove(context: Context, path: str) -> Flow[JobInfo | None]:
+def remove(context: Context, path: str, *, patience: float | None = None) -> Flow[JobInfo | None]:
     """End a job and delete its sandbox; return its info as it was, None if only a lost attempt got that."""
-    response = yield from call(context, post(f"{path}/remove", silence=max(context.timeout, 60.0)), gone=True)
+    request = post(f"{path}/remove", silence=max(context.timeout, 60.0))
+    response = yield from call(context, request, gone=True, patience=patience)
     return JobInfo.of(json.loads(response.content)) if response.status == 200 else None
 
 
@@ -301,7 +306,7 @@ def make_once(context: Context, path: str, body: Mapping[str, Any]) -> Flow[dict
         try:
             return (yield from call_json(context, post(path, body, key=context.new_key())))
         except Conflict as error:
-            made = re.search(r"DELETE (/[^\s)]+)", error.detail) if error.code.endswith("_exists") else None
+            made = re.search(r"DELETE \S*/([^\s/)]+)", error.detail) if error.code.endswith("_exists") else None
             if made is None:
                 raise
-            yield from call(context, Request("DELETE", f"{path}/{made[1].rpartition('/')[2]}"), gone=True)
+            yield from call(context, Request("DELETE", f"{path}/{segment(made[1])}"), gone=True)

@@ -264,12 +264,17 @@ class Share(_Model):
     Attributes:
         url: the link, only right after it was made: whoever has it gets in.
         methods: ``all`` or ``read``.
+        created_by: name of the token with which it was made, on which it depends.
+        expires: when it ends; None for as long as the job exists.
+        valid: whether it opens the job now.
     """
 
     id: str
     url: str | None = field(default=None, repr=False)
     name: str | None = None
     methods: str = "all"
+    created_by: str | None = None
+    valid: bool = True
     created: datetime | None = None
     expires: datetime | None = None
 

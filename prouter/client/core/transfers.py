@@ -123,6 +123,7 @@ def _download_file(context: Context, job: str, remote: str, path: str, progress:
                     received.position += len(piece)
                     attempts.progressed()
                     count(len(piece))
+                received.check()
                 break
             except PreconditionFailed:
                 restarts += 1

@@ -197,7 +197,7 @@ def test_pages_are_read_to_the_last() -> None:
     player = FlowPlayer(lambda _request: ok(next(pages)))
     player.run(jobs.list_jobs(context(), state=["NEW", "RUNNING"], agent=None, name="ü&", owner=None))
     assert len(player.given) == 3
-    assert player.requests[0].path == "/jobs?state=NEW&state=RUNNING&name=%C3%BC%26&limit=1000"
+    assert player.requests[0].path == "/jobs?state=NEW&state=RUNNING&name=%C3%BC%26&limit=250"
     assert player.requests[1].path.endswith("&cursor=a+b")
 
 
