@@ -29,6 +29,7 @@ __all__ = ["OPEN_DIRECTORY", "Sandbox"]
 
 _log = logging.getLogger("prouter.agent")
 
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 _SHUT = 0o770
 """Mode of an ended job's sandbox, which belongs to the agent, and to a group that only the agent uses."""
 
@@ -103,8 +104,12 @@ class Sandbox:
         self.is_shut = False
         try:
             with self.opened() as fd:
-                os.chown(f"/proc/self/fd/{fd}", os.geteuid(), rights.GROUP)
-                os.chmod(f"/proc/self/fd/{fd}", _SHUT)
+                path = f"/proc/self/fd/{fd}"
+                os.chown(path, os.geteuid(), rights.GROUP)
+                for name in _ACCESS_LISTS:  # Its user may have given itself access by name (acl(5)).
+                    with contextlib.suppress(OSError):
+                        os.removexattr(path, name)
+                os.chmod(path, _SHUT)
         except NotFound:
             pass  # The agent has removed it.
         except OSError as error:
