@@ -116,11 +116,16 @@ def read_process(pid: int) -> Process | None:
 
 
 def effective_uid(pid: int) -> int | None:
-    """The effective user id of a process, also of a zombie (proc(5)); None if there is no such process."""
+    """The effective user id of a process, also of a zombie (proc(5)); None if there is no such process.
+
+    The owner of its directory in /proc would not do: that is root for a process that has forbidden inspection.
+    """
     try:
-        return os.stat(f"/proc/{pid}").st_uid
+        status = _read(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         return None
+    at = status.index(b"\nUid:")
+    return int(status[at + 1 : status.index(b"\n", at + 1)].split()[2])
 
 
 def is_exiting(pid: int) -> bool:

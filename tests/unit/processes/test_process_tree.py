@@ -231,3 +231,26 @@ def test_trees_near_their_limit_are_looked_at_more_often() -> None:
     assert limits.interval(Limits(memory=1000), Sample(0.0, 900, 1)) < calm
     assert limits.interval(Limits(processes=10), Sample(0.0, 0, 9)) < calm
     assert limits.interval(Limits(cpu_seconds=9.0), Sample(8.5, 0, 1)) < calm
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_user_of_a_process_is_known_if_it_forbids_inspection() -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setresuid(64998, 64998, 64998)  # Which forbids it until something is executed.
+        os.write(write, b".")
+        signal.pause()
+        os._exit(0)
+    try:
+        os.read(read, 1)
+        assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+        assert process_tree.effective_uid(pid) == 64998
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid))
+        assert process_tree.effective_uid(pid) == 64998
+    finally:
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+    assert process_tree.effective_uid(pid) is None
