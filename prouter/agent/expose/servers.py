@@ -97,6 +97,8 @@ class Servers:
             return None
         try:
             return self._lookup.listener(address.host, address.port)
+        except BlockingIOError:
+            return None  # The kernel had no memory for an answer.
         except OSError as error:
             _log.warning("event=no_sock_diag error=%r", str(error))
             self._lookup = None
@@ -167,15 +169,20 @@ class Servers:
             The inode of the server's end, if it was accepted before; 0 if it was not; None if the connection has ended.
         """
         deadline = time.monotonic() + _ACCEPTED_WITHIN
-        try:
-            while self._lookup is not None and time.monotonic() < deadline:
-                inode = self._lookup.accepted(connection.getpeername()[:2], connection.getsockname()[:2])
-                if inode:
-                    return inode
-                gevent.sleep(_ACCEPT_POLL)
-        except OSError as error:
-            _log.debug("event=connection_ended error=%r", str(error))
-            return None
+        while self._lookup is not None and time.monotonic() < deadline:
+            try:
+                ends = connection.getpeername()[:2], connection.getsockname()[:2]
+            except OSError as error:
+                _log.debug("event=connection_ended error=%r", str(error))
+                return None
+            try:
+                inode = self._lookup.accepted(*ends)
+            except OSError as error:
+                _log.warning("event=sock_diag_failed error=%r", str(error))
+                return 0
+            if inode:
+                return inode
+            gevent.sleep(_ACCEPT_POLL)
         return 0
 
     def _look_after(self, job: str, known: _Job, when: float) -> Look:

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 
 __all__ = ["Lookup", "listening"]
 
@@ -28,6 +29,7 @@ _ANY_STATE = 0xFFF
 _LISTEN = 1 << 10
 """The state TCP_LISTEN as a bit of idiag_states."""
 _TIMEOUT = 2.0
+_SMALL = 1 << 12
 _DATAGRAM = 1 << 17
 """Bytes to receive at once; the kernel sends dumps in datagrams of at most 32 KiB."""
 
@@ -35,9 +37,9 @@ _HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 _REQUEST = struct.Struct("=BBBBI48x")
 """struct inet_diag_req_v2: family, protocol, extensions, padding, states; the rest, zeros, selects no single socket."""
-_ONE = struct.Struct("!HH16s16s")
-_ONE_END = struct.Struct("=III")
-"""struct inet_diag_sockid: ports and addresses of source and destination; interface and cookie."""
+_UP_TO_PORTS = 8
+_PORTS, _END = struct.Struct("!HH"), struct.Struct("=III")
+"""struct inet_diag_sockid: ports of source and destination, then their addresses, then interface and cookie."""
 _ANSWER = struct.Struct("=4x2s2x16s16x12x12xII")
 """struct inet_diag_msg: only the source's port and address, the user's id, and the inode."""
 _ERROR = struct.Struct("=i")
@@ -75,9 +77,15 @@ class Lookup:
 
     def __init__(self) -> None:
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
-        self._netlink.settimeout(_TIMEOUT)
+        self._netlink.setblocking(False)
+        size = _HEADER.size + _REQUEST.size
+        header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+        self._begin = [
+            header + _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE)[:_UP_TO_PORTS]
+            for family in (socket.AF_INET, socket.AF_INET6)
+        ]
         # Connections of this machine to itself come through this interface, whatever their address.
-        self._interface = socket.if_nametoindex(_LOOPBACK)
+        self._end = _END.pack(socket.if_nametoindex(_LOOPBACK), _NO_COOKIE, _NO_COOKIE)
         self._number = 0
 
     def listener(self, host: str, port: int) -> int:
@@ -105,19 +113,17 @@ class Lookup:
         self._netlink.close()
 
     def _ask(self, source: tuple[str, int], destination: tuple[str, int]) -> int:
-        family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
-        addresses = [socket.inet_pton(family, place[0]) for place in (source, destination)]
-        wanted = _ONE.pack(source[1], destination[1], *addresses)
-        end = _ONE_END.pack(self._interface, _NO_COOKIE, _NO_COOKIE)
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE)[: -len(wanted + end)] + wanted + end
-        number = self._number & 0x7FFFFFFF
-        self._netlink.send(
-            _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, number, 0) + request
-        )
-        while True:
-            datagram = self._netlink.recv(_DATAGRAM)
-            if _HEADER.unpack_from(datagram)[3] == number:  # else a late answer to a question that was given up
-                return _inode(datagram)
+        ports = _PORTS.pack(source[1], destination[1])
+        begin = self._begin[":" in source[0]]
+        self._netlink.send(begin + ports + _octets(source[0]) + _octets(destination[0]) + self._end)
+        # The kernel has answered when send(2) returns, so the answer is not waited for.
+        return _inode(self._netlink.recv(_SMALL))
+
+
+@lru_cache(1024)
+def _octets(host: str) -> bytes:
+    """Return an address in the 16 octets of inet_diag_sockid."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host).ljust(16, b"\0")
 
 
 def _inode(datagram: bytes) -> int:
@@ -126,14 +132,13 @@ def _inode(datagram: bytes) -> int:
     Raises:
         OSError: the answer is another error.
     """
-    for kind, body in _messages(datagram):
-        if kind == _NLMSG_ERROR:
-            number = -_ERROR.unpack_from(body)[0]
-            if number == errno.ENOENT:
-                return 0
-            raise OSError(number, os.strerror(number))
-        return int(_ANSWER.unpack_from(body)[3])
-    raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+    kind = _HEADER.unpack_from(datagram)[1]
+    if kind == _SOCK_DIAG_BY_FAMILY:
+        return int(_ANSWER.unpack_from(datagram, _HEADER.size)[3])
+    number = -_ERROR.unpack_from(datagram, _HEADER.size)[0] if kind == _NLMSG_ERROR else errno.EPROTO
+    if number == errno.ENOENT:
+        return 0
+    raise OSError(number, os.strerror(number))
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:
