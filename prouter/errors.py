@@ -7,6 +7,7 @@ HTTP ``status`` and a log ``level``. Errors cross the fabric as maps ``{"type", 
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from typing import Any, ClassVar, NamedTuple
@@ -105,6 +106,12 @@ class PRouterError(Exception):
     def logged(self) -> str:
         """The detail for the log: its first line. What follows is a job's output, which may hold secrets."""
         return self.detail.partition("\n")[0]
+
+    def without_output(self) -> PRouterError:
+        """Return the error for those who may not read the job's logs: with the first line of its detail only."""
+        shorter = copy.copy(self)
+        shorter.detail = self.logged
+        return shorter
 
     def to_wire(self) -> dict[str, Any]:
         """Return the error as a map for msgpack and JSON, without empty fields."""

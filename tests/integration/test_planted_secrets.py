@@ -282,7 +282,15 @@ class Stand:
         job, said = self.job("fails"), self.planted.new("stderr of a job that fails")
         start = {"args": ["sh", "-c", "echo $S >&2; exit 3"], "env": {"S": said}, "expose": {"port": "assign"}}
         headers = {"Authorization": f"Bearer {self.user}"}
+        link = self.router.post(f"{job}/share", {"name": "link"}, headers=headers).json()["url"]
+        self.planted.add("code of a link", link.rpartition("=")[2])
         assert said in self.router.post(f"{job}/start", start, headers=headers).json()["detail"]
+        entered = requests.get(link, allow_redirects=False, timeout=30)
+        visitor = {"Cookie": entered.headers["Set-Cookie"].partition(";")[0]}
+        for accept in ("*/*", "text/html"):
+            assert said in self.router.get(f"{job}/http/", headers={**headers, "Accept": accept}).text
+            shown = self.ask("GET", f"{job}/http/", headers={**visitor, "Accept": accept})
+            assert (shown.status_code, "end of its stderr" in shown.text) == (424, True)
         for path in (f"{job}/info", "/jobs"):
             assert said in self.router.get(path, headers=headers).text
             assert "end of its stderr" in self.ask("GET", path, self.viewer).text

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from prouter.access.roles import Principal
+from prouter.access.roles import Principal, Role
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.web.metrics import counters
@@ -294,6 +294,8 @@ class ClientConnection:
             head: the request's head; None if there is none, because it could not be parsed.
             keep_alive: whether the connection may serve another request.
         """
+        if self.principal is not None and self.principal.role < Role.USER:
+            error = error.without_output()  # a visitor of a share link may not read the job's logs
         headers = head.headers if head is not None else []
         name_of_request = request_id(headers)
         accept = b",".join(value for name, value in headers if name.lower() == b"accept")
