@@ -10,9 +10,8 @@ import secrets
 import time
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import jwt
 
 from prouter.config.directories import make_private
 from prouter.config.errors import ConfigError
@@ -53,13 +52,16 @@ class SigningKey:
 
     def sign(self, kind: Kind, claims: dict[str, Any], lifetime: float) -> str:
         """Return `claims` as text, which is valid for `lifetime` seconds."""
+        jwt = _jwt()
         now = int(time.time())
-        return jwt.encode(
+        text: str = jwt.encode(
             {**claims, "aud": kind.value, "iat": now, "exp": now + int(lifetime)}, self._secret(), algorithm=_ALGORITHM
         )
+        return text
 
     def read(self, kind: Kind, text: str) -> dict[str, Any] | None:
         """Return the claims of a text, ``iat`` and ``exp`` among them; None if it is none of this kind, or too old."""
+        jwt = _jwt()
         try:
             found: dict[str, Any] = jwt.decode(
                 text,
@@ -103,3 +105,10 @@ class SigningKey:
             return
         finally:
             temporary.unlink()
+
+
+def _jwt() -> ModuleType:
+    """Return the library. It imports ssl, which gunicorn's parent must not do before gevent patches ssl in workers."""
+    import jwt
+
+    return jwt
