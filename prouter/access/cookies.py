@@ -1,7 +1,8 @@
 """The router's own cookies: found in requests, kept from jobs, and written.
 
-Behind TLS their names have a prefix that only pages loaded over TLS can set (RFC 6265bis section 4.1.3), and only the
-names with it count there.
+Behind TLS their names have a prefix (RFC 6265bis section 4.1.3), and only the names with it count there. ``__Host-``
+keeps other hosts of the site from setting such a cookie. ``__Host-Http-``, which browsers that do not know it take for
+``__Host-``, also keeps scripts of the same host from it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["PASS", "SESSION", "cookie_name", "find", "is_own", "set_cookie", "wi
 SESSION = b"prouter_session"
 PASS = b"prouter_pass"
 _MARK = b"prouter_"
-_HOST, _SECURE = b"__Host-", b"__Secure-"
+_HOST, _SECURE = b"__Host-Http-", b"__Secure-"
 _OWN = frozenset(prefix + name for name in (SESSION, PASS) for prefix in (b"", _HOST, _SECURE))
 
 

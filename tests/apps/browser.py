@@ -9,18 +9,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-__all__ = ["chromium"]
+from tests.support.chromium import ALONE
 
-_ALONE = [
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-sandbox",  # it runs as root in containers, too
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE *.localhost",
-]
+__all__ = ["chromium"]
 
 
 @contextmanager
@@ -34,7 +25,7 @@ def chromium() -> Iterator[Browser]:
     if executable is None:
         raise FileNotFoundError("chromium is not installed (as root: apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=Path(executable), args=_ALONE)
+        browser = playwright.chromium.launch(executable_path=Path(executable), args=ALONE)
         try:
             yield browser
         finally:

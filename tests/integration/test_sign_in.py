@@ -263,9 +263,9 @@ def test_behind_tls_only_the_cookie_counts_that_no_page_without_it_can_set(it: P
         set_cookie = done.headers["Set-Cookie"]
         name, _, rest = set_cookie.partition("=")
         value = rest.partition(";")[0]
-        assert name == "__Host-prouter_session"
+        assert name == "__Host-Http-prouter_session"
         assert {"Path=/", "Secure", "HttpOnly", "SameSite=Strict"} <= set(set_cookie.split("; "))
-        assert ask("/whoami", Cookie=f"__Host-prouter_session={value}") == 200
+        assert ask("/whoami", Cookie=f"__Host-Http-prouter_session={value}") == 200
         assert ask("/whoami", Cookie=f"prouter_session={value}") == 401
         below = {**tls, "X-Forwarded-Prefix": "/prouter"}
         done = proxy.post(

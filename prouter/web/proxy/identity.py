@@ -8,7 +8,7 @@ below ``/jobs/C/J/http/``, a job's page is such a page. So ambient credentials o
 - for a job below that path only as a *pass*, a cookie that opens one job, which the router's own pages ask for.
 
 Jobs with host names of their own have origins of their own, and programs that are no browsers run no foreign pages:
-there ambient credentials count as they are.
+there ambient credentials count as they are, unless the browser says that another origin's page sends the request.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.access.signing import Kind
 from prouter.config.router import RouterControl
 from prouter.errors import Forbidden
+from prouter.web.proxy.addresses.cross_site import is_foreign
 from prouter.web.proxy.addresses.forwarded import Forwarded, Public
 from prouter.web.proxy.messages.heads import Header
 from prouter.web.proxy.pages import prefers_html
@@ -110,7 +111,8 @@ class Identity:
             return found
         if job is not None:
             return None
-        return found if self.own_names_only or self._is_proven(forwarded, found) else None
+        apart = self.own_names_only and not is_foreign(forwarded)
+        return found if apart or self._is_proven(forwarded, found) else None
 
     def proof_for(self, visitor: Principal) -> str:
         """Return the proof for a page of the router's own that `visitor` gets.

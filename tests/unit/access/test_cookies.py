@@ -20,7 +20,7 @@ _PAIR = st.tuples(
 
 
 def test_names_say_how_a_cookie_was_set() -> None:
-    assert cookie_name(SESSION, secure=True, path=b"/") == b"__Host-prouter_session"
+    assert cookie_name(SESSION, secure=True, path=b"/") == b"__Host-Http-prouter_session"
     assert cookie_name(PASS, secure=True, path=b"/jobs/c/j/http") == b"__Secure-prouter_pass"
     assert cookie_name(PASS, secure=False, path=b"/") == b"prouter_pass"
 
@@ -52,6 +52,6 @@ def test_a_job_cannot_set_the_routers_cookies() -> None:
 
 
 def test_no_script_can_read_a_cookie() -> None:
-    line = set_cookie(b"__Host-prouter_session", "v", path=b"/", secure=True, same_site="Strict", lifetime=60)
-    assert line == "__Host-prouter_session=v; Path=/; HttpOnly; SameSite=Strict; Secure; Max-Age=60"
+    line = set_cookie(b"__Host-Http-prouter_session", "v", path=b"/", secure=True, same_site="Strict", lifetime=60)
+    assert line == "__Host-Http-prouter_session=v; Path=/; HttpOnly; SameSite=Strict; Secure; Max-Age=60"
     assert set_cookie(b"p", "", path=b"/j", secure=False, same_site="Lax", lifetime=60).endswith("Lax; Max-Age=0")

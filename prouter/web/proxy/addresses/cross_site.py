@@ -14,7 +14,7 @@ from prouter.access.roles import Principal
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.messages.heads import RequestHead
 
-__all__ = ["changes_something", "is_misused"]
+__all__ = ["changes_something", "is_foreign", "is_misused"]
 
 _SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods by which nothing changes (RFC 9110 section 9.2.1)."""
@@ -40,19 +40,24 @@ def is_misused(forwarded: Forwarded, principal: Principal, *, sandboxed: bool = 
     if not principal.ambient:
         return False
     head = forwarded.head
-    told = {name.lower(): value for name, value in head.headers if len(name) <= 14}
-    site = told.get(b"sec-fetch-site")
-    if site is not None:
-        if site in (b"same-origin", b"none"):
-            return False
-    else:
-        origin = told.get(b"origin")
-        if origin is None or _host(origin) in (head.host.lower(), forwarded.public.host.lower()):
-            return False
+    if not is_foreign(forwarded):
+        return False
     if changes_something(head):
         return True
     # A script or style of the job, embedded in another origin's page, would tell that page what is in it.
-    return told.get(b"sec-fetch-mode") == b"no-cors" and not sandboxed
+    embeds = any(name.lower() == b"sec-fetch-mode" and value == b"no-cors" for name, value in head.headers)
+    return embeds and not sandboxed
+
+
+def is_foreign(forwarded: Forwarded) -> bool:
+    """Whether a browser says that it sends a request for a page of another origin."""
+    head = forwarded.head
+    told = {name.lower(): value for name, value in head.headers if len(name) <= 14}
+    site = told.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    origin = told.get(b"origin")
+    return origin is not None and _host(origin) not in (head.host.lower(), forwarded.public.host.lower())
 
 
 def _host(origin: bytes) -> bytes:
