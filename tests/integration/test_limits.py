@@ -180,6 +180,17 @@ def test_requests_without_a_token_are_limited_by_address(it: Place) -> None:
     other = {"X-Forwarded-Host": "nobody.example"}
     answers, taken = flood(lambda: it.ask(None, "GET", "/info", address="192.0.2.1", headers=other))
     assert statuses(answers)[421] <= CLIENT_RATE * (taken + 1) + LOST, "whatever else is wrong with a request"
+    page = {
+        "Accept": "text/html",
+        "Sec-Fetch-Mode": "navigate",
+        "Sec-Fetch-Dest": "document",
+        "User-Agent": "Mozilla/5",
+    }
+    answers, taken = flood(
+        lambda: it.ask(None, "GET", "/jobs/x/y/http/", address="192.0.2.1", headers=page, allow_redirects=False)
+    )
+    assert statuses(answers)[303] <= CLIENT_RATE * (taken + 1) + LOST, "also those that lead to the page to sign in"
+    assert it.ask(None, "GET", "/sign-in", address="192.0.2.1").status_code == 200
     assert it.ask(None, "GET", "/info", address="192.0.2.2").status_code == 401
     assert it.ask("root", "GET", "/info", address="192.0.2.1").status_code == 200, "a valid token is always let in"
     assert it.ask(None, "GET", "/healthz", address="192.0.2.1").status_code == 200

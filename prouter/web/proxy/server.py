@@ -239,8 +239,9 @@ class ProxyServer:
             self._entrance.enter(client, forwarded, asked)
             return
         if principal is None:
-            if self._entrance is None or not self._entrance.leads_on(client, forwarded, asked):
-                client.fail(unauthorized(forwarded, self._limits, self.client_key), head)
+            missing = unauthorized(forwarded, self._limits, self.client_key)
+            if missing.limit or self._entrance is None or not self._entrance.leads_on(client, forwarded, asked):
+                client.fail(missing, head)
             return
         if principal.ambient and (refused := self._misuse(forwarded, principal, asked)) is not None:
             client.fail(refused, head)
