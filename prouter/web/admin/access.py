@@ -27,6 +27,11 @@ OPEN_PATHS = frozenset(path for (_method, path), need in _NEEDS.items() if need 
 """Paths that answer everybody."""
 _PAGES = frozenset(operation.path for operation in OPERATIONS if operation.name in PAGES)
 
+_UNPROVEN = (
+    "what a browser adds to requests by itself (cookies, remembered passwords, a login in front) counts for this API "
+    "only together with the field X-PRouter-Proof, which the dashboard has; programs send 'Authorization: Bearer TOKEN'"
+)
+
 
 def need_of(method: str, template: str) -> Need | None:
     """Return what a method of a route asks for; None if the table does not say.
@@ -103,9 +108,11 @@ class AccessControl:
         """
         visitor: Principal | None = req.env.get("prouter.visitor")
         to_a_page = req.path in _PAGES and req.method in ("GET", "HEAD")
-        if visitor is None or not to_a_page or not (is_navigation(req.get_header) or names_no_mode(req.get_header)):
+        if visitor is None:
             refused: PRouterError | None = req.env.get("prouter.refused")
             raise refused or Unauthorized(SIGN_IN)
+        if not to_a_page or not (is_navigation(req.get_header) or names_no_mode(req.get_header)):
+            raise Unauthorized(_UNPROVEN, code="proof_needed")
         return visitor
 
     def _principal(self, req: ApiRequest) -> Principal | None:
