@@ -191,6 +191,9 @@ class AccessGate:
     def share(self, identifier: str) -> Share | None:
         """Return the share link with this id; None if it has ended."""
         share = self._shares_by_id.get(identifier)
+        if share is None:
+            self.look()  # another worker may have made it a moment ago
+            share = self._shares_by_id.get(identifier)
         return share if share is not None and share.valid(time.time()) else None
 
     def shared_jobs(self) -> set[str]:
