@@ -23,11 +23,11 @@ from prouter.agent.jobs.user_pool import UserPool
 from prouter.config import ConfigError
 from prouter.processes.process_tree import mark_value
 from prouter.processes.users import with_processes
-from tests.support.job_users import FIRST, UserJob, python_for_all, users, words_of_log
+from tests.support.job_users import FIRST, UserJob, python_for_all, users, why_not, words_of_log
 from tests.support.processes import Agent, Process, Router, start_agent, start_router, wait_until
 from tests.support.unprivileged import as_ordinary_user, open_folder
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start jobs as other users")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 HOSTILE = (Path(__file__).parents[1] / "jobs" / "hostile_neighbour.py").read_text()
 SERVER = """

@@ -11,12 +11,25 @@ from typing import Any
 
 import requests
 
+from prouter.keeper.isolation import unavailable
+from prouter.processes.users import missing_capabilities
 from tests.support.processes import Agent, Process, Router
 
-__all__ = ["FIRST", "UserJob", "python_for_all", "users", "words_of_log"]
+__all__ = ["FIRST", "UserJob", "python_for_all", "users", "why_not", "words_of_log"]
 
 FIRST = 20000 + os.getpid() % 2000 * 20
 """First of twenty uids that no other process of the test run uses."""
+
+
+def why_not() -> str | None:
+    """Return why this process cannot start agents whose jobs have users of their own; None if it can."""
+    if os.geteuid() != 0:
+        return "only root can start jobs as other users"
+    missing = missing_capabilities()
+    if missing:
+        return f"root lacks {', '.join(missing)} here"
+    reason = unavailable()
+    return f"the system lets root make no namespaces: {reason}" if reason else None
 
 
 def users(count: int, skip: int = 0) -> str:

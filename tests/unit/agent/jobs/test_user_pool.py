@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.config import ConfigError, load_agent
 from prouter.errors import LimitReached
 from prouter.jobs import JobRecord, State
-from prouter.processes.users import User
+from prouter.processes.users import User, missing_capabilities
 
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start jobs as other users")
+AS_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0 or bool(missing_capabilities()), reason="only root can start jobs as other users"
+)
 FIRST = 64900
 
 
@@ -76,6 +80,19 @@ def test_one_user_is_for_all_jobs() -> None:
 def test_root_and_unknown_users_are_refused(given: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         UserPool([given], isolated=True)
+
+
+@AS_ROOT
+@pytest.mark.parametrize(("capability", "said"), [("sys_admin", "no namespaces"), ("kill", "lacks CAP_KILL")])
+def test_what_the_agent_may_not_do_is_said_at_its_start(capability: str, said: str) -> None:
+    code = (
+        "from prouter.agent.jobs.user_pool import make_users; from prouter.config.agent import AgentJobs\n"
+        "make_users(AgentJobs(user='64900-64901', private_tmp='required'))"
+    )
+    command = ["setpriv", "--bounding-set", f"-{capability}", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
