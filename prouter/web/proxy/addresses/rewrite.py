@@ -23,6 +23,8 @@ from prouter.web.proxy.messages.heads import BodyKind, ResponseHead
 
 __all__ = ["request_to_job", "response_to_client"]
 
+_CLEARED = (b'"cache"', b'"storage"', b'"executionContexts"', b'"clientHints"', b'"prefetchCache"', b'"prerenderCache"')
+"""What Clear-Site-Data clears for one origin alone."""
 _OF_THE_HOP = frozenset({b"close", b"keep-alive", b"upgrade"})
 """Common options of Connection that name no field which would pass otherwise."""
 
@@ -146,7 +148,11 @@ def response_to_client(
                     continue
             elif action == ResponseField.UPGRADE and head.status == 426:
                 upgrade = b"Upgrade, "  # RFC 9110 section 15.5.22: Upgrade says to what
-            elif not (own_host if action == ResponseField.SHARED else opener and action == ResponseField.OPENER):
+            elif action == ResponseField.SHARED and own_host:
+                value = _cleared(value) if name.lower() == b"clear-site-data" else value
+                if not value:
+                    continue
+            elif not (opener and action == ResponseField.OPENER):
                 continue
         lines.append(b"%s: %s\r\n" % (name, value))
     if chunked:
@@ -156,6 +162,16 @@ def response_to_client(
     lines.append(_connection(head, upgrade, keep_alive=keep_alive, client_version=client_version))
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def _cleared(value: bytes) -> bytes:
+    """Return what a job with an origin of its own may have a browser clear (Clear-Site-Data).
+
+    Cookies are cleared for the whole domain, other jobs and the dashboard among it, so they are not: ``"*"`` stands for
+    the rest.
+    """
+    kinds = {kind.strip() for kind in value.split(b",")}
+    return b", ".join(kind for kind in _CLEARED if kind in kinds or b'"*"' in kinds)
 
 
 def _connection(head: ResponseHead, upgrade: bytes, *, keep_alive: bool, client_version: str) -> bytes:

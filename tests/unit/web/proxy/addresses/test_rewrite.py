@@ -413,7 +413,22 @@ ORIGIN_WIDE = [
 @pytest.mark.parametrize("name", ORIGIN_WIDE)
 def test_what_counts_for_a_whole_origin_needs_one_of_its_own(name: bytes) -> None:
     assert not [line for line in to_client(name.lower() + b": /\r\n") if line.lower().startswith(name.lower())]
-    assert name + b": /" in to_client(name + b": /\r\n", own_host=True)
+    if name != b"Clear-Site-Data":
+        assert name + b": /" in to_client(name + b": /\r\n", own_host=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (b'"cache", "cookies","storage"', b'"cache", "storage"'),
+        (b'"*"', b'"cache", "storage", "executionContexts", "clientHints", "prefetchCache", "prerenderCache"'),
+        (b'"cookies"', None),
+        (b'cookies, "Cookies", ""', None),
+    ],
+)
+def test_no_job_clears_the_cookies_of_its_domain(value: bytes, kept: bytes | None) -> None:
+    lines = to_client(b"Clear-Site-Data: " + value + b"\r\n", own_host=True)
+    assert [line for line in lines if line.startswith(b"Clear")] == ([b"Clear-Site-Data: " + kept] if kept else [])
 
 
 CLAIMS = [
