@@ -154,13 +154,15 @@ def head_of(response: httpx.Response) -> Response:
     return Response(response.status_code, header_map(response.headers))
 
 
-def lost(error: httpx.TransportError | httpx.InvalidURL) -> Lost:
+def lost(error: httpx.TransportError) -> Lost:
     """Return what an error of httpx means for a flow."""
     early = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError))
     text = str(error) or type(error).__name__
     if isinstance(error, httpx.ReadTimeout):
         text = "no byte came in time"
-    hopeless = "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL))
+    hopeless = "CERTIFICATE_VERIFY_FAILED" in text or "WRONG_VERSION_NUMBER" in text
+    if "WRONG_VERSION_NUMBER" in text:
+        text = "it does not speak TLS: use http:// instead of https://"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         text += " (verify= takes the file of the authority that signed the router's certificate)"
     return Lost(text, sent=not early, hopeless=hopeless)

@@ -128,3 +128,4 @@ def test_losses_tell_whether_the_request_was_sent() -> None:
     assert lost(httpx.ReadError("reset")).sent
     assert lost(httpx.ReadTimeout("")).reason == "no byte came in time"
     assert lost(httpx.ConnectError("CERTIFICATE_VERIFY_FAILED")).hopeless
+    assert lost(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] …")).hopeless

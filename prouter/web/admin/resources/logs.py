@@ -109,10 +109,14 @@ def utf8_runs(data: bytes) -> tuple[list[str | bytes], bytes]:
     """Split bytes into runs of text and of bytes that are no UTF-8, and the beginning of a character at the end.
 
     If there are many bad bytes, those close to each other become one run with the text between them, so that binary
-    data does not become very many tiny events.
+    data does not become very many tiny events. If one in sixteen is bad, all are one run: looking for the others would
+    cost more than sending them.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text = decoder.decode(data)
+    if len(data) - len(text.encode("utf-8", "ignore")) > max(_BAD_RUNS, len(data) // 16):
+        whole = text.encode("utf-8", "surrogateescape")
+        return ([whole] if whole else []), decoder.getstate()[0]
     runs = _RUN.findall(text)
     many = len(runs) > 2 * _BAD_RUNS
     found: list[str | bytearray] = []
