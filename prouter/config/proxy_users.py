@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Literal
 
-__all__ = ["GroupRoles", "UserRole", "check_user_field"]
+__all__ = ["GroupRoles", "UserRole", "check_user_field", "loopback_among"]
 
 GroupRoles = dict[str, Literal["viewer", "user", "operator", "admin"]]
 """The role of each group."""
@@ -38,3 +40,19 @@ def check_user_field(name: str) -> str:
     if lower in _TAKEN or lower.startswith(_TAKEN_PREFIXES):
         raise ValueError(f"{name!r} means something else, in every client's requests; use one such as X-Forwarded-User")
     return name
+
+
+def loopback_among(trusted_proxies: Iterable[str]) -> str | None:
+    """Return the first network from which every user and job of this machine can connect; None if there is none.
+
+    Args:
+        trusted_proxies: networks, and ``unix`` for the unix socket, which has its own permissions.
+    """
+    loopback = ip_network("127.0.0.0/8"), ip_network("::1/128")
+    for entry in trusted_proxies:
+        if entry == "unix":
+            continue
+        network = ip_network(entry, strict=False)
+        if any(network.version == one.version and network.overlaps(one) for one in loopback):
+            return entry
+    return None

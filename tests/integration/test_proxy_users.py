@@ -118,6 +118,10 @@ def test_a_trusted_proxy_names_users(it: Place, source: str) -> None:
     assert it.whom(source=source) == 401
 
 
+def test_the_log_warns_of_a_proxy_from_whose_address_others_can_connect(it: Place) -> None:
+    assert "event=users_not_protected" in (it.directory / "router.log").read_text()
+
+
 @pytest.mark.parametrize("source", ["127.0.0.1", OTHER])
 def test_nobody_else_does(it: Place, source: str) -> None:
     assert it.whom((USER, "alice"), source=source) == 401

@@ -16,6 +16,7 @@ from typing import Any
 from prouter.access.setup import check_access
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import load_from_environment
+from prouter.config.proxy_users import loopback_among
 from prouter.limits import requests as request_limits
 from prouter.process.cores import forbid_core_dumps
 from prouter.process.logging import configure_logging
@@ -80,6 +81,17 @@ def _log() -> None:
         logger.propagate = True
 
 
+def _warn() -> None:
+    """Say in the log what weakens access control."""
+    control = _config.control
+    network = loopback_among(control.trusted_proxies) if control.user_header is not None else None
+    if network is not None:
+        text = (
+            f"every user and job of this machine can connect from {network} and claim to be any user: use control.unix"
+        )
+        logging.getLogger("prouter.web").warning("event=users_not_protected text=%r", text)
+
+
 def _forget() -> None:
     """Have a reload read this file again even if gunicorn was told to import it (``python:MODULE``)."""
     sys.modules.pop(__name__, None)
@@ -88,6 +100,7 @@ def _forget() -> None:
 def on_starting(server: Any) -> None:
     """Put the router's own parts into gunicorn's parent process, before it makes a worker."""
     _log()
+    _warn()
     _forget()
     counters.setup(Path(_config.state.run_dir or ".") / "figures")
     request_limits.setup()
@@ -101,6 +114,7 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """Apply a changed log level, and have all workers replaced."""
     _log()
+    _warn()
     _forget()
     server.roster.reloaded()
 

@@ -23,6 +23,7 @@ from prouter.config import (
     uses_curve,
 )
 from prouter.config.agent import AgentClient
+from prouter.config.proxy_users import loopback_among
 
 
 @pytest.fixture
@@ -442,3 +443,18 @@ def test_a_router_with_a_proxys_users_serves_other_machines_without_tokens() -> 
     check_exposure(config)
     with pytest.raises(ConfigError, match="no access token exists"):
         check_exposure(load_router(None, tuple(sets), {}))
+
+
+@pytest.mark.parametrize(
+    ("trusted", "found"),
+    [
+        (("unix",), None),
+        (("192.0.2.0/24", "unix"), None),
+        (("127.0.0.1",), "127.0.0.1"),
+        (("unix", "127.0.0.0/8"), "127.0.0.0/8"),
+        (("0.0.0.0/0",), "0.0.0.0/0"),
+        (("2001:db8::/32", "::1"), "::1"),
+    ],
+)
+def test_networks_with_loopback_are_told(trusted: tuple[str, ...], found: str | None) -> None:
+    assert loopback_among(trusted) == found
