@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from prouter import __version__
+from prouter.cli.catalogue import COMMANDS, SECTIONS
 from prouter.process.command_line import hide_secrets
+from prouter.texts import visible
 
 __all__ = ["main"]
 
-_COMMANDS = {
-    "agent": "server",
-    "broker": "server",
-    "config": "server",
-    "demo": "demo",
-    "invite": "server",
-    "keygen": "server",
-    "token": "server",
-    "up": "server",
-}
-"""All subcommands, each with the extra of the package that has what it imports."""
+_INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended: 128 and the number of SIGINT."""
+
+
+_PROBES = {"client": "httpx", "server": "gevent"}
+"""A package of each extra, by which its absence is noticed."""
+
+
+def _found(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 class _Lazy(click.Group):
-    """Imports a subcommand's module only when that command is used: the broker need not load JupyterLab's client."""
+    """Imports a subcommand's module only when that command is used: `ps` need not load the router."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
             return None
         try:
             command: Any = importlib.import_module(f"prouter.cli.{cmd_name}").command
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] == "prouter":
+            if not error.name or error.name.partition(".")[0] == "prouter":
                 raise
-            return _not_installed(cmd_name, _COMMANDS[cmd_name], error.name or "")
+            needed = (
+                f"'prouter {cmd_name}' needs a package that is not installed ({error.name}): "
+                f"pip install 'prouter[{entry.extra}]'"
+            )
+            raise click.ClickException(needed) from error
         assert isinstance(command, click.Command)
         return command
 
@@ -50,22 +62,51 @@ class _Lazy(click.Group):
             args = ["up", *args]
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by what they are about, without importing them."""
+        for section in SECTIONS:
+            with formatter.section(section):
+                rows = [(name, entry.help) for name, entry in COMMANDS.items() if entry.section == section]
+                formatter.write_dl(rows, col_max=12)
+        for extra, probe in _PROBES.items():
+            names = ", ".join(name for name, entry in COMMANDS.items() if entry.extra == extra)
+            if not _found(probe):
+                with formatter.section("Not installed"):
+                    formatter.write_text(f"pip install 'prouter[{extra}]' for {names}")
 
-def _not_installed(name: str, extra: str, missing: str) -> click.Command:
-    """Return a command that says what to install, whatever its arguments are."""
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of commands without importing them."""
+        names = [
+            CompletionItem(name, help=entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return names if not incomplete.startswith("-") else click.Command.shell_complete(self, ctx, incomplete)
 
-    def refuse(_arguments: tuple[str, ...]) -> None:
-        said = f"'prouter {name}' needs a package that is not installed ({missing}): pip install 'prouter[{extra}]'"
-        raise click.ClickException(said)
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
+        """Run a command; errors are one line on stderr."""
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        except click.ClickException as error:
+            _refuse(error)
+        except click.Abort:
+            raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(status if isinstance(status, int) else 0)
 
-    return click.Command(
-        name,
-        callback=refuse,
-        params=[click.Argument(["_arguments"], nargs=-1, type=click.UNPROCESSED)],
-        help=f"Not installed: pip install 'prouter[{extra}]'",
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
+
+def _refuse(error: click.ClickException) -> NoReturn:
+    message = error.format_message().replace("\n", " ") if isinstance(error, click.UsageError) else error.message
+    message = visible(message.strip().rstrip("."))
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.UsageError) and context is not None:
+        message += f"; see '{context.command_path} --help'"
+    click.echo(f"prouter: {message}", err=True)
+    raise SystemExit(error.exit_code) from None
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,8 +119,10 @@ def main() -> None:
       prouter demo                              JupyterLab on this machine, in your browser
       prouter up                                a router
       prouter agent                             an agent for a router on this machine
+      prouter run -- python3 -c 'print(1)'      a job: its output, and its exit code
       prouter invite --host router.example.org  the line that links another machine
 
-    prouter COMMAND --help lists a command's options and configuration keys.
+    prouter COMMAND --help lists a command's options and examples. Commands that use a router find it by --url,
+    --context, PROUTER_URL or 'prouter context'; without any of them it is http://127.0.0.1:8888.
     """
     hide_secrets()

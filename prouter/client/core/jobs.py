@@ -18,6 +18,7 @@ __all__ = [
     "AgentChoice",
     "bridge",
     "bridges",
+    "browser_url",
     "create",
     "find",
     "info",
@@ -256,6 +257,19 @@ def remove(context: Context, path: str, *, patience: float | None = None) -> Flo
 def open_url(context: Context, path: str) -> Flow[str]:
     """Return a URL that opens the job's server in a browser, for a minute."""
     return str((yield from call_json(context, post(f"{path}/pass"))).get("url"))
+
+
+def browser_url(context: Context, path: str) -> Flow[str]:
+    """Return a URL that lets a browser in to the job's server, once followed within a minute.
+
+    Raises:
+        RouterError: the job has no server, or the router told no URL.
+    """
+    answer = yield from call_json(context, post(f"{path}/pass"))
+    url = answer.get("url")
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise RouterError("the router told no URL for a browser: check its version, and the URL you use for it")
+    return url
 
 
 def bridge(context: Context, path: str, url: str, at: str) -> Flow[str]:

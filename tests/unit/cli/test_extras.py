@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prouter.cli import _COMMANDS
+from prouter.cli.catalogue import COMMANDS
 
 ROOT = Path(__file__).parents[3]
 BARE = """
@@ -39,7 +39,7 @@ def test_the_bare_command_line_has_help_and_a_version() -> None:
     assert "pip install 'prouter[server]'" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["up", "agent", "token", "demo"])
+@pytest.mark.parametrize("command", ["up", "agent", "token", "demo", "run"])
 def test_a_command_whose_extra_is_missing_names_it_in_one_line(command: str) -> None:
     done = bare(command, "--set", "control.port=0", "more", "--help")
     assert done.returncode == 1
@@ -75,4 +75,4 @@ def test_the_client_brings_nothing_of_the_router() -> None:
     brought = closure(base | client)
     assert {"httpx", "websockets", "rich"} <= brought
     assert not brought & {"gevent", "gunicorn", "greenlet", "falcon", "pyzmq", "pydantic", "msgpack", "cryptography"}
-    assert set(_COMMANDS.values()) <= set(metadata("prouter").get_all("Provides-Extra") or [])
+    assert {entry.extra for entry in COMMANDS.values()} <= set(metadata("prouter").get_all("Provides-Extra") or [])

@@ -1,0 +1,125 @@
+"""``prouter run``: runs a job as if it ran here."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from prouter.cli.remote.command import OutputCommand
+from prouter.cli.remote.completion import complete_agents
+from prouter.cli.remote.connection import LONG, connect
+from prouter.cli.remote.durations import DURATION
+from prouter.cli.remote.exits import Exit
+from prouter.cli.remote.failures import Failure, describe
+from prouter.cli.remote.job_views import emit_jobs
+from prouter.cli.remote.names import find_agent
+from prouter.cli.remote.output import output_kind
+from prouter.cli.remote.plans import Plan, exposed, properties, variables, where_of
+from prouter.cli.remote.running import Running
+from prouter.client import Router, RouterError
+
+__all__ = ["command"]
+
+_PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "panel", "uvicorn", "voila", "marimo",
+            "mlflow", "vite", "code-server", "datasette", "tensorboard")  # fmt: skip
+
+
+@click.command("run", cls=OutputCommand, context_settings={"ignore_unknown_options": False})
+@click.argument("args", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--agent", metavar="UID", shell_complete=complete_agents, help="Run it on this agent: uid or name.")
+@click.option("--where", multiple=True, metavar="K=V", help="Run it on an agent with this property; several times.")
+@click.option("--name", metavar="NAME", help="The job's name [default: the program's].")
+@click.option("--upload", "uploads", multiple=True, metavar="PATH", type=click.Path(exists=True),
+              help="Upload a file, or the contents of a directory, before the start; several times.")  # fmt: skip
+@click.option("--download", "downloads", multiple=True, metavar="MASK", help="Fetch files that match from the sandbox "
+              "at the end, such as results or '*.csv'; several times.")  # fmt: skip
+@click.option("--into", metavar="DIR", default=".", type=click.Path(file_okay=False), help="Where --download puts them "
+              "[default: here].")  # fmt: skip
+@click.option(
+    "-e", "--env", multiple=True, metavar="K=V", help="Set a variable; K alone passes yours on; several times."
+)
+@click.option("--cwd", metavar="DIR", help="Working directory in the sandbox.")
+@click.option("--port", metavar="MODE", help="The job has a server: notify, assign, detect, unix, or the number of the "
+              "port on which it listens (docs/jobs.md).")  # fmt: skip
+@click.option("--preset", type=click.Choice(_PRESETS), help="The kind of its server; the start waits for it.")
+@click.option("--timeout", type=DURATION, metavar="DURATION", help="End it after so long; the exit code is 124 then.")
+@click.option("--grace", type=DURATION, metavar="DURATION", help="Time between SIGTERM and SIGKILL when it is stopped "
+              "[default: 10s].")  # fmt: skip
+@click.option("--open", "browse", is_flag=True, help="Open its page in your browser once it is ready.")
+@click.option("--keep", is_flag=True, help="Do not remove it at the end.")
+@click.option("-d", "--detach", is_flag=True, help="Print its uid and leave it running; it is kept.")
+def command(
+    args: tuple[str, ...],
+    agent: str | None,
+    where: tuple[str, ...],
+    name: str | None,
+    uploads: tuple[str, ...],
+    downloads: tuple[str, ...],
+    into: str,
+    env: tuple[str, ...],
+    cwd: str | None,
+    port: str | None,
+    preset: str | None,
+    timeout: float | None,
+    grace: float | None,
+    browse: bool,
+    keep: bool,
+    detach: bool,
+) -> None:
+    """Run a job: its stdout and stderr byte for byte, then its exit code, then it is removed.
+
+    Ctrl-C (or SIGTERM) stops the job, a second one kills it, a third one leaves at once. The job also ends when the
+    terminal is closed or nobody reads the output any more. A lost connection, or a restart of the router, loses and
+    repeats nothing.
+
+    The exit code is the job's; 128 and the signal's number if a signal ended it; 124 after --timeout; 125 if the router
+    or this command failed.
+
+    \b
+    Examples:
+      prouter run -- python3 -c 'print(6 * 7)'
+      prouter run --where gpu=a100 --upload . --download results -- python3 train.py
+      prouter run -d --name lab --preset jupyterlab --open -- jupyter lab
+    """
+    if agent and where:
+        raise click.UsageError("--agent and --where exclude each other")
+    if detach and downloads:
+        raise click.UsageError("--download waits for the end, so it excludes --detach: use 'prouter cp' later")
+    expose, number = exposed(port, preset)
+    if browse and expose is None:
+        raise click.UsageError("--open needs a server: add --port or --preset")
+    known = variables(env)
+    promised = {} if number is None else {"PORT": str(number), "HOST": "127.0.0.1"}
+    wanted = properties(where)
+    try:
+        with connect(LONG) as router:
+            plan = Plan(
+                args=args,
+                name=name or os.path.basename(args[0]),
+                agent=find_agent(router, agent).agent.uid if agent else None,
+                where=where_of(router, wanted),
+                uploads=uploads,
+                downloads=downloads,
+                into=into,
+                env={**promised, **known},
+                cwd=cwd,
+                expose=expose,
+                port=number,
+                limits=None if timeout is None else {"timeout": timeout},
+                grace=grace,
+                keep=keep or detach,
+                detach=detach,
+                browse=browse,
+            )
+            status = _carry_out(router, plan)
+    except RouterError as error:
+        raise Failure(describe(error), Exit.NOT_THE_JOB) from error
+    raise SystemExit(status)
+
+
+def _carry_out(router: Router, plan: Plan) -> int:
+    status, info = Running(router, plan).run()
+    if plan.detach and info is not None:
+        emit_jobs([info], kind="name" if output_kind() == "table" else None)
+    return status
