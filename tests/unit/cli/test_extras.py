@@ -45,7 +45,7 @@ def test_a_command_whose_extra_is_missing_names_it_in_one_line(command: str) -> 
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert f"'prouter {command}' needs" in line
-    assert line.endswith(f"pip install 'prouter[{_COMMANDS[command]}]'")
+    assert line.endswith(f"pip install 'prouter[{COMMANDS[command].extra}]'")
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -73,6 +73,6 @@ def test_the_client_brings_nothing_of_the_router() -> None:
     client = {name for one in told if 'extra == "client"' in one for name in names([one.partition(";")[0]])}
     assert base == {"click"}
     brought = closure(base | client)
-    assert {"httpx", "websockets", "rich"} <= brought
+    assert {"httpx", "pyyaml", "websockets", "rich"} <= brought
     assert not brought & {"gevent", "gunicorn", "greenlet", "falcon", "pyzmq", "pydantic", "msgpack", "cryptography"}
     assert {entry.extra for entry in COMMANDS.values()} <= set(metadata("prouter").get_all("Provides-Extra") or [])
