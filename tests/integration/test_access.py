@@ -244,6 +244,9 @@ def test_without_access_control_credentials_are_the_jobs(router: Router, agent: 
     assert seen["Authorization"] == "Basic am9iOmpvYg=="
     assert router.get(f"{path}/info").json()["owner"] is None
     assert router.get("/whoami").json() == {"name": None, "role": "admin", "via": "open"}
+    assert router.post(f"{path}/pass").json()["url"] == f"{router.url}{path}/http/"
+    shared = router.post(f"{path}/share", {})
+    assert (shared.status_code, shared.json()["code"]) == (409, "access_open")
     router.post(f"{path}/remove")
 
 

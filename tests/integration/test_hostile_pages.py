@@ -101,11 +101,14 @@ class Place:
                 assert not found.startswith("200"), f"{way} of {url}: {found[:1000]}"
         assert self.changes() == before
         assert self.untouched()
+        written = self._audit.read_text() + self.it.router.log.read_text()
+        assert not re.search(r"eyJ|shr_|prt_", written), "a pass, a link or a token is in a log"
 
 
 @pytest.fixture(scope="module")
 def by_path(short_dir: Path) -> Iterator[Place]:
-    place = Place(short_dir / "hostile-path", "localhost", **{"control.sandbox_shares": True})
+    login = {"control.user_header": "X-Forwarded-User", "control.trusted_proxies": ("127.0.0.1/32",)}
+    place = Place(short_dir / "hostile-path", "localhost", **{"control.sandbox_shares": True, **login})
     yield place
     place.it.stop()
 
@@ -163,6 +166,19 @@ def test_a_job_by_path_cannot_use_the_owner_who_opened_it(chromium: Browser, by_
     dashboard.go(by_path.url)
     assert "other" not in dashboard.run("document.body.innerText")
     assert by_path.untouched()
+
+
+def test_a_job_by_path_cannot_use_the_user_of_a_proxy(chromium: Browser, by_path: Place) -> None:
+    profile = chromium.profile()
+    tab = profile.open()
+    tab.fields(X_Forwarded_User="user")
+    tab.go(f"{by_path.url}/")
+    tab.wait("document.getElementById('live').textContent === 'live'")
+    tab.go(f"{by_path.url}{by_path.hostile}/http/")
+    tab.run("document.forms[0].requestSubmit()")
+    loaded(tab)
+    own_works(tab, socket="101 ws own", post="200 changed")
+    by_path.attack(tab, [f"{by_path.url}{by_path.other}/http/secret"])
 
 
 def test_a_job_that_is_shared_by_path_is_shut_in_its_sandbox(chromium: Browser, by_path: Place) -> None:

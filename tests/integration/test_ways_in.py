@@ -50,7 +50,7 @@ def by_path(short_dir: Path) -> Iterator[Guarded]:
     """A router whose jobs share its origin."""
     directory = short_dir / "ways-path"
     directory.mkdir()
-    guarded = Guarded(directory, **{"control.sandbox_shares": True})
+    guarded = Guarded(directory, **{"control.sandbox_shares": True, "control.trusted_proxies": ("127.0.0.1/32",)})
     yield guarded
     guarded.stop()
 
@@ -60,7 +60,10 @@ def by_host(short_dir: Path) -> Iterator[Guarded]:
     """A router whose jobs have host names of their own."""
     directory = short_dir / "ways-host"
     directory.mkdir()
-    guarded = Guarded(directory, **{"control.job_domain": "jobs.localhost"})
+    port = free_port()
+    sets: dict[str, Any] = {"control.port": port, "control.url": f"http://localhost:{port}"}
+    sets |= {"control.job_domain": "jobs.localhost", "control.trusted_proxies": ("127.0.0.1/32",)}
+    guarded = Guarded(directory, **sets)
     yield guarded
     guarded.stop()
 
@@ -114,6 +117,25 @@ def test_a_pass_opens_one_job_in_a_browser(it: Guarded) -> None:
     assert get(f"{wrong}/lab", **SCRIPT, Cookie=cookie_of(entered)).status_code == 401
     for one in (path, other):
         it.ask("user", "POST", f"{one}/remove")
+
+
+def test_behind_tls_cookies_have_names_that_others_cannot_set(by_path: Guarded, by_host: Guarded) -> None:
+    tls = {"X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/outer"}
+    path = by_path.job("user")
+    set_by_path = get(pass_url(by_path, "user", path), **tls).headers["Set-Cookie"]
+    assert set_by_path.startswith("__Secure-prouter_pass=")
+    assert f"; Path=/outer{path}/http; HttpOnly; SameSite=Lax; Secure" in set_by_path
+    by_path.ask("user", "POST", f"{path}/remove")
+    path = echo(by_host)
+    url = pass_url(by_host, "user", path)
+    entered = get(url, **tls)
+    assert entered.headers["Set-Cookie"].startswith("__Host-Http-prouter_pass=")
+    assert "; Path=/; HttpOnly; SameSite=Lax; Secure" in entered.headers["Set-Cookie"]
+    root, cookie = url.partition("/.prouter/")[0], cookie_of(entered)
+    assert get(f"{root}/", **tls, **SCRIPT, Cookie=cookie).status_code == 200
+    plain = cookie.removeprefix("__Host-Http-")
+    assert get(f"{root}/", **tls, **SCRIPT, Cookie=plain).status_code == 401
+    by_host.ask("user", "POST", f"{path}/remove")
 
 
 def test_a_pass_ends_with_its_token(it: Guarded) -> None:
@@ -417,30 +439,25 @@ def test_somebody_signed_in_is_asked_before_a_job_is_opened_by_path(by_path: Gua
     by_path.ask("user", "POST", f"{path}/remove")
 
 
-def test_with_own_names_the_way_leads_through_the_public_url(short_dir: Path) -> None:
-    directory = short_dir / "ways-url"
-    directory.mkdir()
-    port = free_port()
+def test_with_own_names_the_way_leads_through_the_public_url(by_host: Guarded) -> None:
+    it, port = by_host, urlsplit(by_host.router.url).port
     url = f"http://localhost:{port}"
-    it = Guarded(directory, **{"control.job_domain": "jobs.localhost", "control.url": url, "control.port": port})
-    try:
-        path = echo(it)
-        uid = path.rpartition("/")[2]
-        session = sign_in(it.router.url, it.tokens["operator"]).cookies.get_dict()["prouter_session"]
-        cookie = {"Cookie": f"prouter_session={session}"}
-        host = f"http://{uid}.jobs.localhost:{port}"
-        led = get(f"{host}/lab?a=1", **PAGE)
-        assert led.headers["Location"] == f"{url}/enter?job={uid}&next=/lab%3Fa%3D1"
-        opened = get(led.headers["Location"], **PAGE, **cookie)
-        assert opened.headers["Location"].startswith(f"{host}/.prouter/enter?code=")
-        entered = get(opened.headers["Location"], **PAGE)
-        assert entered.headers["Location"] == "/lab?a=1"
-        assert get(f"{host}/lab?a=1", **SCRIPT, Cookie=cookie_of(entered)).status_code == 200
-        assert get(f"{host}/x", **SCRIPT).status_code == 401
-        by_path = get(f"{url}{path}/http/lab", **PAGE, **cookie)
-        assert by_path.headers["Location"] == f"/enter?job={uid}&next=/lab"
-        other = sign_in(it.router.url, it.tokens["other"]).cookies.get_dict()["prouter_session"]
-        refused = get(led.headers["Location"], **PAGE, Cookie=f"prouter_session={other}")
-        assert (refused.status_code, refused.headers["X-PRouter-Error"]) == (403, "role_needed")
-    finally:
-        it.stop()
+    path = echo(it)
+    uid = path.rpartition("/")[2]
+    session = sign_in(it.router.url, it.tokens["operator"]).cookies.get_dict()["prouter_session"]
+    cookie = {"Cookie": f"prouter_session={session}"}
+    host = f"http://{uid}.jobs.localhost:{port}"
+    led = get(f"{host}/lab?a=1", **PAGE)
+    assert led.headers["Location"] == f"{url}/enter?job={uid}&next=/lab%3Fa%3D1"
+    opened = get(led.headers["Location"], **PAGE, **cookie)
+    assert opened.headers["Location"].startswith(f"{host}/.prouter/enter?code=")
+    entered = get(opened.headers["Location"], **PAGE)
+    assert entered.headers["Location"] == "/lab?a=1"
+    assert get(f"{host}/lab?a=1", **SCRIPT, Cookie=cookie_of(entered)).status_code == 200
+    assert get(f"{host}/x", **SCRIPT).status_code == 401
+    by_path = get(f"{url}{path}/http/lab", **PAGE, **cookie)
+    assert by_path.headers["Location"] == f"/enter?job={uid}&next=/lab"
+    other = sign_in(it.router.url, it.tokens["other"]).cookies.get_dict()["prouter_session"]
+    refused = get(led.headers["Location"], **PAGE, Cookie=f"prouter_session={other}")
+    assert (refused.status_code, refused.headers["X-PRouter-Error"]) == (403, "role_needed")
+    it.ask("user", "POST", f"{path}/remove")

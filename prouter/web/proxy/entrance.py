@@ -184,6 +184,8 @@ class Entrance:
         head = forwarded.head
         if head.method not in (b"GET", b"HEAD") or head.upgrade or asked.key is not None:
             return None
+        if forwarded.refused is not None:
+            return None
         if not usable(asked.job) or not asks_for_a_page(head.headers):
             return None
         visitor, prefix = forwarded.visitor, forwarded.public.prefix

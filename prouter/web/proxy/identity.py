@@ -33,6 +33,8 @@ __all__ = ["PROOF", "Identity", "asks_for_a_page", "is_browser"]
 
 PROOF = b"x-prouter-proof"
 """Field with the proof that a request comes from one of the router's own pages."""
+_OF_BROWSERS = frozenset({b"accept-language", b"origin"})
+"""Fields that browsers send by themselves, and other programs hardly ever."""
 _PROOF_LIFETIME = 12 * 3600.0
 """Seconds for which a page may be left open."""
 
@@ -41,11 +43,12 @@ def is_browser(headers: list[Header]) -> bool:
     """Whether a browser sent a request, as far as it can be told.
 
     Browsers send ``Sec-Fetch-…`` to loopback and over TLS, which no page can prevent. Over plain http to other machines
-    the name of the program is all there is.
+    there is the name of the program, which pages can change in some browsers, and Accept-Language, which they cannot
+    remove.
     """
     for name, value in headers:
         key = name.lower()
-        if key.startswith(b"sec-fetch-") or key == b"origin" or (key == b"user-agent" and b"Mozilla/" in value):
+        if key.startswith(b"sec-fetch-") or key in _OF_BROWSERS or (key == b"user-agent" and b"Mozilla/" in value):
             return True
     return False
 
