@@ -14,10 +14,11 @@ import gevent
 from gevent import get_hub
 from gevent.event import Event
 
+from prouter.access.credentials import SIGN_IN
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.config import RouterConfig
-from prouter.errors import Forbidden, Overloaded, PRouterError
+from prouter.errors import Forbidden, Overloaded, PRouterError, Unauthorized
 from prouter.jobs import State
 from prouter.limits.clients import client_key
 from prouter.web.audit import AuditLog
@@ -275,8 +276,12 @@ class ProxyServer:
         """Return why credentials that a browser adds by itself do not count for this request; None if they do."""
         if is_misused(forwarded, principal, sandboxed=asked.key is not None):
             return Forbidden(_CROSS_SITE, job=asked.job, code="cross_site")
-        share = self._gate.share(principal.id) if self._gate is not None and principal.via == "share" else None
-        if share is not None and (share.read_only or asked.key is not None) and changes_something(forwarded.head):
+        if self._gate is None or principal.via != "share":
+            return None
+        share = self._gate.share(principal.id)
+        if share is None:  # it has expired at this moment
+            return Unauthorized(SIGN_IN)
+        if (share.read_only or asked.key is not None) and changes_something(forwarded.head):
             return read_only(asked.job, sandboxed=not share.read_only)
         return None
 
