@@ -268,6 +268,7 @@ def test_what_follows_a_job_outlives_a_restart_of_the_router(launch: Callable[..
     first = launch(start_router, workers=1, control__drain_timeout=0.5)
     agent = launch(start_agent, first)
     ports = {"control.port": int(first.url.rpartition(":")[2]), "server.port": int(first.agents.rpartition(":")[2])}
+    ports["control.drain_timeout"] = 0
     script = "import time, os\nwhile not os.path.exists('go'): print('tick', flush=True); time.sleep(0.05)\nexit(4)"
     with Router(first.url) as client, client.events() as events, ThreadPoolExecutor() as pool:
         job = client.run([sys.executable, "-c", script], agent=agent.uid)

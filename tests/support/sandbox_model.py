@@ -22,6 +22,8 @@ class SandboxModel:
         files: contents and modification time of each file.
         links: targets.
         directories: their paths.
+        arriving: for each upload of an archive, how many of its members arrive before it is cut.
+        unpacked: names of all files that were unpacked.
         cuts: for each request, how many bytes of the answer arrive before it is cut; -1 cuts the request itself.
     """
 
@@ -30,6 +32,8 @@ class SandboxModel:
         self.links: dict[str, tuple[str, float]] = {}
         self.directories: set[str] = set()
         self.cuts = iter(cuts or [])
+        self.arriving = iter(list[int]())
+        self.unpacked: list[str] = []
         self.version = 0
 
     def __call__(self, request: Request) -> Answer | Lost:
@@ -37,12 +41,12 @@ class SandboxModel:
         if cut == -1:
             return Lost("reset", sent=False)
         answer = self._answer(request)
-        if cut is None:
+        if cut is None or isinstance(answer, Lost):
             return answer
         whole = b"".join(piece for piece in answer.pieces if isinstance(piece, bytes))
         return Answer(answer.status, answer.headers, (whole[: cut % (len(whole) + 1)], Lost("reset")))
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Answer | Lost:
         url = urlsplit(request.path)
         kind, _, rest = url.path.removeprefix(f"{JOB}/").partition("/")
         path = unquote(rest, errors="surrogateescape")
@@ -116,15 +120,19 @@ class SandboxModel:
                     archive.addfile(info, io.BytesIO(data))
         return Answer(200, {"content-length": str(len(target.getvalue()))}, (target.getvalue(),))
 
-    def _unpack(self, path: str, data: bytes) -> Answer:
+    def _unpack(self, path: str, data: bytes) -> Answer | Lost:
+        most = next(self.arriving, None)
         prefix = f"{path}/" if path else ""
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            for member in archive:
+            for count, member in enumerate(archive):
+                if count == most:
+                    return Lost("reset")
                 name = prefix + member.name
                 if member.isdir():
                     self.directories.add(name)
                 elif member.issym():
                     self.links[name] = (member.linkname, member.mtime)
                 else:
+                    self.unpacked.append(name)
                     self.put(name, archive.extractfile(member).read(), member.mtime)  # type: ignore[union-attr]
         return Answer(200)

@@ -8,14 +8,14 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from prouter.client.core.errors import NotFound, PreconditionFailed, RouterError
+from prouter.client.core.errors import NotFound, PreconditionFailed, RouterError, from_response
 from prouter.client.core.files import Download, delete, head, make_directory, read_file, walk, write_file
-from prouter.client.core.flow import Flow, Lost, Request, now, read, sleep, work
+from prouter.client.core.flow import Flow, Lost, Request, now, read, send, sleep, work
 from prouter.client.core.models import Entry, Synced, Transferred
 from prouter.client.core.packing import Member, file_body, scan, sha256, tar_body
 from prouter.client.core.paths import encoded, is_directory_name, joined, query
 from prouter.client.core.progress import Counter, Progress
-from prouter.client.core.retries import Attempts, Context, call, opened
+from prouter.client.core.retries import Attempts, Context, opened
 from prouter.client.core.unpacking import PartFile, Unpacker
 
 __all__ = ["MANIFEST", "download", "sync", "upload"]
@@ -72,8 +72,28 @@ def _archive_url(job: str, remote: str) -> str:
 def _send_archive(
     context: Context, job: str, remote: str, members: Sequence[Member], progress: Progress | None
 ) -> Flow[None]:
-    body = yield from work(partial(tar_body, members, progress))
-    yield from call(context, Request("PUT", _archive_url(job, remote), _TAR, body))
+    """Send members as one archive. After a loss, send those that did not arrive, as one archive."""
+    attempts = Attempts(context, context.retry_for)
+    left = list(members)
+    while True:
+        body = yield from work(partial(tar_body, left, progress))
+        try:
+            response = yield from send(Request("PUT", _archive_url(job, remote), _TAR, body))
+        except Lost as lost:
+            yield from sleep(attempts.after_loss(lost, (yield from now()), safe=True))
+            there = yield from _remote(context, job, remote)
+            missing = [one for one in left if _differs(one, there.get(one.name), {}, {})]
+            if len(missing) < len(left):
+                attempts.progressed()
+            left = missing
+            if not left:
+                return
+            continue
+        context.reached = True
+        if response.status < 300:
+            return
+        error = from_response(response.status, response.headers, response.content)
+        yield from sleep(attempts.after_error(error, (yield from now()), safe=True))
 
 
 def download(

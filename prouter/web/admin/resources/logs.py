@@ -6,7 +6,7 @@ import base64
 import codecs
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -30,6 +30,8 @@ _BAD_RUNS = 64
 """Runs of bad bytes in one piece of a log that are reported exactly."""
 _NEAR = 256
 """Characters of text between bad bytes that are joined with these where there are more runs."""
+_EVENT = 4096
+"""Bytes of the log in one event, at most: even over connections that break soon, followers get on."""
 _PATIENCE = 5.0
 """Seconds between looks at whether the router drains."""
 _ENDING = ("state", "exit_code", "signal", "reason", "error")
@@ -131,6 +133,14 @@ def utf8_runs(data: bytes) -> tuple[list[str | bytes], bytes]:
     return [bytes(run) if isinstance(run, bytearray) else run for run in found], decoder.getstate()[0]
 
 
+def _pieces(runs: Iterable[str | bytes]) -> Iterator[str | bytes]:
+    """Return runs in pieces of at most `_EVENT` bytes: a client whose connection breaks resumes after an event."""
+    for run in runs:
+        step = _EVENT if isinstance(run, bytes) or run.isascii() else _EVENT // 4
+        for at in range(0, len(run), step):
+            yield run[at : at + step]
+
+
 class EventLog:
     """Response body with the log as events.
 
@@ -189,7 +199,7 @@ class EventLog:
         self._position = self._tail.offset
         runs, self._rest = utf8_runs(data)
         events = []
-        for content in runs:
+        for content in _pieces(runs):
             size = len(content) if isinstance(content, bytes) else len(content.encode())
             shown = {"base64": _base64(content)} if isinstance(content, bytes) else {"text": content}
             events.append(self._log_event(first, shown, first + size))

@@ -102,6 +102,26 @@ def test_archives_over_cuts_are_whole(tmp_path: Path, cuts: list[int | None]) ->
     assert found == {"d/f": DATA, "g": b""}
 
 
+@QUICK
+@given(st.lists(st.integers(0, 12), max_size=8))
+def test_an_upload_that_was_cut_sends_what_did_not_arrive(tmp_path: Path, arriving: list[int]) -> None:
+    tree = {f"d{at % 2}/{at}": DATA[:at] for at in range(1, 9)}
+    write(tmp_path / "tree", tree)
+    (tmp_path / "tree" / "link").symlink_to("d0")
+    sandbox = SandboxModel()
+    sandbox.arriving = iter(arriving)
+    told: list[int] = []
+    flow = transfers.upload(context(), JOB, tmp_path / "tree", "in", progress=lambda done, _total: told.append(done))
+    result = FlowPlayer(sandbox).run(flow)
+    assert result is not None
+    assert (result.files, result.bytes) == (9, sum(map(len, tree.values())))
+    assert {name: data for name, (data, _) in sandbox.files.items()} == {
+        f"in/{name}": data for name, data in tree.items()
+    }
+    assert sorted(sandbox.unpacked) == sorted(sandbox.files)
+    assert set(sandbox.links) == {"in/link"}
+
+
 def test_where_a_file_goes(tmp_path: Path) -> None:
     sandbox = SandboxModel()
     source = tmp_path / "source"
