@@ -359,6 +359,10 @@ def test_by_path_a_job_is_shared_in_a_sandbox_or_not_at_all(by_path: Guarded) ->
     assert get(place.replace(path, other), **PAGE).status_code == 401
     assert get(place.replace("/shared/", "/shared/x"), **PAGE).status_code == 401
     kept = by_path.job("user", sys.executable, "-c", ECHO, expose={"port": "assign", "path": "keep"})
+    root, cookie = visit(pass_url(by_path, "user", kept))
+    worker = {**SCRIPT, "Service-Worker": "script", "Cookie": cookie}
+    assert get(root, **worker).headers["X-PRouter-Error"] == "service_worker_scope"
+    assert get(f"{root}/sw.js", **worker).status_code == 200
     refused = by_path.ask("user", "POST", f"{kept}/share", json={})
     assert (refused.status_code, refused.json()["code"]) == (403, "share_needs_own_origin")
     for one in (path, other, kept):

@@ -20,7 +20,7 @@ import logging
 import time
 
 from prouter.access.roles import OPEN_ROUTER
-from prouter.errors import AgentUnavailable, InvalidRequest, JobTimeout, JobUnreachable, PRouterError
+from prouter.errors import AgentUnavailable, Forbidden, InvalidRequest, JobTimeout, JobUnreachable, PRouterError
 from prouter.web.metrics import counters
 from prouter.web.metrics.counters import JOB
 from prouter.web.proxy.addresses.forwarded import Forwarded
@@ -49,6 +49,16 @@ _AGENT_LOST = frozenset({"path_lost", "agent_gone", "overloaded", "unknown_strea
 """Codes of a stream's end that say nothing about the job; ``unknown_stream`` means that its agent was restarted."""
 _FRAGMENTED_WINDOW = 131072
 """Bytes of the receive window of a response in tiny chunks, so that other clients get their turn between its pieces."""
+
+
+_WIDE_SCOPE = (
+    "a service worker's script must be below the job's root: beside it, it could serve the router's own addresses"
+)
+
+
+def _is_service_worker(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser asks for the script of a service worker, whose directory is its scope."""
+    return any(name.lower() == b"service-worker" for name, _value in headers)
 
 
 class ProxyExchange(ExchangeLifecycle):
@@ -102,6 +112,9 @@ class ProxyExchange(ExchangeLifecycle):
             )
             if elsewhere:
                 self._redirect(elsewhere)
+                return
+            if not self.own_host and target[:1] != b"/" and _is_service_worker(head.headers):
+                self.fail(Forbidden(_WIDE_SCOPE, code="service_worker_scope"))
                 return
             target = target_of_job(route, target, own_host=self.own_host)
         self._request = request_to_job(
