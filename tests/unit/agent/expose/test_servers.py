@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from prouter.agent.expose.ownership import Peer, is_peer, peer_of
 from prouter.agent.expose.probe import Address
 from prouter.agent.expose.servers import Look, Servers
 from prouter.agent.expose.sock_diag import Lookup
+from tests.support.unprivileged import as_ordinary_user
 
 
 class Stand:
@@ -227,3 +230,27 @@ def test_of_a_process_that_ended_only_the_socket_of_that_very_path_counts(tmp_pa
     assert not is_peer(Peer(gone, 0, str(tmp_path / "t")), path, mine)
     assert not is_peer(Peer(1, 0, path), path, mine), "process 1 lives"
     assert not is_peer(Peer(0, 0, path), path, mine), "of another pid namespace"
+
+
+def test_an_agent_of_an_ordinary_user_tells_its_jobs_from_others() -> None:
+    def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = Address(port=port_of(listener))
+            reading, writing = os.pipe()
+            child = os.fork()  # the job, which alone holds the socket from now on
+            if child == 0:
+                ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as after exec(2)
+                os.write(writing, b"x")
+                while True:
+                    signal.pause()
+        try:
+            os.read(reading, 1)
+            for pids, refused in (([], True), ([child], False)):
+                stand = Stand()
+                stand.pids = pids
+                assert bool(stand.refusal(address)) == refused
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    as_ordinary_user(work)
