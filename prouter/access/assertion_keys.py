@@ -123,16 +123,21 @@ class AssertionKeys:
             return self._keys
         try:
             make_private(self._directory)
+            with self._file.locked():
+                self._keys = self._renewed(self._read(), now)
+                self._seen = self._file.seen()
         except OSError as error:
-            raise ConfigError(f"{self._directory} cannot be used: {error.strerror or error}") from error
-        with self._file.locked():
-            self._keys = self._read()
-            if _is_due(self._keys, now):  # no other worker was first
-                kept = [key for position, key in enumerate(self._keys) if not _is_over(self._keys, position, now)]
-                self._keys = [*kept, _Key.new(now)]
-                self._file.write([_entry(key) for key in self._keys])
-            self._seen = self._file.seen()
+            raise ConfigError(f"{self._file.path} cannot be written: {error.strerror or error}") from error
         return self._keys
+
+    def _renewed(self, keys: list[_Key], now: float) -> list[_Key]:
+        """Return the keys with a new one, unless another worker was first."""
+        if not _is_due(keys, now):
+            return keys
+        kept = [key for position, key in enumerate(keys) if not _is_over(keys, position, now)]
+        renewed = [*kept, _Key.new(now)]
+        self._file.write([_entry(key) for key in renewed])
+        return renewed
 
     def _read(self) -> list[_Key]:
         try:

@@ -20,6 +20,8 @@ log = logging.getLogger("prouter.access")
 _USER, _ASSERTION = "X-PRouter-User", "X-PRouter-Assertion"
 _REUSED = 60.0
 """Seconds for which requests of somebody to a job have the same assertion: signing takes longer than all the rest."""
+_TRIED_AGAIN = 1.0
+"""Seconds after which an assertion that could not be made is tried again."""
 _REMEMBERED = 4096
 """Assertions that are reused."""
 
@@ -55,10 +57,9 @@ class Assertions:
             return known[1]
         fields = self.fields(principal, connection, job)
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
-        if len(fields) == 2:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = now + _REUSED, lines
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = now + (_REUSED if len(fields) == 2 else _TRIED_AGAIN), lines
         return lines
 
     def fields(self, principal: Principal, connection: str, job: str) -> list[tuple[str, str]]:
