@@ -150,7 +150,9 @@ class Enter:
         owner = route.record.owner
         if not is_allowed(visitor, Need.OWNER, owner):
             raise refusal(visitor, Need.OWNER, owner, job=route.record.uid)
-        return route, self._passes.url(self._passes.public(req), route, visitor, path)
+        # Below /jobs/ the browser stays at the address it uses: the policy of the page that asked allows no other one.
+        public = self._passes.public(req) if self._passes.domain else public_address(req.env)
+        return route, self._passes.url(public, route, visitor, path)
 
 
 def principal_or_none(req: ApiRequest) -> Principal | None:
