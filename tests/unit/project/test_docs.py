@@ -62,7 +62,9 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("tool", ["document_configuration.py", "document_metrics.py", "document_client.py"])
+@pytest.mark.parametrize(
+    "tool", ["document_configuration.py", "document_metrics.py", "document_client.py", "document_cli.py"]
+)
 def test_tables_that_are_made_from_code_are_up_to_date(tool: str) -> None:
     tool = str(ROOT / "tools" / tool)
     result = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)
