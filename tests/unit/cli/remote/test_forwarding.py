@@ -69,6 +69,11 @@ def forwarded(*first: bytes, token: str | None = "prt_x") -> Iterator[tuple[Stan
         stand_in.close()
 
 
+def send_and_end(connection: socket.socket, data: bytes) -> None:
+    connection.sendall(data)
+    connection.shutdown(socket.SHUT_WR)
+
+
 def everything(connection: socket.socket) -> bytes:
     data = b""
     while piece := connection.recv(65536):
@@ -90,7 +95,7 @@ def test_the_request_and_both_directions_with_half_close() -> None:
 def test_much_both_ways_byte_for_byte() -> None:
     block = hashlib.sha256(b"x").digest() * (SIZE // 32)
     with forwarded() as (_, connect), connect() as client:
-        sender = threading.Thread(target=lambda: (client.sendall(block), client.shutdown(socket.SHUT_WR)))
+        sender = threading.Thread(target=send_and_end, args=(client, block))
         sender.start()
         received = everything(client)
         sender.join(10)

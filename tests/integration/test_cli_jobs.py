@@ -1,0 +1,129 @@
+"""The commands about jobs, files, agents and access, as a shell runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import CommandLine
+from tests.support.processes import Agent, Router
+
+SERVER = ("--port", "assign", "--", "python3", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
+
+
+@pytest.fixture
+def prouter(router: Router, agent: object, tmp_path: Path) -> CommandLine:
+    return CommandLine.of(router, tmp_path)
+
+
+@pytest.fixture
+def web(prouter: CommandLine) -> Iterator[str]:
+    """The uid of a job named web."""
+    uid = prouter.text("run", "-d", "--name", "web", *SERVER).strip()
+    yield uid
+    prouter("rm", "-f", uid)
+
+
+def test_a_job_from_its_start_to_its_removal(prouter: CommandLine, web: str) -> None:
+    assert len(web) == 32
+    assert prouter.text("ps", "-q", "--name", "web") == f"{web}\n"
+    [row] = [line for line in prouter.text("ps").splitlines() if line.startswith(web[:12])]
+    assert row.split()[1:3] == ["web", "RUNNING"]
+    info = json.loads(prouter.text("info", web[:6], "-o", "json"))
+    assert (info["uid"], info["state"]) == (web, "RUNNING")
+    assert prouter.text("open", "--print", "web").strip() == info["url"]
+    assert "its server answers 200" in prouter.text("explain", "web")
+    assert "Serving HTTP" in prouter.text("logs", "web")
+    piece = json.loads(prouter.text("logs", "web", "-o", "jsonl").splitlines()[0])
+    assert prouter.text("logs", "web", "--since", str(piece["next"])) == ""
+    prouter("wait", "--timeout", "0.1", "web", code=124)
+    prouter("stop", "--grace", "1", "web")
+    prouter("wait", "web", code=143)
+    told = prouter.text("explain", "web", code=1)
+    assert "a request stopped it" in told
+    events = prouter.text("events", "--after", "0", "--job", "web", "--count", "1", "-o", "jsonl")
+    assert json.loads(events)["job"]["uid"] == web
+    assert prouter.text("rm", "web") == f"{web}\n"
+    prouter("info", web, code=3)
+
+
+def test_files_are_copied_as_cp_does_it(prouter: CommandLine, web: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "f.bin").write_bytes(os.urandom(70_000))
+    (source / "run.sh").write_text("echo")
+    (source / "run.sh").chmod(0o750)
+    prouter("cp", str(source), "web:")
+    prouter("cp", f"{source}/.", "web:contents")
+    prouter("cp", "-", "web:stdin.txt", stdin=b"\0piped\n")
+    listed = prouter.text("ls", "-r", "web", "-o", "name").splitlines()
+    assert {"source/deep/f.bin", "contents/deep/f.bin", "stdin.txt"} <= set(listed)
+    assert prouter("cp", "web:stdin.txt", "-").stdout == b"\0piped\n"
+    prouter("cp", "web:source", str(tmp_path / "new"))
+    assert (tmp_path / "new/deep/f.bin").read_bytes() == (source / "deep/f.bin").read_bytes()
+    assert (tmp_path / "new/run.sh").stat().st_mode & 0o777 == 0o750
+    with tarfile.open(fileobj=BytesIO(prouter("cp", "web:contents", "-").stdout)) as archive:
+        assert "./deep/f.bin" in archive.getnames()
+    [line] = prouter("cp", "web:nothing", ".", code=3, cwd=tmp_path).stderr.splitlines()
+    assert b"prouter ls" in line
+
+
+def test_names_that_mean_several_jobs_are_an_error_that_lists_them(prouter: CommandLine, web: str) -> None:
+    other = prouter.text("run", "-d", "--name", "web", "--", "sleep", "60").strip()
+    [line] = prouter("stop", "web", code=3).stderr.decode().splitlines()
+    assert web in line
+    assert other in line
+    prouter("signal", other, "KILL")
+    prouter("wait", other, code=137)
+    prouter("rm", other)
+
+
+def test_agents_are_drained_and_resumed(prouter: CommandLine, agent: Agent) -> None:
+    assert json.loads(prouter.text("drain", agent.uid[:8], "-o", "json"))[0]["draining"]
+    [row] = [line for line in prouter.text("agents").splitlines() if line.startswith(agent.uid)]
+    assert "draining" in row
+    assert not json.loads(prouter.text("resume", agent.uid, "-o", "json"))[0]["draining"]
+    assert agent.uid in prouter.text("top", "--once")
+
+
+def test_doctor_finds_a_sound_router_sound(prouter: CommandLine) -> None:
+    checks = json.loads(prouter.text("doctor", "-o", "json", code=None))
+    found = {check["check"]: check["level"] for check in checks}
+    assert {"port", "router", "clock", "access", "versions", "streams"} <= set(found)
+    assert all(found[name] == "ok" for name in ("port", "router", "clock", "access", "versions", "streams"))
+
+
+def test_a_router_that_is_not_there(tmp_path: Path) -> None:
+    nowhere = CommandLine("http://127.0.0.1:1", tmp_path)
+    checks = json.loads(nowhere.text("doctor", "-o", "json", code=1))
+    assert "start the router" in checks[-1]["do"]
+
+
+def test_head_ends_a_list_quietly(prouter: CommandLine) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = prouter.start("ps", "-a", stdout=writer)
+    os.close(writer)
+    _, err = command.communicate(timeout=30)
+    assert (command.returncode, err) == (141, b"")
+
+
+def test_shells_complete_jobs_and_agents(prouter: CommandLine, web: str, agent: Agent) -> None:
+    def completed(*words: str) -> str:
+        environment = {**prouter.environment, "_PROUTER_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words)}
+        environment["COMP_CWORD"] = str(len(words) - 1)
+        program = "from prouter.cli import main; main(prog_name='prouter')"
+        argv = [*prouter.argv()[:1], "-c", program]
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False).stdout
+
+    assert "plain,web\n" in completed("prouter", "logs", "w")
+    assert web[:12] in completed("prouter", "stop", web[:4])
+    assert agent.uid in completed("prouter", "drain", agent.uid[:4])
+    assert "plain,forward\n" in completed("prouter", "forw")

@@ -1,0 +1,70 @@
+"""``prouter`` as a user runs it, with a router of its own choosing and without the tests' own settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Router
+
+__all__ = ["CommandLine"]
+
+
+class CommandLine:
+    """Runs commands against a router.
+
+    Args:
+        url: of the router.
+        home: directory for contexts.
+        token: PROUTER_TOKEN, or None.
+    """
+
+    def __init__(self, url: str, home: Path, token: str | None = None) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROUTER_")}
+        given = {"PROUTER_TOKEN": token} if token else {}
+        self.environment: Mapping[str, str] = {
+            **kept,
+            **given,
+            "PROUTER_URL": url,
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "NO_COLOR": "1",
+        }
+
+    @classmethod
+    def of(cls, router: Router, home: Path) -> CommandLine:
+        """Return a command line for a router that asks nobody for a token."""
+        return cls(router.url, home)
+
+    def __call__(
+        self, *arguments: str, stdin: bytes = b"", cwd: Path | None = None, code: int | None = 0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, which has to have this exit code (None for any)."""
+        done = subprocess.run(
+            self.argv(*arguments),
+            input=stdin,
+            capture_output=True,
+            env=self.environment,
+            cwd=cwd,
+            timeout=60,
+            check=False,
+        )
+        assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done
+
+    def text(self, *arguments: str, **how: Any) -> str:
+        """Run a command; return its stdout."""
+        return self(*arguments, **how).stdout.decode()
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command; stdout and stderr are pipes unless `options` say otherwise."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        return subprocess.Popen(self.argv(*arguments), env=self.environment, **pipes)
+
+    @staticmethod
+    def argv(*arguments: str) -> list[str]:
+        """Return the command's arguments with the program's."""
+        return [sys.executable, "-m", "prouter", *arguments]
