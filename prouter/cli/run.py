@@ -115,6 +115,9 @@ def command(
             status = _carry_out(router, plan)
     except RouterError as error:
         raise Failure(describe(error), Exit.NOT_THE_JOB) from error
+    except Failure as error:
+        told = error.exit_code if error.exit_code in (Exit.USAGE, *range(124, 256)) else Exit.NOT_THE_JOB
+        raise Failure(error.message, told) from error
     raise SystemExit(status)
 
 

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from prouter.cli import main
 from tests.support.processes import Router
 
 __all__ = ["CommandLine"]
@@ -55,9 +58,19 @@ class CommandLine:
         assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done
 
-    def text(self, *arguments: str, **how: Any) -> str:
-        """Run a command; return its stdout."""
-        return self(*arguments, **how).stdout.decode()
+    def text(self, *arguments: str, code: int | None = 0) -> str:
+        """Run a command in this process, which is cheap; return what it prints as text."""
+        done = CliRunner(env=dict(self.environment)).invoke(main, arguments, prog_name="prouter")
+        assert code is None or done.exit_code == code, (done.exit_code, done.output)
+        return done.stdout
+
+    def refused(self, *arguments: str, code: int) -> str:
+        """Run a command in this process that fails with this exit code; return its one line on stderr."""
+        done = CliRunner(env=dict(self.environment)).invoke(main, arguments, prog_name="prouter")
+        assert done.exit_code == code, (done.exit_code, done.output)
+        [line] = done.stderr.splitlines()
+        assert line.startswith("prouter: ")
+        return line
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command; stdout and stderr are pipes unless `options` say otherwise."""

@@ -105,16 +105,22 @@ class Running:
 
     def _look(self) -> None:
         """End the job if nobody reads its output any more."""
-        if not self._broken and not self._plan.detach and any(map(closed, self._watched)):
+        if not self._plan.detach and any(map(closed, self._watched)):
+            self._break()
+
+    def _break(self) -> None:
+        """Stop the job, if it is not being stopped: nobody reads its output any more."""
+        if not self._broken:
             self._broken = True
-            self._end(Exit.BROKEN_PIPE - 128)
+            if not self._count:
+                self._end(Exit.BROKEN_PIPE - 128)
 
     def _take(self, name: str, value: Any, error: BaseException | None) -> None:
         if name == "signal":
-            self._end(value)
+            if value != signal.SIGHUP or not self._count:  # shells and the kernel may both tell that a terminal is gone
+                self._end(value)
         elif name in _OUTPUT and isinstance(error, OSError) and not isinstance(error, RouterError):
-            self._broken = True
-            self._end(Exit.BROKEN_PIPE - 128)
+            self._break()
         elif name == "stop" and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
         elif name == "set up":
@@ -232,7 +238,7 @@ class Running:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _result(self) -> int:
-        if self._broken:
+        if self._broken and self._signal == Exit.BROKEN_PIPE - 128:
             return Exit.BROKEN_PIPE
         if self._signal is not None and not self._started:
             return 128 + self._signal
