@@ -187,7 +187,8 @@ class AgentEvents:
                 self._env.malformed(link.path, error)  # The other jobs are taken all the same.
                 continue
             entry = self._ledger.table.get(uid)
-            if entry is not None and entry.connection == link.connection and not entry.removed:
+            own = entry is not None and entry.connection == link.connection and self._keys.gave(uid)
+            if entry is not None and own and not entry.removed:
                 self._ledger.table.accounts.measured(uid, entry.owner, size)
 
     def _removed(self, link: Link, wire: object, now: float) -> None:

@@ -44,6 +44,7 @@ class Creations:
         self, env: Env, links: Links, dials: Dials, forwarder: Forwarder, ledger: Ledger, replies: Replies
     ) -> None:
         self.keys = Keys(env)
+        ledger.table.is_ours, ledger.table.owner_of = self.keys.gave, self.owner_of
         self._env = env
         self._links = links
         self._dials = dials
@@ -51,6 +52,8 @@ class Creations:
         self._ledger = ledger
         self._replies = replies
         self._by_key: dict[str, Creation] = {}
+        self._by_uid: dict[str, Creation] = {}
+        """Those that have chosen the job's uid."""
         self._reserved: Counter[str] = Counter()
         """By connection, creations that chose its agent."""
         self._missing: set[str] = set()
@@ -114,6 +117,11 @@ class Creations:
         else:
             self._place(creation, now)
 
+    def owner_of(self, record: JobRecord) -> str | None:
+        """Return who owns a job that an agent tells of: while it is being created, that is not for the agent to say."""
+        creation = self._by_uid.get(record.uid)
+        return creation.owner if creation is not None else record.owner
+
     def restored(self, now: float) -> None:
         """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell.
 
@@ -154,6 +162,7 @@ class Creations:
             creation.timer = None
         if creation.over and self._by_key.get(creation.key) is creation:
             del self._by_key[creation.key]
+            self._by_uid.pop(creation.uid, None)
             self._of_owner[creation.owner].discard(creation)
             if not self._of_owner[creation.owner]:
                 del self._of_owner[creation.owner]
@@ -230,6 +239,7 @@ class Creations:
     def _reserve(self, creation: Creation, link: Link) -> None:
         self._change(creation, CreationState.RESERVED)
         creation.uid, creation.link = self._env.new_uid(), link
+        self._by_uid[creation.uid] = creation
         link.placed += 1
         self._reserved[link.connection] += 1
         stored = partial(self._stored, creation)
@@ -266,6 +276,7 @@ class Creations:
             self._fail(creation, error, now)
             return
         self._begin(creation)
+        self._by_uid[uid] = creation
         creation.link = link
         self._reserved[connection] += 1
         self._call(creation, now)

@@ -30,6 +30,8 @@ class Keys:
         self._env = env
         self._jobs: OrderedDict[str, tuple[str, str]] = OrderedDict()
         """By key, connection and uid of the job; the oldest key first."""
+        self._given: set[str] = set()
+        """Uids of these jobs."""
         self._digests: dict[str, str] = {}
         """By key, what tells its request from others. Keys that earlier versions stored have none."""
         self._unwanted: OrderedDict[str, None] = OrderedDict()
@@ -37,6 +39,7 @@ class Keys:
     def restore(self, key: str, connection: str, uid: str, digest: str = "") -> None:
         """Take over a key that an earlier broker stored."""
         self._jobs[key] = (connection, uid)
+        self._given.add(uid)
         if digest:
             self._digests[key] = digest
 
@@ -55,6 +58,10 @@ class Keys:
             check_digest(self._digests.get(key, ""), digest)
         return found
 
+    def gave(self, uid: str) -> bool:
+        """Whether this router has created the job, as far as that is remembered."""
+        return uid in self._given
+
     def latest(self, most: int) -> list[tuple[str, str]]:
         """Connections and uids of the jobs that the last `most` keys gave."""
         return list(islice(reversed(self._jobs.values()), most))
@@ -66,6 +73,7 @@ class Keys:
     def remember(self, key: str, connection: str, uid: str, digest: str, *, stored: Callable[[float], None]) -> None:
         """Note that the key gives this job; ``stored(now)`` is called once that is written."""
         self._jobs[key] = (connection, uid)
+        self._given.add(uid)
         if len(self._jobs) > _MOST:
             self.forget(next(iter(self._jobs)))
         if digest:
@@ -75,7 +83,9 @@ class Keys:
 
     def forget(self, key: str) -> None:
         """Let the key give another job. Idempotent."""
-        if self._jobs.pop(key, None) is not None:
+        known = self._jobs.pop(key, None)
+        if known is not None:
+            self._given.discard(known[1])
             self._env.store.submit("DELETE FROM keys WHERE key = ?", key)
         if self._digests.pop(key, None) is not None:
             self._env.store.submit("DELETE FROM digests WHERE key = ?", key)

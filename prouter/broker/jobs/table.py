@@ -9,7 +9,7 @@ Ended jobs are kept packed until the history is full, because there are many and
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from sys import intern
 
@@ -39,6 +39,10 @@ class JobTable:
         self._bytes: Counter[str] = Counter()
         self.index = JobIndex()
         self.accounts = Accounts()
+        self.owner_of: Callable[[JobRecord], str | None] = _claimed
+        """Tells who owns a job that the table does not have."""
+        self.is_ours: Callable[[str], bool] = bool
+        """Tells whether this router has created a job. No agent can put others on somebody's account."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,14 +111,15 @@ class JobTable:
         """
         entry = self._entries.get(record.uid)
         if entry is None:
+            record = replace(record, owner=self.owner_of(record))
             entry = self._entries[record.uid] = Entry.heard(record, agent)
             self._remembered[record.connection] += 1
             self._settle(entry, wall)
             return entry
         if entry.removed or (record.revision < entry.revision and not listed):
             return None
-        if entry.owner is not None and record.owner != entry.owner:
-            record = replace(record, owner=entry.owner)  # an agent must not give somebody's job to somebody else
+        if record.owner != entry.owner:
+            record = replace(record, owner=entry.owner)  # an agent must not give a job to somebody else
         returns = entry.lost and record.reason is not Reason.AGENT_LOST
         renamed = entry.agent != agent
         differs = record.revision != entry.revision or (listed and record != entry.last_record)
@@ -208,7 +213,8 @@ class JobTable:
 
     def _count(self, entry: Entry) -> None:
         self._weigh(entry.uid, "" if entry.ended else entry.connection, entry.size + _KEEPING)
-        self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
+        if self.is_ours(entry.uid):
+            self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
         if entry.ended:
             _discard(self._live, entry.connection, entry.uid)
         else:
@@ -221,6 +227,10 @@ class JobTable:
             _discard(self._kept, entry.connection, entry.uid)
         else:
             self._kept.setdefault(entry.connection, set()).add(entry.uid)
+
+
+def _claimed(record: JobRecord) -> str | None:
+    return record.owner
 
 
 def _listed(entry: Entry) -> Listed:

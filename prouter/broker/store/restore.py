@@ -49,6 +49,10 @@ class Saved:
 
 def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, keys: Keys, now: float) -> None:
     """Fill the parts of a new broker. All links are AWAY until their agents come back or are dialled."""
+    for key, uid, job in saved.keys:
+        keys.restore(key, uid, job, saved.digests.get(key, ""))
+    for job in saved.unwanted:
+        keys.restore_unwanted(job)
     ledger.table.load(saved.jobs)
     for connection in saved.connections:
         ledger.restore(connection.uid, PeerInfo(connection.mode, connection.info), gone=connection.gone)
@@ -57,7 +61,3 @@ def restore(saved: Saved, ledger: Ledger, links: Links, dials: Dials, keys: Keys
         link = links.restore(connection.uid, connection.mode, connection.info, connection.since, now)
         if connection.mode == CLIENT and connection.address is not None:
             dials.restore(*connection.address, link, now)
-    for key, uid, job in saved.keys:
-        keys.restore(key, uid, job, saved.digests.get(key, ""))
-    for job in saved.unwanted:
-        keys.restore_unwanted(job)

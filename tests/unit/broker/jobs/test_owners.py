@@ -108,6 +108,32 @@ def test_jobs_without_an_owner_share_one_account() -> None:
     assert created(one, create(one, "c"))
 
 
+def test_no_agent_puts_jobs_on_somebodys_account() -> None:
+    world, worker, _other, agent = limited(jobs_per_owner=1, sandbox_bytes_per_owner=100)
+    hostile = Agent(world, "agent-2", "d" * 32)
+    uid = "e" * 32
+    hostile.jobs[uid] = JobRecord(uid, hostile.connection, "job", owner="alice")
+    world.join(hostile)
+    hostile.notify("sandboxes", jobs=[[uid, 1000]])
+    job = created(worker, create(worker, "key"))
+    assert job["owner"] == "alice"
+    agent.change(job["uid"], owner="bob")
+    assert worker.ask("jobs.info", **job["at"])["job"]["owner"] == "alice"
+    assert created(worker, create(worker, "bob's", "bob"))
+
+
+@pytest.mark.parametrize("claim", [None, "bob"])
+def test_a_new_job_belongs_to_its_creator_whatever_its_agent_says(
+    claim: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _world, worker, _other, agent = limited(jobs_per_owner=1)
+    answer = agent.answer
+    monkeypatch.setattr(agent, "answer", lambda call, op, args: answer(call, op, {**args, "owner": claim}))
+    assert created(worker, create(worker, "key"))["owner"] == "alice"
+    assert refused(worker, create(worker, "more"), "limits.jobs_per_owner")
+    assert created(worker, create(worker, "bob's", "bob"))
+
+
 def test_a_failed_creation_frees_its_place() -> None:
     _world, worker, _other, agent = limited(jobs_per_owner=1)
     agent.fails["job.create"] = LimitReached("full")
