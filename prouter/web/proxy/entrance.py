@@ -23,7 +23,7 @@ from prouter.access.share_file import SECRET_PREFIX
 from prouter.access.signing import Kind
 from prouter.config import ConfigError
 from prouter.config.router import RouterControl
-from prouter.errors import Forbidden, InvalidRequest, Overloaded, PRouterError
+from prouter.errors import Forbidden, InvalidRequest, Overloaded, PRouterError, Unauthorized
 from prouter.web.metrics import counters
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.addresses.placing import own_origin
@@ -35,12 +35,14 @@ from prouter.web.proxy.pages import request_id, see_other
 from prouter.web.proxy.refusals import MethodRefused
 from prouter.web.router_client import RouterClient
 
-__all__ = ["PASS_LIFETIME", "Entrance", "holder_of", "needs_own_origin", "unusable"]
+__all__ = ["PASS_LIFETIME", "Entrance", "explained", "holder_of", "needs_own_origin", "unusable"]
 
 PASS_LIFETIME = 12 * 3600.0
 """Seconds for which a pass opens a job, at most."""
 _SEE_OTHER = 303
 _FIELDS = 10
+_CLOSED = "this job is open to who has a pass: open it from the dashboard, or by a link that somebody shared with you"
+_STALE = "this address is too old, or its link has ended: open the link again, or ask for a new one"
 _HOW = "open the job from the dashboard, or ask for a new link"
 
 
@@ -88,7 +90,8 @@ class Entrance:
 
     def is_asked(self, asked: Asked) -> bool:
         """Whether a request is for the entrance, not for the job."""
-        return asked.key is None and asked.target.partition(b"?")[0] == ENTER
+        target = asked.target
+        return target.startswith(ENTER) and asked.key is None and target.partition(b"?")[0] == ENTER
 
     def enter(self, client: Client, forwarded: Forwarded, asked: Asked) -> None:
         """Respond to a request for the entrance."""
@@ -236,6 +239,13 @@ def _lead(client: Client, head: RequestHead, response: bytes) -> None:
     counters.current().count_response(counters.API, head.method, _SEE_OTHER, time.monotonic() - client.began)
     client.write(response)
     client.exchange_done(False)
+
+
+def explained(error: PRouterError, forwarded: Forwarded, asked: Asked) -> PRouterError:
+    """Return the error for somebody whom nothing lets in to a job; with a browser, it says how to get in."""
+    if error.status == Unauthorized.status and asks_for_a_page(forwarded.head.headers):
+        error.detail = _STALE if asked.key is not None else _CLOSED
+    return error
 
 
 def unusable(error: ConfigError) -> PRouterError:

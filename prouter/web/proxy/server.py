@@ -28,7 +28,7 @@ from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.hops import pseudonym
 from prouter.web.proxy.addresses.roots import Asked, asked_for
 from prouter.web.proxy.connection import ClientConnection
-from prouter.web.proxy.entrance import Entrance
+from prouter.web.proxy.entrance import Entrance, explained
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
 from prouter.web.proxy.identity import Identity
@@ -242,7 +242,7 @@ class ProxyServer:
         if principal is None:
             missing = unauthorized(forwarded, self._limits, self.client_key)
             if missing.limit or self._entrance is None or not self._entrance.leads_on(client, forwarded, asked):
-                client.fail(missing, head)
+                client.fail(explained(missing, forwarded, asked), head)
             return
         if principal.ambient and (refused := self._misuse(forwarded, principal, asked)) is not None:
             client.fail(refused, head)
