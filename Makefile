@@ -25,7 +25,6 @@ DEMO := $(VENV)/installed-demo-$(WANTED)
 DEV := $(VENV)/installed-dev-$(WANTED)
 APPS := $(VENV)/installed-apps-$(WANTED)
 DOCS := $(VENV)/installed-docs-$(WANTED)
-RELEASE := $(VENV)/installed-release-$(WANTED)
 AUDIT := $(VENV)/installed-audit-$(WANTED)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -60,8 +59,8 @@ docs: $(DOCS)
 hooks: $(DEV)
 	$(BIN)/pre-commit install
 
-release-check: $(RELEASE)
-	$(CLEAN_ENV) $(BIN)/python tools/release_check.py
+release-check: $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tools.release_check
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
@@ -103,8 +102,6 @@ $(DEV): | $(DEMO)
 $(APPS): | $(DEV)
 
 $(DOCS): | $(DEV)
-
-$(RELEASE): | $(DEV)
 
 $(AUDIT): | $(DEV)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prouter import __version__
+from tools.packages import BuildFailed, build
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
@@ -64,16 +65,11 @@ def _repository() -> Iterator[str]:
 def _packages() -> Iterator[str]:
     """Build wheel and sdist, look into both, and start the command from the wheel."""
     shutil.rmtree(DIST, ignore_errors=True)
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if built.returncode:
-        yield f"the build failed:\n{built.stdout[-2000:]}{built.stderr[-2000:]}"
+    try:
+        wheel, sdist = build(ROOT, DIST)
+    except BuildFailed as error:
+        yield str(error)
         return
-    wheel, sdist = DIST / f"prouter-{__version__}-py3-none-any.whl", DIST / f"prouter-{__version__}.tar.gz"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     yield from (f"{wheel.name} has no {name}" for name in NEEDED if name not in names)
