@@ -151,7 +151,8 @@ def write_file(
     """
     headers = {**_BYTES, **({"If-None-Match": "*"} if new else {})}
     target = file_url(job, path) + query(mode=None if mode is None else f"{mode & 0o777:o}")
-    response = yield from call(context, Request("PUT", target, headers, body))
+    # A repeated request could not tell its own first attempt's file from another's.
+    response = yield from call(context, Request("PUT", target, headers, body), safe=not new)
     return response.headers.get("etag")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
+from prouter.client.core.errors import RouterError
+
 __all__ = [
     "Bridge",
     "Connection",
@@ -39,10 +41,17 @@ class _Model:
 
     @classmethod
     def of(cls: type[Model], answer: Mapping[str, Any]) -> Model:
-        """Return an answer as a model; fields that are missing get their defaults."""
+        """Return an answer as a model; fields that are missing get their defaults.
+
+        Raises:
+            RouterError: a field is missing that every router sends.
+        """
         known = {one.name for one in fields(cls)} - {"raw"}
         values = {name: _time(value) if name in _TIMES else value for name, value in answer.items() if name in known}
-        return cls(**values, raw=answer)
+        try:
+            return cls(**values, raw=answer)
+        except TypeError as error:
+            raise RouterError(f"the answer is not a router's: {error}; check the URL", code="not_a_router") from None
 
 
 def _time(value: Any) -> Any:

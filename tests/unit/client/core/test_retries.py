@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prouter.client.core import jobs, router
+from prouter.client.core import files, jobs, router
 from prouter.client.core.errors import (
     AgentUnavailable,
     ConnectionFailed,
@@ -188,8 +188,18 @@ def test_errors_of_placement_are_told_apart() -> None:
 
 
 def test_an_answer_that_is_not_a_routers_says_so() -> None:
+    for body in (b"<html>", b"[]"):
+        with pytest.raises(RouterError, match="check the URL"):
+            scripted(Answer(200, {}, (body,))).run(router.router_info(context()))
     with pytest.raises(RouterError, match="check the URL"):
-        scripted(Answer(200, {}, (b"<html>",))).run(router.router_info(context()))
+        scripted(ok({"message": "hello"})).run(jobs.create(context()))
+
+
+def test_a_file_that_must_be_new_is_not_sent_twice() -> None:
+    with pytest.raises(ConnectionFailed, match="may have been carried out"):
+        scripted(CUT, problem(412, "precondition_failed")).run(
+            files.write_file(context(), "/jobs/c/j", "f", b"", new=True)
+        )
 
 
 def test_pages_are_read_to_the_last() -> None:
