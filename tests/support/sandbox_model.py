@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import tarfile
@@ -52,7 +53,9 @@ class SandboxModel:
         path = unquote(rest, errors="surrogateescape")
         query = parse_qs(url.query)
         if kind == "archive":
-            return self._unpack(path, body_of(request)) if request.method == "PUT" else self._pack(path)
+            if request.method == "PUT":
+                return self._unpack(path, body_of(request))
+            return self._pack(path, query.get("exclude", []))
         if request.method == "PUT":
             if "directory" in query:
                 self.directories.add(path)
@@ -109,12 +112,13 @@ class SandboxModel:
         part = data[int(first) : int(last) + 1 if last else None]
         return Answer(206, {**headers, "content-range": f"bytes {first}-x/{len(data)}"}, (part,))
 
-    def _pack(self, path: str) -> Answer:
+    def _pack(self, path: str, exclude: list[str]) -> Answer:
         target = io.BytesIO()
         prefix = f"{path}/" if path else ""
         with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name, (data, mtime) in self.files.items():
-                if name.startswith(prefix):
+                masked = any(fnmatch.fnmatchcase(name.removeprefix(prefix), mask) for mask in exclude)
+                if name.startswith(prefix) and not masked:
                     info = tarfile.TarInfo(name.removeprefix(prefix))
                     info.size, info.mtime = len(data), mtime
                     archive.addfile(info, io.BytesIO(data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,6 +26,10 @@ MANIFEST = ".prouter-sync.json"
 _AGENTS = ".pagent.*"
 """Files of the agent at the root of a sandbox: copies of the job's logs, which `Job.logs` reads."""
 _TAR = {"Content-Type": "application/x-tar"}
+_MASKS = 6000
+"""Bytes of a URL for the names of files that have arrived: some proxies take no URLs of more than 8 KiB."""
+_LETTERS = re.compile(r"[\[*?]")
+"""Letters that mean something in masks."""
 _SAME = 2e-6
 """Seconds by which two modification times may differ: the API tells them as floating point numbers."""
 _RESTARTS = 5
@@ -121,8 +126,8 @@ def download(
         path = os.path.join(target, name) if os.path.isdir(target) else target
         return (yield from _download_file(context, job, remote, os.path.abspath(path), progress))
     own = () if encoded(remote) or include else (_AGENTS,)
-    url = _archive_url(job, remote) + query(include=include, exclude=[*exclude, *own])
-    return (yield from _download_archive(context, url, os.path.abspath(target), progress))
+    chosen = _Chosen(_archive_url(job, remote), include, [*exclude, *own])
+    return (yield from _download_archive(context, chosen, os.path.abspath(target), progress))
 
 
 def _download_file(context: Context, job: str, remote: str, path: str, progress: Progress | None) -> Flow[Transferred]:
@@ -161,13 +166,39 @@ def _download_file(context: Context, job: str, remote: str, path: str, progress:
     return Transferred(files=1, bytes=received.position)
 
 
-def _download_archive(context: Context, url: str, root: str, progress: Progress | None) -> Flow[Transferred]:
+class _Chosen:
+    """What a download of a directory asks for.
+
+    Attributes:
+        complete: size of each file that has arrived, by name.
+    """
+
+    def __init__(self, url: str, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._url = url
+        self._include = include
+        self._exclude = exclude
+        self.complete: dict[str, int] = {}
+
+    def request(self) -> Request:
+        """Return the request for what has not arrived; of many small files it asks for some again."""
+        masks: list[str] = []
+        left = _MASKS
+        for name in sorted(self.complete, key=self.complete.__getitem__, reverse=True):
+            mask = _LETTERS.sub(r"[\g<0>]", name)
+            left -= 3 * len(os.fsencode(mask)) + len("&exclude=")
+            if left < 0:
+                break
+            masks.append(mask)
+        return Request("GET", self._url + query(include=self._include, exclude=[*self._exclude, *masks]))
+
+
+def _download_archive(context: Context, chosen: _Chosen, root: str, progress: Progress | None) -> Flow[Transferred]:
     attempts = Attempts(context, context.retry_for)
     count = Counter(progress, None)
     while True:
         unpacker: Unpacker | None = None
         try:
-            response = yield from opened(context, Request("GET", url), attempts)
+            response = yield from opened(context, chosen.request(), attempts)
             size = response.headers.get("content-length", "")
             count.restart(0, int(size) if size.isdigit() else None)
             unpacker = yield from work(partial(Unpacker, root))
@@ -175,8 +206,13 @@ def _download_archive(context: Context, url: str, root: str, progress: Progress 
                 yield from work(partial(unpacker.feed, piece))
                 count(len(piece))
             yield from work(unpacker.finish)
-            return Transferred(files=unpacker.files, bytes=unpacker.bytes, skipped=tuple(unpacker.skipped))
+            complete = {**chosen.complete, **unpacker.complete}
+            total = sum(complete.values())
+            return Transferred(files=len(complete), bytes=total, skipped=tuple(unpacker.skipped))
         except Lost as lost:
+            if unpacker is not None and unpacker.complete.keys() - chosen.complete.keys():
+                chosen.complete.update(unpacker.complete)
+                attempts.progressed()
             yield from sleep(attempts.after_loss(lost, (yield from now()), safe=True))
         finally:
             if unpacker is not None:

@@ -92,8 +92,7 @@ class Unpacker:
     """Unpacks one tar.
 
     Attributes:
-        files: number of files and links so far.
-        bytes: bytes of their contents.
+        complete: size of each file and link that was unpacked, by name.
         skipped: names that were left out.
 
     Args:
@@ -101,8 +100,7 @@ class Unpacker:
     """
 
     def __init__(self, root: str) -> None:
-        self.files = 0
-        self.bytes = 0
+        self.complete: dict[str, int] = {}
         self.skipped: list[str] = []
         self._root = root
         self._made: set[str] = set()
@@ -184,8 +182,7 @@ class Unpacker:
             left -= len(data)
         part.finish(member.mode, member.mtime)
         self._part = None
-        self.files += 1
-        self.bytes += size
+        self.complete[member.name] = size
         if padding := -size % _BLOCK:
             yield padding, True
 
@@ -204,7 +201,7 @@ class Unpacker:
                 os.unlink(path)
             os.symlink(member.linkname, path)
             self._made.discard(path)
-            self.files += 1
+            self.complete[name] = 0
         else:
             self.skipped.append(name)
 

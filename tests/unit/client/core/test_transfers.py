@@ -122,6 +122,20 @@ def test_an_upload_that_was_cut_sends_what_did_not_arrive(tmp_path: Path, arrivi
     assert set(sandbox.links) == {"in/link"}
 
 
+def test_a_download_that_was_cut_asks_for_what_did_not_arrive(tmp_path: Path) -> None:
+    sandbox = SandboxModel()
+    tree = {f"d/[a]*?{at}": bytes([at]) * 3000 for at in range(9)}
+    for name, data in tree.items():
+        sandbox.put(name, data, 0)
+    player = FlowPlayer(sandbox)
+    sandbox.cuts = iter([None, *[5000] * 9])
+    result = player.run(transfers.download(context(retry_for=1), JOB, "d", tmp_path / "got", exclude=["none"]))
+    assert result is not None
+    assert (result.files, result.bytes) == (9, 27_000)
+    assert {f"d/{path.name}": path.read_bytes() for path in (tmp_path / "got").iterdir()} == tree
+    assert player.requests[-1].path.count("exclude=") == 10
+
+
 def test_where_a_file_goes(tmp_path: Path) -> None:
     sandbox = SandboxModel()
     source = tmp_path / "source"
