@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -23,6 +24,10 @@ _INTERRUPTED = 130
 
 _PROBES = {"client": "httpx", "server": "gevent"}
 """A package of each extra, by which its absence is noticed."""
+
+
+_LATER = ("--url", "--token-file", "--context", "-o", "--output")
+"""Options of commands that people may put before the command."""
 
 
 def _found(package: str) -> bool:
@@ -57,6 +62,8 @@ class _Lazy(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take options without a command as those of ``up``: that is how the original's router is started."""
+        if args and args[0].partition("=")[0] in _LATER:
+            raise click.UsageError(f"{args[0]} comes after the command, such as: prouter ps {args[0]} ...", ctx)
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if args and args[0].startswith("-") and args[0] not in own:
             args = ["up", *args]
@@ -85,6 +92,7 @@ class _Lazy(click.Group):
         self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
     ) -> Any:
         """Run a command; errors are one line on stderr."""
+        _open_descriptors()
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
         try:
@@ -97,6 +105,15 @@ class _Lazy(click.Group):
         except click.Abort:
             raise SystemExit(_INTERRUPTED) from None
         raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _open_descriptors() -> None:
+    """Open what of stdin, stdout and stderr is closed, so that no socket gets its number and the output with it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _refuse(error: click.ClickException) -> NoReturn:

@@ -7,7 +7,7 @@ import json
 import click
 
 from prouter.cli.remote.command import OutputCommand
-from prouter.cli.remote.connection import chosen, connect
+from prouter.cli.remote.connection import META_KEY, chosen, connect
 from prouter.cli.remote.findings import Check
 from prouter.cli.remote.machine_checks import machine_checks
 from prouter.cli.remote.output import coloured, output_kind
@@ -32,7 +32,7 @@ def command() -> None:
       prouter doctor --url https://router.example.org --token-file my.token -o json
     """
     choice = chosen()
-    checks = machine_checks()
+    checks = machine_checks(click.get_current_context().meta.get(META_KEY, {}).get("token_file"))
     with connect(choice=choice) as router:
         checks += router_checks(router, choice)
     kind = output_kind()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import click
 
 from prouter.cli.remote.command import RemoteCommand
 from prouter.cli.remote.completion import complete_job_paths
 from prouter.cli.remote.connection import LONG, chosen, connect
+from prouter.cli.remote.failures import note
 from prouter.cli.remote.forwarding import Forwarder
 from prouter.cli.remote.names import find_job
 
@@ -39,5 +42,7 @@ def command(place: str, local: int | None, bind: str) -> None:
         found = find_job(router, job)
     forwarder = Forwarder(choice.url, choice.token, choice.ca, f"{found.path}/tcp/{port or 'http'}", (bind, wanted))
     host, number = forwarder.address
+    if not ipaddress.ip_address(host).is_loopback:
+        note(f"whoever reaches {host}:{number} can use this port of the job, as you")
     click.echo(f"forwarding {host}:{number} to {place}")
     forwarder.serve()

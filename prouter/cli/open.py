@@ -9,6 +9,7 @@ from prouter.cli.remote.command import RemoteCommand
 from prouter.cli.remote.completion import complete_jobs
 from prouter.cli.remote.connection import connect
 from prouter.cli.remote.names import find_job
+from prouter.texts import visible
 
 __all__ = ["command"]
 
@@ -29,4 +30,4 @@ def command(job: str, print_only: bool) -> None:
     with connect() as router:
         url = address(find_job(router, job))
     if print_only or not open_in_browser(url):
-        click.echo(url)
+        click.echo(visible(url))

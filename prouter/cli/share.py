@@ -15,6 +15,7 @@ from prouter.cli.remote.failures import Failure
 from prouter.cli.remote.names import find_job
 from prouter.cli.remote.output import Column, emit, emit_fields, output_kind
 from prouter.client import Share
+from prouter.texts import visible
 
 __all__ = ["command"]
 
@@ -60,7 +61,7 @@ def create_command(job: str, expires: float | None, name: str | None, read_only:
     with connect() as router:
         made = find_job(router, job).share(expires, name=name, methods="read" if read_only else "all")
     if output_kind() == "table":
-        click.echo(made.url)
+        click.echo(visible(made.url or ""))
     else:
         emit_fields({}, made.raw, made.id)
 

@@ -29,6 +29,11 @@ class LogStream(Iterator[bytes]):
         """Position of the next byte in the log; None until the first piece if the stream begins with `tail`."""
         return self._feed.position
 
+    @property
+    def dropped(self) -> int:
+        """Bytes that the agent dropped (``jobs.log_limit``) before they could be read, so far."""
+        return self._feed.dropped
+
     def __next__(self) -> bytes:
         piece = next(self._items)
         assert isinstance(piece, bytes)

@@ -40,8 +40,12 @@ def complete_agents(ctx: click.Context, param: click.Parameter, incomplete: str)
 
     def items(router: Router) -> list[CompletionItem]:
         agents = [connection.agent for connection in router.connections()]
-        return [CompletionItem(agent.uid, help=agent.name) for agent in agents if _fits(agent.uid, incomplete)] + [
-            CompletionItem(agent.name, help=agent.uid)
+        return [
+            CompletionItem(agent.uid, help=agent.name if _plain(agent.name) else None)
+            for agent in agents
+            if _fits(agent.uid, incomplete)
+        ] + [
+            CompletionItem(agent.name, help=agent.uid if _plain(agent.uid) else None)
             for agent in agents
             if agent.name != agent.uid and _fits(agent.name, incomplete)
         ]
@@ -52,7 +56,7 @@ def complete_agents(ctx: click.Context, param: click.Parameter, incomplete: str)
 def complete_contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return contexts whose name begins so."""
     with suppress(Exception):
-        return [CompletionItem(name) for name in contexts.load().known if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in contexts.load().known if _fits(name, incomplete)]
     return []
 
 
@@ -77,7 +81,7 @@ def _fits(name: str, incomplete: str) -> bool:
 
 def _plain(name: str) -> bool:
     """Whether a shell takes a name as one word as it is: others are left out, they could be commands."""
-    return bool(name) and all(character.isalnum() or character in "._-@+=" for character in name)
+    return bool(name) and name[0] != "-" and all(character.isalnum() or character in "._-@+=" for character in name)
 
 
 def _asked(ctx: click.Context, items: Callable[[Router], list[CompletionItem]]) -> list[CompletionItem]:

@@ -25,9 +25,23 @@ _SPACE = 1 << 30
 _PACKAGES = {"client": ("httpx", "websockets", "rich"), "server": ("gevent", "gunicorn", "falcon", "pyzmq", "pydantic")}
 
 
-def machine_checks() -> list[Check]:
-    """Return what was found on this machine."""
-    return [*_versions(), _limits(), *_contexts(), *_states()]
+def machine_checks(token_file: str | None = None) -> list[Check]:
+    """Return what was found on this machine.
+
+    Args:
+        token_file: the file that the access token is read from, or None.
+    """
+    return [*_versions(), _limits(), *_contexts(), *_token_file(token_file), *_states()]
+
+
+def _token_file(name: str | None) -> Iterator[Check]:
+    if name in (None, "-"):
+        return
+    assert name is not None
+    path = Path(name).expanduser()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        yield error("permissions", f"{path} has mode {mode:04o}: others can use your token", f"chmod 600 '{path}'")
 
 
 def _versions() -> Iterator[Check]:

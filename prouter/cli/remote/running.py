@@ -135,6 +135,8 @@ class Running:
                 self._stop()
         elif name == "wait" and error is None:
             self._info = value
+        elif name == "finish" and isinstance(error, Cancelled):
+            self._error = Failure("a signal ended the download")
         elif error is not None and not isinstance(error, (Cancelled, NotFound)):
             self._error = self._error or error
 
@@ -201,9 +203,15 @@ class Running:
         """Write one log of the job to this command's descriptor, each byte once."""
         descriptor = _OUTPUT[name]
         with job.logs(name, follow=True, offset=0) as log:
+            known = 0
             for piece in log:
-                if descriptor in self._watched:
+                if log.dropped > known:
+                    known = log.dropped  # the piece is the agent's line about it, not the job's output
+                elif descriptor in self._watched:
                     write_all(descriptor, piece)
+        if known:
+            why = "the job wrote faster than they could be read (jobs.log_limit of its agent)"
+            raise Failure(f"{known} bytes of the job's {name} are lost: {why}")
 
     def _finish(self) -> None:
         """Fetch what is wanted, and remove the job; if fetching fails the job stays."""

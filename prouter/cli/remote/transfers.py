@@ -98,6 +98,8 @@ def from_job(job: Job, remote: str, local: str) -> Transferred:
     if local == "-":
         return _to_stdout(job, remote, kind)
     name = os.path.basename(remote.rstrip("/")) if remote.rstrip("/") not in ("", ".") else ""
+    if name == "..":
+        raise Failure(f"'{remote}' leads out of where it is: name the directory itself", Exit.USAGE)
     contents = remote.endswith("/.") or not name
     if kind == "file":
         if local.endswith("/") and not os.path.isdir(local):

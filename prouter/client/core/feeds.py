@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from prouter.client.core.errors import RouterError, from_code
@@ -20,6 +21,10 @@ SILENCE = 40.0
 """Seconds without a byte after which a stream counts as lost: the router sends a comment every 15 s."""
 _PASSING = ("agent_timeout", "agent_unavailable", "overloaded", "draining", "broker_away")
 """Codes of errors within a stream after which it may be opened again."""
+
+
+_MARKER = re.compile(rb"\[prouter: \d+ bytes dropped\]\n")
+"""The line that stands for a part of a log that the agent dropped; its own bytes count as the last of these."""
 
 
 class Feed(Protocol):
@@ -93,6 +98,7 @@ class LogFeed:
     Attributes:
         position: of the next byte; None until that is known.
         ending: the job's state at the end of its log, once that was reached.
+        dropped: bytes that the agent dropped before they could be read; a line stands in their place.
     """
 
     def __init__(self, path: str, stream: str, *, follow: bool, offset: int | None, tail: int | None) -> None:
@@ -106,6 +112,7 @@ class LogFeed:
         self.position = offset
         self.done = False
         self.ending: dict[str, Any] = {}
+        self.dropped = 0
 
     def request(self) -> Request:
         """Return the request for the log from `position` on."""
@@ -123,15 +130,34 @@ class LogFeed:
         """Return the bytes that an event brings."""
         data = event.json()
         if event.name == "log":
-            content = self._content(data)
-            self.position = _number(event.id, (data.get("offset") or 0) + len(content))
-            return [content] if content else []
+            return self._pieces(event, data)
         if event.name == "end":
             self.done = True
             self.ending = data
         elif event.name == "error":
             raise from_code(str(data.get("code")), str(data.get("detail")))
         return []
+
+    def _pieces(self, event: ServerEvent, data: dict[str, Any]) -> Iterator[bytes]:
+        content = self._content(data)
+        end = _number(event.id, (data.get("offset") or 0) + len(content))
+        marker = self._gap(data.get("offset"), content)
+        content = content[len(marker) :]
+        if marker:
+            self.position = end - len(content)
+            yield marker
+        self.position = end
+        if content:
+            yield content
+
+    def _gap(self, first: object, content: bytes) -> bytes:
+        """Count what the agent dropped before this piece; return the line that says so, with which it begins."""
+        if self.position is None or not isinstance(first, int) or first <= self.position:
+            return b""
+        found = _MARKER.match(content)
+        marker = found[0] if found is not None else b""
+        self.dropped += first - self.position + len(marker)
+        return marker
 
     def _content(self, data: dict[str, Any]) -> bytes:
         """Return an event's bytes, without those before `position`: they were given before."""

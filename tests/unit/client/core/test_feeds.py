@@ -57,6 +57,22 @@ def test_a_log_arrives_whole_over_all_cuts(log: bytes, piece: int, cuts: list[in
     assert feed.ending["exit_code"] == 0
 
 
+def test_what_the_agent_dropped_is_counted_and_its_line_is_a_piece_of_its_own() -> None:
+    marker = b"[prouter: 70 bytes dropped]\n"
+    shown = {"offset": 80 - len(marker), "base64": base64.b64encode(marker + b"later").decode()}
+    answers = iter(
+        [
+            Answer(200, {"x-prouter-log-offset": "0"}, (event("log", {"offset": 0, "text": "0123456789"}, 10), CUT)),
+            Answer(200, {"x-prouter-log-offset": "52"}, (event("log", shown, 85) + event("end", {"offset": 85}),)),
+        ]
+    )
+    player = FlowPlayer(lambda _: next(answers))
+    feed = LogFeed("/jobs/c/j", "stdout", follow=True, offset=0, tail=None)
+    player.run(follow(context(), feed))
+    assert player.given == [b"0123456789", marker, b"later"]
+    assert (feed.dropped, feed.position) == (70, 85)
+
+
 def test_a_log_that_begins_with_its_tail_continues_by_position() -> None:
     rest = (event("log", {"offset": 40, "text": "ü\n"}, 43), event("end", {}, "43.end"))
     first = Answer(200, {"x-prouter-log-offset": "40"}, (b"retry: 1\n\n", CUT))
