@@ -466,7 +466,7 @@ def test_a_reload_changes_the_tokens_of_the_configuration(work_dir: Path) -> Non
             tokens = ("the first", "the second") * 8
             return [ask(token, "GET", "/whoami").status_code for token in tokens] == [401, 200] * 8
 
-        wait_until(changed, what="all workers know the second token only")
+        wait_until(changed, 60, what="all workers know the second token only")
     finally:
         router.stop()
 
