@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tools.site_texts import listing, summaries
+
 ROOT = Path(__file__).parents[3]
 BESIDE = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 PAGES = [*(ROOT / name for name in BESIDE), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,6 +55,17 @@ def test_the_site_lists_every_page() -> None:
     assert {str(page.relative_to(docs)) for page in PAGES if page.is_relative_to(docs)} <= set(pages(nav)), (
         "add it to nav in mkdocs.yml"
     )
+
+
+def test_the_list_for_programs_has_every_page_with_a_line_about_it() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    text = listing("pRouter", "about it", nav, summaries((ROOT / "docs" / "index.md").read_text()))
+    assert text.startswith("# pRouter\n\n> about it\n\n## Start\n")
+    names = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")} - {
+        "index.md"
+    }
+    for name in names:
+        assert re.search(rf"^- \[[^\]]+\]\({re.escape(name)}\): \S", text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md", "docs/releasing.md"])
