@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prouter.client.core.errors import NotFound, PreconditionFailed, RouterError
+from prouter.client.core.errors import Forbidden, NotFound, PreconditionFailed, RouterError, Unauthorized
 from prouter.client.core.flow import Body, Flow, Lost, Request, Response, now, read, sleep
 from prouter.client.core.models import Entry
 from prouter.client.core.paths import encoded, joined, query
@@ -53,7 +53,12 @@ def walk(context: Context, job: str, path: str) -> Flow[list[Entry]]:
 
 def head(context: Context, job: str, path: str) -> Flow[Response]:
     """Return the headers of a file, or of a directory, which has no ETag."""
-    return (yield from call(context, Request("HEAD", file_url(job, path))))
+    url = file_url(job, path)
+    try:
+        return (yield from call(context, Request("HEAD", url)))
+    except (Unauthorized, Forbidden) as error:
+        yield from call(context, Request("GET", url, {"Range": "bytes=0-0"}))  # what is refused is told in a body only
+        raise error
 
 
 class Download:
