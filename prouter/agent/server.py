@@ -287,8 +287,11 @@ class _Agent:
 
     def open_stream(self, stream: Stream, target: dict[str, Any]) -> None:
         """Hand a stream to the relay for its kind of target."""
-        if target.get("kind") == "http":
+        kind = target.get("kind")
+        if kind == "http":
             self.connections.open(stream, str(target.get("job")))
+        elif kind == "tcp":
+            self.connections.open_port(stream, str(target.get("job")), target.get("port"))
         else:
             self.transfers.open(stream, target)
 

@@ -17,7 +17,7 @@ from prouter.errors import ProtocolError, PRouterError, from_wire
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.fabric.stream import Stream
 
-__all__ = ["CHUNK", "MAX_PREFACE", "StreamIO", "StreamReset"]
+__all__ = ["CHUNK", "MAX_PREFACE", "StreamIO", "StreamReset", "pack_preface"]
 
 CHUNK = 256 * 1024
 """Bytes that a read returns at most unless told otherwise, and a good size to write."""
@@ -25,6 +25,12 @@ MAX_PREFACE = 1024 * 1024
 """Bytes of a preface, at most."""
 
 _LENGTH = struct.Struct("<I")
+
+
+def pack_preface(body: dict[str, Any]) -> bytes:
+    """Return a preface: ``{"ok": True, …}`` or ``{"error": PRouterError.to_wire()}``."""
+    packed = pack_body(body)
+    return _LENGTH.pack(len(packed)) + packed
 
 
 class StreamReset(PRouterError):
@@ -150,6 +156,20 @@ class StreamIO:
         if self._reset is not None:
             raise self._error()
 
+    def give_up(self) -> tuple[list[bytes], bool]:
+        """Return what is buffered, which is not consumed, and whether the other end has finished.
+
+        The stream is to get another handler before the event loop goes on.
+
+        Raises:
+            StreamReset: the stream ended early.
+        """
+        if self._reset is not None:
+            raise self._error()
+        pieces = list(self._chunks)
+        self._chunks.clear()
+        return pieces, self._finished
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write_all(self, data: bytes) -> None:
@@ -177,8 +197,7 @@ class StreamIO:
         Raises:
             StreamReset: the stream ended early.
         """
-        packed = pack_body(body)
-        self.write_all(_LENGTH.pack(len(packed)) + packed)
+        self.write_all(pack_preface(body))
 
     def close(self) -> None:
         """End this side's direction; what was written still arrives. Idempotent."""

@@ -51,6 +51,7 @@ NEEDS: Mapping[str, Need] = {
     "stop": Need.OWNER,
     "log": Need.OWNER,
     JOB_HTTP: Need.OWNER,
+    "tcp": Need.OWNER,
     # ways in to a job
     "pass": Need.OWNER,
     "shares": Need.OWNER,

@@ -29,6 +29,7 @@ from tests.support.access import ROLES, WORKERS, Guarded, new_token, token_comma
 from tests.support.ports import free_port
 from tests.support.processes import Agent, Process, Router, start_agent, start_router, wait_until
 from tests.support.programs import needed
+from tests.support.raw_http import Raw
 
 PAGE = Path(__file__).parents[2] / "docs" / "access.md"
 ECHO = """
@@ -43,6 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 """A job that answers with the fields of the request."""
+TCP = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
 WEBSOCKETS = str(Path(__file__).parents[1] / "jobs" / "websocket_server.py")
 
 
@@ -85,7 +87,7 @@ def need_by_contract(operation: Operation) -> str:
         return "operator"
     if path in ("/jobs/create", "/jobs/run"):
         return "user"
-    if any(part in path for part in ("/file", "/archive", "/logs", "/share")):
+    if any(part in path for part in ("/file", "/archive", "/logs", "/share", "/tcp/")):
         return "owner"
     reads = method in ("get", "head") or path.endswith(("/info", "/wait"))
     return "viewer" if reads else "owner"
@@ -95,7 +97,11 @@ def request_of(operation: Operation, it: Guarded, path: str) -> tuple[str, str, 
     """A request that reaches the operation and, where it would change something, is wrong in its body."""
     target = operation.path.replace("/jobs/{connection}/{job}", path).replace("{connection}", it.connection)
     target = (
-        target.replace("{rest}", "x").replace("{name}", "stdout").replace("{token}", "none").replace("{share}", "none")
+        target.replace("{rest}", "x")
+        .replace("{name}", "stdout")
+        .replace("{token}", "none")
+        .replace("{share}", "none")
+        .replace("{port}", "1")
     )
     body = {"data": b"{"} if operation.method == "post" else {}
     return operation.method.upper(), target, body
@@ -119,6 +125,18 @@ def test_every_route_is_for_those_the_contract_names(it: Guarded, operation: Ope
             if expected == 401:
                 assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     it.ask("operator", "POST", f"/connections/{it.connection}/resume")
+
+
+def test_tcp_to_a_jobs_ports_is_its_owners_and_the_operators(it: Guarded) -> None:
+    path = it.job("user", sys.executable, "-c", ECHO, expose={"port": "assign"})
+    for who in (None, *it.tokens):
+        bearer = f"Authorization: Bearer {it.tokens[who]}\r\n" if who is not None else ""
+        with Raw(it.router.url) as raw:
+            raw.request("GET", f"{path}/tcp/http", bearer + TCP)
+            head = raw.read_until(b"\r\n\r\n")
+        expected = 101 if allowed("owner", who) else 401 if who is None else 403
+        assert head.startswith(b"HTTP/1.1 %d " % expected), (who, head)
+    it.ask("user", "POST", f"{path}/remove")
 
 
 @pytest.mark.parametrize("way", ["path", "host", "upgrade"])
@@ -338,17 +356,23 @@ def test_what_is_open_ends_when_the_token_is_revoked(it: Guarded) -> None:
     url = it.router.url.replace("http://", "ws://") + f"{sockets}/http/echo"
 
     def open_all(token: str, stack: ExitStack) -> list[threading.Thread]:
-        websocket = stack.enter_context(connect(url, additional_headers={"Authorization": f"Bearer {token}"}))
+        bearer = {"Authorization": f"Bearer {token}"}
+        websocket = stack.enter_context(connect(url, additional_headers=bearer))
         websocket.send("hello")
         assert websocket.recv(timeout=10) == "hello"
         sse = {"Accept": "text/event-stream"}
         events = it.ask(token, "GET", "/events", stream=True, headers=sse)
         log = it.ask(token, "GET", f"{silent}/logs/stdout?follow=1", stream=True, headers=sse)
+        raw = stack.enter_context(Raw(it.router.url, 60))
+        raw.request("GET", f"{sockets}/tcp/http", f"Authorization: Bearer {token}\r\n{TCP}")
+        assert b" 101 " in raw.read_until(b"\r\n\r\n")
+        tcp = stack.enter_context(connect(url.replace("/http/echo", "/tcp/http"), additional_headers=bearer))
         assert (events.status_code, log.status_code) == (200, 200)
         waiting = ends(lambda: it.ask(token, "POST", f"{silent}/wait").status_code == 200)
         streams = [stack.enter_context(answer).iter_content(1) for answer in (events, log)]
         readers = [ends(partial(next, stream, b"")) for stream in streams]
-        return [ends(lambda: websocket.recv() is not None), *readers, waiting]
+        both = [ends(partial(one.recv)) for one in (websocket, tcp)]
+        return [*both, ends(lambda: bool(raw.read_to_end())), *readers, waiting]
 
     with ExitStack() as stack:
         kept, ended = open_all(it.tokens["user"], stack), open_all(made["token"], stack)

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 
 from tests.support.processes import Agent, Router, start_agent, start_router
 
+TCP = {"Connection": "Upgrade", "Upgrade": "tcp"}
 WEBSOCKETS = str(Path(__file__).parents[1] / "jobs" / "websocket_server.py")
 
 
@@ -43,6 +44,9 @@ def test_changes_and_opened_jobs_have_lines_and_nothing_secret_has(launch: Calla
     with connect(url, additional_headers=ann) as websocket:
         websocket.send("s3cret")
         assert websocket.recv(timeout=10) == "s3cret"
+    with connect(url.replace("/http/echo", "/tcp/http"), additional_headers=ann):
+        pass
+    assert router.get(f"{job['path']}/tcp/1?s3cret", headers={**bob, **TCP}).status_code == 403
     assert router.get(seen, headers=bob).status_code == 403
     with pytest.raises(InvalidStatus), connect(url, additional_headers=bob):
         pass
@@ -70,6 +74,8 @@ def test_changes_and_opened_jobs_have_lines_and_nothing_secret_has(launch: Calla
         ("create", "ann", uid, 200),
         ("start", "ann", uid, 200),
         ("upgrade", "ann", uid, None),
+        ("tcp", "ann", uid, 101),
+        ("tcp", "bob", uid, 403),
         ("http", "bob", uid, 403),
         ("upgrade", "bob", uid, 403),
         ("remove", "bob", uid, 403),

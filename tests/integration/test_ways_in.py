@@ -225,6 +225,9 @@ def test_a_share_link_opens_the_jobs_http_and_nothing_else(it: Guarded) -> None:
     assert (seen["path"], seen["Cookie"]) == ("/x", "own=1")
     assert get(f"{root}/x", "POST", Cookie=cookie).status_code == 200
     assert get(f"{root}/x").status_code == 401
+    for upgrade in ("tcp", "websocket"):
+        fields = {"Connection": "Upgrade", "Upgrade": upgrade, "Cookie": cookie}
+        assert get(f"{it.router.url}{path}/tcp/http", **fields).status_code == 401
     other = echo(it)
     wrong = root.replace(path.rpartition("/")[2], other.rpartition("/")[2])
     assert get(f"{wrong}/x", Cookie=cookie).status_code == 401

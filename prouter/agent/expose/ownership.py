@@ -25,7 +25,18 @@ from prouter.agent.expose.listening_sockets import Listener, Sockets
 from prouter.agent.expose.probe import Address
 from prouter.processes.process_tree import read_process
 
-__all__ = ["Peer", "addresses", "all_addresses", "is_peer", "leads_to", "loopback", "peer_of", "refusal"]
+__all__ = [
+    "Peer",
+    "addresses",
+    "all_addresses",
+    "is_peer",
+    "leads_to",
+    "loopback",
+    "loopback_addresses",
+    "loopback_ports",
+    "peer_of",
+    "refusal",
+]
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -63,6 +74,16 @@ def all_addresses(sockets: Sockets) -> list[Address]:
     """Return all addresses that reach the job, lower ports first."""
     ports = sorted({one.port for one in sockets.own if one.family != "unix"})
     return [address for port in ports for address in addresses(port, sockets)]
+
+
+def loopback_addresses(port: int, sockets: Sockets) -> list[Address]:
+    """Return those of the `addresses` that only this machine can connect to."""
+    return [address for address in addresses(port, sockets) if _is_loopback(address.host)]
+
+
+def loopback_ports(sockets: Sockets) -> list[int]:
+    """Return the ports of all loopback addresses that reach the job, in order."""
+    return sorted({address.port for address in all_addresses(sockets) if _is_loopback(address.host)})
 
 
 def leads_to(address: Address, sockets: Sockets, *, assigned: bool = False) -> frozenset[int]:
@@ -140,4 +161,8 @@ def _reached(own: Listener, foreign: list[Listener]) -> list[Address]:
 
 def _near(host: str) -> bool:
     """Return whether connections to loopback may reach a listener bound to this address."""
-    return host in _ANY or host == "::1" or host.removeprefix("::ffff:").startswith("127.")
+    return host in _ANY or _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.removeprefix("::ffff:").startswith("127.")

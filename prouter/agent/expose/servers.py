@@ -15,16 +15,25 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gevent
 
 from prouter.agent.expose.listening_sockets import Sockets
-from prouter.agent.expose.ownership import Peer, is_peer, leads_to, peer_of
+from prouter.agent.expose.ownership import (
+    Peer,
+    is_peer,
+    leads_to,
+    loopback,
+    loopback_addresses,
+    loopback_ports,
+    peer_of,
+)
 from prouter.agent.expose.probe import Address
 from prouter.agent.expose.sock_diag import Lookup
+from prouter.errors import NotFound
 
 __all__ = ["Identity", "Look", "Servers"]
 
@@ -38,6 +47,8 @@ _UNSEEN = 1.0
 """Seconds for which a port counts as the job's after a look, where the kernel does not tell who listens."""
 _REMEMBERED = 256
 """Most listening sockets of one job that are remembered; the oldest ones are most likely closed."""
+_SHOWN = 10
+"""Ports that an error text names, at most."""
 _ACCEPTED_WITHIN = 1.0
 """Seconds that a job has to accept a connection whose listening socket is closed already."""
 _ACCEPT_POLL = 0.01
@@ -50,10 +61,10 @@ where the kernel does not tell."""
 
 
 class Look(NamedTuple):
-    """What a look at a job finds: sockets, and whether the agent chose the job's port."""
+    """What a look at a job finds: sockets, and the port that the agent chose for the job, if it did."""
 
     sockets: Sockets
-    assigned: bool
+    assigned: int | None
 
 
 @dataclass
@@ -61,8 +72,8 @@ class _Job:
     """What is known of one job's server."""
 
     found: dict[int | Peer, None] = field(default_factory=dict)
-    until: float = 0.0
-    """Until when a port counts as the job's, where the kernel does not tell who listens."""
+    until: dict[Address, float] = field(default_factory=dict)
+    """Until when an address counts as the job's, where the kernel does not tell who listens."""
     looking: gevent.Greenlet[..., tuple[float, Look]] | None = None
     due: float = 0.0
     """When the next look may begin."""
@@ -104,12 +115,49 @@ class Servers:
             self._lookup = None
             return None
 
-    def knows(self, job: str, identity: Identity) -> bool:
-        """Whether this is known to be the job. Does not block."""
+    def knows(self, job: str, address: Address, identity: Identity) -> bool:
+        """Whether what `identify` said of a connection to this address is known to be the job. Does not block."""
         known = self._jobs.get(job)
         if known is None:
             return False
-        return identity in known.found if identity is not None else time.monotonic() < known.until
+        if identity is not None:
+            return identity in known.found
+        return time.monotonic() < known.until.get(address, 0.0)
+
+    def find(self, job: str, port: int) -> Address:
+        """Return a loopback address with this port that leads to the job. Blocks the greenlet.
+
+        Another program may have it by the time of a connection, which has to be identified all the same.
+
+        Raises:
+            NotFound: no process of the job listens there; the code is ``no_such_port``.
+        """
+        known = self._jobs.setdefault(job, _Job())
+        for address in loopback(port):
+            if self._listener(address) in known.found:
+                return address
+        look = self._look_after(job, known, time.monotonic())
+        for address in loopback_addresses(port, look.sockets):
+            self._remember(known, address, leads_to(address, look.sockets))
+            return address
+        ports = loopback_ports(look.sockets)
+        others = "on no port there" if not ports else f"only on {', '.join(map(str, ports[:_SHOWN]))}"
+        others += ", …" if len(ports) > _SHOWN else ""
+        raise NotFound(
+            f"no process of job '{job}' listens on port {port} of loopback (127.0.0.1 or ::1): it listens {others}",
+            job=job,
+            code="no_such_port",
+        )
+
+    def _listener(self, address: Address) -> int:
+        """Return the inode of the socket that gets new connections now; 0 if none does, or the kernel does not tell."""
+        if self._lookup is None:
+            return 0
+        try:
+            return self._lookup.listener(address.host, address.port)
+        except OSError as error:
+            _log.debug("event=no_sock_diag error=%r", str(error))
+            return 0
 
     def refusal(self, job: str, connection: socket.socket, address: Address, identity: Identity) -> str:
         """Return why an established connection is not the job's; empty if it is. Blocks the greenlet.
@@ -129,7 +177,7 @@ class Servers:
                 return ""
             own = self._own(identity, address, look)
             if own:
-                self._remember(known, own)
+                self._remember(known, address, own)
                 return ""
         known.found.clear()  # Somebody may share the port: whom the kernel names is chance then.
         _log.warning("event=connection_refused job=%s address=%r text=%r", job, str(address), "it is another program's")
@@ -148,15 +196,17 @@ class Servers:
         """Return all that is the job's at this address; nothing if this identity is not."""
         if isinstance(identity, Peer):
             return frozenset({identity} if is_peer(identity, address.path or "", look.sockets) else ())
-        own = leads_to(address, look.sockets, assigned=look.assigned)
+        own = leads_to(address, look.sockets, assigned=address.port == look.assigned)
         if identity is None:
             return frozenset({None} if own else ())
         return own - {0} if identity in own - {0} else frozenset()
 
-    def _remember(self, known: _Job, own: frozenset[Identity]) -> None:
+    def _remember(self, known: _Job, address: Address, own: Iterable[Identity]) -> None:
+        now = time.monotonic()
         for identity in own:
             if identity is None:
-                known.until = time.monotonic() + _UNSEEN
+                known.until = {one: until for one, until in known.until.items() if until > now}
+                known.until[address] = now + _UNSEEN
             else:
                 known.found[identity] = None
         while len(known.found) > _REMEMBERED:

@@ -229,10 +229,11 @@ class Starter:
             return survey(())  # The job has just ended; its start is about to hear of it.
 
     def look(self, job: Job | None) -> Look:
-        """The same, and whether the agent chose the job's port; nothing of a job that was removed."""
+        """The same, and the port that the agent chose for the job; nothing of a job that was removed."""
         if job is None:
-            return Look(survey(()), assigned=False)
-        return Look(self.sockets(job), assigned=job.exposure is not None and job.exposure.port is not None)
+            return Look(survey(()), assigned=None)
+        port = job.exposure.port if job.exposure is not None else None
+        return Look(self.sockets(job), assigned=port.number if port is not None else None)
 
     def _fail(self, job: Job, why: str) -> StartFailed:
         """Kill what runs of a job, make it FINISHED, and return the error for the caller."""

@@ -16,6 +16,7 @@ from gevent.socket import wait_write
 from prouter.agent.expose.probe import Address
 from prouter.agent.expose.servers import Identity, Servers
 from prouter.agent.relays.http import HttpRelay
+from prouter.agent.relays.ports import NO_SUCH_PORT, PortRelay
 from prouter.errors import NotFound
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
@@ -28,6 +29,8 @@ log = logging.getLogger("prouter.agent.relays")
 CONNECT_TIMEOUT = 10.0
 """Seconds that a job has to accept a connection."""
 _TOO_LATE = f"the job did not take the connection within {CONNECT_TIMEOUT:g} s"
+_HTTP = "http"
+"""Name of the port where a job's HTTP server is."""
 _SYN_SENT = 2
 _ESTABLISHED = frozenset({1, 8})
 """States of TCP in which a connection is established: ESTABLISHED and CLOSE_WAIT (linux/tcp_states.h)."""
@@ -72,13 +75,60 @@ class Connections:
             stream.reset("not_running", _why_not(record))
             return
         relay = HttpRelay(self, job, stream)
-        stream.handler = relay
-        relays = self._by_job.get(job)
-        if relays is None:
-            relays = self._by_job[job] = set()
-        relays.add(relay)
+        self._add(relay)
         relay.connect(record.endpoint)
-        if not relay.confirmed and not stream.closed:
+        self._expect(relay)
+
+    def open_port(self, stream: Stream, job: str, port: Any) -> None:
+        """Connect `stream` to a loopback port on which a process of the job listens, or reset it with the reason.
+
+        Args:
+            port: a number, or ``http`` for the job's server wherever it is.
+        """
+        try:
+            record = self._find(job)
+        except NotFound as error:
+            stream.reset("no_job", error.detail)
+            return
+        if record.state is not State.RUNNING:
+            stream.reset("not_running", _why_not(record))
+            return
+        endpoint = record.endpoint or {}
+        relay = PortRelay(self, job, stream)
+        self._add(relay)
+        if endpoint and port in (_HTTP, endpoint.get("port")):
+            relay.connect(endpoint)
+        elif type(port) is int and 0 < port < 65536:
+            gevent.spawn(self._connect_to, relay, port)
+        else:
+            named = f"; it has '{_HTTP}'" if endpoint else ""
+            relay.end(NO_SUCH_PORT, f"job '{job}' has no port of that name{named}; others are named by their numbers")
+        self._expect(relay)
+
+    def _connect_to(self, relay: PortRelay, port: int) -> None:
+        """Connect to wherever the job listens on a port."""
+        try:
+            address = self._servers.find(relay.job, port)
+        except NotFound as error:
+            if not relay.stream.closed and not self.job_dies(relay):
+                relay.end(NO_SUCH_PORT, error.detail)
+        except Exception:
+            log.exception("event=look_failed job=%s", relay.job)
+            relay.end(NO_SUCH_PORT, f"the agent cannot find out whose port {port} is")
+        else:
+            if not relay.stream.closed:
+                relay.connect(address.endpoint())
+
+    def _add(self, relay: HttpRelay) -> None:
+        relay.stream.handler = relay
+        relays = self._by_job.get(relay.job)
+        if relays is None:
+            relays = self._by_job[relay.job] = set()
+        relays.add(relay)
+
+    def _expect(self, relay: HttpRelay) -> None:
+        """Limit how long a connection may take."""
+        if not relay.confirmed and not relay.stream.closed:
             self._unconfirmed.append((time.monotonic() + CONNECT_TIMEOUT, relay))
             self._sweep_later()
 
@@ -93,7 +143,7 @@ class Connections:
                 log.debug("event=connection_ended job=%s error=%r", relay.job, str(error))
                 relay.connected(connection)  # It says so, too.
                 return
-            if self._servers.knows(relay.job, identity):
+            if self._servers.knows(relay.job, address, identity):
                 relay.connected(connection)
             else:
                 gevent.spawn(self._examine, relay, connection, address, identity)

@@ -36,6 +36,7 @@ from prouter.web.admin.resources.info import Info
 from prouter.web.admin.resources.jobs import Job, Jobs
 from prouter.web.admin.resources.logs import Logs
 from prouter.web.admin.resources.passes import Enter, Passes, PassResource
+from prouter.web.admin.resources.ports import JobPorts
 from prouter.web.admin.resources.public_keys import PublicKeys
 from prouter.web.admin.resources.shares import Shares, forget_removed_jobs
 from prouter.web.admin.resources.shutdown import Shutdown
@@ -127,6 +128,7 @@ def _add_job_routes(app: App, router: RouterClient) -> None:
     for verb in ("info", "start", "wait", "remove", "signal", "stop"):
         app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
     app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
+    app.add_route(f"{_JOB}/tcp/{{port}}", JobPorts(router))
     for noun, resource in (("file", files), ("archive", archives), ("wsconnect", bridges)):
         app.add_route(f"{_JOB}/{noun}", resource)
         app.add_route(f"{_JOB}/{noun}/{{rest:path}}", resource)

@@ -16,6 +16,8 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _READING = frozenset({"jobInfoByPost", "wait"})
 """Operations that change nothing although their method would."""
 _NAMES = {(operation.method.upper(), operation.path): operation.name for operation in OPERATIONS}
+_OPENS = "tcp"
+"""Opens the job, as ``upgrade`` does."""
 _REMOVES = "download"
 """Deletes the file that it sends if ``remove`` is set."""
 _UNKNOWN = "unknown"
@@ -37,7 +39,8 @@ class AuditTrail:
         operation = self._operation(req)
         if operation in _READING:
             return
-        if req.method in _SAFE and not (operation == _REMOVES and "remove" in req.params):
+        changes = operation == _OPENS or (operation == _REMOVES and "remove" in req.params)
+        if req.method in _SAFE and not changes:
             return
         env = req.env
         self._audit.write(

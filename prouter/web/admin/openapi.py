@@ -26,6 +26,7 @@ _FIELD_TEXTS = {
     "connection": "Uid of the connection with the job's agent.",
     "job": "Uid of the job.",
     "name": "stdout or stderr.",
+    "port": "A port's number, or `http` for the job's server.",
     "rest": "Path relative to the sandbox, percent-encoded except for slashes.",
     "share": "Id of a share link.",
     "token": "Id of an access token.",

@@ -245,6 +245,20 @@ def _about_archives() -> list[Operation]:
     return operations
 
 
+def _about_ports() -> list[Operation]:
+    return [
+        Operation(
+            "get",
+            f"{_JOB}/tcp/{{port}}",
+            "tcp",
+            "A TCP connection to a port on which the job listens, by its number, or `http` for the job's server: "
+            "with `Upgrade: tcp` raw bytes, with `Upgrade: websocket` binary messages.",
+            {101: None},
+            errors=(400, 403, 404, 424, 426, 501, 502, 503, 504),
+        )
+    ]
+
+
 def _about_bridges() -> list[Operation]:
     path = f"{_JOB}/wsconnect"
     errors = (400, 403, 404, 409, 502, 503)
@@ -272,6 +286,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *about_ways_in(),
     *_about_sandboxes(),
     *_about_archives(),
+    *_about_ports(),
     *_about_bridges(),
 )
 """All operations but those of the jobs' own servers (``/jobs/C/J/http/…``)."""

@@ -25,6 +25,7 @@ from prouter.web.proxy.interfaces import Client
 from prouter.web.proxy.messages.chunked import ChunkDecoder, ChunkError
 from prouter.web.proxy.messages.heads import BodyKind
 from prouter.web.proxy.refusals import ClientTooSlow
+from prouter.web.proxy.switching import Switch
 
 __all__ = ["AdminExchange", "AdminService"]
 
@@ -101,6 +102,7 @@ class AdminExchange:
         self._write_ahead = _WRITE_AHEAD
         self._expect = head.expect and head.version == "1.1"
         self._response: ResponseWriter | None = None
+        self._switch: Switch | None = None
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     @property
@@ -261,6 +263,10 @@ class AdminExchange:
         )
         try:
             self._respond(response)
+            if self._switch is not None and client.exchange is self:
+                switch, self._switch = self._switch, None
+                switch.begin(client)
+                return
         except (ClientDisconnected, gevent.GreenletExit):
             if client.exchange is self:
                 client.exchange = None
@@ -275,12 +281,19 @@ class AdminExchange:
             if client.exchange is self:
                 client.fail(failure, head)
             return
+        finally:
+            if self._switch is not None:
+                self._switch.cancel()
         if client.exchange is self:
             client.exchange_done(response.keep_alive and self._body_done)
 
     @property
     def _path(self) -> bytes:
         return self._head.target.partition(b"?")[0]
+
+    def switch_protocols(self, switch: Switch) -> None:
+        """Have a stream take the connection over once the app has returned. In WSGI this is ``prouter.switch``."""
+        self._switch = switch
 
     def client_key(self) -> str:
         """Return the key of the client's budgets. In WSGI this is ``prouter.client_key``."""
@@ -313,8 +326,12 @@ class AdminExchange:
         environ["prouter.delivered"] = self.wait_delivered
         environ["prouter.upload"] = self.expect_upload
         environ["prouter.write_ahead"] = self.limit_write_ahead
+        environ["prouter.upgrade"] = self._head.upgrade
+        environ["prouter.switch"] = self.switch_protocols
         result = self._app(environ, response.start_response)
         try:
+            if self._switch is not None:
+                return
             for piece in result:
                 response.write(piece)
             response.close()

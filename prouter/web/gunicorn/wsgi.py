@@ -32,6 +32,7 @@ _BASE: dict[str, Any] = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "prouter",
 }
+_UPGRADE_REQUIRED = 426
 _UNPREFIXED = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
 
 Headers = list[tuple[str, str]]
@@ -130,7 +131,7 @@ class ResponseWriter:
                 if code < 200 or code == 204:
                     continue
                 self._left = int(value)
-            elif key in _HOP_BY_HOP:
+            elif key in _HOP_BY_HOP and (key != "upgrade" or code != _UPGRADE_REQUIRED):
                 continue
             self._headers.append((name, value))
         self._status = status
@@ -184,11 +185,14 @@ class ResponseWriter:
         self._keep_alive = self._keep_alive and self._body_read()
         persistent = self._keep_alive and (self._left is not None or self._chunked or self._bodiless)
         lines = [f"{name}: {value}" for name, value in self._headers]
+        connection = "keep-alive" if persistent else "close"
+        if self._status.startswith(str(_UPGRADE_REQUIRED)):
+            connection += ", Upgrade"  # RFC 9110 section 7.8
         text = "\r\n".join(
             (
                 f"HTTP/1.1 {self._status}",
                 f"Date: {_date()}",
-                "Connection: keep-alive" if persistent else "Connection: close",
+                f"Connection: {connection}",
             )
         )
         if any(_BROKEN.search(line) for line in lines):

@@ -29,6 +29,7 @@ __all__ = [
     "MethodRefused",
     "job_ended",
     "not_allowed",
+    "not_running",
     "obstacle",
     "read_only",
     "unauthorized",
@@ -70,6 +71,22 @@ class MethodRefused(PRouterError):
 def obstacle(route: JobRoute) -> PRouterError | None:
     """Return why a request cannot be forwarded now, None if it can; status 503 marks what may pass by itself."""
     record = route.record
+    if (found := not_running(route)) is not None:
+        return found
+    if not record.endpoint:
+        return JobUnreachable(
+            f"job '{record.uid}' has no HTTP server: it was started with port_expected_count 0 and without expose; "
+            'a job with one needs expose, as {"port": "assign"}, or port_expected_count 1 if it reports its port',
+            job=record.uid,
+            state=record.state.value,
+            code="no_endpoint",
+        )
+    return None
+
+
+def not_running(route: JobRoute) -> PRouterError | None:
+    """Return why nothing of a job can be reached now, None if it runs; status 503 marks what may pass by itself."""
+    record = route.record
     state = record.state.value
     if record.ended:
         return job_ended(route)
@@ -86,14 +103,6 @@ def obstacle(route: JobRoute) -> PRouterError | None:
         )
     if record.state is State.PENDING:
         return JobStarting(f"job '{record.uid}' is starting", job=record.uid, state=state, retry_after=2)
-    if not record.endpoint:
-        return JobUnreachable(
-            f"job '{record.uid}' has no HTTP server: it was started with port_expected_count 0 and without expose; "
-            'a job with one needs expose, as {"port": "assign"}, or port_expected_count 1 if it reports its port',
-            job=record.uid,
-            state=state,
-            code="no_endpoint",
-        )
     return None
 
 

@@ -32,7 +32,7 @@ class Stand:
 
     def look(self, job: str) -> Look:
         self.looks.append(time.monotonic())
-        return Look(survey(self.pids), assigned=False)
+        return Look(survey(self.pids), assigned=None)
 
     def connect(self, address: Address) -> socket.socket:
         if address.path is not None:
@@ -45,7 +45,7 @@ class Stand:
         """What becomes of a new connection."""
         with self.connect(address) as connection:
             identity = self.servers.identify(connection, address)
-            if self.servers.knows("j", identity):
+            if self.servers.knows("j", address, identity):
                 return ""
             return self.servers.refusal("j", connection, address, identity)
 
@@ -155,7 +155,7 @@ def test_a_connection_whose_listener_was_closed_is_the_jobs_if_a_process_of_it_h
             listener.close()
             identity = stand.servers.identify(connection, address)
             assert identity == 0
-            assert not stand.servers.knows("j", identity)
+            assert not stand.servers.knows("j", address, identity)
             assert bool(stand.servers.refusal("j", connection, address, identity)) == refused
 
 

@@ -37,7 +37,7 @@ class Place:
     def __init__(self, listener: Any, endpoint: dict[str, Any]) -> None:
         self.listener = listener
         self.record = JobRecord("j1", "c1", "job", State.RUNNING, endpoint=endpoint)
-        self.connections = Connections(self._find, Servers(lambda _job: Look(survey([os.getpid()]), assigned=False)))
+        self.connections = Connections(self._find, Servers(lambda _job: Look(survey([os.getpid()]), assigned=None)))
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def _find(self, uid: str) -> JobRecord:

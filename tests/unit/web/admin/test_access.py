@@ -30,9 +30,9 @@ def test_every_route_that_is_served_is_in_the_table() -> None:
 def test_what_only_reads_is_for_viewers_except_files_logs_and_tokens() -> None:
     for operation in OPERATIONS:
         if operation.method == "get" and NEEDS[operation.name] not in (Need.VIEWER, Need.NOTHING):
-            assert any(part in operation.path for part in ("/file", "/archive", "/logs", "/share", "/tokens")), (
-                operation.path
-            )
+            assert any(
+                part in operation.path for part in ("/file", "/archive", "/logs", "/share", "/tokens", "/tcp")
+            ), operation.path
 
 
 def test_a_noun_needs_the_same_with_a_path_below_it() -> None:
