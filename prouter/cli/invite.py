@@ -13,8 +13,9 @@ import click
 
 from prouter.addresses import split_address
 from prouter.cli.audit import write_audit
-from prouter.cli.options import configuration_options, refuse, router_config, seconds
-from prouter.cli.table import print_table
+from prouter.cli.options import configuration_options, output_options, refuse, router_config, seconds
+from prouter.cli.remote.output import emit, output_kind
+from prouter.cli.table import columns, print_revoked
 from prouter.config import ConfigError, RouterConfig, is_loopback, uses_curve
 from prouter.config.directories import router_state_dir
 from prouter.keys.invitation_book import BOOK, InvitationBook
@@ -52,7 +53,7 @@ def _book(config: RouterConfig) -> InvitationBook:
     "--expires", callback=seconds, default="24h", show_default=True, help="For how long agents may first use it."
 )
 @click.option("--name", default="", help="What it is for; shown by 'prouter invite list'.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -65,7 +66,6 @@ def command(
     many: bool,
     expires: float,
     name: str,
-    as_json: bool,
 ) -> None:
     """Print the one line that links an agent on another machine to this router.
 
@@ -97,7 +97,7 @@ def command(
     write_audit(config, "createInvitation", 201, invitation=invitation.id, name=name, uses=invitation.uses)
     url = format_join_url(JoinUrl(address, keys, token))
     line = f"prouter agent --join {shlex.quote(url)}"
-    if as_json:
+    if output_kind() in ("json", "jsonl"):
         click.echo(json.dumps({**_facts(invitation), "url": url, "command": line}))
         return
     agents = "any number of agents" if many else "1 agent" if uses == 1 else f"{uses} agents"
@@ -107,7 +107,7 @@ def command(
 
 @command.command("list")
 @configuration_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_obj
 def list_command(
     options: _Options,
@@ -115,7 +115,6 @@ def list_command(
     sets: tuple[str, ...],
     log_level: str | None,
     connection_debug: bool,
-    as_json: bool,
 ) -> None:
     """List invitations and the agents that used them.
 
@@ -128,16 +127,14 @@ def list_command(
         invitations = _book(options.config(file, sets)).all()
     except ConfigError as error:
         refuse(error)
-    if as_json:
-        click.echo(json.dumps([_facts(invitation) for invitation in invitations]))
-        return
-    print_table([("ID", "STATE", "USED", "EXPIRES", "NAME", "AGENTS"), *(_row(one) for one in invitations)])
+    titles = ("ID", "STATE", "USED", "EXPIRES", "NAME", "AGENTS")
+    emit(invitations, columns(titles, _row), raw=_facts, name=lambda one: one.id)
 
 
 @command.command("revoke")
 @configuration_options
 @click.argument("identifier", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_obj
 def revoke_command(
     options: _Options,
@@ -146,7 +143,6 @@ def revoke_command(
     log_level: str | None,
     connection_debug: bool,
     identifier: str,
-    as_json: bool,
 ) -> None:
     """Revoke an invitation.
 
@@ -165,7 +161,7 @@ def revoke_command(
             raise ConfigError(f"there is no invitation '{identifier}'; 'prouter invite list' shows them")
     except ConfigError as error:
         refuse(error)
-    click.echo(json.dumps({"id": identifier, "state": "revoked"}) if as_json else f"revoked {identifier}")
+    print_revoked(identifier)
 
 
 def _address(config: RouterConfig, host: str | None) -> str:

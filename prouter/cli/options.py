@@ -9,10 +9,11 @@ from typing import Any, NoReturn, TypeVar
 import click
 from pydantic import BaseModel
 
+from prouter.cli.remote.output import KINDS, keep_output
 from prouter.config import AgentConfig, ConfigError, RouterConfig, keys, load_agent, load_router
 from prouter.supervisor import EXIT_CONFIG
 
-__all__ = ["agent_config", "configuration_options", "key_help", "refuse", "router_config", "seconds"]
+__all__ = ["agent_config", "configuration_options", "key_help", "output_options", "refuse", "router_config", "seconds"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -31,6 +32,22 @@ def configuration_options(function: Function) -> Function:
         click.option("--connection-debug", is_flag=True, help="Log every event of connections between the processes."),
         click.option("--log-level", type=click.Choice(LEVELS), help="Output log level."),
         click.option("--config", "file", type=click.Path(dir_okay=False), help="Configuration file (YAML)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def output_options(function: Function) -> Function:
+    """Add ``-o``, whose value `output_kind` returns, and ``--json``, which is short for ``-o json``."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            keep_output(context, parameter, "json")
+
+    for option in (
+        click.option("--json", is_flag=True, expose_value=False, callback=keep, help="Print JSON, as -o json."),
+        click.option("-o", "--output", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
+                     expose_value=False, callback=keep_output, help="Form of the output."),
     ):  # fmt: skip
         function = option(function)
     return function

@@ -1,22 +1,33 @@
-"""Lists of commands, as a table for people."""
+"""Lists of tokens and invitations, and what is printed once one of them is revoked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import click
 
-from prouter.texts import visible
+from prouter.cli.remote.output import Column, output_kind
 
-__all__ = ["print_table"]
+__all__ = ["columns", "print_revoked"]
+
+T = TypeVar("T")
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows with aligned columns, the heading first; all have the same number of cells.
+def columns(titles: Sequence[str], row: Callable[[T], Sequence[str]]) -> list[Column[T]]:
+    """Return the columns of a table from a function that returns a row's cells."""
 
-    Cells may hold texts of others, such as names of jobs: no character in them controls the terminal.
-    """
-    rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    def column(number: int, title: str) -> Column[T]:
+        return Column(title, lambda one: row(one)[number])
+
+    return [column(number, title) for number, title in enumerate(titles)]
+
+
+def print_revoked(identifier: str) -> None:
+    """Print that a token or an invitation is revoked, in the form that ``-o`` names."""
+    kind = output_kind()
+    if kind in ("json", "jsonl"):
+        click.echo(json.dumps({"id": identifier, "state": "revoked"}))
+    else:
+        click.echo(identifier if kind == "name" else f"revoked {identifier}")

@@ -13,8 +13,9 @@ from prouter.access.roles import Role
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import Token
 from prouter.cli.audit import write_audit
-from prouter.cli.options import configuration_options, refuse, router_config, seconds
-from prouter.cli.table import print_table
+from prouter.cli.options import configuration_options, output_options, refuse, router_config, seconds
+from prouter.cli.remote.output import emit, output_kind
+from prouter.cli.table import columns, print_revoked
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import router_state_dir
 from prouter.jobs import rfc3339
@@ -67,7 +68,7 @@ def command(
 @click.option("--role", type=click.Choice(_ROLES), default="user", show_default=True, help="What its holder may do.")
 @click.option("--expires", callback=lambda *given: seconds(*given) if given[2] else None, metavar="DURATION",
               help="For how long it is valid, such as 12h or 90d; for ever by default.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_obj
 def create_command(
     options: _Options,
@@ -79,7 +80,6 @@ def create_command(
     option: str | None,
     role: str,
     expires: float | None,
-    as_json: bool,
 ) -> None:
     """Make a token and print it. It is stored as a hash: nobody can print it again.
 
@@ -103,7 +103,7 @@ def create_command(
     write_audit(config, "createToken", 201, token=token.id, name=token.name, role=role)
     if first:
         time.sleep(LOOK_EVERY)  # then all workers of a running router ask for it
-    if as_json:
+    if output_kind() in ("json", "jsonl"):
         click.echo(json.dumps({**_facts(token), "token": text}))
         return
     until = "for ever" if token.expires is None else f"until {_local(token.expires)}"
@@ -113,7 +113,7 @@ def create_command(
 
 @command.command("list")
 @configuration_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_obj
 def list_command(
     options: _Options,
@@ -121,7 +121,6 @@ def list_command(
     sets: tuple[str, ...],
     log_level: str | None,
     connection_debug: bool,
-    as_json: bool,
 ) -> None:
     """List the tokens, without their texts.
 
@@ -134,16 +133,13 @@ def list_command(
         tokens = _tokens(options.config(file, sets)).all()
     except ConfigError as error:
         refuse(error)
-    if as_json:
-        click.echo(json.dumps([_facts(token) for token in tokens]))
-        return
-    print_table([("ID", "NAME", "ROLE", "CREATED", "EXPIRES"), *map(_row, tokens)])
+    emit(tokens, columns(("ID", "NAME", "ROLE", "CREATED", "EXPIRES"), _row), raw=_facts, name=lambda one: one.id)
 
 
 @command.command("revoke")
 @configuration_options
 @click.argument("identifier", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_options
 @click.pass_obj
 def revoke_command(
     options: _Options,
@@ -152,7 +148,6 @@ def revoke_command(
     log_level: str | None,
     connection_debug: bool,
     identifier: str,
-    as_json: bool,
 ) -> None:
     """Revoke a token.
 
@@ -172,7 +167,7 @@ def revoke_command(
     except ConfigError as error:
         refuse(error)
     time.sleep(LOOK_EVERY)  # the workers of a running router go by what they saw for so long
-    click.echo(json.dumps({"id": identifier, "state": "revoked"}) if as_json else f"revoked {identifier}")
+    print_revoked(identifier)
 
 
 def _facts(token: Token) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prouter.cli.table import print_table
+from prouter.cli.remote.output import emit
+from prouter.cli.table import columns
 from prouter.errors import InvalidRequest
 from prouter.requests import CreateRequest, validated
 from prouter.texts import visible, without_credentials
@@ -23,7 +24,9 @@ def test_what_is_visible_can_be_printed_and_nothing_else_changes(text: str) -> N
 
 
 def test_a_table_shows_what_would_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([("NAME", "STATE"), ("a\x1b[2Jb", "x"), ("\u202egpj.exe", "y"), ("Zoë 💥", "z")])
+    rows = [("a\x1b[2Jb", "x"), ("\u202egpj.exe", "y"), ("Zoë 💥", "z")]
+    shown = columns(("NAME", "STATE"), lambda row: row)
+    emit(rows, shown, raw=lambda row: {"name": row[0]}, name=lambda row: row[0], kind="table")
     assert capsys.readouterr().out == (
         "NAME           STATE\na\\x1b[2Jb      x\n\\u202egpj.exe  y\nZoë 💥          z\n"
     )

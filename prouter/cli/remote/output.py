@@ -13,19 +13,22 @@ import click
 
 from prouter.texts import visible
 
-__all__ = ["Column", "coloured", "emit", "emit_fields", "output_kind", "output_option"]
+__all__ = ["KINDS", "Column", "coloured", "emit", "emit_fields", "keep_output", "output_kind", "output_option"]
 
 T = TypeVar("T")
 KINDS = ("table", "json", "jsonl", "name")
 _KEY = "prouter.cli.output"
 
 
+def keep_output(context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Keep the value of ``-o`` for `output_kind`; a default overrides nothing."""
+    if value != KINDS[0] or _KEY not in context.meta:
+        context.meta[_KEY] = value
+    return value
+
+
 def output_option() -> click.Option:
     """Return ``-o``, whose value `output_kind` returns."""
-
-    def keep(context: click.Context, _parameter: click.Parameter, value: str) -> str:
-        context.meta[_KEY] = value
-        return value
 
     return click.Option(
         ["-o", "--output"],
@@ -33,7 +36,7 @@ def output_option() -> click.Option:
         default="table",
         show_default=True,
         expose_value=False,
-        callback=keep,
+        callback=keep_output,
         help="Form of the output: a table, JSON, one JSON object per line, or names (uids) alone.",
     )
 

@@ -106,3 +106,12 @@ def test_usage_errors_are_one_line_that_says_where_help_is(arguments: list[str])
     [line] = result.stderr.splitlines()
     assert line.startswith("prouter: ")
     assert line.endswith("--help'")
+
+
+WITHOUT_RESULTS = {"up", "agent", "broker", "demo", "config", "keygen", "open", "forward", "completion"}
+
+
+@pytest.mark.parametrize("path", [path for path, found in ALL.items() if not isinstance(found, click.Group)])
+def test_all_results_are_there_for_programs(path: str) -> None:
+    has_output = any("-o" in option.opts for option in ALL[path].params)
+    assert has_output == (path.split()[1] not in WITHOUT_RESULTS)
