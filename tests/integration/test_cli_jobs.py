@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.command_line import CommandLine
 from tests.support.processes import Agent, Router
@@ -103,6 +106,27 @@ def test_a_router_that_is_not_there(tmp_path: Path) -> None:
     nowhere = CommandLine("http://127.0.0.1:1", tmp_path)
     checks = json.loads(nowhere.text("doctor", "-o", "json", code=1))
     assert "start the router" in checks[-1]["do"]
+
+
+def test_a_port_of_a_job_is_a_local_one(prouter: CommandLine, web: str) -> None:
+    command = prouter.start("forward", "web", "0")
+    assert command.stdout is not None
+    assert command.stderr is not None
+    try:
+        found = re.fullmatch(rb"forwarding (127.0.0.1:\d+) to web\n", command.stdout.readline())
+        assert found is not None
+        address = found[1].decode()
+        for _ in range(2):
+            assert "Directory listing" in requests.get(f"http://{address}/", timeout=30).text
+        prouter.text("stop", "--grace", "0", "web")
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{address}/", timeout=30)
+        assert command.stderr.readline().startswith(b"prouter: a connection was refused: ")
+        command.send_signal(signal.SIGINT)
+        assert command.wait(30) == 130
+    finally:
+        command.kill()
+        command.communicate()
 
 
 def test_head_ends_a_list_quietly(prouter: CommandLine) -> None:

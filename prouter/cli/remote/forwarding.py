@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from prouter.cli.remote.failures import Failure, describe, note
 from prouter.cli.remote.splicing import splice
-from prouter.client import ConnectionFailed, NotFound, RouterError
+from prouter.client import ConnectionFailed, RouterError
 from prouter.client.core.errors import from_response
 
 __all__ = ["Forwarder"]
@@ -87,10 +87,7 @@ class Forwarder:
         try:
             server, early = self._connected()
         except (RouterError, OSError) as error:
-            hint = ""
-            if isinstance(error, NotFound):
-                hint = "; the port has to be one on which the job itself listens on loopback"
-            note(f"a connection was refused: {describe(error)}{hint}")
+            note(f"a connection was refused: {describe(error)}")
             client.close()
             return
         with client, server, suppress(OSError):

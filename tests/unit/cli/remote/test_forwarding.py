@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from prouter.cli.remote.forwarding import Forwarder
 from prouter.cli.remote.splicing import splice
@@ -23,11 +31,15 @@ REFUSAL = (
 class StandIn:
     """A router that upgrades each connection and then echoes; it may refuse or drop the first ones."""
 
-    def __init__(self, first: list[bytes]) -> None:
+    def __init__(self, first: list[bytes], certificate: Path | None = None) -> None:
         self.heads: list[str] = []
         self._first = first
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._listener = context.wrap_socket(self._listener, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -58,9 +70,12 @@ class StandIn:
 
 
 @contextmanager
-def forwarded(*first: bytes, token: str | None = "prt_x") -> Iterator[tuple[StandIn, Callable[[], socket.socket]]]:
-    stand_in = StandIn(list(first))
-    forwarder = Forwarder(stand_in.url + "/base/", token, None, "/jobs/c/j/tcp/http", ("127.0.0.1", 0), patience=10.0)
+def forwarded(
+    *first: bytes, token: str | None = "prt_x", certificate: Path | None = None, trusted: bool = True
+) -> Iterator[tuple[StandIn, Callable[[], socket.socket]]]:
+    stand_in = StandIn(list(first), certificate)
+    ca = str(certificate) if certificate is not None and trusted else None
+    forwarder = Forwarder(stand_in.url + "/base/", token, ca, "/jobs/c/j/tcp/http", ("127.0.0.1", 0), patience=10.0)
     threading.Thread(target=forwarder.serve, daemon=True).start()
     try:
         yield stand_in, lambda: socket.create_connection(forwarder.address, 10)
@@ -116,6 +131,46 @@ def test_a_refusal_ends_that_connection_and_no_other(capsys: pytest.CaptureFixtu
         assert "no port 7" in capsys.readouterr().err
         with connect() as client:
             assert client.recv(3) == b"hi "
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the key and certificate of 127.0.0.1, which is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stand-in")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    built = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(address, critical=False).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = tmp_path_factory.mktemp("tls") / "stand-in.pem"
+    file.write_bytes(secret + built.public_bytes(pem))
+    return file
+
+
+def test_much_both_ways_over_tls(certificate: Path) -> None:
+    block = hashlib.sha256(b"y").digest() * (SIZE // 32)
+    with forwarded(certificate=certificate) as (_, connect), connect() as client:
+        sender = threading.Thread(target=client.sendall, args=(block,))
+        sender.start()
+        received = b""
+        while len(received) < SIZE + 3:
+            received += client.recv(65536)
+        sender.join(10)
+    assert received == b"hi " + block
+
+
+def test_a_certificate_that_is_not_trusted_gets_no_token(certificate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with forwarded(certificate=certificate, trusted=False) as (stand_in, connect):
+        with connect() as client:
+            assert everything(client) == b""
+        assert "is not trusted" in capsys.readouterr().err
+        assert not stand_in.heads
 
 
 def test_a_lost_connection_ends_the_other_side() -> None:
