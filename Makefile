@@ -5,6 +5,7 @@
 # make hooks    installs git hooks: lint and types before every commit (pre-commit)
 # make bench    runs the benchmarks, beside nginx and configurable-http-proxy
 # make apps     uses each recipe of docs/apps.md in a real browser; ARGS="streamlit dash" tries some
+# make screenshots   makes the documentation's pictures anew, in a headless Chromium
 # make soak     injects faults for a long time (docs/faults.md)
 # make fuzz     tries random input for a long time (docs/testing.md); ARGS="--seconds 600 curve heads"
 # make audit    looks for known vulnerabilities in what requirements.lock installs; needs the network
@@ -32,7 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types coverage docs hooks release-check apps bench soak fuzz audit lock clean tools bench-tools
+.PHONY: demo test lint types coverage docs hooks release-check apps screenshots bench soak fuzz audit lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
@@ -68,6 +69,9 @@ bench: bench-tools $(DEV)
 apps: $(APPS)
 	@tools/need apps
 	$(CLEAN_ENV) $(BIN)/python -m tests.apps $(ARGS)
+
+screenshots: tools $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tests.apps.screenshots
 
 soak: tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.faults.soak $(ARGS)

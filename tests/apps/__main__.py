@@ -1,7 +1,8 @@
 """Try the recipes of docs/apps.md in a real browser: ``python -m tests.apps [NAME…]``.
 
 Each application runs as a job, is opened below the job's path and under a host name of its own, as its line promises,
-and is used: a button pressed, a cell run, a command typed. Failures are printed, with a screenshot of each.
+and is used: a button pressed, a cell run, a command typed. Failures are printed, with a screenshot of each. The guides
+that need an application are followed in the same way: ``python -m tests.apps guide_streamlit``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from playwright.sync_api import Error as BrowserError
 from tests.apps import checks
 from tests.apps.browser import chromium
 from tests.apps.environment import Environment
+from tests.apps.guides import Guide, follow, guides
 from tests.apps.job import AppJob
 from tests.apps.page import Recipe, recipes
 from tests.support.processes import Agent, Router, start_agent, start_router
@@ -36,16 +38,18 @@ def main() -> int:
     arguments = parser.parse_args()
     names = arguments.names
     chosen = [recipe for recipe in recipes() if not names or recipe.slug in names]
-    if unknown := set(names) - {recipe.slug for recipe in chosen}:
+    followed = [guide for guide in guides() if not names or guide.recipe.slug in names]
+    if unknown := set(names) - {recipe.slug for recipe in (*chosen, *(guide.recipe for guide in followed))}:
         parser.error(f"no line of docs/apps.md for {', '.join(sorted(unknown))}")
     environment = Environment(_FOLDER)
-    environment.install(chosen)
+    environment.install([*chosen, *(guide.recipe for guide in followed)])
     failed = 0
     with _router() as (router, agent), chromium() as browser:
         for recipe in chosen:
             modes = [mode for mode in recipe.modes if arguments.mode in (None, mode)]
             failed += _try(recipe, modes, AppJob(router, agent, environment), browser)
-    print(f"{len(chosen) - failed} passed, {failed} failed")
+        failed += sum(_follow(guide, environment, browser) for guide in followed)
+    print(f"{len(chosen) + len(followed) - failed} passed, {failed} failed")
     return int(failed > 0)
 
 
@@ -77,6 +81,17 @@ def _try(recipe: Recipe, modes: Sequence[str], job: AppJob, browser: Browser) ->
     finally:
         job.remove()
     print(f"ok   {recipe.name}: {', '.join(modes)} ({time.monotonic() - began:.1f} s)", flush=True)
+    return False
+
+
+def _follow(guide: Guide, environment: Environment, browser: Browser) -> bool:
+    """Follow one guide; return whether it failed."""
+    try:
+        follow(guide, environment, browser)
+    except (BrowserError, AssertionError, OSError) as error:
+        print(f"FAIL guide {guide.name}: {error}", flush=True)
+        return True
+    print(f"ok   guide {guide.name}", flush=True)
     return False
 
 

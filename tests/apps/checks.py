@@ -126,10 +126,10 @@ def novnc(page: Page, url: str, job: AppJob) -> None:
     canvas = page.locator("canvas")
     expect(canvas).to_be_visible()
     canvas.click()
-    _typed(page, job)
+    typed(page, job)
 
 
-def _typed(page: Page, job: AppJob) -> None:
+def typed(page: Page, job: AppJob) -> None:
     """Type a command into the terminal in focus until its file is there."""
     for _ in range(20):
         page.keyboard.type("echo $((6*7)) > typed.txt\n")
@@ -143,13 +143,13 @@ def _typed(page: Page, job: AppJob) -> None:
 def shell_in_a_box(page: Page, url: str, job: AppJob) -> None:
     page.goto(url)
     page.locator("#vt100, body").first.click()
-    _typed(page, job)
+    typed(page, job)
 
 
 def wetty(page: Page, url: str, job: AppJob) -> None:
     page.goto(url)
     page.locator(".xterm-screen").click()
-    _typed(page, job)
+    typed(page, job)
 
 
 def gritty(page: Page, url: str, job: AppJob) -> None:
@@ -182,4 +182,4 @@ def code_server(page: Page, url: str, job: AppJob) -> None:
     page.locator(".monaco-workbench").wait_for()
     page.keyboard.press("Control+Backquote")
     page.locator(".terminal.xterm").click()
-    _typed(page, job)
+    typed(page, job)

@@ -42,6 +42,10 @@ class AppJob:
         assert self._path is not None
         return self._path
 
+    def attach(self, path: str) -> None:
+        """Stand for a job that runs already."""
+        self._path = path
+
     def start(self, recipe: Recipe) -> None:
         """Create the job, upload the samples, start it. Raises AssertionError with the router's response."""
         self._path = self._router.create(self._agent.uid, recipe.slug)

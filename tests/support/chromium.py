@@ -125,6 +125,16 @@ class Tab:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
+    def size(self, width: int, height: int) -> None:
+        """Give the page a size in pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._browser.call("Emulation.setDeviceMetricsOverride", self._session, **metrics)
+
+    def picture(self) -> str:
+        """Return what the page shows as PNG, in base64."""
+        taken: str = self._browser.call("Page.captureScreenshot", self._session, format="png")["data"]
+        return taken
+
     def wait(self, condition: str) -> None:
         """Wait until an expression is true, over any number of pages."""
 

@@ -39,6 +39,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), link
 
 
+def test_the_readme_is_short_and_its_picture_small() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert (ROOT / "docs" / "dashboard.png").stat().st_size < 200_000
+
+
 def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
