@@ -19,10 +19,23 @@ from prouter.client import LogStream
 __all__ = ["command"]
 
 
+class _Byte(click.IntRange):
+    """A position in a log."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if not (text.isascii() and text.isdigit()):
+            self.fail(f"{text!r} is no position: logs have no times, only bytes; --tail counts lines", param, ctx)
+        return int(text)
+
+
+_BYTE = _Byte(min=0)
+
+
 @click.command("logs", cls=OutputCommand)
 @click.argument("job", metavar="JOB", shell_complete=complete_jobs)
 @click.option("-f", "--follow", is_flag=True, help="Continue until the job has ended.")
-@click.option("--since", type=click.IntRange(min=0), metavar="BYTE", help="Begin at this byte of the log: 'next' of "
+@click.option("--since", type=_BYTE, metavar="BYTE", help="Begin at this byte of the log: 'next' of "
               "-o jsonl. Logs have no times.")  # fmt: skip
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Begin this many lines before the end.")
 @click.option("--stderr", "stream", flag_value="stderr", help="The job's stderr instead of its stdout.")

@@ -112,10 +112,10 @@ def _private(root: Path) -> Iterator[tuple[Path, int]]:
             shut = not stat.S_IMODE(instance.stat().st_mode) & 0o077
             if not shut:
                 yield instance, stat.S_IMODE(instance.stat().st_mode)
-            secrets = [*instance.glob("*.json"), *instance.glob("*.secret"), *instance.glob("keys/*.secret")]
+            secrets = [*instance.glob("*.json"), *instance.glob("*.key_secret"), *instance.glob("keys/*.key_secret")]
             for path in secrets:
                 mode = stat.S_IMODE(path.stat().st_mode)
-                if mode & 0o077 and (path.suffix == ".secret" or not shut):
+                if mode & 0o077 and (path.suffix == ".key_secret" or not shut):
                     yield path, mode
         except OSError:
             continue
