@@ -19,6 +19,7 @@ from prouter.agent.expose.ownership import Peer, is_peer, peer_of
 from prouter.agent.expose.probe import Address
 from prouter.agent.expose.servers import Look, Servers
 from prouter.agent.expose.sock_diag import Lookup
+from prouter.errors import NotFound
 from tests.support.unprivileged import as_ordinary_user
 
 
@@ -28,11 +29,14 @@ class Stand:
     def __init__(self) -> None:
         self.pids = [os.getpid()]
         self.looks: list[float] = []
+        self.assigned: int | None = None
+        self.hidden_uids: frozenset[int] = frozenset()
         self.servers = Servers(self.look)
 
     def look(self, job: str) -> Look:
         self.looks.append(time.monotonic())
-        return Look(survey(self.pids), assigned=None)
+        sockets = survey(self.pids)
+        return Look(sockets._replace(hidden=[1], hidden_uids=self.hidden_uids), assigned=self.assigned)
 
     def connect(self, address: Address) -> socket.socket:
         if address.path is not None:
@@ -198,6 +202,74 @@ def test_without_netlink_a_port_is_looked_at_again_and_again(
     stand.pids = []
     while not stand.refusal(address):
         gevent.sleep(0.01)
+
+
+def test_without_netlink_a_port_that_is_the_jobs_vouches_for_no_other(
+    monkeypatch: pytest.MonkeyPatch, listen: Callable[..., socket.socket]
+) -> None:
+    monkeypatch.setattr(Lookup, "listener", refuse_netlink)
+    stand = Stand()
+    own, foreign = (Address(port=port_of(listen())) for _ in range(2))
+    assert stand.refusal(own) == ""
+    stand.pids = []
+    assert "another program's" in stand.refusal(foreign)
+
+
+def refuse_netlink(*_: object) -> int:
+    raise OSError(93, "Protocol not supported")
+
+
+def test_a_hidden_process_counts_at_the_assigned_port_only(stand: Stand, listen: Callable[..., socket.socket]) -> None:
+    assigned, other = (Address(port=port_of(listen())) for _ in range(2))
+    stand.pids, stand.assigned, stand.hidden_uids = [], assigned.port, frozenset({os.getuid()})
+    assert stand.refusal(assigned) == ""
+    assert "another program's" in stand.refusal(other)
+    with pytest.raises(NotFound):
+        stand.servers.find("j", other.port)
+
+
+@pytest.mark.parametrize(
+    ("host", "found"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.9", "127.0.0.9")]
+)
+def test_a_port_is_found_at_the_address_where_the_job_listens(
+    stand: Stand, listen: Callable[..., socket.socket], host: str, found: str
+) -> None:
+    port = port_of(listen(host))
+    assert stand.servers.find("j", port) == Address(found, port)
+    assert stand.refusal(Address(found, port)) == ""
+    assert len(stand.looks) == 1
+    stand.servers.find("j", port)
+    assert len(stand.looks) == (1 if found == "127.0.0.1" else 2)
+    stand.pids = []
+    stand.servers.forget("j")
+    with pytest.raises(NotFound, match=f"port {port}"):
+        stand.servers.find("j", port)
+
+
+def test_a_port_that_listens_elsewhere_than_on_loopback_is_not_found(
+    stand: Stand, listen: Callable[..., socket.socket]
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        host = probe.getsockname()[0]
+    if host.startswith("127."):
+        pytest.skip("this machine has no other address")
+    port = port_of(listen(host))
+    with pytest.raises(NotFound) as caught:
+        stand.servers.find("j", port)
+    assert caught.value.code == "no_such_port"
+
+
+def test_a_port_that_is_shared_with_another_program_is_not_found(
+    stand: Stand, listen: Callable[..., socket.socket]
+) -> None:
+    own = survey([os.getpid()])
+    shared = listen(shared=True)
+    port = port_of(shared)
+    (mine,) = [one for one in survey([os.getpid()]).own if one.port == port]
+    stand.servers._look = lambda _job: Look(own._replace(own=[mine], foreign=[mine._replace(inode=1, pid=0)]), None)
+    with pytest.raises(NotFound):
+        stand.servers.find("j", port)
 
 
 def test_a_unix_socket_is_the_jobs_by_the_process_that_listens(stand: Stand, tmp_path: Path) -> None:
