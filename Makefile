@@ -11,6 +11,7 @@
 # make audit    looks for known vulnerabilities in what requirements.lock installs; needs the network
 # make lock     raises all requirements to their newest versions
 # make release-check   tells whether this commit can be released, and builds wheel and sdist (docs/releasing.md)
+# make deb      builds the Debian package into dist (docs/deployment-debian.md); CHECK=1 also tries it, as root
 # make clean    removes everything that the others made
 
 PYTHON ?= python3
@@ -33,7 +34,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types coverage docs hooks release-check apps screenshots bench soak fuzz audit lock clean tools bench-tools
+.PHONY: demo test lint types coverage docs hooks release-check deb apps screenshots bench soak fuzz audit lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
@@ -62,6 +63,12 @@ hooks: $(DEV)
 
 release-check: $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tools.release_check
+
+deb: $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tools.debian_package
+	$(if $(CHECK),@tools/need debian)
+	$(if $(CHECK),lintian --allow-root --fail-on error,warning dist/prouter_*.deb)
+	$(if $(CHECK),tools/bare sh -c 'make -s deb && sh tools/check_debian dist/prouter_*.deb')
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
