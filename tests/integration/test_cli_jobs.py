@@ -28,32 +28,32 @@ def prouter(router: Router, agent: object, tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def web(prouter: CommandLine) -> Iterator[str]:
-    """The uid of a job named web."""
-    uid = prouter.text("run", "-d", "--name", "web", *SERVER).strip()
+    """The uid of a job named cliweb."""
+    uid = prouter.text("run", "-d", "--name", "cliweb", *SERVER).strip()
     yield uid
     prouter.text("rm", "-f", uid)
 
 
 def test_a_job_from_its_start_to_its_removal(prouter: CommandLine, web: str) -> None:
     assert len(web) == 32
-    assert prouter.text("ps", "-q", "--name", "web") == f"{web}\n"
+    assert prouter.text("ps", "-q", "--name", "cliweb") == f"{web}\n"
     [row] = [line for line in prouter.text("ps").splitlines() if line.startswith(web[:12])]
-    assert row.split()[1:3] == ["web", "RUNNING"]
+    assert row.split()[1:3] == ["cliweb", "RUNNING"]
     info = json.loads(prouter.text("info", web[:6], "-o", "json"))
     assert (info["uid"], info["state"]) == (web, "RUNNING")
-    assert prouter.text("open", "--print", "web").strip() == info["url"]
-    assert "its server answers 200" in prouter.text("explain", "web")
-    assert b"Serving HTTP" in prouter("logs", "web").stdout
-    piece = json.loads(prouter.text("logs", "web", "-o", "jsonl").splitlines()[0])
-    assert prouter.text("logs", "web", "--since", str(piece["next"]), "-o", "jsonl") == ""
-    prouter.refused("wait", "--timeout", "0.1", "web", code=124)
-    prouter.text("stop", "--grace", "1", "web")
-    prouter.text("wait", "web", code=143)
-    told = prouter.text("explain", "web", code=1)
+    assert prouter.text("open", "--print", "cliweb").strip() == info["url"]
+    assert "its server answers 200" in prouter.text("explain", "cliweb")
+    assert b"Serving HTTP" in prouter("logs", "cliweb").stdout
+    piece = json.loads(prouter.text("logs", "cliweb", "-o", "jsonl").splitlines()[0])
+    assert prouter.text("logs", "cliweb", "--since", str(piece["next"]), "-o", "jsonl") == ""
+    prouter.refused("wait", "--timeout", "0.1", "cliweb", code=124)
+    prouter.text("stop", "--grace", "1", "cliweb")
+    prouter.text("wait", "cliweb", code=143)
+    told = prouter.text("explain", "cliweb", code=1)
     assert "a request stopped it" in told
-    events = prouter.text("events", "--after", "0", "--job", "web", "--count", "1", "-o", "jsonl")
+    events = prouter.text("events", "--after", "0", "--job", "cliweb", "--count", "1", "-o", "jsonl")
     assert json.loads(events)["job"]["uid"] == web
-    assert prouter.text("rm", "web") == f"{web}\n"
+    assert prouter.text("rm", "cliweb") == f"{web}\n"
     prouter.refused("info", web, code=3)
 
 
@@ -63,23 +63,23 @@ def test_files_are_copied_as_cp_does_it(prouter: CommandLine, web: str, tmp_path
     (source / "deep" / "f.bin").write_bytes(os.urandom(70_000))
     (source / "run.sh").write_text("echo")
     (source / "run.sh").chmod(0o750)
-    prouter.text("cp", str(source), "web:")
-    prouter.text("cp", f"{source}/.", "web:contents")
-    prouter("cp", "-", "web:stdin.txt", stdin=b"\0piped\n")
-    listed = prouter.text("ls", "-r", "web", "-o", "name").splitlines()
+    prouter.text("cp", str(source), "cliweb:")
+    prouter.text("cp", f"{source}/.", "cliweb:contents")
+    prouter("cp", "-", "cliweb:stdin.txt", stdin=b"\0piped\n")
+    listed = prouter.text("ls", "-r", "cliweb", "-o", "name").splitlines()
     assert {"source/deep/f.bin", "contents/deep/f.bin", "stdin.txt"} <= set(listed)
-    assert prouter("cp", "web:stdin.txt", "-").stdout == b"\0piped\n"
-    prouter.text("cp", "web:source", str(tmp_path / "new"))
+    assert prouter("cp", "cliweb:stdin.txt", "-").stdout == b"\0piped\n"
+    prouter.text("cp", "cliweb:source", str(tmp_path / "new"))
     assert (tmp_path / "new/deep/f.bin").read_bytes() == (source / "deep/f.bin").read_bytes()
     assert (tmp_path / "new/run.sh").stat().st_mode & 0o777 == 0o750
-    with tarfile.open(fileobj=BytesIO(prouter("cp", "web:contents", "-").stdout)) as archive:
+    with tarfile.open(fileobj=BytesIO(prouter("cp", "cliweb:contents", "-").stdout)) as archive:
         assert "./deep/f.bin" in archive.getnames()
-    assert "prouter ls" in prouter.refused("cp", "web:nothing", str(tmp_path), code=3)
+    assert "prouter ls" in prouter.refused("cp", "cliweb:nothing", str(tmp_path), code=3)
 
 
 def test_names_that_mean_several_jobs_are_an_error_that_lists_them(prouter: CommandLine, web: str) -> None:
-    other = prouter.text("run", "-d", "--name", "web", "--", "sleep", "60").strip()
-    line = prouter.refused("stop", "web", code=3)
+    other = prouter.text("run", "-d", "--name", "cliweb", "--", "sleep", "60").strip()
+    line = prouter.refused("stop", "cliweb", code=3)
     assert web in line
     assert other in line
     prouter.text("signal", other, "KILL")
@@ -109,16 +109,16 @@ def test_a_router_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_port_of_a_job_is_a_local_one(prouter: CommandLine, web: str) -> None:
-    command = prouter.start("forward", "web", "0")
+    command = prouter.start("forward", "cliweb", "0")
     assert command.stdout is not None
     assert command.stderr is not None
     try:
-        found = re.fullmatch(rb"forwarding (127.0.0.1:\d+) to web\n", command.stdout.readline())
+        found = re.fullmatch(rb"forwarding (127.0.0.1:\d+) to cliweb\n", command.stdout.readline())
         assert found is not None
         address = found[1].decode()
         for _ in range(2):
             assert "Directory listing" in requests.get(f"http://{address}/", timeout=30).text
-        prouter.text("stop", "--grace", "0", "web")
+        prouter.text("stop", "--grace", "0", "cliweb")
         with pytest.raises(requests.ConnectionError):
             requests.get(f"http://{address}/", timeout=30)
         assert command.stderr.readline().startswith(b"prouter: a connection was refused: ")
@@ -146,7 +146,7 @@ def test_shells_complete_jobs_and_agents(prouter: CommandLine, web: str, agent: 
         argv = [*prouter.argv()[:1], "-c", program]
         return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False).stdout
 
-    assert "plain,web\n" in completed("prouter", "logs", "w")
+    assert "plain,cliweb\n" in completed("prouter", "logs", "cliw")
     assert web[:12] in completed("prouter", "stop", web[:4])
     assert agent.uid in completed("prouter", "drain", agent.uid[:4])
     assert "plain,forward\n" in completed("prouter", "forw")
