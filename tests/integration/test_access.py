@@ -136,6 +136,11 @@ def test_tcp_to_a_jobs_ports_is_its_owners_and_the_operators(it: Guarded) -> Non
             head = raw.read_until(b"\r\n\r\n")
         expected = 101 if allowed("owner", who) else 401 if who is None else 403
         assert head.startswith(b"HTTP/1.1 %d " % expected), (who, head)
+    # A browser remembers passwords: a page of the router's own origin is a job's, perhaps.
+    page = {"Origin": it.router.url, "Connection": "Upgrade", "Upgrade": "websocket"}
+    url = f"{it.router.url}{path}/tcp/http"
+    answer = requests.get(url, auth=("me", it.tokens["user"]), headers=page, timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (401, "proof_needed")
     it.ask("user", "POST", f"{path}/remove")
 
 

@@ -35,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 """A job that answers with the fields of the request."""
+TCP = {"Connection": "Upgrade", "Upgrade": "tcp"}
 PAGE = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Sec-Fetch-Site": "none", "Accept": "text/html"}
 """Fields of a browser that opens a page."""
 SCRIPT = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty", "Sec-Fetch-Site": "same-origin"}
@@ -112,6 +113,9 @@ def test_a_pass_opens_one_job_in_a_browser(it: Guarded) -> None:
     assert "Cookie" not in seen.json(), "the job does not see the pass"
     assert get(f"{root}/lab", **SCRIPT, Cookie=cookie_of(entered)).status_code == 200
     assert get(f"{root}/lab", **SCRIPT).status_code == 401
+    for fields in ({}, SCRIPT):
+        answer = get(f"{it.router.url}{path}/tcp/http", **fields, **TCP, Cookie=cookie_of(entered))
+        assert answer.status_code == 401, "a pass opens HTTP only"
     other = echo(it)
     wrong = root.replace(path.rpartition("/")[2], other.rpartition("/")[2])
     assert get(f"{wrong}/lab", **SCRIPT, Cookie=cookie_of(entered)).status_code == 401
@@ -225,9 +229,7 @@ def test_a_share_link_opens_the_jobs_http_and_nothing_else(it: Guarded) -> None:
     assert (seen["path"], seen["Cookie"]) == ("/x", "own=1")
     assert get(f"{root}/x", "POST", Cookie=cookie).status_code == 200
     assert get(f"{root}/x").status_code == 401
-    for upgrade in ("tcp", "websocket"):
-        fields = {"Connection": "Upgrade", "Upgrade": upgrade, "Cookie": cookie}
-        assert get(f"{it.router.url}{path}/tcp/http", **fields).status_code == 401
+    assert get(f"{it.router.url}{path}/tcp/http", **TCP, Cookie=cookie).status_code == 401
     other = echo(it)
     wrong = root.replace(path.rpartition("/")[2], other.rpartition("/")[2])
     assert get(f"{wrong}/x", Cookie=cookie).status_code == 401
