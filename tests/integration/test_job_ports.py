@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -18,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.job_manager import SERVER, python
-from tests.support.processes import Agent, Router, wait_until
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 from tests.support.raw_http import Raw
 from tests.support.websocket_frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawWebSocket, close, frame
 
@@ -131,6 +133,22 @@ def test_a_slow_reader_delays_nobody(it: Ports) -> None:
         slow.read_exactly(1)
         other.send(b"hello")
         assert other.read_exactly(5) == b"hello"
+
+
+def test_connections_survive_the_broker(launch: Callable[..., Any], jobs: Path) -> None:
+    router = launch(start_router, workers=1)
+    it = Ports(router, launch(start_agent, router), jobs / "tcp_server.py")
+    with it.raw(b"echo\n") as raw, it.frames(b"echo\n") as opened:
+        raw.send(DATA[:100_000])
+        old = it.router.child("broker")
+        os.kill(old, signal.SIGKILL)
+        raw.send(DATA[100_000:300_000])
+        opened.send(frame(BINARY, b"x"))
+        wait_until(lambda: it.router.child("broker") != old)
+        for connection in (raw, opened):
+            connection.sock.settimeout(30)
+        assert raw.read_exactly(300_000) == DATA[:300_000]
+        assert opened.read_frame() == (0x80 | BINARY, b"x")
 
 
 # -- WebSocket --------------------------------------------------------------------------------------------------
