@@ -82,10 +82,9 @@ def _use(guide: Guide, url: str, job: AppJob, browser: Browser) -> None:
     context.set_default_timeout(30_000)
     try:
         page = context.new_page()
-        if guide.name == "desktop":
-            _desktop(page, url, job)
-        else:
-            getattr(checks, guide.name.replace("-", "_"))(page, url, job)
+        own = {"desktop": _desktop, "jupyterlab": _jupyterlab}
+        check = own.get(guide.name) or getattr(checks, guide.name.replace("-", "_"))
+        check(page, url, job)
     finally:
         context.close()
 
@@ -97,3 +96,9 @@ def _desktop(page: Page, url: str, job: AppJob) -> None:
     expect(canvas).to_be_visible()
     canvas.click()
     checks.typed(page, job)
+
+
+def _jupyterlab(page: Page, url: str, job: AppJob) -> None:
+    """Wait for the launcher: the guide has not made a notebook yet."""
+    page.goto(url)
+    page.wait_for_selector(".jp-Launcher, .jp-FileBrowser")

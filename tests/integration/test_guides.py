@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.blocks import Block, blocks
 from tests.support.processes import Router, start_router
-from tests.support.programs import needed
 from tests.support.reader import Reader
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
@@ -34,13 +33,11 @@ def reader(guided: Router, short_dir: Path) -> Iterator[Reader]:
     reader.leave()
 
 
-@needed("curl")
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("batch", ["squared 6\n36\n", "1\n4\n9\n", "0\n1\n4\n"]),
         ("machines", ["anywhere\n", "on a a100 in room b12\n", "here\n", "'gpu-7'"]),
-        ("jupyterlab", ["200\n"]),
     ],
 )
 def test_every_step_works(reader: Reader, guided: Router, name: str, shown: list[str]) -> None:
@@ -55,7 +52,7 @@ def test_every_step_works(reader: Reader, guided: Router, name: str, shown: list
 
 
 def test_every_block_of_a_guide_is_run_somewhere() -> None:
-    here = {"batch", "machines", "jupyterlab"}
+    here = {"batch", "machines"}
     for guide in GUIDES.glob("*.md"):
         for block in blocks(guide, "sh", "python"):
             assert (guide.stem in here) != block.mark.startswith("make apps: "), (guide.name, block.text)
