@@ -66,9 +66,11 @@ release-check: $(DEV)
 
 deb: $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tools.debian_package
-	$(if $(CHECK),@tools/need debian)
-	$(if $(CHECK),lintian --allow-root --fail-on error,warning dist/prouter_*.deb)
-	$(if $(CHECK),tools/bare sh -c 'make -s deb && sh tools/check_debian dist/prouter_*.deb')
+ifdef CHECK
+	@tools/need debian
+	lintian --allow-root --fail-on error,warning dist/prouter_*.deb
+	tools/bare sh -c 'make -s deb && sh tools/check_debian dist/prouter_*.deb'
+endif
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
