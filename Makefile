@@ -20,6 +20,8 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
+# Tests wait for half of their time: three for two processors keep these busy.
+TEST_PROCESSES := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
 # The names of the marker files contain a hash of the requirements, so that nothing is installed twice.
 WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-16)
@@ -40,7 +42,7 @@ demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
 
 test: tools lint types docs coverage
-	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n auto --dist loadscope $(PYTEST_ARGS)
+	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadscope $(PYTEST_ARGS)
 
 # Examples alone have to reach every branch, so that the figure does not depend on what hypothesis draws.
 coverage: $(DEV)

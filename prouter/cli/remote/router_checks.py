@@ -177,4 +177,5 @@ def _agent(agent: Connection) -> Check:
         return warning("agents", f"{name} has version {agent.version}", f"install {__version__} there when it is idle")
     if agent.latency_ms is not None and agent.latency_ms > _FAR:
         return warning("agents", f"{name} is {agent.latency_ms:.0f} ms away", "check the network, or the load, between")
-    return ok("agents", f"{name} is linked, {agent.latency_ms or 0:.0f} ms away, with {agent.jobs} jobs")
+    jobs = "1 job" if agent.jobs == 1 else f"{agent.jobs} jobs"
+    return ok("agents", f"{name} is linked, {agent.latency_ms or 0:.0f} ms away, with {jobs}")
