@@ -81,7 +81,7 @@ def test_files_that_a_page_names_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tool", ["document_configuration.py", "document_metrics.py", "document_client.py", "document_cli.py"]
+    "tool", [f"document_{what}.py" for what in ("configuration", "metrics", "client", "cli", "http")]
 )
 def test_tables_that_are_made_from_code_are_up_to_date(tool: str) -> None:
     tool = str(ROOT / "tools" / tool)
