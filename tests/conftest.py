@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ from tests.support.job_files import Sandbox
 from tests.support.processes import Agent, Process, Router, start_agent, start_router
 
 JOBS = Path(__file__).parent / "jobs"
+
+
+def pytest_configure() -> None:
+    """Have programs under test not inherit that Ctrl-C is ignored, as it is for what a shell runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

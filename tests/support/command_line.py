@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from prouter.cli import main
 from tests.support.processes import Router
 
 __all__ = ["CommandLine"]
+
+_LONGEST = 90.0
+"""Seconds after which a command that was started has hung."""
 
 
 class CommandLine:
@@ -73,9 +77,13 @@ class CommandLine:
         return line
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command; stdout and stderr are pipes unless `options` say otherwise."""
+        """Start a command; stdout and stderr are pipes unless `options` say otherwise. It is killed if it hangs."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
-        return subprocess.Popen(self.argv(*arguments), env=self.environment, **pipes)
+        command = subprocess.Popen(self.argv(*arguments), env=self.environment, **pipes)
+        timer = threading.Timer(_LONGEST, command.kill)
+        timer.daemon = True
+        timer.start()
+        return command
 
     @staticmethod
     def argv(*arguments: str) -> list[str]:
