@@ -156,10 +156,11 @@ def browser(directory: Path) -> Iterator[Browser]:
     """
     executable = program("chromium")
     assert executable is not None
+    told = directory / "DevToolsActivePort"
+    told.unlink(missing_ok=True)  # left by an earlier one with the same directory
     argv = [executable, "--headless=new", *ALONE, "--disable-popup-blocking", "--remote-debugging-port=0"]
     process = Process([*argv, f"--user-data-dir={directory}", "about:blank"], directory.with_suffix(".log"))
     try:
-        told = directory / "DevToolsActivePort"
         lines = wait_until(lambda: told.read_text().split() if told.exists() else [], _DEADLINE, "Chromium listens")
         with connect(f"ws://127.0.0.1:{lines[0]}{lines[1]}", max_size=None, compression=None) as socket:
             yield Browser(socket)
