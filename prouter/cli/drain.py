@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 
-from prouter.cli.remote.agent_views import emit_agents
+from prouter.cli.remote.agent_views import change_agents
 from prouter.cli.remote.command import OutputCommand
 from prouter.cli.remote.completion import complete_agents
 from prouter.cli.remote.connection import connect
-from prouter.cli.remote.names import find_agent
 
 __all__ = ["command"]
 
@@ -24,8 +23,4 @@ def command(agents: tuple[str, ...]) -> None:
       prouter drain $(prouter agents -o name)
     """
     with connect() as router:
-        found = [find_agent(router, agent) for agent in agents]
-        for connection in found:
-            router.drain(connection.uid)
-        changed = {connection.uid for connection in found}
-        emit_agents([one for one in router.connections() if one.uid in changed])
+        change_agents(router, agents, router.drain)

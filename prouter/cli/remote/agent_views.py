@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prouter.cli.remote.durations import age
+from prouter.cli.remote.names import find_agent
 from prouter.cli.remote.output import Column, emit
-from prouter.client import Connection
+from prouter.client import Connection, Router
 
-__all__ = ["AGENT_COLUMNS", "emit_agents", "state"]
+__all__ = ["AGENT_COLUMNS", "change_agents", "emit_agents", "state"]
 
 
 def state(connection: Connection) -> str:
@@ -41,3 +42,16 @@ AGENT_COLUMNS: list[Column[Connection]] = [
 def emit_agents(connections: Iterable[Connection]) -> None:
     """Print agents in the form that ``-o`` names."""
     emit(connections, AGENT_COLUMNS, raw=lambda one: one.raw, name=lambda one: one.agent.uid)
+
+
+def change_agents(router: Router, agents: Iterable[str], change: Callable[[str], object]) -> None:
+    """Change agents, all of which have to exist before the first is changed, and print them as they are then.
+
+    Args:
+        agents: names or uids, as `find_agent` takes them.
+        change: is called with the uid of each agent's connection.
+    """
+    uids = [find_agent(router, agent).uid for agent in agents]
+    for uid in uids:
+        change(uid)
+    emit_agents([one for one in router.connections() if one.uid in uids])
