@@ -105,6 +105,8 @@ class JobRecord:
         ports: ports that the job reported or was given, at most a thousand.
         pid: process id of the job's first process, while it runs.
         owner: name of the access token that created the job; None if it was created without one.
+        key: hash of the idempotency key that created the job; None if the client sent none.
+        digest: tells the request with that key from others.
     """
 
     uid: str
@@ -129,6 +131,8 @@ class JobRecord:
     rss_bytes: int | None = None
     args_shortened: bool = False
     owner: str | None = None
+    key: str | None = None
+    digest: str | None = None
 
     @property
     def path(self) -> str:

@@ -78,7 +78,7 @@ class _Agent:
         self._joins_until = time.monotonic() + _JOIN_PATIENCE
         self._load_due: gevent.Greenlet[[], None] | None = None
         self._orphaned: gevent.Greenlet[[], None] | None = None
-        self._listens = ""
+        self._listens, self._routers = "", 0
         self._state_dir = agent_state_dir(config)
         self._pair: KeyPair | None = None
         """This agent's own keys, if any of its links is encrypted."""
@@ -181,6 +181,7 @@ class _Agent:
         if any(router.keys for router in routers):
             self._pair = agent_pair(self._config, self._state_dir)
         self._leave_death_notice(routers)
+        self._routers = len(routers)
         for router in routers:
             backoff = Backoff(client.reconnect_delay, client.longest_reconnect_delay)
             try:
@@ -226,6 +227,7 @@ class _Agent:
             "draining": self.service.draining,
             "keep_for": jobs.keep_for,
             "orphan_timeout": jobs.orphan_timeout,
+            "routers": self._routers,
         }
 
     def _capacity(self) -> dict[str, Any]:

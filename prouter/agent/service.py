@@ -8,10 +8,13 @@ of jobs on the next path will. Routers of earlier versions do not say so, and ar
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
+from prouter.agent.jobs.claims import Claim, Claims
 from prouter.agent.jobs.manager import JobManager
+from prouter.agent.jobs.origin import Origin
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, PRouterError
 from prouter.jobs import JobRecord
 
@@ -35,10 +38,11 @@ class Service:
         self.draining = False
         self._manager = manager
         self._on_drain = on_drain
+        self._claims = Claims()
         self._about_jobs: dict[str, Callable[[dict[str, Any]], JobRecord]] = {
             "job.create": self._create,
             "job.start": self._start,
-            "job.remove": lambda args: manager.remove(_text(args, "uid")),
+            "job.remove": self._remove,
             "job.signal": lambda args: manager.signal(_text(args, "uid"), _text(args, "signal")),
             "job.stop": lambda args: manager.stop(_text(args, "uid"), _seconds(args, "grace")),
             "job.usage": lambda args: manager.usage(_text(args, "uid")),
@@ -53,6 +57,10 @@ class Service:
         if op == "drain":
             self.drain(bool(args.get("on")))
             return {}
+        if op == "key.claim":
+            return self._claim(args)
+        if op == "sync":
+            return {}  # Events that were sent before this reply arrive before it.
         handler = self._about_jobs.get(op)
         if handler is None:
             text = f"this agent does not know the call '{op}'; its version may be older than the router's"
@@ -83,16 +91,36 @@ class Service:
                 return self._manager.record(uid)
             except NotFound:
                 raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30) from None
-        owner = args.get("owner")
-        return self._manager.create(
-            uid, _text(args, "connection"), _text(args, "name"), owner=owner if isinstance(owner, str) else None
-        )
+        router = args.get("router")
+        asks = str(router.get("uid", "")) if isinstance(router, dict) else ""
+        origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks)
+        return self._manager.create(uid, _text(args, "connection"), _text(args, "name"), origin)
+
+    def _remove(self, args: dict[str, Any]) -> JobRecord:
+        uid = _text(args, "uid")
+        return self._manager.remove(uid, unwanted_by=_given(args, "unwanted_by"), withdraw=args.get("withdraw") is True)
+
+    def _claim(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Claim an idempotency key for a job, unless it has given one."""
+        key = _text(args, "key")
+        made = self._manager.made_by(key)
+        if made is not None:
+            return {"job": made.uid, "connection": made.connection, "digest": made.digest or "", "age": 0.0}
+        claim = Claim(_text(args, "digest"), _text(args, "job"), _text(args, "connection"))
+        known = self._claims.claim(key, claim, _text(args, "instead"))
+        age = time.monotonic() - known.made
+        return {"job": known.job, "connection": known.connection, "digest": known.digest, "age": age}
 
     def _start(self, args: dict[str, Any]) -> JobRecord:
         request = args.get("request")
         if not isinstance(request, dict):
             raise InvalidRequest("Invalid request: request must be a map")
         return self._manager.start(_text(args, "uid"), request, _text(args, "request_id"))
+
+
+def _given(args: dict[str, Any], key: str) -> str | None:
+    value = args.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _text(args: dict[str, Any], key: str) -> str:

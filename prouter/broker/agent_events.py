@@ -14,7 +14,7 @@ from prouter.broker.base.env import Env
 from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
-from prouter.broker.jobs.replies import Replies
+from prouter.broker.jobs.replies import Replies, read_reply
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.views.directory import Directory
@@ -199,10 +199,24 @@ class AgentEvents:
             self._replies.arrived(record.uid, now)
 
     def _discard(self, link: Link, uid: str, now: float) -> None:
-        """Have the agent remove a job that the router does not want, or has removed."""
+        """Have the agent remove a job that the router does not want, or has removed.
+
+        A job that another router has created for the same key stays, and this router has it as well.
+        """
 
         def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-            if error is not None:
+            if error is not None and error.code == "job_wanted":
+                self._keys.want(uid)
+                self._forwarder.call(link, "job.usage", {"uid": uid}, wanted, now)
+            elif error is not None:
                 log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
 
-        self._forwarder.call(link, "job.remove", {"uid": uid}, discarded, now)
+        def wanted(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            if error is None:
+                try:
+                    self._take(link, read_reply(value, link.connection, uid), now, listed=False)
+                except ProtocolError as problem:
+                    self._env.malformed(link.path, problem)
+
+        unwanted = {"unwanted_by": self._env.settings.uid} if self._keys.unwanted(uid) else {}
+        self._forwarder.call(link, "job.remove", {"uid": uid, **unwanted}, discarded, now)

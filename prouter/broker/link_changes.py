@@ -69,7 +69,7 @@ class LinkChanges:
         self._broadcast.workers("link.up", link.describe())
         self._ledger.agent_changed(link, "up")
         self._forwarder.link_up(link)
-        self._creations.link_up(now)
+        self._creations.link_up(link, now)
 
     def link_down(self, link: Link, reason: str, now: float) -> None:
         """Let streams and calls wait for the agent."""

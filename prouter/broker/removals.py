@@ -57,7 +57,8 @@ class Removals:
             if link is None or entry.removed:
                 removed({}, None, now)
             else:
-                self._forwarder.call(link, "job.remove", {"uid": entry.uid}, removed, now)
+                withdrawn = {"withdraw": True} if args.get("key") else {}  # Other routers have to forget the key, too.
+                self._forwarder.call(link, "job.remove", {"uid": entry.uid, **withdrawn}, removed, now)
 
         self._ledger.removing(entry, request.call_id, written)
 

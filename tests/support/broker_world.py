@@ -269,7 +269,7 @@ class World:
         self._busy = False
         self._queue: deque[tuple[Peer, list[Frame]]] = deque()
         self.env = Env(
-            settings=Settings(uid="router-1", name="the router", **{"workers_return": 0.0, **settings}),
+            settings=Settings(**{"uid": "router-1", "name": "the router", "workers_return": 0.0, **settings}),
             shell=self,
             store=self.recorder,
             wall=self.wall,

@@ -66,6 +66,7 @@ class Job:
         ended: set once the job is FINISHED.
         failure: why its start failed, if it did.
         removed: the outcome of its removal, once that is under way.
+        routers: uids of the routers that have asked for its creation since this agent's start.
         scratch: its directory for temporary files, once it was started.
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
     """
@@ -79,6 +80,7 @@ class Job:
         self.request_digest = ""
         self.started: AsyncResult[JobRecord] = AsyncResult()
         self.exposure: Exposure | None = None
+        self.routers: set[str] = set()
         self.scratch: Scratch | None = None
         self.exit: Exit | None = None
         self.ending: tuple[Reason, str | None] | None = None
@@ -123,6 +125,11 @@ class Job:
             self.ended.set()
         self._announce(self.record)
         return self.record
+
+    def withdraw_key(self) -> None:
+        """Let the job's idempotency key, if it has one, give another job."""
+        if self.record.key is not None:
+            self.change(key=None, digest=None)
 
     def end(self, reason: Reason, text: str | None = None) -> None:
         """Note why the agent ends the job. The first reason counts."""

@@ -21,7 +21,8 @@ from prouter.agent.expose.servers import Look
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.refusals import not_running, outcome_of, refuse_other_request
+from prouter.agent.jobs.origin import UNKNOWN, Origin
+from prouter.agent.jobs.refusals import not_running, outcome_of, refuse_if_wanted, refuse_other_request
 from prouter.agent.jobs.removing import Remover
 from prouter.agent.jobs.runner import Exit, Kept, Runner
 from prouter.agent.jobs.starting import Starter
@@ -146,17 +147,8 @@ class JobManager:
             raise RuntimeError("the job manager is not open")
         return self._incarnation
 
-    @property
-    def reclaimed_connection(self) -> str | None:
-        """`incarnation` if jobs outlived an earlier agent, else None."""
-        return self._incarnation if self._jobs else None
-
     def close(self, *, end_jobs: bool) -> None:
-        """Stop.
-
-        Args:
-            end_jobs: end every process and remove every sandbox; otherwise the runner keeps them.
-        """
+        """Stop; with `end_jobs` end every process and remove every sandbox, otherwise the runner keeps them."""
         if not self._open:
             return
         self._open = False
@@ -192,11 +184,13 @@ class JobManager:
         """A job's record. Raises `NotFound`."""
         return self._jobs.find(uid).record
 
-    def create(self, uid: str, connection: str, name: str, *, owner: str | None = None) -> JobRecord:
-        """Make a job and its sandbox. A known uid gives the job that it names.
+    def made_by(self, key: str) -> JobRecord | None:
+        """The record of the job that an idempotency key with this hash has given; None if it was removed."""
+        job = self._jobs.made_by(key)
+        return job.record if job is not None else None
 
-        Args:
-            owner: name of the access token with which it is created.
+    def create(self, uid: str, connection: str, name: str, origin: Origin = UNKNOWN) -> JobRecord:
+        """Make a job and its sandbox. A known uid gives the job that it names.
 
         Raises:
             LimitReached: the agent has as many jobs as it may, or no user for another one.
@@ -205,7 +199,9 @@ class JobManager:
         """
         sandbox = self._root.sandbox(uid)
         if uid in self._jobs:
-            return self._jobs.find(uid).record
+            job = self._jobs.find(uid)
+            job.routers.add(origin.router)
+            return job.record
         if self._remover.before(uid) is not None:
             raise not_found(uid)
         if self._max_jobs is not None and self._jobs.slots >= self._max_jobs:
@@ -217,8 +213,8 @@ class JobManager:
             )
         if self._users is not None:
             sandbox.belong_to(self._users.choose(self._jobs))
-        record = JobRecord(uid, connection, name, created_at=time.time(), owner=owner)
-        job = Job(record, sandbox, self._changed)
+        job = Job(origin.record(uid, connection, name), sandbox, self._changed)
+        job.routers.add(origin.router)
         sandbox.create()
         self._jobs.add(job)
         try:
@@ -253,12 +249,15 @@ class JobManager:
             raise Conflict(f"job '{uid}' was started already: it is {state}; create another job", job=uid, state=state)
         return outcome_of(job.started)
 
-    def remove(self, uid: str) -> JobRecord:
-        """End a job, delete its sandbox and forget it; return its record as it was before.
+    def remove(self, uid: str, *, unwanted_by: str | None = None, withdraw: bool = False) -> JobRecord:
+        """End a job, delete its sandbox and forget it; return its record as it was before, also if repeated.
 
-        A repeated removal gives the same answer.
+        Args:
+            unwanted_by: uid of a router that gave up the job's creation.
+            withdraw: let the job's idempotency key give another job.
 
         Raises:
+            Conflict: the job is unwanted, but another router has created it for the same key.
             NotFound: there is no such job.
             PRouterError: a process or a file of the job cannot be removed; try again.
         """
@@ -268,6 +267,10 @@ class JobManager:
         job = self._jobs.get(uid)
         if job is None:
             raise not_found(uid)
+        if unwanted_by is not None:
+            refuse_if_wanted(job, unwanted_by)
+        if withdraw:
+            job.withdraw_key()
         return outcome_of(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:

@@ -12,7 +12,7 @@ from prouter.errors import Conflict, KeyReused
 from prouter.jobs import JobRecord
 from prouter.requests import StartRequest, digest, validated
 
-__all__ = ["not_running", "outcome_of", "refuse_other_request"]
+__all__ = ["not_running", "outcome_of", "refuse_if_wanted", "refuse_other_request"]
 
 
 def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
@@ -23,6 +23,16 @@ def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
     """
     if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
         raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
+
+
+def refuse_if_wanted(job: Job, router: str) -> None:
+    """Refuse to remove a job for a router that gave up its creation, if another router has created it as well.
+
+    Raises:
+        Conflict: one has.
+    """
+    if job.routers - {router}:
+        raise Conflict(f"another router has created job '{job.uid}' as well", job=job.uid, code="job_wanted")
 
 
 def not_running(job: Job) -> Conflict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, KeysView
+from weakref import WeakValueDictionary
 
 from prouter.agent.jobs.job import Job
 from prouter.errors import NotFound
@@ -16,6 +17,7 @@ class JobTable:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._slots: set[str] = set()
+        self._by_key: WeakValueDictionary[str, Job] = WeakValueDictionary()
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
@@ -66,9 +68,17 @@ class JobTable:
             raise not_found(uid)
         return job
 
+    def made_by(self, key: str) -> Job | None:
+        """The job that an idempotency key with this hash has given, unless it was removed."""
+        job = self._by_key.get(key)
+        found = job is not None and self._jobs.get(job.uid) is job and job.removed is None and job.record.key == key
+        return job if found else None
+
     def add(self, job: Job) -> None:
         """Add a job. It takes a slot unless it has ended."""
         self._jobs[job.uid] = job
+        if job.record.key is not None:
+            self._by_key[job.record.key] = job
         if not job.record.ended:
             self._slots.add(job.uid)
 

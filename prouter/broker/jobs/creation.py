@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.base.env import Done, Env
+from prouter.broker.jobs.claims import Claim, Claims, shared_key
 from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
 from prouter.broker.jobs.placement import choose, matching
 from prouter.broker.jobs.replies import BY_REVISION, Replies
+from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
@@ -29,6 +31,8 @@ __all__ = ["Creations"]
 
 log = logging.getLogger("prouter.broker")
 
+_LATE = 15.0
+"""Seconds after which an agent that is linked to another router should have linked to this one as well."""
 _ASK_AGAIN = 0.05
 """Seconds after which a creation that waits for agents to list their jobs looks again."""
 
@@ -44,6 +48,7 @@ class Creations:
         self, env: Env, links: Links, dials: Dials, forwarder: Forwarder, ledger: Ledger, replies: Replies
     ) -> None:
         self.keys = Keys(env)
+        self.claims = Claims(env, links, forwarder)
         ledger.table.is_ours, ledger.table.owner_of = self.keys.gave, self.owner_of
         self._env = env
         self._links = links
@@ -56,9 +61,7 @@ class Creations:
         """Those that have chosen the job's uid."""
         self._reserved: Counter[str] = Counter()
         """By connection, creations that chose its agent."""
-        self._missing: set[str] = set()
-        """Connections whose agents may have jobs that only they know."""
-        self._missing_until = 0.0
+        self._unheard = Unheard(env, links, ledger, self.keys)
         self._of_owner: dict[str | None, set[Creation]] = {}
         """By owner, the creations under way."""
         self._placing: dict[Creation, None] = {}
@@ -92,10 +95,10 @@ class Creations:
             raise Overloaded("too many jobs are being created", retry_after=1)
         owner = args.get("owner")
         creation = Creation(name, selector, key, digest, done, owner if isinstance(owner, str) else None)
-        known = self.keys.job(key, digest)
+        known = self._known(key, digest)
         if known is not None and self._ledger.table.get(known[1]) is not None:
             self._repeat(creation, *known, now)
-        elif self._misses_jobs(now):
+        elif self._unheard.matters(keyed=bool(digest), now=now):
             self._env.timers.at(now + _ASK_AGAIN, partial(self._create_later, args, done))
         elif known is not None:
             self._check_promised(creation, known[1])
@@ -103,6 +106,19 @@ class Creations:
         else:
             self._check_owner(creation.owner)
             self._start(creation, now)
+
+    def _known(self, key: str, digest: str) -> tuple[str, str] | None:
+        """Connection and uid of the job that the key gave, here or at another router; None if it gave none.
+
+        Raises:
+            KeyReused: the key came with another request.
+        """
+        known = self.keys.job(key, digest)
+        entry = self._ledger.table.made_by(shared_key(key)) if known is None and digest else None
+        if entry is None:
+            return known
+        check_digest(entry.last_record.digest or "", digest)
+        return entry.connection, entry.uid
 
     def _create_later(self, args: dict[str, Any], done: Done, now: float) -> None:
         try:
@@ -123,27 +139,12 @@ class Creations:
         return creation.owner if creation is not None else record.owner
 
     def restored(self, now: float) -> None:
-        """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell.
+        """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell."""
+        self._unheard.restored(now)
 
-        Jobs that were being created when that broker ended count for their owners, and only their agents know them.
-        """
-        if not self._env.settings.jobs_per_owner:
-            return
-        table, most = self._ledger.table, self._env.settings.bounds.link_calls
-        self._missing = {connection for connection, uid in self.keys.latest(most) if table.get(uid) is None}
-        self._missing_until = now + self._env.settings.hold
-
-    def _misses_jobs(self, now: float) -> bool:
-        """Whether some agent may have jobs that this broker has not heard of since its start."""
-        if self._missing:
-            links = {connection: self._links.get(connection) for connection in self._missing}
-            self._missing = {name for name, link in links.items() if link is not None and not link.confirmed}
-            if now >= self._missing_until:
-                self._missing.clear()
-        return bool(self._missing)
-
-    def link_up(self, now: float) -> None:
-        """Place what waits for an agent: one is linked (again)."""
+    def link_up(self, link: Link, now: float) -> None:
+        """Place what waits for an agent: this one is linked (again)."""
+        self.claims.link_up(link)
         for creation in list(self._placing):
             try:
                 self._place(creation, now)
@@ -162,12 +163,10 @@ class Creations:
             creation.timer = None
         if creation.over and self._by_key.get(creation.key) is creation:
             del self._by_key[creation.key]
-            self._by_uid.pop(creation.uid, None)
             self._of_owner[creation.owner].discard(creation)
             if not self._of_owner[creation.owner]:
                 del self._of_owner[creation.owner]
-            if creation.link is not None:
-                self._release(creation.link.connection)
+            self._let_go(creation)
 
     def _begin(self, creation: Creation) -> None:
         """Note that a creation is under way. Idempotent."""
@@ -216,7 +215,7 @@ class Creations:
         except PRouterError as problem:
             self._fail(creation, problem, now)
         else:
-            self._reserve(creation, link)
+            self._reserve(creation, link, now)
 
     def _place(self, creation: Creation, now: float) -> None:
         """Choose an agent, or wait for one that is away.
@@ -227,7 +226,7 @@ class Creations:
         link = choose(matching(self._links, creation.selector), self._used)
         self._begin(creation)
         if link is not None:
-            self._reserve(creation, link)
+            self._reserve(creation, link, now)
         elif creation.state is not CreationState.PLACING:
             self._change(creation, CreationState.PLACING)
             until = now + self._env.settings.hold
@@ -236,23 +235,71 @@ class Creations:
     def _not_placed(self, creation: Creation, now: float) -> None:
         self._fail(creation, AgentUnavailable("the agent is away", retry_after=2), now)
 
-    def _reserve(self, creation: Creation, link: Link) -> None:
+    def _reserve(self, creation: Creation, link: Link, now: float) -> None:
         self._change(creation, CreationState.RESERVED)
-        creation.uid, creation.link = self._env.new_uid(), link
-        self._by_uid[creation.uid] = creation
+        self._take(creation, link, self._env.new_uid())
         link.placed += 1
-        self._reserved[link.connection] += 1
-        stored = partial(self._stored, creation)
-        self.keys.remember(creation.key, link.connection, creation.uid, creation.digest, stored=stored)
+        if creation.digest:
+            self._claim(creation, "", now)
+        else:
+            self._remember(creation)
 
-    def _release(self, connection: str) -> None:
-        self._reserved[connection] -= 1
-        if not self._reserved[connection]:
-            del self._reserved[connection]
+    def _take(self, creation: Creation, link: Link, uid: str) -> None:
+        creation.uid, creation.link = uid, link
+        self._by_uid[uid] = creation
+        self._reserved[link.connection] += 1
+
+    def _let_go(self, creation: Creation) -> None:
+        """Free what `_take` has taken. Idempotent."""
+        self._by_uid.pop(creation.uid, None)
+        if creation.link is not None:
+            connection, creation.link = creation.link.connection, None
+            self._reserved[connection] -= 1
+            if not self._reserved[connection]:
+                del self._reserved[connection]
+
+    def _remember(self, creation: Creation) -> None:
+        if creation.link is not None:
+            stored = partial(self._stored, creation)
+            self.keys.remember(creation.key, creation.link.connection, creation.uid, creation.digest, stored=stored)
 
     def _used(self, link: Link) -> int:
         own = len(self._ledger.table.live(link.connection)) + self._reserved[link.connection]
         return max(own, link.running)
+
+    # -- with other routers ---------------------------------------------------------------------------------------
+
+    def _claim(self, creation: Creation, instead: str, now: float) -> None:
+        """Claim the client's key for the job, because another router may have got the same request."""
+        if creation.link is not None:
+            claim = Claim(creation.uid, creation.link.connection)
+            self.claims.claim(creation.key, creation.digest, claim, instead, partial(self._claimed, creation), now)
+
+    def _claimed(self, creation: Creation, claim: Claim | None, error: PRouterError | None, now: float) -> None:
+        if creation.state is not CreationState.RESERVED:
+            return
+        if claim is None:
+            self._fail(creation, error or AgentUnavailable("the key is not claimed", retry_after=1), now)
+        elif claim.job == creation.uid:
+            self._remember(creation)
+        else:
+            self._adopt(creation, claim, now)
+
+    def _adopt(self, creation: Creation, claim: Claim, now: float) -> None:
+        """Go on with the job for which another router, or an earlier request, has claimed the key."""
+        entry, link = self._ledger.table.get(claim.job), self._links.get(claim.connection)
+        if entry is not None and entry.key == shared_key(creation.key):
+            self._let_go(creation)
+            self._repeat(creation, entry.connection, entry.uid, now)
+        elif entry is not None or self.keys.unwanted(claim.job) or (link is None and claim.age > _LATE):
+            self._claim(creation, claim.job, now)  # Nobody can get that job any more.
+        elif link is None:
+            text = "another router creates this job on an agent that is not linked to this router; try again"
+            self._fail(creation, AgentUnavailable(text, code="agent_elsewhere", retry_after=1), now)
+        else:
+            self._let_go(creation)
+            self._take(creation, link, claim.job)
+            self._remember(creation)
 
     # -- to the job -----------------------------------------------------------------------------------------------
 
@@ -276,9 +323,7 @@ class Creations:
             self._fail(creation, error, now)
             return
         self._begin(creation)
-        self._by_uid[uid] = creation
-        creation.link = link
-        self._reserved[connection] += 1
+        self._take(creation, link, uid)
         self._call(creation, now)
 
     def _call(self, creation: Creation, now: float) -> None:
@@ -293,6 +338,7 @@ class Creations:
             "name": creation.name,
             "router": self._env.settings.auth,
             **({"owner": creation.owner} if creation.owner is not None else {}),
+            **({"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}),
             **BY_REVISION,
         }
         self._forwarder.call(link, "job.create", args, partial(self._replied, creation, link), now)

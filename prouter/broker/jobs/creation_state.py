@@ -3,8 +3,8 @@
 `NEXT` is the table, `Creation.change` the only way from one state to the next::
 
     NEW ──► DIALLING ──► RESERVED ──► CALLED ──► CREATED ──► ANSWERED
-     ├────► PLACING ──────▲ ▲           ▲           ▲
-     ├──────────────────────┘           │           │
+     ├────► PLACING ──────▲ ▲ │         ▲           ▲
+     ├──────────────────────┘ └─────────│───────────┤
      ├──────────────────────────────────┘           │
      └──────────────────────────────────────────────┘
 
@@ -14,8 +14,9 @@
   follows if the job table has the job, else CALLED.
 * DIALLING: the router dials the agent at the address of the request.
 * PLACING: every agent that could take the job is away; the creation waits for one of them, for `control.hold` seconds.
-* RESERVED: agent and uid are chosen, the job counts for the agent, and the store is writing key and uid. Nobody has
-  heard of the job yet, so a broker that dies now leaves no trace.
+* RESERVED: agent and uid are chosen, and the job counts for the agent. A client's key is claimed at agents that other
+  routers share (`prouter.broker.jobs.claims`): another claim for it replaces agent and uid, and if the table has that
+  job already, CREATED follows. Then the store writes key and uid. Nobody has the job yet.
 * CALLED: the agent was asked to create the job. From here on the key leads to this job, also after a restart.
 * CREATED: the table holds the job's record, and the store is writing it. A client that hears of the job now finds it
   again after a crash.
@@ -55,7 +56,7 @@ NEXT: dict[CreationState, frozenset[CreationState]] = {
     _NEW: frozenset({_DIALLING, _PLACING, _RESERVED, _CALLED, _CREATED, _FAILED}),
     _DIALLING: frozenset({_RESERVED, _FAILED}),
     _PLACING: frozenset({_RESERVED, _FAILED}),
-    _RESERVED: frozenset({_CALLED, _FAILED}),
+    _RESERVED: frozenset({_CALLED, _CREATED, _FAILED}),
     _CALLED: frozenset({_CREATED, _FAILED}),
     _CREATED: frozenset({_ANSWERED, _FAILED}),
     _ANSWERED: frozenset(),

@@ -28,6 +28,7 @@ class Entry:
         ended_at: when it ended, seconds since the epoch; None while it is alive.
         size: approximate bytes of its packed record.
         owner: name of the access token that created the job; None without one.
+        key: hash of the idempotency key that created it; None without one.
         usage: CPU seconds and resident bytes as its agent last told, while it runs; None if they are not known.
     """
 
@@ -39,6 +40,7 @@ class Entry:
         "connection",
         "created_at",
         "ended_at",
+        "key",
         "lost",
         "name",
         "owner",
@@ -79,6 +81,7 @@ class Entry:
         self._record: JobRecord | None = None
         self._packed = packed
         self.owner = _owner_in(packed)
+        self.key = _key_in(packed)
         self.size = len(packed)
 
     @classmethod
@@ -116,6 +119,7 @@ class Entry:
         self.state = record.state
         self.revision = record.revision
         self.owner = intern(record.owner) if record.owner is not None else None
+        self.key = record.key
         self.lost = record.reason is Reason.AGENT_LOST
         self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
         self.size = len(self._packed) if record.ended else packed_size(record)
@@ -173,14 +177,20 @@ def packed_size(record: JobRecord) -> int:
 
 
 _EMPTY = JobRecord("", "", "").to_wire()
-_OWNER = b"\xa5owner"
-"""The key `owner` as MessagePack writes it."""
+_OWNER, _KEY = b"\xa5owner", b"\xa3key"
+"""The names of these fields as MessagePack writes them."""
 
 
 def _owner_in(packed: bytes) -> str | None:
     """The owner in a packed record. Most of a long history have none, and are not unpacked for it."""
     owner = unpack_body(packed).get("owner") if _OWNER in packed else None
     return intern(owner) if isinstance(owner, str) else None
+
+
+def _key_in(packed: bytes) -> str | None:
+    """The hash of the idempotency key in a packed record."""
+    key = unpack_body(packed).get("key") if _KEY in packed else None
+    return key if isinstance(key, str) else None
 
 
 def _pack(record: JobRecord) -> bytes:

@@ -105,6 +105,11 @@ class Keys:
             oldest, _ = self._unwanted.popitem(last=False)
             store.submit("DELETE FROM unwanted WHERE job = ?", oldest)
 
+    def want(self, uid: str) -> None:
+        """Note that another router has created this job with the same key: it is not unwanted after all."""
+        if self._unwanted.pop(uid, self) is None:
+            self._env.store.submit("DELETE FROM unwanted WHERE job = ?", uid)
+
     def write_all(self) -> Iterator[None]:
         """Store everything again, one row for each step, in its order and before what comes later."""
         store = self._env.store

@@ -156,4 +156,6 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "cpu_seconds": _or_none(lambda value: _number(value, inf)),
     "rss_bytes": _or_none(_whole),
     "owner": _or_none(_short),
+    "key": _or_none(_short),
+    "digest": _or_none(_short),
 }

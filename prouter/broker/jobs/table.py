@@ -37,6 +37,8 @@ class JobTable:
         self._sizes: dict[str, tuple[str, int]] = {}
         """By job: its connection while it is alive, else an empty text for the history, and its bytes there."""
         self._bytes: Counter[str] = Counter()
+        self._by_key: dict[str, str] = {}
+        """By hash of the idempotency key, uid of the job that it gave."""
         self.index = JobIndex()
         self.accounts = Accounts()
         self.owner_of: Callable[[JobRecord], str | None] = _claimed
@@ -68,6 +70,11 @@ class JobTable:
         """The job with this uid."""
         return self._entries.get(uid)
 
+    def made_by(self, key: str) -> Entry | None:
+        """The job that an idempotency key with this hash gave, at this router or at another one."""
+        entry = self._entries.get(self._by_key.get(key, ""))
+        return entry if entry is not None and entry.key == key else None
+
     def live(self, connection: str) -> set[str]:
         """Uids of a connection's jobs that have not ended."""
         return self._live.get(connection, set())
@@ -91,6 +98,7 @@ class JobTable:
         for entry in entries:
             self._entries[entry.uid] = entry
             self._remembered[entry.connection] += 1
+            self._note_key(entry)
             self._count(entry)
             if entry.ended:
                 ended.append(entry)
@@ -114,6 +122,7 @@ class JobTable:
             record = replace(record, owner=self.owner_of(record))
             entry = self._entries[record.uid] = Entry.heard(record, agent)
             self._remembered[record.connection] += 1
+            self._note_key(entry)
             self._settle(entry, wall)
             return entry
         if entry.removed or (record.revision < entry.revision and not listed):
@@ -127,7 +136,9 @@ class JobTable:
             entry.confirmed = True
             return None
         entry.agent = intern(agent)
+        key = entry.key
         entry.set(record)
+        self._note_key(entry, key)
         entry.confirmed = True
         self._settle(entry, wall)
         return entry
@@ -150,13 +161,17 @@ class JobTable:
 
     def close(self, entry: Entry, before: JobRecord, removal: str, wall: float) -> None:
         """Mark a job as removed. Arguments as of `Entry.close`."""
+        key = entry.key
         entry.close(before, removal)
+        self._note_key(entry, key)
         entry.confirmed = True
         self._settle(entry, wall)
 
     def forget(self, entry: Entry) -> None:
         """Drop a job from the table."""
         del self._entries[entry.uid]
+        if entry.key is not None and self._by_key.get(entry.key) == entry.uid:
+            del self._by_key[entry.key]
         self._weigh(entry.uid, "", 0)
         self.accounts.forget(entry.uid)
         self._ended.pop(entry.uid, None)
@@ -199,6 +214,13 @@ class JobTable:
             self._ended[entry.uid] = None
         self._count(entry)
         self.index.put(_listed(entry))
+
+    def _note_key(self, entry: Entry, before: str | None = None) -> None:
+        """Note which key gave the job, `before` that another one. Of two jobs with the same key the first counts."""
+        if before is not None and before != entry.key and self._by_key.get(before) == entry.uid:
+            del self._by_key[before]
+        if entry.key is not None and self.made_by(entry.key) is None:
+            self._by_key[entry.key] = entry.uid
 
     def _weigh(self, uid: str, account: str, size: int) -> None:
         """Count a job's bytes for an account: its connection, or an empty text for the history. 0 removes it."""

@@ -10,7 +10,7 @@ from prouter.jobs import rfc3339
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
-_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode"})
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest"})
 _TIMES = ("created_at", "started_at", "finished_at")
 
 

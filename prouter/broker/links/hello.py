@@ -21,6 +21,7 @@ CLIENT = "CLIENT"
 NAME_LIMIT = 128
 """Characters of an agent's uid, name and version."""
 _DAY = 86400.0
+_MOST_ROUTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class AgentInfo:
         process: new at each start of the agent, also if it finds its jobs again; empty if the agent does not tell.
         slots: how many jobs may run at once, None for any number.
         slots_of_users: whether these are its users of jobs (``jobs.user``), rather than ``jobs.max``.
+        routers: to how many routers it links.
         keep_for: seconds that its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
         admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
@@ -50,6 +52,7 @@ class AgentInfo:
     orphan_timeout: float = 600.0
     admitted_by: str = ""
     slots_of_users: bool = False
+    routers: int = 1
 
     @classmethod
     def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
@@ -82,6 +85,7 @@ class AgentInfo:
             orphan_timeout=_seconds(body, "orphan_timeout", 600.0),
             admitted_by=admitted_by,
             slots_of_users=capacity.get("users") is True,
+            routers=_routers(body),
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -135,6 +139,13 @@ def _mapping(body: dict[str, Any], key: str, most: int = 1024) -> dict[str, Any]
         raise ProtocolError(f"{key} must hold what JSON can say: {error}") from error
     if size > most:
         raise ProtocolError(f"{key} must have at most {most} bytes as JSON, not {size}")
+    return value
+
+
+def _routers(body: dict[str, Any]) -> int:
+    value = body.get("routers", 1)  # Agents of earlier versions do not tell.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ROUTERS:
+        raise ProtocolError("routers must be a number")
     return value
 
 

@@ -414,7 +414,7 @@ def test_a_create_that_was_given_up_leaves_no_job_behind() -> None:
     back = agent.again(2)
     back.jobs[uid] = JobRecord(uid, agent.connection, "job")
     world.join(back)
-    assert back.asked_for == [("job.remove", {"uid": uid})]
+    assert back.asked_for == [("job.remove", {"uid": uid, "unwanted_by": "router-1"})]
     assert not listed(worker)
 
 

@@ -107,7 +107,7 @@ def test_a_job_whose_creation_failed_is_removed_also_by_the_next_broker() -> Non
     worker = world.worker()
     agent.answer("late", "job.create", {"uid": uid, "connection": agent.connection, "name": "job"})
     agent = back(agent, world)
-    assert agent.asked_for[-1] == ("job.remove", {"uid": uid})
+    assert agent.asked_for[-1] == ("job.remove", {"uid": uid, "unwanted_by": "router-1"})
     assert not agent.jobs
     assert world.broker.ledger.table.get(uid) is None
 

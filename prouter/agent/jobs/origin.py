@@ -1,0 +1,37 @@
+"""Where a job comes from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from prouter.jobs import JobRecord
+
+__all__ = ["UNKNOWN", "Origin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The request that makes a job.
+
+    Attributes:
+        owner: name of its access token; None without one.
+        key: hash of its idempotency key; None without one.
+        digest: tells it from other requests with the same key.
+        router: uid of the router that got it.
+    """
+
+    owner: str | None = None
+    key: str | None = None
+    digest: str | None = None
+    router: str = ""
+
+    def record(self, uid: str, connection: str, name: str) -> JobRecord:
+        """The first record of the job."""
+        return JobRecord(
+            uid, connection, name, created_at=time.time(), owner=self.owner, key=self.key, digest=self.digest
+        )
+
+
+UNKNOWN = Origin()
+"""Nothing is known of the request."""

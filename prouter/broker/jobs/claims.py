@@ -1,0 +1,162 @@
+"""Claims of idempotency keys at agents, by which several routers create one job for a key.
+
+Routers share nothing but agents. Before a broker creates a job for a client's key, it walks along a few agents, its
+*witnesses*, and claims the key at each for the job that it is about to create. An agent keeps the first claim that it
+hears of and returns it; the broker takes that one along to the next witness. All brokers walk in the same order, that
+of a hash ring, so those that ask the same last witness agree. `docs/decisions/keys-of-several-routers.md` says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect, insort
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from prouter.broker.base.env import Env
+from prouter.broker.jobs.keys import check_digest
+from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
+from prouter.errors import KeyReused, ProtocolError, PRouterError
+
+__all__ = ["Claim", "Claimed", "Claims", "shared_key"]
+
+_WITNESSES = 2
+"""Agents that have to know of a claim: one of them may die, or be linked to some routers only."""
+_ASKED = 4
+"""Agents that are asked at most, if some do not answer."""
+_LIMIT = 2.0
+"""Seconds for which an agent may take to answer."""
+_LONGEST = 64
+"""Characters of a uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The job that a key gives.
+
+    Attributes:
+        job, connection: uid of the job, and uid of its agent's connection.
+        age: seconds since an agent first heard of the claim.
+    """
+
+    job: str
+    connection: str
+    age: float = 0.0
+
+
+Claimed = Callable[[Claim | None, PRouterError | None, float], None]
+"""Called with the claim that counts, or with an error, and the time."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    key: str
+    digest: str
+    claim: Claim
+    instead: str
+    left: list[Link]
+    done: Claimed
+    answers: int = 0
+
+
+class Claims:
+    """Claims keys at the agents that link to several routers; with none of them every claim counts at once."""
+
+    def __init__(self, env: Env, links: Links, forwarder: Forwarder) -> None:
+        self._env = env
+        self._links = links
+        self._forwarder = forwarder
+        self._ring: list[tuple[str, str]] = []
+        """Place on the ring and connection of each agent that links to several routers, in order."""
+
+    def link_up(self, link: Link) -> None:
+        """Put an agent that links to several routers onto the ring."""
+        place = (_place(link.connection), link.connection)
+        at = bisect(self._ring, place)
+        known = at > 0 and self._ring[at - 1] == place
+        if link.info.routers > 1 and not known:
+            insort(self._ring, place)
+
+    def claim(self, key: str, digest: str, claim: Claim, instead: str, done: Claimed, now: float) -> None:
+        """Claim a key for a job; `done` is called exactly once, with the claim that counts.
+
+        Args:
+            key: of the creation; agents hear its hash.
+            instead: uid of a job that an earlier claim names, and that nobody can get any more.
+        """
+        shared = shared_key(key)
+        self._go_on(_Walk(shared, digest, claim, instead, self._witnesses(shared), done), now)
+
+    def _witnesses(self, key: str) -> list[Link]:
+        """The first agents after the key's place on the ring that are linked now."""
+        at = bisect(self._ring, (_place(key), ""))
+        found: list[Link] = []
+        gone: list[tuple[str, str]] = []
+        for place in self._ring[at:] + self._ring[:at]:
+            link = self._links.get(place[1])
+            if link is None or link.info.routers < 2:
+                gone.append(place)
+            elif link.up:
+                found.append(link)
+                if len(found) == _ASKED:
+                    break
+        for place in gone:
+            self._ring.remove(place)
+        return found
+
+    def _go_on(self, walk: _Walk, now: float) -> None:
+        if not walk.left or walk.answers == _WITNESSES:
+            walk.done(walk.claim, None, now)
+            return
+        link = walk.left.pop(0)
+        args: dict[str, Any] = {
+            "key": walk.key,
+            "digest": walk.digest,
+            "job": walk.claim.job,
+            "connection": walk.claim.connection,
+            "instead": walk.instead,
+        }
+        self._forwarder.call(link, "key.claim", args, partial(self._answered, walk, link), now, limit=_LIMIT)
+
+    def _answered(self, walk: _Walk, link: Link, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+        """Take the claim that a witness has along to the next one. A witness that fails is left out."""
+        if error is None:
+            try:
+                walk.claim = _read(value, walk)
+                walk.answers += 1
+            except KeyReused as problem:
+                walk.done(None, problem, now)
+                return
+            except ProtocolError as problem:
+                self._env.malformed(link.path, problem)
+        self._go_on(walk, now)
+
+
+def shared_key(key: str) -> str:
+    """A creation's key as agents and other routers know it: a hash, which tells nothing of the key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def _place(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(value: dict[str, Any], walk: _Walk) -> Claim:
+    """The claim in a witness's answer.
+
+    Raises:
+        KeyReused: the key came with another request.
+        ProtocolError: the answer is malformed.
+    """
+    job, connection, digest, age = (value.get(name) for name in ("job", "connection", "digest", "age"))
+    texts = all(isinstance(text, str) and 0 < len(text) <= _LONGEST for text in (job, connection, digest))
+    if not texts or not isinstance(age, (int, float)) or isinstance(age, bool) or not age >= 0:
+        raise ProtocolError("malformed claim of a key")
+    check_digest(str(digest), walk.digest)
+    if job == walk.claim.job:
+        return replace(walk.claim, age=max(walk.claim.age, float(age)))
+    return Claim(str(job), str(connection), float(age))
