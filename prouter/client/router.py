@@ -35,6 +35,7 @@ class Router:
         token: an access token; by default PROUTER_TOKEN.
         timeout: seconds without a byte from the router after which an attempt counts as lost.
         retry_for: seconds for which a request is tried again after it failed first.
+        first_contact: the same until the router has answered once: its URL may be wrong.
         verify: for https: True, the path of a file with authorities, an `ssl.SSLContext`, or False.
         headers: fields of every request to the API.
 
@@ -49,10 +50,11 @@ class Router:
         *,
         timeout: float = 30.0,
         retry_for: float = 60.0,
+        first_contact: float = 10.0,
         verify: Verify = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._driver = SyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for)
+        self._driver = SyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for, first_contact)
 
     def __repr__(self) -> str:
         return f"<Router {self.url}>"

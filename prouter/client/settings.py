@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ def head_of(response: httpx.Response) -> Response:
 def lost(error: httpx.TransportError) -> Lost:
     """Return what an error of httpx means for a flow."""
     early = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError))
-    text = str(error) or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx.ReadTimeout):
         text = "no byte came in time"
     hopeless = "CERTIFICATE_VERIFY_FAILED" in text or "WRONG_VERSION_NUMBER" in text

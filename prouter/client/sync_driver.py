@@ -28,11 +28,12 @@ class SyncDriver:
     Args:
         timeout: seconds without a byte from the router after which a request counts as lost.
         retry_for: seconds for which a request is tried again.
+        first_contact: the same until the router has answered once.
     """
 
-    def __init__(self, settings: Settings, timeout: float, retry_for: float) -> None:
+    def __init__(self, settings: Settings, timeout: float, retry_for: float, first_contact: float) -> None:
         self.settings = settings
-        self.context = Context(settings.url, timeout, retry_for)
+        self.context = Context(settings.url, timeout, retry_for, first_contact)
         self._timeout = timeout
         self._client = httpx.Client(base_url=settings.url, headers=settings.fields, **settings.client_options(timeout))
 

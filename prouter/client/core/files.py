@@ -56,7 +56,7 @@ def head(context: Context, job: str, path: str) -> Flow[Response]:
     url = file_url(job, path)
     try:
         return (yield from call(context, Request("HEAD", url)))
-    except (Unauthorized, Forbidden) as error:
+    except (Unauthorized, Forbidden, NotFound) as error:
         yield from call(context, Request("GET", url, {"Range": "bytes=0-0"}))  # what is refused is told in a body only
         raise error
 

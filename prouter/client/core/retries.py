@@ -14,8 +14,6 @@ from prouter.client.core.flow import Flow, Lost, Request, Response, now, open_, 
 
 __all__ = ["Attempts", "Context", "call", "call_json", "opened"]
 
-FIRST_CONTACT = 10.0
-"""Seconds for which a router that never answered is tried: its URL may be wrong."""
 BASE_PAUSE = 0.1
 """Seconds of the first pause at most; each one after it may be twice as long."""
 LONGEST_PAUSE = 5.0
@@ -36,6 +34,7 @@ class Context:
         timeout: seconds without a byte from the router after which an attempt counts as lost.
         retry_for: seconds for which a request is tried again after its first failure.
         random: returns a number from 0 to 1, for jitter.
+        first_contact: seconds for which a router that never answered is tried: its URL may be wrong.
         new_key: returns a new idempotency key.
         reached: whether the router ever answered.
     """
@@ -43,6 +42,7 @@ class Context:
     url: str
     timeout: float = 30.0
     retry_for: float = 60.0
+    first_contact: float = 10.0
     random: Callable[[], float] = field(default=random.random)
     new_key: Callable[[], str] = field(default=_new_key)
     reached: bool = False
@@ -87,7 +87,7 @@ class Attempts:
                 f"the connection to {self._context.url} was lost: {lost.reason}; the request may have been carried out"
             )
             raise ConnectionFailed(detail, sent=True) from lost
-        pause = self._pause(moment, FIRST_CONTACT if not self._context.reached else None)
+        pause = self._pause(moment, None if self._context.reached else self._context.first_contact)
         if pause is None:
             raise ConnectionFailed(self._gave_up(lost), sent=self.ambiguous) from lost
         return pause
@@ -128,9 +128,10 @@ class Attempts:
         url = self._context.url
         if not self._context.reached:
             return (
-                f"no router answers at {url}: {lost.reason}. Is the URL right (PROUTER_URL), and does 'prouter up' run?"
+                f"no router answers at {url} ({lost.reason}); start it there with 'prouter up', or correct the URL "
+                "(PROUTER_URL)"
             )
-        return f"the router at {url} does not answer any more: {lost.reason}. Is it still running?"
+        return f"the router at {url} does not answer any more ({lost.reason}); see whether it still runs"
 
 
 def _passing(error: RouterError, *, safe: bool) -> bool:

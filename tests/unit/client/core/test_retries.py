@@ -22,7 +22,7 @@ from prouter.client.core.errors import (
     TimedOut,
 )
 from prouter.client.core.flow import Lost, Request
-from prouter.client.core.retries import FIRST_CONTACT, LONGEST_PAUSE, call
+from prouter.client.core.retries import LONGEST_PAUSE, call
 from tests.support.flow_player import Answer, FlowPlayer, context
 
 JOB = {"uid": "j", "name": "n", "path": "/jobs/c/j", "state": "NEW"}
@@ -121,8 +121,8 @@ def test_what_may_pass_is_tried_again_until_the_time_is_up(answer: Answer) -> No
 def test_a_router_that_never_answered_is_given_up_early() -> None:
     player = scripted(REFUSED)
     with pytest.raises(ConnectionFailed, match="PROUTER_URL"):
-        player.run(router.who_am_i(context(reached=False)))
-    assert player.moment <= FIRST_CONTACT
+        player.run(router.who_am_i(context(reached=False, first_contact=2.0)))
+    assert player.moment <= 2.0
     hopeless = scripted(Lost("CERTIFICATE_VERIFY_FAILED", hopeless=True))
     with pytest.raises(ConnectionFailed, match="CERTIFICATE"):
         hopeless.run(router.who_am_i(context()))
