@@ -12,9 +12,9 @@ from prouter.client.async_driver import AsyncDriver
 from prouter.client.async_job import AsyncJob
 from prouter.client.async_streams import AsyncEventStream
 from prouter.client.core import jobs, router
-from prouter.client.core.flow import Flow
+from prouter.client.core.errors import RouterError
 from prouter.client.core.jobs import AgentChoice
-from prouter.client.core.models import Connection, JobInfo, RouterInfo, Token, WhoAmI
+from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.uploads import Uploads, uploads_of
 from prouter.client.settings import Settings, Verify
 
@@ -152,10 +152,16 @@ class AsyncRouter:
         keep: bool = False,
     ) -> Making:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        return Making(self._created(jobs.create(self._driver.context, name, agent, where), keep))
+        return Making(self._created(jobs.Creation(self._driver.context, name, agent, where), keep))
 
-    async def _created(self, flow: Flow[JobInfo], keep: bool) -> AsyncJob:
-        return AsyncJob(self._driver, await self._driver.run(flow), keep=keep)
+    async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
+        try:
+            return AsyncJob(self._driver, await self._driver.run(creation.carry_out()), keep=keep)
+        except RouterError:
+            raise
+        except BaseException:  # a cancellation above all: there may be a job by now
+            await asyncio.shield(self._driver.run(creation.undo()))
+            raise
 
     async def _started(self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any]) -> AsyncJob:
         job = await making

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from prouter.client.core import jobs, router
+from prouter.client.core.errors import RouterError
 from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.uploads import Uploads, uploads_of
@@ -137,8 +138,14 @@ class Router:
         keep: bool = False,
     ) -> Job:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        info = self._driver.run(jobs.create(self._driver.context, name, agent, where))
-        return Job(self._driver, info, keep=keep)
+        creation = jobs.Creation(self._driver.context, name, agent, where)
+        try:
+            return Job(self._driver, self._driver.run(creation.carry_out()), keep=keep)
+        except RouterError:
+            raise
+        except BaseException:  # KeyboardInterrupt above all: there may be a job by now
+            self._driver.run(creation.undo())
+            raise
 
     def job(self, path_or_uid: str) -> Job:
         """Return a job by its path, its URL, its uid, or the beginning of its uid. A ``with`` block keeps it.

@@ -14,6 +14,8 @@ from prouter.client.core.flow import Flow, Lost, Request, Response, now, open_, 
 
 __all__ = ["Attempts", "Context", "call", "call_json", "opened"]
 
+ACCEPTED = 10.0
+"""Seconds for which a router that never answered is tried at least if it accepts connections: they may be cut."""
 BASE_PAUSE = 0.1
 """Seconds of the first pause at most; each one after it may be twice as long."""
 LONGEST_PAUSE = 5.0
@@ -63,6 +65,8 @@ class Attempts:
         self._count = 0
         self.ambiguous = False
         """Whether an earlier attempt may have been carried out."""
+        self.running = False
+        """Whether an attempt runs, or was interrupted."""
 
     def progressed(self) -> None:
         """Begin anew: the last attempt brought something."""
@@ -87,7 +91,8 @@ class Attempts:
                 f"the connection to {self._context.url} was lost: {lost.reason}; the request may have been carried out"
             )
             raise ConnectionFailed(detail, sent=True) from lost
-        pause = self._pause(moment, None if self._context.reached else self._context.first_contact)
+        first = max(self._context.first_contact, ACCEPTED) if self.ambiguous else self._context.first_contact
+        pause = self._pause(moment, None if self._context.reached else first)
         if pause is None:
             raise ConnectionFailed(self._gave_up(lost), sent=self.ambiguous) from lost
         return pause
@@ -151,6 +156,7 @@ def call(
     gone: bool = False,
     placing: bool = False,
     patience: float | None = None,
+    attempts: Attempts | None = None,
 ) -> Flow[Response]:
     """Send a request until it is answered; return the answer.
 
@@ -159,19 +165,23 @@ def call(
         gone: whether 404 is a success once an earlier attempt may have been carried out.
         placing: whether it creates a job.
         patience: seconds for which it is tried again; `Context.retry_for` by default.
+        attempts: of this request, if the caller wants to know about them; they have their own patience.
 
     Raises:
         RouterError: the router refused it.
         ConnectionFailed: no answer came in time.
     """
-    attempts = Attempts(context, context.retry_for if patience is None else patience)
+    attempts = attempts or Attempts(context, context.retry_for if patience is None else patience)
     while True:
         try:
+            attempts.running = True
             response = yield from send(request)
         except Lost as lost:
             pause = attempts.after_loss(lost, (yield from now()), safe=safe)
+            attempts.running = False
         else:
             context.reached = True
+            attempts.running = False
             if response.status < 300 or (response.status == 404 and gone and attempts.ambiguous):
                 return response
             error = from_response(response.status, response.headers, response.content, placing=placing)
