@@ -28,6 +28,7 @@ __all__ = [
     "KeyReused",
     "Limit",
     "LimitReached",
+    "MadeBefore",
     "NoSpace",
     "NotFound",
     "NotSupported",
@@ -165,6 +166,18 @@ class Conflict(PRouterError):
     code = "conflict"
     status = 409
     level = logging.INFO
+
+
+class MadeBefore(Conflict):
+    """An earlier request with the same idempotency key has made what is shown only once: a token or a share link.
+
+    Args:
+        made: id of the token or link, for the client that did not receive it.
+    """
+
+    def __init__(self, detail: str, *, made: str | None = None, **fields: Any) -> None:
+        super().__init__(detail, **fields)
+        self.made = made
 
 
 class IsDirectory(Conflict):

@@ -11,7 +11,7 @@ from prouter.access.list_file import Entry, ListFile, Seen
 from prouter.access.roles import Principal, Role
 from prouter.access.tokens import hash_of
 from prouter.config.errors import ConfigError
-from prouter.errors import Conflict
+from prouter.errors import MadeBefore
 
 __all__ = ["SECRET_PREFIX", "SHARES", "Share", "ShareFile", "make_share"]
 
@@ -111,17 +111,18 @@ class ShareFile:
 
         Raises:
             ConfigError: there are too many.
-            Conflict: a request with this key has made one.
+            MadeBefore: a request with this key has made one.
         """
         with self._file.locked():
             known = [one for one in self.all() if one.valid(now)]
             for one in known:
                 if share.made_by and one.made_by == share.made_by:
-                    raise Conflict(
+                    raise MadeBefore(
                         f"this Idempotency-Key has made share link {one.id} already, and no link is shown twice; if "
                         f"you did not receive it, end it (DELETE JOB/share/{one.id}) and use a new key",
                         job=share.job,
                         code="share_exists",
+                        made=one.id,
                     )
             if len(known) >= _MOST:
                 raise ConfigError(f"there are {len(known)} share links already; end some with DELETE JOB/share/ID")

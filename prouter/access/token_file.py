@@ -13,7 +13,7 @@ from prouter.access.list_file import Entry, ListFile, Seen
 from prouter.access.roles import NAME, Role
 from prouter.access.tokens import Token, hash_of, new_token
 from prouter.config.errors import ConfigError
-from prouter.errors import Conflict
+from prouter.errors import MadeBefore
 
 __all__ = ["TOKENS", "TokenFile"]
 
@@ -61,7 +61,7 @@ class TokenFile:
 
         Raises:
             ConfigError: the name is none; there are too many tokens.
-            Conflict: a request with this key has made one.
+            MadeBefore: a request with this key has made one.
         """
         if NAME.fullmatch(name) is None:
             raise ConfigError(
@@ -77,10 +77,11 @@ class TokenFile:
             tokens = [known for known in self.all() if known.valid(now - _FORGET_AFTER)]
             for known in tokens:
                 if made_by and known.made_by == made_by:
-                    raise Conflict(
+                    raise MadeBefore(
                         f"this Idempotency-Key has made token {known.id} already, and no token is shown twice; if you "
                         f"did not receive it, revoke it (DELETE /tokens/{known.id}) and use a new key",
                         code="token_exists",
+                        made=known.id,
                     )
             if len(tokens) >= _MOST:
                 raise ConfigError(f"there are {len(tokens)} tokens already; revoke some with 'prouter token revoke'")

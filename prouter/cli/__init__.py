@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import click
@@ -60,10 +61,22 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of an unknown one, say which it may be."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            alike = get_close_matches(args[0], COMMANDS, 2)
+            meant = " or ".join(f"'prouter {name}'" for name in alike) or "one of 'prouter --help'"
+            raise click.UsageError(f"there is no command {args[0]!r}; it may be {meant}") from None
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take options without a command as those of ``up``: that is how the original's router is started."""
         if args and args[0].partition("=")[0] in _LATER:
-            raise click.UsageError(f"{args[0]} comes after the command, such as: prouter ps {args[0]} ...", ctx)
+            option = " ".join(args[: 1 if "=" in args[0] else 2])
+            raise click.UsageError(f"{args[0]} comes after the command, as in 'prouter ps {option}'", ctx)
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if args and args[0].startswith("-") and args[0] not in own:
             args = ["up", *args]

@@ -13,6 +13,7 @@ from prouter.cli.remote.connection import LONG, connect
 from prouter.cli.remote.job_views import result
 from prouter.cli.remote.names import find_job, short
 from prouter.cli.remote.output import echo_name, output_kind
+from prouter.cli.remote.terminals import end_without_reader
 from prouter.client import Event
 from prouter.texts import visible
 
@@ -34,6 +35,7 @@ def command(after: int | None, job: str | None, count: int | None) -> None:
       prouter events
       prouter events --after 0 --job web -o jsonl
     """
+    end_without_reader()
     with connect(LONG) as router:
         uid = find_job(router, job).uid if job else None
         with router.events(after) as events:

@@ -9,7 +9,7 @@ import click
 from prouter.cli.remote.command import RemoteCommand
 from prouter.cli.remote.completion import complete_job_paths
 from prouter.cli.remote.connection import LONG, chosen, connect
-from prouter.cli.remote.failures import note
+from prouter.cli.remote.failures import Failure, note
 from prouter.cli.remote.forwarding import Forwarder
 from prouter.cli.remote.names import find_job
 
@@ -40,6 +40,9 @@ def command(place: str, local: int | None, bind: str) -> None:
     choice = chosen()
     with connect(LONG, choice) as router:
         found = find_job(router, job)
+        info = found.info()
+    if not port and info.state == "RUNNING" and info.base_url is None:
+        raise Failure(f"job {job!r} has no server; name a port on which it listens: 'prouter forward {job}:PORT'")
     forwarder = Forwarder(choice.url, choice.token, choice.ca, f"{found.path}/tcp/{port or 'http'}", (bind, wanted))
     host, number = forwarder.address
     if not ipaddress.ip_address(host).is_loopback:

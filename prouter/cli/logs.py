@@ -13,7 +13,7 @@ from prouter.cli.remote.completion import complete_jobs
 from prouter.cli.remote.connection import LONG, connect
 from prouter.cli.remote.names import find_job
 from prouter.cli.remote.output import output_kind
-from prouter.cli.remote.terminals import write_all
+from prouter.cli.remote.terminals import end_without_reader, write_all
 from prouter.client import LogStream
 
 __all__ = ["command"]
@@ -53,6 +53,8 @@ def command(job: str, follow: bool, since: int | None, tail: int | None, stream:
     """
     if since is not None and tail is not None:
         raise click.UsageError("--since and --tail exclude each other")
+    if follow:
+        end_without_reader()
     with connect(LONG) as router:
         found = find_job(router, job)
         with found.logs(stream or "stdout", follow=follow, offset=since, tail=tail) as log:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import httpx
 
 from prouter.client.core.flow import Body, Command, Flow, Give, Now, Open, Read, Request, Response, Send, Sleep, Work
 from prouter.client.core.retries import Context
-from prouter.client.settings import Settings, fields_of, head_of, lost, timeouts
+from prouter.client.settings import Settings, fields_of, head_of, lost, note_redirect, timeouts
 
 __all__ = ["AsyncDriver"]
 
@@ -38,11 +40,12 @@ class AsyncDriver:
     Args:
         timeout: seconds without a byte from the router after which a request counts as lost.
         retry_for: seconds for which a request is tried again.
+        first_contact: the same until the router has answered once.
     """
 
-    def __init__(self, settings: Settings, timeout: float, retry_for: float) -> None:
+    def __init__(self, settings: Settings, timeout: float, retry_for: float, first_contact: float) -> None:
         self.settings = settings
-        self.context = Context(settings.url, timeout, retry_for)
+        self.context = Context(settings.url, timeout, retry_for, first_contact)
         self._timeout = timeout
         self._client = httpx.AsyncClient(
             base_url=settings.url, headers=settings.fields, **settings.client_options(timeout)
@@ -66,16 +69,23 @@ class AsyncDriver:
         finally:
             await steps.aclose()
 
-    def job_client(self, path: str) -> httpx.AsyncClient:
-        """Return a client whose base URL is that of a job's server."""
+    def job_client(self, path: str, own_url: Callable[[], str | None]) -> httpx.AsyncClient:
+        """Return a client whose base URL is that of a job's server.
+
+        Args:
+            own_url: returns the job's URL under its own host name, None without one.
+        """
         settings = self.settings
 
-        async def show_token(request: httpx.Request) -> None:
-            settings.show_token(request, path)
+        async def direct(request: httpx.Request) -> None:
+            settings.direct(request, path, own_url())
+
+        async def noted(response: httpx.Response) -> None:
+            note_redirect(response)
 
         return httpx.AsyncClient(
             base_url=settings.job_server(path),
-            event_hooks={"request": [show_token]},
+            event_hooks={"request": [direct], "response": [noted]},
             **settings.client_options(self._timeout),
         )
 
@@ -124,7 +134,7 @@ class AsyncDriver:
         if isinstance(command, Now):
             return time.monotonic()
         assert isinstance(command, Work)
-        return await asyncio.to_thread(command.call)
+        return await _in_thread(command.call)
 
     def _request(self, request: Request) -> httpx.Request:
         body = _sent(request.body) if isinstance(request.body, Body) else request.body
@@ -139,9 +149,25 @@ class AsyncDriver:
 
 async def _sent(body: Body) -> AsyncIterator[bytes]:
     chunks = body.chunks()
-    while chunk := await asyncio.to_thread(next, chunks, b""):
+    while chunk := await _in_thread(lambda: next(chunks, b"")):
         yield chunk
         body.on_sent(len(chunk))
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Return what a function that blocks returns.
+
+    A cancellation waits until it has returned: otherwise it would go on with local files that the flow cleans up.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        running.exception()
+        raise
 
 
 async def _close(opened: _Opened) -> None:

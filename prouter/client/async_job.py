@@ -13,10 +13,11 @@ import httpx
 from prouter.client.async_driver import AsyncDriver
 from prouter.client.async_streams import AsyncLogStream
 from prouter.client.core import files, jobs, transfers
-from prouter.client.core.errors import NotFound, RouterError
+from prouter.client.core.errors import NotFound
 from prouter.client.core.feeds import LogFeed
 from prouter.client.core.models import Bridge, Entry, JobInfo, Share, Synced, Transferred
 from prouter.client.core.progress import Progress
+from prouter.client.settings import own_url
 from prouter.client.websocket import connect_async
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class AsyncJob:
         self._driver = driver
         self._http: httpx.AsyncClient | None = None
         self._removed = False
+        self._maker = os.getpid()
         self.latest = info
         self.kept = keep
 
@@ -59,7 +61,7 @@ class AsyncJob:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-        if self.kept or self._removed:
+        if self.kept or self._removed or self._maker != os.getpid():  # in a forked child the job is its parent's
             return
         if error is None:
             with suppress(NotFound):
@@ -186,9 +188,7 @@ class AsyncJob:
 
     async def discard(self) -> None:
         """Remove the job if that is possible soon; for programs that have another error to raise."""
-        with suppress(RouterError):
-            await self._driver.run(jobs.remove(self._driver.context, self.path, patience=jobs.CLEANUP))
-            self._removed = True
+        self._removed = await self._driver.run(jobs.discard(self._driver.context, self.path))
 
     # -- its output and files -------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class AsyncJob:
         It follows no redirects unless told to, and none to the router's API; its cookies are its own.
         """
         if self._http is None:
-            self._http = self._driver.job_client(self.path)
+            self._http = self._driver.job_client(self.path, lambda: own_url(self.uid, self.url))
         return self._http
 
     def ws(self, path: str = "", **options: Any) -> AsyncConnect:

@@ -12,9 +12,9 @@ from prouter.client.async_driver import AsyncDriver
 from prouter.client.async_job import AsyncJob
 from prouter.client.async_streams import AsyncEventStream
 from prouter.client.core import jobs, router
-from prouter.client.core.flow import Flow
+from prouter.client.core.errors import RouterError
 from prouter.client.core.jobs import AgentChoice
-from prouter.client.core.models import Connection, JobInfo, RouterInfo, Token, WhoAmI
+from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.uploads import Uploads, uploads_of
 from prouter.client.settings import Settings, Verify
 
@@ -58,6 +58,7 @@ class AsyncRouter:
         token: an access token; by default PROUTER_TOKEN.
         timeout: seconds without a byte from the router after which an attempt counts as lost.
         retry_for: seconds for which a request is tried again after it failed first.
+        first_contact: the same until the router has answered once: its URL may be wrong.
         verify: for https: True, the path of a file with authorities, an `ssl.SSLContext`, or False.
         headers: fields of every request to the API.
 
@@ -72,10 +73,11 @@ class AsyncRouter:
         *,
         timeout: float = 30.0,
         retry_for: float = 60.0,
+        first_contact: float = 10.0,
         verify: Verify = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._driver = AsyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for)
+        self._driver = AsyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for, first_contact)
 
     def __repr__(self) -> str:
         return f"<AsyncRouter {self.url}>"
@@ -150,10 +152,16 @@ class AsyncRouter:
         keep: bool = False,
     ) -> Making:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        return Making(self._created(jobs.create(self._driver.context, name, agent, where), keep))
+        return Making(self._created(jobs.Creation(self._driver.context, name, agent, where), keep))
 
-    async def _created(self, flow: Flow[JobInfo], keep: bool) -> AsyncJob:
-        return AsyncJob(self._driver, await self._driver.run(flow), keep=keep)
+    async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
+        try:
+            return AsyncJob(self._driver, await self._driver.run(creation.carry_out()), keep=keep)
+        except RouterError:
+            raise
+        except BaseException:  # a cancellation above all: there may be a job by now
+            await asyncio.shield(self._driver.run(creation.undo()))
+            raise
 
     async def _started(self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any]) -> AsyncJob:
         job = await making

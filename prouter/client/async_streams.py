@@ -87,7 +87,8 @@ class AsyncEventStream(AsyncIterator[Event]):
         """Connect, so that the stream has every event from now on. Idempotent."""
         if not self._opened:
             self._opened = True
-            assert await anext(self._items) is OPENED
+            opened = await anext(self._items)
+            assert opened is OPENED
 
     async def __anext__(self) -> Event:
         await self.open()

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from prouter.client.core import files, jobs, transfers
-from prouter.client.core.errors import NotFound, RouterError
+from prouter.client.core.errors import NotFound
 from prouter.client.core.feeds import LogFeed
 from prouter.client.core.models import Bridge, Entry, JobInfo, Share, Synced, Transferred
 from prouter.client.core.progress import Progress
+from prouter.client.per_process import PerProcess
+from prouter.client.settings import own_url
 from prouter.client.streams import LogStream
 from prouter.client.sync_driver import SyncDriver
 from prouter.client.websocket import connect
@@ -43,8 +45,9 @@ class Job:
 
     def __init__(self, driver: SyncDriver, info: JobInfo, *, keep: bool) -> None:
         self._driver = driver
-        self._http: httpx.Client | None = None
+        self._http: PerProcess[httpx.Client] | None = None
         self._removed = False
+        self._maker = os.getpid()
         self.latest = info
         self.kept = keep
 
@@ -58,7 +61,7 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if self.kept or self._removed:
+        if self.kept or self._removed or self._maker != os.getpid():  # in a forked child the job is its parent's
             return
         if error is None:
             with suppress(NotFound):
@@ -69,7 +72,7 @@ class Job:
     def close(self) -> None:
         """Close the connections of `http`; the job goes on."""
         if self._http is not None:
-            self._http.close()
+            self._http.get().close()
             self._http = None
 
     # -- what it is -----------------------------------------------------------------------------------------------
@@ -185,9 +188,7 @@ class Job:
 
     def discard(self) -> None:
         """Remove the job if that is possible soon; for programs that have another error to raise."""
-        with suppress(RouterError):
-            self._driver.run(jobs.remove(self._driver.context, self.path, patience=jobs.CLEANUP))
-            self._removed = True
+        self._removed = self._driver.run(jobs.discard(self._driver.context, self.path))
 
     # -- its output and files -------------------------------------------------------------------------------------
 
@@ -327,8 +328,8 @@ class Job:
         It follows no redirects unless told to, and none to the router's API; its cookies are its own.
         """
         if self._http is None:
-            self._http = self._driver.job_client(self.path)
-        return self._http
+            self._http = self._driver.job_client(self.path, lambda: own_url(self.uid, self.url))
+        return self._http.get()
 
     def ws(self, path: str = "", **options: Any) -> ClientConnection:
         """Open a WebSocket of the job's server.

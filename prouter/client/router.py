@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from prouter.client.core import jobs, router
+from prouter.client.core.errors import RouterError
 from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.uploads import Uploads, uploads_of
@@ -35,6 +36,7 @@ class Router:
         token: an access token; by default PROUTER_TOKEN.
         timeout: seconds without a byte from the router after which an attempt counts as lost.
         retry_for: seconds for which a request is tried again after it failed first.
+        first_contact: the same until the router has answered once: its URL may be wrong.
         verify: for https: True, the path of a file with authorities, an `ssl.SSLContext`, or False.
         headers: fields of every request to the API.
 
@@ -49,10 +51,11 @@ class Router:
         *,
         timeout: float = 30.0,
         retry_for: float = 60.0,
+        first_contact: float = 10.0,
         verify: Verify = True,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._driver = SyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for)
+        self._driver = SyncDriver(Settings.of(url, token, verify, headers), timeout, retry_for, first_contact)
 
     def __repr__(self) -> str:
         return f"<Router {self.url}>"
@@ -135,8 +138,14 @@ class Router:
         keep: bool = False,
     ) -> Job:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        info = self._driver.run(jobs.create(self._driver.context, name, agent, where))
-        return Job(self._driver, info, keep=keep)
+        creation = jobs.Creation(self._driver.context, name, agent, where)
+        try:
+            return Job(self._driver, self._driver.run(creation.carry_out()), keep=keep)
+        except RouterError:
+            raise
+        except BaseException:  # KeyboardInterrupt above all: there may be a job by now
+            self._driver.run(creation.undo())
+            raise
 
     def job(self, path_or_uid: str) -> Job:
         """Return a job by its path, its URL, its uid, or the beginning of its uid. A ``with`` block keeps it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ import httpx
 from prouter import __version__
 from prouter.client.core.flow import Lost, Request, Response
 
-__all__ = ["DEFAULT_URL", "Settings", "header_map", "lost"]
+__all__ = ["DEFAULT_URL", "Settings", "header_map", "lost", "note_redirect", "own_url"]
 
 DEFAULT_URL = "http://127.0.0.1:8888"
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection."""
+
+_RELATIVE = "prouter.relative_redirect"
+"""Extension of a request that follows a relative redirect of the job."""
 
 Verify = bool | str | ssl.SSLContext
 
@@ -92,7 +96,7 @@ class Settings:
         """Return the options of an `httpx.Client` or `httpx.AsyncClient`."""
         tls = self.tls()
         return {
-            "timeout": httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
+            "timeout": httpx.Timeout(timeout, connect=min(CONNECT_TIMEOUT, timeout)),
             "verify": True if tls is None else tls,
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
         }
@@ -105,24 +109,53 @@ class Settings:
         """Return the URL of a job's WebSocket."""
         return f"ws{self.url.removeprefix('http')}{path}/http/{target.lstrip('/')}"
 
-    def show_token(self, request: httpx.Request, path: str) -> None:
+    def direct(self, request: httpx.Request, path: str, own_url: str | None = None) -> None:
         """Let a request to the job's server be sent, with the token.
 
-        A hostile job may redirect a client to the API or elsewhere, so other requests get no token.
+        A hostile job may redirect a client to the API or elsewhere, so other requests get no token. Requests under the
+        job's own host name go to the router, too: here that name may lead nowhere, or past a tunnel.
+
+        Args:
+            path: the job's.
+            own_url: of the job under its own host name; None if it has none (`own_url`).
 
         Raises:
             ValueError: the request is for the router, but not for this job's server.
         """
         root, url = httpx.URL(self.url), request.url
-        prefix = httpx.URL(self.job_server(path)).raw_path
-        if (url.scheme, url.host, url.port) != (root.scheme, root.host, root.port):
+        own = httpx.URL(own_url) if own_url is not None else None
+        name = b"" if own is None else own.netloc
+        if own is not None and _same_origin(url, own):
+            request.url = root.copy_with(raw_path=url.raw_path)
+        elif not _same_origin(url, root):
             if request.headers.get("Authorization") == self.credentials.get("Authorization"):
                 request.headers.pop("Authorization", None)
             return
-        if not (url.raw_path + b"/").startswith(prefix) and not url.raw_path.startswith(prefix[:-1] + b"?"):
-            raise ValueError(f"{url} is not below the job's own address: the job's client asks only the job")
-        for name, value in self.credentials.items():
-            request.headers.setdefault(name, value)
+        elif own is None or not request.extensions.get(_RELATIVE):
+            prefix = httpx.URL(self.job_server(path)).raw_path
+            if not (url.raw_path + b"/").startswith(prefix) and not url.raw_path.startswith(prefix[:-1] + b"?"):
+                raise ValueError(f"{url} is not below the job's own address: the job's client asks only the job")
+            if own is not None:
+                request.url = root.copy_with(raw_path=url.raw_path[len(root.raw_path.rstrip(b"/")) :])
+        if own is not None:
+            request.headers["Host"] = name.decode("ascii")
+        for field_, value in self.credentials.items():
+            request.headers.setdefault(field_, value)
+
+
+def note_redirect(response: httpx.Response) -> None:
+    """Note whether a redirect is relative: to the job itself, whatever name the request came by."""
+    response.request.extensions[_RELATIVE] = not urlsplit(response.headers.get("Location", "")).netloc
+
+
+def own_url(uid: str, url: str | None) -> str | None:
+    """Return the URL of a job if it is under a host name of the job's own (``control.job_domain``), else None."""
+    host = urlsplit(url or "").hostname or ""
+    return url if host.startswith(f"{uid.lower()}.") else None
+
+
+def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -132,7 +165,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def timeouts(request: Request, default: float) -> httpx.Timeout:
     """Return the time limits of one request."""
-    return httpx.Timeout(request.silence or default, connect=CONNECT_TIMEOUT)
+    silence = request.silence or default
+    return httpx.Timeout(silence, connect=min(CONNECT_TIMEOUT, silence))
 
 
 def fields_of(request: Request) -> dict[str, str]:
@@ -157,7 +191,7 @@ def head_of(response: httpx.Response) -> Response:
 def lost(error: httpx.TransportError) -> Lost:
     """Return what an error of httpx means for a flow."""
     early = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError))
-    text = str(error) or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx.ReadTimeout):
         text = "no byte came in time"
     hopeless = "CERTIFICATE_VERIFY_FAILED" in text or "WRONG_VERSION_NUMBER" in text

@@ -76,7 +76,8 @@ class EventStream(Iterator[Event]):
     def __init__(self, driver: SyncDriver, after: int | None) -> None:
         self._feed = EventsFeed(after)
         self._items = driver.iterate(follow(driver.context, self._feed, announce=True))
-        assert next(self._items) is OPENED
+        opened = next(self._items)
+        assert opened is OPENED
 
     @property
     def last(self) -> int | None:

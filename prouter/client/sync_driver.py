@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import httpx
 
 from prouter.client.core.flow import Body, Command, Flow, Give, Now, Open, Read, Request, Response, Send, Sleep, Work
 from prouter.client.core.retries import Context
-from prouter.client.settings import Settings, fields_of, head_of, lost, timeouts
+from prouter.client.per_process import PerProcess
+from prouter.client.settings import Settings, fields_of, head_of, lost, note_redirect, timeouts
 
 __all__ = ["SyncDriver"]
 
@@ -28,13 +29,16 @@ class SyncDriver:
     Args:
         timeout: seconds without a byte from the router after which a request counts as lost.
         retry_for: seconds for which a request is tried again.
+        first_contact: the same until the router has answered once.
     """
 
-    def __init__(self, settings: Settings, timeout: float, retry_for: float) -> None:
+    def __init__(self, settings: Settings, timeout: float, retry_for: float, first_contact: float) -> None:
         self.settings = settings
-        self.context = Context(settings.url, timeout, retry_for)
+        self.context = Context(settings.url, timeout, retry_for, first_contact)
         self._timeout = timeout
-        self._client = httpx.Client(base_url=settings.url, headers=settings.fields, **settings.client_options(timeout))
+        self._client = PerProcess(
+            lambda: httpx.Client(base_url=settings.url, headers=settings.fields, **settings.client_options(timeout))
+        )
 
     def run(self, flow: Flow[T]) -> T:
         """Return a flow's result."""
@@ -50,18 +54,27 @@ class SyncDriver:
         """Return the items that a flow gives; closing the iterator closes the flow."""
         yield from self._steps(flow)
 
-    def job_client(self, path: str) -> httpx.Client:
-        """Return a client whose base URL is that of a job's server."""
+    def job_client(self, path: str, own_url: Callable[[], str | None]) -> PerProcess[httpx.Client]:
+        """Return a client whose base URL is that of a job's server.
+
+        Args:
+            own_url: returns the job's URL under its own host name, None without one.
+        """
         settings = self.settings
-        return httpx.Client(
-            base_url=settings.job_server(path),
-            event_hooks={"request": [lambda request: settings.show_token(request, path)]},
-            **settings.client_options(self._timeout),
+        return PerProcess(
+            lambda: httpx.Client(
+                base_url=settings.job_server(path),
+                event_hooks={
+                    "request": [lambda request: settings.direct(request, path, own_url())],
+                    "response": [note_redirect],
+                },
+                **settings.client_options(self._timeout),
+            )
         )
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._client.get().close()
 
     def _steps(self, flow: Flow[T]) -> Any:
         opened: list[tuple[httpx.Response, Iterator[bytes]]] = []
@@ -89,11 +102,11 @@ class SyncDriver:
 
     def _carry_out(self, command: Command, opened: list[tuple[httpx.Response, Iterator[bytes]]]) -> Any:
         if isinstance(command, Send):
-            response = self._client.send(self._request(command.request))
+            response = self._client.get().send(self._request(command.request))
             return Response(response.status_code, head_of(response).headers, response.content)
         if isinstance(command, Open):
             _close(opened)
-            response = self._client.send(self._request(command.request), stream=True)
+            response = self._client.get().send(self._request(command.request), stream=True)
             opened.append((response, response.iter_bytes()))
             return head_of(response)
         if isinstance(command, Read):
@@ -107,7 +120,7 @@ class SyncDriver:
 
     def _request(self, request: Request) -> httpx.Request:
         body = _sent(request.body) if isinstance(request.body, Body) else request.body
-        return self._client.build_request(
+        return self._client.get().build_request(
             request.method,
             request.path,
             headers=fields_of(request),

@@ -1,7 +1,9 @@
 """Sessions: who is at the other end of a path, and whether it is alive.
 
 The dialler sends HELLO until the listener answers with WELCOME or REFUSE. From then on each side sends PING after a
-time of silence, and takes the peer for lost after `LOST_AFTER` heartbeats of silence. States::
+time of silence, and takes the peer for lost after `LOST_AFTER` heartbeats of silence. A side that hears its peer all
+the time asks nothing. It sends a PONG unasked now and then, since a PING of the peer may be stuck behind the very bytes
+that it hears. States::
 
     dialler    HELLO_SENT --WELCOME--> READY --silence or BYE--> LOST
                HELLO_SENT --REFUSE--> REFUSED;  HELLO_SENT --silence--> LOST
@@ -23,6 +25,7 @@ __all__ = [
     "LATE",
     "LISTENER_PATIENCE",
     "LOST_AFTER",
+    "SIGN_OF_LIFE",
     "Greeted",
     "Lost",
     "Refused",
@@ -42,6 +45,10 @@ nobody's silence meanwhile counts (`Session.excuse`)."""
 LISTENER_PATIENCE = 1.5
 """Heartbeat intervals of silence after which a listener sends PING. A dialler does so after one, so that mostly only
 one side asks."""
+
+SIGN_OF_LIFE = 1.5
+"""Heartbeat intervals after the last PING or PONG to the peer, after which a side sends a PONG unasked. Idle peers
+exchange PING and PONG more often than that, and send none."""
 
 
 class SessionState(Enum):
@@ -105,7 +112,7 @@ class Session:
         self._patience = heartbeat if hello is not None else heartbeat * LISTENER_PATIENCE
         self._heard = now
         self._asked = now
-        self._spoke_hello = now
+        self._spoke = now
         self._pings: dict[int, float] = {}
         self._ping_count = 0
         if hello is not None:
@@ -151,7 +158,10 @@ class Session:
         kind = frame.type
         if kind == PING:
             # Before WELCOME the peer is unauthenticated, and learns nothing by asking.
-            return [Frame(PONG, offset=frame.offset)] if self.state is SessionState.READY else [], None
+            if self.state is not SessionState.READY:
+                return [], None
+            self._spoke = now
+            return [Frame(PONG, offset=frame.offset)], None
         if kind == PONG:
             sent = self._pings.pop(frame.offset, None)
             if sent is not None:
@@ -188,12 +198,16 @@ class Session:
             self.state = SessionState.LOST
             return [], Lost(f"nothing heard for {silence:.1f} s")
         # The first HELLO is lost if the listener was not there yet.
-        if self.state is SessionState.HELLO_SENT and now - self._spoke_hello >= self.heartbeat:
-            self._spoke_hello = now
+        if self.state is SessionState.HELLO_SENT and now - self._spoke >= self.heartbeat:
+            self._spoke = now
             return [self._hello_frame()], None
-        # Both: a PING that is under way is not followed by another one at the next tick.
-        if self.state is SessionState.READY and min(silence, now - self._asked) >= self._patience:
-            return [self.ping(now)], None
+        if self.state is SessionState.READY:
+            # Both: a PING that is under way is not followed by another one at the next tick.
+            if min(silence, now - self._asked) >= self._patience:
+                return [self.ping(now)], None
+            if now - self._spoke >= self.heartbeat * SIGN_OF_LIFE:
+                self._spoke = now
+                return [Frame(PONG)], None
         return [], None
 
     def deadline(self) -> float:
@@ -202,14 +216,15 @@ class Session:
             return float("inf")
         lost = self._heard + self.heartbeat * LOST_AFTER
         if self.state is SessionState.HELLO_SENT:
-            return min(lost, self._spoke_hello + self.heartbeat)
+            return min(lost, self._spoke + self.heartbeat)
         if self.state is SessionState.READY:
-            return min(lost, max(self._heard, self._asked) + self._patience)
+            asks = max(self._heard, self._asked) + self._patience
+            return min(lost, asks, self._spoke + self.heartbeat * SIGN_OF_LIFE)
         return lost
 
     def ping(self, now: float) -> Frame:
         """Make a PING; its PONG also updates `latency`."""
-        self._asked = now
+        self._asked = self._spoke = now
         self._ping_count += 1
         # A peer that answers no PING must not make this grow.
         if len(self._pings) > LOST_AFTER * 2:

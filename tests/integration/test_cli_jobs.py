@@ -75,6 +75,7 @@ def test_files_are_copied_as_cp_does_it(prouter: CommandLine, web: str, tmp_path
     with tarfile.open(fileobj=BytesIO(prouter("cp", "cliweb:contents", "-").stdout)) as archive:
         assert "./deep/f.bin" in archive.getnames()
     assert "prouter ls" in prouter.refused("cp", "cliweb:nothing", str(tmp_path), code=3)
+    assert "nothing" in prouter.refused("ls", "cliweb:nothing", code=3)
 
 
 def test_names_that_mean_several_jobs_are_an_error_that_lists_them(prouter: CommandLine, web: str) -> None:
@@ -106,6 +107,8 @@ def test_a_router_that_is_not_there(tmp_path: Path) -> None:
     nowhere = CommandLine("http://127.0.0.1:1", tmp_path)
     checks = json.loads(nowhere.text("doctor", "-o", "json", code=1))
     assert "start the router" in checks[-1]["do"]
+    line = nowhere.refused("ps", code=5)
+    assert "(Connection refused); start it there with 'prouter up'" in line
 
 
 def test_a_port_of_a_job_is_a_local_one(prouter: CommandLine, web: str) -> None:
@@ -127,6 +130,22 @@ def test_a_port_of_a_job_is_a_local_one(prouter: CommandLine, web: str) -> None:
     finally:
         command.kill()
         command.communicate()
+
+
+def test_a_job_without_a_server_is_forwarded_by_its_port_only(prouter: CommandLine) -> None:
+    uid = prouter.text("run", "-d", "--", "sleep", "60").strip()
+    assert f"prouter forward {uid}:PORT" in prouter.refused("forward", uid, code=1)
+    prouter.text("rm", uid)
+
+
+@pytest.mark.parametrize("command", [("events",), ("logs", "-f", "cliweb")])
+def test_a_command_that_waits_for_news_ends_with_its_reader(
+    prouter: CommandLine, web: str, command: tuple[str, ...]
+) -> None:
+    waiting = prouter.start(*command)
+    assert waiting.stdout is not None
+    waiting.stdout.close()
+    assert waiting.wait(30) == 141
 
 
 def test_head_ends_a_list_quietly(prouter: CommandLine) -> None:

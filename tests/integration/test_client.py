@@ -366,7 +366,7 @@ def guarded(short_dir: Path) -> Iterator[tuple[processes.Router, str]]:
     directory = short_dir / "guarded-client"
     directory.mkdir()
     token = new_token(directory, "root", "admin")["token"]
-    router = start_router(directory, workers=1, control__job_domain="jobs.localhost")
+    router = start_router(directory, workers=1, control__job_domain="jobs.localhost", control__job_domain_only=True)
     agent = start_agent(short_dir / "guarded-agent", router)
     yield router, token
     agent.stop()
@@ -429,6 +429,42 @@ def test_a_hostile_server_gets_no_token_and_leads_nowhere(guarded: tuple[process
                             await (await other.job(path)).ws("x")
 
                 asyncio.run(asynchronously(job.path))
+
+
+MOVED = """
+import http.server, os
+class Moved(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path.startswith("/new") else 302)
+        self.send_header("Location", os.environ["LEADS_TO"] + "/new?x")
+        self.send_header("Content-Length", str(len(self.path)))
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Moved).serve_forever()
+"""
+
+
+def test_a_job_that_is_served_under_its_own_name_only_is_reached_and_its_redirects_followed(
+    guarded: tuple[processes.Router, str],
+) -> None:
+    router, token = guarded
+    port = urlsplit(router.url).port
+    with Router(router.url, token) as client:
+        with client.run([sys.executable, "-c", MOVED], env={"LEADS_TO": ""}, expose="assign") as job:
+            assert job.url == f"http://{job.uid}.jobs.localhost:{port}/"
+            assert job.http.post("new").status_code == 501
+            assert job.http.get("old").status_code == 302
+            assert job.http.get("old", follow_redirects=True).text == "/new?x"
+            assert job.http.get(f"{job.url}new").text == "/new"
+            assert job.http.get(f"{router.url}{job.path}/http/new").text == "/new"
+            with pytest.raises(ValueError, match="below the job's own address"):
+                job.http.get(f"{router.url}/whoami")
+        there = f"http://{job.uid}.jobs.localhost:{port}"
+        with (
+            client.run([sys.executable, "-c", MOVED], env={"LEADS_TO": there}, expose="assign") as other,
+            pytest.raises(httpx.ConnectError),  # to another job's name: no token, no detour by the router
+        ):
+            other.http.get("old", follow_redirects=True)
 
 
 def test_tokens_and_roles(guarded: tuple[processes.Router, str]) -> None:

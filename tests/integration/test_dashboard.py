@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: somebody signs in, sees jobs, reads a log, opens a job and signs out."""
+"""The dashboard in a real browser: somebody signs in, sees jobs, reads a log, opens and shares a job, and signs out."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ def buttons(tab: Tab, row: str) -> list[str]:
     return found
 
 
+def share_and_revoke(chromium: Browser, tab: Tab, row: str) -> None:
+    """Make a link to a job with the dashboard, follow it as a stranger, and revoke it."""
+    click(tab, row, "Share")
+    tab.wait(has_text("No link yet."))
+    tab.run("window.confirm = () => true")
+    tab.run("document.getElementById('share-name').value = 'for the review'")
+    tab.run("document.getElementById('share-expires').value = '3600'")
+    tab.run("document.getElementById('share-read').click()")
+    tab.run("document.getElementById('share-make').click()")
+    tab.wait(f"{has_text('for the review')} && document.getElementById('share-url').value !== ''")
+    shown = tab.run("document.getElementById('shares').innerText")
+    assert "look" in shown.split("\t")[1]
+    tab.run("document.getElementById('share-copy').click()")
+    tab.wait("document.getElementById('share-copy').textContent === 'Copied'")
+    stranger = chromium.profile().open(tab.run("document.getElementById('share-url').value"))
+    stranger.wait(f"{has_text('X-PRouter-User')} && {has_text('share:')}")
+    tab.run("document.querySelector('#shares button').click()")
+    tab.wait(has_text("No link yet."))
+    tab.run("document.getElementById('share-close').click()")
+    assert tab.run("document.getElementById('share').hidden")
+
+
 def start_job(router: Router, agent: Agent, name: str, **headers: str) -> None:
     """A job that writes a line and answers with the fields of requests."""
     body = {"name": name, "agent": {"type": "uid", "uid": agent.uid}}
@@ -61,7 +83,7 @@ def test_somebody_signs_in_and_uses_the_dashboard(chromium: Browser, short_dir: 
     directory = short_dir / "dashboard"
     (directory / "router").mkdir(parents=True)
     tokens = {name: new_token(directory / "router", name, "user")["token"] for name in ("ann", "bob")}
-    router = start_router(directory / "router")
+    router = start_router(directory / "router", control__sandbox_shares=True)
     agent = start_agent(directory / "agent", router)
     try:
         for name, token in tokens.items():
@@ -74,7 +96,7 @@ def test_somebody_signs_in_and_uses_the_dashboard(chromium: Browser, short_dir: 
         tab.wait(f"{has_text('job of ann')} && {has_text('job of bob')} && {has_text('ann · user')}")
         tab.wait("[...document.querySelectorAll('#jobs td')].filter((one) => one.innerText === 'RUNNING').length > 1")
         assert buttons(tab, "job of bob") == [], "they are for its owner"
-        assert buttons(tab, "job of ann") == ["Open", "Log", "Stop", "Remove"]
+        assert buttons(tab, "job of ann") == ["Open", "Share", "Log", "Stop", "Remove"]
         click(tab, "job of ann", "Log")
         tab.wait(has_text("a line of the log"))
         tab.run("window.open = (...asked) => { window.opened = asked; }")
@@ -85,6 +107,7 @@ def test_somebody_signs_in_and_uses_the_dashboard(chromium: Browser, short_dir: 
         job.wait(f"{has_text('X-PRouter-User')} && {has_text('ann')}")
         assert "prouter_" not in job.run("document.body.innerText + document.cookie")
 
+        share_and_revoke(chromium, tab, "job of ann")
         start_job(router, agent, "one more", Authorization=f"Bearer {tokens['bob']}")
         tab.wait(has_text("one more"))
         click(tab, "job of ann", "Stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,7 +127,8 @@ def test_keeper_without_agent_ends_at_sigterm(bench: Bench) -> None:
     runner.close(end_jobs=False)
 
     def gone() -> bool:
-        if alive(line["keeper"]):  # Again and again, as a SIGTERM before it saw the agent go is ignored.
+        # Again and again, as a SIGTERM before it saw the agent go is ignored.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(line["keeper"], signal.SIGTERM)
         return not alive(line["keeper"])
 

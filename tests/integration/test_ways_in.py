@@ -274,7 +274,7 @@ def test_links_are_the_owners_and_the_operators(it: Guarded) -> None:
     made = it.ask("user", "POST", f"{path}/share", json={}, headers=key).json()
     again = it.ask("user", "POST", f"{path}/share", json={}, headers=key)
     assert (again.status_code, again.json()["code"]) == (409, "share_exists")
-    assert made["id"] in again.json()["detail"]
+    assert again.json()["made"] == made["id"]
     other = it.job("user")
     assert it.ask("user", "DELETE", f"{other}/share/{made['id']}").status_code == 404, "it is another job's"
     assert it.ask("user", "DELETE", f"{path}/share/{made['id']}").status_code == 204

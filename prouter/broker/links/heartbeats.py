@@ -6,6 +6,7 @@ from functools import partial
 
 from prouter.broker.base.env import Env
 from prouter.broker.base.switch import Path
+from prouter.fabric.frames import PING
 from prouter.fabric.session import LOST_AFTER, Lost, SessionState
 
 __all__ = ["Heartbeats"]
@@ -63,7 +64,8 @@ class Heartbeats:
             return
         frames, event = session.tick(now)
         if frames:
-            path.measured = now
+            if frames[0].type == PING:
+                path.measured = now
             self._env.outbox.say(path, *frames)
         if isinstance(event, Lost):
             self._watched.discard(path)

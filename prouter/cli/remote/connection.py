@@ -23,6 +23,8 @@ SHORT = 5.0
 """Seconds for which commands that people wait for try a router that does not answer."""
 LONG = 60.0
 """The same for commands that work for long, such as `run`."""
+_FIRST_CONTACT = 1.5
+"""The same until the router has answered once: most often it does not run, or its URL is wrong."""
 META_KEY = "prouter.cli.router"
 """Where a command's context has the values of the options that choose a router."""
 
@@ -133,6 +135,7 @@ def connect(retry_for: float = SHORT, choice: Chosen | None = None, make: Callab
     choice = choice or chosen()
     verify: Any = choice.ca if choice.ca is not None else True
     try:
-        return make(choice.url, token=choice.token or "", retry_for=retry_for, verify=verify)
+        token = choice.token or ""
+        return make(choice.url, token=token, retry_for=retry_for, first_contact=_FIRST_CONTACT, verify=verify)
     except ValueError as error:
         raise Failure(f"{choice.source}: {error}", 2) from error

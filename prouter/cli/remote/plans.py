@@ -118,7 +118,8 @@ def where_of(router: Router, wanted: Mapping[str, str]) -> dict[str, Any] | None
         values = [agent.properties[name] for agent in agents if name in agent.properties]
         matching = [value for value in values if (value if isinstance(value, str) else json.dumps(value)) == text]
         if not matching:
-            known = ", ".join(sorted({json.dumps(value) for value in values})[:8]) or "no agent has it"
-            raise Failure(f"no agent has {name}={text}: {known}; 'prouter agents' shows properties", Exit.NOT_THE_JOB)
+            known = ", ".join(sorted({json.dumps(value) for value in values})[:8])
+            but = f"no agent has {name}={text}, but {known}" if known else f"no agent has the property {name!r}"
+            raise Failure(f"{but}; 'prouter agents' shows properties", Exit.NOT_THE_JOB)
         found[name] = matching[0]
     return found

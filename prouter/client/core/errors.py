@@ -48,6 +48,7 @@ class RouterError(Exception):
         request_id: the request's name in the router's log, or None.
         retry_after: seconds after which the router expects a retry to succeed, or None.
         limit: configuration key of the limit that was reached, or None.
+        made: id of the token or share link that an earlier request with the same idempotency key has made, or None.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class RouterError(Exception):
         request_id: str | None = None,
         retry_after: float | None = None,
         limit: str | None = None,
+        made: str | None = None,
     ) -> None:
         super().__init__(detail)
+        self.made = made
         self.limit = limit
         self.detail = detail
         self.status = status
@@ -241,6 +244,7 @@ def from_response(status: int, headers: Mapping[str, str], content: bytes, *, pl
         status,
         placing=placing and not (limit_name or "").startswith("limits."),
         limit=limit_name,
+        made=_text(problem.get("made")),
         job=_text(problem.get("job")),
         state=_text(problem.get("state")),
         request_id=_text(problem.get("request_id")) or headers.get("x-request-id"),

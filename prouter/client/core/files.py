@@ -11,6 +11,8 @@ from prouter.client.core.retries import Attempts, Context, call, call_json, open
 __all__ = ["Download", "delete", "file_url", "head", "listing", "make_directory", "read_file", "walk", "write_file"]
 
 _BYTES = {"Content-Type": "application/octet-stream"}
+_RESTARTS = 5
+"""How often a download begins anew because the file changed meanwhile."""
 
 
 def file_url(job: str, path: str) -> str:
@@ -56,7 +58,7 @@ def head(context: Context, job: str, path: str) -> Flow[Response]:
     url = file_url(job, path)
     try:
         return (yield from call(context, Request("HEAD", url)))
-    except (Unauthorized, Forbidden) as error:
+    except (Unauthorized, Forbidden, NotFound) as error:
         yield from call(context, Request("GET", url, {"Range": "bytes=0-0"}))  # what is refused is told in a body only
         raise error
 
@@ -72,11 +74,13 @@ class Download:
 
     def __init__(self, job: str, path: str, offset: int = 0, length: int | None = None) -> None:
         self._url = file_url(job, path)
+        self._path = path
         self._first = offset
         self._length = length
         self.etag: str | None = None
         self.size: int | None = None
         self.position = offset
+        self._restarts = 0
 
     def request(self) -> Request:
         """Return the request for the rest."""
@@ -86,15 +90,34 @@ class Download:
             headers["Range"] = f"bytes={self.position}-{last}"
         return Request("GET", self._url, headers)
 
-    def begin(self, response: Response) -> None:
-        """Learn which file this is."""
-        self.etag = response.headers.get("etag")
+    def begin(self, response: Response) -> bool:
+        """Learn which file this is; return whether it comes from its start again, although a part was received.
+
+        Raises:
+            RouterError: these are not the bytes that were asked for (``gateway``): going on would mix up the file.
+        """
+        total, begins = response.headers.get("content-length", ""), 0
         if response.status == 206:
-            total = response.headers.get("content-range", "").rpartition("/")[2]
-        else:
-            total = response.headers.get("content-length", "")
-            self.position = 0
-        self.size = int(total) if total.isascii() and total.isdigit() else None
+            span, _, total = response.headers.get("content-range", "").partition("/")
+            begins = _whole(span.removeprefix("bytes ").partition("-")[0]) or 0
+        partial = self._first > 0 or self._length is not None
+        anew = begins != self.position or (partial and response.status != 206)
+        if anew:
+            wrong = f"the answer begins at byte {begins} of '{self._path}' instead of {self.position}"
+            error = RouterError(f"{wrong}: a proxy on the way to the router drops the field Range", code="gateway")
+            if partial or response.status == 206:
+                raise error
+            self.restart(error)
+        self.etag, self.size = response.headers.get("etag"), _whole(total)
+        return anew
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is known to have been received."""
+        end = self.size
+        if end is not None and self._length is not None:
+            end = min(end, self._first + self._length)
+        return end is not None and self.position >= end
 
     def check(self) -> None:
         """Check that all of the file was received, in case something on the way hid that the connection broke.
@@ -102,13 +125,24 @@ class Download:
         Raises:
             Lost: something is missing.
         """
-        if self._length is None and self.size is not None and self.position < self.size:
+        if self.size is not None and not self.complete:
             raise Lost("the file ended early")
 
-    def restart(self) -> None:
-        """Begin anew: the file has changed."""
-        self.etag = None
+    def restart(self, cause: RouterError) -> None:
+        """Begin anew: the file has changed, or cannot be continued.
+
+        Raises:
+            RouterError: `cause`, which has come too often.
+        """
+        self._restarts += 1
+        if self._restarts > _RESTARTS:
+            raise cause
+        self.etag = self.size = None
         self.position = self._first
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def read_file(context: Context, job: str, path: str, offset: int, length: int | None) -> Flow[bytes]:
@@ -128,17 +162,20 @@ def read_file(context: Context, job: str, path: str, offset: int, length: int | 
             response = yield from opened(context, download.request(), attempts)
             if "etag" not in response.headers:
                 raise RouterError(f"'{path}' is a directory: download it, or list it", status=409, code="is_directory")
-            download.begin(response)
+            if download.begin(response):
+                data.clear()
             while piece := (yield from read()):
                 data += piece
                 download.position += len(piece)
                 attempts.progressed()
             download.check()
             return bytes(data)
-        except PreconditionFailed:
-            download.restart()
+        except PreconditionFailed as error:
+            download.restart(error)
             data.clear()
         except Lost as lost:
+            if download.complete:
+                return bytes(data)
             yield from sleep(attempts.after_loss(lost, (yield from now()), safe=True))
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prouter.client.core.errors import Conflict, ConnectionFailed, NotFound, RouterError, TimedOut
 from prouter.client.core.flow import Flow, Request, give, now
 from prouter.client.core.models import Bridge, JobInfo, Share
 from prouter.client.core.paths import job_path, query, segment
-from prouter.client.core.retries import Context, call, call_json
+from prouter.client.core.retries import Attempts, Context, call, call_json
 
 __all__ = [
     "AgentChoice",
+    "Creation",
     "bridge",
     "bridges",
     "browser_url",
-    "create",
+    "discard",
     "find",
     "info",
     "list_jobs",
@@ -41,8 +42,10 @@ __all__ = [
 AgentChoice = str | Sequence[str] | Mapping[str, Any] | None
 """Which agent: a uid; several of them; the API's object with ``type``; None for any."""
 
-CLEANUP = 10.0
-"""Seconds for which the removal of a job is tried while another error waits to be raised."""
+CLEANUP = 5.0
+"""Seconds for which a job's removal is tried, and its answer awaited, while another error waits to be raised."""
+_LATE = 5.0
+"""Seconds by which the answer to a wait with a deadline may come later than the router was asked for it."""
 _PAGE = 250
 """Jobs in a page of a list."""
 _WAIT = 20.0
@@ -76,17 +79,52 @@ def _agent(agent: AgentChoice, where: Mapping[str, Any] | None) -> dict[str, Any
     return dict(agent) if isinstance(agent, Mapping) else {"type": "select", "uids": list(agent)}
 
 
-def create(
-    context: Context, name: str | None = None, agent: AgentChoice = None, where: Mapping[str, Any] | None = None
-) -> Flow[JobInfo]:
-    """Create an empty job; exactly one, however often the connection breaks.
+class Creation:
+    """The creation of one empty job; exactly one, however often the connection breaks.
+
+    Args:
+        name: for people.
+        agent: which agent.
+        where: properties that it must have, instead of `agent`.
 
     Raises:
-        NoAgent: no agent can take it.
+        ValueError: both a choice and properties are given.
     """
-    body = {"name": name or "", "agent": _agent(agent, where)}
-    request = post("/jobs/create", body, key=context.new_key(), silence=max(context.timeout, 60.0))
-    return JobInfo.of((yield from call_json(context, request, placing=True)))
+
+    def __init__(
+        self,
+        context: Context,
+        name: str | None = None,
+        agent: AgentChoice = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._context = context
+        self._key = context.new_key()
+        self._body = {"name": name or "", "agent": _agent(agent, where)}
+        self._attempts = Attempts(context, context.retry_for)
+
+    def carry_out(self) -> Flow[JobInfo]:
+        """Create the job.
+
+        Raises:
+            NoAgent: no agent can take it.
+        """
+        return (yield from self._ask(max(self._context.timeout, 60.0), self._attempts))
+
+    def undo(self) -> Flow[None]:
+        """Remove the job, if that is possible soon, after its creation was interrupted: nobody else knows it.
+
+        Only the key finds a job whose info did not arrive, so it is asked for once more.
+        """
+        if not (self._attempts.running or self._attempts.ambiguous):
+            return
+        with suppress(RouterError):
+            made = yield from self._ask(CLEANUP, Attempts(self._context, CLEANUP if self._context.reached else 0.0))
+            yield from discard(self._context, made.path)
+
+    def _ask(self, silence: float, attempts: Attempts) -> Flow[JobInfo]:
+        request = post("/jobs/create", self._body, key=self._key, silence=silence)
+        return JobInfo.of((yield from call_json(self._context, request, placing=True, attempts=attempts)))
 
 
 def start_body(
@@ -208,7 +246,8 @@ def wait(context: Context, path: str, timeout: float | None = None) -> Flow[JobI
         left = None if deadline is None else max(0.0, deadline - (yield from now()))
         patience = left if left is not None else float("inf") if reached else context.retry_for
         asked = _WAIT if left is None else min(_WAIT, left)
-        request = post(f"{path}/wait{query(timeout=asked)}", silence=asked + context.timeout)
+        late = context.timeout if left is None or asked < left else min(context.timeout, _LATE)
+        request = post(f"{path}/wait{query(timeout=asked)}", silence=asked + late)
         try:
             response = yield from call(context, request, patience=patience)
         except RouterError as error:
@@ -247,11 +286,20 @@ def send_signal(context: Context, path: str, name: str) -> Flow[JobInfo]:
     return JobInfo.of((yield from call_json(context, post(f"{path}/signal", {"signal": name}), safe=False)))
 
 
-def remove(context: Context, path: str, *, patience: float | None = None) -> Flow[JobInfo | None]:
+def remove(context: Context, path: str) -> Flow[JobInfo | None]:
     """End a job and delete its sandbox; return its info as it was, None if only a lost attempt got that."""
     request = post(f"{path}/remove", silence=max(context.timeout, 60.0))
-    response = yield from call(context, request, gone=True, patience=patience)
+    response = yield from call(context, request, gone=True)
     return JobInfo.of(json.loads(response.content)) if response.status == 200 else None
+
+
+def discard(context: Context, path: str) -> Flow[bool]:
+    """Remove a job if that is possible soon, for callers with another error to raise; return whether it is gone."""
+    try:
+        yield from call(context, post(f"{path}/remove", silence=CLEANUP), gone=True, patience=CLEANUP)
+    except RouterError as error:
+        return isinstance(error, NotFound)
+    return True
 
 
 def open_url(context: Context, path: str) -> Flow[str]:
@@ -320,7 +368,6 @@ def make_once(context: Context, path: str, body: Mapping[str, Any]) -> Flow[dict
         try:
             return (yield from call_json(context, post(path, body, key=context.new_key())))
         except Conflict as error:
-            made = re.search(r"DELETE \S*/([^\s/)]+)", error.detail) if error.code.endswith("_exists") else None
-            if made is None:
+            if error.made is None:
                 raise
-            yield from call(context, Request("DELETE", f"{path}/{segment(made[1])}"), gone=True)
+            yield from call(context, Request("DELETE", f"{path}/{segment(error.made)}"), gone=True)

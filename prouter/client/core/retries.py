@@ -14,8 +14,8 @@ from prouter.client.core.flow import Flow, Lost, Request, Response, now, open_, 
 
 __all__ = ["Attempts", "Context", "call", "call_json", "opened"]
 
-FIRST_CONTACT = 10.0
-"""Seconds for which a router that never answered is tried: its URL may be wrong."""
+ACCEPTED = 10.0
+"""Seconds for which a router that never answered is tried at least if it accepts connections: they may be cut."""
 BASE_PAUSE = 0.1
 """Seconds of the first pause at most; each one after it may be twice as long."""
 LONGEST_PAUSE = 5.0
@@ -36,6 +36,7 @@ class Context:
         timeout: seconds without a byte from the router after which an attempt counts as lost.
         retry_for: seconds for which a request is tried again after its first failure.
         random: returns a number from 0 to 1, for jitter.
+        first_contact: seconds for which a router that never answered is tried: its URL may be wrong.
         new_key: returns a new idempotency key.
         reached: whether the router ever answered.
     """
@@ -43,6 +44,7 @@ class Context:
     url: str
     timeout: float = 30.0
     retry_for: float = 60.0
+    first_contact: float = 10.0
     random: Callable[[], float] = field(default=random.random)
     new_key: Callable[[], str] = field(default=_new_key)
     reached: bool = False
@@ -63,6 +65,8 @@ class Attempts:
         self._count = 0
         self.ambiguous = False
         """Whether an earlier attempt may have been carried out."""
+        self.running = False
+        """Whether an attempt runs, or was interrupted."""
 
     def progressed(self) -> None:
         """Begin anew: the last attempt brought something."""
@@ -87,7 +91,8 @@ class Attempts:
                 f"the connection to {self._context.url} was lost: {lost.reason}; the request may have been carried out"
             )
             raise ConnectionFailed(detail, sent=True) from lost
-        pause = self._pause(moment, FIRST_CONTACT if not self._context.reached else None)
+        first = max(self._context.first_contact, ACCEPTED) if self.ambiguous else self._context.first_contact
+        pause = self._pause(moment, None if self._context.reached else first)
         if pause is None:
             raise ConnectionFailed(self._gave_up(lost), sent=self.ambiguous) from lost
         return pause
@@ -128,9 +133,10 @@ class Attempts:
         url = self._context.url
         if not self._context.reached:
             return (
-                f"no router answers at {url}: {lost.reason}. Is the URL right (PROUTER_URL), and does 'prouter up' run?"
+                f"no router answers at {url} ({lost.reason}); start it there with 'prouter up', or correct the URL "
+                "(PROUTER_URL)"
             )
-        return f"the router at {url} does not answer any more: {lost.reason}. Is it still running?"
+        return f"the router at {url} does not answer any more ({lost.reason}); see whether it still runs"
 
 
 def _passing(error: RouterError, *, safe: bool) -> bool:
@@ -150,6 +156,7 @@ def call(
     gone: bool = False,
     placing: bool = False,
     patience: float | None = None,
+    attempts: Attempts | None = None,
 ) -> Flow[Response]:
     """Send a request until it is answered; return the answer.
 
@@ -158,19 +165,23 @@ def call(
         gone: whether 404 is a success once an earlier attempt may have been carried out.
         placing: whether it creates a job.
         patience: seconds for which it is tried again; `Context.retry_for` by default.
+        attempts: of this request, if the caller wants to know about them; they have their own patience.
 
     Raises:
         RouterError: the router refused it.
         ConnectionFailed: no answer came in time.
     """
-    attempts = Attempts(context, context.retry_for if patience is None else patience)
+    attempts = attempts or Attempts(context, context.retry_for if patience is None else patience)
     while True:
         try:
+            attempts.running = True
             response = yield from send(request)
         except Lost as lost:
             pause = attempts.after_loss(lost, (yield from now()), safe=safe)
+            attempts.running = False
         else:
             context.reached = True
+            attempts.running = False
             if response.status < 300 or (response.status == 404 and gone and attempts.ambiguous):
                 return response
             error = from_response(response.status, response.headers, response.content, placing=placing)

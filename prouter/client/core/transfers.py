@@ -32,8 +32,6 @@ _LETTERS = re.compile(r"[\[*?]")
 """Letters that mean something in masks."""
 _SAME = 2e-6
 """Seconds by which two modification times may differ: the API tells them as floating point numbers."""
-_RESTARTS = 5
-"""How often a download begins anew because the file changed meanwhile."""
 
 
 def upload(
@@ -134,14 +132,15 @@ def _download_file(context: Context, job: str, remote: str, path: str, progress:
     received = Download(job, remote)
     attempts = Attempts(context, context.retry_for)
     count = Counter(progress, None)
-    restarts = 0
-    part = yield from work(partial(PartFile, path))
+    part = PartFile(path)
     done = False
     try:
+        yield from work(part.open)
         while True:
             try:
                 response = yield from opened(context, received.request(), attempts)
-                received.begin(response)
+                if received.begin(response):
+                    yield from work(part.empty)
                 count.restart(received.position, received.size)
                 while piece := (yield from read()):
                     yield from work(partial(part.write, piece))
@@ -150,13 +149,12 @@ def _download_file(context: Context, job: str, remote: str, path: str, progress:
                     count(len(piece))
                 received.check()
                 break
-            except PreconditionFailed:
-                restarts += 1
-                if restarts > _RESTARTS:
-                    raise
-                received.restart()
+            except PreconditionFailed as error:
+                received.restart(error)
                 yield from work(part.empty)
             except Lost as lost:
+                if received.complete:
+                    break
                 yield from sleep(attempts.after_loss(lost, (yield from now()), safe=True))
         yield from work(part.finish)
         done = True

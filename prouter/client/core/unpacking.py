@@ -7,6 +7,7 @@ name once all of it was written.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tarfile
@@ -36,15 +37,21 @@ class PartFile:
 
     Args:
         target: its path. A link there is replaced, never written through.
-
-    Raises:
-        OSError: it cannot be written.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
-        fd, self._part = tempfile.mkstemp(prefix=".prouter-", suffix=".part", dir=os.path.dirname(target) or ".")
-        self._file: IO[bytes] = os.fdopen(fd, "wb")
+        self._part = ""
+        self._file: IO[bytes] = io.BytesIO()
+
+    def open(self) -> None:
+        """Make it, under another name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        fd, self._part = tempfile.mkstemp(prefix=".prouter-", suffix=".part", dir=os.path.dirname(self._target) or ".")
+        self._file = os.fdopen(fd, "wb")
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -70,7 +77,8 @@ class PartFile:
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
+        with suppress(OSError):  # The disk is full, and what is buffered cannot be written.
+            self._file.close()
         with suppress(OSError):
             os.unlink(self._part)
 
@@ -175,6 +183,7 @@ class Unpacker:
         if os.path.isdir(path) and not os.path.islink(path):
             raise IsADirectoryError(f"'{path}' is a directory, but the archive has a file of this name")
         self._part = part = PartFile(path)
+        part.open()
         left = size
         while left:
             data = yield min(left, _PIECE), False

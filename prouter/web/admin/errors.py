@@ -11,7 +11,7 @@ from typing import Any
 import falcon
 
 from prouter.access.credentials import CHALLENGE
-from prouter.errors import PreconditionFailed, PRouterError, Unsupported
+from prouter.errors import MadeBefore, PreconditionFailed, PRouterError, Unsupported
 from prouter.web.admin.pages.own_pages import SIGN_IN_FAILED, OwnPages
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.metrics import counters
@@ -65,6 +65,8 @@ def problem(error: PRouterError, request_id: str) -> dict[str, Any]:
         document["state"] = error.state
     if error.limit is not None:
         document["limit"] = error.limit._asdict()
+    if isinstance(error, MadeBefore) and error.made is not None:
+        document["made"] = error.made
     return document
 
 

@@ -289,3 +289,7 @@ class Problem(_Response):
     job: str | None = Field(default=None, description="Uid of the job that the error is about.")
     state: str | None = Field(default=None, description="State of that job.")
     limit: LimitOver | None = Field(default=None, description="The limit that was over, in most errors of status 429.")
+    made: str | None = Field(
+        default=None,
+        description="Id of the token or share link that an earlier request with this Idempotency-Key has made.",
+    )

@@ -13,7 +13,7 @@ import pytest
 
 from prouter import client
 from prouter.client import AsyncJob, AsyncRouter, Job, Router
-from prouter.client.settings import Settings, lost
+from prouter.client.settings import Settings, lost, note_redirect, own_url
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,7 +103,7 @@ def test_the_token_is_shown_to_the_job_and_to_nobody_else() -> None:
 
     def shown(url: str, **headers: str) -> str | None:
         request = httpx.Request("GET", url, headers=headers)
-        settings.show_token(request, path)
+        settings.direct(request, path)
         value = request.headers.get("Authorization")
         return value if value is None else str(value)
 
@@ -116,6 +116,32 @@ def test_the_token_is_shown_to_the_job_and_to_nobody_else() -> None:
                 "http://r:1/p/jobs/c/j/http/../stop", "http://r:1/jobs/c/j/http/"):  # fmt: skip
         with pytest.raises(ValueError, match="below the job's own address"):
             shown(url)
+
+
+def test_requests_go_to_a_jobs_own_name_by_the_router() -> None:
+    settings = Settings.of("http://r:1/p", "t", True, None)
+    path, own = "/jobs/c/j", own_url("J", "http://j.jobs.example:1/")
+    assert own_url("j", "http://r:1/p/jobs/c/j/http/") is None
+    assert own_url("j", None) is None
+
+    def directed(url: str, location: str = "", **headers: str) -> tuple[str, str, str | None]:
+        request = httpx.Request("GET", url, headers=headers)
+        if location:
+            note_redirect(httpx.Response(302, headers={"Location": location}, request=request))
+        settings.direct(request, path, own)
+        return str(request.url), request.headers["Host"], request.headers.get("Authorization")
+
+    name = "j.jobs.example:1"
+    assert directed("http://r:1/p/jobs/c/j/http/x?y") == ("http://r:1/jobs/c/j/http/x?y", name, "Bearer t")
+    assert directed(f"http://{name}/x") == ("http://r:1/x", name, "Bearer t")
+    assert directed("http://r:1/y", location="/y") == ("http://r:1/y", name, "Bearer t")
+    assert directed("http://other.jobs.example:1/", Authorization="Bearer t") == (
+        "http://other.jobs.example:1/", "other.jobs.example:1", None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="below the job's own address"):
+        directed("http://r:1/p/whoami")
+    with pytest.raises(ValueError, match="below the job's own address"):
+        directed("http://r:1/p/whoami", location="http://r:1/p/whoami", Host=name)
 
 
 def test_a_secret_is_in_no_representation() -> None:

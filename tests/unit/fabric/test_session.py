@@ -53,7 +53,26 @@ def test_no_ping_is_sent_while_frames_arrive() -> None:
     dialler, _ = pair()
     for tenth in range(1, 100):
         dialler.heard(tenth / 10)
-        assert dialler.tick(tenth / 10 + 0.05) == ([], None)
+        frames, event = dialler.tick(tenth / 10 + 0.05)
+        assert event is None
+        assert all(frame.type == PONG for frame in frames)
+
+
+def test_a_side_that_only_listens_gives_signs_of_life() -> None:
+    """A peer whose PING is stuck behind what it sends would take it for dead."""
+    for listens, sends in (pair(), pair()[::-1]):
+        said: list[Frame] = []
+        for tenth in range(1, 100):
+            now = tenth / 10
+            listens.heard(now)
+            frames, event = listens.tick(now)
+            assert event is None
+            for frame in frames:
+                said.append(frame)
+                assert sends.receive(frame, now) == ([], None)
+            assert sends.tick(now)[1] is None, "its own PING never arrives"
+        assert [frame.type for frame in said] == [PONG] * 6
+        assert sends.latency is None
 
 
 def test_the_dialler_sends_the_pings() -> None:
@@ -157,7 +176,7 @@ def test_silence_counts_only_while_this_end_listened() -> None:
     session = Session(0.0, 1.0, {"kind": "agent"})
     session.receive(Frame(WELCOME, payload=pack_body({})), 0.0)
     session.excuse(10.0, 10.5)
-    assert session.tick(10.5) == ([], None), "half a second of silence"
+    assert session.tick(10.5)[1] is None, "half a second of silence"
     frames, lost = session.tick(13.0)
     assert isinstance(lost, Lost)
     assert not frames

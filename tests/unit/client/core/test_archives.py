@@ -246,6 +246,7 @@ def test_links_that_stay_inside(name: str, target: str, inside: bool) -> None:
 
 def test_a_part_file_gets_its_name_at_the_end_only(tmp_path: Path) -> None:
     part = PartFile(str(tmp_path / "f"))
+    part.open()
     part.write(b"old")
     part.empty()
     part.write(b"new")
@@ -253,5 +254,6 @@ def test_a_part_file_gets_its_name_at_the_end_only(tmp_path: Path) -> None:
     part.finish()
     assert (tmp_path / "f").read_bytes() == b"new"
     part = PartFile(str(tmp_path / "g"))
+    part.open()
     part.abort()
     assert os.listdir(tmp_path) == ["f"]

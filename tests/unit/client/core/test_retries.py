@@ -22,7 +22,7 @@ from prouter.client.core.errors import (
     TimedOut,
 )
 from prouter.client.core.flow import Lost, Request
-from prouter.client.core.retries import FIRST_CONTACT, LONGEST_PAUSE, call
+from prouter.client.core.retries import ACCEPTED, LONGEST_PAUSE, call
 from tests.support.flow_player import Answer, FlowPlayer, context
 
 JOB = {"uid": "j", "name": "n", "path": "/jobs/c/j", "state": "NEW"}
@@ -34,8 +34,8 @@ def ok(body: Any = None, status: int = 200) -> Answer:
     return Answer(status, {}, (json.dumps(JOB if body is None else body).encode(),))
 
 
-def problem(status: int, code: str, detail: str = "because", **headers: str) -> Answer:
-    body = json.dumps({"status": status, "code": code, "detail": detail, "request_id": "r1"}).encode()
+def problem(status: int, code: str, *, made: str | None = None, **headers: str) -> Answer:
+    body = json.dumps({"status": status, "code": code, "detail": "because", "request_id": "r1", "made": made}).encode()
     return Answer(status, {"x-prouter-error": code, **headers}, (body,))
 
 
@@ -47,7 +47,7 @@ def scripted(*answers: Answer | Lost) -> FlowPlayer:
 
 def test_a_create_that_is_cut_is_repeated_with_its_key() -> None:
     player = scripted(CUT, REFUSED, problem(503, "draining", **{"retry-after": "1"}), ok())
-    made = player.run(jobs.create(context(), "n"))
+    made = player.run(jobs.Creation(context(), "n").carry_out())
     assert made is not None
     assert made.uid == "j"
     assert [request.headers["Idempotency-Key"] for request in player.requests] == ["key-0"] * 4
@@ -58,8 +58,8 @@ def test_a_create_that_is_cut_is_repeated_with_its_key() -> None:
 def test_each_call_has_a_key_of_its_own() -> None:
     shared = context()
     player = scripted(ok())
-    player.run(jobs.create(shared))
-    player.run(jobs.create(shared))
+    player.run(jobs.Creation(shared).carry_out())
+    player.run(jobs.Creation(shared).carry_out())
     player.run(jobs.start(shared, "/jobs/c/j", {"args": ["x"]}))
     assert len({request.headers["Idempotency-Key"] for request in player.requests}) == 3
     shared_player = scripted(ok({"id": "s", "url": "http://x"}, 201))
@@ -121,8 +121,12 @@ def test_what_may_pass_is_tried_again_until_the_time_is_up(answer: Answer) -> No
 def test_a_router_that_never_answered_is_given_up_early() -> None:
     player = scripted(REFUSED)
     with pytest.raises(ConnectionFailed, match="PROUTER_URL"):
-        player.run(router.who_am_i(context(reached=False)))
-    assert player.moment <= FIRST_CONTACT
+        player.run(router.who_am_i(context(reached=False, first_contact=2.0)))
+    assert player.moment <= 2.0
+    accepting = scripted(REFUSED, CUT)
+    with pytest.raises(ConnectionFailed, match="PROUTER_URL"):
+        accepting.run(router.who_am_i(context(reached=False, first_contact=2.0)))
+    assert 2 < accepting.moment <= ACCEPTED
     hopeless = scripted(Lost("CERTIFICATE_VERIFY_FAILED", hopeless=True))
     with pytest.raises(ConnectionFailed, match="CERTIFICATE"):
         hopeless.run(router.who_am_i(context()))
@@ -147,7 +151,7 @@ def test_removing_what_a_lost_attempt_removed_is_a_success() -> None:
 
 
 def test_a_token_whose_answer_was_lost_is_revoked_and_made_again() -> None:
-    exists = problem(409, "token_exists", "made token ab12; revoke it (DELETE /tokens/ab12) and use a new key")
+    exists = problem(409, "token_exists", made="ab12")
     player = scripted(CUT, exists, Answer(204), ok({"id": "cd34", "token": "prt_x", "role": "user"}, 201))
     token = player.run(router.create_token(context(), "ci", "user", None))
     assert token is not None
@@ -176,10 +180,17 @@ def test_a_wait_ends_in_time_even_if_the_router_is_gone() -> None:
     assert player.moment <= 30
 
 
+def test_a_wait_with_a_deadline_does_not_listen_much_longer() -> None:
+    player = scripted(ok(status=202))
+    with pytest.raises(TimedOut):
+        player.run(jobs.wait(context(), "/jobs/c/j", 0.0))
+    assert player.requests[0].silence == 5
+
+
 def test_errors_of_placement_are_told_apart() -> None:
     for answer in (problem(404, "not_found"), problem(503, "agent_draining"), problem(429, "limit_reached")):
         with pytest.raises(NoAgent) as raised:
-            scripted(answer).run(jobs.create(context()))
+            scripted(answer).run(jobs.Creation(context()).carry_out())
         assert isinstance(raised.value, NotFound) == (answer.status == 404)
     with pytest.raises(NotFound) as other:
         scripted(problem(404, "not_found")).run(jobs.info(context(), "/jobs/c/j"))
@@ -192,7 +203,7 @@ def test_an_answer_that_is_not_a_routers_says_so() -> None:
         with pytest.raises(RouterError, match="check the URL"):
             scripted(Answer(200, {}, (body,))).run(router.router_info(context()))
     with pytest.raises(RouterError, match="check the URL"):
-        scripted(ok({"message": "hello"})).run(jobs.create(context()))
+        scripted(ok({"message": "hello"})).run(jobs.Creation(context()).carry_out())
 
 
 def test_a_file_that_must_be_new_is_not_sent_twice() -> None:
@@ -236,4 +247,4 @@ def test_a_start_without_a_server_expects_no_port() -> None:
     with pytest.raises(TypeError, match="a list"):
         jobs.start_body("x y")
     with pytest.raises(ValueError, match="either agent or where"):
-        scripted(ok()).run(jobs.create(context(), agent="a", where={"gpu": True}))
+        scripted(ok()).run(jobs.Creation(context(), agent="a", where={"gpu": True}).carry_out())

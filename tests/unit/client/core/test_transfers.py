@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from prouter.client.core import files, transfers
 from prouter.client.core.errors import ConnectionFailed, NotFound, RouterError
-from prouter.client.core.flow import Lost
+from prouter.client.core.flow import Lost, Request
 from prouter.client.core.models import Synced
 from prouter.client.core.uploads import uploads_of
-from tests.support.flow_player import FlowPlayer, context
+from tests.support.flow_player import Answer, FlowPlayer, context
 from tests.support.sandbox_model import JOB, SandboxModel
 
 CUTS = st.lists(st.none() | st.integers(-1, 3000), max_size=8)
@@ -61,6 +61,40 @@ def test_a_file_that_changes_while_it_is_received_is_received_anew(tmp_path: Pat
     assert (tmp_path / "f").read_bytes() == DATA[::-1]
     assert player.requests[2].headers["Range"] == "bytes=100-"
     assert "Range" not in player.requests[3].headers
+
+
+def test_a_proxy_that_drops_ranges_mixes_up_no_file(tmp_path: Path) -> None:
+    sandbox = SandboxModel()
+    sandbox.put("f", DATA, 0)
+
+    def deaf(request: Request) -> Answer | Lost:
+        return sandbox(Request(request.method, request.path, {**request.headers, "Range": "bytes="}))
+
+    sandbox.cuts = iter([100, 200])
+    assert FlowPlayer(deaf).run(files.read_file(context(), JOB, "f", 0, None)) == DATA
+    sandbox.cuts = iter([None, 100, 200])
+    FlowPlayer(deaf).run(transfers.download(context(), JOB, "f", tmp_path / "f"))
+    assert (tmp_path / "f").read_bytes() == DATA
+    for offset, length in ((5, None), (0, 9)):
+        with pytest.raises(RouterError, match="drops the field Range"):
+            FlowPlayer(deaf).run(files.read_file(context(), JOB, "f", offset, length))
+    sandbox.cuts = iter([None, *[100] * 9])
+    with pytest.raises(RouterError, match="drops the field Range"):
+        FlowPlayer(deaf).run(transfers.download(context(), JOB, "f", tmp_path / "g"))
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_file_whose_connection_breaks_after_its_last_byte_is_whole(tmp_path: Path) -> None:
+    for length in (None, 50):
+        sandbox = SandboxModel([len(DATA) if length is None else length])
+        sandbox.put("f", DATA, 0)
+        player = FlowPlayer(sandbox)
+        assert player.run(files.read_file(context(), JOB, "f", 0, length)) == DATA[:length]
+        assert len(player.requests) == 1
+    sandbox = SandboxModel([None, len(DATA)])
+    sandbox.put("f", DATA, 0)
+    FlowPlayer(sandbox).run(transfers.download(context(), JOB, "f", tmp_path / "f"))
+    assert (tmp_path / "f").read_bytes() == DATA
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
