@@ -4,6 +4,7 @@
 # make docs     builds the documentation as a site in build/site; fails on broken links and anchors
 # make hooks    installs git hooks: lint and types before every commit (pre-commit)
 # make bench    runs the benchmarks, beside nginx and configurable-http-proxy
+# make bench-scale   measures many agents, running jobs and a long history on one router (docs/benchmarks.md)
 # make apps     uses each recipe of docs/apps.md in a real browser; ARGS="streamlit dash" tries some
 # make screenshots   makes the documentation's pictures anew, in a headless Chromium
 # make soak     injects faults for a long time (docs/faults.md)
@@ -36,7 +37,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME -u PYTEST_ADDOPTS -u PYTEST_PLUGINS -u MYPYPATH PYTHONNOUSERSITE=1
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types coverage docs hooks release-check deb apps screenshots bench soak fuzz audit lock clean tools bench-tools
+.PHONY: demo test lint types coverage docs hooks release-check deb apps screenshots bench bench-scale soak fuzz audit lock clean tools bench-tools
 
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
@@ -76,6 +77,9 @@ endif
 
 bench: bench-tools $(DEV)
 	$(CLEAN_ENV) $(BIN)/python -m tests.bench $(ARGS)
+
+bench-scale: bench-tools $(DEV)
+	$(CLEAN_ENV) $(BIN)/python -m tests.bench.scale $(ARGS)
 
 apps: $(APPS)
 	@tools/need apps

@@ -202,10 +202,18 @@ class Prouter(Stack):
     def launch(self) -> None:
         """Start router, agent and job."""
         self.environ["PYTHONPATH"] = str(ROOT)
+        self.launch_router()
+        if self.with_job:
+            self._launch_agent()
+            self._launch_job()
+
+    def launch_router(self, *settings: str, control_port: int = 0, agents_port: int = 0) -> None:
+        """Start the router alone; on free ports, unless some are given."""
         ready = self.prouter(
             "up",
-            "control.port=0",
-            "server.port=0",
+            f"control.port={control_port}",
+            f"server.port={agents_port}",
+            *settings,
             f"state.dir={str(self.directory / 'router')!r}",
             f"state.run_dir={str(self.directory / 'run')!r}",
             f"server.curve={str(self.link == 'curve').lower()}",
@@ -214,9 +222,6 @@ class Prouter(Stack):
         found = self.await_line(ready, r"^ready control=http://([\w.]+):(\d+) agents=(\S+)$")
         self.address = (found[1], int(found[2]))
         self.agents_endpoint = found[3]
-        if self.with_job:
-            self._launch_agent()
-            self._launch_job()
 
     def _launch_agent(self) -> None:
         address = self.agents_endpoint.removeprefix("tcp://")

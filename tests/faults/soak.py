@@ -22,8 +22,8 @@ from tests.faults import clients
 from tests.faults.load import Load
 from tests.faults.measure import Sample, sample
 from tests.faults.network import Wire
-from tests.faults.plot import Series, draw
 from tests.faults.stand import MIB, Amount, Stand
+from tests.support.plot import Series, draw
 from tests.support.processes import start_agent, start_router, wait_until
 
 _GROWTH = 24 * MIB

@@ -21,7 +21,7 @@ from prouter.errors import NotFound, ProtocolError
 from prouter.fabric.frames import pack_body
 from prouter.jobs import JobRecord
 
-__all__ = ["EVENTS", "Ledger", "PeerInfo"]
+__all__ = ["EVENTS", "SAVE_JOB", "Ledger", "PeerInfo"]
 
 log = logging.getLogger("prouter.broker")
 
@@ -31,7 +31,7 @@ _TRIM = 64
 """Events that are stored between two deletions of old ones."""
 
 
-_SAVE = """
+SAVE_JOB = """
     INSERT OR REPLACE INTO jobs
         (uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -301,7 +301,7 @@ class Ledger:
 
     def _save(self, entry: Entry) -> None:
         self._env.store.submit(
-            _SAVE,
+            SAVE_JOB,
             entry.uid,
             entry.connection,
             entry.agent,

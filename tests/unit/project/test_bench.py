@@ -18,6 +18,8 @@ from rich.console import Console
 from tests.bench import measure, processes, report
 from tests.bench.profile import functions
 from tests.bench.rows import Bound, Probe, Row, Settings, at_least, at_most
+from tests.bench.scale.figures import Figure, Results
+from tests.bench.scale.plots import write_plots
 from tests.bench.stack import Stack
 from tests.jobs.fast_server import Echo
 from tests.support.processes import wait_until
@@ -44,6 +46,17 @@ def test_verdict_says_when_a_stack_it_rests_on_was_disturbed() -> None:
     assert report.verdict(at_least(1, "chp"), values, measured).startswith("[green]")
     assert report.verdict(at_least(1, "nginx"), values, measured).startswith("~[green]")
     assert "✗" in report.verdict(Bound("<=", 1), values, measured)
+
+
+def test_results_of_scale_have_verdicts_and_plots(tmp_path: Path) -> None:
+    results = Results([Figure("a", "agents", "s", 12.0, 15.0, 10.0), Figure("b", "rate", "/s", 5.0, 9.0, higher=True)])
+    for seconds, agents in ((0.0, 0.0), (1.5, 80.0), (3.0, 100.0)):
+        results.point("restart", "2,000 agents", seconds, agents)
+    assert results.missed() == ["b"]
+    figures = results.document({})["figures"]
+    assert (figures["a"]["holds"], figures["a"]["reached"], figures["b"]["reached"]) == (True, False, None)
+    (path,) = write_plots(results, tmp_path)
+    assert ">2,000 agents</text>" in path.read_text()
 
 
 class Here(Stack):

@@ -1,4 +1,4 @@
-"""Line charts over time as one SVG picture, with the standard library alone."""
+"""Line charts as one SVG picture, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ class Series:
     """One diagram.
 
     Attributes:
-        lines: by name, points of minutes and values.
+        lines: by name, points of places on the axis across and values.
+        across: unit of the axis across.
     """
 
     title: str
     unit: str
     lines: dict[str, list[tuple[float, float]]]
+    across: str = "min"
 
 
 def draw(title: str, diagrams: list[Series]) -> str:
@@ -49,11 +51,12 @@ def _diagram(diagram: Series) -> str:
 
     parts = [f'<text x="{_LEFT}" y="-6" font-weight="bold">{escape(diagram.title)}</text>']
     for step in range(5):
-        value, at = top * step / 4, last * step / 4
+        value = f"{_short(top * step / 4)} {escape(diagram.unit)}"
+        at = f"{_short(last * step / 4)} {escape(diagram.across)}"
         y, x = down - down * step / 4, _LEFT + across * step / 4
         parts.append(f'<line x1="{_LEFT}" x2="{_LEFT + across}" y1="{y}" y2="{y}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{value:.3g} {escape(diagram.unit)}</text>')
-        parts.append(f'<text x="{x}" y="{down + 16}" text-anchor="middle">{at:.3g} min</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{value}</text>')
+        parts.append(f'<text x="{x}" y="{down + 16}" text-anchor="middle">{at}</text>')
     for number, (name, line) in enumerate(diagram.lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         path = " ".join(place(at, value) for at, value in line)
@@ -61,3 +64,8 @@ def _diagram(diagram: Series) -> str:
         label = f'<text x="{_LEFT + across + 8}" y="{14 + number * 16}" fill="{colour}">{escape(name)}</text>'
         parts.append(label)
     return "".join(parts)
+
+
+def _short(value: float) -> str:
+    """A number with about three significant figures, never in exponents."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
