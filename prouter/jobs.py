@@ -18,9 +18,11 @@ __all__ = [
     "MAX_RECORD",
     "OWNER_NAME",
     "JobRecord",
+    "Phase",
     "Reason",
     "State",
     "bounded",
+    "phase_of",
     "rfc3339",
     "shortened",
 ]
@@ -39,6 +41,8 @@ _ARG_COST = 8
 """Bytes that each argument counts beside its own: its encoding takes some."""
 _ERROR_BYTES = 4096
 """Bytes (UTF-8) of the error text in a record, at most."""
+_QUEUE_REASON = 512
+"""Characters of the reason why a job waits in a queue, at most."""
 _PORTS = 1000
 """Ports in a record, at most."""
 _CUT = "…"
@@ -53,6 +57,19 @@ class State(str, Enum):
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     CLOSED = "CLOSED"
+
+
+class Phase(str, Enum):
+    """What a job does, for people and programs that need more than its state.
+
+    A job whose start waits in a queue is QUEUED and has the state NEW: it was started, and nothing of it runs.
+    """
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    EXITED = "exited"
+    FAILED = "failed"
 
 
 ENDED = frozenset({State.FINISHED, State.CLOSED})
@@ -72,6 +89,11 @@ class Reason(str, Enum):
     REMOVED = "removed"
     AGENT_LOST = "agent_lost"
     START_FAILED = "start_failed"
+    PORT_TAKEN = "port_taken"
+    WALLTIME = "walltime"
+    NODE_FAILED = "node_failed"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
 
 
 _TOLD = {
@@ -84,7 +106,14 @@ _TOLD = {
     Reason.REMOVED: "it was removed",
     Reason.AGENT_LOST: "its agent was lost",
     Reason.START_FAILED: "it did not start",
+    Reason.PORT_TAKEN: "its port was another program's",
+    Reason.WALLTIME: "its time limit in the cluster was over",
+    Reason.NODE_FAILED: "its machine in the cluster failed",
+    Reason.PREEMPTED: "another job of the cluster took its place",
+    Reason.CANCELLED: "it was cancelled in the cluster",
 }
+_FAILURES = frozenset({Reason.START_FAILED, Reason.PORT_TAKEN, Reason.NODE_FAILED, Reason.AGENT_LOST})
+"""Ends that no exit status of the job's own explains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +136,9 @@ class JobRecord:
         owner: name of the access token that created the job; None if it was created without one.
         key: hash of the idempotency key that created the job; None if the client sent none.
         digest: tells the request with that key from others.
+        queue: while a start waits in the queue of the agent's runner, ``{"reason": str, "expected_start": float or
+            None}``; None otherwise. Such a job is NEW.
+        node: name of the machine where it runs or ran, if that is not the agent's.
     """
 
     uid: str
@@ -133,6 +165,13 @@ class JobRecord:
     owner: str | None = None
     key: str | None = None
     digest: str | None = None
+    queue: dict[str, Any] | None = None
+    node: str | None = None
+
+    @property
+    def phase(self) -> Phase | None:
+        """What the job does; None if it was never started."""
+        return phase_of(self.state, self.reason, queued=self.queue is not None)
 
     @property
     def path(self) -> str:
@@ -163,6 +202,7 @@ class JobRecord:
         wire["args"] = list(self.args)
         wire["ports"] = list(self.ports)
         wire["endpoint"] = dict(self.endpoint) if self.endpoint is not None else None
+        wire["queue"] = dict(self.queue) if self.queue is not None else None
         wire["state"] = self.state.value
         wire["reason"] = self.reason.value if self.reason is not None else None
         return wire
@@ -185,6 +225,22 @@ class JobRecord:
         return cls(**known)
 
 
+def phase_of(state: State, reason: Reason | None, *, queued: bool) -> Phase | None:
+    """The phase of a job in this state.
+
+    Args:
+        reason: why it ended, if it has.
+        queued: whether its start waits in a queue.
+    """
+    if state is State.NEW:
+        return Phase.QUEUED if queued else None
+    if state in ENDED and reason is None:
+        return None  # It was removed before it was started.
+    if state in ENDED:
+        return Phase.FAILED if reason in _FAILURES else Phase.EXITED
+    return Phase.STARTING if state is State.PENDING else Phase.READY
+
+
 _FIELDS = tuple(f.name for f in fields(JobRecord))
 
 
@@ -200,6 +256,8 @@ def bounded(record: JobRecord) -> JobRecord:
         changes["ports"] = record.ports[:_PORTS]
     if record.error is not None and len(record.error) * 4 > _ERROR_BYTES:
         changes["error"] = shortened(record.error, _ERROR_BYTES)
+    if record.queue is not None and len(record.queue["reason"]) > _QUEUE_REASON:
+        changes["queue"] = {**record.queue, "reason": record.queue["reason"][: _QUEUE_REASON - 1] + _CUT}
     args = _beginning(record.args)
     if args is not None:
         changes["args"], changes["args_shortened"] = args, True

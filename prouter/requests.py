@@ -196,7 +196,12 @@ Readiness = Annotated[str, Field(max_length=_MAX_PATH), AfterValidator(_readines
 SignalName = Annotated[str, AfterValidator(_signal_name)]
 _Variables = Annotated[dict[Variable, Argument], Field(max_length=_MAX_VARIABLES), AfterValidator(_variables)]
 Variables = Annotated[_Variables, BeforeValidator(_or(dict), json_schema_input_type=_Variables | None)]
+_ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")]
+_Amount = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+Resources = Annotated[dict[_ResourceName, _Amount], Field(max_length=64)]
+"""Amounts by name; memory is in bytes."""
 _Properties = Annotated[dict[str, Any], AfterValidator(_few_properties)]
+OptionsOfRunner = Annotated[dict[str, Any], AfterValidator(_few_properties)]
 Properties = Annotated[_Properties, BeforeValidator(_or(dict), json_schema_input_type=_Properties | None)]
 
 
@@ -315,6 +320,19 @@ class StartRequest(Body):
     )
     expose: Expose | None = Field(default=None, description="For servers that know nothing of this system.")
     limits: Limits | None = Field(default=None, description="Limits of this job, within the agent's ceilings.")
+    resources: Resources | None = Field(
+        default=None,
+        description="What the agent's runner reserves for the job: `cpus`, `memory` (bytes), `gpus` and what else it "
+        "knows. A runner that reserves nothing, such as `local`, refuses it.",
+        examples=[{"cpus": 4, "memory": 8e9}],
+    )
+    slurm: OptionsOfRunner | None = Field(
+        default=None, description="Options of this job for agents whose runner is `slurm`; others refuse it."
+    )
+    runner_options: Annotated[dict[str, OptionsOfRunner], Field(max_length=1)] | None = Field(
+        default=None,
+        description='The same for any runner, by its name: `{"slurm": {…}}`.',
+    )
 
 
 def _any_agent() -> AgentByProperties:

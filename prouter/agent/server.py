@@ -14,11 +14,9 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from prouter.agent.expose.servers import Servers
+from prouter.agent.jobs.choice import jobs_root, make_runner
 from prouter.agent.jobs.inherited import environment_of_jobs
-from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
-from prouter.agent.jobs.runner import Exit
 from prouter.agent.jobs.sandbox_reports import SandboxReports
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.jobs.user_pool import make_users
@@ -88,8 +86,8 @@ class _Agent:
         self.identity: Identity
         self.manager = self._make_manager(self._state_dir)
         self.service = Service(self.manager, self._tell_load)
-        self._servers = Servers(self.manager.look)
-        self.connections = Connections(self.manager.record, self._servers)
+        servers = self.manager.servers
+        self.connections = Connections(self.manager.record, servers, servers.exiting)
         self.log_news = LogNews()
         kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
         self.transfers = Transfers(
@@ -106,12 +104,11 @@ class _Agent:
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
         self._users = make_users(config.jobs)
-        self._runner = LocalRunner(
-            state_dir / "keeper", keep_for=config.jobs.keep_for, cgroup=config.jobs.cgroup, on_exit=self._exited
-        )
+        self._runner = make_runner(config.jobs, state_dir)
         return JobManager(
-            root=Path(config.jobs.root).absolute() if config.jobs.root else state_dir / "jobs",
+            root=jobs_root(config.jobs, state_dir),
             runner=self._runner,
+            runner_name=config.jobs.runner,
             properties=config.properties,
             max_jobs=config.jobs.max,
             ceilings=Limits(**config.jobs.limits.model_dump()),
@@ -210,7 +207,6 @@ class _Agent:
         with gevent.Timeout(_CLOSE_TIMEOUT, False):  # type: ignore[arg-type]
             self.manager.close(end_jobs=not keep)
         self.connections.close()
-        self._servers.close()
         self.links.close("the agent stops")
         self.log_news.close()
         self.transfers.close()
@@ -310,9 +306,6 @@ class _Agent:
             self._await_routers()
 
     # -- what the job manager reports ---------------------------------------------------------------------------
-
-    def _exited(self, how: Exit) -> None:
-        self.manager.job_exited(how)
 
     def _changed(self, record: JobRecord) -> None:
         self.links.tell_job(record)

@@ -115,7 +115,8 @@ class Service:
         request = args.get("request")
         if not isinstance(request, dict):
             raise InvalidRequest("Invalid request: request must be a map")
-        return self._manager.start(_text(args, "uid"), request, _text(args, "request_id"))
+        wait = _seconds(args, "wait") if args.get("wait") is not None else None
+        return self._manager.start(_text(args, "uid"), request, _text(args, "request_id"), wait)
 
 
 def _given(args: dict[str, Any], key: str) -> str | None:

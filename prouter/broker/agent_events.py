@@ -23,7 +23,7 @@ from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.fabric.calls import event_name, read_event
 from prouter.fabric.frames import Frame
 from prouter.fabric.parts import PART_ITEMS
-from prouter.jobs import JobRecord, State
+from prouter.jobs import JobRecord
 
 __all__ = ["AgentEvents", "read_agent_event"]
 
@@ -122,7 +122,7 @@ class AgentEvents:
         )
         for uid in sorted(self._ledger.table.live(link.connection)):
             entry = self._ledger.table.get(uid)
-            if entry is not None and entry.state is State.NEW:
+            if entry is not None and entry.dormant:
                 self._not_running(uid)
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
 

@@ -205,6 +205,8 @@ class Service:
     def _start(self, args: dict[str, Any], done: Done, now: float) -> None:
         entry, link = self._reachable(args)
         body = {"uid": entry.uid, "request": args.get("request") or {}, "request_id": str(args.get("key"))}
+        if args.get("wait") is not None:
+            body["wait"] = args["wait"]
         started = partial(self._started, link, entry, body, done)
         self._forwarder.call(link, "job.start", {**body, **BY_REVISION}, started, now)
 
@@ -279,7 +281,7 @@ class Service:
             shown = _how_it_ended(entry) if ended and entry.removed else None
             done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
 
-        if entry.ended or (entry.state is State.NEW and entry.confirmed):
+        if entry.ended or entry.dormant:
             answer(True)
         else:
             self._waits.park(worker.uid, request.call_id, entry.uid, until, answer)

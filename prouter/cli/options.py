@@ -99,7 +99,10 @@ def agent_config(
     Raises:
         ConfigError: something is wrong.
     """
-    config = load_agent(file or os.environ.get("PROUTER_CONFIG"), _all(sets, log_level, ()), os.environ)
+    from prouter.runners.registry import agent_model
+
+    file = file or os.environ.get("PROUTER_CONFIG")
+    config = load_agent(file, _all(sets, log_level, ()), os.environ, agent_model())
     given = dict(config.properties)
     for item in properties:
         name, equals, value = item.partition("=")

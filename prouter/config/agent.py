@@ -129,6 +129,11 @@ def check_user(word: str) -> None:
 class AgentJobs(Section):
     """Jobs on this agent."""
 
+    runner: str = Field(
+        "local",
+        description="Where jobs run: local for the agent's own machine, or the name of another runner that is "
+        "installed; its options are the keys jobs.NAME.*.",
+    )
     root: str | None = Field(None, description="Directory of the sandboxes; under state.dir when not set.")
     max: int | None = Field(None, ge=1, description="Jobs at the same time; no limit when not set.")
     background_threads: int = Field(4, ge=1, description="Threads for file operations.")

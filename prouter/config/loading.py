@@ -38,9 +38,15 @@ def load_router(file: str | None, sets: Sequence[str], environ: Mapping[str, str
     return _Loader(RouterConfig, AgentConfig, "router").load(file, sets, environ)
 
 
-def load_agent(file: str | None, sets: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
-    """Return the agent's effective configuration; arguments and errors are those of `load_router`."""
-    return _Loader(AgentConfig, RouterConfig, "agent").load(file, sets, environ)
+def load_agent(
+    file: str | None, sets: Sequence[str], environ: Mapping[str, str], model: type[AgentConfig] = AgentConfig
+) -> AgentConfig:
+    """Return the agent's effective configuration; the other arguments and errors are those of `load_router`.
+
+    Args:
+        model: the configuration, perhaps with the options of runners.
+    """
+    return _Loader(model, RouterConfig, "agent").load(file, sets, environ)
 
 
 class _Loader(Generic[Config]):

@@ -1,6 +1,6 @@
 """The keeper's table of jobs, and one method for each operation that the agent may ask for.
 
-The methods of the agent's runner have the same names (`prouter.agent.jobs.runner`). `prouter.keeper.wire` describes the
+The methods of the agent's runner have the same names (`prouter.runners.interface`). `prouter.keeper.wire` describes the
 messages, `prouter.keeper.job` the states of a job.
 """
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import gevent
 import pytest
 
-from prouter.agent.expose.listening_sockets import listening
-from prouter.agent.jobs.local_runner import LocalRunner
-from prouter.agent.jobs.runner import Exit, Limits
 from prouter.errors import Conflict, InvalidRequest, NotFound, StartFailed
 from prouter.processes import process_tree
-from tests.support.keeper import Bench, alive, number, until
+from prouter.runners.interface import Exit, Limits
+from prouter.runners.local.listening_sockets import listening
+from tests.support.keeper import Bench, BenchRunner, alive, number, until
 
 
 @pytest.fixture
@@ -31,14 +30,14 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def runner(bench: Bench) -> LocalRunner:
+def runner(bench: Bench) -> BenchRunner:
     """A runner with a keeper of its own."""
     runner = bench.runner()
     assert runner.open() == []
     return runner
 
 
-def test_exit_code_is_reported_with_times(bench: Bench, runner: LocalRunner) -> None:
+def test_exit_code_is_reported_with_times(bench: Bench, runner: BenchRunner) -> None:
     before = time.time()
     spawned = runner.spawn(bench.spec("sh", "-c", "exit 3"))
     end = bench.exit(spawned)
@@ -47,26 +46,26 @@ def test_exit_code_is_reported_with_times(bench: Bench, runner: LocalRunner) -> 
     assert end.max_rss > 0
 
 
-def test_signal_that_ended_the_job_is_reported_by_name(bench: Bench, runner: LocalRunner) -> None:
+def test_signal_that_ended_the_job_is_reported_by_name(bench: Bench, runner: BenchRunner) -> None:
     spawned = runner.spawn(bench.spec("sh", "-c", "kill -USR1 $$"))
     assert (bench.exit(spawned).exit_code, bench.exit(spawned).signal) == (None, "SIGUSR1")
 
 
-def test_cpu_time_of_awaited_children_counts(bench: Bench, runner: LocalRunner) -> None:
+def test_cpu_time_of_awaited_children_counts(bench: Bench, runner: BenchRunner) -> None:
     burn = "import time\nwhile time.process_time() < 0.2: pass"
     end = bench.exit(runner.spawn(bench.spec("sh", "-c", '"$0" -I -S -c "$1"; true', sys.executable, burn)))
     assert 0.2 <= end.cpu_seconds < 2
 
 
-def test_two_hundred_quick_jobs_each_end_once(bench: Bench, runner: LocalRunner) -> None:
+def test_two_hundred_quick_jobs_each_end_once(bench: Bench, runner: BenchRunner) -> None:
     order: list[str] = []
-    told = runner._on_exit
+    told = runner.reports.exited
 
     def note(end: Exit) -> None:
         order.append(end.job)
         told(end)
 
-    runner._on_exit = note
+    runner.reports.exited = note  # type: ignore[method-assign]
 
     def one() -> None:
         spawned = runner.spawn(bench.spec("true"))
@@ -81,7 +80,7 @@ def test_two_hundred_quick_jobs_each_end_once(bench: Bench, runner: LocalRunner)
     assert not process_tree.children(runner.keeper_pid or 0)
 
 
-def test_job_starts_in_a_clean_process(bench: Bench, runner: LocalRunner) -> None:
+def test_job_starts_in_a_clean_process(bench: Bench, runner: BenchRunner) -> None:
     code = (
         "import os; print(os.getsid(0) == os.getpid(), os.getcwd(), sorted(os.listdir('/proc/self/fd'))[:-1]); input()"
     )
@@ -92,7 +91,7 @@ def test_job_starts_in_a_clean_process(bench: Bench, runner: LocalRunner) -> Non
     assert "EOFError" in (sandbox / "stderr").read_text()
 
 
-def test_job_has_default_signals(bench: Bench, runner: LocalRunner) -> None:
+def test_job_has_default_signals(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("grep", "-E", "Sig(Blk|Ign)", "/proc/self/status")
     bench.exit(runner.spawn(spec))
     masks = [int(line.split()[1], 16) for line in (bench.sandbox(spec.job) / "stdout").read_text().splitlines()]
@@ -100,14 +99,14 @@ def test_job_has_default_signals(bench: Bench, runner: LocalRunner) -> None:
     assert [mask & ~of_libc for mask in masks] == [0, 0]
 
 
-def test_environment_is_the_given_one_and_the_mark(bench: Bench, runner: LocalRunner) -> None:
+def test_environment_is_the_given_one_and_the_mark(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("/usr/bin/env", env={"NAME": "v\udcff\nä"})
     bench.exit(runner.spawn(spec))
     expected = f"NAME=v\udcff\nä\nPROUTER_JOB_ID={spec.job}\n"
     assert (bench.sandbox(spec.job) / "stdout").read_bytes() == os.fsencode(expected)
 
 
-def test_logs_are_private_and_appended_to(bench: Bench, runner: LocalRunner) -> None:
+def test_logs_are_private_and_appended_to(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("echo", "new")
     log = bench.sandbox(spec.job) / "stdout"
     log.write_text("old\n")
@@ -116,7 +115,7 @@ def test_logs_are_private_and_appended_to(bench: Bench, runner: LocalRunner) -> 
     assert stat.S_IMODE((bench.sandbox(spec.job) / "stderr").stat().st_mode) == 0o600
 
 
-def test_log_that_is_a_link_is_refused(bench: Bench, runner: LocalRunner) -> None:
+def test_log_that_is_a_link_is_refused(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("true")
     (bench.sandbox(spec.job) / "stdout").symlink_to("/dev/null")
     with pytest.raises(StartFailed, match=r"log .* cannot be opened"):
@@ -137,7 +136,7 @@ def test_log_that_is_a_link_is_refused(bench: Bench, runner: LocalRunner) -> Non
         ([], "the list of arguments is empty"),
     ],
 )
-def test_command_that_cannot_run_is_explained(bench: Bench, runner: LocalRunner, argv: list[str], text: str) -> None:
+def test_command_that_cannot_run_is_explained(bench: Bench, runner: BenchRunner, argv: list[str], text: str) -> None:
     spec = bench.spec(*argv)
     for name, content, mode in (("plain", "", 0o600), ("orphan", "#!/no/such\n", 0o700), ("nothing", "\1\2", 0o700)):
         (bench.sandbox(spec.job) / name).write_text(content)
@@ -149,12 +148,12 @@ def test_command_that_cannot_run_is_explained(bench: Bench, runner: LocalRunner,
     assert spec.job not in bench.exits
 
 
-def test_directory_that_is_missing_is_explained(bench: Bench, runner: LocalRunner) -> None:
+def test_directory_that_is_missing_is_explained(bench: Bench, runner: BenchRunner) -> None:
     with pytest.raises(StartFailed, match="directory '/no/such' cannot be entered"):
         runner.spawn(bench.spec("true", cwd="/no/such"))
 
 
-def test_held_job_whose_start_failed_may_be_started_again(bench: Bench, runner: LocalRunner) -> None:
+def test_held_job_whose_start_failed_may_be_started_again(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("./late")
     runner.hold(spec.job, {"n": 1}, spec.remove_on_loss)
     with pytest.raises(StartFailed):
@@ -163,7 +162,7 @@ def test_held_job_whose_start_failed_may_be_started_again(bench: Bench, runner: 
     assert bench.exit(runner.spawn(spec)).exit_code == 0
 
 
-def test_job_starts_only_once(bench: Bench, runner: LocalRunner) -> None:
+def test_job_starts_only_once(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("sleep", "1000")
     runner.spawn(spec)
     with pytest.raises(Conflict):
@@ -172,12 +171,12 @@ def test_job_starts_only_once(bench: Bench, runner: LocalRunner) -> None:
         runner.forget(spec.job)
 
 
-def test_uid_that_is_none_is_refused(bench: Bench, runner: LocalRunner) -> None:
+def test_uid_that_is_none_is_refused(bench: Bench, runner: BenchRunner) -> None:
     with pytest.raises(InvalidRequest, match="32 hex digits"):
         runner.hold("../../etc/passwd", {}, None)
 
 
-def test_operations_on_jobs_that_do_not_run(bench: Bench, runner: LocalRunner) -> None:
+def test_operations_on_jobs_that_do_not_run(bench: Bench, runner: BenchRunner) -> None:
     with pytest.raises(NotFound):
         runner.kill("0" * 32)
     with pytest.raises(NotFound):
@@ -190,7 +189,7 @@ def test_operations_on_jobs_that_do_not_run(bench: Bench, runner: LocalRunner) -
             operation(spawned.job)
 
 
-def test_signal_reaches_the_tree_or_the_first_process_only(bench: Bench, runner: LocalRunner) -> None:
+def test_signal_reaches_the_tree_or_the_first_process_only(bench: Bench, runner: BenchRunner) -> None:
     script = "trap 'echo first' USR1; sh -c \"trap 'echo second' USR1; touch ready; while :; do sleep 0.01; done\" & "
     spec = bench.spec("sh", "-c", script + "while :; do wait; done")
     runner.spawn(spec)
@@ -203,7 +202,7 @@ def test_signal_reaches_the_tree_or_the_first_process_only(bench: Bench, runner:
     assert "second" not in (sandbox / "stdout").read_text()
 
 
-def test_term_to_the_tree_ends_children_too(bench: Bench, runner: LocalRunner) -> None:
+def test_term_to_the_tree_ends_children_too(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("sh", "-c", "sleep 1000 & echo $! > child.new; mv child.new child; wait")
     spawned = runner.spawn(spec)
     child = number(bench.sandbox(spec.job) / "child")
@@ -212,7 +211,7 @@ def test_term_to_the_tree_ends_children_too(bench: Bench, runner: LocalRunner) -
     assert not alive(child)
 
 
-def test_kill_finds_only_its_own_escapees(bench: Bench, runner: LocalRunner) -> None:
+def test_kill_finds_only_its_own_escapees(bench: Bench, runner: BenchRunner) -> None:
     first, second = runner.spawn(bench.escape()), runner.spawn(bench.escape())
     mine, other = (number(bench.sandbox(spawned.job) / "escaped") for spawned in (first, second))
     until(lambda: process_tree.environment_mark(mine) is None and process_tree.environment_mark(other) is None)
@@ -227,14 +226,14 @@ def test_kill_finds_only_its_own_escapees(bench: Bench, runner: LocalRunner) -> 
     assert not alive(other)
 
 
-def test_rest_of_the_tree_ends_before_the_exit_is_told(bench: Bench, runner: LocalRunner) -> None:
+def test_rest_of_the_tree_ends_before_the_exit_is_told(bench: Bench, runner: BenchRunner) -> None:
     spawned = runner.spawn(bench.escape("end"))
     end = bench.exit(spawned)
     assert end.exit_code == 7
     assert not alive(number(bench.sandbox(spawned.job) / "escaped"))
 
 
-def test_process_without_any_trace_ends_with_the_last_job(bench: Bench, runner: LocalRunner) -> None:
+def test_process_without_any_trace_ends_with_the_last_job(bench: Bench, runner: BenchRunner) -> None:
     wipe = "import resource; resource.setrlimit(resource.RLIMIT_RTTIME, (-1, -1))\n"
     spec = bench.escape()
     spec.argv[4] = wipe + spec.argv[4]
@@ -244,7 +243,7 @@ def test_process_without_any_trace_ends_with_the_last_job(bench: Bench, runner: 
     until(lambda: not alive(escaped))
 
 
-def test_stopped_processes_are_killed(bench: Bench, runner: LocalRunner) -> None:
+def test_stopped_processes_are_killed(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("sh", "-c", "sleep 1000 & echo $! > child.new; mv child.new child; kill -STOP $! $$")
     spawned = runner.spawn(spec)
     child = number(bench.sandbox(spec.job) / "child")
@@ -268,7 +267,7 @@ while True:
 
 
 @pytest.mark.parametrize("leave_session", [False, True])
-def test_fork_bomb_is_ended_by_its_limit(bench: Bench, runner: LocalRunner, leave_session: bool) -> None:
+def test_fork_bomb_is_ended_by_its_limit(bench: Bench, runner: BenchRunner, leave_session: bool) -> None:
     bomb = FORK_BOMB.format(leave_session=leave_session)
     spec = bench.spec("nice", sys.executable, "-I", "-S", "-c", bomb, limits=Limits(processes=50))
     end = bench.exit(runner.spawn(spec))
@@ -291,7 +290,7 @@ It gives up after 5 s, lest a failure of the test takes the machine along.
 """
 
 
-def test_fork_bomb_that_leaves_every_session_is_ended_while_it_forks(bench: Bench, runner: LocalRunner) -> None:
+def test_fork_bomb_that_leaves_every_session_is_ended_while_it_forks(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("nice", sys.executable, "-I", "-S", "-c", RELENTLESS_BOMB, limits=Limits(processes=50))
     spawned = runner.spawn(spec)
     until(lambda: spec.job in bench.exits, 30)
@@ -299,14 +298,14 @@ def test_fork_bomb_that_leaves_every_session_is_ended_while_it_forks(bench: Benc
     assert not (bench.sandbox(spec.job) / "outlasted").exists()
 
 
-def test_memory_over_the_limit_ends_the_job(bench: Bench, runner: LocalRunner) -> None:
+def test_memory_over_the_limit_ends_the_job(bench: Bench, runner: BenchRunner) -> None:
     hog = "x = b'x' * (150 << 20); input()"
     spec = bench.spec("sh", "-c", f'sleep 1000 | {sys.executable} -I -S -c "{hog}"', limits=Limits(memory=100 << 20))
     end = bench.exit(runner.spawn(spec))
     assert (end.signal, end.reason) == ("SIGKILL", "memory")
 
 
-def test_shared_memory_counts_once(bench: Bench, runner: LocalRunner) -> None:
+def test_shared_memory_counts_once(bench: Bench, runner: BenchRunner) -> None:
     code = "import os, time; x = b'x' * (60 << 20); [os.fork() or time.sleep(1000) for _ in range(3)]; time.sleep(1000)"
     spec = bench.spec(sys.executable, "-I", "-S", "-c", code, limits=Limits(memory=110 << 20))
     runner.spawn(spec)
@@ -317,7 +316,7 @@ def test_shared_memory_counts_once(bench: Bench, runner: LocalRunner) -> None:
     assert spec.job not in bench.exits
 
 
-def test_cpu_time_over_the_limit_ends_the_job_whoever_burnt_it(bench: Bench, runner: LocalRunner) -> None:
+def test_cpu_time_over_the_limit_ends_the_job_whoever_burnt_it(bench: Bench, runner: BenchRunner) -> None:
     burn = f"{sys.executable} -I -S -c 'import time\nwhile time.process_time() < 0.2: pass'"
     spec = bench.spec("sh", "-c", f"while :; do {burn}; done", limits=Limits(cpu_seconds=0.6))
     end = bench.exit(runner.spawn(spec))
@@ -325,7 +324,7 @@ def test_cpu_time_over_the_limit_ends_the_job_whoever_burnt_it(bench: Bench, run
     assert 0.6 <= end.cpu_seconds < 2
 
 
-def test_cpu_time_is_limited_by_the_kernel_when_the_keeper_cannot_look(bench: Bench, runner: LocalRunner) -> None:
+def test_cpu_time_is_limited_by_the_kernel_when_the_keeper_cannot_look(bench: Bench, runner: BenchRunner) -> None:
     code = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nopen('up', 'w').close()\nwhile True: pass"
     spec = bench.spec(sys.executable, "-I", "-S", "-c", code, limits=Limits(cpu_seconds=1))
     spawned = runner.spawn(spec)
@@ -339,13 +338,13 @@ def test_cpu_time_is_limited_by_the_kernel_when_the_keeper_cannot_look(bench: Be
     assert (end.signal, end.reason) == ("SIGKILL", "cpu")
 
 
-def test_open_files_are_limited(bench: Bench, runner: LocalRunner) -> None:
+def test_open_files_are_limited(bench: Bench, runner: BenchRunner) -> None:
     spec = bench.spec("sh", "-c", "ulimit -n", limits=Limits(open_files=77))
     bench.exit(runner.spawn(spec))
     assert (bench.sandbox(spec.job) / "stdout").read_text() == "77\n"
 
 
-def test_usage_counts_the_whole_tree(bench: Bench, runner: LocalRunner) -> None:
+def test_usage_counts_the_whole_tree(bench: Bench, runner: BenchRunner) -> None:
     burn = (
         f"{sys.executable} -I -S -c 'import time\nwhile time.process_time() < 0.1: pass'; touch done; sleep 1000 & wait"
     )
@@ -357,7 +356,7 @@ def test_usage_counts_the_whole_tree(bench: Bench, runner: LocalRunner) -> None:
     assert usage.rss_bytes > 0
 
 
-def test_listening_sockets_of_a_job_are_found(bench: Bench, runner: LocalRunner) -> None:
+def test_listening_sockets_of_a_job_are_found(bench: Bench, runner: BenchRunner) -> None:
     code = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); open('up', 'w').close(); time.sleep(1000)"
     spec = bench.spec("sh", "-c", f'{sys.executable} -I -S -c "{code}" & wait')
     runner.spawn(spec)
@@ -366,18 +365,18 @@ def test_listening_sockets_of_a_job_are_found(bench: Bench, runner: LocalRunner)
     assert (found.family, found.host) == ("ipv4", "127.0.0.1")
 
 
-def test_failure_in_on_exit_is_logged_and_harms_no_other_job(
-    bench: Bench, runner: LocalRunner, caplog: pytest.LogCaptureFixture
+def test_failure_in_a_report_is_logged_and_harms_no_other_job(
+    bench: Bench, runner: BenchRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = runner._on_exit
+    told = runner.reports.exited
 
     def fail(end: Exit) -> None:
         raise RuntimeError
 
-    runner._on_exit = fail
+    runner.reports.exited = fail  # type: ignore[method-assign]
     broken = runner.spawn(bench.spec("true"))
-    until(lambda: f"event=on_exit_failed job={broken.job}" in caplog.text)
-    runner._on_exit = told
+    until(lambda: f"event=exit_not_reported job={broken.job}" in caplog.text)
+    runner.reports.exited = told  # type: ignore[method-assign]
     assert bench.exit(runner.spawn(bench.spec("true"))).exit_code == 0
 
 
@@ -388,7 +387,7 @@ def _cost(pid: int) -> tuple[int, str]:
     return process.ticks, switches[0]
 
 
-def test_idle_keeper_sleeps(bench: Bench, runner: LocalRunner) -> None:
+def test_idle_keeper_sleeps(bench: Bench, runner: BenchRunner) -> None:
     for _ in range(3):
         runner.spawn(bench.spec("sleep", "1000"))
     assert runner.keeper_pid is not None
@@ -400,12 +399,12 @@ def test_idle_keeper_sleeps(bench: Bench, runner: LocalRunner) -> None:
     assert _cost(keeper) == before
 
 
-def test_keeper_is_small(runner: LocalRunner) -> None:
+def test_keeper_is_small(runner: BenchRunner) -> None:
     assert runner.keeper_pid is not None
     assert process_tree.rss_bytes(runner.keeper_pid) < 15 << 20
 
 
-def test_close_ends_jobs_and_keeper_and_removes_sandboxes(bench: Bench, runner: LocalRunner) -> None:
+def test_close_ends_jobs_and_keeper_and_removes_sandboxes(bench: Bench, runner: BenchRunner) -> None:
     spawned = runner.spawn(bench.escape())
     escaped = number(bench.sandbox(spawned.job) / "escaped")
     keeper = runner.keeper_pid
@@ -440,7 +439,7 @@ def test_state_directory_is_private_and_may_have_a_long_name(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_other_users_are_refused(bench: Bench, runner: LocalRunner) -> None:
+def test_other_users_are_refused(bench: Bench, runner: BenchRunner) -> None:
     bench.state_dir.chmod(0o711)  # As it never is: else a stranger would not even get as far as to be refused.
     (bench.state_dir / "keeper.sock").chmod(0o777)
     code = (
@@ -452,7 +451,7 @@ def test_other_users_are_refused(bench: Bench, runner: LocalRunner) -> None:
     assert "not as user 65534" in said.stdout, said.stderr
 
 
-def test_jobs_are_refused_by_their_own_keeper(bench: Bench, runner: LocalRunner) -> None:
+def test_jobs_are_refused_by_their_own_keeper(bench: Bench, runner: BenchRunner) -> None:
     code = (
         "import os, socket, sys, time; s = socket.socket(socket.AF_UNIX)\n"
         "if os.fork() and not os.fork(): os.setsid()\n"

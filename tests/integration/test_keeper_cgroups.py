@@ -12,8 +12,8 @@ from secrets import token_hex
 
 import pytest
 
-from prouter.agent.jobs.runner import Limits
 from prouter.keeper.cgroups import AUTO, Hierarchy, find
+from prouter.runners.interface import Limits
 from tests.support.keeper import Bench, alive, number, until
 
 WIPE = "import resource; resource.setrlimit(resource.RLIMIT_RTTIME, (-1, -1))\n"

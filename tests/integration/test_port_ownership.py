@@ -13,9 +13,9 @@ from typing import Any
 import gevent
 import pytest
 
-from prouter.agent.expose.listening_sockets import survey
 from prouter.errors import StartFailed
 from prouter.jobs import State
+from prouter.runners.local.listening_sockets import survey
 from tests.support.job_manager import SERVER, Managers, Observed, get, python
 from tests.support.keeper import until
 from tests.support.ports import free_port

@@ -14,7 +14,6 @@ import gevent
 import pytest
 from gevent import socket as green
 
-from prouter.agent.expose.servers import Servers
 from prouter.agent.relays.connections import Connections
 from prouter.jobs import State
 from prouter.transport.stream_io import StreamIO, StreamReset
@@ -75,8 +74,8 @@ class Site:
 
     def __init__(self, jobs: Observed) -> None:
         self.jobs = jobs
-        self.servers = Servers(jobs.manager.look)
-        self.connections = Connections(jobs.manager.record, self.servers)
+        servers = jobs.manager.servers
+        self.connections = Connections(jobs.manager.record, servers, servers.exiting)
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def start(self, code: str, *arguments: str, port: str = "assign") -> str:
@@ -157,7 +156,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         made = Site(managers.open())
         yield made
         made.connections.close()
-        made.servers.close()
     managers.close()
 
 
@@ -245,4 +243,4 @@ def test_a_removed_job_leaves_nothing(site: Site) -> None:
     site.jobs.manager.signal(uid, "KILL")
     until(lambda: site.jobs.manager.record(uid).ended)
     site.connections.job_ended(site.jobs.manager.record(uid))
-    assert not site.servers._jobs
+    assert uid not in site.jobs.runner._servers._jobs

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import gevent
 
-from prouter.agent.jobs.local_runner import LocalRunner
-from prouter.agent.jobs.runner import SpawnSpec
+from prouter.runners import Setup, SpawnSpec
+from prouter.runners.local.runner import LocalRunner
+from tests.support.runners import ExitReports
 
 
 def main() -> None:
     """Run until killed."""
     told = json.loads(sys.argv[1])
-    runner = LocalRunner(
-        Path(told["state_dir"]), keep_for=told["keep_for"], cgroup=told["cgroup"], on_exit=lambda end: None
-    )
-    runner.open()
+    state_dir = Path(told["state_dir"])
+    runner = LocalRunner(Setup(state_dir, state_dir.parent, told["keep_for"], told["cgroup"]))
+    runner.open(ExitReports(lambda end: None))
     for job, sandbox in told["held"].items():
         runner.hold(job, {"held": True}, sandbox)
-    pids = {spec["job"]: runner.spawn(SpawnSpec(**spec)).pid for spec in told["jobs"]}
+    pids = {spec["job"]: runner.spawn(SpawnSpec(**spec), 0).pid for spec in told["jobs"]}
     sys.stdout.write(json.dumps({"keeper": runner.keeper_pid, "pids": pids}) + "\n")
     sys.stdout.flush()
     gevent.sleep(3600)

@@ -21,7 +21,7 @@ from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.errors import IsDirectory, NoSpace, NotFound, PRouterError
 from prouter.fabric.stream import Stream
-from prouter.jobs import JobRecord, State
+from prouter.jobs import ENDED, JobRecord, Reason, State, phase_of
 from prouter.transport.stream_io import StreamIO, StreamReset
 from prouter.web.admin.app import create_app
 from prouter.web.gunicorn.admin import AdminService
@@ -42,8 +42,11 @@ def job_info(**changed: Any) -> dict[str, Any]:
     record = JobRecord(JOB, CONNECTION, "a job").to_wire()
     for internal in ("connection", "revision", "endpoint", "path_mode", "host_mode"):
         del record[internal]
+    state = State(changed.get("state", "NEW"))
+    phase = phase_of(state, Reason.EXITED if state in ENDED else None, queued=False)
     return {
         **record,
+        "phase": phase.value if phase is not None else None,
         "created_at": "2026-01-02T03:04:05.678Z",
         "sender": {"direction": "CLIENT", "uid": "r", "name": ""},
         "path": PATH,

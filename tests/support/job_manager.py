@@ -13,9 +13,10 @@ from typing import Any
 import gevent
 from gevent import socket as gevent_socket
 
-from prouter.agent.jobs.local_runner import LocalRunner
 from prouter.agent.jobs.manager import JobManager
 from prouter.jobs import JobRecord, State
+from prouter.runners import Setup
+from prouter.runners.local.runner import LocalRunner
 from tests.support.keeper import alive, until
 
 __all__ = ["CONNECTION", "SERVER", "Managers", "Observed", "get", "new_uid", "python"]
@@ -77,9 +78,7 @@ class Observed:
         self.records: list[JobRecord] = []
         self.removed: list[JobRecord] = []
         self.root = directory / "jobs"
-        self.runner = LocalRunner(
-            directory / "state", keep_for=keep_for, on_exit=lambda how: self.manager.job_exited(how)
-        )
+        self.runner = LocalRunner(Setup(directory / "state", self.root, keep_for))
         self.manager = JobManager(
             root=self.root,
             runner=self.runner,

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import gevent
 
-from prouter.agent.jobs.local_runner import LocalRunner
-from prouter.agent.jobs.runner import Exit, Spawned, SpawnSpec
 from prouter.processes import halting, process_tree
+from prouter.runners import Exit, Kept, Reports, Setup, Spawned, SpawnSpec
+from prouter.runners.local.runner import LocalRunner
+from tests.support.runners import ExitReports
 
 T = TypeVar("T")
 
@@ -66,6 +67,20 @@ def number(path: Path) -> int:
     return int(path.read_text())
 
 
+class BenchRunner(LocalRunner):
+    """A local runner whose reports a bench keeps."""
+
+    def __init__(self, setup: Setup, reports: Reports) -> None:
+        super().__init__(setup)
+        self.reports = reports
+
+    def open(self, reports: Reports | None = None) -> list[Kept]:
+        return super().open(reports or self.reports)
+
+    def spawn(self, spec: SpawnSpec, wait: float = 0.0) -> Spawned:
+        return super().spawn(spec, wait)
+
+
 class Bench:
     """State directory, sandboxes, runners and stand-in agents of one test; `close` leaves no process behind."""
 
@@ -73,19 +88,15 @@ class Bench:
         self.directory = directory
         self.state_dir = directory / "state"
         self.exits: dict[str, list[Exit]] = {}
-        self._runners: list[LocalRunner] = []
+        self._runners: list[BenchRunner] = []
         self._agents: list[subprocess.Popen[str]] = []
         self._keepers: set[int] = set()
         self._jobs: set[str] = set()
 
-    def runner(self, *, keep_for: float = 0.0, cgroup: str = "off") -> LocalRunner:
+    def runner(self, *, keep_for: float = 0.0, cgroup: str = "off") -> BenchRunner:
         """Make a runner, not open yet, that reports exits to `exits`."""
-        runner = LocalRunner(
-            self.state_dir,
-            keep_for=keep_for,
-            cgroup=cgroup,
-            on_exit=lambda end: self.exits.setdefault(end.job, []).append(end),
-        )
+        reports = ExitReports(lambda end: self.exits.setdefault(end.job, []).append(end))
+        runner = BenchRunner(Setup(self.state_dir, self.directory, keep_for, cgroup), reports)
         self._runners.append(runner)
         return runner
 

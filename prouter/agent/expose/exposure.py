@@ -2,7 +2,7 @@
 
 `plan.resolve` turns the option into a complete `Plan`. An `Exposure` carries the plan out for one start: it chooses the
 address if the agent may, takes the ports that the job reports, and blocks until the server is ready. In every mode,
-only a port on which the job's own processes listen counts (`prouter.agent.expose.ownership`).
+only a port on which the job's own processes listen counts (`prouter.runners.ownership`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import gevent
 from gevent.event import Event
 
 from prouter.agent.expose import probe
-from prouter.agent.expose.listening_sockets import Listener, Sockets
-from prouter.agent.expose.ownership import addresses, all_addresses, is_peer, leads_to, loopback, peer_of, refusal
 from prouter.agent.expose.plan import Plan, resolve
 from prouter.agent.expose.ports import Port
 from prouter.agent.expose.presets import applying, with_options
-from prouter.agent.expose.probe import Address
+from prouter.agent.expose.probe import Connect
 from prouter.agent.expose.templates import fill, fill_all
 from prouter.agent.sandbox.socket_places import discard
 from prouter.errors import InvalidRequest
+from prouter.runners.ownership import addresses, all_addresses, loopback, refusal
+from prouter.runners.sockets import Address, Listener, Sockets
 
 __all__ = ["NO_REPORT", "Exposed", "Exposure", "NotReady", "Plan", "resolve"]
 
@@ -72,6 +72,7 @@ class Exposure:
     Args:
         base_url: the job's public prefix, with a trailing slash.
         sandbox: the job's directory.
+        connect: connects to the job's server; it refuses what is another program's.
         port: the port reserved for the job, with ``assign``.
         socket: the unix socket's path, with ``unix``.
         owner: uid of the user whose socket it must be; None for any user's.
@@ -83,12 +84,14 @@ class Exposure:
         *,
         base_url: str,
         sandbox: Path,
+        connect: Connect,
         port: Port | None = None,
         socket: Path | None = None,
         owner: int | None = None,
     ) -> None:
         self.plan = plan
         self.base_url = base_url
+        self._connect = connect
         self.port = port
         self.socket = socket
         self._owner = owner
@@ -255,7 +258,7 @@ class Exposure:
                     if address not in probes:
                         probes[address] = gevent.spawn(self._ready, address, patience)
                 found = self._ready_one(candidates, probes, min(patience, delay))
-                if found is not None and self._is_own(found, look):
+                if found is not None:
                     return found
                 for address in [address for address, one in probes.items() if one.ready()]:
                     del probes[address]
@@ -289,28 +292,15 @@ class Exposure:
         assert self._seen is not None
         return addresses(self.reported[0], self._seen)
 
-    def _is_own(self, address: Address, look: Callable[[], Sockets]) -> bool:
-        """Return whether the job listens there.
-
-        For an assigned port and a unix socket this is known only once something accepts connections.
-        """
-        if address.path is not None:
-            connection = probe.connection_to(address, _PROBE_TIMEOUT)
-            if connection is None:
-                return False
-            with connection:
-                return is_peer(peer_of(connection), address.path, look())
-        return self.port is None or bool(leads_to(address, look(), assigned=True))
-
     def _ready(self, address: Address, timeout: float) -> bool:
         ready = self.plan.ready or "tcp"
         if ready == "tcp":
-            return probe.connects(address, timeout)
-        status = probe.http_status(address, self._below_root("/", self.plan.path), timeout)
+            return probe.connects(self._connect, address, timeout)
+        status = probe.http_status(self._connect, address, self._below_root("/", self.plan.path), timeout)
         if ready == "http" or status is None:
             return status is not None
         path = self._below_root(ready, self._path_mode(address))
-        return probe.http_status(address, path, timeout) in _READY_STATUSES
+        return probe.http_status(self._connect, address, path, timeout) in _READY_STATUSES
 
     def _below_root(self, path: str, path_mode: str) -> str:
         """Return the path to probe as the server sees it; while the path mode is unknown, any response will do."""
@@ -322,7 +312,7 @@ class Exposure:
         """
         if self.plan.path != "auto":
             return self.plan.path
-        status = probe.http_status(address, self.base_url, _PROBE_TIMEOUT)
+        status = probe.http_status(self._connect, address, self.base_url, _PROBE_TIMEOUT)
         return "strip" if status in (None, 404) else "keep"
 
     def _expectation(self, tried: list[Address]) -> str:

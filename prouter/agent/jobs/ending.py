@@ -11,9 +11,9 @@ import gevent
 
 from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.outcome import outcome
-from prouter.agent.jobs.runner import Runner
 from prouter.errors import PRouterError
 from prouter.jobs import JobRecord, Reason, State
+from prouter.runners.interface import Runner
 
 __all__ = ["Ender"]
 
@@ -82,7 +82,9 @@ class Ender:
         if job.start_id is None or job.record.ended:
             return
         job.end(reason, text)
-        if job.record.state is State.NEW:
+        if job.is_queued:
+            self.kill(job)  # `Starter` makes it FINISHED.
+        elif job.record.state is State.NEW:
             job.started.wait()  # The runner is starting it, and `Starter` sees that it is to end.
         elif grace is None or not self._terminated(job, grace):
             self.kill(job)

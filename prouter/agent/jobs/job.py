@@ -8,6 +8,13 @@ The table `NEXT` says which state may follow which; it is the whole life of a jo
      ├──► FINISHED (could not be started)┘          │
      └──► CLOSED (removed before it was started) ───┘
 
+A job whose start waits in the queue of its runner stays NEW and has a `JobRecord.queue`, which makes its phase
+``queued``: `Job.queued` enters this sub-state, any change of the state leaves it::
+
+    NEW ──► NEW, queued ──► as from NEW (its turn came, it was ended or cancelled)
+               ▲  └── another reason, or another expected start
+               └───┘
+
 A job that is removed while it runs is FINISHED first, with the reason ``removed``.
 """
 
@@ -24,7 +31,6 @@ from gevent import Greenlet
 from gevent.event import AsyncResult, Event
 
 from prouter.agent.expose.exposure import Exposure
-from prouter.agent.jobs.runner import Exit
 from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.scratch import SCRATCH_NAME, Scratch
@@ -33,6 +39,7 @@ from prouter.jobs import JobRecord, Reason, State, bounded
 from prouter.keeper.log_gaps import LOG_FILES
 from prouter.processes.users import User
 from prouter.requests import Limits, StartRequest, validated
+from prouter.runners.interface import Exit, Queued, Spawned
 
 __all__ = ["NEXT", "Job"]
 
@@ -60,6 +67,9 @@ class Job:
             `kept` has it.
         request_digest: of the whole request (`prouter.requests.digest`); empty if an earlier version kept none.
         started: the outcome of the start, a record or a `StartFailed`, once there is one.
+        waits: set once its start has waited in a queue.
+        placed: set once the start does not wait any more: it runs (`spawned`), or has ended (`exit`).
+        spawned: its first process, if its start has waited.
         exit: how the process ended, once it has.
         ending: why the agent ends the job, and a text for people, once it does.
         exited: set once no process of its tree is left.
@@ -82,6 +92,9 @@ class Job:
         self.exposure: Exposure | None = None
         self.routers: set[str] = set()
         self.scratch: Scratch | None = None
+        self.waits = Event()
+        self.placed = Event()
+        self.spawned: Spawned | None = None
         self.exit: Exit | None = None
         self.ending: tuple[Reason, str | None] | None = None
         self.failure: str | None = None
@@ -108,6 +121,23 @@ class Job:
         """Whether it has processes, as far as the agent knows."""
         return self.record.state in (State.PENDING, State.RUNNING)
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether its start waits in a queue."""
+        return self.record.queue is not None
+
+    def queued(self, queued: Queued) -> None:
+        """Note that its start waits, and why; without effect once it does not wait any more."""
+        queue = {"reason": queued.reason, "expected_start": queued.expected_start}
+        if self.record.state is State.NEW and not self.placed.is_set() and queue != self.record.queue:
+            self.change(queue=queue)
+            self.waits.set()
+
+    def has_started(self, spawned: Spawned) -> None:
+        """Note that the wait of its start is over, and wake it."""
+        self.spawned = spawned
+        self.placed.set()
+
     def change(self, state: State | None = None, **fields: Any) -> JobRecord:
         """Replace the record by one with these fields, and tell the routers.
 
@@ -119,6 +149,8 @@ class Job:
             state = now
         elif state is not now and state not in NEXT[now]:
             raise RuntimeError(f"job {self.uid} cannot go from {now.value} to {state.value}")
+        if state is not State.NEW:
+            fields["queue"] = None
         # A record that is larger than routers take would be refused, and sent again for ever.
         self.record = bounded(replace(self.record, state=state, revision=self.record.revision + 1, **fields))
         if self.record.ended:
@@ -140,6 +172,7 @@ class Job:
         """Note how the job's processes ended, and wake a start that waits for its server."""
         self.exit = how
         self.exited.set()
+        self.placed.set()
         if self.exposure is not None:
             self.exposure.died()
 

@@ -17,14 +17,21 @@ from typing import Any
 from uuid import uuid4
 
 from prouter.agent.expose.endpoint import PortEndpoint, ReportKeys
-from prouter.agent.expose.servers import Look
+from prouter.agent.expose.plan import resolve
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.origin import UNKNOWN, Origin
-from prouter.agent.jobs.refusals import not_running, outcome_of, refuse_if_wanted, refuse_other_request
+from prouter.agent.jobs.refusals import (
+    not_running,
+    outcome_of,
+    outcome_within,
+    refuse_if_wanted,
+    refuse_other_request,
+)
 from prouter.agent.jobs.removing import Remover
-from prouter.agent.jobs.runner import Exit, Kept, Runner
+from prouter.agent.jobs.reports import JobReports
+from prouter.agent.jobs.servers import JobServers
 from prouter.agent.jobs.starting import Starter
 from prouter.agent.jobs.table import JobTable, not_found
 from prouter.agent.jobs.user_pool import UserPool
@@ -33,9 +40,10 @@ from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.socket_places import SocketPlaces
-from prouter.errors import Conflict, InvalidRequest, Limit, LimitReached, NotFound, PRouterError
+from prouter.errors import Conflict, Limit, LimitReached, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.requests import Limits, SignalRequest, StartRequest, signal_number, validated
+from prouter.requests import START_TIMEOUT, Limits, SignalRequest, StartRequest, signal_number, validated
+from prouter.runners.interface import Exit, Kept, Runner
 
 __all__ = ["JobManager"]
 
@@ -54,12 +62,16 @@ class JobManager:
         max_jobs: how many jobs may exist that have not ended; None for any number.
         ceilings: the highest limits of any job.
         log_limit: bytes kept of each log of a job; None for all.
-        runner: its ``on_exit`` must be this manager's `job_exited`.
+        runner: where jobs run.
+        runner_name: the setting ``jobs.runner``.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         environ: the agent's own environment; by default that of this process.
         users: as whom jobs run; None for the agent's own user.
         on_change: called with every new record of a job.
         on_removed: called with the last record, in the state CLOSED, of a job that was removed.
+
+    Attributes:
+        servers: connects to jobs' servers.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class JobManager:
         *,
         root: Path,
         runner: Runner,
+        runner_name: str = "local",
         properties: Mapping[str, Any],
         max_jobs: int | None = None,
         ceilings: Limits | None = None,
@@ -89,8 +102,7 @@ class JobManager:
         self._open = False
         self._incarnation: str | None = None
         self._endpoint_port = 0
-        self._report_keys = ReportKeys()
-        self._endpoint = PortEndpoint(self._report)
+        self._endpoint = PortEndpoint(lambda *report: self._reports.port_with_key(*report))
         self._ender = Ender(runner, keep=self._keep, finished=lambda job: self._watch.job_ended(job))
         self._remover = Remover(runner, self._ender, removed=self._jobs.drop)
         self._watch = Watch(
@@ -98,16 +110,19 @@ class JobManager:
         )
         self._starter = Starter(
             runner,
+            runner_name,
             self._sockets,
             self._ender,
             environment=base_environment(os.environ if environ is None else environ, properties),
             ceilings=self._ceilings,
             home=home,
-            report_url=lambda uid: self._endpoint.url(self._report_keys.of(uid)),
+            report_url=lambda uid: self._endpoint.url(self._reports.keys.of(uid)),
             kept=self._kept,
             keep=self._keep,
             runs=self._runs,
         )
+        self._reports = JobReports(self._jobs, self._starter, self._ender, keep=self._keep)
+        self.servers = JobServers(self._jobs, runner, self._starter)
 
     # The life of the agent.
 
@@ -121,10 +136,10 @@ class JobManager:
         """
         self._root.open()
         try:
-            kept = self._runner.open()
+            kept = self._runner.open(self._reports)
             found = next((item.record for item in kept if "incarnation" in item.record), {})
             self._incarnation = found.get("incarnation") or uuid4().hex
-            self._report_keys = ReportKeys(found.get("endpoint_secret"))
+            self._reports.keys = ReportKeys(found.get("endpoint_secret"))
             self._endpoint_port = self._endpoint.open(found.get("endpoint_port"))
         except BaseException:
             self._root.close()
@@ -166,7 +181,7 @@ class JobManager:
         self._runner.close(end_jobs=end_jobs)
         if end_jobs:
             for job in lost:
-                self.job_exited(Exit(job.uid, None, None, None, 0.0, 0, time.time()))
+                self._reports.exited(Exit(job.uid, None, None, None, 0.0, 0, time.time()))
             for job in lost:
                 job.ended.wait(_CLOSE_TIMEOUT)
             self._root.sweep(())
@@ -227,8 +242,11 @@ class JobManager:
         self._on_change(job.record)
         return job.record
 
-    def start(self, uid: str, request: Mapping[str, Any], request_id: str) -> JobRecord:
+    def start(self, uid: str, request: Mapping[str, Any], request_id: str, wait: float | None = None) -> JobRecord:
         """Start a job; return its record once it is RUNNING and its server is ready.
+
+        If its start waits in a queue, the record is returned as it is after `wait` seconds, or else after the time that
+        the start may take by its ``expose``; the start goes on.
 
         The same `request_id` gives the same answer again, also while the start is under way.
 
@@ -247,7 +265,8 @@ class JobManager:
         else:
             state = job.record.state.value
             raise Conflict(f"job '{uid}' was started already: it is {state}; create another job", job=uid, state=state)
-        return outcome_of(job.started)
+        patience = resolve(job.request).timeout if job.request is not None else START_TIMEOUT
+        return outcome_within(job, wait, patience)
 
     def remove(self, uid: str, *, unwanted_by: str | None = None, withdraw: bool = False) -> JobRecord:
         """End a job, delete its sandbox and forget it; return its record as it was before, also if repeated.
@@ -332,35 +351,10 @@ class JobManager:
         """The job's ``stdout`` or ``stderr``, the same object for all. Raises `NotFound`, `InvalidRequest`."""
         return self._jobs.find(uid).log(name)
 
-    def look(self, uid: str) -> Look:
-        """What a look at the job's processes finds now; nothing if it has ended. Blocks the greenlet."""
-        return self._starter.look(self._jobs.get(uid))
-
-    # What the runner and the jobs report.
-
-    def job_exited(self, how: Exit) -> None:
-        """Handle the end of a job's process tree; the runner's ``on_exit``."""
-        job = self._jobs.get(how.job)
-        if job is None or job.exit is not None:
-            return
-        job.process_ended(how)
-        if job.record.state is State.RUNNING:
-            self._ender.finish(job)  # In other states its start does so.
-
-    def _report(self, uid: str, port: int, key: str) -> None:
-        self._report_keys.check(uid, key)
-        job = self._jobs.get(uid)
-        if job is None:
-            raise not_found(uid)
-        if job.exposure is None or job.record.ended:
-            raise InvalidRequest("the job is not waiting for a port")
-        job.exposure.report(port, lambda: self._starter.sockets(job))
-        self._keep(job)
-
     # Parts of the above.
 
     def _kept(self, job: Job) -> dict[str, Any]:
-        endpoint = {"endpoint_port": self._endpoint_port, "endpoint_secret": self._report_keys.secret}
+        endpoint = {"endpoint_port": self._endpoint_port, "endpoint_secret": self._reports.keys.secret}
         return {**job.kept(), "incarnation": self._incarnation, **endpoint}
 
     def _keep(self, job: Job) -> None:
@@ -392,7 +386,7 @@ class JobManager:
         self._jobs.add(job)
         if job.record.ended:
             job.sandbox.shut()
-        if kept.spawned is not None and kept.exit is None:
+        if (kept.spawned is not None or kept.queued is not None) and kept.exit is None:
             job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)

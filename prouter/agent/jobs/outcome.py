@@ -35,7 +35,7 @@ def outcome(job: Job) -> dict[str, Any]:
         reason, text = job.ending[0], job.ending[1] or text
     elif how is not None and how.reason is not None:
         reason = Reason(how.reason)
-        text = text or _limit_text(job, reason)
+        text = text or how.text or _limit_text(job, reason)
     elif text is not None:
         reason = Reason.START_FAILED
     else:
@@ -43,11 +43,13 @@ def outcome(job: Job) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "pid": None,
         "endpoint": None,
+        "queue": None,
         "reason": reason,
         "error": text,
         "finished_at": time.time(),
     }
     if how is not None:
+        fields["node"] = how.node or job.record.node
         fields |= {"exit_code": how.exit_code, "signal": how.signal, "finished_at": how.at}
         if how.exit_code is not None or how.signal is not None:
             fields |= {"cpu_seconds": how.cpu_seconds, "rss_bytes": how.max_rss}
@@ -70,6 +72,8 @@ def failure_text(job: Job, why: str, *, killed: bool = False) -> str:
         killed: whether the agent killed the process because of the failure.
     """
     text = why
+    if job.exit is not None and job.exit.text and job.ending is None:
+        text += f": {job.exit.text}"
     if job.exit is not None and job.ending is None and not killed:
         if job.exit.signal is not None:
             text += f" (ended by {job.exit.signal})"

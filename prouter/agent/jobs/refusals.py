@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import gevent
 from gevent.event import AsyncResult
 
 from prouter.agent.jobs.job import Job
@@ -12,7 +13,7 @@ from prouter.errors import Conflict, KeyReused
 from prouter.jobs import JobRecord
 from prouter.requests import StartRequest, digest, validated
 
-__all__ = ["not_running", "outcome_of", "refuse_if_wanted", "refuse_other_request"]
+__all__ = ["not_running", "outcome_of", "outcome_within", "refuse_if_wanted", "refuse_other_request"]
 
 
 def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
@@ -38,7 +39,23 @@ def refuse_if_wanted(job: Job, router: str) -> None:
 def not_running(job: Job) -> Conflict:
     """Return the error for a job that must run, and does not."""
     state = job.record.state.value
+    if job.is_queued:
+        text = f"job '{job.uid}' does not run yet: its start waits in a queue; stop or remove takes it out of it"
+        return Conflict(text, job=job.uid, state=state)
     return Conflict(f"job '{job.uid}' does not run: it is {state}", job=job.uid, state=state)
+
+
+def outcome_within(job: Job, wait: float | None, patience: float) -> JobRecord:
+    """Wait for the outcome of a start; return the record as it is if that takes too long.
+
+    Args:
+        wait: seconds that the request allows, None if it does not say.
+        patience: seconds after which, then, the start of a job that waits in a queue is answered.
+    """
+    job.started.wait(patience if wait is None else wait)
+    if not job.started.ready() and wait is None:
+        gevent.wait([job.started, job.waits], count=1)
+    return outcome_of(job.started) if job.started.ready() else job.record
 
 
 def outcome_of(result: AsyncResult[JobRecord]) -> JobRecord:

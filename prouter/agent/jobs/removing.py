@@ -11,10 +11,10 @@ from gevent.event import AsyncResult
 
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.runner import Runner
 from prouter.agent.sandbox.jobs_root import is_small
 from prouter.errors import PRouterError
 from prouter.jobs import JobRecord, Reason, State
+from prouter.runners.interface import Runner
 
 __all__ = ["Remover"]
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from prouter.agent.expose.exposure import Exposure
 from prouter.agent.expose.templates import fill
-from prouter.agent.jobs.environment import MARK_VARIABLE, at_home, completed, place
+from prouter.agent.jobs.environment import ENDPOINT_VARIABLE, MARK_VARIABLE, at_home, completed, place
 from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.runner import Limits as TreeLimits
-from prouter.agent.jobs.runner import SpawnSpec
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.requests import Limits, StartRequest
+from prouter.runners.capabilities import Capabilities
+from prouter.runners.interface import Limits as TreeLimits
+from prouter.runners.interface import SpawnSpec
 
-__all__ = ["effective_limits", "spawn_spec", "working_directory"]
+__all__ = ["effective_limits", "options_for", "refuse_impossible", "spawn_spec", "tree_limits", "working_directory"]
 
 
 def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
@@ -37,6 +38,47 @@ def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
             )
         result[name] = ceiling if value is None else value
     return Limits(**result)
+
+
+def tree_limits(limits: Limits) -> TreeLimits:
+    """Those limits that the runner enforces."""
+    return TreeLimits(limits.memory, limits.cpu_seconds, limits.open_files, limits.processes)
+
+
+def refuse_impossible(request: StartRequest, limits: Limits, runner: str, capabilities: Capabilities) -> None:
+    """Refuse what the agent's runner cannot do.
+
+    Raises:
+        InvalidRequest: the detail names the field.
+    """
+    for name, value in tree_limits(limits)._asdict().items():
+        if value is not None and name not in capabilities.limits:
+            raise InvalidRequest(f"Invalid request: limits.{name}: the runner '{runner}' of this agent cannot limit it")
+    if request.forward_stdout and not capabilities.forwards_output:
+        raise InvalidRequest(
+            f"Invalid request: forward_stdout: the runner '{runner}' of this agent keeps output in files only"
+        )
+
+
+def options_for(request: StartRequest, runner: str) -> dict[str, Any]:
+    """The request's options for the runner of this name.
+
+    Raises:
+        InvalidRequest: there are options for another runner, or there are some twice.
+    """
+    given = [
+        *(request.runner_options or {}).items(),
+        *([("slurm", request.slurm)] if request.slurm is not None else []),
+    ]
+    if len({name for name, _ in given}) < len(given):
+        raise InvalidRequest("Invalid request: slurm: runner_options has such options, too; leave one of them out")
+    for name, _ in given:
+        if name != runner:
+            raise InvalidRequest(
+                f"Invalid request: {name}: this agent's runner is '{runner}', which takes no such options; choose an "
+                f"agent whose runner is '{name}'"
+            )
+    return dict(given).get(runner, {})
 
 
 def working_directory(sandbox: Sandbox, cwd: str | None) -> Path:
@@ -63,6 +105,8 @@ def spawn_spec(
     report_url: str,
     cwd: Path,
     record: dict[str, Any],
+    options: Mapping[str, Any],
+    same_machine: bool,
 ) -> SpawnSpec:
     """The `SpawnSpec` of a start.
 
@@ -71,10 +115,13 @@ def spawn_spec(
         home: its HOME if the request does not say, ``agent`` or ``sandbox``.
         report_url: where jobs report their ports.
         record: what the runner is to keep for a later agent.
+        options: the request's options for the runner.
+        same_machine: whether the job runs on this machine, where it reaches `report_url`.
     """
     sandbox = str(job.sandbox.root)
     user = job.sandbox.user
-    report_to = report_url if exposure.plan.expected else None
+    reports = bool(exposure.plan.expected)
+    report_to = report_url if reports else None
     if user is not None or (request.home or home) == "sandbox":
         base = at_home(base, sandbox)
     if user is not None:
@@ -83,7 +130,8 @@ def spawn_spec(
     tokens = exposure.tokens if exposure.plan.templates else {}
     requested = {name: fill(value, tokens) for name, value in request.env.items()}
     env = {**completed({**env, **requested}, requested), MARK_VARIABLE: job.uid}
-    limits = job.limits
+    if not same_machine:
+        env.pop(ENDPOINT_VARIABLE, None)
     return SpawnSpec(
         job=job.uid,
         argv=exposure.arguments(request.args),
@@ -91,10 +139,15 @@ def spawn_spec(
         cwd=str(cwd),
         stdout=None if request.forward_stdout else str(job.sandbox.logs.path("stdout")),
         stderr=None if request.forward_stdout else str(job.sandbox.logs.path("stderr")),
-        limits=TreeLimits(limits.memory, limits.cpu_seconds, limits.open_files, limits.processes),
+        limits=tree_limits(job.limits),
         record=record,
         remove_on_loss=sandbox,
         user=user,
+        name=job.record.name,
+        resources=request.resources or {},
+        options=options,
+        port=exposure.port.number if exposure.port is not None else None,
+        report_variable=ENDPOINT_VARIABLE if reports and not same_machine else None,
     )
 
 

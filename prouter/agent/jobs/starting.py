@@ -6,6 +6,7 @@ A start runs in a greenlet of its own and goes on if its call is given up. `Job.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,25 +15,34 @@ from typing import Any
 import gevent
 
 from prouter.agent.expose.exposure import Exposure, NotReady, Plan, resolve
-from prouter.agent.expose.listening_sockets import Sockets, survey
-from prouter.agent.expose.ports import again, reserve
-from prouter.agent.expose.servers import Look
+from prouter.agent.expose.ports import Port, again, reserve
 from prouter.agent.expose.sizes import check_sizes
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.outcome import failure_text
-from prouter.agent.jobs.runner import Kept, Runner, Spawned
-from prouter.agent.jobs.spec import effective_limits, spawn_spec, working_directory
+from prouter.agent.jobs.spec import (
+    effective_limits,
+    options_for,
+    refuse_impossible,
+    spawn_spec,
+    tree_limits,
+    working_directory,
+)
 from prouter.agent.sandbox.scratch import SOCKET_NAME, Scratch, make_scratch
 from prouter.agent.sandbox.socket_places import LONGEST_SOCKET, SocketPlaces
 from prouter.errors import PRouterError, StartFailed
 from prouter.jobs import JobRecord, State
 from prouter.requests import Limits, StartRequest, digest
+from prouter.runners.interface import Kept, Queued, Runner, Spawned
+from prouter.runners.sockets import Address, Sockets
 
 __all__ = ["Starter"]
 
 _SECOND_CHANCE = 5.0
 """Seconds that a start has at least when it goes on after a restart of the agent."""
+
+_QUIET = 1.0
+"""Seconds for which a start that waits is not told as queued."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -41,6 +51,7 @@ class Starter:
     """Starts the jobs of one agent.
 
     Args:
+        runner_name: of the setting ``jobs.runner``.
         sockets: where unix sockets of jobs may be.
         environment: the variables of every job.
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
@@ -53,6 +64,7 @@ class Starter:
     def __init__(
         self,
         runner: Runner,
+        runner_name: str,
         sockets: SocketPlaces,
         ender: Ender,
         *,
@@ -65,6 +77,8 @@ class Starter:
         runs: Callable[[Job], None],
     ) -> None:
         self._runner = runner
+        self._runner_name = runner_name
+        self._same_machine = runner.capabilities.same_machine
         self._sockets = sockets
         self._ender = ender
         self._environment = environment
@@ -80,10 +94,13 @@ class Starter:
 
         Raises:
             InvalidRequest: a limit is above the agent's ceiling, the working directory does not exist, ``expose`` is
-                impossible, or no program can be started with the arguments.
+                impossible, no program can be started with the arguments, or the runner cannot do what is asked for.
         """
         plan = resolve(request)
         limits = effective_limits(request.limits, self._ceilings)
+        refuse_impossible(request, limits, self._runner_name, self._runner.capabilities)
+        options = options_for(request, self._runner_name)
+        self._runner.check(tree_limits(limits), request.resources or {}, options)
         with job.sandbox.acting():
             cwd = working_directory(job.sandbox, request.cwd)
         check_sizes(request, plan, self._tokens(job, plan))
@@ -93,12 +110,16 @@ class Starter:
 
     def resume(self, job: Job, kept: Kept) -> None:
         """Go on with a job that outlived an earlier agent, and with its start if that was under way."""
-        if job.request is None or kept.spawned is None or job.record.ended:
+        known = kept.spawned is not None or kept.queued is not None or kept.exit is not None
+        if job.request is None or not known or job.record.ended:
             if job.start_id is not None and job.failure is None:
                 job.started.set(job.record)
             return
         plan = resolve(job.request)
         exposure = job.exposure = self._exposure_again(job, plan, kept.record)
+        if kept.spawned is None:
+            self._resume_queued(job, kept, plan, exposure)
+            return
         if job.record.state is State.NEW:
             self._spawned(job, exposure, exposure.arguments(job.request.args), kept.spawned)
         else:
@@ -114,6 +135,17 @@ class Starter:
             job.started.set(job.record)
             if job.exit is not None:
                 self._ender.finish(job)
+
+    def _resume_queued(self, job: Job, kept: Kept, plan: Plan, exposure: Exposure) -> None:
+        """Go on with a start that waited in a queue when the earlier agent died, or has failed there since."""
+        if kept.exit is not None:
+            job.process_ended(kept.exit)
+        elif kept.queued is not None:
+            job.queued(kept.queued)
+            job.waits.set()
+        assert job.request is not None
+        args = exposure.arguments(job.request.args)
+        job.starting = gevent.spawn(self._answer, job, lambda: self._go_on(job, plan, exposure, args))
 
     def _answer(self, job: Job, start: Callable[[], JobRecord]) -> None:
         """Run a start in its greenlet. Whatever happens, there is an outcome."""
@@ -141,11 +173,29 @@ class Starter:
                 report_url=self._report_url(job.uid),
                 cwd=cwd,
                 record=self._kept(job),
+                options=options_for(request, self._runner_name),
+                same_machine=self._same_machine,
             )
-            spawned = self._runner.spawn(spec)
+            placed = self._runner.spawn(spec, min(_QUIET, plan.timeout))
         except PRouterError as error:
             raise self._fail(job, error.detail) from error
-        record = self._spawned(job, exposure, spec.argv, spawned)
+        if isinstance(placed, Queued):
+            job.queued(placed)
+            self._keep(job)
+        else:
+            job.has_started(placed)
+        return self._go_on(job, plan, exposure, spec.argv)
+
+    def _go_on(self, job: Job, plan: Plan, exposure: Exposure, args: list[str]) -> JobRecord:
+        """Wait for a job's turn, if it is queued, and then for its server."""
+        if job.ending is not None and not job.placed.is_set():
+            self._ender.kill(job)  # It was to end while the runner queued it.
+        job.placed.wait()
+        if job.spawned is None:
+            raise self._fail(
+                job, "it was ended while it waited" if job.ending else "its turn in the queue did not come"
+            )
+        record = self._spawned(job, exposure, args, job.spawned)
         if job.ending is not None:
             raise self._fail(job, "it was ended while it started")
         if plan.awaited:
@@ -156,40 +206,37 @@ class Starter:
 
     def _tokens(self, job: Job, plan: Plan) -> dict[str, str]:
         """The values of templates; the longest possible ones where they are not known yet."""
-        socket = Path("x" * LONGEST_SOCKET) if plan.port == "unix" else None
-        base_url = f"{job.record.path}/http/"
-        tokens = Exposure(plan, base_url=base_url, sandbox=job.sandbox.root, socket=socket).tokens
+        place = Path("x" * LONGEST_SOCKET) if plan.port == "unix" else None
+        tokens = self._exposing(job, plan, None, place).tokens
         return {**tokens, "{port}": "65535"} if plan.port == "assign" else tokens
 
     def _exposure(self, job: Job, plan: Plan) -> Exposure:
         port = reserve() if plan.port == "assign" else None
+        place = None
+        if plan.port == "unix":
+            place = self._sockets.path(job.sandbox.root, job.sandbox.user, same_machine=self._same_machine)
+        return self._exposing(job, plan, port, place)
+
+    def _exposing(self, job: Job, plan: Plan, port: Port | None, place: Path | None) -> Exposure:
         user = job.sandbox.user
-        socket = self._sockets.path(job.sandbox.root, user) if plan.port == "unix" else None
         return Exposure(
             plan,
             base_url=f"{job.record.path}/http/",
             sandbox=job.sandbox.root,
+            connect=lambda address, timeout: self.connect(job, address, timeout),
             port=port,
-            socket=socket,
+            socket=place,
             owner=user.uid if user is not None else None,
         )
 
     def _scratch(self, job: Job, plan: Plan) -> Scratch:
         socket_name = plan.preset.socket_name if plan.preset is not None else SOCKET_NAME
-        return make_scratch(job.sandbox, self._sockets, socket_name)
+        return make_scratch(job.sandbox, self._sockets if self._same_machine else None, socket_name)
 
     def _exposure_again(self, job: Job, plan: Plan, kept: Mapping[str, Any]) -> Exposure:
         port = again(kept["port"]) if kept["port"] is not None else None
-        socket = Path(kept["socket"]) if kept["socket"] is not None else None
-        user = job.sandbox.user
-        exposure = Exposure(
-            plan,
-            base_url=f"{job.record.path}/http/",
-            sandbox=job.sandbox.root,
-            port=port,
-            socket=socket,
-            owner=user.uid if user is not None else None,
-        )
+        place = Path(kept["socket"]) if kept["socket"] is not None else None
+        exposure = self._exposing(job, plan, port, place)
         for number in kept["reported"]:
             exposure.accept(number)
         return exposure
@@ -197,7 +244,11 @@ class Starter:
     def _spawned(self, job: Job, exposure: Exposure, args: list[str], spawned: Spawned) -> JobRecord:
         awaited = exposure.plan.awaited
         record = job.change(
-            State.PENDING if awaited else State.RUNNING, args=args, pid=spawned.pid, started_at=spawned.started_at
+            State.PENDING if awaited else State.RUNNING,
+            args=args,
+            pid=spawned.pid,
+            started_at=spawned.started_at,
+            node=spawned.node,
         )
         _log.info("event=job_started job=%s pid=%d awaited=%s", job.uid, spawned.pid, exposure.plan.port)
         self._runs(job)
@@ -224,16 +275,15 @@ class Starter:
     def sockets(self, job: Job) -> Sockets:
         """The sockets that the job's processes listen on now, and those of other processes."""
         try:
-            return survey(self._runner.processes(job.uid))
+            return self._runner.listeners(job.uid)
         except PRouterError:
-            return survey(())  # The job has just ended; its start is about to hear of it.
+            return Sockets([], [], [])  # The job has just ended; its start is about to hear of it.
 
-    def look(self, job: Job | None) -> Look:
-        """The same, and the port that the agent chose for the job; nothing of a job that was removed."""
-        if job is None:
-            return Look(survey(()), assigned=None)
+    def connect(self, job: Job, address: Address, timeout: float) -> socket.socket:
+        """Connect to the job's server. Arguments and errors as of `Runner.connect`."""
         port = job.exposure.port if job.exposure is not None else None
-        return Look(self.sockets(job), assigned=port.number if port is not None else None)
+        assigned = port is not None and port.number == address.port
+        return self._runner.connect(job.uid, address, timeout, assigned=assigned)
 
     def _fail(self, job: Job, why: str) -> StartFailed:
         """Kill what runs of a job, make it FINISHED, and return the error for the caller."""

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent import get_hub
-from gevent.socket import wait_write
 
-from prouter.agent.expose.probe import Address
-from prouter.agent.expose.servers import Identity, Servers
 from prouter.agent.relays.http import HttpRelay
 from prouter.agent.relays.ports import NO_SUCH_PORT, PortRelay
-from prouter.errors import NotFound
+from prouter.errors import JobUnreachable, NotFound, PRouterError
 from prouter.fabric.stream import Stream
 from prouter.jobs import JobRecord, State
-from prouter.processes.process_tree import is_exiting
+from prouter.runners.sockets import Address
 
 __all__ = ["CONNECT_TIMEOUT", "Connections"]
 
@@ -31,15 +26,20 @@ CONNECT_TIMEOUT = 10.0
 _TOO_LATE = f"the job did not take the connection within {CONNECT_TIMEOUT:g} s"
 _HTTP = "http"
 """Name of the port where a job's HTTP server is."""
-_SYN_SENT = 2
-_ESTABLISHED = frozenset({1, 8})
-"""States of TCP in which a connection is established: ESTABLISHED and CLOSE_WAIT (linux/tcp_states.h)."""
-_RETRY = 0.02
-"""Seconds between attempts at a unix socket whose backlog is full."""
 _DYING = 1.0
 """Seconds to wait for the end of a job whose first process is exiting."""
 _SWEEP = 1.0
-"""Seconds between checks of connections that are being made, and of those of ended jobs."""
+"""Seconds between checks of connections of ended jobs."""
+
+
+class Servers(Protocol):
+    """The servers of jobs, wherever they run: the part of `Runner` that relays need."""
+
+    def connect(self, job: str, address: Address, timeout: float) -> socket.socket:
+        """See `Runner.connect`."""
+
+    def find(self, job: str, port: int) -> Address:
+        """See `Runner.find`."""
 
 
 class Connections:
@@ -47,16 +47,16 @@ class Connections:
 
     Args:
         find: gives the record of a job; raises `NotFound`.
-        servers: tells which connections have reached the job.
+        servers: makes connections to jobs.
+        exiting: whether a job's first process is ending at this moment.
     """
 
-    def __init__(self, find: Callable[[str], JobRecord], servers: Servers) -> None:
+    def __init__(self, find: Callable[[str], JobRecord], servers: Servers, exiting: Callable[[str], bool]) -> None:
         self.loop = get_hub().loop
         self._find = find
         self._servers = servers
+        self._exiting = exiting
         self._by_job: dict[str, set[HttpRelay]] = {}
-        self._unconfirmed: deque[tuple[float, HttpRelay]] = deque()
-        self._retries: set[Any] = set()
         self._ended: dict[str, str] = {}
         self._dying: dict[str, list[HttpRelay]] = {}
         self._sweeper: Any = None
@@ -76,8 +76,7 @@ class Connections:
             return
         relay = HttpRelay(self, job, stream)
         self._add(relay)
-        relay.connect(record.endpoint)
-        self._expect(relay)
+        gevent.spawn(self._connect, relay, Address.of(record.endpoint))
 
     def open_port(self, stream: Stream, job: str, port: Any) -> None:
         """Connect `stream` to a loopback port on which a process of the job listens, or reset it with the reason.
@@ -97,19 +96,18 @@ class Connections:
         relay = PortRelay(self, job, stream)
         self._add(relay)
         if endpoint and port in (_HTTP, endpoint.get("port")):
-            relay.connect(endpoint)
+            gevent.spawn(self._connect, relay, Address.of(endpoint))
         elif type(port) is int and 0 < port < 65536:
             gevent.spawn(self._connect_to, relay, port)
         else:
             named = f"; it has '{_HTTP}'" if endpoint else ""
             relay.end(NO_SUCH_PORT, f"job '{job}' has no port of that name{named}; others are named by their numbers")
-        self._expect(relay)
 
     def _connect_to(self, relay: PortRelay, port: int) -> None:
         """Connect to wherever the job listens on a port."""
         try:
             address = self._servers.find(relay.job, port)
-        except NotFound as error:
+        except PRouterError as error:
             if not relay.stream.closed and not self.job_dies(relay):
                 relay.end(NO_SUCH_PORT, error.detail)
         except Exception:
@@ -117,7 +115,33 @@ class Connections:
             relay.end(NO_SUCH_PORT, f"the agent cannot find out whose port {port} is")
         else:
             if not relay.stream.closed:
-                relay.connect(address.endpoint())
+                self._connect(relay, address)
+
+    def _connect(self, relay: HttpRelay, address: Address) -> None:
+        """Connect a relay to its job; runs in a greenlet of its own."""
+        try:
+            connection = self._servers.connect(relay.job, address, CONNECT_TIMEOUT)
+        except TimeoutError:
+            self._not_connected(relay, "connect_timeout", _TOO_LATE)
+        except OSError as error:
+            if not relay.stream.closed:
+                relay.not_connected(error)
+        except JobUnreachable as error:
+            self._not_connected(relay, "refused", error.detail, may_die=True)
+        except PRouterError as error:
+            self._not_connected(relay, "job_reset", error.detail, may_die=True)
+        except Exception:
+            log.exception("event=connecting_failed job=%s", relay.job)
+            self._not_connected(relay, "refused", f"the agent cannot find out whose {address} is")
+        else:
+            if relay.stream.closed:
+                connection.close()
+            else:
+                relay.connected(connection)
+
+    def _not_connected(self, relay: HttpRelay, code: str, text: str, *, may_die: bool = False) -> None:
+        if not relay.stream.closed and not (may_die and self.job_dies(relay)):
+            relay.end(code, text)
 
     def _add(self, relay: HttpRelay) -> None:
         relay.stream.handler = relay
@@ -125,75 +149,6 @@ class Connections:
         if relays is None:
             relays = self._by_job[relay.job] = set()
         relays.add(relay)
-
-    def _expect(self, relay: HttpRelay) -> None:
-        """Limit how long a connection may take."""
-        if not relay.confirmed and not relay.stream.closed:
-            self._unconfirmed.append((time.monotonic() + CONNECT_TIMEOUT, relay))
-            self._sweep_later()
-
-    def admit(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
-        """Let `relay` use a new connection once it has reached the job; end the relay if it has reached another."""
-        address = Address.of(endpoint)
-        state = _state(connection)
-        if state in _ESTABLISHED:
-            try:
-                identity = self._servers.identify(connection, address)
-            except OSError as error:
-                log.debug("event=connection_ended job=%s error=%r", relay.job, str(error))
-                relay.connected(connection)  # It says so, too.
-                return
-            if self._servers.knows(relay.job, address, identity):
-                relay.connected(connection)
-            else:
-                gevent.spawn(self._examine, relay, connection, address, identity)
-        elif state == _SYN_SENT:
-            gevent.spawn(self._await_connection, relay, connection, endpoint)
-        else:
-            relay.connected(connection)  # It has failed, as it will notice.
-
-    def _await_connection(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
-        """Go on with a connection that the job's full backlog does not take yet."""
-        try:
-            wait_write(connection.fileno(), timeout=CONNECT_TIMEOUT, timeout_exc=TimeoutError())
-        except TimeoutError:
-            connection.close()
-            if not relay.stream.closed:
-                relay.end("connect_timeout", _TOO_LATE)
-            return
-        if relay.stream.closed:
-            connection.close()
-        else:
-            self.admit(relay, connection, endpoint)
-
-    def _examine(self, relay: HttpRelay, connection: socket.socket, address: Address, identity: Identity) -> None:
-        """Decide about a connection that is not known to be the job's."""
-        try:
-            refusal = self._servers.refusal(relay.job, connection, address, identity)
-        except Exception:
-            log.exception("event=look_failed job=%s", relay.job)
-            refusal = f"the agent cannot find out whose {address} is"
-        if relay.stream.closed:
-            connection.close()
-        elif refusal:
-            connection.close()
-            if not self.job_dies(relay):
-                relay.end("refused", refusal)
-        else:
-            relay.connected(connection)
-
-    def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
-        """Connect again after `_RETRY`, unless the stream is closed by then."""
-        timer = self.loop.timer(_RETRY)
-        self._retries.add(timer)
-
-        def connect() -> None:
-            self._retries.discard(timer)
-            timer.close()
-            if not relay.stream.closed:
-                relay.connect(endpoint)
-
-        timer.start(connect)
 
     def forget(self, relay: HttpRelay) -> None:
         """Drop a relay that has ended."""
@@ -218,7 +173,7 @@ class Connections:
         if record.ended:
             _pass_ending(relay, record)
             return True
-        if record.pid is None or not is_exiting(record.pid):
+        if not self._exiting(relay.job):
             return False
         self._dying.setdefault(relay.job, []).append(relay)
         self.loop.timer(_DYING).start(self._lives_on, relay)
@@ -237,7 +192,6 @@ class Connections:
         Most end by themselves: the kernel still holds what the job sent, and then the end of its sockets. A connection
         that another process keeps open is reset once there is nothing left to relay.
         """
-        self._servers.forget(record.uid)
         for relay in self._dying.pop(record.uid, ()):
             _pass_ending(relay, record)
         if record.uid in self._by_job:
@@ -249,10 +203,6 @@ class Connections:
         for relays in list(self._by_job.values()):
             for relay in list(relays):
                 relay.end("agent_gone", "the agent is shutting down")
-        for timer in list(self._retries):
-            timer.stop()
-            timer.close()
-        self._retries.clear()
         if self._sweeper is not None:
             self._sweeper.stop()
             self._sweeper.close()
@@ -266,25 +216,14 @@ class Connections:
     def _sweep(self) -> None:
         self._sweeper.close()
         self._sweeper = None
-        self._sweep_unconfirmed(time.monotonic())
         for job in list(self._ended):
             for relay in list(self._by_job.get(job, ())):
                 if relay.exhausted():
                     relay.end("job_ended", self._ended[job])
             if job not in self._by_job:
                 del self._ended[job]
-        if self._unconfirmed or self._ended:
+        if self._ended:
             self._sweep_later()
-
-    def _sweep_unconfirmed(self, now: float) -> None:
-        for _ in range(len(self._unconfirmed)):
-            deadline, relay = self._unconfirmed.popleft()
-            if relay.check_connected():
-                continue
-            if now >= deadline:
-                relay.end("connect_timeout", _TOO_LATE)
-            else:
-                self._unconfirmed.append((deadline, relay))
 
 
 def _pass_ending(relay: HttpRelay, record: JobRecord) -> None:
@@ -293,13 +232,6 @@ def _pass_ending(relay: HttpRelay, record: JobRecord) -> None:
         relay.pass_end()
     else:
         relay.end("job_ended", record.ending)
-
-
-def _state(connection: socket.socket) -> int:
-    """Return the state of a TCP connection, the first octet of TCP_INFO (tcp(7)); unix sockets connect at once."""
-    if connection.family == socket.AF_UNIX:
-        return 1
-    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def _why_not(record: JobRecord) -> str:

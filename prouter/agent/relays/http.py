@@ -1,13 +1,13 @@
 """The relay of one connection: raw bytes between a stream and a job's server, as callbacks on the event loop.
 
-This is the hot path. A relay has no greenlet, and no buffer while it is idle:
+This is the hot path. A relay has no greenlet once it is connected, and no buffer while it is idle:
 
 * It reads the socket only as far as the stream's window is open, at most one `piece` per event loop iteration, so that
   busy relays take turns. While the window is full it does not read, and the kernel holds the job back.
 * It writes what arrives on the stream to the socket at once. What the kernel does not take waits in `_backlog`, at most
   one window. Bytes count as consumed once the kernel has them, which holds the worker back.
-* Nothing is sent before the owner has found that the connection reached the job (`RelayOwner.admit`). On loopback it
-  is mostly established when connect(2) returns, and known to be the job's.
+* It gets a connection once that is established and known to be the job's (`Runner.connect`), for which its owner has a
+  greenlet. What arrives on the stream meanwhile is the first of the backlog.
 * A job that dies closes its connections without meaning to. The relay then resets the stream instead of ending it, or
   a response that ends with the connection would look complete.
 * If the stream is reset before the job has read all of the request, the relay resets the connection. Otherwise the job
@@ -55,12 +55,6 @@ class RelayOwner(Protocol):
     @property
     def loop(self) -> Any:
         """The gevent loop, for watchers."""
-
-    def retry(self, relay: HttpRelay, endpoint: dict[str, Any]) -> None:
-        """Connect again in a moment: the backlog of the job's unix socket is full."""
-
-    def admit(self, relay: HttpRelay, connection: socket.socket, endpoint: dict[str, Any]) -> None:
-        """Call `HttpRelay.connected` once the connection is known to have reached the job; else end the relay."""
 
     def job_dies(self, relay: HttpRelay) -> bool:
         """Whether the job has closed the connection because it dies; then the owner ends the relay."""
@@ -125,30 +119,6 @@ class HttpRelay:
 
     # -- connecting ---------------------------------------------------------------------------------------------
 
-    def connect(self, endpoint: dict[str, Any]) -> None:
-        """Connect to where the job's server answers (`JobRecord.endpoint`); a failure resets the stream."""
-        path, host = endpoint.get("socket"), endpoint.get("host", "127.0.0.1")
-        family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            if not path:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = sock.connect_ex(path or (host, endpoint["port"]))
-        except OSError as error:
-            self._fail(error)
-            return
-        if code == errno.EAGAIN:
-            # The backlog of the unix socket is full, and the kernel does not tell when it has space (connect(2)).
-            sock.close()
-            self._socket = None
-            self._owner.retry(self, endpoint)
-            return
-        if code not in (0, errno.EINPROGRESS):
-            self._fail(OSError(code, os.strerror(code)))
-            return
-        self._socket = None
-        self._owner.admit(self, sock, endpoint)
-
     def connected(self, sock: socket.socket) -> None:
         """Begin to relay: the connection is established, and the job's; or it has failed."""
         self._socket = sock
@@ -160,20 +130,9 @@ class HttpRelay:
         elif self._finished:
             self._finish_sending()
 
-    def check_connected(self) -> bool:
-        """Whether the connection is established, or has failed."""
-        if self.confirmed or self.stream.closed:
-            return True
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send(b"")
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._fail(error)
-        self.confirmed = True
-        return True
+    def not_connected(self, error: OSError) -> None:
+        """Reset the stream: there is no connection."""
+        self._fail(error)
 
     # -- from the job to the stream -----------------------------------------------------------------------------
 

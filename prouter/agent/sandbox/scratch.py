@@ -52,11 +52,11 @@ class Scratch:
                 self.link.unlink()
 
 
-def make_scratch(sandbox: Sandbox, places: SocketPlaces, socket_name: int) -> Scratch:
+def make_scratch(sandbox: Sandbox, places: SocketPlaces | None, socket_name: int) -> Scratch:
     """Create the directory of a job that is about to start.
 
     Args:
-        places: creates short links.
+        places: creates short links; None if the job runs on another machine, which would not have them.
         socket_name: bytes that the names of sockets in it may need, with their slash.
 
     Raises:
@@ -70,7 +70,7 @@ def make_scratch(sandbox: Sandbox, places: SocketPlaces, socket_name: int) -> Sc
         text = f"no directory for temporary files could be made: '{os.fsdecode(SCRATCH_NAME)}': {error.strerror}"
         raise StartFailed(text, job=uid) from error
     directory = sandbox.root / os.fsdecode(SCRATCH_NAME)
-    if len(os.fsencode(directory)) + socket_name <= _LONGEST_SOCKET_PATH:
+    if places is None or len(os.fsencode(directory)) + socket_name <= _LONGEST_SOCKET_PATH:
         return Scratch(directory)
     try:
         return Scratch(directory, places.link(directory, uid))

@@ -35,11 +35,12 @@ class SocketPlaces:
         bases = (*(("/run",) if shared else ()), run, tempfile.gettempdir(), "/tmp")  # noqa: S108
         self._private = next(Path(base) / name for base in bases if _fits(Path(base) / name / ("x" * 18)))
 
-    def path(self, sandbox: Path, user: User | None = None) -> Path:
+    def path(self, sandbox: Path, user: User | None = None, *, same_machine: bool = True) -> Path:
         """Return the path on which the job's server has to listen.
 
         Args:
             user: the job's user, if it has one of its own.
+            same_machine: whether the job runs on this machine; another one shares the sandbox alone.
 
         Raises:
             StartFailed: there is no place for the socket.
@@ -47,6 +48,12 @@ class SocketPlaces:
         near = sandbox / ".pagent.sock"
         if _fits(near):
             return near
+        if not same_machine:
+            raise StartFailed(
+                f"the sandbox's path is too long for a unix socket ({near}: more than {LONGEST_SOCKET} bytes): start "
+                'the job with {"port": "assign"}, or the agent with a shorter jobs.root',
+                job=sandbox.name,
+            )
         self._make_private(sandbox.name)
         place = self._private / sandbox.name[:16]
         if user is None:

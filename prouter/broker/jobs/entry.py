@@ -114,6 +114,11 @@ class Entry:
         """Whether it was removed."""
         return self.state is State.CLOSED
 
+    @property
+    def dormant(self) -> bool:
+        """Whether it neither runs nor will, unless somebody starts it: its agent says that it is NEW and not queued."""
+        return self.state is State.NEW and self.confirmed and self.last_record.queue is None
+
     def set(self, record: JobRecord) -> None:
         """Take a newer record."""
         self.state = record.state

@@ -42,7 +42,13 @@ def read_record(wire: object, connection: str) -> JobRecord:
             raise ProtocolError(f"malformed job record: its {name} makes no sense")
     if record.connection != connection:
         raise ProtocolError(f"malformed job record: it belongs to connection '{record.connection:.64}'")
-    size = len(record.name) + len(record.error or "") + sum(map(len, record.args)) + len(record.args)
+    size = (
+        len(record.name)
+        + len(record.error or "")
+        + len((record.queue or {}).get("reason", ""))
+        + sum(map(len, record.args))
+        + len(record.args)
+    )
     if size > MAX_JOB_EVENT:
         raise ProtocolError(f"malformed job record: {size} characters are too many")
     return bounded(record)
@@ -131,6 +137,15 @@ def _endpoint(value: Any) -> bool:
     return _port(value.get("port")) and _short(value.get("host", ""))
 
 
+def _queue(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"reason", "expected_start"}
+        and _text(value["reason"])
+        and (value["expected_start"] is None or _time(value["expected_start"]))
+    )
+
+
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
@@ -158,4 +173,6 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "owner": _or_none(_short),
     "key": _or_none(_short),
     "digest": _or_none(_short),
+    "queue": _or_none(_queue),
+    "node": _or_none(_short),
 }

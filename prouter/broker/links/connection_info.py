@@ -6,7 +6,7 @@ from typing import Any
 
 from prouter.broker.links.hello import SERVER, AgentInfo
 from prouter.broker.links.link import Link
-from prouter.jobs import rfc3339
+from prouter.jobs import Reason, State, phase_of, rfc3339
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
@@ -21,6 +21,12 @@ def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
         moment = info[name]
         if moment is not None:
             info[name] = rfc3339(moment)
+    queue = info["queue"]
+    if queue is not None and queue["expected_start"] is not None:
+        info["queue"] = {**queue, "expected_start": rfc3339(queue["expected_start"])}
+    reason = Reason(info["reason"]) if info["reason"] is not None else None
+    phase = phase_of(State(info["state"]), reason, queued=queue is not None)
+    info["phase"] = phase.value if phase is not None else None
     info["path"] = path = f"/jobs/{wire['connection']}/{wire['uid']}"
     info["base_url"] = f"{path}/http/" if wire["endpoint"] is not None else None
     return info

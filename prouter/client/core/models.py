@@ -163,6 +163,10 @@ class JobInfo(Outcome):
     """A job as it was when the router answered.
 
     Attributes:
+        phase: ``queued`` (its start waits), ``starting``, ``ready``, ``exited`` or ``failed``; None if it was not
+            started.
+        queue: why its start waits, and its ``expected_start`` if that is known; None unless the phase is ``queued``.
+        node: the machine where it runs or ran, if that is not the agent's own.
         path: ``/jobs/<connection uid>/<job uid>``, the prefix of all its requests.
         base_url: path of the job's server on the router; None without one.
         url: where a person opens the job's server; None without one.
@@ -176,6 +180,9 @@ class JobInfo(Outcome):
 
     uid: str
     name: str = ""
+    phase: str | None = None
+    queue: Mapping[str, Any] | None = None
+    node: str | None = None
     path: str = ""
     base_url: str | None = None
     url: str | None = None

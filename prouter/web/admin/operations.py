@@ -111,9 +111,17 @@ def _about_a_job() -> list[Operation]:
             "post",
             f"{_JOB}/start",
             "start",
-            "Start a job; the response follows once it runs.",
-            _INFO,
-            (IDEMPOTENCY_KEY,),
+            "Start a job; the response follows once it runs, or with 202 while it waits in a queue.",
+            _WAITED,
+            (
+                IDEMPOTENCY_KEY,
+                Parameter(
+                    "wait",
+                    _SECONDS,
+                    "Seconds after which the response follows with 202 even if the job has not started. Without it, "
+                    "only a job that waits in a queue is answered so, after `expose.timeout`.",
+                ),
+            ),
             StartRequest,
             errors=(*changing, 422, 502),
         ),

@@ -95,12 +95,25 @@ class JobAgent(_Response):
     properties: dict[str, Any]
 
 
+class Queue(_Response):
+    """Why a start waits."""
+
+    reason: str = Field(description="In the words of the cluster's queue; empty if it is not known.")
+    expected_start: str | None = Field(description="RFC 3339, UTC; null if it is not known.")
+
+
 class JobInfo(_Response):
     """A job."""
 
     uid: str
     name: str
     state: Literal["NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"]
+    phase: Literal["queued", "starting", "ready", "exited", "failed"] | None = Field(
+        description="What the job does; null if it was not started. While a start waits in a queue, the job is NEW and "
+        "its phase queued."
+    )
+    queue: Queue | None = Field(description="While the phase is queued.")
+    node: str | None = Field(description="The machine where it runs or ran, if that is not the agent's own.")
     sender: Sender
     path: str = Field(description="JOB_PATH: prefix of all requests for this job.")
     base_url: str | None = Field(description="Path of the job's server on the router; null without one.")
@@ -129,6 +142,11 @@ class JobInfo(_Response):
             "removed",
             "agent_lost",
             "start_failed",
+            "port_taken",
+            "walltime",
+            "node_failed",
+            "preempted",
+            "cancelled",
         ]
         | None
     ) = Field(description="Why the job ended.")

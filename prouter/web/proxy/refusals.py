@@ -94,6 +94,9 @@ def not_running(route: JobRoute) -> PRouterError | None:
         return AgentUnavailable(
             "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2
         )
+    if record.queue is not None:
+        why = f" ({record.queue['reason']})" if record.queue["reason"] else ""
+        return JobStarting(f"job '{record.uid}' waits in its cluster's queue{why}", job=record.uid, retry_after=5)
     if record.state is State.NEW:
         return JobStarting(
             f"job '{record.uid}' has not been started: POST …/{record.uid}/start starts it",

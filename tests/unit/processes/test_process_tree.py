@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from prouter.agent.expose.listening_sockets import listening
 from prouter.processes import halting, limits, process_tree
 from prouter.processes.limits import Limits, Sample
 from prouter.processes.process_tree import Process
+from prouter.runners.local.listening_sockets import listening
 from tests.support.processes import wait_until
 
 

@@ -13,7 +13,7 @@ import falcon
 
 from prouter.errors import InvalidRequest, NotFound, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
-from prouter.jobs import State
+from prouter.jobs import Phase, State
 from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
 from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body, read_model
@@ -35,6 +35,7 @@ _MAX_KEY = 255
 _CALL_TIMEOUT = 60.0
 """Seconds the broker may take to reply; it holds calls to an agent that is away for less than that."""
 _GOING_ON = frozenset({State.PENDING.value, State.RUNNING.value})
+_STARTING = frozenset({Phase.QUEUED.value, Phase.STARTING.value})
 
 JobInfo = dict[str, Any]
 
@@ -90,8 +91,12 @@ class _Calls:
         created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
         return created
 
-    def _start(self, connection: str, job: str, request: StartRequest, key: str) -> JobInfo:
-        args = {"connection": connection, "job": job, "request": request.model_dump(exclude_none=True), "key": key}
+    def _start(self, connection: str, job: str, request: StartRequest, key: str, wait: float | None = None) -> JobInfo:
+        """Start a job; return it once its server is ready, or earlier if it is queued or `wait` seconds are over."""
+        body = request.model_dump(exclude_none=True)
+        args: dict[str, Any] = {"connection": connection, "job": job, "request": body, "key": key}
+        if wait is not None:
+            args["wait"] = wait
         started: JobInfo = self._call("jobs.start", args, timeout=None)["job"]
         return started
 
@@ -108,7 +113,11 @@ class _Calls:
         until = None if timeout is None else time.monotonic() + timeout
         args = {"connection": connection, "job": job, "until": until}
         info = self._call("jobs.wait", args, timeout=None)["job"]
-        self._send(req, resp, info, 202 if info["state"] in _GOING_ON else 200)
+        self._send(req, resp, info, 202 if info["state"] in _GOING_ON or info["phase"] in _STARTING else 200)
+
+    def _send_started(self, req: ApiRequest, resp: falcon.Response, info: JobInfo) -> None:
+        """Send the info of a job that was started: with 202 if it is not ready yet."""
+        self._send(req, resp, info, 202 if info["phase"] in _STARTING else 200)
 
 
 class Jobs(_Calls):
@@ -154,22 +163,23 @@ class Jobs(_Calls):
         """Create and start a job; with ``wait=SECONDS`` also wait for its end."""
         request = read_model(RunRequest, req)
         patience = query.seconds(req, "wait")
-        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "", _owner(req))
+        until = None if patience is None else time.monotonic() + patience
+        info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "", _owner(req), patience)
         connection, job = info["path"].split("/")[2:4]
         resp.set_header("Location", info["path"] + "/info")
-        if patience is None:
-            self._send(req, resp, info)
+        if until is None:
+            self._send_started(req, resp, info)
         else:
-            self._wait(req, resp, connection, job, patience)
+            self._wait(req, resp, connection, job, max(0.0, until - time.monotonic()))
 
-    def _run(self, request: RunRequest, key: str, body_digest: str, owner: str | None) -> JobInfo:
+    def _run(self, request: RunRequest, key: str, body_digest: str, owner: str | None, wait: float | None) -> JobInfo:
         """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
             created = self._create(request.create(), f"{key} create", body_digest, owner)
             connection, job = created["path"].split("/")[2:4]
             try:
-                return self._start(connection, job, request.start(), f"{key} start")
+                return self._start(connection, job, request.start(), f"{key} start", wait)
             except InvalidRequest:
                 self._withdraw(connection, job, f"{key} create")
                 raise
@@ -205,9 +215,10 @@ class Job(_Calls):
         self.on_get_info(req, resp, connection, job)
 
     def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
-        """Start the job, and respond once it runs and its ports are known."""
+        """Start the job, and respond once it runs and its ports are known, or with 202 while it is queued."""
         request = read_model(StartRequest, req)
-        self._send(req, resp, self._start(connection, job, request, _key(req, f"start {job}")))
+        wait = query.seconds(req, "wait")
+        self._send_started(req, resp, self._start(connection, job, request, _key(req, f"start {job}"), wait))
 
     def on_post_wait(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Respond once the job has ended or does not run, or after ``timeout`` seconds."""

@@ -13,6 +13,7 @@ from prouter.agent.expose.ports import Port
 from prouter.agent.expose.presets import PRESETS
 from prouter.errors import InvalidRequest
 from prouter.requests import PresetName, StartRequest, validated
+from prouter.runners.local.servers import connected
 
 BASE = "/jobs/c/j/http/"
 PATH = "/jobs/c/j/http"
@@ -33,7 +34,9 @@ def arguments() -> Callable[..., list[str]]:
         resolved = plan(**expose)
         port = Port(8000, None) if resolved.port == "assign" else None
         socket = Path(SOCKET) if resolved.port == "unix" else None
-        return Exposure(resolved, base_url=BASE, sandbox=Path("/sandbox"), port=port, socket=socket).arguments(args)
+        place = Path("/sandbox")
+        made = Exposure(resolved, base_url=BASE, sandbox=place, connect=connected, port=port, socket=socket)
+        return made.arguments(args)
 
     return make
 

@@ -11,12 +11,12 @@ import gevent
 import pytest
 from gevent import socket as green
 
-from prouter.agent.expose.listening_sockets import survey
-from prouter.agent.expose.servers import Look, Servers
 from prouter.agent.relays import connections
 from prouter.agent.relays.connections import Connections
 from prouter.errors import NotFound
 from prouter.jobs import JobRecord, State
+from prouter.runners.local.listening_sockets import survey
+from prouter.runners.local.servers import Look, Servers
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.loopback import Loopback, wait_for
 
@@ -28,7 +28,7 @@ class Site:
         self.pids = [os.getpid()]
         self.record = JobRecord("j1", "c1", "job", State.RUNNING)
         self.servers = Servers(lambda _job: Look(survey(self.pids), assigned=None))
-        self.connections = Connections(self._find, self.servers)
+        self.connections = Connections(self._find, self.servers, lambda _job: False)
         self.loopback = Loopback(
             lambda stream, target: self.connections.open_port(stream, target["job"], target["port"])
         )

@@ -18,13 +18,14 @@ import gevent
 import pytest
 from gevent import socket as green
 
-from prouter.agent.expose.listening_sockets import survey
-from prouter.agent.expose.servers import Look, Servers
 from prouter.agent.relays import connections
 from prouter.agent.relays.connections import Connections
 from prouter.errors import NotFound
 from prouter.fabric.mux import DEFAULT_WINDOW
 from prouter.jobs import JobRecord, Reason, State
+from prouter.processes.process_tree import is_exiting
+from prouter.runners.local.listening_sockets import survey
+from prouter.runners.local.servers import Look, Servers
 from prouter.transport.stream_io import StreamIO, StreamReset
 from tests.support.loopback import Loopback, wait_for
 
@@ -37,13 +38,17 @@ class Place:
     def __init__(self, listener: Any, endpoint: dict[str, Any]) -> None:
         self.listener = listener
         self.record = JobRecord("j1", "c1", "job", State.RUNNING, endpoint=endpoint)
-        self.connections = Connections(self._find, Servers(lambda _job: Look(survey([os.getpid()]), assigned=None)))
+        servers = Servers(lambda _job: Look(survey([os.getpid()]), assigned=None))
+        self.connections = Connections(self._find, servers, self._exiting)
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def _find(self, uid: str) -> JobRecord:
         if uid != self.record.uid:
             raise NotFound(f"job '{uid}' is not found")
         return self.record
+
+    def _exiting(self, _uid: str) -> bool:
+        return self.record.pid is not None and is_exiting(self.record.pid)
 
     def connect(self) -> tuple[StreamIO, Any]:
         """A stream, and the job's end of its connection."""

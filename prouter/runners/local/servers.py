@@ -12,30 +12,25 @@ when it is established, and that may be seconds after connect(2).
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gevent
+from gevent.socket import wait_write
 
-from prouter.agent.expose.listening_sockets import Sockets
-from prouter.agent.expose.ownership import (
-    Peer,
-    is_peer,
-    leads_to,
-    loopback,
-    loopback_addresses,
-    loopback_ports,
-    peer_of,
-)
-from prouter.agent.expose.probe import Address
-from prouter.agent.expose.sock_diag import Lookup
-from prouter.errors import NotFound
+from prouter.errors import JobUnreachable
+from prouter.runners.local.sock_diag import Lookup
+from prouter.runners.ownership import Peer, is_peer, leads_to, loopback, loopback_addresses, no_such_port, peer_of
+from prouter.runners.sockets import Address, Sockets
 
-__all__ = ["Identity", "Look", "Servers"]
+__all__ = ["Identity", "Look", "Servers", "connected"]
 
 _LOOKS = 2
 """Looks before a connection is refused: a process may change its parent during one."""
@@ -47,11 +42,14 @@ _UNSEEN = 1.0
 """Seconds for which a port counts as the job's after a look, where the kernel does not tell who listens."""
 _REMEMBERED = 256
 """Most listening sockets of one job that are remembered; the oldest ones are most likely closed."""
-_SHOWN = 10
-"""Ports that an error text names, at most."""
 _ACCEPTED_WITHIN = 1.0
 """Seconds that a job has to accept a connection whose listening socket is closed already."""
 _ACCEPT_POLL = 0.01
+_RETRY = 0.02
+"""Seconds between attempts at a unix socket whose backlog is full: the kernel does not tell when it has space."""
+_SYN_SENT = 2
+"""State of a TCP connection that is being made (linux/tcp_states.h)."""
+_CREDENTIALS = struct.Struct("3i")
 
 _log = logging.getLogger("prouter.agent")
 
@@ -95,6 +93,24 @@ class Servers:
         except OSError as error:
             self._lookup = None
             _log.info("event=no_sock_diag error=%r", str(error))
+
+    def connect(self, job: str, address: Address, timeout: float) -> socket.socket:
+        """Connect to a job's server. Arguments and errors as of `Runner.connect`."""
+        connection = connected(address, timeout)
+        try:
+            try:
+                identity = self.identify(connection, address)
+            except OSError as error:
+                _log.debug("event=connection_ended job=%s error=%r", job, str(error))
+                return connection  # It says so, too.
+            if not self.knows(job, address, identity):
+                refusal = self.refusal(job, connection, address, identity)
+                if refusal:
+                    raise JobUnreachable(refusal, job=job)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def identify(self, connection: socket.socket, address: Address) -> Identity:
         """Return who got an established connection. Does not block.
@@ -140,14 +156,7 @@ class Servers:
         for address in loopback_addresses(port, look.sockets):
             self._remember(known, address, leads_to(address, look.sockets))
             return address
-        ports = loopback_ports(look.sockets)
-        others = "on no port there" if not ports else f"only on {', '.join(map(str, ports[:_SHOWN]))}"
-        others += ", …" if len(ports) > _SHOWN else ""
-        raise NotFound(
-            f"no process of job '{job}' listens on port {port} of loopback (127.0.0.1 or ::1): it listens {others}",
-            job=job,
-            code="no_such_port",
-        )
+        raise no_such_port(job, port, look.sockets)
 
     def _listener(self, address: Address) -> int:
         """Return the inode of the socket that gets new connections now; 0 if none does, or the kernel does not tell."""
@@ -254,3 +263,63 @@ class Servers:
             return began, look
         finally:
             known.looking = None
+
+
+def connected(address: Address, timeout: float) -> socket.socket:
+    """Return a connection that is established, and does not block, whoever it reached.
+
+    Raises:
+        OSError: there is none within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        connection = _begun(address, deadline)
+        if connection is not None:
+            return connection
+        if time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        gevent.sleep(_RETRY)
+
+
+def _begun(address: Address, deadline: float) -> socket.socket | None:
+    """Return a connection; None if the backlog of the unix socket is full."""
+    path = address.path
+    family = socket.AF_UNIX if path is not None else socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if path is None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = connection.connect_ex(path if path is not None else (address.host, address.port))
+        if code == errno.EAGAIN:
+            connection.close()
+            return None
+        if code == errno.EINPROGRESS:
+            code = _outcome(connection, deadline)
+        if code == 0 and path is not None and not _is_of(connection, address.owner):
+            code = errno.EACCES
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _outcome(connection: socket.socket, deadline: float) -> int:
+    """Wait until a connection is established, as it mostly is at once on loopback; return its error, 0 if it is."""
+    # The first octet of TCP_INFO is the state (tcp(7)).
+    if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _SYN_SENT:
+        late = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        wait_write(connection.fileno(), timeout=max(0.001, deadline - time.monotonic()), timeout_exc=late)
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _is_of(connection: socket.socket, owner: int | None) -> bool:
+    """Return whether the process that listens at the other end of a unix socket is of this user; None for any.
+
+    A path may lead elsewhere than it seems, for example to a socket that only root may use (SO_PEERCRED in unix(7)).
+    """
+    if owner is None:
+        return True
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(peer)[1] == owner)

@@ -6,20 +6,25 @@ The runner connects to the keeper that an earlier agent left, or starts one, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import time
 from typing import Any
 
 import gevent
 from gevent.lock import RLock
 
-from prouter.agent.jobs.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
-from prouter.agent.jobs.runner import Exit, Kept, Spawned, SpawnSpec, Usage
 from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NoSpace, NotFound, PRouterError, StartFailed
 from prouter.jobs import Reason
 from prouter.keeper.wire import PROTOCOL
+from prouter.processes.process_tree import is_exiting
+from prouter.runners.capabilities import Capabilities
+from prouter.runners.interface import Exit, Kept, Limits, Reports, Runner, Spawned, SpawnSpec, Usage
+from prouter.runners.kinds import Setup
+from prouter.runners.local.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
+from prouter.runners.local.listening_sockets import survey
+from prouter.runners.local.servers import Look, Servers
+from prouter.runners.sockets import Address, Sockets
 
 __all__ = ["LocalRunner"]
 
@@ -36,37 +41,36 @@ class _Tracked:
     spawned: Spawned | None = None
     exit: Exit | None = None
     starting: bool = False
+    assigned: int | None = None
+    """The port that the agent chose for it, once a connection to it was asked for."""
 
 
-class LocalRunner:
+class LocalRunner(Runner):
     """Runs jobs on this machine, as children of a keeper.
-
-    Args:
-        state_dir: directory of this agent alone, made with mode 0700.
-        keep_for: seconds for which jobs outlive the agent. With 0 they end with it, also if it is killed.
-        cgroup: the setting ``jobs.cgroup``.
-        on_exit: called in a greenlet of its own for each job that ends, after its `spawn` has returned; not for jobs
-            that had ended when `open` returned them.
 
     Attributes:
         keeper_pid: of the keeper process, once open.
     """
 
-    def __init__(
-        self, state_dir: Path, *, keep_for: float, cgroup: str = "auto", on_exit: Callable[[Exit], None]
-    ) -> None:
-        self._state_dir = state_dir
-        self._cgroup = cgroup
-        self._keep_for = keep_for
-        self._on_exit = on_exit
+    capabilities = Capabilities(
+        same_machine=True, users=True, limits=frozenset(Limits._fields), queues=False, forwards_output=True
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        self._state_dir = setup.state_dir
+        self._cgroup = setup.cgroup
+        self._keep_for = setup.keep_for
+        self._reports: Reports | None = None
+        self._servers = Servers(self._look)
         self._death_notice: dict[str, Any] = {"argv": [], "environment": {}, "text": ""}
         self.keeper_pid: int | None = None
         self._client: KeeperClient | None = None
         self._attaching = RLock()
         self._jobs: dict[str, _Tracked] = {}
 
-    def open(self) -> list[Kept]:
+    def open(self, reports: Reports) -> list[Kept]:
         """Connect to the keeper that an earlier agent left, or start one (`Runner.open`)."""
+        self._reports = reports
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._state_dir.chmod(0o700)
         with self._attaching:
@@ -80,8 +84,8 @@ class LocalRunner:
         self._request("hold", job=job, record=record, sandbox=remove_on_loss, ended=None)
         self._jobs[job] = _Tracked(record, remove_on_loss)
 
-    def spawn(self, spec: SpawnSpec) -> Spawned:
-        """See `Runner.spawn`."""
+    def spawn(self, spec: SpawnSpec, wait: float) -> Spawned:
+        """See `Runner.spawn`. A start never waits."""
         before = self._jobs.get(spec.job)
         if before is not None and (before.starting or before.spawned is not None):
             raise Conflict(f"job '{spec.job}' was started already", job=spec.job)
@@ -124,15 +128,40 @@ class LocalRunner:
         pids: list[int] = self._request("processes", job=job)
         return pids
 
+    def exiting(self, job: str) -> bool:
+        """See `Runner.exiting`."""
+        tracked = self._jobs.get(job)
+        return tracked is not None and tracked.spawned is not None and is_exiting(tracked.spawned.pid)
+
+    def listeners(self, job: str) -> Sockets:
+        """See `Runner.listeners`."""
+        return survey(self.processes(job))
+
+    def find(self, job: str, port: int) -> Address:
+        """See `Runner.find`. What is known of a job's sockets saves a look at its processes."""
+        self._tracked(job)
+        return self._servers.find(job, port)
+
+    def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
+        """See `Runner.connect`."""
+        tracked = self._tracked(job)
+        if assigned:
+            tracked.assigned = address.port
+        return self._servers.connect(job, address, timeout)
+
+    def _look(self, job: str) -> Look:
+        tracked = self._jobs.get(job)
+        assigned = tracked.assigned if tracked is not None else None
+        try:
+            return Look(self.listeners(job), assigned)
+        except PRouterError:
+            return Look(survey(()), assigned)  # The job has just ended.
+
     def forget(self, job: str) -> None:
         """See `Runner.forget`."""
         self._request("forget", job=job)
         self._jobs.pop(job, None)
-
-    def configure(self, *, keep_for: float) -> None:
-        """See `Runner.configure`."""
-        self._keep_for = keep_for
-        self._request("configure", keep_for=keep_for)
+        self._servers.forget(job)
 
     def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
         """See `Runner.leave_death_notice`."""
@@ -141,6 +170,7 @@ class LocalRunner:
 
     def close(self, *, end_jobs: bool) -> None:
         """See `Runner.close`."""
+        self._servers.close()
         with self._attaching:
             client, self._client = self._client, None
             if client is None:
@@ -256,13 +286,15 @@ class LocalRunner:
         tracked = self._jobs.get(end.job)
         if tracked is not None:
             tracked.exit = end
+            self._servers.forget(end.job)
             gevent.spawn(self._notify, end)
 
     def _notify(self, end: Exit) -> None:
         try:
-            self._on_exit(end)
+            assert self._reports is not None, "the runner is open"
+            self._reports.exited(end)
         except Exception:
-            log.exception("event=on_exit_failed job=%s", end.job)
+            log.exception("event=exit_not_reported job=%s", end.job)
 
 
 _ERRORS: dict[str, type[PRouterError]] = {

@@ -21,9 +21,9 @@ import socket
 import struct
 from typing import NamedTuple
 
-from prouter.agent.expose.listening_sockets import Listener, Sockets
-from prouter.agent.expose.probe import Address
+from prouter.errors import NotFound
 from prouter.processes.process_tree import read_process
+from prouter.runners.sockets import Address, Listener, Sockets
 
 __all__ = [
     "Peer",
@@ -34,12 +34,15 @@ __all__ = [
     "loopback",
     "loopback_addresses",
     "loopback_ports",
+    "no_such_port",
     "peer_of",
     "refusal",
 ]
 
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LOOPBACK = ("127.0.0.1", "::1")
+_SHOWN = 10
+"""Ports that an error text names, at most."""
 _CREDENTIALS = struct.Struct("iII")
 """struct ucred: pid, uid, gid (unix(7))."""
 
@@ -138,6 +141,18 @@ def refusal(port: int, sockets: Sockets) -> str | None:
             'expose it with {"port": "assign"}'
         )
     return text
+
+
+def no_such_port(job: str, port: int, sockets: Sockets) -> NotFound:
+    """The error for a port on which no process of a job listens on loopback."""
+    ports = loopback_ports(sockets)
+    others = "on no port there" if not ports else f"only on {', '.join(map(str, ports[:_SHOWN]))}"
+    others += ", …" if len(ports) > _SHOWN else ""
+    return NotFound(
+        f"no process of job '{job}' listens on port {port} of loopback (127.0.0.1 or ::1): it listens {others}",
+        job=job,
+        code="no_such_port",
+    )
 
 
 def _reached(own: Listener, foreign: list[Listener]) -> list[Address]:

@@ -10,12 +10,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Set
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
-from prouter.agent.expose import sock_diag
+from prouter.runners.local import sock_diag
+from prouter.runners.sockets import Listener, Sockets
 
-__all__ = ["Listener", "Sockets", "listening", "survey"]
+__all__ = ["listening", "survey"]
 
 _TCP_LISTEN = b"0A"
 _UNIX_ACCEPTS = 1 << 16
@@ -25,49 +25,6 @@ _has_sock_diag = True
 """Whether netlink has worked so far; otherwise /proc is read, which is slower."""
 
 _log = logging.getLogger("prouter.agent")
-
-
-class Listener(NamedTuple):
-    """One listening stream socket.
-
-    Attributes:
-        family: ``ipv4``, ``ipv6`` or ``unix``.
-        host: the address bound, ``0.0.0.0`` and ``::`` for any; for ``unix`` the path as bound (perhaps relative to the
-            process's directory), with ``@`` in front if abstract.
-        port: 0 for ``unix``.
-        pid: a process that holds the socket.
-        inode: the socket's; no two sockets have the same.
-        uid: the user id of the process that made it; 0 for ``unix``.
-    """
-
-    family: str
-    host: str
-    port: int
-    pid: int
-    inode: int = 0
-    uid: int = 0
-
-
-class Sockets(NamedTuple):
-    """The listening stream sockets of a set of processes, and all others on this machine.
-
-    Attributes:
-        own: sockets of the processes, TCP before unix, each once even if several processes share it.
-        foreign: TCP sockets of everybody else. Their `pid` is 0, but where processes are hidden that of a process that
-            is known to hold the socket.
-        hidden: processes of the set whose sockets this process may not see: they run as another user, or run a
-            setuid program (ptrace(2), "Ptrace access mode checking").
-        hidden_uids: the users as which these processes act.
-        pids: all processes of the set.
-        held: inodes of all sockets of the processes, those of connections included.
-    """
-
-    own: list[Listener]
-    foreign: list[Listener]
-    hidden: list[int]
-    hidden_uids: frozenset[int] = frozenset()
-    pids: frozenset[int] = frozenset()
-    held: Set[int] = frozenset()
 
 
 def listening(pids: Iterable[int]) -> list[Listener]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from prouter.agent.expose import listening_sockets, sock_diag
-from prouter.agent.expose.listening_sockets import survey
+from prouter.runners.local import listening_sockets, sock_diag
+from prouter.runners.local.listening_sockets import survey
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from pathlib import Path
 import gevent
 import pytest
 
-from prouter.agent.expose import servers
-from prouter.agent.expose.listening_sockets import Sockets, survey
-from prouter.agent.expose.ownership import Peer, is_peer, peer_of
-from prouter.agent.expose.probe import Address
-from prouter.agent.expose.servers import Look, Servers
-from prouter.agent.expose.sock_diag import Lookup
 from prouter.errors import NotFound
+from prouter.runners.local import servers
+from prouter.runners.local.listening_sockets import survey
+from prouter.runners.local.servers import Look, Servers
+from prouter.runners.local.sock_diag import Lookup
+from prouter.runners.ownership import Peer, is_peer, peer_of
+from prouter.runners.sockets import Address, Sockets
 from tests.support.unprivileged import as_ordinary_user
 
 

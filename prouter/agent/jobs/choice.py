@@ -1,0 +1,56 @@
+"""The agent's runner, made by its settings, and the settings that it cannot carry out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prouter.config import ConfigError
+from prouter.config.agent import AgentJobs
+from prouter.runners.capabilities import Capabilities
+from prouter.runners.interface import Limits, Runner
+from prouter.runners.kinds import Setup
+from prouter.runners.registry import find
+
+__all__ = ["jobs_root", "make_runner"]
+
+_LOCAL = "local"
+_LOCAL_STATE = "keeper"
+"""Name of the state directory of the local runner, where earlier versions left their keepers."""
+
+
+def jobs_root(jobs: AgentJobs, state_dir: Path) -> Path:
+    """The directory of the sandboxes."""
+    return Path(jobs.root).absolute() if jobs.root else state_dir / "jobs"
+
+
+def make_runner(jobs: AgentJobs, state_dir: Path) -> Runner:
+    """Make the runner of ``jobs.runner``, with its options.
+
+    Args:
+        state_dir: the agent's.
+
+    Raises:
+        ConfigError: there is no such runner, or it cannot carry out other settings.
+    """
+    name = jobs.runner
+    kind = find(name)
+    own = state_dir / (_LOCAL_STATE if name == _LOCAL else f"runner-{name}")
+    options = getattr(jobs, name, None)
+    if not isinstance(options, kind.options):
+        options = kind.options()
+    runner = kind.make(Setup(own, jobs_root(jobs, state_dir), jobs.keep_for, jobs.cgroup, options))
+    _refuse(jobs, name, runner.capabilities)
+    return runner
+
+
+def _refuse(jobs: AgentJobs, name: str, can: Capabilities) -> None:
+    if jobs.user is not None and not can.users:
+        raise ConfigError(f"jobs.user: the runner '{name}' starts jobs as the agent's own user only; remove jobs.user")
+    if jobs.root is None and not can.same_machine:
+        raise ConfigError(
+            f"jobs.root: the runner '{name}' starts jobs on other machines, so their sandboxes have to be in a "
+            "directory that all of these share; set jobs.root to one"
+        )
+    for limit in Limits._fields:
+        if getattr(jobs.limits, limit) is not None and limit not in can.limits:
+            raise ConfigError(f"jobs.limits.{limit}: the runner '{name}' cannot limit it; remove the key")

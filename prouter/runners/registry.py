@@ -1,0 +1,85 @@
+"""The runners that are installed: found by their entry points, the project's own also without.
+
+A package adds a runner with an entry point of the group ``prouter.runners``, whose name is that of the setting
+``jobs.runner`` and whose object is a `RunnerType` (docs/runners.md). Its options become keys of the configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import create_model
+
+from prouter.config.agent import AgentConfig, AgentJobs
+from prouter.config.errors import ConfigError
+from prouter.runners.kinds import RunnerType
+
+__all__ = ["GROUP", "agent_model", "find", "names"]
+
+GROUP = "prouter.runners"
+"""Group of the entry points."""
+_OWN = {"local": "prouter.runners.local:RUNNER"}
+"""The project's own runners, which exist also where it runs from a source tree that was never installed."""
+
+_log = logging.getLogger("prouter.runner")
+
+
+def names() -> list[str]:
+    """The names of all runners that are installed."""
+    return sorted(_found())
+
+
+def find(name: str) -> RunnerType:
+    """The kind of runner of this name.
+
+    Raises:
+        ConfigError: there is none, or it cannot be loaded.
+    """
+    found = _found().get(name)
+    if found is None:
+        raise ConfigError(
+            f"jobs.runner: there is no runner {name!r}; installed are {', '.join(names())}. Other packages add runners "
+            f"by entry points of the group {GROUP}: install one into the agent's Python"
+        )
+    return _loaded(found)
+
+
+def agent_model() -> type[AgentConfig]:
+    """The model of an agent's configuration, with the options of all runners that are installed as ``jobs.NAME.*``."""
+    options: dict[str, Any] = {}
+    for name, point in sorted(_found().items()):
+        try:
+            model = _loaded(point).options
+        except ConfigError as error:
+            _log.warning(
+                "event=runner_not_loaded runner=%s error=%r", name, str(error)
+            )  # `find` raises it, if need be.
+            continue
+        if model.model_fields:
+            options[name] = (model, model())
+    if not options:
+        return AgentConfig
+    jobs = create_model("AgentJobs", __base__=AgentJobs, __doc__=AgentJobs.__doc__, **options)
+    return create_model("AgentConfig", __base__=AgentConfig, __doc__=AgentConfig.__doc__, jobs=(jobs, jobs()))
+
+
+def _found() -> dict[str, EntryPoint]:
+    own = {name: EntryPoint(name, value, GROUP) for name, value in _OWN.items()}
+    others = {point.name: point for point in entry_points(group=GROUP) if point.name not in own}
+    return {**own, **others}
+
+
+def _loaded(point: EntryPoint) -> RunnerType:
+    if not point.name.isidentifier() or point.name in AgentJobs.model_fields:
+        raise ConfigError(f"jobs.runner: a runner cannot have the name {point.name!r}; its options would have no place")
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"jobs.runner: the runner {point.name!r} ({point.value}) cannot be loaded: {error}"
+        ) from error
+    if not isinstance(kind, RunnerType):
+        raise ConfigError(f"jobs.runner: the runner {point.name!r} ({point.value}) is no prouter.runners.RunnerType")
+    return kind

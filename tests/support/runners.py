@@ -1,0 +1,33 @@
+"""Helpers for tests of runners: an agent's end that keeps what a runner reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prouter.errors import InvalidRequest
+from prouter.runners import Exit, Queued, Reports, Spawned
+
+__all__ = ["ExitReports"]
+
+
+class ExitReports(Reports):
+    """Reports of a runner that has no queue, on the agent's machine.
+
+    Args:
+        exited: called with each end.
+    """
+
+    def __init__(self, exited: Callable[[Exit], object]) -> None:
+        self._exited = exited
+
+    def queued(self, queued: Queued) -> None:
+        raise AssertionError("this runner has no queue")
+
+    def running(self, spawned: Spawned) -> None:
+        raise AssertionError("this runner has no queue")
+
+    def exited(self, end: Exit) -> None:
+        self._exited(end)
+
+    def port(self, job: str, port: int) -> None:
+        raise InvalidRequest("the job reports to the agent itself")
