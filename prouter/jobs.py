@@ -139,6 +139,7 @@ class JobRecord:
         queue: while a start waits in the queue of the agent's runner, ``{"reason": str, "expected_start": float or
             None}``; None otherwise. Such a job is NEW.
         node: name of the machine where it runs or ran, if that is not the agent's.
+        resources: what it takes of its agent's resources, by name, until it has ended.
     """
 
     uid: str
@@ -167,6 +168,7 @@ class JobRecord:
     digest: str | None = None
     queue: dict[str, Any] | None = None
     node: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
 
     @property
     def phase(self) -> Phase | None:
@@ -201,6 +203,7 @@ class JobRecord:
         wire: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         wire["args"] = list(self.args)
         wire["ports"] = list(self.ports)
+        wire["resources"] = dict(self.resources)
         wire["endpoint"] = dict(self.endpoint) if self.endpoint is not None else None
         wire["queue"] = dict(self.queue) if self.queue is not None else None
         wire["state"] = self.state.value

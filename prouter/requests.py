@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import signal
 import unicodedata
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from prouter.addresses import split_address
+from prouter.bodies import Body, Duration, finite, null_is
 from prouter.errors import InvalidRequest
 from prouter.explanations import explain
 from prouter.jobs import MAX_NAME
+from prouter.selectors import (
+    AgentByAddress,
+    AgentByProperties,
+    AgentBySelect,
+    AgentByUid,
+    AgentChoice,
+    Queue,
+    check_queue,
+    few_properties,
+)
 
 __all__ = [
     "MAX_STRING",
@@ -34,6 +42,7 @@ __all__ = [
     "Duration",
     "Expose",
     "Limits",
+    "Queue",
     "RunRequest",
     "SignalRequest",
     "StartRequest",
@@ -58,20 +67,11 @@ MAX_GRACE = 3600.0
 """Seconds of grace of a stop, at most."""
 MAX_STRING = 128 * 1024 - 1
 """Bytes of one argument or variable, at most: the kernel's MAX_ARG_STRLEN without the NUL (execve(2))."""
-MAX_DURATION = 1e9
-"""Seconds of a time limit, at most: thirty years."""
 
 _MAX_ARGS = 131_072
 _MAX_VARIABLES = 16_384
-_MAX_UIDS = 10_000
-_MAX_UID = 1024
-"""Characters of an agent's uid, at most."""
-_MAX_TOKEN = 4096
-_MAX_ADDRESS = 512
 _MAX_PATH = 4096
 """Bytes of a path, at most: the system's PATH_MAX."""
-_MAX_PROPERTIES = 16 * 1024
-"""Bytes of the properties that an agent must have, as JSON, at most."""
 _MAX_URL = 8192
 
 
@@ -109,16 +109,6 @@ def _path(text: str) -> str:
     return _no_nul(text)
 
 
-def _few_properties(properties: dict[str, Any]) -> dict[str, Any]:
-    try:
-        size = len(json.dumps(properties))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"must be JSON: {error}") from None
-    if size > _MAX_PROPERTIES:
-        raise ValueError(f"must have at most {_MAX_PROPERTIES} bytes as JSON")
-    return properties
-
-
 def _named(name: str) -> str:
     return name or UNNAMED
 
@@ -134,22 +124,6 @@ def _variables(env: dict[str, str]) -> dict[str, str]:
         if (len(name) + len(text)) * 4 > MAX_STRING and len(name.encode()) + len(text.encode()) >= MAX_STRING:
             raise ValueError(f"{name[:64]}: name and value must have less than {MAX_STRING} bytes together")
     return env
-
-
-def _or(default: Callable[[], Any]) -> Callable[[Any], Any]:
-    """Replace an explicit null by the default: some clients write empty fields out as null."""
-    return lambda value: default() if value is None else value
-
-
-def _finite(number: float) -> float:
-    if not math.isfinite(number):
-        raise ValueError("must be a finite number")
-    return number
-
-
-def _address(text: str) -> str:
-    split_address(text)
-    return text
 
 
 def _readiness(text: str) -> str:
@@ -184,63 +158,20 @@ def _signal_name(text: str) -> str:
 
 
 JobName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_name), AfterValidator(_named)]
-Uid = Annotated[str, Field(max_length=_MAX_UID)]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Argument = Annotated[str, AfterValidator(_argument)]
 Path = Annotated[str, AfterValidator(_path)]
 Variable = Annotated[str, AfterValidator(_variable)]
-Seconds = Annotated[float, AfterValidator(_finite)]
-Duration = Annotated[float, Field(gt=0, le=MAX_DURATION), AfterValidator(_finite)]
-Address = Annotated[str, Field(max_length=_MAX_ADDRESS), AfterValidator(_address)]
+Seconds = Annotated[float, AfterValidator(finite)]
 Readiness = Annotated[str, Field(max_length=_MAX_PATH), AfterValidator(_readiness)]
 SignalName = Annotated[str, AfterValidator(_signal_name)]
 _Variables = Annotated[dict[Variable, Argument], Field(max_length=_MAX_VARIABLES), AfterValidator(_variables)]
-Variables = Annotated[_Variables, BeforeValidator(_or(dict), json_schema_input_type=_Variables | None)]
 _ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")]
-_Amount = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+_Amount = Annotated[float, Field(ge=0), AfterValidator(finite)]
 Resources = Annotated[dict[_ResourceName, _Amount], Field(max_length=64)]
 """Amounts by name; memory is in bytes."""
-_Properties = Annotated[dict[str, Any], AfterValidator(_few_properties)]
-OptionsOfRunner = Annotated[dict[str, Any], AfterValidator(_few_properties)]
-Properties = Annotated[_Properties, BeforeValidator(_or(dict), json_schema_input_type=_Properties | None)]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class AgentByUid(Body):
-    """The connected agent with this uid."""
-
-    type: Literal["uid"]
-    uid: Uid = Field(description="Uid of a connected agent.")
-
-
-class AgentByAddress(Body):
-    """The agent that listens at this address; the router dials it, unless it is linked already."""
-
-    type: Literal["address"]
-    address: Address = Field(description="Where the agent listens, 'host:port'.", examples=["10.0.0.7:5000"])
-    token: str = Field(max_length=_MAX_TOKEN, description="Token the agent accepts.")
-
-
-class AgentBySelect(Body):
-    """The least loaded of the agents with these uids that has a free slot."""
-
-    type: Literal["select"]
-    uids: list[Uid] = Field(min_length=1, max_length=_MAX_UIDS, description="Uids to choose from.")
-
-
-class AgentByProperties(Body):
-    """The least loaded agent that has these properties and a free slot."""
-
-    type: Literal["any"]
-    properties: Properties = Field(
-        default_factory=dict, description="Every one of these must equal the agent's property of that name."
-    )
-
-
-AgentChoice = Annotated[AgentByUid | AgentByAddress | AgentBySelect | AgentByProperties, Field(discriminator="type")]
+OptionsOfRunner = Annotated[dict[str, Any], AfterValidator(few_properties)]
+Variables = Annotated[_Variables, BeforeValidator(null_is(dict), json_schema_input_type=_Variables | None)]
 
 
 class CreateRequest(Body):
@@ -248,6 +179,14 @@ class CreateRequest(Body):
 
     name: JobName = Field(description="Name for people; need not be unique.")
     agent: AgentChoice = Field(description="Which agent gets the job.")
+    queue: Queue | None = Field(
+        default=None, description="Let the job wait if no agent has space for it; without it the answer is 429 then."
+    )
+
+    @model_validator(mode="after")
+    def _queue_for_linked_agents(self) -> CreateRequest:
+        check_queue(self.agent, self.queue)
+        return self
 
 
 class Expose(Body):
@@ -308,11 +247,14 @@ class StartRequest(Body):
     env: Variables = Field(description="Environment variables; they override all others.")
     name: JobName | None = Field(default=None, description="Accepted for compatibility; `create` names a job.")
     cwd: Path | None = Field(default=None, description="Working directory, relative to the sandbox and inside it.")
-    port_expected_count: Annotated[int, BeforeValidator(_or(lambda: 1), json_schema_input_type=int | None)] = Field(
+    port_expected_count: Annotated[int, BeforeValidator(null_is(lambda: 1), json_schema_input_type=int | None)] = Field(
         default=1, ge=0, le=65535, description="How many ports the job reports; unused unless expose.port is 'notify'."
     )
-    forward_stdout: Annotated[bool, BeforeValidator(_or(lambda: False), json_schema_input_type=bool | None)] = Field(
-        default=False, description="Output goes to the agent's own stdout and stderr instead of files in the sandbox."
+    forward_stdout: Annotated[bool, BeforeValidator(null_is(lambda: False), json_schema_input_type=bool | None)] = (
+        Field(
+            default=False,
+            description="Output goes to the agent's own stdout and stderr instead of files in the sandbox.",
+        )
     )
     home: Literal["agent", "sandbox"] | None = Field(
         default=None,
@@ -343,18 +285,26 @@ class RunRequest(StartRequest):
     """Body of POST /jobs/run: create and start in one call."""
 
     name: JobName = Field(description="Name for people; need not be unique.")
-    agent: Annotated[AgentChoice, BeforeValidator(_or(_any_agent), json_schema_input_type=AgentChoice | None)] = Field(
-        default=AgentByProperties(type="any"), description="Which agent gets the job."
+    agent: Annotated[AgentChoice, BeforeValidator(null_is(_any_agent), json_schema_input_type=AgentChoice | None)] = (
+        Field(default=AgentByProperties(type="any"), description="Which agent gets the job.")
+    )
+    queue: Queue | None = Field(
+        default=None, description="Let the job wait if no agent has space for it; without it the answer is 429 then."
     )
     env: Variables = Field(default_factory=dict, description="Environment variables; they override all others.")
 
+    @model_validator(mode="after")
+    def _queue_for_linked_agents(self) -> RunRequest:
+        check_queue(self.agent, self.queue)
+        return self
+
     def create(self) -> CreateRequest:
         """Return the part that creates the job."""
-        return CreateRequest(name=self.name, agent=self.agent)
+        return CreateRequest(name=self.name, agent=self.agent, queue=self.queue)
 
     def start(self) -> StartRequest:
         """Return the part that starts the job."""
-        return StartRequest.model_validate(self.model_dump(exclude={"name", "agent"}))
+        return StartRequest.model_validate(self.model_dump(exclude={"name", "agent", "queue"}))
 
 
 class SignalRequest(Body):
@@ -378,7 +328,7 @@ class BridgeRequest(Body):
 class StopRequest(Body):
     """Body of POST JOB_PATH/stop."""
 
-    grace: Annotated[Seconds, BeforeValidator(_or(lambda: 10.0), json_schema_input_type=Seconds | None)] = Field(
+    grace: Annotated[Seconds, BeforeValidator(null_is(lambda: 10.0), json_schema_input_type=Seconds | None)] = Field(
         default=10.0, ge=0, le=MAX_GRACE, description="Seconds between SIGTERM and SIGKILL to the whole process tree."
     )
 

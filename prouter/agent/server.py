@@ -18,6 +18,7 @@ from prouter.agent.jobs.choice import jobs_root, make_runner
 from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.sandbox_reports import SandboxReports
+from prouter.agent.jobs.space import capacity, load_of
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.jobs.user_pool import make_users
 from prouter.agent.links.control import Control
@@ -44,6 +45,7 @@ from prouter.keys.known_routers import KnownRouter, KnownRouters
 from prouter.process.cores import forbid_core_dumps, forbid_inspection
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
+from prouter.resources import machine
 from prouter.transport.backoff import Backoff
 from prouter.transport.zeromq.context import destroy_context
 
@@ -104,6 +106,7 @@ class _Agent:
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
         self._users = make_users(config.jobs)
+        self._resources = {**machine(), **config.jobs.resources}
         self._runner = make_runner(config.jobs, state_dir)
         return JobManager(
             root=jobs_root(config.jobs, state_dir),
@@ -111,6 +114,7 @@ class _Agent:
             runner_name=config.jobs.runner,
             properties=config.properties,
             max_jobs=config.jobs.max,
+            resources=self._resources,
             ceilings=Limits(**config.jobs.limits.model_dump()),
             log_limit=config.jobs.log_limit,
             home=config.jobs.home,
@@ -227,11 +231,9 @@ class _Agent:
         }
 
     def _capacity(self) -> dict[str, Any]:
-        """How many jobs may live at the same time, and whether that is the number of users for them."""
-        most, users = self._config.jobs.max, self._users.size if self._users is not None else None
-        if users is None or (most is not None and most < users):
-            return {"max": most}
-        return {"max": users, "users": True}
+        """How many jobs may live at the same time, whether that is the number of users for them, and the resources."""
+        users = self._users.size if self._users is not None else None
+        return capacity(self._config.jobs.max, users, self._resources)
 
     def records(self) -> list[JobRecord]:
         """Return the records of all jobs."""
@@ -312,20 +314,23 @@ class _Agent:
         self.log_news.job_changed(record)
         if record.ended:
             self.connections.job_ended(record)
-        if record.ended and self._capacity()["max"] is not None:
-            self._tell_load()  # At once, so that the router knows of the free slot before the job's end is answered.
-        else:
-            self._tell_load_soon()
+        self._tell_load_after(record)
 
     def _removed(self, record: JobRecord) -> None:
         self.links.tell_job(record, "job.removed")
         self.log_news.job_changed(record)
         self.connections.job_ended(record)
-        self._tell_load_soon()
+        self._tell_load_after(record)
+
+    def _tell_load_after(self, record: JobRecord) -> None:
+        """Tell the load at once if a slot or resources are free again, so that a router knows of them with the end."""
+        if record.ended and (record.resources or self._capacity()["max"] is not None):
+            self._tell_load()
+        else:
+            self._tell_load_soon()
 
     def _load(self) -> dict[str, Any]:
-        running = sum(not record.ended for record in self.manager.records())
-        return {"load": host_load(), "running": running, "draining": self.service.draining}
+        return load_of(self.manager.records(), host_load(), draining=self.service.draining)
 
     def _tell_load(self) -> None:
         self._load_due = None

@@ -17,6 +17,7 @@ from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.origin import Origin
 from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, PRouterError
 from prouter.jobs import JobRecord
+from prouter.resources import read_amounts
 
 __all__ = ["Service"]
 
@@ -93,7 +94,8 @@ class Service:
                 raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30) from None
         router = args.get("router")
         asks = str(router.get("uid", "")) if isinstance(router, dict) else ""
-        origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks)
+        resources = read_amounts(args.get("resources"))
+        origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks, resources)
         return self._manager.create(uid, _text(args, "connection"), _text(args, "name"), origin)
 
     def _remove(self, args: dict[str, Any]) -> JobRecord:

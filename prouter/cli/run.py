@@ -17,6 +17,7 @@ from prouter.cli.remote.names import find_agent
 from prouter.cli.remote.output import output_kind
 from prouter.cli.remote.plans import Plan, exposed, properties, variables, where_of
 from prouter.cli.remote.running import Running
+from prouter.cli.remote.wanted import conditions, resources
 from prouter.client import Router, RouterError
 
 __all__ = ["command"]
@@ -29,6 +30,12 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
 @click.argument("args", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--agent", metavar="UID", shell_complete=complete_agents, help="Run it on this agent: uid or name.")
 @click.option("--where", multiple=True, metavar="K=V", help="Run it on an agent with this property; several times.")
+@click.option("--require", multiple=True, metavar="CONDITION", help="Run it on an agent whose property fulfils this: "
+              "'gpus>=2', 'zone in a,b', cuda=true; several times.")  # fmt: skip
+@click.option("--resource", "amounts", multiple=True, metavar="NAME=AMOUNT", help="Take so much of the agent's "
+              "resources: cpus=4, memory=8G, a licence; several times.")  # fmt: skip
+@click.option("--strategy", type=click.Choice(("spread", "pack")), help="Take the emptiest agent, or the fullest one "
+              "with space [default: the least loaded].")  # fmt: skip
 @click.option("--name", metavar="NAME", help="The job's name [default: the program's].")
 @click.option("--upload", "uploads", multiple=True, metavar="PATH", type=click.Path(exists=True),
               help="Upload a file, or the contents of a directory, before the start; several times.")  # fmt: skip
@@ -53,6 +60,9 @@ def command(
     args: tuple[str, ...],
     agent: str | None,
     where: tuple[str, ...],
+    require: tuple[str, ...],
+    amounts: tuple[str, ...],
+    strategy: str | None,
     name: str | None,
     uploads: tuple[str, ...],
     downloads: tuple[str, ...],
@@ -82,8 +92,8 @@ def command(
       prouter run --where gpu=a100 --upload . --download results -- python3 train.py
       prouter run -d --name lab --preset jupyterlab --open -- jupyter lab
     """
-    if agent and where:
-        raise click.UsageError("--agent and --where exclude each other")
+    if agent and (where or require or amounts or strategy):
+        raise click.UsageError("--agent excludes --where, --require, --resource and --strategy, which choose one")
     if detach and downloads:
         raise click.UsageError("--download waits for the end, so it excludes --detach: use 'prouter cp' later")
     expose, number = exposed(port, preset)
@@ -99,6 +109,9 @@ def command(
                 name=name or os.path.basename(args[0]),
                 agent=find_agent(router, agent).agent.uid if agent else None,
                 where=where_of(router, wanted),
+                require=conditions(require) or None,
+                resources=resources(amounts) or None,
+                strategy=strategy,
                 uploads=uploads,
                 downloads=downloads,
                 into=into,

@@ -108,6 +108,9 @@ class AsyncRouter:
         name: str | None = None,
         agent: AgentChoice = None,
         where: Mapping[str, Any] | None = None,
+        require: Mapping[str, Any] | None = None,
+        resources: Mapping[str, float] | None = None,
+        strategy: str | None = None,
         upload: Uploads = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
@@ -124,6 +127,9 @@ class AsyncRouter:
             name: for people; by default the program's.
             agent: uid of the agent; several of them; or the API's map. By default any.
             where: properties that the agent must have, instead of `agent`.
+            require: conditions on its properties, such as ``{"gpus": {">=": 2}, "zone": {"in": ["a", "b"]}}``.
+            resources: what the job takes of the agent's resources, such as ``{"cpus": 4, "memory": 8e9}``.
+            strategy: ``spread`` for the emptiest agent, ``pack`` for the fullest one that has space.
             upload: a file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local
                 ones.
             env: variables, which override all others.
@@ -140,7 +146,15 @@ class AsyncRouter:
             OSError: something local cannot be read.
         """
         body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
-        making = self.create(name or os.path.basename(body["args"][0]), agent=agent, where=where, keep=keep)
+        making = self.create(
+            name or os.path.basename(body["args"][0]),
+            agent=agent,
+            where=where,
+            require=require,
+            resources=resources,
+            strategy=strategy,
+            keep=keep,
+        )
         return Making(self._started(making, uploads_of(upload), body))
 
     def create(
@@ -149,10 +163,14 @@ class AsyncRouter:
         *,
         agent: AgentChoice = None,
         where: Mapping[str, Any] | None = None,
+        require: Mapping[str, Any] | None = None,
+        resources: Mapping[str, float] | None = None,
+        strategy: str | None = None,
         keep: bool = False,
     ) -> Making:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        return Making(self._created(jobs.Creation(self._driver.context, name, agent, where), keep))
+        choice = jobs.choice(agent, where, require, resources, strategy)
+        return Making(self._created(jobs.Creation(self._driver.context, name, choice), keep))
 
     async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
         try:

@@ -86,6 +86,9 @@ class Router:
         name: str | None = None,
         agent: AgentChoice = None,
         where: Mapping[str, Any] | None = None,
+        require: Mapping[str, Any] | None = None,
+        resources: Mapping[str, float] | None = None,
+        strategy: str | None = None,
         upload: Uploads = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
@@ -102,6 +105,9 @@ class Router:
             name: for people; by default the program's.
             agent: uid of the agent; several of them; or the API's map. By default any.
             where: properties that the agent must have, instead of `agent`.
+            require: conditions on its properties, such as ``{"gpus": {">=": 2}, "zone": {"in": ["a", "b"]}}``.
+            resources: what the job takes of the agent's resources, such as ``{"cpus": 4, "memory": 8e9}``.
+            strategy: ``spread`` for the emptiest agent, ``pack`` for the fullest one that has space.
             upload: a file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local
                 ones.
             env: variables, which override all others.
@@ -118,7 +124,15 @@ class Router:
             OSError: something local cannot be read.
         """
         body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
-        job = self.create(name or os.path.basename(body["args"][0]), agent=agent, where=where, keep=keep)
+        job = self.create(
+            name or os.path.basename(body["args"][0]),
+            agent=agent,
+            where=where,
+            require=require,
+            resources=resources,
+            strategy=strategy,
+            keep=keep,
+        )
         try:
             for remote, local in uploads_of(upload):
                 job.upload(local, remote)
@@ -135,10 +149,14 @@ class Router:
         *,
         agent: AgentChoice = None,
         where: Mapping[str, Any] | None = None,
+        require: Mapping[str, Any] | None = None,
+        resources: Mapping[str, float] | None = None,
+        strategy: str | None = None,
         keep: bool = False,
     ) -> Job:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
-        creation = jobs.Creation(self._driver.context, name, agent, where)
+        choice = jobs.choice(agent, where, require, resources, strategy)
+        creation = jobs.Creation(self._driver.context, name, choice)
         try:
             return Job(self._driver, self._driver.run(creation.carry_out()), keep=keep)
         except RouterError:

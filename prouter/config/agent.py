@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from prouter.addresses import router_endpoint
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
+from prouter.resources import check_amounts
 from prouter.tokens import problem_of
 
 __all__ = [
@@ -168,7 +169,18 @@ class AgentJobs(Section):
         description="Variables of the agent's environment that jobs get beside PATH, HOME, LANG, TZ and TERM: names "
         "and shell patterns. When not set: all but what looks like a secret ('*' stands for these).",
     )
+    resources: dict[str, float] = Field(
+        default_factory=dict,
+        description="What jobs may take by name: cpus, memory (bytes), gpus, licences. Jobs that ask for more than is "
+        "left go elsewhere or wait. When not set, cpus and memory are those of the machine; 0 offers none.",
+    )
     limits: AgentLimits = AgentLimits()
+
+    @field_validator("resources")
+    @classmethod
+    def _countable(cls, value: dict[str, float]) -> dict[str, float]:
+        check_amounts(value)
+        return {name: int(amount) if amount == int(amount) else amount for name, amount in value.items()}
 
     @field_validator("user", mode="before")
     @classmethod

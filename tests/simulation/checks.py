@@ -164,7 +164,7 @@ def _check_nothing_left(life: Schedule) -> None:
     creations = core.creations
     _check_empty("creations", creations._by_key)
     _check_empty("creations to be placed", creations._placing)
-    _check_empty("reserved slots", creations._reserved)
+    _check_empty("reserved slots", creations.occupancy.reserved)
     _check_empty("replies that wait for a record", core.replies)
     _check_empty("waits of workers", core.waits._waits)
     _check_empty("waits for jobs", core.waits._by_job)

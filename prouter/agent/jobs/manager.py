@@ -32,6 +32,7 @@ from prouter.agent.jobs.refusals import (
 from prouter.agent.jobs.removing import Remover
 from prouter.agent.jobs.reports import JobReports
 from prouter.agent.jobs.servers import JobServers
+from prouter.agent.jobs.space import check_space
 from prouter.agent.jobs.starting import Starter
 from prouter.agent.jobs.table import JobTable, not_found
 from prouter.agent.jobs.user_pool import UserPool
@@ -40,9 +41,10 @@ from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.socket_places import SocketPlaces
-from prouter.errors import Conflict, Limit, LimitReached, NotFound, PRouterError
+from prouter.errors import Conflict, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import START_TIMEOUT, Limits, SignalRequest, StartRequest, signal_number, validated
+from prouter.resources import Amounts
 from prouter.runners.interface import Exit, Kept, Runner
 
 __all__ = ["JobManager"]
@@ -60,6 +62,7 @@ class JobManager:
         root: the setting ``jobs.root``, a directory of this agent alone.
         properties: the agent's properties, which jobs get as environment variables.
         max_jobs: how many jobs may exist that have not ended; None for any number.
+        resources: what jobs may take of each resource.
         ceilings: the highest limits of any job.
         log_limit: bytes kept of each log of a job; None for all.
         runner: where jobs run.
@@ -82,6 +85,7 @@ class JobManager:
         runner_name: str = "local",
         properties: Mapping[str, Any],
         max_jobs: int | None = None,
+        resources: Amounts | None = None,
         ceilings: Limits | None = None,
         log_limit: int | None = None,
         home: str = "agent",
@@ -92,6 +96,7 @@ class JobManager:
     ) -> None:
         self._runner = runner
         self._max_jobs = max_jobs
+        self._resources = resources or {}
         self._ceilings = ceilings or Limits()
         self._on_change = on_change
         self._on_removed = on_removed
@@ -208,7 +213,7 @@ class JobManager:
         """Make a job and its sandbox. A known uid gives the job that it names.
 
         Raises:
-            LimitReached: the agent has as many jobs as it may, or no user for another one.
+            LimitReached: the agent has as many jobs as it may, no user for another one, or too little of a resource.
             NotFound: a job with this uid was removed.
             InvalidRequest, NoSpace, Forbidden: the uid is malformed; the sandbox cannot be made.
         """
@@ -219,13 +224,7 @@ class JobManager:
             return job.record
         if self._remover.before(uid) is not None:
             raise not_found(uid)
-        if self._max_jobs is not None and self._jobs.slots >= self._max_jobs:
-            raise LimitReached(
-                f"the agent has no free slot: it has {self._max_jobs} jobs, which is its limit; try another agent",
-                job=uid,
-                retry_after=5.0,
-                limit=Limit("jobs.max", self._max_jobs),
-            )
+        check_space(uid, self._jobs, self._max_jobs, self._resources, origin.resources)
         if self._users is not None:
             sandbox.belong_to(self._users.choose(self._jobs))
         job = Job(origin.record(uid, connection, name), sandbox, self._changed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from prouter.jobs import JobRecord
 
@@ -19,17 +20,26 @@ class Origin:
         key: hash of its idempotency key; None without one.
         digest: tells it from other requests with the same key.
         router: uid of the router that got it.
+        resources: what the job takes of the agent's resources until it has ended.
     """
 
     owner: str | None = None
     key: str | None = None
     digest: str | None = None
     router: str = ""
+    resources: Mapping[str, float] = field(default_factory=dict)
 
     def record(self, uid: str, connection: str, name: str) -> JobRecord:
         """The first record of the job."""
         return JobRecord(
-            uid, connection, name, created_at=time.time(), owner=self.owner, key=self.key, digest=self.digest
+            uid,
+            connection,
+            name,
+            created_at=time.time(),
+            owner=self.owner,
+            key=self.key,
+            digest=self.digest,
+            resources=dict(self.resources),
         )
 
 

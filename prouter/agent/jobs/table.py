@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from prouter.agent.jobs.job import Job
 from prouter.errors import NotFound
+from prouter.resources import add
 
 __all__ = ["JobTable", "not_found"]
 
@@ -52,6 +53,14 @@ class JobTable:
     def ended_jobs(self) -> list[Job]:
         """The jobs that have ended and were not removed."""
         return [job for uid, job in self._jobs.items() if uid not in self._slots]
+
+    @property
+    def taken(self) -> dict[str, float]:
+        """What the jobs that have not ended take of the agent's resources."""
+        taken: dict[str, float] = {}
+        for uid in self._slots:
+            add(taken, self._jobs[uid].record.resources)
+        return taken
 
     def get(self, uid: str) -> Job | None:
         """The job with this uid, also while it is being removed; None if there is none."""

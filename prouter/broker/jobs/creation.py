@@ -7,7 +7,6 @@ repeated request gives the same job, also after a restart of the broker.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,9 @@ from prouter.broker.jobs.claims import Claim, Claims, shared_key
 from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
-from prouter.broker.jobs.placement import choose, matching
+from prouter.broker.jobs.placement import choose, matching, resources_of
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
@@ -59,8 +59,7 @@ class Creations:
         self._by_key: dict[str, Creation] = {}
         self._by_uid: dict[str, Creation] = {}
         """Those that have chosen the job's uid."""
-        self._reserved: Counter[str] = Counter()
-        """By connection, creations that chose its agent."""
+        self.occupancy = Occupancy(ledger.table)
         self._unheard = Unheard(env, links, ledger, self.keys)
         self._of_owner: dict[str | None, set[Creation]] = {}
         """By owner, the creations under way."""
@@ -74,7 +73,7 @@ class Creations:
 
     def reserved(self, connection: str) -> int:
         """How many jobs are being created on a connection."""
-        return self._reserved[connection]
+        return self.occupancy.reserved[connection]
 
     def create(self, args: dict[str, Any], done: Done, now: float) -> None:
         """Carry out ``jobs.create``; `done` gets ``{"job": info}``.
@@ -211,7 +210,7 @@ class Creations:
             self._fail(creation, error or AgentUnavailable("the agent is away", retry_after=2), now)
             return
         try:
-            choose([link], self._used)
+            choose([link], self.occupancy)
         except PRouterError as problem:
             self._fail(creation, problem, now)
         else:
@@ -223,7 +222,7 @@ class Creations:
         Raises:
             PRouterError: there is none to wait for.
         """
-        link = choose(matching(self._links, creation.selector), self._used)
+        link = choose(matching(self._links, creation.selector), self.occupancy, creation.selector)
         self._begin(creation)
         if link is not None:
             self._reserve(creation, link, now)
@@ -235,37 +234,34 @@ class Creations:
     def _not_placed(self, creation: Creation, now: float) -> None:
         self._fail(creation, AgentUnavailable("the agent is away", retry_after=2), now)
 
-    def _reserve(self, creation: Creation, link: Link, now: float) -> None:
+    def _reserve(self, creation: Creation, link: Link, now: float, instead: str = "") -> None:
         self._change(creation, CreationState.RESERVED)
         self._take(creation, link, self._env.new_uid())
         link.placed += 1
         if creation.digest:
-            self._claim(creation, "", now)
+            self._claim(creation, instead, now)
         else:
             self._remember(creation)
 
     def _take(self, creation: Creation, link: Link, uid: str) -> None:
         creation.uid, creation.link = uid, link
         self._by_uid[uid] = creation
-        self._reserved[link.connection] += 1
+        self.occupancy.reserve(link.connection)
+        self._ledger.table.taken.take(uid, link.connection, resources_of(creation.selector))
 
     def _let_go(self, creation: Creation) -> None:
         """Free what `_take` has taken. Idempotent."""
         self._by_uid.pop(creation.uid, None)
         if creation.link is not None:
             connection, creation.link = creation.link.connection, None
-            self._reserved[connection] -= 1
-            if not self._reserved[connection]:
-                del self._reserved[connection]
+            self.occupancy.release(connection)
+            if self._ledger.table.get(creation.uid) is None:
+                self._ledger.table.taken.give_back(creation.uid)
 
     def _remember(self, creation: Creation) -> None:
         if creation.link is not None:
             stored = partial(self._stored, creation)
             self.keys.remember(creation.key, creation.link.connection, creation.uid, creation.digest, stored=stored)
-
-    def _used(self, link: Link) -> int:
-        own = len(self._ledger.table.live(link.connection)) + self._reserved[link.connection]
-        return max(own, link.running)
 
     # -- with other routers ---------------------------------------------------------------------------------------
 
@@ -339,6 +335,7 @@ class Creations:
             "router": self._env.settings.auth,
             **({"owner": creation.owner} if creation.owner is not None else {}),
             **({"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}),
+            "resources": dict(resources_of(creation.selector)),
             **BY_REVISION,
         }
         self._forwarder.call(link, "job.create", args, partial(self._replied, creation, link), now)
@@ -346,10 +343,28 @@ class Creations:
     def _replied(
         self, creation: Creation, link: Link, value: dict[str, Any], error: PRouterError | None, now: float
     ) -> None:
+        if isinstance(error, LimitReached) and self._elsewhere(creation, link, now):
+            return
         if error is not None:
             self._fail(creation, error, now)
         else:
             self._replies.settle(link, creation.uid, value, partial(self._created, creation), now)
+
+    def _elsewhere(self, creation: Creation, link: Link, now: float) -> bool:
+        """Choose another agent after one had no space: jobs of other routers took it. Return whether there is one."""
+        link.full = True
+        if creation.selector.get("type") == "address":
+            return False
+        try:
+            others = [one for one in matching(self._links, creation.selector) if one is not link and not one.full]
+            other = choose(others, self.occupancy, creation.selector) if others else None
+        except PRouterError:
+            return False
+        if other is not None:
+            self.keys.withdraw(creation.key, creation.uid)
+            self._let_go(creation)
+            self._reserve(creation, other, now, instead=creation.uid)
+        return other is not None
 
     def _created(self, creation: Creation, record: JobRecord | None, error: PRouterError | None, now: float) -> None:
         if error is not None:

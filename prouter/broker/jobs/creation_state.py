@@ -8,6 +8,7 @@
      ├──────────────────────────────────┘           │
      └──────────────────────────────────────────────┘
 
+    CALLED ──► RESERVED: the agent has no space after all, and another one has.
     FAILED may follow every state but ANSWERED.
 
 * NEW: the request was read. If an agent is free, RESERVED follows at once. If the key is known, its job is: CREATED
@@ -57,7 +58,7 @@ NEXT: dict[CreationState, frozenset[CreationState]] = {
     _DIALLING: frozenset({_RESERVED, _FAILED}),
     _PLACING: frozenset({_RESERVED, _FAILED}),
     _RESERVED: frozenset({_CALLED, _CREATED, _FAILED}),
-    _CALLED: frozenset({_CREATED, _FAILED}),
+    _CALLED: frozenset({_CREATED, _RESERVED, _FAILED}),
     _CREATED: frozenset({_ANSWERED, _FAILED}),
     _ANSWERED: frozenset(),
     _FAILED: frozenset(),

@@ -110,6 +110,11 @@ class Entry:
         return self.state in ENDED
 
     @property
+    def resources(self) -> dict[str, float]:
+        """What it takes of its agent's resources; nothing once it has ended."""
+        return self._record.resources if self._record is not None else {}
+
+    @property
     def removed(self) -> bool:
         """Whether it was removed."""
         return self.state is State.CLOSED
@@ -202,5 +207,9 @@ def _pack(record: JobRecord) -> bytes:
     """The record without its empty fields, because a hundred thousand of them may be kept."""
     wire: dict[str, Any] = record.to_wire()
     return pack_body(
-        {name: value for name, value in wire.items() if value is not None and value is not False and value != []}
+        {
+            name: value
+            for name, value in wire.items()
+            if value is not None and value is not False and value not in ([], {})
+        }
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.links.link import Link
 from prouter.errors import AgentUnavailable, InvalidRequest, Limit, LimitReached, NotFound
+from prouter.requirements import in_words, meets, same
+from prouter.resources import Amounts, fits, lacking
 
-__all__ = ["choose", "matching"]
+__all__ = ["choose", "matching", "no_space", "resources_of", "suits"]
 
 _NAMED = 10
 """Most agents that an error names."""
 _JOB_LOAD = 0.25
 """Load per core that a newly placed job counts for, until its agent has reported its load."""
-
-Used = Callable[[Link], int]
 
 
 def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
@@ -38,14 +39,38 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
             raise NotFound(f"no connected agent with uid {asked}; {_who_is_there(links)}")
         return found
     if kind == "any":
-        properties = selector.get("properties") or {}
-        found = [link for link in links if _has(link, properties)]
+        found = [link for link in links if suits(link, selector)]
         if not found:
-            if not links:
-                raise NotFound(_who_is_there(links))
-            raise NotFound(f"no connected agent has the properties {properties!r}; {_who_is_there(links)}")
+            raise NotFound(_no_such_agent(links, selector))
         return found
     raise InvalidRequest(f"Invalid request: unknown agent type {kind!r}")
+
+
+def suits(link: Link, selector: dict[str, Any]) -> bool:
+    """Whether a selector allows this agent, and the agent is large enough for the job when it is idle."""
+    kind = selector.get("type")
+    if kind == "uid":
+        return link.info.uid == selector.get("uid")
+    if kind == "select":
+        return link.info.uid in (selector.get("uids") or ())
+    own = link.info.properties
+    properties, require = selector.get("properties") or {}, selector.get("require") or {}
+    return (
+        all(name in own and same(own[name], value) for name, value in properties.items())
+        and meets(own, require)
+        and fits(resources_of(selector), link.info.resources, {})
+    )
+
+
+def _no_such_agent(links: list[Link], selector: dict[str, Any]) -> str:
+    """The text of the error when no agent suits a selector of type ``any``."""
+    if not links:
+        return _who_is_there(links)
+    properties, require = selector.get("properties") or {}, selector.get("require") or {}
+    asked = [f"has the properties {properties!r}"] if properties else []
+    asked += [f"fulfils {in_words(require)}"] if require else []
+    asked += [f"has {_told(resources_of(selector))} (jobs.resources)"] if resources_of(selector) else []
+    return f"no connected agent {' and '.join(asked)}; {_who_is_there(links)}"
 
 
 def _who_is_there(links: list[Link]) -> str:
@@ -58,14 +83,15 @@ def _who_is_there(links: list[Link]) -> str:
     return f"{'connected agents' if there else 'agents that are away'}: {', '.join(uids[:_NAMED])}{more}"
 
 
-def choose(candidates: Iterable[Link], used: Used) -> Link | None:
-    """The least loaded link that is UP, accepts jobs and has a free slot; None if all that could take the job are AWAY.
+def choose(candidates: Iterable[Link], occupancy: Occupancy, selector: dict[str, Any] | None = None) -> Link | None:
+    """The link to use of those that are UP, accept jobs and have space; None if all that could take the job are AWAY.
 
     Args:
-        used: tells how many slots of a link are taken.
+        selector: its `resources` and its `strategy` count; by default the job needs a slot, and the least loaded agent
+            gets it.
 
     Raises:
-        LimitReached: no link that is UP has a free slot.
+        LimitReached: no link that is UP has a free slot and the resources.
         AgentUnavailable: all are draining.
     """
     links = list(candidates)
@@ -75,33 +101,81 @@ def choose(candidates: Iterable[Link], used: Used) -> Link | None:
         raise AgentUnavailable(
             f"agent {names} is draining and takes no new job; choose another, or resume it", code="agent_draining"
         )
+    wanted, strategy = resources_of(selector or {}), (selector or {}).get("strategy")
     there = [link for link in willing if link.up]
-    free = [link for link in there if link.info.slots is None or used(link) < link.info.slots]
+    free = [link for link in there if occupancy.has_space(link, wanted) and link.connection != occupancy.kept_free]
     if free:
-        return min(free, key=lambda link: _burden(link, used))
+        return min(free, key=_PREFERENCES.get(str(strategy), _burden)(occupancy, wanted))
     if there:
-        names = ", ".join(sorted({f"'{link.info.uid}'" for link in there}))
-        slots = sum(link.info.slots or 0 for link in there)
-        key = "jobs.user" if all(link.info.slots_of_users for link in there) else "jobs.max"
-        text = f"no free slot on agent {names}, which may have {slots} jobs ({key}); remove one, or try again later"
-        raise LimitReached(text, retry_after=5, limit=Limit(key, slots))
+        raise no_space(there, occupancy, wanted)
     return None
 
 
-def _burden(link: Link, used: Used) -> tuple[float, int, bool, str, str]:
-    load = round(link.load + _JOB_LOAD * link.placed, 1)
-    return load, used(link), link.mode == "CLIENT", link.info.uid, link.connection
+def resources_of(selector: dict[str, Any]) -> Amounts:
+    """What a selector's job takes."""
+    wanted = selector.get("resources")
+    return wanted if isinstance(wanted, dict) else {}
 
 
-def _has(link: Link, properties: dict[str, Any]) -> bool:
-    own = link.info.properties
-    return all(name in own and _same(own[name], value) for name, value in properties.items())
+def no_space(links: list[Link], occupancy: Occupancy, wanted: Amounts) -> LimitReached:
+    """The error when no link has space; what is missing on the agents with a free slot counts most."""
+    with_slot = [link for link in links if occupancy.has_slot(link)]
+    if wanted and with_slot:
+        short = {name for link in with_slot for name in lacking(wanted, link.info.resources, occupancy.amounts(link))}
+        name = min(short, default=next(iter(wanted)))
+        most = max(link.info.resources.get(name, 0) for link in with_slot)
+        text = f"no agent has {_told(wanted)} left; the job waits for that with 'queue', or try again later"
+        return LimitReached(text, retry_after=5, limit=Limit(f"jobs.resources.{name}", most))
+    names = _names(links)
+    if with_slot:
+        text = f"agent {names} is kept free for a job that has waited long in the queue; try again later"
+        return LimitReached(text, retry_after=5)
+    slots = sum(link.info.slots or 0 for link in links)
+    key = "jobs.user" if all(link.info.slots_of_users for link in links) else "jobs.max"
+    text = f"no free slot on agent {names}, which may have {slots} jobs ({key}); remove one, or try again later"
+    return LimitReached(text, retry_after=5, limit=Limit(key, slots))
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal. Unlike in Python, true does not equal 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+def _names(links: list[Link]) -> str:
+    uids = sorted({f"'{link.info.uid}'" for link in links})
+    return ", ".join(uids[:_NAMED]) + (f" and {len(uids) - _NAMED} more" if len(uids) > _NAMED else "")
+
+
+def _told(wanted: Amounts) -> str:
+    return ", ".join(f"{name} {amount:.15g}" for name, amount in wanted.items())
+
+
+Preference = Callable[[Link], tuple[Any, ...]]
+
+
+def _burden(occupancy: Occupancy, _wanted: Amounts) -> Preference:
+    """Prefer the least loaded machine."""
+
+    def burden(link: Link) -> tuple[Any, ...]:
+        load = round(link.load + _JOB_LOAD * link.placed, 1)
+        return load, occupancy.jobs(link), link.mode == "CLIENT", link.info.uid, link.connection
+
+    return burden
+
+
+def _spread(occupancy: Occupancy, wanted: Amounts) -> Preference:
+    """Prefer the emptiest agent."""
+
+    def emptiness(link: Link) -> tuple[Any, ...]:
+        fullness = occupancy.fullness(link, wanted)
+        return fullness, occupancy.jobs(link), link.mode == "CLIENT", link.info.uid, link.connection
+
+    return emptiness
+
+
+def _pack(occupancy: Occupancy, wanted: Amounts) -> Preference:
+    """Prefer the fullest agent that has space."""
+
+    def fullness(link: Link) -> tuple[Any, ...]:
+        full = occupancy.fullness(link, wanted)
+        return -full, -occupancy.jobs(link), link.mode == "CLIENT", link.info.uid, link.connection
+
+    return fullness
+
+
+_PREFERENCES: dict[str, Callable[[Occupancy, Amounts], Preference]] = {"spread": _spread, "pack": _pack}

@@ -10,6 +10,7 @@ from typing import Any
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.jobs import JobRecord, bounded
+from prouter.resources import read_amounts
 
 __all__ = ["read_record", "read_revision", "read_sandbox", "read_usage", "record_uid"]
 
@@ -146,6 +147,10 @@ def _queue(value: Any) -> bool:
     )
 
 
+def _resources(value: Any) -> bool:
+    return isinstance(value, dict) and read_amounts(value) == value
+
+
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
@@ -175,4 +180,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "digest": _or_none(_short),
     "queue": _or_none(_queue),
     "node": _or_none(_short),
+    "resources": _resources,
 }

@@ -16,6 +16,7 @@ from sys import intern
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.index import JobIndex, Listed
 from prouter.broker.jobs.owners import Accounts
+from prouter.broker.jobs.taken import Taken
 from prouter.jobs import JobRecord, Reason, State
 
 __all__ = ["JobTable"]
@@ -41,6 +42,7 @@ class JobTable:
         """By hash of the idempotency key, uid of the job that it gave."""
         self.index = JobIndex()
         self.accounts = Accounts()
+        self.taken = Taken()
         self.owner_of: Callable[[JobRecord], str | None] = _claimed
         """Tells who owns a job that the table does not have."""
         self.is_ours: Callable[[str], bool] = bool
@@ -174,6 +176,7 @@ class JobTable:
             del self._by_key[entry.key]
         self._weigh(entry.uid, "", 0)
         self.accounts.forget(entry.uid)
+        self.taken.give_back(entry.uid)
         self._ended.pop(entry.uid, None)
         self.index.remove(entry.uid)
         _discard(self._live, entry.connection, entry.uid)
@@ -238,8 +241,10 @@ class JobTable:
         if self.is_ours(entry.uid):
             self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
         if entry.ended:
+            self.taken.give_back(entry.uid)
             _discard(self._live, entry.connection, entry.uid)
         else:
+            self.taken.take(entry.uid, entry.connection, entry.resources)
             self._live.setdefault(entry.connection, set()).add(entry.uid)
         if entry.ended or entry.state is State.NEW:
             _discard(self._running, entry.connection, entry.uid)

@@ -54,6 +54,7 @@ def connection_identity(link: Link) -> dict[str, Any]:
         "since": rfc3339(link.since),
         "version": link.info.version,
         "encrypted": link.encrypted,
+        "resources": link.info.resources,
     }
 
 
@@ -64,6 +65,7 @@ def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
         "latency_ms": round(latency * 1000, 1) if latency is not None else None,
         "load": link.load,
         "jobs": jobs,
+        "resources_used": link.used,
         "draining": link.draining,
         "up": link.up,
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 from prouter.fabric.frames import VERSION
+from prouter.resources import read_amounts
 
 __all__ = ["CLIENT", "NAME_LIMIT", "SERVER", "AgentInfo", "check_protocol", "connection_uid"]
 
@@ -20,6 +21,8 @@ CLIENT = "CLIENT"
 
 NAME_LIMIT = 128
 """Characters of an agent's uid, name and version."""
+_MAX_CAPACITY = 8192
+"""Bytes of slots and resources, as JSON, at most."""
 _DAY = 86400.0
 _MOST_ROUTERS = 1_000_000
 
@@ -34,6 +37,7 @@ class AgentInfo:
         slots: how many jobs may run at once, None for any number.
         slots_of_users: whether these are its users of jobs (``jobs.user``), rather than ``jobs.max``.
         routers: to how many routers it links.
+        resources: what its jobs may take of each resource, by name.
         keep_for: seconds that its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
         admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
@@ -53,6 +57,7 @@ class AgentInfo:
     admitted_by: str = ""
     slots_of_users: bool = False
     routers: int = 1
+    resources: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
@@ -67,7 +72,7 @@ class AgentInfo:
         uid = _text(body, "uid")
         if not uid:
             raise ProtocolError("uid must not be empty")
-        capacity = _mapping(body, "capacity")
+        capacity = _mapping(body, "capacity", _MAX_CAPACITY)
         slots = capacity.get("max")
         if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 0):
             raise ProtocolError("capacity.max must be a number or null")
@@ -86,6 +91,7 @@ class AgentInfo:
             admitted_by=admitted_by,
             slots_of_users=capacity.get("users") is True,
             routers=_routers(body),
+            resources=read_amounts(capacity.get("resources")),
         )
 
     def to_wire(self) -> dict[str, Any]:

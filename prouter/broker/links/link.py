@@ -70,6 +70,8 @@ class Link:
         since: when the agent was linked first, seconds since the epoch.
         load: load per core, as the agent last told.
         running: how many jobs run, as the agent last told.
+        used: what its jobs take of its resources, those of other routers included, as the agent last told.
+        full: whether it has refused a job for want of space since it last told.
         far: whether a round trip to the agent takes long.
         placed: jobs that the broker sent there since the agent told its load.
         draining: whether the agent takes no new jobs.
@@ -90,6 +92,8 @@ class Link:
         self.caller = Caller(MAX_AGENT_REPLY)
         self.load = 0.0
         self.running = 0
+        self.used: dict[str, float] = {}
+        self.full = False
         self.placed = 0
         self.draining = info.draining
         self.listed: set[str] | None = set()

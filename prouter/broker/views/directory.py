@@ -17,6 +17,7 @@ from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.frames import pack_body
+from prouter.resources import read_amounts
 
 __all__ = ["Directory"]
 
@@ -69,13 +70,13 @@ class Directory:
     def load_reported(self, link: Link, body: dict[str, Any]) -> None:
         """Take the figures of an agent's `load` event; values that are no figures are ignored."""
         load, running = body.get("load"), body.get("running")
-        before = (link.load, link.running)
+        before = (link.load, link.running, link.used)
         if isinstance(load, (int, float)) and 0 <= load < inf:
             link.load = round(float(load), 2)
         if isinstance(running, int):
             link.running = running
-        link.placed = 0
-        if before != (link.load, link.running):
+        link.placed, link.full, link.used = 0, False, read_amounts(body.get("used"))
+        if before != (link.load, link.running, link.used):
             self.figures_changed()
         if isinstance(body.get("draining"), bool):
             self.drained(link, body["draining"])

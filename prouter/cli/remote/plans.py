@@ -27,6 +27,7 @@ class Plan:
         args: program and arguments.
         agent: uid of an agent, or None.
         where: properties that the agent must have, or None.
+        require, resources, strategy: what else is asked of an agent (`Router.run`), or None.
         uploads: local files, and directories whose contents go into the sandbox.
         downloads: masks of files that are fetched at the end.
         into: local directory that gets them.
@@ -41,6 +42,9 @@ class Plan:
     name: str
     agent: str | None = None
     where: Mapping[str, Any] | None = None
+    require: Mapping[str, Any] | None = None
+    resources: Mapping[str, float] | None = None
+    strategy: str | None = None
     uploads: Sequence[str] = ()
     downloads: Sequence[str] = ()
     into: str = "."

@@ -165,7 +165,14 @@ class Running:
 
     def _set_up(self) -> None:
         plan = self._plan
-        job = self._router.create(plan.name, agent=plan.agent, where=plan.where)
+        job = self._router.create(
+            plan.name,
+            agent=plan.agent,
+            where=plan.where,
+            require=plan.require,
+            resources=plan.resources,
+            strategy=plan.strategy,
+        )
         self._job = job
         self._info = job.latest
         for local in plan.uploads:

@@ -20,6 +20,7 @@ __all__ = [
     "bridge",
     "bridges",
     "browser_url",
+    "choice",
     "discard",
     "find",
     "info",
@@ -64,16 +65,25 @@ def post(path: str, body: Mapping[str, Any] | None = None, *, key: str | None = 
     return Request("POST", path, headers, content, **how)
 
 
-def _agent(agent: AgentChoice, where: Mapping[str, Any] | None) -> dict[str, Any]:
+def choice(
+    agent: AgentChoice = None,
+    where: Mapping[str, Any] | None = None,
+    require: Mapping[str, Any] | None = None,
+    resources: Mapping[str, float] | None = None,
+    strategy: str | None = None,
+) -> dict[str, Any]:
     """Return the API's ``agent`` of a choice.
 
     Raises:
-        ValueError: both a choice and properties are given.
+        ValueError: an agent is given, and what is for any agent.
     """
+    wanted: dict[str, Any] = {"properties": where, "require": require, "resources": resources, "strategy": strategy}
+    given = {name: value for name, value in wanted.items() if value is not None}
     if agent is None:
-        return {"type": "any", "properties": dict(where or {})}
-    if where is not None:
-        raise ValueError("give either agent or where: an agent, or the properties that it must have")
+        return {"type": "any", **{name: dict(value) if name != "strategy" else value for name, value in given.items()}}
+    if given:
+        names = ", ".join({"properties": "where"}.get(name, name) for name in given)
+        raise ValueError(f"give either agent or {names}: an agent, or what any agent must have")
     if isinstance(agent, str):
         return {"type": "uid", "uid": agent}
     return dict(agent) if isinstance(agent, Mapping) else {"type": "select", "uids": list(agent)}
@@ -84,23 +94,18 @@ class Creation:
 
     Args:
         name: for people.
-        agent: which agent.
-        where: properties that it must have, instead of `agent`.
-
-    Raises:
-        ValueError: both a choice and properties are given.
+        agent: see `choice`; any by default.
     """
 
     def __init__(
         self,
         context: Context,
         name: str | None = None,
-        agent: AgentChoice = None,
-        where: Mapping[str, Any] | None = None,
+        agent: Mapping[str, Any] | None = None,
     ) -> None:
         self._context = context
         self._key = context.new_key()
-        self._body = {"name": name or "", "agent": _agent(agent, where)}
+        self._body = {"name": name or "", "agent": agent or choice()}
         self._attempts = Attempts(context, context.retry_for)
 
     def carry_out(self) -> Flow[JobInfo]:

@@ -102,6 +102,8 @@ class Connection(_Model):
         load: of the agent's machine over a minute, per core.
         jobs: number of running jobs.
         up: whether the agent can be reached now.
+        resources: what its jobs may take, by name.
+        resources_used: what they take.
     """
 
     uid: str
@@ -115,6 +117,8 @@ class Connection(_Model):
     encrypted: bool = False
     draining: bool = False
     up: bool = True
+    resources: Mapping[str, float] = field(default_factory=dict)
+    resources_used: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def agent(self) -> Identity:
@@ -176,6 +180,7 @@ class JobInfo(Outcome):
         owner: name of the access token that created it; None if none was needed.
         cpu_seconds: CPU time of all its processes.
         rss_bytes: resident memory of all its processes.
+        resources: what it takes of its agent's resources until it has ended.
     """
 
     uid: str
@@ -199,6 +204,7 @@ class JobInfo(Outcome):
     cpu_seconds: float | None = None
     rss_bytes: int | None = None
     owner: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,8 @@ class Connection(_Response):
     encrypted: bool = Field(description="Whether the link is encrypted.")
     draining: bool = Field(description="Whether no new jobs are placed on the agent.")
     up: bool = Field(description="Whether the agent can be reached now.")
+    resources: dict[str, float] = Field(description="What the agent's jobs may take: its jobs.resources.")
+    resources_used: dict[str, float] = Field(description="What its jobs take, those of other routers included.")
 
 
 class Connections(_Response):
@@ -151,6 +153,7 @@ class JobInfo(_Response):
         | None
     ) = Field(description="Why the job ended.")
     error: str | None = Field(description="What went wrong, for people.")
+    resources: dict[str, float] = Field(description="What the job takes of its agent's resources until it has ended.")
     created_at: str = Time
     started_at: str | None = Time
     finished_at: str | None = Time

@@ -247,4 +247,4 @@ def test_a_start_without_a_server_expects_no_port() -> None:
     with pytest.raises(TypeError, match="a list"):
         jobs.start_body("x y")
     with pytest.raises(ValueError, match="either agent or where"):
-        scripted(ok()).run(jobs.Creation(context(), agent="a", where={"gpu": True}).carry_out())
+        jobs.choice("a", where={"gpu": True})

@@ -1,0 +1,105 @@
+"""One job in the queue: its state, and which state may follow which.
+
+`NEXT` is the table, `Item.change` the only way from one state to the next::
+
+    WAITING ◄──► ASSIGNED ──► PLACED ──► STARTING ──► OVER
+       │             │           │                     ▲
+       └─────────────┴───────────┴─────────────────────┘
+
+* WAITING: no agent has the job. Nobody but this router knows of it.
+* ASSIGNED: an agent was chosen, and its resources are taken. Once that is stored, the agent is asked to create the job.
+  It goes back to WAITING if the agent refuses, or is gone before it told that it has the job.
+* PLACED: the agent's record of the job is stored. From here on the job is never given to another agent.
+* STARTING: the agent was asked to start the job, because the request for that came while it was queued. The call has
+  the same id after a restart of the broker, and the agent carries it out once.
+* OVER: the queue has nothing to do with the job any more: it is its agent's, it was removed, or its time was up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+__all__ = ["NEXT", "Item", "QueueState", "Shape"]
+
+
+class QueueState(Enum):
+    """Where a queued job is; see the module's drawing."""
+
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    PLACED = "placed"
+    STARTING = "starting"
+    OVER = "over"
+
+
+_WAITING, _ASSIGNED, _PLACED, _STARTING, _OVER = QueueState
+
+NEXT: dict[QueueState, frozenset[QueueState]] = {
+    _WAITING: frozenset({_ASSIGNED, _OVER}),
+    _ASSIGNED: frozenset({_WAITING, _PLACED, _OVER}),
+    _PLACED: frozenset({_STARTING, _OVER}),
+    _STARTING: frozenset({_OVER}),
+    _OVER: frozenset(),
+}
+"""The states that may follow each state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a job needs of its agent. Jobs of one shape fit the same agents, so one answer holds for all of them.
+
+    Attributes:
+        text: the selector of the request as JSON, by which shapes are compared.
+        selector: the same, read.
+    """
+
+    text: str
+    selector: dict[str, Any] = field(compare=False)
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One job in the queue.
+
+    Attributes:
+        owner: whose turn it uses; None for jobs that nobody owns.
+        until: when its time is up, seconds since the epoch.
+        number: grows with every job that is queued.
+        tag: in which round of its owner it is; see `prouter.broker.queue.order`.
+        start: the request that starts the job, packed; None if none came yet.
+        start_id: by which the agent recognizes that request.
+        connection: uid of the chosen agent's connection, empty while the job waits.
+        avoid: connections whose agents cannot take this job although they have space.
+        passed_at: when a job behind it was placed first, seconds since the epoch; None if that has not happened.
+    """
+
+    uid: str
+    name: str
+    owner: str | None
+    shape: Shape
+    until: float
+    number: int = 0
+    tag: int = 0
+    start: bytes | None = None
+    start_id: str = ""
+    connection: str = ""
+    state: QueueState = _WAITING
+    avoid: set[str] = field(default_factory=set)
+    passed_at: float | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its place in the order of the queue."""
+        return self.tag, self.number
+
+    def change(self, state: QueueState) -> None:
+        """Go to the next state.
+
+        Raises:
+            RuntimeError: `state` may not follow the present one; a programming error.
+        """
+        if state not in NEXT[self.state]:
+            raise RuntimeError(f"queued job {self.uid} cannot go from {self.state.value} to {state.value}")
+        self.state = state
