@@ -203,7 +203,7 @@ class _Agent:
 
     def _close(self) -> None:
         """End the jobs or leave them to the keeper, and say goodbye. The keeper does what takes too long."""
-        keep = self._config.jobs.keep_for > 0
+        keep = self._config.jobs.keep_for > 0 or self._runner.capabilities.outlives_agent
         log.info("event=agent_stops jobs=%d kept=%s", len(self.manager.records()), keep)
         self.service.drain(True)
         if self._orphaned is not None:

@@ -195,9 +195,14 @@ class Operations:
         stdout: str | None,
         stderr: str | None,
         user: dict[str, Any] | None = None,
+        copies: str | None = None,
         **command: Any,
     ) -> None:
-        """Start a job, new or held. The answer follows once its command runs or could not be executed."""
+        """Start a job, new or held. The answer follows once its command runs or could not be executed.
+
+        Args:
+            copies: directory for copies of the logs' beginnings, if that is not the sandbox that the keeper removes.
+        """
         held = self._jobs.get(job)
         if held is not None and held.state is not JobState.HELD:
             raise Refused("conflict", f"job '{job}' was started already")
@@ -216,7 +221,7 @@ class Operations:
         env[MARK_VARIABLE] = job
         group = started.group.procs if started.group is not None else None
         try:
-            with self._outputs(started, stdout, stderr) as (out, err):
+            with self._outputs(started, copies or sandbox, stdout, stderr) as (out, err):
                 pid, pipe = start(
                     Command(
                         job=job,
@@ -243,7 +248,7 @@ class Operations:
         self._watch(pipe)
 
     @contextlib.contextmanager
-    def _outputs(self, job: Job, *paths: str | None) -> Iterator[list[int | None]]:
+    def _outputs(self, job: Job, copies: str | None, *paths: str | None) -> Iterator[list[int | None]]:
         """The writing ends for the job's stdout and stderr: a pipe for each log, None for the agent's own output.
 
         If the agent's own output is a regular file, the job gets a pipe to it instead, because opening ``/dev/stdout``
@@ -257,7 +262,7 @@ class Operations:
         for fd, path in enumerate(paths, 1):
             if path is not None:
                 wanted.append(path)
-                outputs[path] = Output(path, copy_path(path, job.sandbox))
+                outputs[path] = Output(path, copy_path(path, copies))
             else:
                 file = regular_file(fd)
                 wanted.append(file)

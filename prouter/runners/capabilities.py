@@ -18,6 +18,7 @@ class Capabilities:
         users: jobs can run as other users than the agent (`SpawnSpec.user`).
         limits: names of the fields of `Limits` that it enforces; the agent itself enforces time and sandbox size.
         queues: a start may wait in a queue (`Queued`).
+        outlives_agent: jobs run on when the agent stops or dies, whatever ``jobs.keep_for`` says.
         forwards_output: output can go to the agent's own stdout and stderr.
     """
 
@@ -25,4 +26,5 @@ class Capabilities:
     users: bool = False
     limits: frozenset[str] = frozenset()
     queues: bool = False
+    outlives_agent: bool = False
     forwards_output: bool = False

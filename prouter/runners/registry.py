@@ -20,7 +20,7 @@ __all__ = ["GROUP", "agent_model", "find", "names"]
 
 GROUP = "prouter.runners"
 """Group of the entry points."""
-_OWN = {"local": "prouter.runners.local:RUNNER"}
+_OWN = {"local": "prouter.runners.local:RUNNER", "slurm": "prouter.runners.slurm.kind:RUNNER"}
 """The project's own runners, which exist also where it runs from a source tree that was never installed."""
 
 _log = logging.getLogger("prouter.runner")

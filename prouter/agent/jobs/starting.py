@@ -176,6 +176,8 @@ class Starter:
                 options=options_for(request, self._runner_name),
                 same_machine=self._same_machine,
             )
+            if self._runner.capabilities.queues:
+                job.queued(Queued(job.uid))
             placed = self._runner.spawn(spec, min(_QUIET, plan.timeout))
         except PRouterError as error:
             raise self._fail(job, error.detail) from error

@@ -1,0 +1,224 @@
+"""Ends of jobs: why they ended, and how the agent ends them, waiting or running, connected or not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import gevent
+
+from prouter.errors import AgentUnavailable, PRouterError
+from prouter.runners.interface import Queued, Spawned
+from prouter.runners.slurm import commands
+from prouter.runners.slurm.commands import QueueEntry
+from prouter.runners.slurm.controller import Controller
+from prouter.runners.slurm.exits import made_by_node, made_by_slurm, needs_explanation, never_ran
+from prouter.runners.slurm.follower import Follower
+from prouter.runners.slurm.job import Job, JobState
+from prouter.runners.slurm.node import job_files
+from prouter.runners.slurm.starts import Starts
+from prouter.runners.slurm.states import Phase, phase
+from prouter.runners.slurm.table import Table
+
+__all__ = ["Ends"]
+
+_MISSED = 5.0
+"""Seconds for which a job may be missing in the queue: a controller that has just started may not know all."""
+_RECENT = 120.0
+"""Seconds after its submission for which a missing job was lost by a killed controller, not cancelled and purged."""
+_EXPLAINED_BY = 60.0
+"""Seconds that Slurm has to say why it has ended a job."""
+_LINKED = 3.0
+"""Seconds for which a connected node may not know that Slurm has ended the job."""
+_KILLED_BY = 60.0
+"""Seconds that the end of a job may take."""
+_LOST = "Slurm does not know the job any more: it was cancelled, or its controller has lost it"
+
+_log = logging.getLogger("prouter.runner")
+
+
+class Ends:
+    """Ends jobs, and finds out how they ended.
+
+    Args:
+        agent: the tag of this agent's jobs (`commands.tag`).
+    """
+
+    def __init__(self, table: Table, controller: Controller, follower: Follower, starts: Starts, agent: str) -> None:
+        self._table = table
+        self._controller = controller
+        self._follower = follower
+        self._starts = starts
+        self._agent = agent
+
+    # What nodes and Slurm say.
+
+    def told_by_node(self, job: Job, told: dict[str, Any]) -> None:
+        """A node says how the job ended, or has written it."""
+        if job.exit is not None or job.ending is not None:
+            return
+        if needs_explanation(told, killed=job.killed, signalled=job.signalled):
+            job.ending, job.ending_since = told, time.monotonic()
+            self._follower.soon()
+        else:
+            self._finish(job, told, None)
+        if job.link is not None:
+            job.link.close()
+
+    def observe(self, job: Job, entry: QueueEntry | None, looked_at: float) -> None:
+        """Slurm's queue has this about a job that has not ended; None if it has nothing."""
+        if entry is None:
+            self._missing(job, looked_at)
+            return
+        job.seen_at = time.monotonic()
+        if job.number is None and not job.asking:
+            self._starts.submitted(job, entry.number)
+        now = phase(entry.state)
+        if now is Phase.QUEUED:
+            self._table.queued(job, Queued(job.uid, entry.reason or "", entry.expected_start))
+        elif now is Phase.ENDED:
+            self._ended(job, entry)
+        elif job.link is None:
+            self._read(job)
+        if job.ending is not None and now is not Phase.ENDED:
+            self._explain_late(job)
+
+    def _explain_late(self, job: Job) -> None:
+        if job.ending is not None and time.monotonic() - (job.ending_since or 0.0) > _EXPLAINED_BY:
+            self._finish(job, job.ending, None)
+
+    def _read(self, job: Job) -> None:
+        """Read what the node of a job has written; it may not reach the agent."""
+        told = self._table.read(job, job_files.EXIT)
+        spawned = self._table.read(job, job_files.SPAWNED) if job.waiting else None
+        if spawned is not None:
+            self._table.running(job, Spawned(job.uid, **spawned))
+        if told is not None:
+            self.told_by_node(job, told)
+
+    def _ended(self, job: Job, entry: QueueEntry) -> None:
+        """Slurm says that a job is over."""
+        if job.link is not None:
+            self._ended_but_linked(job)
+            return
+        slurm = (entry.state, entry.reason)
+        self._read(job)
+        told = job.ending
+        if job.exit is not None:
+            return
+        if told is not None:
+            self._finish(job, told, slurm)
+            return
+        ran = job.spawned is not None
+        claimed = self._table.read(job, job_files.CLAIM) if not ran else None
+        if not ran and claimed is None and entry.state.startswith("CANCELLED"):
+            self._table.ended(job, never_ran(job.uid, "cancelled", "it was cancelled in Slurm before it ran"))
+            return
+        log = self._table.files(job_files.tail, str(job.directory))
+        self._table.ended(job, made_by_slurm(job.uid, entry.node, slurm, log, ran=ran))
+
+    def _ended_but_linked(self, job: Job) -> None:
+        """Slurm has given up a node that still runs the job, or the node is about to tell the end."""
+        now = time.monotonic()
+        if job.ending_since is None:
+            job.ending_since = now
+            self._follower.soon()
+        elif now - job.ending_since > _LINKED and job.link is not None:
+            _log.warning("event=ended_by_slurm job=%s node=%s", job.uid, job.link.node)
+            job.link.notify("kill")
+            job.link.close()
+            self._follower.soon()
+
+    def stray(self, entry: QueueEntry) -> None:
+        """Slurm's queue has a job of ours that has ended or was removed: sbatch had not answered, or scancel failed."""
+        job = self._table.get(entry.job)
+        if job is None or (job.state in (JobState.HELD, JobState.ENDED) and not job.asking):
+            _log.info("event=stray_cancelled job=%s number=%d", entry.job, entry.number)
+            gevent.spawn(self._cancel_once, entry.number, entry.name)
+
+    def _missing(self, job: Job, looked_at: float) -> None:
+        """Slurm has nothing about a job."""
+        if job.asking or looked_at < max(job.asked_at, job.seen_at):
+            return
+        self._read(job)
+        if job.exit is not None:
+            return
+        if job.ending is not None:
+            self._finish(job, job.ending, None)
+        elif job.number is None and job.waiting:
+            self._starts.again(job)  # A look that began after sbatch had failed has not found it.
+        elif job.link is not None or time.monotonic() - job.seen_at < _MISSED:
+            return  # The node will tell; or a later look has it.
+        elif job.spawned is not None:
+            text = f"{_LOST}; the process that ran it has left no exit status"
+            self._table.ended(job, made_by_slurm(job.uid, job.spawned.node, ("UNKNOWN", text), "", ran=True))
+        elif time.time() - job.submitted_at < _RECENT and self._table.read(job, job_files.CLAIM) is None:
+            self._starts.again(job)
+        else:
+            self._table.ended(job, never_ran(job.uid, "cancelled", _LOST))
+
+    def _finish(self, job: Job, told: dict[str, Any], slurm: tuple[str, str | None] | None) -> None:
+        log = self._table.files(job_files.tail, str(job.directory)) if slurm is not None else ""
+        self._table.ended(job, made_by_node(job.uid, told, slurm, log))
+
+    # What the agent wants.
+
+    def kill(self, job: Job) -> None:
+        """End a job; see `Runner.kill`."""
+        job.killed = True
+        if job.waiting and self._take_back(job):
+            self._table.ended(job, never_ran(job.uid, "cancelled", "it was ended before it ran"))
+            gevent.spawn(self._cancel, job)
+            return
+        deadline = time.monotonic() + _KILLED_BY
+        while job.state not in (JobState.HELD, JobState.ENDED):
+            if time.monotonic() > deadline:
+                raise AgentUnavailable(
+                    f"job '{job.uid}' was told to end, but Slurm has not confirmed its end within {_KILLED_BY:g} s",
+                    job=job.uid,
+                    retry_after=5.0,
+                )
+            job.news.clear()
+            self._press(job)
+            job.news.wait(1.0)
+
+    def _take_back(self, job: Job) -> bool:
+        """Take a start back; False if a node was faster."""
+        before = self._table.files(job_files.claim, str(job.directory), {"agent": self._agent})
+        return before is None or not before.get(job_files.NODE)
+
+    def _press(self, job: Job) -> None:
+        """Ask for the end of a job by the best way there is."""
+        link = job.link
+        if link is not None:
+            try:
+                link.request("kill", timeout=10.0)
+                job.news.wait(1.0)
+                return
+            except PRouterError as error:
+                _log.info("event=not_killed_by_node job=%s error=%r", job.uid, error.detail)
+        if job.ending is not None:
+            self._finish(job, job.ending, None)
+        elif job.number is not None and job.state is not JobState.ENDED:
+            self._cancel_once(job.number, job.name)
+            self._follower.soon()
+
+    def _cancel(self, job: Job) -> None:
+        """Take a job that never ran out of Slurm's queue. If the agent ends before that, its claim has to do."""
+        while True:
+            while job.asking:
+                gevent.sleep(0.05)
+            if job.number is None or self._cancel_once(job.number, job.name):
+                return
+            gevent.sleep(5.0)
+
+    def _cancel_once(self, number: int, name: str) -> bool:
+        try:
+            outcome = self._controller.change(commands.cancel(number, name))
+        except AgentUnavailable as error:
+            _log.info("event=not_cancelled number=%d error=%r", number, error.detail)
+            return False
+        if outcome.code:
+            _log.warning("event=not_cancelled number=%d error=%r", number, commands.refusal(outcome.stderr))
+        return True

@@ -1,0 +1,136 @@
+"""The files of one job in the directory that agent and nodes share. Agent and node agree through them alone.
+
+================  ======================================================================================
+``record.json``   the agent's own: record and sandbox, from the job's creation on
+``job.json``      what to start and the secret of this start; written before the job is submitted
+``submitted``     Slurm's id, once sbatch has told it
+``claim``         made once: by the node that is about to start the job, or by the agent that takes the start
+                  back. Whoever makes it has decided; so no job is started twice, or after it was cancelled
+``spawned.json``  the first process, once it runs
+``exit.json``     how the job ended, with ``text`` instead of an exit status if it could not be started
+``end.json``      the agent's own: how the job ended, once Slurm has said why
+``batch.log``     what the batch script itself and Slurm wrote
+================  ======================================================================================
+
+Every file is complete or absent: it is written under another name and renamed. An exclusive creation is atomic on
+network file systems too (open(2), O_EXCL).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+__all__ = [
+    "AGENT",
+    "CLAIM",
+    "END",
+    "EXIT",
+    "JOB",
+    "LOG",
+    "NODE",
+    "RECORD",
+    "SPAWNED",
+    "SUBMITTED",
+    "claim",
+    "clear",
+    "read",
+    "tail",
+    "write",
+]
+
+RECORD = "record.json"
+JOB = "job.json"
+SUBMITTED = "submitted"
+CLAIM = "claim"
+SPAWNED = "spawned.json"
+EXIT = "exit.json"
+END = "end.json"
+LOG = "batch.log"
+
+AGENT = "agent.json"
+"""File beside the jobs' directories: where nodes reach the agent, and its certificate."""
+NODE = "node"
+"""Who made a claim, if that is a node; else it was the agent."""
+
+_TAIL = 4096
+
+
+def write(directory: str, name: str, content: Any) -> None:
+    """Write a JSON file that only this user may read.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    path = os.path.join(directory, name)
+    new = f"{path}.{os.getpid()}.new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        # Text that is not UTF-8 (PEP 383) is carried by JSON's escapes.
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            json.dump(content, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+
+
+def read(directory: str, name: str) -> Any:
+    """The content of a JSON file; None if there is none.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    try:
+        with open(os.path.join(directory, name), encoding="ascii") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+def claim(directory: str, by: dict[str, Any]) -> dict[str, Any] | None:
+    """Make the claim.
+
+    Args:
+        by: who makes it.
+
+    Returns:
+        None if it is made now; who made it before, as far as that can be read, if somebody did.
+    """
+    path = os.path.join(directory, CLAIM)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        try:
+            return dict(read(directory, CLAIM) or {})
+        except ValueError:
+            return {NODE: ""}  # It is being written at this moment, and only a node is not the reader itself.
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        json.dump(by, file)
+    return None
+
+
+def clear(directory: str, *, everything: bool) -> None:
+    """Delete what a start has left, or the whole directory."""
+    if everything:
+        shutil.rmtree(directory, ignore_errors=True)
+        return
+    for name in (JOB, SUBMITTED, CLAIM, SPAWNED, EXIT, END, LOG):
+        try:
+            os.unlink(os.path.join(directory, name))
+        except FileNotFoundError:
+            continue
+
+
+def tail(directory: str) -> str:
+    """The end of what the batch script and Slurm wrote."""
+    try:
+        with open(os.path.join(directory, LOG), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,37 @@
+"""What the batch script runs: it makes sure that the job is started once, starts the keeper, then serves the job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+from prouter.runners.slurm.node import job_files
+from prouter.runners.slurm.node.keeper_start import begin
+from prouter.runners.slurm.node.surroundings import node_name
+
+__all__ = ["main"]
+
+_NOT_STARTED = 3
+"""Exit code of a batch script that must not start the job."""
+
+
+def main(directory: str) -> int:
+    """Run the job of this directory; return the exit code for Slurm: the job's own, or 128 and its signal's number."""
+    job = job_files.read(directory, job_files.JOB)
+    if job is None:
+        print("the agent has taken the job back")
+        return _NOT_STARTED
+    before = job_files.claim(directory, {job_files.NODE: node_name(), "number": os.environ.get("SLURM_JOB_ID")})
+    if before is not None:
+        print(f"the job is not started again: {before}")
+        return _NOT_STARTED
+    # On the node's own disk, because not all shared file systems have sockets and locks.
+    state_dir = tempfile.mkdtemp(prefix=f"prouter-{job['spec']['job'][:8]}-")
+    try:
+        keeper = begin(state_dir)
+        from prouter.runners.slurm.node.serving import serve  # Late: it is imported while the keeper starts.
+
+        return serve(directory, job, state_dir, keeper)
+    finally:
+        shutil.rmtree(state_dir, ignore_errors=True)
