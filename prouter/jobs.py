@@ -17,6 +17,7 @@ __all__ = [
     "MAX_NAME",
     "MAX_RECORD",
     "OWNER_NAME",
+    "TEMPLATE_NAME",
     "JobRecord",
     "Phase",
     "Reason",
@@ -31,6 +32,8 @@ MAX_NAME = 512
 """Characters of a job's name."""
 OWNER_NAME = r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}"
 """Pattern of the names of those who own jobs. Without blanks, which separate it from others in stored keys."""
+TEMPLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Pattern of the names of templates (``jobs.pool``)."""
 MAX_RECORD = 16 * 1024
 """Bytes of an encoded record after `bounded`, at most."""
 _ARGS = 256
@@ -140,6 +143,8 @@ class JobRecord:
             None}``; None otherwise. Such a job is NEW.
         node: name of the machine where it runs or ran, if that is not the agent's.
         resources: what it takes of its agent's resources, by name, until it has ended.
+        template: name of the template (``jobs.pool``) by which it is started; None without one.
+        instead_of: uid that the router had chosen, if the agent gave this job instead because it was ready; else None.
     """
 
     uid: str
@@ -169,6 +174,8 @@ class JobRecord:
     queue: dict[str, Any] | None = None
     node: str | None = None
     resources: dict[str, float] = field(default_factory=dict)
+    template: str | None = None
+    instead_of: str | None = None
 
     @property
     def phase(self) -> Phase | None:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from prouter.bodies import Body, Duration, finite, null_is
 from prouter.errors import InvalidRequest
 from prouter.explanations import explain
-from prouter.jobs import MAX_NAME
+from prouter.jobs import MAX_NAME, TEMPLATE_NAME
 from prouter.selectors import (
     AgentByAddress,
     AgentByProperties,
@@ -36,17 +36,20 @@ __all__ = [
     "AgentByProperties",
     "AgentBySelect",
     "AgentByUid",
+    "AgentOrAny",
     "Body",
     "BridgeRequest",
     "CreateRequest",
     "Duration",
     "Expose",
+    "JobName",
     "Limits",
     "Queue",
     "RunRequest",
     "SignalRequest",
     "StartRequest",
     "StopRequest",
+    "TemplateName",
     "Text",
     "digest",
     "signal_number",
@@ -158,6 +161,7 @@ def _signal_name(text: str) -> str:
 
 
 JobName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_name), AfterValidator(_named)]
+TemplateName = Annotated[str, Field(pattern=f"^{TEMPLATE_NAME}$")]
 Text = Annotated[str, AfterValidator(_no_nul)]
 Argument = Annotated[str, AfterValidator(_argument)]
 Path = Annotated[str, AfterValidator(_path)]
@@ -179,6 +183,7 @@ class CreateRequest(Body):
 
     name: JobName = Field(description="Name for people; need not be unique.")
     agent: AgentChoice = Field(description="Which agent gets the job.")
+    template: TemplateName | None = Field(default=None, description="Template (jobs.pool) by which the job is started.")
     queue: Queue | None = Field(
         default=None, description="Let the job wait if no agent has space for it; without it the answer is 429 then."
     )
@@ -277,17 +282,15 @@ class StartRequest(Body):
     )
 
 
-def _any_agent() -> AgentByProperties:
-    return AgentByProperties(type="any")
+_ANY = AgentByProperties(type="any")
+AgentOrAny = Annotated[AgentChoice, BeforeValidator(null_is(lambda: _ANY), json_schema_input_type=AgentChoice | None)]
 
 
 class RunRequest(StartRequest):
     """Body of POST /jobs/run: create and start in one call."""
 
     name: JobName = Field(description="Name for people; need not be unique.")
-    agent: Annotated[AgentChoice, BeforeValidator(null_is(_any_agent), json_schema_input_type=AgentChoice | None)] = (
-        Field(default=AgentByProperties(type="any"), description="Which agent gets the job.")
-    )
+    agent: AgentOrAny = Field(default=_ANY, description="Which agent gets the job.")
     queue: Queue | None = Field(
         default=None, description="Let the job wait if no agent has space for it; without it the answer is 429 then."
     )

@@ -94,7 +94,7 @@ def _content(body: dict[str, Any]) -> str:
     kinds = []
     for media, content in body["content"].items():
         schema = content.get("schema", {})
-        kinds.append(_type(schema) if "$ref" in schema else f"`{media}`")
+        kinds.append(_type(schema) if {"$ref", "anyOf"} & set(schema) else f"`{media}`")
     return " or ".join(dict.fromkeys(kinds))
 
 

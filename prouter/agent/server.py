@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from prouter.agent.control_facts import ControlFacts
 from prouter.agent.jobs.choice import jobs_root, make_runner
 from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.manager import JobManager
@@ -87,7 +88,7 @@ class _Agent:
             self._known.join(join)
         self.identity: Identity
         self.manager = self._make_manager(self._state_dir)
-        self.service = Service(self.manager, self._tell_load)
+        self.service = Service(self.manager, self._drained)
         servers = self.manager.servers
         self.connections = Connections(self.manager.record, servers, servers.exiting)
         self.log_news = LogNews()
@@ -101,7 +102,8 @@ class _Agent:
             self.manager, lambda: self.links.wanting_sandboxes(), lambda *news: self.links.tell_sandboxes(*news)
         )
         self.links = Links(self, heartbeat=fabric.heartbeat, resume_timeout=fabric.resume_timeout)
-        self.control = Control(info=self._info, connections=self._connections, jobs=self._jobs, shutdown=self._stop.set)
+        facts = ControlFacts(lambda: self.identity, self.links, self.manager)
+        self.control = Control(info=facts.info, connections=facts.connections, jobs=facts.jobs, shutdown=self._stop.set)
 
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
@@ -120,6 +122,8 @@ class _Agent:
             home=config.jobs.home,
             environ=environment_of_jobs(config.jobs),
             users=self._users,
+            templates=config.jobs.pool,
+            on_pool=lambda: self.links.tell_pool(self.manager.pool.figures),
             on_change=self._changed,
             on_removed=self._removed,
         )
@@ -225,6 +229,7 @@ class _Agent:
             **self.identity.introduction(),
             "capacity": self._capacity(),
             "draining": self.service.draining,
+            "templates": list(jobs.pool),
             "keep_for": jobs.keep_for,
             "orphan_timeout": jobs.orphan_timeout,
             "routers": self._routers,
@@ -245,6 +250,9 @@ class _Agent:
             self._orphaned.kill(block=False)
             self._orphaned = None
         link.peer.notify("load", self._load())
+        link.tell_pool(self.manager.pool.figures(link.connection))
+        self.manager.pool.serve(link.connection)
+        self.manager.pool.accept(not self.service.draining)
         self.usage_reports.forget()
         self.sandbox_reports.forget()
         self._tell_ready()
@@ -336,39 +344,13 @@ class _Agent:
         self._load_due = None
         self.links.tell("load", self._load())
 
+    def _drained(self) -> None:
+        self.manager.pool.accept(not self.service.draining)
+        self._tell_load()
+
     def _tell_load_soon(self) -> None:
         if self._load_due is None:
             self._load_due = gevent.spawn_later(_LOAD_DELAY, self._tell_load)
-
-    # -- what the control API tells -----------------------------------------------------------------------------
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            "auth": self.identity.auth,
-            "platform": self.identity.platform,
-            "properties": self.identity.properties,
-        }
-
-    def _connections(self) -> dict[str, Any]:
-        return {"connections": [link.describe() for link in self.links]}
-
-    def _jobs(self) -> dict[str, Any]:
-        senders = {link.connection: link.describe() for link in self.links}
-        return {"jobs": [self._job(record, senders.get(record.connection)) for record in self.manager.records()]}
-
-    def _job(self, record: JobRecord, sender: dict[str, Any] | None) -> dict[str, Any]:
-        """A job as the agent of the original pRouter lists it, without the sender's token."""
-        auth = sender["peer"]["auth"] if sender is not None else {"uid": None, "name": None}
-        direction = sender["mode"] if sender is not None else None
-        endpoint = record.endpoint or {}
-        return {
-            "uid": record.uid,
-            "name": record.name,
-            "sandbox": str(self.manager.sandbox(record.uid).root),
-            "sender": {"direction": direction, "connection": record.connection, **auth},
-            "port": endpoint.get("port"),
-            "state": record.state.value,
-        }
 
 
 def run(config: AgentConfig, *, ready: Callable[[str], None], join: JoinUrl | None = None) -> int:

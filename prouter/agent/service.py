@@ -3,6 +3,9 @@
 A job's record reaches the router by the events `job` and `jobs`. A call that says ``answer: "revision"`` is answered
 with the revision of the record alone, if that is still the job's newest record: then an event has told it, or the list
 of jobs on the next path will. Routers of earlier versions do not say so, and are answered with the record.
+
+A creation that is given a job of the pool is answered with the job's ``uid`` in addition: it is not the one that the
+router has chosen.
 """
 
 from __future__ import annotations
@@ -67,9 +70,10 @@ class Service:
             text = f"this agent does not know the call '{op}'; its version may be older than the router's"
             raise PRouterError(text, code="unknown_call")
         record = handler(args)
+        other = {"uid": record.uid} if record.instead_of is not None and record.instead_of == args.get("uid") else {}
         if args.get("answer") == "revision" and self._told(record):
-            return {"revision": record.revision}
-        return {"record": record.to_wire()}
+            return {"revision": record.revision, **other}
+        return {"record": record.to_wire(), **other}
 
     def _told(self, record: JobRecord) -> bool:
         """Whether this is the newest record of its job, so that routers know it from an event."""
@@ -88,14 +92,14 @@ class Service:
     def _create(self, args: dict[str, Any]) -> JobRecord:
         uid = _text(args, "uid")
         if self.draining:
-            try:
-                return self._manager.record(uid)
-            except NotFound:
-                raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30) from None
+            known = self._manager.created(uid)
+            if known is None:
+                raise AgentUnavailable("the agent is draining and takes no new jobs", job=uid, retry_after=30)
+            return known
         router = args.get("router")
         asks = str(router.get("uid", "")) if isinstance(router, dict) else ""
-        resources = read_amounts(args.get("resources"))
-        origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks, resources)
+        resources, template = read_amounts(args.get("resources")), _given(args, "template")
+        origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks, resources, template)
         return self._manager.create(uid, _text(args, "connection"), _text(args, "name"), origin)
 
     def _remove(self, args: dict[str, Any]) -> JobRecord:

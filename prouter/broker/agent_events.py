@@ -7,7 +7,7 @@ These events are the one way by which a job's record reaches the job table. Repl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prouter.broker.base.env import Env
@@ -53,6 +53,7 @@ class AgentEvents:
     """Takes the events of all agents to the job table.
 
     Args:
+        given: called with each record of a job that an agent has given instead of another, before it is taken.
         not_running: called with the uid of each job that is NEW in the complete list of its agent. Somebody may wait
             for its end, because an earlier broker knew of a start that it did not live to store.
     """
@@ -66,6 +67,7 @@ class AgentEvents:
         replies: Replies,
         forwarder: Forwarder,
         *,
+        given: Callable[[JobRecord], None],
         not_running: Callable[[str], None],
     ) -> None:
         self._env = env
@@ -74,6 +76,7 @@ class AgentEvents:
         self._keys = keys
         self._replies = replies
         self._forwarder = forwarder
+        self._given = given
         self._not_running = not_running
 
     def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
@@ -90,6 +93,8 @@ class AgentEvents:
             self._removed(link, body.get("record"), now)
         elif name == "load":
             self._directory.load_reported(link, body)
+        elif name == "pool":
+            self._directory.pool_reported(link, body)
         elif name == "usage":
             self._usage(link, body.get("jobs"))
         elif name == "sandboxes":
@@ -148,8 +153,11 @@ class AgentEvents:
             raise
 
     def _take(self, link: Link, record: JobRecord, now: float, *, listed: bool) -> None:
-        if self._keys.unwanted(record.uid):
-            self._discard(link, record.uid, now)
+        if record.instead_of is not None:
+            self._given(record)
+        unwanted = [uid for uid in (record.uid, record.instead_of) if uid is not None and self._keys.unwanted(uid)]
+        if unwanted:
+            self._discard(link, record.uid, now, unwanted=unwanted)
             return
         entry = self._ledger.table.get(record.uid)
         if entry is not None and entry.connection != link.connection:
@@ -198,15 +206,19 @@ class AgentEvents:
             self._ledger.close(entry, record, "")
             self._replies.arrived(record.uid, now)
 
-    def _discard(self, link: Link, uid: str, now: float) -> None:
+    def _discard(self, link: Link, uid: str, now: float, unwanted: Sequence[str] = ()) -> None:
         """Have the agent remove a job that the router does not want, or has removed.
 
         A job that another router has created for the same key stays, and this router has it as well.
+
+        Args:
+            unwanted: uids under which it is unwanted: its own, or the one instead of which it was given.
         """
 
         def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
             if error is not None and error.code == "job_wanted":
-                self._keys.want(uid)
+                for one in unwanted:
+                    self._keys.want(one)
                 self._forwarder.call(link, "job.usage", {"uid": uid}, wanted, now)
             elif error is not None:
                 log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
@@ -218,5 +230,5 @@ class AgentEvents:
                 except ProtocolError as problem:
                     self._env.malformed(link.path, problem)
 
-        unwanted = {"unwanted_by": self._env.settings.uid} if self._keys.unwanted(uid) else {}
-        self._forwarder.call(link, "job.remove", {"uid": uid, **unwanted}, discarded, now)
+        by = {"unwanted_by": self._env.settings.uid} if unwanted else {}
+        self._forwarder.call(link, "job.remove", {"uid": uid, **by}, discarded, now)

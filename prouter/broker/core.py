@@ -111,6 +111,7 @@ class Broker:
             self.creations.keys,
             self.replies,
             self.forwarder,
+            given=self.creations.given,
             not_running=self.waits.job_ended,
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)

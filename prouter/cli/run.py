@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import click
 
@@ -27,7 +28,7 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
 
 
 @click.command("run", cls=OutputCommand, context_settings={"ignore_unknown_options": False})
-@click.argument("args", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("args", metavar="-- CMD...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--agent", metavar="UID", shell_complete=complete_agents, help="Run it on this agent: uid or name.")
 @click.option("--where", multiple=True, metavar="K=V", help="Run it on an agent with this property; several times.")
 @click.option("--require", multiple=True, metavar="CONDITION", help="Run it on an agent whose property fulfils this: "
@@ -50,6 +51,8 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
 @click.option("--port", metavar="MODE", help="The job has a server: notify, assign, detect, unix, or the number of the "
               "port on which it listens (docs/jobs.md).")  # fmt: skip
 @click.option("--preset", type=click.Choice(_PRESETS), help="The kind of its server; the start waits for it.")
+@click.option("--template", metavar="NAME", help="Start it by this template of its agent (jobs.pool), instead of CMD, "
+              "--env, --cwd, --port and --preset.")  # fmt: skip
 @click.option("--timeout", type=DURATION, metavar="DURATION", help="End it after so long; the exit code is 124 then.")
 @click.option("--grace", type=DURATION, metavar="DURATION", help="Time between SIGTERM and SIGKILL when it is stopped "
               "[default: 10s].")  # fmt: skip
@@ -71,6 +74,7 @@ def command(
     cwd: str | None,
     port: str | None,
     preset: str | None,
+    template: str | None,
     timeout: float | None,
     grace: float | None,
     browse: bool,
@@ -91,14 +95,16 @@ def command(
       prouter run -- python3 -c 'print(6 * 7)'
       prouter run --where gpu=a100 --upload . --download results -- python3 train.py
       prouter run -d --name lab --preset jupyterlab --open -- jupyter lab
+      prouter run -d --template lab --open
     """
     if agent and (where or require or amounts or strategy):
         raise click.UsageError("--agent excludes --where, --require, --resource and --strategy, which choose one")
     if detach and downloads:
         raise click.UsageError("--download waits for the end, so it excludes --detach: use 'prouter cp' later")
+    _check_template(template, args, (*env, cwd, port, preset))
     expose, number = exposed(port, preset)
-    if browse and expose is None:
-        raise click.UsageError("--open needs a server: add --port or --preset")
+    if browse and expose is None and template is None:
+        raise click.UsageError("--open needs a server: add --port, --preset or --template")
     known = variables(env)
     promised = {} if number is None else {"PORT": str(number), "HOST": "127.0.0.1"}
     wanted = properties(where)
@@ -106,7 +112,8 @@ def command(
         with connect(LONG) as router:
             plan = Plan(
                 args=args,
-                name=name or os.path.basename(args[0]),
+                name=name or template or os.path.basename(args[0]),
+                template=template,
                 agent=find_agent(router, agent).agent.uid if agent else None,
                 where=where_of(router, wanted),
                 require=conditions(require) or None,
@@ -132,6 +139,18 @@ def command(
         told = error.exit_code if error.exit_code in (Exit.USAGE, *range(124, 256)) else Exit.NOT_THE_JOB
         raise Failure(error.message, told) from error
     raise SystemExit(status)
+
+
+def _check_template(template: str | None, args: Sequence[str], said: Sequence[str | None]) -> None:
+    """Refuse a run without a command, and what a template says already.
+
+    Raises:
+        click.UsageError: it is one of these.
+    """
+    if template is None and not args:
+        raise click.UsageError("give a command after '--', or --template")
+    if template is not None and (args or any(one is not None for one in said)):
+        raise click.UsageError("--template says how the job is started: leave out CMD, --env, --cwd, --port, --preset")
 
 
 def _carry_out(router: Router, plan: Plan) -> int:

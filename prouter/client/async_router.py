@@ -103,8 +103,9 @@ class AsyncRouter:
 
     def run(
         self,
-        args: Sequence[str | os.PathLike[str]],
+        args: Sequence[str | os.PathLike[str]] = (),
         *,
+        template: str | None = None,
         name: str | None = None,
         agent: AgentChoice = None,
         where: Mapping[str, Any] | None = None,
@@ -124,7 +125,9 @@ class AsyncRouter:
 
         Args:
             args: program and arguments.
-            name: for people; by default the program's.
+            template: name of a template that agents have (``jobs.pool``), instead of `args` and all that says how the
+                job is started; of `limits` only ``timeout`` is left. If a job of it is ready, it is given at once.
+            name: for people; by default the program's, or the template's.
             agent: uid of the agent; several of them; or the API's map. By default any.
             where: properties that the agent must have, instead of `agent`.
             require: conditions on its properties, such as ``{"gpus": {">=": 2}, "zone": {"in": ["a", "b"]}}``.
@@ -145,14 +148,17 @@ class AsyncRouter:
             StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
             OSError: something local cannot be read.
         """
-        body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
+        body = jobs.start_body(
+            args, template=template, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
+        )
         making = self.create(
-            name or os.path.basename(body["args"][0]),
+            name or template or os.path.basename(body["args"][0]),
             agent=agent,
             where=where,
             require=require,
             resources=resources,
             strategy=strategy,
+            template=template,
             keep=keep,
         )
         return Making(self._started(making, uploads_of(upload), body))
@@ -166,11 +172,15 @@ class AsyncRouter:
         require: Mapping[str, Any] | None = None,
         resources: Mapping[str, float] | None = None,
         strategy: str | None = None,
+        template: str | None = None,
         keep: bool = False,
     ) -> Making:
-        """Create a job that is not started yet: files may be uploaded. See `run` for the arguments."""
+        """Create a job that is not started yet: files may be uploaded. See `run` for the arguments.
+
+        With a template of which a job is ready, that is given, and runs already. Either way `AsyncJob.start` goes on.
+        """
         choice = jobs.choice(agent, where, require, resources, strategy)
-        return Making(self._created(jobs.Creation(self._driver.context, name, choice), keep))
+        return Making(self._created(jobs.Creation(self._driver.context, name, choice, template), keep))
 
     async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
         try:

@@ -121,7 +121,7 @@ class Job:
 
     def start(
         self,
-        args: Sequence[Local],
+        args: Sequence[Local] = (),
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
@@ -133,7 +133,7 @@ class Job:
         """Start the job, once, however often the connection breaks; return it when its server is ready.
 
         Args:
-            args: program and arguments.
+            args: program and arguments. None for a job that was created by a template; see `Router.run`.
             env: variables, which override all others.
             cwd: working directory in the sandbox.
             expose: how its server is found: ``assign``, ``detect``, ``unix``, ``notify``, or a map (docs/jobs.md).
@@ -146,7 +146,10 @@ class Job:
             StartFailed: it did not start; the text has the end of its stderr.
             Conflict: it was started before.
         """
-        body = jobs.start_body(args, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options)
+        own = None if args else self.latest.template
+        body = jobs.start_body(
+            args, template=own, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
+        )
         self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body))
         return self
 

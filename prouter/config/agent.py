@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from prouter.addresses import router_endpoint
+from prouter.config.pool import templates_of
 from prouter.config.section import MIB, Fabric, Identity, Log, Section, Tokens, usable_tokens
 from prouter.resources import check_amounts
+from prouter.template_requests import Template
 from prouter.tokens import problem_of
 
 __all__ = [
@@ -174,6 +176,11 @@ class AgentJobs(Section):
         description="What jobs may take by name: cpus, memory (bytes), gpus, licences. Jobs that ask for more than is "
         "left go elsewhere or wait. When not set, cpus and memory are those of the machine; 0 offers none.",
     )
+    pool: dict[str, Template] = Field(
+        default_factory=dict,
+        description="Templates of jobs by name, and how many jobs of each are kept started and ready: the keys of a "
+        "start request (args, env, cwd, expose, limits, home …), and size, which is 1 when not set.",
+    )
     limits: AgentLimits = AgentLimits()
 
     @field_validator("resources")
@@ -181,6 +188,11 @@ class AgentJobs(Section):
     def _countable(cls, value: dict[str, float]) -> dict[str, float]:
         check_amounts(value)
         return {name: int(amount) if amount == int(amount) else amount for name, amount in value.items()}
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _usable_templates(cls, value: Any) -> Any:
+        return templates_of(value) if isinstance(value, dict) else value
 
     @field_validator("user", mode="before")
     @classmethod

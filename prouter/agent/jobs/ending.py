@@ -99,8 +99,13 @@ class Ender:
         return bool(job.ended.wait(grace))
 
     def arm(self, job: Job) -> None:
-        """Have a running job end at its time limit."""
+        """Have a running job end at its time limit. The time of a warm job begins when it is given to somebody."""
         limit, began = job.limits.timeout, job.record.started_at
+        if job.expiry is not None:
+            job.expiry.kill(block=False)
+            job.expiry = None
+        if job.warm:
+            return
         if limit is not None and began is not None:
             job.expiry = gevent.spawn_later(max(0.0, began + limit - time.time()), self._expire, job, limit)
 

@@ -79,9 +79,13 @@ class Job:
         routers: uids of the routers that have asked for its creation since this agent's start.
         scratch: its directory for temporary files, once it was started.
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
+        warm: whether it is kept ready in the pool and nobody's yet.
     """
 
-    def __init__(self, record: JobRecord, sandbox: Sandbox, announce: Callable[[JobRecord], None]) -> None:
+    def __init__(
+        self, record: JobRecord, sandbox: Sandbox, announce: Callable[[JobRecord], None], *, warm: bool = False
+    ) -> None:
+        self.warm = warm
         self.record = bounded(record)
         self.sandbox = sandbox
         self.request: StartRequest | None = None
@@ -162,6 +166,12 @@ class Job:
         """Let the job's idempotency key, if it has one, give another job."""
         if self.record.key is not None:
             self.change(key=None, digest=None)
+
+    def give(self, announce: Callable[[JobRecord], None], **fields: Any) -> None:
+        """Make a warm job somebody's, with these fields in its record. Its changes are announced from now on."""
+        self.warm = False
+        self._announce = announce
+        self.record = bounded(replace(self.record, revision=self.record.revision + 1, **fields))
 
     def end(self, reason: Reason, text: str | None = None) -> None:
         """Note why the agent ends the job. The first reason counts."""
@@ -244,6 +254,7 @@ class Job:
             "failure": self.failure,
             "inodes": self.sandbox.kept(),
             "user": self.sandbox.user,
+            "warm": self.warm,
         }
 
     @classmethod

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from prouter.agent.expose.endpoint import PortEndpoint, ReportKeys
 from prouter.agent.expose.plan import resolve
+from prouter.agent.jobs.creating import Creator
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
@@ -32,10 +33,11 @@ from prouter.agent.jobs.refusals import (
 from prouter.agent.jobs.removing import Remover
 from prouter.agent.jobs.reports import JobReports
 from prouter.agent.jobs.servers import JobServers
-from prouter.agent.jobs.space import check_space
 from prouter.agent.jobs.starting import Starter
 from prouter.agent.jobs.table import JobTable, not_found
+from prouter.agent.jobs.templates import Templates
 from prouter.agent.jobs.user_pool import UserPool
+from prouter.agent.jobs.warming import WARM, make_pool
 from prouter.agent.jobs.watch import Watch
 from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
@@ -43,9 +45,10 @@ from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.agent.sandbox.socket_places import SocketPlaces
 from prouter.errors import Conflict, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
-from prouter.requests import START_TIMEOUT, Limits, SignalRequest, StartRequest, signal_number, validated
+from prouter.requests import START_TIMEOUT, Limits, SignalRequest, signal_number, validated
 from prouter.resources import Amounts
 from prouter.runners.interface import Exit, Kept, Runner
+from prouter.template_requests import Template
 
 __all__ = ["JobManager"]
 
@@ -70,11 +73,14 @@ class JobManager:
         home: HOME of jobs whose request does not say, ``agent`` or ``sandbox``.
         environ: the agent's own environment; by default that of this process.
         users: as whom jobs run; None for the agent's own user.
+        templates: by name, as ``jobs.pool`` has them.
+        on_pool: called whenever the figures of the pool change.
         on_change: called with every new record of a job.
         on_removed: called with the last record, in the state CLOSED, of a job that was removed.
 
     Attributes:
         servers: connects to jobs' servers.
+        pool: the jobs that are kept ready.
     """
 
     def __init__(
@@ -91,16 +97,15 @@ class JobManager:
         home: str = "agent",
         environ: Mapping[str, str] | None = None,
         users: UserPool | None = None,
+        templates: Mapping[str, Template] | None = None,
+        on_pool: Callable[[], None] = lambda: None,
         on_change: Callable[[JobRecord], None],
         on_removed: Callable[[JobRecord], None],
     ) -> None:
         self._runner = runner
-        self._max_jobs = max_jobs
-        self._resources = resources or {}
         self._ceilings = ceilings or Limits()
         self._on_change = on_change
         self._on_removed = on_removed
-        self._users = users
         self._root = JobsRoot(root, users=users is not None, entered=users is not None and not users.isolated)
         self._sockets = SocketPlaces(self._root.path, shared=users is not None)
         self._jobs = JobTable()
@@ -124,10 +129,24 @@ class JobManager:
             report_url=lambda uid: self._endpoint.url(self._reports.keys.of(uid)),
             kept=self._kept,
             keep=self._keep,
-            runs=self._runs,
+            runs=self._watch.job_runs,
         )
         self._reports = JobReports(self._jobs, self._starter, self._ender, keep=self._keep)
         self.servers = JobServers(self._jobs, runner, self._starter)
+        self._templates = Templates(templates or {}, self._ceilings)
+        self._creator = Creator(
+            runner,
+            self._root,
+            self._jobs,
+            self._remover,
+            max_jobs=max_jobs,
+            resources=resources or {},
+            users=users,
+            kept=self._kept,
+            announce=self._changed,
+            arm=self._ender.arm,
+        )
+        self.pool = make_pool(self._templates, self._creator, self._starter, self._remover, changed=on_pool)
 
     # The life of the agent.
 
@@ -173,6 +192,7 @@ class JobManager:
             return
         self._open = False
         self._watch.close()
+        self.pool.close()
         self._endpoint.close()
         jobs = list(self._jobs)
         if not end_jobs:
@@ -197,8 +217,8 @@ class JobManager:
     # The calls of routers.
 
     def records(self) -> list[JobRecord]:
-        """The records of all jobs that were not removed."""
-        return [job.record for job in self._jobs]
+        """The records of all jobs that routers know of and that were not removed."""
+        return [job.record for job in self._jobs.told]
 
     def record(self, uid: str) -> JobRecord:
         """A job's record. Raises `NotFound`."""
@@ -209,37 +229,24 @@ class JobManager:
         job = self._jobs.made_by(key)
         return job.record if job is not None else None
 
+    def created(self, uid: str) -> JobRecord | None:
+        """The record of the job that the creation with this uid has given; None if there is none."""
+        job = self._jobs.created(uid)
+        return job.record if job is not None else None
+
     def create(self, uid: str, connection: str, name: str, origin: Origin = UNKNOWN) -> JobRecord:
-        """Make a job and its sandbox. A known uid gives the job that it names.
+        """Make a job and its sandbox, or give one of the pool, which has another uid.
+
+        A known uid gives the job that it names, or that was given instead.
 
         Raises:
             LimitReached: the agent has as many jobs as it may, no user for another one, or too little of a resource.
-            NotFound: a job with this uid was removed.
+            NotFound: a job with this uid was removed; there is no such template.
             InvalidRequest, NoSpace, Forbidden: the uid is malformed; the sandbox cannot be made.
         """
-        sandbox = self._root.sandbox(uid)
-        if uid in self._jobs:
-            job = self._jobs.find(uid)
-            job.routers.add(origin.router)
-            return job.record
-        if self._remover.before(uid) is not None:
-            raise not_found(uid)
-        check_space(uid, self._jobs, self._max_jobs, self._resources, origin.resources)
-        if self._users is not None:
-            sandbox.belong_to(self._users.choose(self._jobs))
-        job = Job(origin.record(uid, connection, name), sandbox, self._changed)
-        job.routers.add(origin.router)
-        sandbox.create()
-        self._jobs.add(job)
-        try:
-            self._runner.hold(uid, self._kept(job), str(sandbox.root))
-        except PRouterError:
-            self._jobs.drop(job)
-            sandbox.remove()
-            raise
-        _log.info("event=job_created job=%s name=%r", uid, name)
-        self._on_change(job.record)
-        return job.record
+        if origin.template is not None:
+            self._templates.request(origin.template)
+        return self._creator.create(origin.record(uid, connection, name), origin.router)
 
     def start(self, uid: str, request: Mapping[str, Any], request_id: str, wait: float | None = None) -> JobRecord:
         """Start a job; return its record once it is RUNNING and its server is ready.
@@ -258,7 +265,10 @@ class JobManager:
         """
         job = self._jobs.find(uid)
         if job.start_id is None:
-            self._starter.begin(job, validated(StartRequest, request), request_id)
+            wanted, said = self._templates.of_start(job, request)
+            self._starter.begin(job, wanted, request_id, said)
+        elif job.start_id == WARM:
+            self._starter.adopt(job, *self._templates.of_start(job, request), request_id)
         elif job.start_id == request_id:
             refuse_other_request(job, request)
         else:
@@ -283,7 +293,7 @@ class JobManager:
         if before is not None:
             return before
         job = self._jobs.get(uid)
-        if job is None:
+        if job is None or job.warm:
             raise not_found(uid)
         if unwanted_by is not None:
             refuse_if_wanted(job, unwanted_by)
@@ -292,11 +302,8 @@ class JobManager:
         return outcome_of(self._remover.begin(job, Reason.REMOVED))
 
     def remove_all(self, reason: Reason) -> None:
-        """End and remove every job, because no router is linked any more.
-
-        Args:
-            reason: for the jobs' records.
-        """
+        """End and remove every job, for this reason, because no router is linked any more."""
+        self.pool.accept(False)
         for answer in [self._remover.begin(job, reason) for job in self._jobs]:
             answer.wait()
 
@@ -365,22 +372,21 @@ class JobManager:
     def _changed(self, record: JobRecord) -> None:
         if record.ended:
             self._jobs.ended(record.uid)
+            self.pool.wake()
         if record.state is State.CLOSED:
             self._on_removed(record)
         else:
             self._on_change(record)
 
-    def _runs(self, job: Job) -> None:
-        self._watch.job_runs()
-        self._ender.arm(job)
-
     def _reclaim(self, kept: Kept) -> None:
+        if kept.record.get("warm"):
+            self._disown(kept)
+            return
         try:
             job = Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
         except (KeyError, TypeError, ValueError, PRouterError) as error:
             _log.warning("event=job_not_reclaimed job=%s error=%r", kept.job, str(error))
-            self._runner.kill(kept.job)
-            self._runner.forget(kept.job)
+            self._disown(kept)
             return
         self._jobs.add(job)
         if job.record.ended:
@@ -389,3 +395,8 @@ class JobManager:
             job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)
+
+    def _disown(self, kept: Kept) -> None:
+        """End a job of an earlier agent that this one does not go on with."""
+        self._runner.kill(kept.job)
+        self._runner.forget(kept.job)

@@ -21,6 +21,7 @@ class Origin:
         digest: tells it from other requests with the same key.
         router: uid of the router that got it.
         resources: what the job takes of the agent's resources until it has ended.
+        template: name of the template by which the job will be started; None without one.
     """
 
     owner: str | None = None
@@ -28,6 +29,7 @@ class Origin:
     digest: str | None = None
     router: str = ""
     resources: Mapping[str, float] = field(default_factory=dict)
+    template: str | None = None
 
     def record(self, uid: str, connection: str, name: str) -> JobRecord:
         """The first record of the job."""
@@ -40,6 +42,7 @@ class Origin:
             key=self.key,
             digest=self.digest,
             resources=dict(self.resources),
+            template=self.template,
         )
 
 

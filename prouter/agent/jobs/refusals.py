@@ -11,7 +11,8 @@ from gevent.event import AsyncResult
 from prouter.agent.jobs.job import Job
 from prouter.errors import Conflict, KeyReused
 from prouter.jobs import JobRecord
-from prouter.requests import StartRequest, digest, validated
+from prouter.requests import digest, validated
+from prouter.template_requests import start_model
 
 __all__ = ["not_running", "outcome_of", "outcome_within", "refuse_if_wanted", "refuse_other_request"]
 
@@ -22,7 +23,7 @@ def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
     Raises:
         KeyReused: the request is another one.
     """
-    if job.request_digest and digest(validated(StartRequest, request)) != job.request_digest:
+    if job.request_digest and digest(validated(start_model(request), request)) != job.request_digest:
         raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
 
 

@@ -80,7 +80,9 @@ class Remover:
             gevent.get_hub().threadpool.apply(job.sandbox.remove)
         job.detach()
         self._tombstones[job.uid] = before
-        if len(self._tombstones) > _TOMBSTONES:
+        if before.instead_of is not None:
+            self._tombstones[before.instead_of] = before
+        while len(self._tombstones) > _TOMBSTONES:
             self._tombstones.popitem(last=False)
         self._removed(job)
         job.change(State.CLOSED)

@@ -35,6 +35,7 @@ from prouter.jobs import JobRecord, State
 from prouter.requests import Limits, StartRequest, digest
 from prouter.runners.interface import Kept, Queued, Runner, Spawned
 from prouter.runners.sockets import Address, Sockets
+from prouter.template_requests import TemplateStart
 
 __all__ = ["Starter"]
 
@@ -58,7 +59,7 @@ class Starter:
         report_url: where the job with this uid reports its ports.
         kept: all that a later agent needs to know of a job.
         keep: gives that to the runner.
-        runs: called when a job has a process.
+        runs: called when a job has got a process.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Starter:
         report_url: Callable[[str], str],
         kept: Callable[[Job], dict[str, Any]],
         keep: Callable[[Job], None],
-        runs: Callable[[Job], None],
+        runs: Callable[[], None],
     ) -> None:
         self._runner = runner
         self._runner_name = runner_name
@@ -89,8 +90,13 @@ class Starter:
         self._keep = keep
         self._runs = runs
 
-    def begin(self, job: Job, request: StartRequest, request_id: str) -> None:
+    def begin(
+        self, job: Job, request: StartRequest, request_id: str, said: StartRequest | TemplateStart | None = None
+    ) -> None:
         """Begin to start a NEW job; `Job.started` gets the outcome. The job stays as it is if this raises.
+
+        Args:
+            said: the request as it came, if it named a template.
 
         Raises:
             InvalidRequest: a limit is above the agent's ceiling, the working directory does not exist, ``expose`` is
@@ -105,8 +111,20 @@ class Starter:
             cwd = working_directory(job.sandbox, request.cwd)
         check_sizes(request, plan, self._tokens(job, plan))
         job.request, job.limits, job.start_id = request, limits, request_id
-        job.request_digest = digest(request)
+        job.request_digest = digest(said or request)
         job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
+
+    def adopt(self, job: Job, request: StartRequest, said: StartRequest | TemplateStart, request_id: str) -> None:
+        """Take a start of a job that was warm, and runs: it sets the time limit alone.
+
+        Raises:
+            InvalidRequest: a limit is above the agent's ceiling.
+        """
+        job.limits = effective_limits(request.limits, self._ceilings)
+        job.start_id, job.request_digest = request_id, digest(said)
+        self._keep(job)
+        if not job.record.ended:
+            self._ender.arm(job)
 
     def resume(self, job: Job, kept: Kept) -> None:
         """Go on with a job that outlived an earlier agent, and with its start if that was under way."""
@@ -123,7 +141,8 @@ class Starter:
         if job.record.state is State.NEW:
             self._spawned(job, exposure, exposure.arguments(job.request.args), kept.spawned)
         else:
-            self._runs(job)
+            self._runs()
+            self._ender.arm(job)
         if kept.exit is not None:
             job.process_ended(kept.exit)
         if job.record.state is State.PENDING:
@@ -253,7 +272,8 @@ class Starter:
             node=spawned.node,
         )
         _log.info("event=job_started job=%s pid=%d awaited=%s", job.uid, spawned.pid, exposure.plan.port)
-        self._runs(job)
+        self._runs()
+        self._ender.arm(job)
         return record
 
     def _await(self, job: Job, exposure: Exposure, timeout: float) -> JobRecord:

@@ -13,12 +13,16 @@ __all__ = ["JobTable", "not_found"]
 
 
 class JobTable:
-    """All jobs that were not removed. A job takes a slot until it has ended."""
+    """All jobs that were not removed. A job takes a slot until it has ended, unless it is a warm one of the pool."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._slots: set[str] = set()
         self._by_key: WeakValueDictionary[str, Job] = WeakValueDictionary()
+        self._warm: set[str] = set()
+        """Those of them that are warm."""
+        self._instead: dict[str, str] = {}
+        """By the uid that a router chose, the uid of the job that it got instead."""
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
@@ -36,8 +40,18 @@ class JobTable:
 
     @property
     def slots(self) -> int:
-        """How many jobs have not ended."""
-        return len(self._slots)
+        """How many jobs have not ended, without the warm ones."""
+        return len(self._slots) - len(self._warm)
+
+    @property
+    def warm(self) -> int:
+        """How many warm jobs have not ended."""
+        return len(self._warm)
+
+    @property
+    def told(self) -> list[Job]:
+        """The jobs that routers know of: all but the warm ones."""
+        return [job for job in self._jobs.values() if not job.warm]
 
     @property
     def alive(self) -> list[Job]:
@@ -70,10 +84,10 @@ class JobTable:
         """The job with this uid.
 
         Raises:
-            NotFound: there is none, or it is being removed.
+            NotFound: there is none that routers know of, or it is being removed.
         """
         job = self._jobs.get(uid)
-        if job is None or job.removed is not None:
+        if job is None or job.removed is not None or job.warm:
             raise not_found(uid)
         return job
 
@@ -83,22 +97,42 @@ class JobTable:
         found = job is not None and self._jobs.get(job.uid) is job and job.removed is None and job.record.key == key
         return job if found else None
 
+    def created(self, uid: str) -> Job | None:
+        """The job that a creation has given which chose this uid; None if there is none."""
+        job = self._jobs.get(self._instead.get(uid, uid))
+        return None if job is None or job.warm else job
+
     def add(self, job: Job) -> None:
         """Add a job. It takes a slot unless it has ended."""
         self._jobs[job.uid] = job
-        if job.record.key is not None:
-            self._by_key[job.record.key] = job
         if not job.record.ended:
             self._slots.add(job.uid)
+            if job.warm:
+                self._warm.add(job.uid)
+        self._note_origin(job)
+
+    def given(self, job: Job) -> None:
+        """Note that a warm job is somebody's now."""
+        self._warm.discard(job.uid)
+        self._note_origin(job)
+
+    def _note_origin(self, job: Job) -> None:
+        if job.record.key is not None:
+            self._by_key[job.record.key] = job
+        if job.record.instead_of is not None:
+            self._instead[job.record.instead_of] = job.uid
 
     def ended(self, uid: str) -> None:
         """Free the slot of a job that has ended."""
         self._slots.discard(uid)
+        self._warm.discard(uid)
 
     def drop(self, job: Job) -> None:
         """Remove a job. Idempotent."""
         self._jobs.pop(job.uid, None)
-        self._slots.discard(job.uid)
+        self.ended(job.uid)
+        if job.record.instead_of is not None:
+            self._instead.pop(job.record.instead_of, None)
 
 
 def not_found(uid: str) -> NotFound:

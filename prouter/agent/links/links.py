@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prouter.addresses import router_endpoint
+from prouter.agent.jobs.pool import Figures
 from prouter.agent.jobs.sandbox_reports import Size
 from prouter.agent.jobs.usage_reports import Usage
 from prouter.agent.links.router_gate import RouterGate
@@ -123,6 +124,15 @@ class Links:
         """Report to the jobs' routers how large their sandboxes are."""
         for link in self:
             link.tell_sandboxes(connection, sizes)
+
+    def tell_pool(self, figures: Callable[[str], Figures]) -> None:
+        """Report which templates have jobs ready.
+
+        Args:
+            figures: what the routers of a connection are told.
+        """
+        for link in self:
+            link.tell_pool(figures(link.connection))
 
     def tell(self, name: str, body: dict[str, Any]) -> None:
         """Send an event to every linked router."""

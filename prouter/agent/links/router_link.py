@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from prouter.agent.jobs.pool import Figures
 from prouter.agent.jobs.sandbox_reports import Size
 from prouter.agent.jobs.usage_reports import Usage
 from prouter.errors import ProtocolError
@@ -146,6 +147,11 @@ class RouterLink:
         """Report how large some sandboxes of `connection` are."""
         if self.up and self.wants_sandboxes and connection == self.connection:
             self.peer.notify("sandboxes", {"jobs": sizes})
+
+    def tell_pool(self, figures: Figures) -> None:
+        """Report which templates have jobs ready."""
+        if self.up and figures:
+            self.peer.notify("pool", {"templates": figures})
 
     def close(self, reason: str) -> None:
         """Reset all streams, say goodbye and do not dial any more."""

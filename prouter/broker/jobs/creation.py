@@ -17,7 +17,7 @@ from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
-from prouter.broker.jobs.placement import choose, matching, resources_of
+from prouter.broker.jobs.placement import choose, matching, offering, resources_of
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
@@ -92,8 +92,8 @@ class Creations:
             return
         if len(self._by_key) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
-        owner = args.get("owner")
-        creation = Creation(name, selector, key, digest, done, owner if isinstance(owner, str) else None)
+        owner, template = (value if isinstance(value, str) else None for value in map(args.get, ("owner", "template")))
+        creation = Creation(name, selector, key, digest, done, owner, template)
         known = self._known(key, digest)
         if known is not None and self._ledger.table.get(known[1]) is not None:
             self._repeat(creation, *known, now)
@@ -134,8 +134,18 @@ class Creations:
 
     def owner_of(self, record: JobRecord) -> str | None:
         """Return who owns a job that an agent tells of: while it is being created, that is not for the agent to say."""
-        creation = self._by_uid.get(record.uid)
+        creation = self._by_uid.get(record.uid) or self._by_uid.get(record.instead_of or "")
         return creation.owner if creation is not None else record.owner
+
+    def given(self, record: JobRecord) -> None:
+        """Note that an agent gave a job that it had ready instead. Each of its records says so. Idempotent."""
+        uid = record.instead_of or ""
+        self.keys.replaced(uid, record.connection, record.uid)
+        creation = self._by_uid.get(uid)
+        if creation is not None and creation.link is not None and creation.link.connection == record.connection:
+            creation.uid = record.uid
+            self._by_uid[record.uid] = self._by_uid.pop(uid)
+            self._ledger.table.taken.give_back(uid)
 
     def restored(self, now: float) -> None:
         """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell."""
@@ -210,7 +220,7 @@ class Creations:
             self._fail(creation, error or AgentUnavailable("the agent is away", retry_after=2), now)
             return
         try:
-            choose([link], self.occupancy)
+            choose(offering([link], creation.template), self.occupancy)
         except PRouterError as problem:
             self._fail(creation, problem, now)
         else:
@@ -222,7 +232,8 @@ class Creations:
         Raises:
             PRouterError: there is none to wait for.
         """
-        link = choose(matching(self._links, creation.selector), self.occupancy, creation.selector)
+        links = offering(matching(self._links, creation.selector), creation.template)
+        link = choose(links, self.occupancy, creation.selector, creation.template)
         self._begin(creation)
         if link is not None:
             self._reserve(creation, link, now)
@@ -238,6 +249,7 @@ class Creations:
         self._change(creation, CreationState.RESERVED)
         self._take(creation, link, self._env.new_uid())
         link.placed += 1
+        link.warm.take(creation.template)
         if creation.digest:
             self._claim(creation, instead, now)
         else:
@@ -309,8 +321,7 @@ class Creations:
         entry = self._ledger.table.get(uid)
         if entry is not None:
             self._change(creation, CreationState.CREATED)
-            first = JobRecord(uid, entry.connection, entry.name, created_at=entry.created_at, owner=entry.owner)
-            answer = {"job": self._ledger.info(entry, first)}
+            answer = {"job": self._ledger.info(entry, entry.as_created)}
             self._ledger.when_written(partial(self._answer, creation, answer))
             return
         link = self._links.get(connection)
@@ -336,6 +347,7 @@ class Creations:
             **({"owner": creation.owner} if creation.owner is not None else {}),
             **({"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}),
             "resources": dict(resources_of(creation.selector)),
+            **({"template": creation.template} if creation.template is not None else {}),
             **BY_REVISION,
         }
         self._forwarder.call(link, "job.create", args, partial(self._replied, creation, link), now)
@@ -348,7 +360,8 @@ class Creations:
         if error is not None:
             self._fail(creation, error, now)
         else:
-            self._replies.settle(link, creation.uid, value, partial(self._created, creation), now)
+            uid = str(value.get("uid", creation.uid))  # A job that was ready has another one.
+            self._replies.settle(link, uid, value, partial(self._created, creation, uid), now)
 
     def _elsewhere(self, creation: Creation, link: Link, now: float) -> bool:
         """Choose another agent after one had no space: jobs of other routers took it. Return whether there is one."""
@@ -356,8 +369,9 @@ class Creations:
         if creation.selector.get("type") == "address":
             return False
         try:
-            others = [one for one in matching(self._links, creation.selector) if one is not link and not one.full]
-            other = choose(others, self.occupancy, creation.selector) if others else None
+            links = offering(matching(self._links, creation.selector), creation.template)
+            others = [one for one in links if one is not link and not one.full]
+            other = choose(others, self.occupancy, creation.selector, creation.template) if others else None
         except PRouterError:
             return False
         if other is not None:
@@ -366,10 +380,15 @@ class Creations:
             self._reserve(creation, other, now, instead=creation.uid)
         return other is not None
 
-    def _created(self, creation: Creation, record: JobRecord | None, error: PRouterError | None, now: float) -> None:
+    def _created(
+        self, creation: Creation, uid: str, record: JobRecord | None, error: PRouterError | None, now: float
+    ) -> None:
         if error is not None:
             self._fail(creation, error, now)
             return
+        entry = self._ledger.table.get(uid)
+        if entry is not None and entry.record.instead_of == creation.uid:
+            self.given(entry.record)  # It may have been given to another router first, for the same key.
         self._change(creation, CreationState.CREATED)
         self._ledger.when_written(partial(self._written, creation))
 

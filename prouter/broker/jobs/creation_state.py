@@ -78,14 +78,22 @@ class Creation:
         key: of the request; the same key gives the same job.
         digest: tells the request from another one with the same key; empty if it is not known.
         owner: name of the access token with which the request came; None without one.
+        template: by which the job will be started; None without one.
         callers: who get the reply; more than one when the request was repeated.
-        uid: of the job, empty before one was chosen.
+        uid: of the job, empty before one was chosen. An agent that has a job ready gives it instead.
         link: the agent chosen, None before.
         timer: ends the state PLACING.
     """
 
     def __init__(
-        self, name: str, selector: dict[str, Any], key: str, digest: str, caller: Done, owner: str | None = None
+        self,
+        name: str,
+        selector: dict[str, Any],
+        key: str,
+        digest: str,
+        caller: Done,
+        owner: str | None = None,
+        template: str | None = None,
     ) -> None:
         self.state = _NEW
         self.name = name
@@ -93,6 +101,7 @@ class Creation:
         self.key = key
         self.digest = digest
         self.owner = owner
+        self.template = template
         self.callers = [caller]
         self.uid = ""
         self.link: Link | None = None

@@ -158,6 +158,23 @@ class Entry:
         return self._record if self._record is not None else JobRecord.from_wire(unpack_body(self._packed))
 
     @property
+    def as_created(self) -> JobRecord:
+        """The job's record as its creation was answered first. One that its agent had ready ran already."""
+        record = self.record
+        if record.instead_of is not None:
+            return replace(
+                record, state=State.RUNNING, exit_code=None, signal=None, reason=None, error=None, finished_at=None
+            )
+        return JobRecord(
+            self.uid,
+            self.connection,
+            self.name,
+            created_at=self.created_at,
+            owner=self.owner,
+            template=record.template,
+        )
+
+    @property
     def record(self) -> JobRecord:
         """The record, with the state CLOSED if the job was removed."""
         record = self.last_record

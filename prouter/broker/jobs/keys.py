@@ -30,8 +30,8 @@ class Keys:
         self._env = env
         self._jobs: OrderedDict[str, tuple[str, str]] = OrderedDict()
         """By key, connection and uid of the job; the oldest key first."""
-        self._given: set[str] = set()
-        """Uids of these jobs."""
+        self._given: dict[str, str] = {}
+        """By the uid of each of these jobs, its key."""
         self._digests: dict[str, str] = {}
         """By key, what tells its request from others. Keys that earlier versions stored have none."""
         self._unwanted: OrderedDict[str, None] = OrderedDict()
@@ -39,7 +39,7 @@ class Keys:
     def restore(self, key: str, connection: str, uid: str, digest: str = "") -> None:
         """Take over a key that an earlier broker stored."""
         self._jobs[key] = (connection, uid)
-        self._given.add(uid)
+        self._given[uid] = key
         if digest:
             self._digests[key] = digest
 
@@ -73,7 +73,7 @@ class Keys:
     def remember(self, key: str, connection: str, uid: str, digest: str, *, stored: Callable[[float], None]) -> None:
         """Note that the key gives this job; ``stored(now)`` is called once that is written."""
         self._jobs[key] = (connection, uid)
-        self._given.add(uid)
+        self._given[uid] = key
         if len(self._jobs) > _MOST:
             self.forget(next(iter(self._jobs)))
         if digest:
@@ -81,11 +81,26 @@ class Keys:
             self._env.store.submit(_SAVE_DIGEST, key, digest)
         self._env.store.submit(_SAVE_KEY, key, connection, uid, self._env.wall(), done=stored)
 
+    def replaced(self, uid: str, connection: str, other: str) -> None:
+        """Note that an agent has given another job than the one that a key was promised. Idempotent.
+
+        Args:
+            uid: of the promised job.
+            connection: of the agent.
+            other: uid of the job that it has given.
+        """
+        key = self._given.get(uid)
+        if key is not None and self._jobs[key] == (connection, uid):
+            del self._given[uid]
+            self._jobs[key] = (connection, other)
+            self._given[other] = key
+            self._env.store.submit(_SAVE_KEY, key, connection, other, self._env.wall())
+
     def forget(self, key: str) -> None:
         """Let the key give another job. Idempotent."""
         known = self._jobs.pop(key, None)
         if known is not None:
-            self._given.discard(known[1])
+            self._given.pop(known[1], None)
             self._env.store.submit("DELETE FROM keys WHERE key = ?", key)
         if self._digests.pop(key, None) is not None:
             self._env.store.submit("DELETE FROM digests WHERE key = ?", key)

@@ -11,7 +11,7 @@ from prouter.errors import AgentUnavailable, InvalidRequest, Limit, LimitReached
 from prouter.requirements import in_words, meets, same
 from prouter.resources import Amounts, fits, lacking
 
-__all__ = ["choose", "matching", "no_space", "resources_of", "suits"]
+__all__ = ["choose", "matching", "no_space", "offering", "resources_of", "suits"]
 
 _NAMED = 10
 """Most agents that an error names."""
@@ -73,6 +73,23 @@ def _no_such_agent(links: list[Link], selector: dict[str, Any]) -> str:
     return f"no connected agent {' and '.join(asked)}; {_who_is_there(links)}"
 
 
+def offering(links: list[Link], template: str | None) -> list[Link]:
+    """The links whose agents have a template; all of them if none is asked for.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = [link for link in links if template is None or template in link.info.templates]
+    if not found:
+        names = sorted({name for link in links for name in link.info.templates})
+        there = f"templates there: {', '.join(names[:_NAMED])}" if names else "they have none"
+        uids = ", ".join(sorted({f"'{link.info.uid}'" for link in links})[:_NAMED])
+        raise NotFound(
+            f"no agent has the template '{template}' (jobs.pool); agents: {uids}; {there}", code="no_template"
+        )
+    return found
+
+
 def _who_is_there(links: list[Link]) -> str:
     """The part of an error that tells which agents there are."""
     if not links:
@@ -83,12 +100,18 @@ def _who_is_there(links: list[Link]) -> str:
     return f"{'connected agents' if there else 'agents that are away'}: {', '.join(uids[:_NAMED])}{more}"
 
 
-def choose(candidates: Iterable[Link], occupancy: Occupancy, selector: dict[str, Any] | None = None) -> Link | None:
+def choose(
+    candidates: Iterable[Link],
+    occupancy: Occupancy,
+    selector: dict[str, Any] | None = None,
+    template: str | None = None,
+) -> Link | None:
     """The link to use of those that are UP, accept jobs and have space; None if all that could take the job are AWAY.
 
     Args:
         selector: its `resources` and its `strategy` count; by default the job needs a slot, and the least loaded agent
             gets it.
+        template: agents with a job of it that is ready come first.
 
     Raises:
         LimitReached: no link that is UP has a free slot and the resources.
@@ -105,7 +128,8 @@ def choose(candidates: Iterable[Link], occupancy: Occupancy, selector: dict[str,
     there = [link for link in willing if link.up]
     free = [link for link in there if occupancy.has_space(link, wanted) and link.connection != occupancy.kept_free]
     if free:
-        return min(free, key=_PREFERENCES.get(str(strategy), _burden)(occupancy, wanted))
+        preference = _PREFERENCES.get(str(strategy), _burden)(occupancy, wanted)
+        return min(free, key=lambda link: (not link.warm.ready(template), *preference(link)))
     if there:
         raise no_space(there, occupancy, wanted)
     return None

@@ -181,4 +181,6 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "queue": _or_none(_queue),
     "node": _or_none(_short),
     "resources": _resources,
+    "template": _or_none(_short),
+    "instead_of": _or_none(lambda value: isinstance(value, str) and _UID.match(value) is not None),
 }

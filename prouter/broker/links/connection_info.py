@@ -10,7 +10,7 @@ from prouter.jobs import Reason, State, phase_of, rfc3339
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
-_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest"})
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of"})
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
@@ -67,5 +67,6 @@ def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "resources_used": link.used,
         "draining": link.draining,
+        "pool": link.warm.figures,
         "up": link.up,
     }

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 from prouter.fabric.frames import VERSION
+from prouter.jobs import TEMPLATE_NAME
 from prouter.resources import read_amounts
 
-__all__ = ["CLIENT", "NAME_LIMIT", "SERVER", "AgentInfo", "check_protocol", "connection_uid"]
+__all__ = [
+    "CLIENT",
+    "MAX_TEMPLATES",
+    "NAME_LIMIT",
+    "SERVER",
+    "AgentInfo",
+    "check_protocol",
+    "connection_uid",
+    "is_template",
+]
 
 SERVER = "SERVER"
 """Mode of a link: the agent dialled in."""
@@ -23,6 +34,9 @@ NAME_LIMIT = 128
 """Characters of an agent's uid, name and version."""
 _MAX_CAPACITY = 8192
 """Bytes of slots and resources, as JSON, at most."""
+MAX_TEMPLATES = 64
+"""Templates of one agent, at most."""
+_TEMPLATE = re.compile(TEMPLATE_NAME, re.ASCII)
 _DAY = 86400.0
 _MOST_ROUTERS = 1_000_000
 
@@ -38,6 +52,7 @@ class AgentInfo:
         slots_of_users: whether these are its users of jobs (``jobs.user``), rather than ``jobs.max``.
         routers: to how many routers it links.
         resources: what its jobs may take of each resource, by name.
+        templates: names of the templates of jobs that it has (``jobs.pool``).
         keep_for: seconds that its jobs outlive it.
         orphan_timeout: seconds without a router after which it ends its jobs.
         admitted_by: mark of the token it presented (`prouter.tokens.Tokens.mark`); empty where none was asked for.
@@ -58,6 +73,7 @@ class AgentInfo:
     slots_of_users: bool = False
     routers: int = 1
     resources: dict[str, float] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
 
     @classmethod
     def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
@@ -92,6 +108,7 @@ class AgentInfo:
             slots_of_users=capacity.get("users") is True,
             routers=_routers(body),
             resources=read_amounts(capacity.get("resources")),
+            templates=_names(body, "templates"),
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -101,7 +118,8 @@ class AgentInfo:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> AgentInfo:
         """Rebuild an agent from `to_wire`; fields that this version does not know are ignored."""
-        return cls(**{f.name: wire[f.name] for f in fields(cls) if f.name in wire})
+        known = {f.name: wire[f.name] for f in fields(cls) if f.name in wire}
+        return cls(**{**known, "templates": tuple(known.get("templates", ()))})
 
 
 def connection_uid(incarnation: str, mode: str) -> str:
@@ -153,6 +171,20 @@ def _routers(body: dict[str, Any]) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ROUTERS:
         raise ProtocolError("routers must be a number")
     return value
+
+
+def _names(body: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = body.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_TEMPLATES or not all(map(is_template, value)):
+        raise ProtocolError(f"{key} must be a list of at most {MAX_TEMPLATES} names")
+    return tuple(value)
+
+
+def is_template(name: object) -> bool:
+    """Whether an agent's template may have this name."""
+    return isinstance(name, str) and _TEMPLATE.fullmatch(name) is not None
 
 
 def _seconds(body: dict[str, Any], key: str, default: float) -> float:

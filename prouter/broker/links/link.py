@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from prouter.broker.base.switch import Path
 from prouter.broker.base.timers import Timer
 from prouter.broker.links.hello import AgentInfo
+from prouter.broker.links.warm import Warm
 from prouter.fabric.bounds import MAX_AGENT_REPLY
 from prouter.fabric.calls import Caller
 
@@ -72,6 +73,7 @@ class Link:
         running: how many jobs run, as the agent last told.
         used: what its jobs take of its resources, those of other routers included, as the agent last told.
         full: whether it has refused a job for want of space since it last told.
+        warm: the jobs that the agent keeps ready.
         far: whether a round trip to the agent takes long.
         placed: jobs that the broker sent there since the agent told its load.
         draining: whether the agent takes no new jobs.
@@ -94,6 +96,7 @@ class Link:
         self.running = 0
         self.used: dict[str, float] = {}
         self.full = False
+        self.warm = Warm()
         self.placed = 0
         self.draining = info.draining
         self.listed: set[str] | None = set()

@@ -15,6 +15,7 @@ from prouter.broker.links.connection_info import connection_figures, connection_
 from prouter.broker.links.hello import AgentInfo
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
+from prouter.broker.links.warm import read_figures
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.frames import pack_body
 from prouter.resources import read_amounts
@@ -80,6 +81,15 @@ class Directory:
             self.figures_changed()
         if isinstance(body.get("draining"), bool):
             self.drained(link, body["draining"])
+
+    def pool_reported(self, link: Link, body: dict[str, Any]) -> None:
+        """Take the figures of an agent's `pool` event.
+
+        Raises:
+            ProtocolError: they are malformed.
+        """
+        link.warm.figures = read_figures(body)
+        self.figures_changed()
 
     def drained(self, link: Link, on: bool) -> None:
         """Note whether an agent refuses new jobs."""

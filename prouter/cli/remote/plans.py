@@ -24,7 +24,8 @@ class Plan:
     """A job that is to be run.
 
     Attributes:
-        args: program and arguments.
+        args: program and arguments; none with a template.
+        template: name of a template of agents, or None.
         agent: uid of an agent, or None.
         where: properties that the agent must have, or None.
         require, resources, strategy: what else is asked of an agent (`Router.run`), or None.
@@ -40,6 +41,7 @@ class Plan:
 
     args: Sequence[str]
     name: str
+    template: str | None = None
     agent: str | None = None
     where: Mapping[str, Any] | None = None
     require: Mapping[str, Any] | None = None

@@ -172,6 +172,7 @@ class Running:
             require=plan.require,
             resources=plan.resources,
             strategy=plan.strategy,
+            template=plan.template,
         )
         self._job = job
         self._info = job.latest

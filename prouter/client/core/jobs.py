@@ -90,11 +90,12 @@ def choice(
 
 
 class Creation:
-    """The creation of one empty job; exactly one, however often the connection breaks.
+    """The creation of one job, empty or of a template; exactly one, however often the connection breaks.
 
     Args:
         name: for people.
         agent: see `choice`; any by default.
+        template: name of a template that it must have; None for an empty job.
     """
 
     def __init__(
@@ -102,10 +103,13 @@ class Creation:
         context: Context,
         name: str | None = None,
         agent: Mapping[str, Any] | None = None,
+        template: str | None = None,
     ) -> None:
         self._context = context
         self._key = context.new_key()
         self._body = {"name": name or "", "agent": agent or choice()}
+        if template is not None:
+            self._body["template"] = template
         self._attempts = Attempts(context, context.retry_for)
 
     def carry_out(self) -> Flow[JobInfo]:
@@ -135,6 +139,7 @@ class Creation:
 def start_body(
     args: Sequence[str | os.PathLike[str]],
     *,
+    template: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     expose: str | Mapping[str, Any] | None = None,
@@ -145,12 +150,20 @@ def start_body(
     """Return the body of a start. Without `expose` and `preset` the job has no server.
 
     Args:
+        template: name of a template of the agent, instead of everything but `limits`.
         expose: the API's object, or only its ``port``: ``assign``, ``detect``, ``unix`` or ``notify``.
         options: further keys of the body.
 
     Raises:
         TypeError: `args` is one text instead of a list.
+        ValueError: there is neither `args` nor a template, or both.
     """
+    if template is not None:
+        if args or env or cwd or expose or preset or options:
+            raise ValueError("a template says how the job is started: give it alone, or with limits={'timeout': …}")
+        return {"template": template, **({"limits": dict(limits)} if limits is not None else {})}
+    if not args:
+        raise ValueError("give args, such as ['python3', 'main.py'], or the name of a template")
     if isinstance(args, str):
         raise TypeError("args is a list, such as ['python3', 'main.py']; for a shell: ['sh', '-c', '…']")
     exposed = {"port": expose} if isinstance(expose, str) else dict(expose or {})
@@ -175,7 +188,7 @@ def start(context: Context, path: str, body: Mapping[str, Any]) -> Flow[JobInfo]
         StartFailed: it did not start; `detail` has the end of its stderr.
     """
     expose = body.get("expose") or {}
-    longest = expose.get("timeout") or (_PRESET_START if "preset" in expose else _START)
+    longest = expose.get("timeout") or (_PRESET_START if "preset" in expose or "template" in body else _START)
     request = post(f"{path}/start", body, key=context.new_key(), silence=longest + context.timeout)
     return JobInfo.of((yield from call_json(context, request)))
 

@@ -178,6 +178,7 @@ class JobInfo(Outcome):
         confirmed: False between a restart of the router and the return of the agent.
         args: as started; shortened if long (`args_shortened`).
         owner: name of the access token that created it; None if none was needed.
+        template: name of the template by which it is started; None without one.
         cpu_seconds: CPU time of all its processes.
         rss_bytes: resident memory of all its processes.
         resources: what it takes of its agent's resources until it has ended.
@@ -205,6 +206,7 @@ class JobInfo(Outcome):
     rss_bytes: int | None = None
     owner: str | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

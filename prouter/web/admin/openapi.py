@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from prouter import __version__
 from prouter.access.roles import Need
 from prouter.web.admin import responses
+from prouter.web.admin.operation import OneOf
 from prouter.web.admin.operations import OPERATIONS, Operation, Parameter
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.route_roles import NEEDS
@@ -82,7 +83,8 @@ def document() -> dict[str, Any]:
 def _models() -> set[type[BaseModel]]:
     found: set[type[BaseModel]] = {responses.Problem, responses.Listing}
     for operation in OPERATIONS:
-        for content in (operation.body, *operation.success.values()):
+        bodies = operation.body.models if isinstance(operation.body, OneOf) else (operation.body,)
+        for content in (*bodies, *operation.success.values()):
             if isinstance(content, type):
                 found.add(content)
     return found
@@ -129,7 +131,10 @@ def _response(status: int, content: type[BaseModel] | tuple[str, ...] | None) ->
     return response
 
 
-def _content(content: type[BaseModel] | tuple[str, ...]) -> dict[str, Any]:
+def _content(content: type[BaseModel] | OneOf | tuple[str, ...]) -> dict[str, Any]:
+    if isinstance(content, OneOf):
+        references = [{"$ref": _REF.format(model=one.__name__)} for one in content.models]
+        return {"application/json": {"schema": {"anyOf": references}}}
     if isinstance(content, tuple):
         return {media_type: {} for media_type in content}
     return {"application/json": {"schema": {"$ref": _REF.format(model=content.__name__)}}}

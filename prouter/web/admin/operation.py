@@ -18,6 +18,7 @@ __all__ = [
     "SSE",
     "TEXT",
     "TEXT_SCHEMA",
+    "OneOf",
     "Operation",
     "Parameter",
 ]
@@ -44,12 +45,19 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """Models of which a request body fits one."""
+
+    models: tuple[type[BaseModel], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path.
 
     Attributes:
         text: one sentence.
-        body: the request body: a model, or media types of raw bytes.
+        body: the request body: a model or one of several, or media types of raw bytes.
         body_required: whether a request without a body is refused.
         success: the response body by status: a model, media types of raw bytes, or None for no body.
         errors: statuses of problem documents that are particular to the operation.
@@ -61,7 +69,7 @@ class Operation:
     text: str
     success: Mapping[int, type[BaseModel] | tuple[str, ...] | None]
     parameters: tuple[Parameter, ...] = ()
-    body: type[BaseModel] | tuple[str, ...] | None = None
+    body: type[BaseModel] | OneOf | tuple[str, ...] | None = None
     body_required: bool = True
     errors: tuple[int, ...] = field(default=(503,))
 

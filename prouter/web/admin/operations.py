@@ -13,6 +13,7 @@ from prouter.requests import (
     StartRequest,
     StopRequest,
 )
+from prouter.template_requests import TemplateRun, TemplateStart
 from prouter.web.admin import responses
 from prouter.web.admin.operation import (
     BYTES,
@@ -23,6 +24,7 @@ from prouter.web.admin.operation import (
     SSE,
     TEXT,
     TEXT_SCHEMA,
+    OneOf,
     Operation,
     Parameter,
 )
@@ -86,7 +88,7 @@ def _about_jobs() -> list[Operation]:
             "Create and start a job in one request.",
             _WAITED,
             (IDEMPOTENCY_KEY, wait),
-            RunRequest,
+            OneOf((RunRequest, TemplateRun)),
             errors=(400, 404, 422, 429, 502, 503),
         ),
     ]
@@ -122,7 +124,7 @@ def _about_a_job() -> list[Operation]:
                     "only a job that waits in a queue is answered so, after `expose.timeout`.",
                 ),
             ),
-            StartRequest,
+            OneOf((StartRequest, TemplateStart)),
             errors=(*changing, 422, 502),
         ),
         Operation("post", f"{_JOB}/wait", "wait", "Wait for a job's end.", _WAITED, (timeout,), errors=JOB_ERRORS),

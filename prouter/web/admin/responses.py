@@ -52,6 +52,14 @@ class Peer(_Response):
     properties: dict[str, Any] = Field(description="As configured on the agent.")
 
 
+class PoolFigures(_Response):
+    """The jobs of one template that an agent keeps ready."""
+
+    size: int = Field(description="How many there should be.")
+    ready: int = Field(description="How many can be given away now.")
+    failures: int = Field(description="Starts that failed, since a job was ready for a minute or given away.")
+
+
 class Connection(_Response):
     """A connection to an agent."""
 
@@ -70,6 +78,7 @@ class Connection(_Response):
     up: bool = Field(description="Whether the agent can be reached now.")
     resources: dict[str, float] = Field(description="What the agent's jobs may take: its jobs.resources.")
     resources_used: dict[str, float] = Field(description="What its jobs take, those of other routers included.")
+    pool: dict[str, PoolFigures] = Field(description="Templates (jobs.pool) and the jobs that are kept ready.")
 
 
 class Connections(_Response):
@@ -160,6 +169,7 @@ class JobInfo(_Response):
     cpu_seconds: float | None = Field(description="CPU time of the whole process tree.")
     rss_bytes: int | None = Field(description="Resident memory of the whole process tree.")
     owner: str | None = Field(description="Name of the access token that created it; null if none was needed.")
+    template: str | None = Field(description="Template (jobs.pool) by which it is started; null without one.")
 
 
 class JobList(_Response):

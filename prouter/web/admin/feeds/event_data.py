@@ -8,7 +8,7 @@ from prouter.jobs import rfc3339
 
 __all__ = ["public_event"]
 
-_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode"})
+_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of"})
 _TIMES = ("created_at", "started_at", "finished_at")
 
 

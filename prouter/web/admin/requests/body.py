@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,7 +16,7 @@ from prouter.requests import Model, validated
 from prouter.web.admin.requests.body_memory import BodyMemory
 from prouter.web.admin.requests.upload_fields import refuse_coded
 
-__all__ = ["MAX_JSON", "discard_body", "read_form", "read_json", "read_model"]
+__all__ = ["MAX_JSON", "discard_body", "read_form", "read_json", "read_model", "read_one_of"]
 
 MAX_JSON = 1024 * 1024
 """Largest JSON body, bytes."""
@@ -86,6 +87,13 @@ def _refuse_long_numbers(value: Any, where: tuple[str, ...]) -> None:
         raise InvalidRequest(f"Invalid request: {'.'.join(where)}: the number is out of range")
 
 
+def read_one_of(choose: Callable[[Any], type[Model]], req: falcon.Request) -> Model:
+    """Return the body as the model that `choose` names for it. Errors are those of `read_model`."""
+    body = read_json(req)
+    model = choose(body)
+    return _as_model(model, body, optional=False)
+
+
 def read_model(model: type[Model], req: falcon.Request, *, optional: bool = False) -> Model:
     """Return the body as a model.
 
@@ -96,7 +104,10 @@ def read_model(model: type[Model], req: falcon.Request, *, optional: bool = Fals
         InvalidRequest: the body is not JSON or does not fit the model; the detail says where.
         TooLarge: the body is longer than `MAX_JSON`.
     """
-    body = read_json(req)
+    return _as_model(model, read_json(req), optional=optional)
+
+
+def _as_model(model: type[Model], body: Any, *, optional: bool) -> Model:
     if body is None:
         if not optional:
             raise InvalidRequest(f"Invalid request: the body is missing; {_wanted(model)}")

@@ -15,8 +15,9 @@ from prouter.errors import InvalidRequest, NotFound, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.jobs import Phase, State
 from prouter.requests import CreateRequest, RunRequest, SignalRequest, StartRequest, StopRequest, digest
+from prouter.template_requests import TemplateRun, TemplateStart, run_model, start_model
 from prouter.web.admin.requests import query
-from prouter.web.admin.requests.body import discard_body, read_model
+from prouter.web.admin.requests.body import discard_body, read_model, read_one_of
 from prouter.web.admin.requests.context import ApiRequest, principal_of, send_json
 from prouter.web.admin.requests.disclosure import disclosed, disclosed_list
 from prouter.web.admin.requests.job_urls import JobUrls
@@ -91,7 +92,9 @@ class _Calls:
         created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
         return created
 
-    def _start(self, connection: str, job: str, request: StartRequest, key: str, wait: float | None = None) -> JobInfo:
+    def _start(
+        self, connection: str, job: str, request: StartRequest | TemplateStart, key: str, wait: float | None = None
+    ) -> JobInfo:
         """Start a job; return it once its server is ready, or earlier if it is queued or `wait` seconds are over."""
         body = request.model_dump(exclude_none=True)
         args: dict[str, Any] = {"connection": connection, "job": job, "request": body, "key": key}
@@ -161,7 +164,7 @@ class Jobs(_Calls):
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create and start a job; with ``wait=SECONDS`` also wait for its end."""
-        request = read_model(RunRequest, req)
+        request = read_one_of(run_model, req)
         patience = query.seconds(req, "wait")
         until = None if patience is None else time.monotonic() + patience
         info = self._run(request, _key(req, "run"), digest(request) if _given(req) else "", _owner(req), patience)
@@ -172,7 +175,9 @@ class Jobs(_Calls):
         else:
             self._wait(req, resp, connection, job, max(0.0, until - time.monotonic()))
 
-    def _run(self, request: RunRequest, key: str, body_digest: str, owner: str | None, wait: float | None) -> JobInfo:
+    def _run(
+        self, request: RunRequest | TemplateRun, key: str, body_digest: str, owner: str | None, wait: float | None
+    ) -> JobInfo:
         """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
@@ -216,7 +221,7 @@ class Job(_Calls):
 
     def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Start the job, and respond once it runs and its ports are known, or with 202 while it is queued."""
-        request = read_model(StartRequest, req)
+        request = read_one_of(start_model, req)
         wait = query.seconds(req, "wait")
         self._send_started(req, resp, self._start(connection, job, request, _key(req, f"start {job}"), wait))
 
