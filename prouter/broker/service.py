@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.base.env import Done, Env
+from prouter.broker.catch_up import CatchUp
 from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
@@ -74,6 +75,7 @@ class Service:
         self._removals = removals
         self._stats = stats
         self._stop = stop
+        self._catch_up = CatchUp(env, links, ledger, forwarder)
         self.running = 0
         """Number of calls that are being carried out."""
         self.calls = 0
@@ -106,9 +108,13 @@ class Service:
         done = partial(self._reply, worker, request)
         self.running += 1
         self.calls += 1
+        if self.running > self._env.settings.bounds.calls and request.op not in _READS:
+            done({}, Overloaded("too many requests are being carried out", retry_after=1), now)
+            return
+        self._catch_up.call(worker.uid, request, partial(self._carry_out, worker, request, done), done, now)
+
+    def _carry_out(self, worker: Worker, request: Request, done: Done, now: float) -> None:
         try:
-            if self.running > self._env.settings.bounds.calls and request.op not in _READS:
-                raise Overloaded("too many requests are being carried out", retry_after=1)
             if request.op == "jobs.wait":
                 self._wait(worker, request, done, now)
             elif request.op == "jobs.remove":
@@ -131,19 +137,19 @@ class Service:
 
     def cancel_wait(self, worker: Worker, call_id: str) -> None:
         """Drop a wait whose client disconnected."""
-        if self._waits.cancel(worker.uid, call_id):
+        if self._catch_up.cancel(worker.uid, call_id) or self._waits.cancel(worker.uid, call_id):
             self.running -= 1
             worker.responder.forget(call_id)
 
     def keep_waits(self, worker: Worker, call_ids: Collection[str]) -> None:
         """Drop all other waits of a worker that is back: their clients disconnected while it could not tell."""
-        for call_id in self._waits.of_worker(worker.uid):
+        for call_id in [*self._waits.of_worker(worker.uid), *self._catch_up.waits_of(worker.uid)]:
             if call_id not in call_ids:
                 self.cancel_wait(worker, call_id)
 
     def worker_gone(self, worker: Worker) -> None:
         """Drop the waits of a worker that has ended."""
-        self.running -= self._waits.worker_gone(worker.uid)
+        self.running -= self._waits.worker_gone(worker.uid) + self._catch_up.worker_gone(worker.uid)
 
     def _reply(
         self, worker: Worker, request: Request, value: dict[str, Any], error: PRouterError | None, now: float
@@ -159,8 +165,11 @@ class Service:
         done({"auth": self._env.settings.auth, "platform": self._env.settings.platform}, None, now)
 
     def _sync(self, args: dict[str, Any], done: Done, now: float) -> None:
-        """Reply at once. What is sent to a worker keeps its order, so it then knows all that was sent before."""
-        done({}, None, now)
+        """Reply at once. What is sent to a worker keeps its order, so it then knows all that was sent before.
+
+        With a ``connection`` that includes what its agent had sent to the broker.
+        """
+        self._catch_up.agent(str(args.get("connection") or ""), lambda problem, now: done({}, problem, now), now)
 
     def _connections(self, worker: Worker, request: Request, now: float) -> None:
         """Reply with all connections, or with the etag alone if the caller has that version."""

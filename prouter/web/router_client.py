@@ -22,7 +22,7 @@ from prouter.fabric.calls import Request
 from prouter.fabric.mux import MAX_WINDOW
 from prouter.fabric.parts import in_parts
 from prouter.fabric.stream import Stream
-from prouter.jobs import JobRecord
+from prouter.jobs import JobRecord, State
 from prouter.limits.requests import RequestLimits
 from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
@@ -188,7 +188,10 @@ class RouterClient:
             NotFound: no such connection or job.
             AgentUnavailable: the broker does not reply in time.
         """
-        if (connection, job) in self._routes:
+        known = self._routes.get(connection, job)
+        if known is not None and known.record.state is State.NEW:  # Another router may have started it.
+            self.call("sync", {"connection": known.connection}, timeout=self._patience)
+        elif known is not None:
             self.catch_up()
         return self.route(connection, job)
 

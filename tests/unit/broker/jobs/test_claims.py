@@ -123,7 +123,9 @@ def test_a_job_that_one_router_gave_up_stays_for_the_other_that_created_it_too()
     routers.settle()
     assert routers.answers["key"] == routers.jobs()
     path = {"connection": routers.agents[0].jobs[routers.jobs()[0]].connection, "job": routers.jobs()[0]}
-    assert routers.workers[0].ask("jobs.info", **path)["job"]["uid"] == routers.jobs()[0]
+    call = routers.workers[0].call("jobs.info", **path)
+    routers.settle()
+    assert routers.workers[0].results[call]["job"]["uid"] == routers.jobs()[0]
 
 
 def test_a_withdrawn_key_may_give_another_job_at_every_router() -> None:
