@@ -22,6 +22,7 @@ from prouter.agent.jobs.sandbox_reports import SandboxReports
 from prouter.agent.jobs.space import capacity, load_of
 from prouter.agent.jobs.usage_reports import UsageReports
 from prouter.agent.jobs.user_pool import make_users
+from prouter.agent.leaving import leave
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
 from prouter.agent.links.identity import Identity, host_load
@@ -209,9 +210,9 @@ class _Agent:
         """End the jobs or leave them to the keeper, and say goodbye. The keeper does what takes too long."""
         keep = self._config.jobs.keep_for > 0 or self._runner.capabilities.outlives_agent
         log.info("event=agent_stops jobs=%d kept=%s", len(self.manager.records()), keep)
-        self.service.drain(True)
         if self._orphaned is not None:
             self._orphaned.kill()
+        leave(self.links, self.service, comes_back=keep)
         with gevent.Timeout(_CLOSE_TIMEOUT, False):  # type: ignore[arg-type]
             self.manager.close(end_jobs=not keep)
         self.connections.close()

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gevent.event import Event
+
 from prouter.agent.jobs.claims import Claim, Claims
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.origin import Origin
@@ -43,6 +45,7 @@ class Service:
         self._manager = manager
         self._on_drain = on_drain
         self._claims = Claims()
+        self._closed = False
         self._about_jobs: dict[str, Callable[[dict[str, Any]], JobRecord]] = {
             "job.create": self._create,
             "job.start": self._start,
@@ -58,6 +61,8 @@ class Service:
         Raises:
             PRouterError: the call failed.
         """
+        if self._closed:
+            Event().wait()
         if op == "drain":
             self.drain(bool(args.get("on")))
             return {}
@@ -81,6 +86,13 @@ class Service:
             return self._manager.record(record.uid).revision == record.revision
         except NotFound:
             return False
+
+    def close(self, *, comes_back: bool) -> None:
+        """Refuse new jobs, or if the agent comes back, answer no call: routers send it again then."""
+        if comes_back:
+            self._closed = True
+        else:
+            self.drain(True)
 
     def drain(self, on: bool) -> None:
         """Refuse new jobs from now on, or accept them again."""

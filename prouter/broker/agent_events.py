@@ -56,6 +56,7 @@ class AgentEvents:
         given: called with each record of a job that an agent has given instead of another, before it is taken.
         not_running: called with the uid of each job that is NEW in the complete list of its agent. Somebody may wait
             for its end, because an earlier broker knew of a start that it did not live to store.
+        leaves: called with the link of an agent that is about to stop and to come back.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class AgentEvents:
         *,
         given: Callable[[JobRecord], None],
         not_running: Callable[[str], None],
+        leaves: Callable[[Link], None],
     ) -> None:
         self._env = env
         self._ledger = ledger
@@ -78,6 +80,7 @@ class AgentEvents:
         self._forwarder = forwarder
         self._given = given
         self._not_running = not_running
+        self._leaves = leaves
 
     def receive(self, link: Link, name: str, body: dict[str, Any], now: float) -> None:
         """Handle an event of an agent. Unknown events are ignored, because a newer agent may know more of them.
@@ -91,6 +94,8 @@ class AgentEvents:
             self._jobs(link, body, now)
         elif name == "job.removed":
             self._removed(link, body.get("record"), now)
+        elif name == "leaving":
+            self._leaves(link)
         elif name == "load":
             self._directory.load_reported(link, body)
         elif name == "pool":

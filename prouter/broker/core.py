@@ -113,6 +113,7 @@ class Broker:
             self.forwarder,
             given=self.creations.given,
             not_running=self.waits.job_ended,
+            leaves=self.links.leave,
         )
         self.history = History(env, self.ledger, self.links, self.forwarder)
 

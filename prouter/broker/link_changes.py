@@ -71,6 +71,11 @@ class LinkChanges:
         self._forwarder.link_up(link)
         self._creations.link_up(link, now)
 
+    def link_leaves(self, link: Link) -> None:
+        """Have workers hold new requests for an agent that is about to stop and to come back."""
+        leaving = {"reason": "the agent is being restarted", "gone": False, "leaving": True}
+        self._broadcast.workers("link.down", {"connection": link.connection, **leaving})
+
     def link_down(self, link: Link, reason: str, now: float) -> None:
         """Let streams and calls wait for the agent."""
         self._broadcast.workers("link.down", {"connection": link.connection, "reason": reason, "gone": False})

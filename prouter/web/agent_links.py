@@ -80,13 +80,22 @@ class AgentLinks:
         self._up[connection] = True
         self._peer.route_up(connection.encode("ascii"), self._processes[connection])
 
-    def lost(self, connection: str) -> None:
-        """Apply that an agent is away; its streams wait for it."""
-        self._up[connection] = False
-        self._peer.route_down(connection.encode("ascii"))
+    def down(self, body: dict[str, Any]) -> None:
+        """Apply that an agent is away, stops or does not return.
 
-    def removed(self, connection: str) -> None:
-        """Apply that an agent does not return; its streams end."""
+        Args:
+            body: ``connection``; ``gone``: its streams end; ``leaving``: they go on until it has stopped. Otherwise
+                they wait.
+        """
+        connection = str(body["connection"])
+        if body.get("gone"):
+            self._removed(connection)
+            return
+        self._up[connection] = False
+        if not body.get("leaving"):
+            self._peer.route_down(connection.encode("ascii"))
+
+    def _removed(self, connection: str) -> None:
         self._up.pop(connection, None)
         self._far.discard(connection)
         self._processes.pop(connection, None)

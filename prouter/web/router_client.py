@@ -185,8 +185,7 @@ class RouterClient:
         """Return the route as the broker knows it now. Blocks the greenlet.
 
         Raises:
-            NotFound: no such connection or job.
-            AgentUnavailable: the broker does not reply in time.
+            PRouterError: no such connection or job; the broker does not reply in time.
         """
         known = self._routes.get(connection, job)
         if known is not None and known.record.state is State.NEW:  # Another router may have started it.
@@ -219,6 +218,10 @@ class RouterClient:
             if found is None:
                 return route
             route.wait_for_change(deadline)
+
+    def is_up(self, connection: str) -> bool:
+        """Return whether the agent behind `connection` takes new streams."""
+        return self._links.is_up(connection)
 
     def route(self, connection: str, job: str) -> JobRoute:
         """Return the route, which may be old if it is cached. Blocks the greenlet if it is not.
@@ -345,10 +348,7 @@ class RouterClient:
         elif name == "links.complete":
             self._links.drop_others()
         elif name == "link.down":
-            if body.get("gone"):
-                self._links.removed(body["connection"])
-            else:
-                self._links.lost(body["connection"])
+            self._links.down(body)
             self._routes.link_changed(body["connection"], False)
         elif name in ("job", "job.removed"):
             self._routes.job_changed(JobRecord.from_wire(body["record"]))

@@ -81,6 +81,7 @@ class Link:
         confirmed: whether the agent has sent a complete list since this broker started.
         away: ends the wait for an agent that is away.
         encrypted: whether the last path of the link was.
+        leaving: whether the agent is about to stop and to come back; it finishes what is under way.
     """
 
     def __init__(self, owner: LinkOwner, connection: str, mode: str, info: AgentInfo, since: float) -> None:
@@ -104,6 +105,7 @@ class Link:
         self.away: Timer | None = None
         self.far = False
         self.encrypted = False
+        self.leaving = False
 
     def change(self, state: LinkState, path: Path | None = None) -> None:
         """Go to the next state.
@@ -120,8 +122,8 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether the agent is reachable."""
-        return self.state is LinkState.UP
+        """Whether the agent is reachable, and does not stop."""
+        return self.state is LinkState.UP and not self.leaving
 
     @property
     def agent(self) -> dict[str, str]:

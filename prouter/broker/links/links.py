@@ -36,6 +36,9 @@ class LinkListener(Protocol):
     def link_up(self, link: Link, now: float) -> None:
         """A link is UP: a new one, or one with a new path."""
 
+    def link_leaves(self, link: Link) -> None:
+        """An agent is about to stop and to come back."""
+
     def link_down(self, link: Link, reason: str, now: float) -> None:
         """A link is AWAY."""
 
@@ -128,7 +131,7 @@ class Links:
         connection = link.connection
         self._returned(link)
         link.draining = info.draining
-        link.listed = set()
+        link.listed, link.leaving = set(), False
         link.change(LinkState.UP, path)
         link.encrypted = path.security.encrypted
         path.owner = link
@@ -146,6 +149,13 @@ class Links:
             "event=link_up link=%s agent=%s name=%r mode=%s", link.connection, link.info.uid, link.info.name, link.mode
         )
         self.listener.link_up(link, now)
+
+    def leave(self, link: Link) -> None:
+        """Note that an agent is about to stop and to come back. What is under way goes on until its path is lost."""
+        if link.up:
+            link.leaving = True
+            self.version += 1
+            self.listener.link_leaves(link)
 
     def path_lost(self, link: Link, reason: str, now: float, *, closed: bool) -> None:
         """Wait for an agent whose path is lost.

@@ -50,16 +50,18 @@ class Upstream:
         stream: the stream to the agent.
         user: gets what arrives; None while the connection is idle.
         job: uid of the job.
+        connection: uid of its agent's connection.
         reused: whether the connection served a request before.
     """
 
     takes_views = True
 
-    __slots__ = ("_pool", "idle_since", "job", "reused", "stream", "user")
+    __slots__ = ("_pool", "connection", "idle_since", "job", "reused", "stream", "user")
 
-    def __init__(self, pool: UpstreamPool, job: str, stream: Stream) -> None:
+    def __init__(self, pool: UpstreamPool, job: str, stream: Stream, connection: str = "") -> None:
         self._pool = pool
         self.job = job
+        self.connection = connection
         self.stream = stream
         self.user: UpstreamUser | None = None
         self.reused = False
@@ -143,11 +145,16 @@ class UpstreamPool:
             AgentUnavailable: the agent is not linked.
         """
         job = route.record.uid
-        return Upstream(self, job, self._client.open_stream(route.connection, {"kind": "http", "job": job}))
+        stream = self._client.open_stream(route.connection, {"kind": "http", "job": job})
+        return Upstream(self, job, stream, route.connection)
 
     def sweep(self, now: float) -> None:
-        """Close connections that were idle for too long; to be called about once a second."""
+        """Close connections that were idle for too long, or whose agent stops; to be called about once a second."""
         for job, waiting in list(self._idle.items()):
+            if waiting and not self._client.is_up(waiting[0].connection):
+                for upstream in waiting:
+                    upstream.discard("idle")
+                waiting.clear()
             while waiting and now - waiting[0].idle_since > MAX_AGE:
                 waiting.popleft().discard("idle")
             if not waiting:
@@ -161,6 +168,9 @@ class UpstreamPool:
         self._idle.clear()
 
     def _put(self, upstream: Upstream) -> None:
+        if not self._client.is_up(upstream.connection):
+            upstream.discard("idle")
+            return
         waiting = self._idle.setdefault(upstream.job, deque())
         upstream.idle_since = time.monotonic()
         waiting.append(upstream)

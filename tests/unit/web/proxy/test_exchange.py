@@ -45,7 +45,9 @@ class Stage:
         self.explained: list[tuple[str, bool]] = []
         record = JobRecord("j", "c", "job", state=State.RUNNING, endpoint={"port": 1})
         self.route = JobRoute("c", record, up=True)
-        client = SimpleNamespace(open_stream=lambda connection, target: self.worker.open(target, 1 << 20))
+        client = SimpleNamespace(
+            open_stream=lambda connection, target: self.worker.open(target, 1 << 20), is_up=lambda connection: True
+        )
         self.server = SimpleNamespace(
             loop=gevent.get_hub().loop,
             pool=UpstreamPool(cast(Any, client)),

@@ -70,7 +70,9 @@ class Play(Stage):
         super().__init__()
         self.held: list[ProxyExchange] = []
         self.failed: list[tuple[Any, str, bool]] = []
-        client = SimpleNamespace(open_stream=lambda connection, target: self.worker.open(target, WINDOW))
+        client = SimpleNamespace(
+            open_stream=lambda connection, target: self.worker.open(target, WINDOW), is_up=lambda connection: True
+        )
         self.server.pool = UpstreamPool(cast(Any, client))
         self.server.explain = lambda exchange, detail, patience, reached: self.failed.append(
             (exchange, detail, reached)
