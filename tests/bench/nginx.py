@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["DEPLOY", "Nginx", "NginxFailed", "render"]
+__all__ = ["DEPLOY", "Nginx", "NginxFailed", "render", "several_routers"]
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 
@@ -40,6 +41,28 @@ http {{
 
 class NginxFailed(Exception):
     """nginx did not start; the text holds its output."""
+
+
+def several_routers(upstreams: Sequence[str]) -> Callable[[Path], None]:
+    """Return how to adapt the configuration to several routers, as docs/several-routers.md says."""
+
+    def adapt(main: Path) -> None:
+        text = (DEPLOY / "several-routers.conf").read_text()
+        lines = re.findall(r"    server router-\d\.example\.org:8888 (.*);\n", text)
+        if len(lines) != 3:
+            raise ValueError("several-routers.conf has not three routers")
+        text = re.sub(r"    server router-[23].*\n", "", text)
+        servers = "".join(f"    server {upstream} {lines[0]};\n" for upstream in upstreams)
+        (main.parent / "conf.d" / "several-routers.conf").write_text(re.sub(r"    server router-1.*\n", servers, text))
+        site = main.parent / "conf.d" / "prouter.conf"
+        one, count = re.subn(r"\nupstream prouter \{.*?\n\}\n", "", site.read_text(), flags=re.DOTALL)
+        if count != 1 or "    # include snippets/prouter-several.conf;" not in one:
+            raise ValueError("prouter.conf cannot be adapted to several routers")
+        site.write_text(
+            one.replace("    # include snippets/prouter-several.conf;", "    include snippets/prouter-several.conf;")
+        )
+
+    return adapt
 
 
 def render(prefix: Path, upstream: str, listen: str, *, workers: str = "auto", users: str | None = None) -> Path:
