@@ -118,7 +118,9 @@ class LogFeed:
         """Return the request for the log from `position` on."""
         tail = self._tail if self.position is None else None
         found = query(follow=self._follow, offset=self.position, tail=tail)
-        return Request("GET", self._path + found, {"Accept": "text/event-stream"}, silence=SILENCE)
+        return Request(
+            "GET", self._path + found, {"Accept": "text/event-stream"}, silence=SILENCE if self._follow else None
+        )
 
     def begin(self, response: Response) -> None:
         """Learn the position at which the answer begins."""
