@@ -270,8 +270,8 @@ class Job:
     ) -> Synced:
         """Send what differs of a local directory, as one archive.
 
-        A file is the same if its size and modification time are. With `hash` its contents count instead of the local
-        time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
+        A file is the same if its size, modification time and permission bits are. With `hash` its contents count
+        instead of the local time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
 
         Args:
             delete: delete what only the sandbox has.
@@ -298,7 +298,7 @@ class Job:
         return self._driver.run(flow)
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the contents of a file: `length` bytes from `offset` on, or all."""
+        """Return the contents of a file: up to `length` bytes from `offset` on, or all."""
         return self._driver.run(files.read_file(self._driver.context, self.path, path, offset, length))
 
     def write(self, path: str, data: bytes | str, *, mode: int | None = None, new: bool = False) -> None:
