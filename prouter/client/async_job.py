@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +194,13 @@ class AsyncJob:
     # -- its output and files -------------------------------------------------------------------------------------
 
     def logs(
-        self, stream: str = "stdout", *, follow: bool = False, offset: int | None = None, tail: int | None = None
+        self,
+        stream: str = "stdout",
+        *,
+        follow: bool = False,
+        offset: int | None = None,
+        tail: int | None = None,
+        since: datetime | timedelta | None = None,
     ) -> AsyncLogStream:
         """Return what the job writes, as an asynchronous iterator of bytes that continues over every loss.
 
@@ -202,8 +209,10 @@ class AsyncJob:
             follow: continue until the job has ended and everything was read; otherwise until what there is now.
             offset: begin at this byte.
             tail: begin this many lines before the end.
+            since: begin with what came at this time or later, or for so long.
         """
-        return AsyncLogStream(self._driver, LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail))
+        feed = LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail, since=since)
+        return AsyncLogStream(self._driver, feed)
 
     async def upload(
         self,
