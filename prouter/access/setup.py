@@ -9,7 +9,7 @@ from prouter.access.gate import AccessGate
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import Token, configured
 from prouter.config import ConfigError, RouterConfig, check_exposure, is_loopback
-from prouter.config.directories import router_state_dir
+from prouter.config.directories import access_dir
 
 __all__ = ["check_access", "gate_for"]
 
@@ -23,7 +23,7 @@ def gate_for(config: RouterConfig) -> AccessGate:
     control = config.control
     exposed = not is_loopback(control.interface) and not control.allow_open
     always = exposed or control.user_header is not None
-    return AccessGate(router_state_dir(config), _configured(config), always=always)
+    return AccessGate(access_dir(config), _configured(config), always=always)
 
 
 def check_access(config: RouterConfig) -> None:
@@ -32,7 +32,7 @@ def check_access(config: RouterConfig) -> None:
     Raises:
         ConfigError: an interface beyond loopback is not protected; ``control.tokens`` is wrong, or the file of tokens.
     """
-    check_exposure(config, has_tokens=bool(_configured(config)) or _has_tokens(router_state_dir(config)))
+    check_exposure(config, has_tokens=bool(_configured(config)) or _has_tokens(access_dir(config)))
 
 
 def _configured(config: RouterConfig) -> list[Token]:

@@ -25,6 +25,7 @@ from prouter.agent.jobs.user_pool import make_users
 from prouter.agent.leaving import leave
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for
+from prouter.agent.links.fanout import Fanout
 from prouter.agent.links.identity import Identity, host_load
 from prouter.agent.links.links import Links
 from prouter.agent.links.router_gate import RouterGate
@@ -80,7 +81,8 @@ class _Agent:
         self._joins_until = time.monotonic() + _JOIN_PATIENCE
         self._load_due: gevent.Greenlet[[], None] | None = None
         self._orphaned: gevent.Greenlet[[], None] | None = None
-        self._listens, self._routers = "", 0
+        self._listens = ""
+        self._fanout = Fanout("", (), None)
         self._state_dir = agent_state_dir(config)
         self._pair: KeyPair | None = None
         """This agent's own keys, if any of its links is encrypted."""
@@ -187,13 +189,20 @@ class _Agent:
         if any(router.keys for router in routers):
             self._pair = agent_pair(self._config, self._state_dir)
         self._leave_death_notice(routers)
-        self._routers = len(routers)
-        for router in routers:
+        known = {router.address: router for router in routers}
+        self._fanout = Fanout(self.identity.uid, list(known), client.fanout)
+
+        def dial(address: str) -> None:
             backoff = Backoff(client.reconnect_delay, client.longest_reconnect_delay)
             try:
-                self.links.dial(router, self._pair, backoff)
+                self.links.dial(known[address], self._pair, backoff)
             except ValueError as error:
                 raise ConfigError(f"client.address: {error}") from error
+
+        for address in self._fanout.chosen:
+            dial(address)
+        if self._fanout.partial:
+            gevent.spawn(self._fanout.run, self.links.is_up, dial, self.links.give_up)
 
     def _leave_death_notice(self, routers: Sequence[KnownRouter]) -> None:
         """Leave the death notice, because routers cannot tell a dead agent from a broken network by themselves."""
@@ -233,7 +242,8 @@ class _Agent:
             "templates": list(jobs.pool),
             "keep_for": jobs.keep_for,
             "orphan_timeout": jobs.orphan_timeout,
-            "routers": self._routers,
+            "routers": len(self._fanout.chosen),
+            "partial": self._fanout.partial,
         }
 
     def _capacity(self) -> dict[str, Any]:
@@ -254,12 +264,14 @@ class _Agent:
         link.tell_pool(self.manager.pool.figures(link.connection))
         self.manager.pool.serve(link.connection)
         self.manager.pool.accept(not self.service.draining)
+        self.links.tell_routers()
         self.usage_reports.forget()
         self.sandbox_reports.forget()
         self._tell_ready()
 
     def link_down(self, link: RouterLink, reason: str) -> None:
-        """Prepare to end the jobs if no router is left."""
+        """Prepare to end the jobs if no router is left; tell those that are."""
+        self.links.tell_routers()
         if not self.links.any_up:
             self._await_routers()
 

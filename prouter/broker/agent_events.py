@@ -16,6 +16,7 @@ from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
 from prouter.broker.jobs.replies import Replies, read_reply
 from prouter.broker.links.forward import Forwarder
+from prouter.broker.links.hello import read_routers
 from prouter.broker.links.link import Link
 from prouter.broker.views.directory import Directory
 from prouter.errors import ProtocolError, PRouterError
@@ -94,6 +95,8 @@ class AgentEvents:
             self._jobs(link, body, now)
         elif name == "job.removed":
             self._removed(link, body.get("record"), now)
+        elif name == "routers":
+            self._directory.routers_reported(link, read_routers(body))
         elif name == "leaving":
             self._leaves(link)
         elif name == "load":

@@ -102,6 +102,9 @@ class CatchUp:
         if self._settled(connection, job, then, now):
             return
         link = self._links.get(connection)
+        if link is None and any(link.info.partial for link in self._links):
+            then(_elsewhere(job), now)
+            return
         patience = self._env.settings.hold if link is not None else self._patience(connection)
         if not patience or self._waiting >= _MOST:
             then(_away(job, link) if link is not None else None, now)
@@ -135,7 +138,9 @@ class CatchUp:
     def _settled(self, connection: str, job: str, then: Then, now: float) -> bool:
         """Whether nothing has to be waited for but, perhaps, a reply of the agent."""
         entry, link = self._ledger.table.get(job), self._links.get(connection)
-        if entry is not None:
+        if entry is not None and entry.lost and self._may_be_elsewhere(entry.connection):
+            then(_elsewhere(job), now)
+        elif entry is not None:
             sure = entry.state is not State.NEW or connection not in ("", entry.connection)
             self.agent("" if sure else entry.connection, then, now)
         elif link is not None and (link.info.routers < 2 or (link.up and link.confirmed)):
@@ -160,6 +165,16 @@ class CatchUp:
         if connection in self._ledger.peers:
             return 0.0
         return _NEW_LINK if any(link.info.routers > 1 for link in self._links) else 0.0
+
+    def _may_be_elsewhere(self, connection: str) -> bool:
+        """Whether the agent of a job that was lost may be linked to another router."""
+        peer = self._ledger.peers.get(connection)
+        return peer is not None and peer.info.partial and self._links.get(connection) is None
+
+
+def _elsewhere(job: str) -> AgentUnavailable:
+    text = f"this router is not linked to the agent of job '{job}'; another router may be"
+    return AgentUnavailable(text, job=job, code="agent_elsewhere", retry_after=1)
 
 
 def _away(job: str, link: Link) -> AgentUnavailable:

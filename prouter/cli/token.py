@@ -17,7 +17,7 @@ from prouter.cli.options import configuration_options, output_options, refuse, r
 from prouter.cli.remote.output import emit, output_kind
 from prouter.cli.table import columns, print_revoked
 from prouter.config import ConfigError, RouterConfig
-from prouter.config.directories import router_state_dir
+from prouter.config.directories import access_dir
 from prouter.jobs import rfc3339
 
 __all__ = ["command"]
@@ -38,7 +38,7 @@ class _Options:
 
 
 def _tokens(config: RouterConfig) -> TokenFile:
-    return TokenFile(router_state_dir(config))
+    return TokenFile(access_dir(config))
 
 
 @click.group("token")

@@ -40,6 +40,12 @@ class AgentClient(Section):
         description="Router address 'host:port', or 'ipc://PATH' of the server.socket of a router on this machine, or "
         "a list of them.",
     )
+    fanout: int | None = Field(
+        None,
+        ge=1,
+        description="To how many of the routers the agent links. When not set: to all. Another router takes the place "
+        "of one that stays away.",
+    )
     token: str = Field("", description="Token to present to routers.")
     router_key: str | tuple[str, ...] = Field(
         (),

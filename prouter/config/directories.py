@@ -17,6 +17,7 @@ from prouter.config import AgentConfig, ConfigError, RouterConfig, load_router
 
 __all__ = [
     "Lock",
+    "access_dir",
     "agent_state_dir",
     "agents_socket",
     "broker_endpoint",
@@ -127,6 +128,16 @@ def router_state_dir(config: RouterConfig) -> Path:
     """
     directory = Path(config.state.dir).expanduser() if config.state.dir else _state_home() / _instance(config)
     return make_private(directory.absolute())
+
+
+def access_dir(config: RouterConfig) -> Path:
+    """The directory of tokens, sessions and share links, perhaps of several routers; it exists afterwards.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    given = config.state.access_dir
+    return make_private(Path(given).expanduser().absolute()) if given else router_state_dir(config)
 
 
 def _instance(config: RouterConfig) -> str:

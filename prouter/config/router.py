@@ -304,6 +304,11 @@ class RouterState(Section):
     dir: str | None = Field(
         None, description="Directory of the job table; chosen by XDG and systemd conventions when not set."
     )
+    access_dir: str | None = Field(
+        None,
+        description="Directory of access tokens, sessions, share links and the keys that sign them; state.dir when not "
+        "set. Several routers that have the same directory let the same clients in.",
+    )
     run_dir: str | None = Field(
         None, description="Directory of internal sockets; chosen by the same conventions when not set."
     )

@@ -17,6 +17,7 @@ __all__ = [
     "MAX_PAYLOAD",
     "MAX_PLATFORM",
     "MAX_PROPERTIES",
+    "MAX_ROUTERS",
     "PART_OVERHEAD",
 ]
 
@@ -36,6 +37,8 @@ MAX_PAGE = 1024 * 1024
 """Entries of one response that lists something. A single entry that is larger is still listed."""
 MAX_PROPERTIES = 48 * 1024
 """An agent's properties, as JSON. The agent's HELLO holds them, which may have 64 KiB, and so does each of its jobs."""
+MAX_ROUTERS = 32
+"""Routers in an agent's event about its links, a number."""
 MAX_PLATFORM = 8 * 1024
 """An agent's description of its machine, as JSON."""
 MAX_AGENT_REPLY = 256 * 1024

@@ -18,6 +18,7 @@ from prouter.agent.jobs.usage_reports import Usage
 from prouter.agent.links.router_gate import RouterGate
 from prouter.agent.links.router_link import CLIENT, SERVER, Host, RouterLink
 from prouter.agent.links.server import Listener
+from prouter.fabric.bounds import MAX_ROUTERS
 from prouter.jobs import JobRecord
 from prouter.key_pairs import KeyPair
 from prouter.keys.known_routers import KnownRouter
@@ -105,6 +106,21 @@ class Links:
 
     def _incarnation(self) -> str:
         return str(self._host.hello()["incarnation"])
+
+    def is_up(self, address: str) -> bool:
+        """Whether the dialled router at this address is linked now."""
+        return any(link.up for link in self._links if link.address == address)
+
+    def give_up(self, address: str) -> None:
+        """Do not dial the router at this address any more; it is away."""
+        for link in [link for link in self._links if link.address == address and not link.up]:
+            link.close("another router has taken its place")
+            self._links.remove(link)
+
+    def tell_routers(self) -> None:
+        """Tell every linked router to which routers this agent links."""
+        routers = [{"address": link.address, "uid": str(link.router.get("uid") or ""), "up": link.up} for link in self]
+        self.tell("routers", {"routers": routers[:MAX_ROUTERS]})
 
     def tell_job(self, record: JobRecord, name: str = "job") -> None:
         """Announce to the job's routers that it changed or, with ``job.removed``, was removed."""

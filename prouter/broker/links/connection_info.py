@@ -67,6 +67,7 @@ def connection_figures(link: Link, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "resources_used": link.used,
         "draining": link.draining,
+        "routers": link.routers,
         "pool": link.warm.figures,
         "up": link.up,
     }

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prouter.errors import ProtocolError
-from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
+from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES, MAX_ROUTERS
 from prouter.fabric.frames import VERSION
 from prouter.jobs import TEMPLATE_NAME
 from prouter.resources import read_amounts
@@ -51,6 +51,7 @@ class AgentInfo:
         slots: how many jobs may run at once, None for any number.
         slots_of_users: whether these are its users of jobs (``jobs.user``), rather than ``jobs.max``.
         routers: to how many routers it links.
+        partial: whether there are routers to which it does not link (``client.fanout``).
         resources: what its jobs may take of each resource, by name.
         templates: names of the templates of jobs that it has (``jobs.pool``).
         keep_for: seconds that its jobs outlive it.
@@ -72,6 +73,7 @@ class AgentInfo:
     admitted_by: str = ""
     slots_of_users: bool = False
     routers: int = 1
+    partial: bool = False
     resources: dict[str, float] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
 
@@ -107,6 +109,7 @@ class AgentInfo:
             admitted_by=admitted_by,
             slots_of_users=capacity.get("users") is True,
             routers=_routers(body),
+            partial=body.get("partial") is True,
             resources=read_amounts(capacity.get("resources")),
             templates=_names(body, "templates"),
         )
@@ -120,6 +123,23 @@ class AgentInfo:
         """Rebuild an agent from `to_wire`; fields that this version does not know are ignored."""
         known = {f.name: wire[f.name] for f in fields(cls) if f.name in wire}
         return cls(**{**known, "templates": tuple(known.get("templates", ()))})
+
+
+def read_routers(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The routers to which an agent links, in its event: ``address`` (empty if the router dialled), ``uid``, ``up``.
+
+    Raises:
+        ProtocolError: the event is malformed.
+    """
+    routers = body.get("routers")
+    if not isinstance(routers, list) or len(routers) > MAX_ROUTERS:
+        raise ProtocolError(f"routers must be a list of at most {MAX_ROUTERS}")
+    if not all(isinstance(router, dict) for router in routers):
+        raise ProtocolError("each of the routers must be a map")
+    return [
+        {"address": _text(router, "address"), "uid": _text(router, "uid"), "up": router.get("up") is True}
+        for router in routers
+    ]
 
 
 def connection_uid(incarnation: str, mode: str) -> str:

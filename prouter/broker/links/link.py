@@ -81,6 +81,7 @@ class Link:
         confirmed: whether the agent has sent a complete list since this broker started.
         away: ends the wait for an agent that is away.
         encrypted: whether the last path of the link was.
+        routers: to which routers the agent links, as it last told.
         leaving: whether the agent is about to stop and to come back; it finishes what is under way.
     """
 
@@ -106,6 +107,7 @@ class Link:
         self.far = False
         self.encrypted = False
         self.leaving = False
+        self.routers: list[dict[str, Any]] = []
 
     def change(self, state: LinkState, path: Path | None = None) -> None:
         """Go to the next state.

@@ -91,6 +91,12 @@ class Directory:
         link.warm.figures = read_figures(body)
         self.figures_changed()
 
+    def routers_reported(self, link: Link, routers: list[dict[str, Any]]) -> None:
+        """Note to which routers an agent links."""
+        if link.routers != routers:
+            link.routers = routers
+            self.figures_changed()
+
     def drained(self, link: Link, on: bool) -> None:
         """Note whether an agent refuses new jobs."""
         if link.draining != on:

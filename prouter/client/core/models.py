@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, TypeVar
@@ -104,6 +104,7 @@ class Connection(_Model):
         up: whether the agent can be reached now.
         resources: what its jobs may take, by name.
         resources_used: what they take.
+        routers: to which routers the agent links: ``address``, ``uid`` and ``up`` of each.
     """
 
     uid: str
@@ -119,6 +120,7 @@ class Connection(_Model):
     up: bool = True
     resources: Mapping[str, float] = field(default_factory=dict)
     resources_used: Mapping[str, float] = field(default_factory=dict)
+    routers: Sequence[Mapping[str, Any]] = ()
 
     @property
     def agent(self) -> Identity:

@@ -60,6 +60,14 @@ class PoolFigures(_Response):
     failures: int = Field(description="Starts that failed, since a job was ready for a minute or given away.")
 
 
+class AgentsRouter(_Response):
+    """A router to which an agent links."""
+
+    address: str = Field(description="Address at which the agent dials it; empty if the router dialled the agent.")
+    uid: str = Field(description="Uid of the router; empty until it was linked.")
+    up: bool = Field(description="Whether it is linked now.")
+
+
 class Connection(_Response):
     """A connection to an agent."""
 
@@ -75,6 +83,7 @@ class Connection(_Response):
     version: str = Field(description="Version of the agent.")
     encrypted: bool = Field(description="Whether the link is encrypted.")
     draining: bool = Field(description="Whether no new jobs are placed on the agent.")
+    routers: list[AgentsRouter] = Field(description="The routers to which the agent links, as it tells; at most 32.")
     up: bool = Field(description="Whether the agent can be reached now.")
     resources: dict[str, float] = Field(description="What the agent's jobs may take: its jobs.resources.")
     resources_used: dict[str, float] = Field(description="What its jobs take, those of other routers included.")

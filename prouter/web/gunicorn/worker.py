@@ -69,7 +69,7 @@ class ProxyWorker(GunicornWorker):
         # Imported here: the gevent worker patches the standard library after the fork.
         from prouter.access.assertion_keys import AssertionKeys
         from prouter.access.setup import gate_for
-        from prouter.config.directories import broker_endpoint, load_from_environment, router_state_dir
+        from prouter.config.directories import access_dir, broker_endpoint, load_from_environment
         from prouter.limits.requests import limits_for
         from prouter.process.descriptors import raise_descriptor_limit
         from prouter.web import router_client
@@ -83,7 +83,7 @@ class ProxyWorker(GunicornWorker):
         client = self._client = router_client.start(config, broker_endpoint(config))
         client.gate = gate_for(config)
         client.limits = limits_for(config)
-        keys = AssertionKeys(router_state_dir(config))
+        keys = AssertionKeys(access_dir(config))
         client.assertions = Assertions(keys, lambda: str(client.router.get("uid", "")))
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
         self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark, gate=client.gate)

@@ -13,6 +13,7 @@ import pytest
 from prouter.access.gate import AccessGate
 from prouter.access.roles import OPEN_ROUTER, Role
 from prouter.access.setup import check_access, gate_for
+from prouter.access.signing import Kind
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import configured, hash_of
 from prouter.config import ConfigError, load_router
@@ -143,3 +144,24 @@ def test_wrong_tokens_in_the_configuration_are_refused_on_loopback_too(tmp_path:
         with pytest.raises(ConfigError, match=r"control\.tokens: entry 1 is not") as caught:
             check_access(config)
         assert "s3cret" not in str(caught.value)
+
+
+def test_routers_with_one_access_directory_let_the_same_people_in(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    configs = [
+        load_router(None, (f"state.dir={tmp_path / name}", f"state.access_dir={shared}"), {}) for name in ("one", "two")
+    ]
+    one, two = map(gate_for, configs)
+    identifier, text = issue(shared)
+    one.look()
+    two.look()
+    for gate in (one, two):
+        principal = gate.authenticate(bearer(text))
+        assert principal is not None
+        assert principal.id == identifier
+    session = one.key.sign(Kind.SESSION, {"sub": "ann"}, 60.0)
+    assert two.key.read(Kind.SESSION, session) is not None
+    TokenFile(shared).revoke(identifier)
+    two.look()
+    assert two.authenticate(bearer(text)) is None
+    assert not list((tmp_path / "one").glob("*.json"))

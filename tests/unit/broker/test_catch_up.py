@@ -9,7 +9,7 @@ import pytest
 
 from prouter.errors import AgentUnavailable, NotFound
 from prouter.jobs import State
-from tests.support.shared_agents import Routers
+from tests.support.shared_agents import End, Routers
 
 FIRST = {"type": "uid", "uid": "agent-1"}
 
@@ -128,3 +128,42 @@ def test_sync_with_an_agent_includes_what_it_had_sent(routers: Routers) -> None:
     routers.settle()
     assert reply(routers, call) == {}
     assert routers.workers[1].of("job")
+
+
+def test_a_router_that_some_agents_do_not_link_to_denies_no_job(routers: Routers) -> None:
+    world = routers.worlds[1]
+    end = End(world, routers.agents[0], 99)
+    end.hello["partial"] = True
+    routers.cut(1, 0)
+    world.join(end)
+    routers.settle()
+    call = routers.workers[1].call("jobs.info", connection="c" * 32, job="e" * 32)
+    assert (reply(routers, call).status, reply(routers, call).code) == (503, "agent_elsewhere")
+
+
+def test_a_job_that_was_lost_may_be_elsewhere_if_its_agent_links_to_some_routers_only(routers: Routers) -> None:
+    at = created(routers, told=True)
+    world = routers.worlds[1]
+    end = End(world, routers.agents[0], 99)
+    end.hello["partial"] = True
+    routers.cut(1, 0)
+    world.join(end)
+    routers.settle()
+    routers.cut(1, 0)
+    world.broker.links.drop(next(link for link in world.broker.links if link.info.partial), "gone", world.now)
+    world.settle()
+    call = routers.workers[1].call("jobs.info", **at)
+    assert reply(routers, call).code == "agent_elsewhere"
+
+
+def test_an_agent_tells_to_which_routers_it_links(routers: Routers) -> None:
+    end = routers.end(1, 0)
+    assert end is not None
+    told = [{"address": "a:1", "uid": "router-0", "up": True}, {"address": "b:1", "uid": "", "up": False}]
+    end.notify("routers", routers=told)
+    routers.worlds[1].run(3)
+    shown = {link["uid"]: link["routers"] for link in routers.workers[1].connections()}
+    assert shown[end.connection] == told
+    end.notify("routers", routers=[{"address": "a\n"}])
+    end.notify("routers", routers="none")
+    assert routers.worlds[1].env.counts["malformed"] == 2

@@ -116,6 +116,8 @@ class EventFeed:
         if after is not None and after > last:
             last = int(self._router.call("events", {"after": after, "limit": 1}, timeout=_CALL_TIMEOUT)["last"])
         follower = Follower(self, last if after is None else min(after, last), principal)
+        if after is not None and after > last:
+            follower.dropped(last)  # The id is of another router.
         self._followers.add(follower)
         if self._sweeper is None:
             self._sweeper = gevent.spawn(self._sweep)
@@ -260,6 +262,10 @@ class Follower:
         """Number of pieces taken, now and at the last sweep."""
         self._swept = 0
         self._greenlet: Any = None
+
+    def dropped(self, last: int) -> None:
+        """Begin by saying that events up to the id `last` may be missing."""
+        self._past.append((sse.event("dropped", {"reason": "expired", "first": last + 1}, last), last))
 
     def __iter__(self) -> Follower:
         return self

@@ -196,11 +196,15 @@ def test_a_new_broker_that_knows_the_events_of_the_one_before_costs_nobody_any(f
     assert ids(behind, 5) == told
 
 
-def test_an_id_from_the_future_means_now(feed: EventFeed, broker: Broker) -> None:
+def test_an_id_of_another_router_means_now_and_that_events_are_missing(feed: EventFeed, broker: Broker) -> None:
     follower = feed.follow(10**15)
     next(follower)
+    found = events(next(follower).decode())
+    assert [(event["event"], event["data"]["reason"]) for event in found] == [("dropped", "expired")]
     new = broker.emit()
     assert ids(follower, 1) == [new]
+    assert found[0]["data"]["first"] == new
+    assert found[0]["id"] == str(new - 1)
 
 
 def test_a_slow_follower_is_dropped_with_an_id_to_resume_by(feed: EventFeed, broker: Broker) -> None:
