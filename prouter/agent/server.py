@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 
 from prouter.agent.control_facts import ControlFacts
-from prouter.agent.jobs.choice import jobs_root, make_runner
+from prouter.agent.jobs.choice import jobs_root, keep_for, make_runner
 from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.sandbox_reports import SandboxReports
@@ -217,7 +217,7 @@ class _Agent:
 
     def _close(self) -> None:
         """End the jobs or leave them to the keeper, and say goodbye. The keeper does what takes too long."""
-        keep = self._config.jobs.keep_for > 0 or self._runner.capabilities.outlives_agent
+        keep = keep_for(self._config.jobs, self._runner) > 0
         log.info("event=agent_stops jobs=%d kept=%s", len(self.manager.records()), keep)
         if self._orphaned is not None:
             self._orphaned.kill()
@@ -240,7 +240,7 @@ class _Agent:
             "capacity": self._capacity(),
             "draining": self.service.draining,
             "templates": list(jobs.pool),
-            "keep_for": jobs.keep_for,
+            "keep_for": keep_for(jobs, self._runner),
             "orphan_timeout": jobs.orphan_timeout,
             "routers": len(self._fanout.chosen),
             "partial": self._fanout.partial,

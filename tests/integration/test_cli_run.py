@@ -176,17 +176,3 @@ def test_nothing_is_lost_or_doubled_over_a_killed_broker_and_cut_links(
         router.get("/jobs?name=lasting").json()["jobs"] + router.get("/jobs?name=lasting&state=CLOSED").json()["jobs"]
     )
     assert len(made) == 1
-
-
-def test_output_that_cannot_be_written_is_an_error_and_ends_the_job(prouter: CommandLine, left: Any) -> None:
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        with open("/dev/full", "wb") as full:
-            streams = {name: full}
-            command = prouter.start(
-                "run", "--name", "full", "--", "sh", "-c", f"echo x >&{descriptor}; {IDLE}", **streams
-            )
-            _, err = command.communicate(timeout=30)
-        assert command.returncode == 125
-        if name == "stdout":
-            assert err == b"prouter: the job's stdout cannot be written: No space left on device\n"
-        assert not left("full")

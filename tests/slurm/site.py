@@ -87,6 +87,8 @@ class Site:
     def fill(self, **options: Any) -> list[str]:
         """Start jobs that together leave no processor free; return their paths."""
         paths: list[str] = []
+        # What is completing now would leave its processors free soon.
+        wait_until(lambda: not self.cluster.run("squeue", "-h", "-t", "completing"))
         while True:
             free = self.cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%C").split()  # allocated/idle/other/total
             idle = max(int(node.split("/")[1]) for node in free)

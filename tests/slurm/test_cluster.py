@@ -29,7 +29,7 @@ def test_two_clusters_beside_each_other_run_jobs_on_all_nodes() -> None:
     with running_cluster() as one, running_cluster(3) as other:
         assert sorted(one.run("srun", "-N2", "printenv", "SLURMD_NODENAME").split()) == ["n1", "n2"]
         assert len(other.run("srun", "-N3", "printenv", "SLURMD_NODENAME").split()) == 3
-        assert other.jobs() == one.jobs() == []
+        wait_until(lambda: other.jobs() == one.jobs() == [])
     assert not one.root.exists()
     assert processes_with(str(one.root)) == processes_with(str(other.root)) == []
 

@@ -11,11 +11,18 @@ from prouter.runners.interface import Limits, Runner
 from prouter.runners.kinds import Setup
 from prouter.runners.registry import find
 
-__all__ = ["jobs_root", "make_runner"]
+__all__ = ["jobs_root", "keep_for", "make_runner"]
 
 _LOCAL = "local"
 _LOCAL_STATE = "keeper"
 """Name of the state directory of the local runner, where earlier versions left their keepers."""
+_OUTLIVED = 7 * 86400.0
+"""Seconds for which routers keep the jobs of an agent that is away, if these run on without it. Then it is lost."""
+
+
+def keep_for(jobs: AgentJobs, runner: Runner) -> float:
+    """For how many seconds jobs outlive the agent, as far as routers are concerned; 0 if they end with it."""
+    return max(jobs.keep_for, _OUTLIVED if runner.capabilities.outlives_agent else 0.0)
 
 
 def jobs_root(jobs: AgentJobs, state_dir: Path) -> Path:

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -80,8 +80,7 @@ def describe(error: Exception) -> str:
 
 def note(text: str) -> None:
     """Print a line for people on stderr, whatever the text holds."""
-    with suppress(OSError):  # A job or a transfer does not fail because nobody reads its notes.
-        click.echo(f"prouter: {visible(text)}", err=True)
+    click.echo(f"prouter: {visible(text)}", err=True)
 
 
 @contextmanager

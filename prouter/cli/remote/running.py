@@ -6,7 +6,6 @@ signal counts at once, whatever the network does.
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import threading
@@ -30,8 +29,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_EVERY = 0.5
 """Seconds after which a command that nobody reads from notices it."""
 _OUTPUT = {"stdout": 1, "stderr": 2}
-_UNREAD = (errno.EPIPE, errno.EIO)
-"""What tells that the reader of the output is gone: of a pipe, of a terminal."""
 _LAST = 3
 """The signal at which this command leaves at once."""
 
@@ -123,7 +120,7 @@ class Running:
             if value != signal.SIGHUP or not self._count:  # shells and the kernel may both tell that a terminal is gone
                 self._end(value)
         elif name in _OUTPUT and isinstance(error, OSError) and not isinstance(error, RouterError):
-            self._unwritten(name, error)
+            self._break()
         elif name == "stop" and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
         elif name == "set up":
@@ -134,7 +131,7 @@ class Running:
             if self._started and not self._plan.detach:
                 assert self._job is not None
                 self._spawn("wait", self._job.wait)
-            if self._started and (self._count or self._error is not None):
+            if self._started and self._count:
                 self._stop()
         elif name == "wait" and error is None:
             self._info = value
@@ -142,14 +139,6 @@ class Running:
             self._error = Failure("a signal ended the download")
         elif error is not None and not isinstance(error, (Cancelled, NotFound)):
             self._error = self._error or error
-
-    def _unwritten(self, name: str, error: OSError) -> None:
-        """End the job: its output goes nowhere."""
-        if error.errno in _UNREAD:
-            self._break()
-            return
-        self._error = self._error or Failure(f"the job's {name} cannot be written: {error.strerror}")
-        self._stop()
 
     # -- signals --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from typing import NamedTuple
@@ -15,7 +16,6 @@ __all__ = ["Controller", "Outcome", "submit_environment"]
 _AWAY = (
     "unable to contact slurm controller",
     "socket timed out",
-    "connection refused",
     "communication connection failure",
     "unexpected message received",
     "zero bytes were transmitted",
@@ -23,7 +23,14 @@ _AWAY = (
     "slurm backup controller in standby",
     "protocol authentication error",
     "munge encode failed",
-)
+    *(
+        os.strerror(code).lower()
+        for code in (
+            errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ETIMEDOUT,
+            errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
+        )
+    ),
+)  # fmt: skip
 """What commands print, in lower case, when it is unknown whether the controller has carried them out, or when it cannot
 at this moment."""
 

@@ -27,6 +27,8 @@ _MISSED = 5.0
 """Seconds for which a job may be missing in the queue: a controller that has just started may not know all."""
 _RECENT = 120.0
 """Seconds after its submission for which a missing job was lost by a killed controller, not cancelled and purged."""
+_SUBMISSIONS = 3
+"""Most submissions of one start: a node program that dies at once, again and again, is no accident."""
 _EXPLAINED_BY = 60.0
 """Seconds that Slurm has to say why it has ended a job."""
 _LINKED = 3.0
@@ -113,7 +115,13 @@ class Ends:
         ran = job.spawned is not None
         claimed = self._table.read(job, job_files.CLAIM) if not ran else None
         if not ran and claimed is None and entry.state.startswith("CANCELLED"):
+            if job.reissued and len(job.past) < _SUBMISSIONS - 1:
+                # A killed controller has given out the id again, and took the end of the earlier job for this one's.
+                self._starts.again(job)
+                return
             self._table.ended(job, never_ran(job.uid, "cancelled", "it was cancelled in Slurm before it ran"))
+            return
+        if claimed is not None and self._submitted_again(job):
             return
         log = self._table.files(job_files.tail, str(job.directory))
         self._table.ended(job, made_by_slurm(job.uid, entry.node, slurm, log, ran=ran))
@@ -155,8 +163,18 @@ class Ends:
             self._table.ended(job, made_by_slurm(job.uid, job.spawned.node, ("UNKNOWN", text), "", ran=True))
         elif time.time() - job.submitted_at < _RECENT and self._table.read(job, job_files.CLAIM) is None:
             self._starts.again(job)
-        else:
+        elif not self._submitted_again(job):
             self._table.ended(job, never_ran(job.uid, "cancelled", _LOST))
+
+    def _submitted_again(self, job: Job) -> bool:
+        """Submit a job again whose node was lost before it had started the job; return whether that was so.
+
+        A controller that was killed has its nodes kill what it does not know, and that may be a job that just begins.
+        """
+        if len(job.past) >= _SUBMISSIONS - 1 or not self._table.files(job_files.give_up, str(job.directory)):
+            return False
+        self._starts.again(job)
+        return True
 
     def _finish(self, job: Job, told: dict[str, Any], slurm: tuple[str, str | None] | None) -> None:
         log = self._table.files(job_files.tail, str(job.directory)) if slurm is not None else ""

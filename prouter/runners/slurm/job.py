@@ -63,6 +63,7 @@ class Job:
         record, sandbox: as of `Kept`.
         secret: of the present start; None before.
         number: Slurm's id, None before it is known.
+        reissued: whether another job had that id before.
         past: Slurm's ids of earlier starts.
         submitted_at: when Slurm got it, seconds since the epoch.
         asking, asked_at: whether sbatch is being asked at this moment; when it was the last time (monotonic seconds).
@@ -92,6 +93,7 @@ class Job:
         self.state = JobState.HELD
         self.secret: str | None = None
         self.number: int | None = None
+        self.reissued = False
         self.past: set[int] = set()
         self.submitted_at = 0.0
         self.asking = False

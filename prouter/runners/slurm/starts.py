@@ -155,6 +155,7 @@ class Starts:
     def submitted(self, job: Job, number: int) -> None:
         """Slurm has the job under this number."""
         job.number, job.submitted_at, job.seen_at = number, time.time(), time.monotonic()
+        job.reissued = any(other.number == number for other in self._table if other is not job)
         _log.info("event=submitted job=%s number=%d", job.uid, number)
         if job.state is JobState.SUBMITTING:
             job.change(JobState.QUEUED)

@@ -6,6 +6,7 @@
 ``submitted``     Slurm's id, once sbatch has told it
 ``claim``         made once: by the node that is about to start the job, or by the agent that takes the start
                   back. Whoever makes it has decided; so no job is started twice, or after it was cancelled
+``starting``      made by the node right before the job's process is; until then the claim can be given up
 ``spawned.json``  the first process, once it runs
 ``exit.json``     how the job ended, with ``text`` instead of an exit status if it could not be started
 ``end.json``      the agent's own: how the job ended, once Slurm has said why
@@ -33,9 +34,11 @@ __all__ = [
     "NODE",
     "RECORD",
     "SPAWNED",
+    "STARTING",
     "SUBMITTED",
     "claim",
     "clear",
+    "give_up",
     "read",
     "tail",
     "write",
@@ -45,6 +48,7 @@ RECORD = "record.json"
 JOB = "job.json"
 SUBMITTED = "submitted"
 CLAIM = "claim"
+STARTING = "starting"
 SPAWNED = "spawned.json"
 EXIT = "exit.json"
 END = "end.json"
@@ -114,12 +118,23 @@ def claim(directory: str, by: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def give_up(directory: str) -> bool:
+    """Delete the claim of a node that was lost before it started the job; return whether that was so."""
+    if read(directory, STARTING) is not None:
+        return False
+    try:
+        os.unlink(os.path.join(directory, CLAIM))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def clear(directory: str, *, everything: bool) -> None:
     """Delete what a start has left, or the whole directory."""
     if everything:
         shutil.rmtree(directory, ignore_errors=True)
         return
-    for name in (JOB, SUBMITTED, CLAIM, SPAWNED, EXIT, END, LOG):
+    for name in (JOB, SUBMITTED, CLAIM, STARTING, SPAWNED, EXIT, END, LOG):
         try:
             os.unlink(os.path.join(directory, name))
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 
@@ -22,7 +23,8 @@ def main(directory: str) -> int:
     if job is None:
         print("the agent has taken the job back")
         return _NOT_STARTED
-    before = job_files.claim(directory, {job_files.NODE: node_name(), "number": os.environ.get("SLURM_JOB_ID")})
+    mine = {job_files.NODE: node_name(), "number": os.environ.get("SLURM_JOB_ID"), "by": secrets.token_hex(8)}
+    before = job_files.claim(directory, mine)
     if before is not None:
         print(f"the job is not started again: {before}")
         return _NOT_STARTED
@@ -32,6 +34,6 @@ def main(directory: str) -> int:
         keeper = begin(state_dir)
         from prouter.runners.slurm.node.serving import serve  # Late: it is imported while the keeper starts.
 
-        return serve(directory, job, state_dir, keeper)
+        return serve(directory, {**job, "claim": mine}, state_dir, keeper)
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)

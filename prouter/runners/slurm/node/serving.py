@@ -41,7 +41,7 @@ class Node:
 
     Args:
         directory: the job's, shared with the agent.
-        job: content of ``job.json``.
+        job: content of ``job.json``, and the ``claim`` that this node has made.
         state_dir: the keeper's.
     """
 
@@ -90,6 +90,7 @@ class Node:
             if self._job["report_variable"] is not None:
                 variables[self._job["report_variable"]] = await ReportEndpoint(self._uid, self._report).open()
             await self._keeper.open()
+            self._begin()
             arguments = {**spec, "env": variables, "record": {}, "sandbox": None, "copies": self._job["sandbox"]}
             spawned = await self._keeper.request("spawn", **arguments)
         except (Refusal, KeeperLost, OSError) as error:
@@ -98,6 +99,16 @@ class Node:
         self._spawned = {**spawned, "node": node_name()}
         job_files.write(self._directory, job_files.SPAWNED, self._spawned)
         self._link.send({"event": "spawned", "spawned": self._spawned})
+
+    def _begin(self) -> None:
+        """Say that the job's process is about to be made. From now on the job is not given to another node.
+
+        Raises:
+            Refusal: that has just happened.
+        """
+        job_files.write(self._directory, job_files.STARTING, {"at": time.time()})
+        if job_files.read(self._directory, job_files.CLAIM) != self._job["claim"]:
+            raise Refusal("start_failed", "Slurm has lost the job meanwhile, and the agent has submitted it again")
 
     def _over(self, end: dict[str, Any]) -> None:
         """Write down how the job ended, or that it could not be started."""
