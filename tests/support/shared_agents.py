@@ -14,21 +14,29 @@ from prouter.fabric.frames import Frame
 from prouter.jobs import JobRecord, State
 from tests.support.broker_world import Agent, Worker, World, restarted
 
-__all__ = ["ANY", "DIGEST", "End", "Routers", "SharedAgent"]
+__all__ = ["ANY", "DIGEST", "TEMPLATE", "End", "Routers", "SharedAgent"]
 
 ANY = {"type": "any"}
 DIGEST = "d" * 32
+TEMPLATE = "web"
 
 
 class SharedAgent:
-    """An agent with the real service of calls, whose jobs are records; `made` has the uids of all it ever made."""
+    """An agent with the real service of calls, whose jobs are records.
 
-    def __init__(self, number: int) -> None:
+    Attributes:
+        made: the uids of all creations it ever carried out.
+        ready: the uids of jobs of the template `TEMPLATE` that it keeps ready.
+    """
+
+    def __init__(self, number: int, ready: int = 0) -> None:
         self.uid = f"agent-{number}"
         self.incarnation = f"{number:032x}"
         self.ends: list[End] = []
         self.jobs: dict[str, JobRecord] = {}
         self.made: list[str] = []
+        self.ready = [f"{number:016x}{one:016x}" for one in range(ready)]
+        self.instead: dict[str, str] = {}
         self.wanted: dict[str, set[str]] = {}
         self.full = False
         self.service = Service(self, lambda: None)  # type: ignore[arg-type]
@@ -44,15 +52,20 @@ class SharedAgent:
         return next((record for record in self.jobs.values() if record.key == key), None)
 
     def create(self, uid: str, connection: str, name: str, origin: Origin) -> JobRecord:
-        if uid not in self.jobs:
+        given = self.instead.get(uid, uid)
+        if given not in self.jobs:
             if uid in self.made:
                 raise NotFound(f"job '{uid}' is not found")
             if self.full:
                 raise PRouterError("no free slot")
             self.made.append(uid)
-            self._change(origin.record(uid, connection, name))
-        self.wanted.setdefault(uid, set()).add(origin.router)
-        return self.jobs[uid]
+            record = origin.record(uid, connection, name)
+            if origin.template is not None and self.ready:
+                given = self.instead[uid] = self.ready.pop()
+                record = replace(record, uid=given, instead_of=uid, state=State.RUNNING)
+            self._change(record)
+        self.wanted.setdefault(given, set()).add(origin.router)
+        return self.jobs[given]
 
     def remove(self, uid: str, *, unwanted_by: str | None = None, withdraw: bool = False) -> JobRecord:
         record = self.record(uid)
@@ -80,7 +93,7 @@ class End(Agent):
     """A shared agent's end of its link to one router. Calls and what it sends wait in queues."""
 
     def __init__(self, world: World, agent: SharedAgent, path: int) -> None:
-        hello = {"keep_for": 60.0, "routers": 3}
+        hello = {"keep_for": 60.0, "routers": 3, "templates": [TEMPLATE]}
         super().__init__(world, agent.uid, agent.incarnation, path, **hello)
         self.agent = agent
         self.incoming: deque[Any] = deque()
@@ -121,17 +134,21 @@ class End(Agent):
 class Routers:
     """Brokers that share agents.
 
+    Args:
+        ready: how many jobs of `TEMPLATE` each agent keeps ready; None if requests name no template.
+
     Attributes:
         answers: by key, the uids of jobs that clients were told.
         errors: by key, the errors that clients were told.
     """
 
-    def __init__(self, routers: int = 2, agents: int = 3) -> None:
+    def __init__(self, routers: int = 2, agents: int = 3, ready: int | None = None) -> None:
+        self._template = {} if ready is None else {"template": TEMPLATE}
         self.worlds = [World(uid=f"router-{number}", hold=10.0) for number in range(routers)]
         for number, world in enumerate(self.worlds):
             world._uids = (number + 1) << 64
         self.workers = [world.worker() for world in self.worlds]
-        self.agents = [SharedAgent(number) for number in range(1, agents + 1)]
+        self.agents = [SharedAgent(number, ready or 0) for number in range(1, agents + 1)]
         self.answers: dict[str, list[str]] = {}
         self.errors: dict[str, list[PRouterError]] = {}
         self._paths = 0
@@ -173,7 +190,7 @@ class Routers:
     def create(self, router: int, key: str, selector: dict[str, Any] | None = None, digest: str = DIGEST) -> None:
         """Have a client ask a router for a job; `answers` or `errors` get what it is told."""
         worker = self.workers[router]
-        call = worker.call("jobs.create", name="job", agent=selector or ANY, key=key, digest=digest)
+        call = worker.call("jobs.create", name="job", agent=selector or ANY, key=key, digest=digest, **self._template)
         self._open.append((worker, call, key))
         self.collect()
 

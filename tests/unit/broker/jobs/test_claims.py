@@ -184,10 +184,15 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(ACTIONS, max_size=40))
-def test_whatever_routers_are_killed_when_each_key_gives_one_job(actions: list[tuple[str, int, int]]) -> None:
-    """Calls and events arrive in any order between agents, and routers are killed and started again at any time."""
-    routers = Routers(ROUTERS, AGENTS)
+@given(st.lists(ACTIONS, max_size=40), st.sampled_from([None, 1]))
+def test_whatever_routers_are_killed_when_each_key_gives_one_job(
+    actions: list[tuple[str, int, int]], ready: int | None
+) -> None:
+    """Calls and events arrive in any order between agents, and routers are killed and started again at any time.
+
+    The same holds if agents have jobs ready, which they give instead of the ones that routers have chosen.
+    """
+    routers = Routers(ROUTERS, AGENTS, ready)
     for what, router, other in actions:
         end = routers.end(router, other)
         if what == "create":
