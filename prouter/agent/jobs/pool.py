@@ -25,6 +25,8 @@ __all__ = ["Figures", "Pool"]
 _FIRST_REST = 1.0
 _LONGEST_REST = 300.0
 """Seconds for which a template rests after its first failure, and at most; each further one doubles the time."""
+_PAUSE = 0.5
+"""Seconds for which it rests after a job was taken: the next start must not slow down the first use of that one."""
 _NO_SPACE_REST = 5.0
 """Seconds for which it rests if the agent has no user for another job."""
 _STEADY = 60.0
@@ -154,6 +156,7 @@ class Pool:
         job = next(iter(shelf.ready))
         del shelf.ready[job]
         shelf.failures = 0
+        shelf.rests_until = max(shelf.rests_until, time.monotonic() + _PAUSE)
         self._told()
         return job
 
