@@ -11,14 +11,14 @@ from prouter.agent.service import Service
 
 __all__ = ["leave"]
 
-_PATIENCE = 3.0
+_PATIENCE = 2.0
 """Seconds for streams that are open; those that last longer (WebSockets, followers of logs) are cut then."""
 _QUIET = 0.1
 """Seconds between looks at the streams; in the first one routers hear that the agent stops."""
 
 
 def leave(links: Links, service: Service, *, comes_back: bool) -> None:
-    """Take no new jobs. If the agent comes back, tell routers, and wait until no stream is left, or for three seconds.
+    """Take no new jobs. If the agent comes back, tell routers, and wait until no stream is left, or for two seconds.
 
     From then on routers hold requests until the agent is back. What they have sent before is still carried out.
     """

@@ -32,7 +32,7 @@ from tests.faults.load import Gauge, Load
 from tests.support.ports import free_port
 from tests.support.processes import Agent, Router, start_router, wait_until
 
-__all__ = ["Site", "Traffic"]
+__all__ = ["JOBS", "Site", "Traffic"]
 
 JOBS = Path(__file__).parents[1] / "jobs"
 _TIMEOUT = 60.0
@@ -89,6 +89,7 @@ class Site:
             control__port=control,
             server__port=agents,
             control__trusted_proxies=("127.0.0.1/32",),
+            control__hold=30,
         )
 
     def _agent(self, number: int) -> Agent:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prouter.agent.links.fanout import Fanout
 from tests.faults.load import Load
-from tests.faults.site import Site, Traffic
+from tests.faults.site import JOBS, Site, Traffic
+from tests.support.processes import start_agent, start_router
 from tests.support.programs import needed
 
 pytestmark = [needed("nginx"), pytest.mark.xdist_group("several routers")]
@@ -48,3 +51,25 @@ def test_every_router_has_the_same_jobs_under_the_same_paths(site: Site) -> None
     assert kept[0] == kept[1] == kept[2]
     for router in site.routers:
         assert router.get(f"{site.served[0]}/http/").text == "x" * 100
+
+
+def test_agents_may_link_to_some_routers_and_the_others_say_so(launch: Callable[..., Any]) -> None:
+    routers = [launch(start_router, workers=1) for _ in range(2)]
+    addresses = tuple(router.agents for router in routers)
+    uids = [next(u for u in map(str, range(100)) if Fanout(u, addresses, 1).chosen == [at]) for at in addresses]
+    settings = {"client__fanout": 1, "client__address": addresses}
+    agents = [launch(start_agent, addresses[0], identity__uid=uid, **settings) for uid in uids]
+    here, there = routers
+    job = here.serve(agents[0].uid, JOBS / "fast_server.py")
+    assert here.get(f"{job}/http/").status_code == 200
+    for path in (f"{job}/http/", f"{job}/info"):
+        answer = there.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (503, "agent_elsewhere")
+    creation = {"name": "x", "agent": {"type": "uid", "uid": agents[0].uid}}
+    answer = there.post("/jobs/create", creation)
+    assert (answer.status_code, answer.json()["code"]) == (503, "agent_elsewhere")
+    for router, agent in zip(routers, agents, strict=True):
+        links = router.get("/connections").json()["connections"]
+        assert [link["peer"]["auth"]["uid"] for link in links] == [agent.uid]
+        told = links[0]["routers"]
+        assert [(one["address"], one["up"]) for one in told] == [(router.agents, True)]

@@ -23,7 +23,7 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
     """The links that a selector of type ``uid``, ``select`` or ``any`` allows, UP or AWAY.
 
     Raises:
-        NotFound: there is none.
+        NotFound, AgentUnavailable: there is none.
         InvalidRequest: the selector is malformed.
     """
     links = list(links)
@@ -36,12 +36,12 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
         found = [link for link in links if link.info.uid in wanted]
         if not found:
             asked = ", ".join(repr(str(uid)) for uid in uids)
-            raise NotFound(f"no connected agent with uid {asked}; {_who_is_there(links)}")
+            raise _none(links, f"no connected agent with uid {asked}; {_who_is_there(links)}")
         return found
     if kind == "any":
         found = [link for link in links if suits(link, selector)]
         if not found:
-            raise NotFound(_no_such_agent(links, selector))
+            raise _none(links, _no_such_agent(links, selector))
         return found
     raise InvalidRequest(f"Invalid request: unknown agent type {kind!r}")
 
@@ -88,6 +88,13 @@ def offering(links: list[Link], template: str | None) -> list[Link]:
             f"no agent has the template '{template}' (jobs.pool); agents: {uids}; {there}", code="no_template"
         )
     return found
+
+
+def _none(links: list[Link], text: str) -> NotFound | AgentUnavailable:
+    """The error when no agent suits; agents that link to some routers only (``client.fanout``) may be at others."""
+    if any(link.info.partial for link in links):
+        return AgentUnavailable(f"{text}; another router may have it", code="agent_elsewhere", retry_after=1)
+    return NotFound(text)
 
 
 def _who_is_there(links: list[Link]) -> str:

@@ -10,7 +10,7 @@ from prouter.broker.base.switch import Path
 from prouter.broker.links.hello import SERVER
 from prouter.broker.links.link import NEXT, Link, LinkState
 from prouter.fabric.session import Session
-from tests.support.broker_world import World
+from tests.support.broker_world import BY_UID, World, job_on
 
 
 def path() -> Path:
@@ -67,3 +67,20 @@ def test_a_link_goes_down_comes_back_and_is_gone() -> None:
     up, away, gone = LinkState.UP, LinkState.AWAY, LinkState.GONE
     assert states == [up, away, up, up, gone]
     assert world.broker.links.get(link.connection) is None
+
+
+def test_new_work_waits_for_an_agent_that_stops_and_comes_back() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent(keep_for=60.0)
+    job = job_on(worker)
+    agent.notify("leaving")
+    down = {"connection": agent.connection, "reason": "the agent is being restarted", "gone": False, "leaving": True}
+    assert worker.of("link.down") == [down]
+    call = worker.call("jobs.create", name="job", agent=BY_UID, key="key-2")
+    assert call not in worker.results
+    agent.change(job["uid"], name="said before it stopped")
+    assert worker.ask("jobs.info", **job["at"])["job"]["name"] == "said before it stopped"
+    again = agent.again(2)
+    world.join(again)
+    assert "job" in worker.results[call]
+    assert worker.of("link.up")[-1]["up"]
