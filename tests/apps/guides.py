@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
 from playwright.sync_api import Browser, Page, expect
 
 from tests.apps import checks
@@ -60,7 +62,7 @@ def follow(guide: Guide, installed: Environment, browser: Browser) -> None:
         os.environ.update(installed.variables)
         router = start_router(Path(folder) / "r", workers=1)
         try:
-            agent = start_agent(Path(folder) / "a", router)
+            agent = start_agent(Path(folder) / "a", router, **_settings(guide))
             try:
                 job = AppJob(router, agent, installed)
                 for number, step in enumerate(guide.steps):
@@ -74,6 +76,12 @@ def follow(guide: Guide, installed: Environment, browser: Browser) -> None:
             router.stop()
             os.environ.clear()
             os.environ.update(before)
+
+
+def _settings(guide: Guide) -> dict[str, Any]:
+    """The agent's configuration that a guide shows."""
+    shown = [yaml.safe_load(block.text) for block in blocks(_FOLDER / f"{guide.name}.md", "yaml")]
+    return {f"jobs__{key}": value for one in shown for key, value in one.get("jobs", {}).items()}
 
 
 def _use(guide: Guide, url: str, job: AppJob, browser: Browser) -> None:
