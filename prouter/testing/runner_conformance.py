@@ -1,0 +1,118 @@
+"""The conformance suite of runners: what every runner has to do, whatever place it starts jobs in.
+
+A package with a runner subclasses `RunnerConformance` in its tests, and pytest does the rest::
+
+    from prouter.testing.runner_conformance import RunnerConformance
+
+    class TestMyRunner(RunnerConformance):
+        runner_type = "my_package.runner:RUNNER"
+
+Each test's docstring is a rule, with its reason. Rules about what a runner's capabilities do not promise are skipped,
+and the reason says so. The suite needs ``/bin/sh``, ``env`` and ``python3`` where jobs run. It leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "prouter.testing.bench",
+    "prouter.testing.recorded_reports",
+    "prouter.testing.runner_ends",
+    "prouter.testing.runner_restarts",
+    "prouter.testing.runner_servers",
+    "prouter.testing.runner_starts",
+)
+
+from prouter.runners import Capabilities, Runner, RunnerType, Setup  # noqa: E402
+from prouter.testing.bench import Bench  # noqa: E402
+from prouter.testing.runner_ends import Ends  # noqa: E402
+from prouter.testing.runner_restarts import Queues, Restarts  # noqa: E402
+from prouter.testing.runner_servers import Servers  # noqa: E402
+from prouter.testing.runner_starts import Starts  # noqa: E402
+
+__all__ = ["Bench", "RunnerConformance"]
+
+
+class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
+    """Every rule for a runner; a subclass says which one, and is importable as what it is named.
+
+    Attributes:
+        runner_type: a `RunnerType`, or ``MODULE:NAME`` of one, as an entry point has it.
+        options: the settings ``jobs.NAME.*``.
+        directory: where sandboxes and state are made: one that all machines of the runner share; None for a directory
+            for temporary files.
+        python: command that runs Python (any version from 3.8) where jobs run.
+        environment: of jobs.
+        patience: seconds for which an expected event is awaited; more for a slow place.
+
+    Overriding `make_runner` and `setup` makes runners in another way; both run in a second process, too, which the
+    suite kills as if it were the agent. A runner with a queue overrides `full`.
+    """
+
+    runner_type: ClassVar[RunnerType | str]
+    options: ClassVar[dict[str, Any]] = {}
+    directory: ClassVar[str | None] = None
+    python: ClassVar[Sequence[str]] = ("python3", "-I", "-S")
+    environment: ClassVar[dict[str, str]] = {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/",
+        "LC_ALL": "C.UTF-8",
+    }
+    patience: ClassVar[float] = 30.0
+
+    bench: ClassVar[Bench]
+    capabilities: ClassVar[Capabilities]
+
+    @classmethod
+    def kind(cls) -> RunnerType:
+        """The kind of runner that is tested."""
+        kind = cls.runner_type
+        if isinstance(kind, str):
+            kind = EntryPoint("conformance", kind, "prouter.runners").load()
+        assert isinstance(kind, RunnerType), f"{kind!r} is no prouter.runners.RunnerType"
+        return kind
+
+    @classmethod
+    def setup(cls, directory: Path, keep_for: float) -> Setup:
+        """The setup of a runner whose state is in a directory."""
+        options = cls.kind().options(**cls.options)
+        return Setup(directory / "state", directory / "jobs", keep_for, "off", options)
+
+    @classmethod
+    def make_runner(cls, setup: Setup) -> Runner:
+        """Make a runner, which is not open."""
+        return cls.kind().make(setup)
+
+    @classmethod
+    @contextlib.contextmanager
+    def fresh(cls, *, keep_for: float) -> Iterator[Bench]:
+        """A bench with a state of its own, at whose end nothing is left."""
+        bench = Bench(cls, keep_for)
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+    @classmethod
+    def setup_class(cls) -> None:
+        """Open the runner that most tests share."""
+        cls.bench = Bench(cls, 60.0)
+        try:
+            cls.bench.open()
+        except BaseException:
+            cls.bench.close()
+            raise
+        cls.capabilities = cls.bench.runner.capabilities
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """End what is left."""
+        cls.bench.close()
