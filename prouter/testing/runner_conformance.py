@@ -20,6 +20,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gevent
 import pytest
 
 pytest.register_assert_rewrite(
@@ -100,6 +101,12 @@ class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
             yield bench
         finally:
             bench.close()
+
+    @pytest.fixture(autouse=True)
+    def _in_time(self) -> Iterator[None]:
+        """Fail a test that hangs, because a method of the runner does not return."""
+        with gevent.Timeout(4 * self.patience, AssertionError("a method of the runner does not return")):
+            yield
 
     @classmethod
     def setup_class(cls) -> None:
