@@ -30,6 +30,7 @@ from prouter.broker.links.heartbeats import Heartbeats
 from prouter.broker.links.hello import CLIENT
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
+from prouter.broker.links.warm import sums
 from prouter.broker.links.workers import Worker, Workers
 from prouter.broker.removals import Removals
 from prouter.broker.service import Service
@@ -247,6 +248,7 @@ class Broker:
             "links.up": 0,
             "links.away": 0,
             **states,
+            **sums(link.warm.figures for link in self.links if link.up),
             "workers": len(self.workers),
             "streams.fast": sum(worker.bulk for worker in self.workers),
             "uptime_seconds": now - self._started,

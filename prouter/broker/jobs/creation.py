@@ -389,6 +389,8 @@ class Creations:
         entry = self._ledger.table.get(uid)
         if entry is not None and entry.record.instead_of == creation.uid:
             self.given(entry.record)  # It may have been given to another router first, for the same key.
+        if creation.template is not None:
+            self._env.counts["jobs_ready" if entry is not None and entry.record.instead_of else "jobs_not_ready"] += 1
         self._change(creation, CreationState.CREATED)
         self._ledger.when_written(partial(self._written, creation))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prouter.broker.links.hello import MAX_TEMPLATES, is_template
 from prouter.errors import ProtocolError
 
-__all__ = ["Warm", "read_figures"]
+__all__ = ["Warm", "read_figures", "sums"]
 
 _FIGURES = ("size", "ready", "failures")
 _LARGEST = 2**31
@@ -32,6 +33,12 @@ class Warm:
         if template is not None and self.ready(template):
             known = self.figures[template]
             self.figures = {**self.figures, template: {**known, "ready": known["ready"] - 1}}
+
+
+def sums(figures: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, float]:
+    """The figures of several agents together, all templates included, by the names of metrics."""
+    told = [of_template for one in figures for of_template in one.values()]
+    return {f"pool.{name}": sum(of_template[name] for of_template in told) for name in _FIGURES}
 
 
 def read_figures(body: dict[str, Any]) -> dict[str, dict[str, int]]:

@@ -71,6 +71,9 @@ UP = Figure("prouter_broker_up", "gauge", "1 if the broker has answered; otherwi
 _GAUGES = {
     "links.up": "Agents that are linked",
     "links.away": "Agents that are away and waited for",
+    "pool.size": "Jobs that linked agents should keep ready (jobs.pool)",
+    "pool.ready": "Jobs that they have ready",
+    "pool.failures": "Starts of such jobs that failed since one of the template was ready for a minute or taken",
     "workers": "HTTP workers that are linked",
     "streams.fast": "Streams of all workers that transfer much data",
     "uptime_seconds": "Time since this broker started; its counters start at zero with it",
@@ -110,6 +113,8 @@ _COUNTERS = {
     "total.overflowed_bytes": ("overflowed_bytes", "Bytes in the messages dropped because too many waited"),
     "total.floods": ("floods", "Agents disconnected because they sent too much"),
     "total.jobs_forgotten": ("jobs_forgotten", "Finished jobs removed because the history was full"),
+    "total.jobs_ready": ("jobs_ready", "Jobs of a template that were ready when they were asked for"),
+    "total.jobs_not_ready": ("jobs_not_ready", "Jobs of a template of which none was ready"),
     "total.links_up": ("links_linked", "Links of agents established, first ones and later ones"),
     "total.links_lost": ("links_lost", "Links of agents lost"),
     "total.failures": ("failures", "Internal errors of the broker; each is in its log"),

@@ -110,6 +110,9 @@ def test_an_agent_with_a_ready_job_comes_first_until_it_is_taken() -> None:
         for n in range(2)
     ]
     assert placed == ["agent-2", "agent-1"]
+    stats = world.broker.stats(world.now)
+    assert [stats[f"pool.{name}"] for name in ("size", "ready", "failures")] == [3, 0, 0]
+    assert (stats.get("total.jobs_ready", 0), stats["total.jobs_not_ready"]) == (0, 2)
     assert {one["peer"]["auth"]["uid"]: one["pool"] for one in worker.connections()}["agent-3"] == {
         TEMPLATE: {"size": 1, "ready": 0, "failures": 0}
     }
