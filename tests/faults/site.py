@@ -132,13 +132,16 @@ class Traffic:
 
     Attributes:
         breaks: how often a WebSocket broke.
-        keys: by key of a creation, the paths that clients were told.
+        keys: by key of a creation, the path that its client was told.
+        ran: keys of the runs.
         statuses: how often creations got each status, 0 for a broken connection.
     """
 
     def __init__(self, site: Site) -> None:
         self.breaks = 0
-        self.keys: dict[str, list[str]] = {}
+        self.keys: dict[str, str] = {}
+        self.ran: list[str] = []
+        self._marks = site.directory / "marks"
         self.statuses: Counter[int] = Counter()
         self._site = site
         self._numbers = itertools.count()
@@ -149,6 +152,7 @@ class Traffic:
         load.add("idempotent", self.idempotent, idempotent)
         load.add("websocket", self.echo, websockets)
         load.add("create", self.create, creators)
+        load.add("run", self.run, 1)
         load.started()
 
     def idempotent(self, gauge: Gauge) -> None:
@@ -203,13 +207,26 @@ class Traffic:
                 raise AssertionError(f"a new WebSocket is refused: {error}") from error
 
     def create(self, gauge: Gauge) -> None:
-        """Create a job with a key, repeat the request until it succeeds, and once more; then ask for the job."""
+        """Create a job with a key, twice, and ask for it."""
         key = uuid4().hex
+        self.keys[key] = self._twice("/jobs/create", {"name": key, "agent": {"type": "any"}}, key, gauge)
+
+    def run(self, gauge: Gauge) -> None:
+        """Run a job with a key, twice, wait for its end. It writes a line each time it runs."""
+        key = uuid4().hex
+        args = ["sh", "-c", f"echo {key} >> {self._marks}"]
+        body = {"name": key, "agent": {"type": "any"}, "args": args, "env": {}, "port_expected_count": 0}
+        path = self._twice("/jobs/run", body, key, gauge)
+        answer = requests.post(f"{self._site.url}{path}/wait", timeout=_TIMEOUT)
+        assert (answer.status_code, answer.json().get("exit_code")) == (200, 0), answer.text
+        self.ran.append(key)
+
+    def _twice(self, target: str, body: dict[str, Any], key: str, gauge: Gauge) -> str:
+        """Send a request until it has succeeded twice, and ask for the job each time; return the job's path."""
         paths: list[str] = []
-        body = {"name": key, "agent": {"type": "any"}}
         end = time.monotonic() + _TIMEOUT
         while len(paths) < 2:
-            status, info = self._post("/jobs/create", body, key)
+            status, info = self._post(target, body, key)
             self.statuses[status] += 1
             if status == 200:
                 paths.append(info["path"])
@@ -221,8 +238,7 @@ class Traffic:
                 gauge.rest(0.2)
             gauge.tick()
         assert len(set(paths)) == 1, f"one key gave {paths}"
-        with self._lock:
-            self.keys[key] = paths
+        return paths[0]
 
     def _post(self, path: str, body: dict[str, Any], key: str) -> tuple[int, Any]:
         try:
@@ -232,8 +248,9 @@ class Traffic:
             return 0, repr(error)
 
     def check_creations(self) -> None:
-        """Check that each key gave one job, at whichever router one looks, and that no other job exists."""
-        told = {paths[0] for paths in self.keys.values()}
+        """Check that each key gave one job, at whichever router one looks, that no other exists, and each ran once."""
+        assert sorted(self._marks.read_text().split()) == sorted(self.ran)
+        told = set(self.keys.values())
         for router in self._site.routers:
             found: list[str] = []
             cursor = ""

@@ -1,0 +1,144 @@
+"""Which requests the shipped nginx configuration sends to another router when one dies, and which it sends once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench.client import Connection
+from tests.bench.nginx import Nginx, several_routers
+from tests.support.ports import free_port
+from tests.support.processes import Process
+from tests.support.programs import needed
+
+pytestmark = needed("nginx")
+
+JOBS = Path(__file__).parents[1] / "jobs"
+JOB = "/jobs/" + "c" * 32 + "/" + "b" * 32
+KEY = {"Idempotency-Key": "a-key"}
+SMALL = b"{}"
+LARGE = b"x" * 1_000_000
+
+
+class _Dying(socketserver.BaseRequestHandler):
+    """A router that dies whenever it has read the head of a request."""
+
+    def handle(self) -> None:
+        data = b""
+        with contextlib.suppress(OSError):
+            while b"\r\n\r\n" not in data and (more := self.request.recv(65536)):
+                data += more
+            self.request.shutdown(socket.SHUT_RDWR)
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """nginx in front of a router that always dies, a server that answers everything, and one that is not there."""
+    directory = tmp_path_factory.mktemp("several")
+    port = free_port()
+
+    def no_rest(main: Path) -> None:
+        several_routers([f"127.0.0.1:{dying.server_address[1]}", alive, f"127.0.0.1:{free_port()}"])(main)
+        upstream = main.parent / "conf.d" / "several-routers.conf"
+        assert upstream.read_text().count("max_fails=2") == 3
+        upstream.write_text(upstream.read_text().replace("max_fails=2", "max_fails=0"))
+
+    with contextlib.ExitStack() as stack:
+        dying = stack.enter_context(_Server(("127.0.0.1", 0), _Dying))
+        threading.Thread(target=dying.serve_forever, daemon=True).start()
+        stack.callback(dying.shutdown)
+        job = Process([sys.executable, str(JOBS / "fast_server.py"), "0"], directory / "job.log")
+        stack.callback(job.stop)
+        alive = job.wait_line(r"^listening (\S+)$")[1]
+        nginx = Nginx(directory / "nginx", alive, port, adapt=no_rest)
+        stack.callback(nginx.close)
+        yield port
+
+
+def statuses(port: int, method: str, target: str, headers: dict[str, str], body: bytes) -> list[int]:
+    """The statuses of six such requests. Each router is the first choice for two of them."""
+    found = []
+    for _ in range(6):
+        with contextlib.closing(Connection(("127.0.0.1", port))) as http:
+            found.append(http.request(method, target, body, headers=headers).status)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body"),
+    [
+        ("GET", "/echo", {}, b""),
+        ("HEAD", "/echo", {}, b""),
+        ("OPTIONS", "/echo", {}, b""),
+        ("DELETE", f"{JOB}/file/x", {}, b""),
+        ("PUT", f"{JOB}/file/x", {}, LARGE[:999_999]),
+        ("PUT", f"{JOB}/http/echo", {}, SMALL),
+        ("POST", "/jobs/create", KEY, SMALL),
+        ("POST", "/jobs/run", KEY, SMALL),
+        ("POST", "/jobs/run?wait=5", KEY, SMALL),
+        ("POST", f"{JOB}/start", KEY, SMALL),
+        ("POST", f"{JOB}/wait", {}, b""),
+        ("POST", f"{JOB}/wait?timeout=1", {}, SMALL),
+        ("POST", f"{JOB}/info", {}, b""),
+    ],
+)
+def test_what_may_be_repeated_gets_its_response_from_the_router_that_lives(
+    port: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    assert 502 not in statuses(port, method, target, headers, body)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body"),
+    [
+        ("POST", "/jobs/create", {}, SMALL),
+        ("POST", f"{JOB}/start", {}, SMALL),
+        ("POST", f"{JOB}/remove", KEY, b""),
+        ("POST", f"{JOB}/http/echo", KEY, SMALL),
+        ("POST", f"{JOB}/http/jobs/create", KEY, SMALL),
+        ("POST", f"{JOB}/shared/secret/start", KEY, SMALL),
+        ("PATCH", f"{JOB}/http/echo", {}, SMALL),
+        ("PUT", f"{JOB}/file/x", {}, LARGE),
+    ],
+)
+def test_what_may_not_be_repeated_is_sent_once(
+    port: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    found = statuses(port, method, target, headers, body)
+    assert 502 in found, "the router that died had it"
+    assert any(status != 502 for status in found)
+
+
+def test_a_request_that_may_be_repeated_arrives_as_it_was_sent(port: int) -> None:
+    target = "/echo?a=%2F&a=b%20c&p=//x"
+    for _ in range(6):
+        with contextlib.closing(Connection(("127.0.0.1", port))) as http:
+            seen = http.request("PUT", target, b"a body", headers={"X_Odd": "1"}).json()
+        assert seen["line"] == f"PUT {target} HTTP/1.1"
+        assert seen["body"] == "a body"
+        assert ["X_Odd", "1"] in seen["headers"]
+
+
+def test_an_upgrade_reaches_the_router_that_lives(port: int) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "x" * 24,
+        "Sec-WebSocket-Version": "13",
+    }
+    for _ in range(6):
+        with contextlib.closing(Connection(("127.0.0.1", port))) as http:
+            http.send_head("GET", "/ws", upgrade)
+            assert http.read_head()[0] == 101
