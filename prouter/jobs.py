@@ -71,6 +71,9 @@ class Phase(str, Enum):
     QUEUED = "queued"
     STARTING = "starting"
     READY = "ready"
+    FROZEN = "frozen"
+    UNREACHABLE = "unreachable"
+    STOPPING = "stopping"
     EXITED = "exited"
     FAILED = "failed"
 
@@ -92,6 +95,7 @@ class Reason(str, Enum):
     REMOVED = "removed"
     AGENT_LOST = "agent_lost"
     START_FAILED = "start_failed"
+    QUEUE_TIMEOUT = "queue_timeout"
     PORT_TAKEN = "port_taken"
     WALLTIME = "walltime"
     NODE_FAILED = "node_failed"
@@ -109,13 +113,16 @@ _TOLD = {
     Reason.REMOVED: "it was removed",
     Reason.AGENT_LOST: "its agent was lost",
     Reason.START_FAILED: "it did not start",
+    Reason.QUEUE_TIMEOUT: "no agent had space for it in time",
     Reason.PORT_TAKEN: "its port was another program's",
     Reason.WALLTIME: "its time limit in the cluster was over",
     Reason.NODE_FAILED: "its machine in the cluster failed",
     Reason.PREEMPTED: "another job of the cluster took its place",
     Reason.CANCELLED: "it was cancelled in the cluster",
 }
-_FAILURES = frozenset({Reason.START_FAILED, Reason.PORT_TAKEN, Reason.NODE_FAILED, Reason.AGENT_LOST})
+_FAILURES = frozenset(
+    {Reason.START_FAILED, Reason.QUEUE_TIMEOUT, Reason.PORT_TAKEN, Reason.NODE_FAILED, Reason.AGENT_LOST}
+)
 """Ends that no exit status of the job's own explains."""
 
 
@@ -145,6 +152,7 @@ class JobRecord:
         resources: what it takes of its agent's resources, by name, until it has ended.
         template: name of the template (``jobs.pool``) by which it is started; None without one.
         instead_of: uid that the router had chosen, if the agent gave this job instead because it was ready; else None.
+        client: the first part of its path, for a job that was queued before an agent got it; None for `connection`.
     """
 
     uid: str
@@ -176,6 +184,7 @@ class JobRecord:
     resources: dict[str, float] = field(default_factory=dict)
     template: str | None = None
     instead_of: str | None = None
+    client: str | None = None
 
     @property
     def phase(self) -> Phase | None:
@@ -184,8 +193,8 @@ class JobRecord:
 
     @property
     def path(self) -> str:
-        """The job's public path, ``/jobs/<connection uid>/<job uid>``."""
-        return f"/jobs/{self.connection}/{self.uid}"
+        """The job's public path, ``/jobs/<connection uid>/<job uid>``, which never changes."""
+        return f"/jobs/{self.client or self.connection}/{self.uid}"
 
     @property
     def ended(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gevent.event import Event
@@ -112,6 +113,7 @@ class Service:
         asks = str(router.get("uid", "")) if isinstance(router, dict) else ""
         resources, template = read_amounts(args.get("resources")), _given(args, "template")
         origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks, resources, template)
+        origin = replace(origin, client=_given(args, "client"))
         return self._manager.create(uid, _text(args, "connection"), _text(args, "name"), origin)
 
     def _remove(self, args: dict[str, Any]) -> JobRecord:

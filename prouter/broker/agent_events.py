@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.keys import Keys
+from prouter.broker.jobs.creation import Creations
+from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
 from prouter.broker.jobs.replies import Replies, read_reply
@@ -65,7 +66,7 @@ class AgentEvents:
         env: Env,
         ledger: Ledger,
         directory: Directory,
-        keys: Keys,
+        creations: Creations,
         replies: Replies,
         forwarder: Forwarder,
         *,
@@ -76,7 +77,7 @@ class AgentEvents:
         self._env = env
         self._ledger = ledger
         self._directory = directory
-        self._keys = keys
+        self._keys, self._queued = creations.keys, creations.queued
         self._replies = replies
         self._forwarder = forwarder
         self._given = given
@@ -101,6 +102,7 @@ class AgentEvents:
             self._leaves(link)
         elif name == "load":
             self._directory.load_reported(link, body)
+            self._queued.offer(link.connection)
         elif name == "pool":
             self._directory.pool_reported(link, body)
         elif name == "usage":
@@ -135,8 +137,9 @@ class AgentEvents:
         )
         for uid in sorted(self._ledger.table.live(link.connection)):
             entry = self._ledger.table.get(uid)
-            if entry is not None and entry.dormant:
+            if entry is not None and self._ledger.rests(entry):
                 self._not_running(uid)
+        self._queued.offer(link.connection)
         log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
 
     def _removed_before(self, missing: set[str]) -> None:
@@ -168,6 +171,9 @@ class AgentEvents:
             self._discard(link, record.uid, now, unwanted=unwanted)
             return
         entry = self._ledger.table.get(record.uid)
+        if entry is not None and entry.connection != link.connection and entry.client is not None:
+            self._take_queued(link, entry, record, now)
+            return
         if entry is not None and entry.connection != link.connection:
             raise ProtocolError(f"job '{record.uid}' belongs to another agent")
         if entry is not None and entry.removed:
@@ -177,6 +183,18 @@ class AgentEvents:
             if changed is not None and link.path is not None:
                 link.path.debt += _CHANGE + _COPIES * changed.size
             self._replies.arrived(record.uid, now)
+
+    def _take_queued(self, link: Link, entry: Entry, record: JobRecord, now: float) -> None:
+        """Take the record of a job that was queued from the agent that was to create it; no other agent is to have it.
+
+        An agent that the router had given up may have created the job before it went to another one.
+        """
+        if entry.ended or not self._queued.expects(entry, link):
+            self._discard(link, record.uid, now)
+            return
+        self._ledger.apply(record, link.info.uid)
+        self._queued.adopted(record.uid, link.connection)
+        self._replies.arrived(record.uid, now)
 
     def _usage(self, link: Link, usages: object) -> None:
         """Note what some running jobs use now. Their info shows it; it is no event."""

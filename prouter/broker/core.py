@@ -95,8 +95,9 @@ class Broker:
         self.service = self._make_service()
         self._listen(now)
         restore(saved, self.ledger, self.links, self.dials, self.creations.keys, now)
+        self.creations.queued.restore(saved.queue)
         self.creations.restored(now)
-        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations.keys)
+        self.rewriting = Rewriting(env, self.ledger, self.links, self.dials, self.creations)
         self.history.start(now)
         env.timers.at(now + env.settings.workers_return, self._workers_complete)
         env.timers.at(now + env.settings.resume_timeout, self._links_complete)
@@ -105,11 +106,13 @@ class Broker:
         """Make what changes jobs: creations, events of agents, the bounds of the history."""
         env = self.env
         self.creations = Creations(env, self.links, self.dials, self.forwarder, self.ledger, self.replies)
+        self.creations.queued.not_running = self.waits.job_ended
+        self.ledger.is_up = self._is_up
         self.agent_events = AgentEvents(
             env,
             self.ledger,
             self.directory,
-            self.creations.keys,
+            self.creations,
             self.replies,
             self.forwarder,
             given=self.creations.given,
@@ -257,6 +260,7 @@ class Broker:
             "calls": self.service.running,
             "agent_calls": self.forwarder.pending,
             "creations": self.creations.pending,
+            **self.creations.queued.stats(),
             "dials": len(self.dials),
             "messages.routed": self.env.switch.routed,
             "messages.dropped": self.env.switch.dropped,
@@ -319,6 +323,11 @@ class Broker:
     def _job_ended(self, entry: Entry) -> None:
         self.waits.job_ended(entry.uid)
         self.history.job_ended()
+        self.creations.queued.job_ended(entry)
+
+    def _is_up(self, connection: str) -> bool:
+        link = self.links.get(connection)
+        return link is not None and link.up
 
     def _unneeded(self, connection: str) -> None:
         link = self.links.get(connection)

@@ -70,6 +70,7 @@ class LinkChanges:
         self._ledger.agent_changed(link, "up")
         self._forwarder.link_up(link)
         self._creations.link_up(link, now)
+        self._creations.queued.offer(link.connection)
 
     def link_leaves(self, link: Link) -> None:
         """Have workers hold new requests for an agent that is about to stop and to come back."""
@@ -92,6 +93,7 @@ class LinkChanges:
         self._ledger.agent_changed(link, "gone")
         self._forwarder.link_gone(link, reason, now)
         self._replies.link_gone(link, reason, now)
+        self._creations.queued.link_gone(link)
         self._dials.link_gone(link)
         self._admission.rival_lost(link, now)
 

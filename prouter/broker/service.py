@@ -23,7 +23,7 @@ from prouter.broker.links.workers import Worker
 from prouter.broker.removals import Removals
 from prouter.broker.views.bridges import Bridges
 from prouter.broker.views.directory import Directory
-from prouter.errors import AgentUnavailable, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
+from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, NotFound, Overloaded, ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.calls import Request
 from prouter.jobs import JobRecord, Reason, State
@@ -39,7 +39,18 @@ _PAGE = 250
 _LIST = 20
 """Frames that a page counts for in the budget of an event loop iteration (`Bounds.iteration`)."""
 _READS = frozenset(
-    {"info", "sync", "connections", "jobs.info", "jobs.list", "jobs.route", "events", "stats", "bridges"}
+    {
+        "info",
+        "sync",
+        "connections",
+        "jobs.info",
+        "jobs.list",
+        "jobs.route",
+        "jobs.explain",
+        "events",
+        "stats",
+        "bridges",
+    }
 )
 """Calls that change nothing: a repeated one is carried out again, so their replies are not kept."""
 
@@ -95,6 +106,7 @@ class Service:
             "jobs.list": self._list,
             "jobs.upload": self._upload,
             "jobs.route": self._route,
+            "jobs.explain": self._explain,
             "agents.drain": self._drain,
             "bridges": self._list_bridges,
             "bridges.end": self._bridges.end,
@@ -212,6 +224,10 @@ class Service:
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def _start(self, args: dict[str, Any], done: Done, now: float) -> None:
+        waits = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        if self._creations.queued.holds(waits):
+            self._creations.queued.start(waits, args.get("request") or {}, str(args.get("key")), done)
+            return
         entry, link = self._reachable(args)
         body = {"uid": entry.uid, "request": args.get("request") or {}, "request_id": str(args.get("key"))}
         if args.get("wait") is not None:
@@ -251,7 +267,10 @@ class Service:
         """Pass a call on as it is; the reply is the job as it is after that."""
         entry, link = self._reachable(args)
 
+        entry.stopping += op == "job.stop"
+
         def changed(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
+            entry.stopping -= op == "job.stop"
             self._settle(link, entry, value, error, settled, now)
 
         def settled(record: JobRecord | None, problem: PRouterError | None, now: float) -> None:
@@ -290,7 +309,7 @@ class Service:
             shown = _how_it_ended(entry) if ended and entry.removed else None
             done({"job": self._ledger.info(entry, shown), "ended": ended}, None, now)
 
-        if entry.ended or entry.dormant:
+        if entry.ended or self._ledger.rests(entry):
             answer(True)
         else:
             self._waits.park(worker.uid, request.call_id, entry.uid, until, answer)
@@ -318,6 +337,11 @@ class Service:
         record = entry.record
         link = self._links.get(record.connection)
         done({"record": record.to_wire(), "up": link is not None and link.up}, None, now)
+
+    def _explain(self, args: dict[str, Any], done: Done, now: float) -> None:
+        entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        told = [finding.told() for finding in self._creations.queued.explain(entry)]
+        done({"job": self._ledger.info(entry), "findings": told}, None, now)
 
     def _list(self, args: dict[str, Any], done: Done, now: float) -> None:
         self._env.budget -= _LIST
@@ -364,6 +388,9 @@ class Service:
             AgentUnavailable: the agent is gone.
         """
         entry = self._ledger.existing(str(args.get("connection") or ""), str(args.get("job")))
+        if self._creations.queued.holds(entry):
+            text = f"job '{entry.uid}' waits in the queue: nothing of it runs, and it has no sandbox yet"
+            raise Conflict(text, job=entry.uid, state=entry.state.value, code="queued")
         link = self._links.get(entry.connection)
         if link is None:
             raise AgentUnavailable(

@@ -43,6 +43,8 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
         history=config.jobs.history,
         history_age=config.jobs.history_age,
         jobs_per_owner=config.limits.jobs_per_owner,
+        queue_size=config.queue.size,
+        queue_reserve_after=config.queue.reserve_after,
         sandbox_bytes_per_owner=config.limits.sandbox_bytes_per_owner,
     )
 

@@ -37,6 +37,7 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
               "resources: cpus=4, memory=8G, a licence; several times.")  # fmt: skip
 @click.option("--strategy", type=click.Choice(("spread", "pack")), help="Take the emptiest agent, or the fullest one "
               "with space [default: the least loaded].")  # fmt: skip
+@click.option("--queue", type=DURATION, metavar="DURATION", help="Wait for so long until an agent has space for it.")
 @click.option("--name", metavar="NAME", help="The job's name [default: the program's].")
 @click.option("--upload", "uploads", multiple=True, metavar="PATH", type=click.Path(exists=True),
               help="Upload a file, or the contents of a directory, before the start; several times.")  # fmt: skip
@@ -66,6 +67,7 @@ def command(
     require: tuple[str, ...],
     amounts: tuple[str, ...],
     strategy: str | None,
+    queue: float | None,
     name: str | None,
     uploads: tuple[str, ...],
     downloads: tuple[str, ...],
@@ -119,6 +121,7 @@ def command(
                 require=conditions(require) or None,
                 resources=resources(amounts) or None,
                 strategy=strategy,
+                queue=queue,
                 uploads=uploads,
                 downloads=downloads,
                 into=into,

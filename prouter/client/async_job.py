@@ -15,7 +15,7 @@ from prouter.client.async_streams import AsyncLogStream
 from prouter.client.core import files, jobs, transfers
 from prouter.client.core.errors import NotFound
 from prouter.client.core.feeds import LogFeed
-from prouter.client.core.models import Bridge, Entry, JobInfo, Share, Synced, Transferred
+from prouter.client.core.models import Bridge, Entry, Explanation, JobInfo, Share, Synced, Transferred
 from prouter.client.core.progress import Progress
 from prouter.client.settings import own_url
 from prouter.client.websocket import connect_async
@@ -152,6 +152,23 @@ class AsyncJob:
         )
         self.latest = await self._driver.run(jobs.start(self._driver.context, self.path, body))
         return self
+
+    async def wait_for_agent(self, timeout: float | None = None) -> JobInfo:
+        """Wait until an agent has the job, which waits in the router's queue (``create(queue=…)``); return its info.
+
+        Args:
+            timeout: seconds; None for as long as it may wait there.
+
+        Raises:
+            NoAgent: no agent had space for it in time.
+            TimedOut: it still waits.
+        """
+        self.latest = await self._driver.run(jobs.wait_for_agent(self._driver.context, self.latest, timeout))
+        return self.latest
+
+    async def explain(self) -> Explanation:
+        """Return in words why the job waits, has ended or cannot be reached."""
+        return await self._driver.run(jobs.explain(self._driver.context, self.path))
 
     async def wait(self, timeout: float | None = None) -> JobInfo:
         """Return how the job ended (`exit_code`, `signal`, `reason`), once it has; at once if it was not started.

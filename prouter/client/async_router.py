@@ -112,6 +112,7 @@ class AsyncRouter:
         require: Mapping[str, Any] | None = None,
         resources: Mapping[str, float] | None = None,
         strategy: str | None = None,
+        queue: float | None = None,
         upload: Uploads = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
@@ -133,6 +134,7 @@ class AsyncRouter:
             require: conditions on its properties, such as ``{"gpus": {">=": 2}, "zone": {"in": ["a", "b"]}}``.
             resources: what the job takes of the agent's resources, such as ``{"cpus": 4, "memory": 8e9}``.
             strategy: ``spread`` for the emptiest agent, ``pack`` for the fullest one that has space.
+            queue: seconds for which to wait until an agent has space; without it, that is `NoAgent`.
             upload: a file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local
                 ones.
             env: variables, which override all others.
@@ -144,7 +146,7 @@ class AsyncRouter:
             keep: leave the job alone at the end of a ``async with`` block, and if it does not start.
 
         Raises:
-            NoAgent: no agent can take it.
+            NoAgent: no agent can take it, or none had space while it waited in the queue.
             StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
             OSError: something local cannot be read.
         """
@@ -159,6 +161,7 @@ class AsyncRouter:
             resources=resources,
             strategy=strategy,
             template=template,
+            queue=queue,
             keep=keep,
         )
         return Making(self._started(making, uploads_of(upload), body))
@@ -173,14 +176,16 @@ class AsyncRouter:
         resources: Mapping[str, float] | None = None,
         strategy: str | None = None,
         template: str | None = None,
+        queue: float | None = None,
         keep: bool = False,
     ) -> Making:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments.
 
         With a template of which a job is ready, that is given, and runs already. Either way `AsyncJob.start` goes on.
+        With `queue` the job may be queued: `AsyncJob.wait_for_agent` waits until files can be uploaded.
         """
         choice = jobs.choice(agent, where, require, resources, strategy)
-        return Making(self._created(jobs.Creation(self._driver.context, name, choice, template), keep))
+        return Making(self._created(jobs.Creation(self._driver.context, name, choice, template, queue), keep))
 
     async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
         try:
@@ -194,6 +199,7 @@ class AsyncRouter:
     async def _started(self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any]) -> AsyncJob:
         job = await making
         try:
+            await job.wait_for_agent()
             for remote, local in uploads:
                 await job.upload(local, remote)
             job.latest = await self._driver.run(jobs.start(self._driver.context, job.path, body))

@@ -13,7 +13,7 @@ import httpx
 from prouter.client.core import files, jobs, transfers
 from prouter.client.core.errors import NotFound
 from prouter.client.core.feeds import LogFeed
-from prouter.client.core.models import Bridge, Entry, JobInfo, Share, Synced, Transferred
+from prouter.client.core.models import Bridge, Entry, Explanation, JobInfo, Share, Synced, Transferred
 from prouter.client.core.progress import Progress
 from prouter.client.per_process import PerProcess
 from prouter.client.settings import own_url
@@ -152,6 +152,23 @@ class Job:
         )
         self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body))
         return self
+
+    def wait_for_agent(self, timeout: float | None = None) -> JobInfo:
+        """Wait until an agent has the job, which waits in the router's queue (``create(queue=…)``); return its info.
+
+        Args:
+            timeout: seconds; None for as long as it may wait there.
+
+        Raises:
+            NoAgent: no agent had space for it in time.
+            TimedOut: it still waits.
+        """
+        self.latest = self._driver.run(jobs.wait_for_agent(self._driver.context, self.latest, timeout))
+        return self.latest
+
+    def explain(self) -> Explanation:
+        """Return in words why the job waits, has ended or cannot be reached."""
+        return self._driver.run(jobs.explain(self._driver.context, self.path))
 
     def wait(self, timeout: float | None = None) -> JobInfo:
         """Return how the job ended (`exit_code`, `signal`, `reason`), once it has; at once if it was not started.

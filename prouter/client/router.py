@@ -90,6 +90,7 @@ class Router:
         require: Mapping[str, Any] | None = None,
         resources: Mapping[str, float] | None = None,
         strategy: str | None = None,
+        queue: float | None = None,
         upload: Uploads = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
@@ -111,6 +112,7 @@ class Router:
             require: conditions on its properties, such as ``{"gpus": {">=": 2}, "zone": {"in": ["a", "b"]}}``.
             resources: what the job takes of the agent's resources, such as ``{"cpus": 4, "memory": 8e9}``.
             strategy: ``spread`` for the emptiest agent, ``pack`` for the fullest one that has space.
+            queue: seconds for which to wait until an agent has space; without it, that is `NoAgent`.
             upload: a file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local
                 ones.
             env: variables, which override all others.
@@ -122,7 +124,7 @@ class Router:
             keep: leave the job alone at the end of a ``with`` block, and if it does not start.
 
         Raises:
-            NoAgent: no agent can take it.
+            NoAgent: no agent can take it, or none had space while it waited in the queue.
             StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
             OSError: something local cannot be read.
         """
@@ -137,9 +139,11 @@ class Router:
             resources=resources,
             strategy=strategy,
             template=template,
+            queue=queue,
             keep=keep,
         )
         try:
+            job.wait_for_agent()
             for remote, local in uploads_of(upload):
                 job.upload(local, remote)
             job.latest = self._driver.run(jobs.start(self._driver.context, job.path, body))
@@ -159,14 +163,16 @@ class Router:
         resources: Mapping[str, float] | None = None,
         strategy: str | None = None,
         template: str | None = None,
+        queue: float | None = None,
         keep: bool = False,
     ) -> Job:
         """Create a job that is not started yet: files may be uploaded. See `run` for the arguments.
 
         With a template of which a job is ready, that is given, and runs already. Either way `Job.start` goes on.
+        With `queue` the job may be queued: `Job.wait_for_agent` waits until files can be uploaded.
         """
         choice = jobs.choice(agent, where, require, resources, strategy)
-        creation = jobs.Creation(self._driver.context, name, choice, template)
+        creation = jobs.Creation(self._driver.context, name, choice, template, queue)
         try:
             return Job(self._driver, self._driver.run(creation.carry_out()), keep=keep)
         except RouterError:

@@ -376,6 +376,23 @@ class RouterLimits(Section):
     failures_in_all: _Rate = Field(6000.0, description="The same of all addresses together; 0 for no limit.")
 
 
+class RouterQueue(Section):
+    """Jobs that wait until an agent has space for them."""
+
+    size: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="Jobs that may wait at the same time; a further one gets 429. 0 for none.",
+    )
+    reserve_after: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds for which jobs behind a large one may be placed before it, until an agent is kept free "
+        "for it.",
+    )
+
+
 class RouterConfig(Section):
     """Configuration of a router host."""
 
@@ -387,5 +404,6 @@ class RouterConfig(Section):
     jobs: RouterJobs = RouterJobs()
     limits: RouterLimits = RouterLimits()
     log: Log = Log()
+    queue: RouterQueue = RouterQueue()
     server: RouterServer = RouterServer()
     state: RouterState = RouterState()

@@ -44,6 +44,7 @@ NEEDS: Mapping[str, Need] = {
     "run": Need.USER,
     "jobInfo": Need.VIEWER,
     "jobInfoByPost": Need.VIEWER,
+    "explainJob": Need.VIEWER,
     "start": Need.OWNER,
     "wait": Need.VIEWER,  # it changes nothing
     "remove": Need.OWNER,

@@ -24,16 +24,18 @@ class JobRoute:
         record: the job's newest known record.
         up: whether its agent can be reached.
         prefix: the job's public prefix as bytes, ``/jobs/<connection>/<job>/http``.
+        client: the first part of the job's path: its connection, unless it was queued.
         waiters: called after every change.
     """
 
-    __slots__ = ("connection", "prefix", "record", "up", "waiters")
+    __slots__ = ("client", "connection", "prefix", "record", "up", "waiters")
 
     def __init__(self, connection: str, record: JobRecord, up: bool) -> None:
         self.connection = connection
+        self.client = record.client or connection
         self.record = record
         self.up = up
-        self.prefix = f"/jobs/{connection}/{record.uid}/http".encode("ascii")
+        self.prefix = f"{record.path}/http".encode("ascii")
         self.waiters: set[Callable[[], None]] = set()
 
     def changed(self) -> None:
@@ -122,10 +124,12 @@ class RouteCache:
         """Apply a job's new record."""
         if record.uid in self._asked:
             self._updates[record.uid] = record
-        for key in ((record.connection, record.uid), ("", record.uid)):
-            route = self._routes.get(key)
+        for first in {record.connection, record.client or "", ""}:
+            route = self._routes.get((first, record.uid))
             if route is not None:  # the broker's events come in order, so a lower revision is newer, too
                 route.record = record
+                if route.connection != record.connection:  # It leaves the queue for an agent.
+                    route.connection, route.up = record.connection, self._is_up(record.connection)
                 route.changed()
 
     def link_changed(self, connection: str, up: bool) -> None:

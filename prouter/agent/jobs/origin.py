@@ -22,6 +22,7 @@ class Origin:
         router: uid of the router that got it.
         resources: what the job takes of the agent's resources until it has ended.
         template: name of the template by which the job will be started; None without one.
+        client: the first part of the job's path, if that is not the connection.
     """
 
     owner: str | None = None
@@ -30,6 +31,7 @@ class Origin:
     router: str = ""
     resources: Mapping[str, float] = field(default_factory=dict)
     template: str | None = None
+    client: str | None = None
 
     def record(self, uid: str, connection: str, name: str) -> JobRecord:
         """The first record of the job."""
@@ -43,6 +45,7 @@ class Origin:
             digest=self.digest,
             resources=dict(self.resources),
             template=self.template,
+            client=self.client,
         )
 
 

@@ -67,6 +67,8 @@ class Settings:
             that its jobs outlive it. Then it counts as dead.
         jobs_per_owner: jobs of one owner that have not ended; 0 for any number.
         sandbox_bytes_per_owner: bytes in the sandboxes of one owner's jobs; 0 for any number.
+        queue_size: jobs that may wait in the queue; 0 for no queue.
+        queue_reserve_after: how long a job is passed over in the queue before an agent is kept free for it.
         workers_return: how long workers of an earlier broker may take to come back after the start.
     """
 
@@ -89,6 +91,8 @@ class Settings:
     return_patience: float = 5.0
     jobs_per_owner: int = 0
     sandbox_bytes_per_owner: int = 0
+    queue_size: int = 10_000
+    queue_reserve_after: float = 60.0
     workers_return: float = 3.0
     bounds: Bounds = field(default_factory=Bounds)
 

@@ -18,6 +18,7 @@ from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
 from prouter.broker.jobs.placement import choose, matching, offering, resources_of
+from prouter.broker.jobs.queued_jobs import QueuedJobs, is_queue_place, waiting
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
@@ -60,6 +61,7 @@ class Creations:
         self._by_uid: dict[str, Creation] = {}
         """Those that have chosen the job's uid."""
         self.occupancy = Occupancy(ledger.table)
+        self.queued = QueuedJobs(env, links, forwarder, ledger, replies, self.occupancy)
         self._unheard = Unheard(env, links, ledger, self.keys)
         self._of_owner: dict[str | None, set[Creation]] = {}
         """By owner, the creations under way."""
@@ -94,6 +96,7 @@ class Creations:
             raise Overloaded("too many jobs are being created", retry_after=1)
         owner, template = (value if isinstance(value, str) else None for value in map(args.get, ("owner", "template")))
         creation = Creation(name, selector, key, digest, done, owner, template)
+        creation.timeout, creation.start = waiting(args)
         known = self._known(key, digest)
         if known is not None and self._ledger.table.get(known[1]) is not None:
             self._repeat(creation, *known, now)
@@ -232,15 +235,38 @@ class Creations:
         Raises:
             PRouterError: there is none to wait for.
         """
-        links = offering(matching(self._links, creation.selector), creation.template)
-        link = choose(links, self.occupancy, creation.selector, creation.template)
+        link = self._choose(creation)
         self._begin(creation)
-        if link is not None:
+        if link is None and creation.timeout is not None:
+            self._change(creation, CreationState.RESERVED)
+            creation.uid = self._env.new_uid()
+            self._by_uid[creation.uid] = creation
+            self._settle_key(creation, "", now)
+        elif link is not None:
             self._reserve(creation, link, now)
         elif creation.state is not CreationState.PLACING:
             self._change(creation, CreationState.PLACING)
             until = now + self._env.settings.hold
             creation.timer = self._env.timers.at(until, partial(self._not_placed, creation))
+
+    def _choose(self, creation: Creation) -> Link | None:
+        """The agent for the job; None if it has to wait.
+
+        Raises:
+            PRouterError: there is none, and the job is not to be queued, or the queue is full.
+        """
+        may_wait = creation.timeout is not None
+        try:
+            if not (may_wait and self.queued.others_wait(creation.wishes)):
+                links = offering(matching(self._links, creation.selector), creation.template)
+                link = choose(links, self.occupancy, creation.selector, creation.template)
+                if link is not None or not may_wait:
+                    return link
+        except (AgentUnavailable, LimitReached, NotFound):
+            if not may_wait:
+                raise
+        self.queued.check_space(creation.start)
+        return None
 
     def _not_placed(self, creation: Creation, now: float) -> None:
         self._fail(creation, AgentUnavailable("the agent is away", retry_after=2), now)
@@ -250,6 +276,10 @@ class Creations:
         self._take(creation, link, self._env.new_uid())
         link.placed += 1
         link.warm.take(creation.template)
+        self._settle_key(creation, instead, now)
+
+    def _settle_key(self, creation: Creation, instead: str, now: float) -> None:
+        """Go on once no other router creates a job for the same key of a client."""
         if creation.digest:
             self._claim(creation, instead, now)
         else:
@@ -271,17 +301,31 @@ class Creations:
                 self._ledger.table.taken.give_back(creation.uid)
 
     def _remember(self, creation: Creation) -> None:
-        if creation.link is not None:
+        if creation.link is None:
+            self._queue(creation)
+        else:
             stored = partial(self._stored, creation)
             self.keys.remember(creation.key, creation.link.connection, creation.uid, creation.digest, stored=stored)
+
+    def _queue(self, creation: Creation) -> None:
+        """Put the job into the queue, and answer once that is stored: queue and key first, what shows the job last."""
+        owned = {"owner": creation.owner} if creation.owner is not None else {}
+        keyed = {"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}
+        amounts = dict(resources_of(creation.selector))
+        record = self.queued.record(creation.uid, creation.name, **owned, **keyed, resources=amounts)
+        self.queued.add(record, creation.wishes, creation.timeout or 0.0, creation.start)
+        self.keys.remember(creation.key, record.connection, record.uid, creation.digest, stored=_nothing)
+        self._ledger.put(record)
+        self._change(creation, CreationState.CREATED)
+        self._ledger.when_written(partial(self._written, creation))
 
     # -- with other routers ---------------------------------------------------------------------------------------
 
     def _claim(self, creation: Creation, instead: str, now: float) -> None:
         """Claim the client's key for the job, because another router may have got the same request."""
-        if creation.link is not None:
-            claim = Claim(creation.uid, creation.link.connection)
-            self.claims.claim(creation.key, creation.digest, claim, instead, partial(self._claimed, creation), now)
+        place = creation.link.connection if creation.link is not None else self.queued.place
+        claim = Claim(creation.uid, place)
+        self.claims.claim(creation.key, creation.digest, claim, instead, partial(self._claimed, creation), now)
 
     def _claimed(self, creation: Creation, claim: Claim | None, error: PRouterError | None, now: float) -> None:
         if creation.state is not CreationState.RESERVED:
@@ -299,6 +343,9 @@ class Creations:
         if entry is not None and entry.key == shared_key(creation.key):
             self._let_go(creation)
             self._repeat(creation, entry.connection, entry.uid, now)
+        elif is_queue_place(claim.connection) and claim.connection != self.queued.place:
+            text = "another router has queued this job; ask that one, or try again once an agent has it"
+            self._fail(creation, AgentUnavailable(text, code="agent_elsewhere", retry_after=5), now)
         elif entry is not None or self.keys.unwanted(claim.job) or (link is None and claim.age > _LATE):
             self._claim(creation, claim.job, now)  # Nobody can get that job any more.
         elif link is None:
@@ -321,10 +368,15 @@ class Creations:
         entry = self._ledger.table.get(uid)
         if entry is not None:
             self._change(creation, CreationState.CREATED)
-            answer = {"job": self._ledger.info(entry, entry.as_created)}
+            answer = {"job": self._ledger.info(entry, entry.as_created if entry.client is None else None)}
             self._ledger.when_written(partial(self._answer, creation, answer))
             return
         link = self._links.get(connection)
+        if link is None and connection == self.queued.place:  # An earlier broker died before it had queued the job.
+            self.keys.forget(creation.key)
+            creation.uid = ""
+            self._start(creation, now)
+            return
         if link is None:
             error = AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
             self._fail(creation, error, now)
@@ -416,3 +468,7 @@ class Creations:
         log.warning("event=create_failed job=%s error=%r", creation.uid, error.logged)
         self.keys.give_up(creation.key, creation.uid)
         self._ledger.when_written(partial(creation.reply, {}, error))
+
+
+def _nothing(_now: float) -> None:
+    """The client waits for what is stored last."""

@@ -15,9 +15,10 @@
   follows if the job table has the job, else CALLED.
 * DIALLING: the router dials the agent at the address of the request.
 * PLACING: every agent that could take the job is away; the creation waits for one of them, for `control.hold` seconds.
-* RESERVED: agent and uid are chosen, and the job counts for the agent. A client's key is claimed at agents that other
-  routers share (`prouter.broker.jobs.claims`): another claim for it replaces agent and uid, and if the table has that
-  job already, CREATED follows. Then the store writes key and uid. Nobody has the job yet.
+* RESERVED: agent and uid are chosen, and the job counts for the agent; or no agent has space, and the job is about to
+  be queued. A client's key is claimed at agents that other routers share (`prouter.broker.jobs.claims`): another claim
+  for it replaces agent and uid, and if the table has that job already, CREATED follows. Then the store writes key and
+  uid. Nobody has the job yet. A job that is queued is CREATED next.
 * CALLED: the agent was asked to create the job. From here on the key leads to this job, also after a restart.
 * CREATED: the table holds the job's record, and the store is writing it. A client that hears of the job now finds it
   again after a crash.
@@ -80,6 +81,8 @@ class Creation:
         owner: name of the access token with which the request came; None without one.
         template: by which the job will be started; None without one.
         callers: who get the reply; more than one when the request was repeated.
+        timeout: seconds that the job may wait in the queue; None if it is not to be queued.
+        start: ``request`` and ``key`` of the start of a job that may be queued; None if it is started later.
         uid: of the job, empty before one was chosen. An agent that has a job ready gives it instead.
         link: the agent chosen, None before.
         timer: ends the state PLACING.
@@ -103,6 +106,8 @@ class Creation:
         self.owner = owner
         self.template = template
         self.callers = [caller]
+        self.timeout: float | None = None
+        self.start: dict[str, Any] | None = None
         self.uid = ""
         self.link: Link | None = None
         self.timer: Timer | None = None
@@ -116,6 +121,11 @@ class Creation:
         if state not in NEXT[self.state]:
             raise RuntimeError(f"creation {self.key} cannot go from {self.state.value} to {state.value}")
         self.state = state
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What the job asks of its agent while it waits in the queue: the selector, and its template."""
+        return self.selector if self.template is None else {**self.selector, "template": self.template}
 
     @property
     def over(self) -> bool:

@@ -29,6 +29,8 @@ class Entry:
         size: approximate bytes of its packed record.
         owner: name of the access token that created the job; None without one.
         key: hash of the idempotency key that created it; None without one.
+        client: the first part of its path, if it was queued; None for its connection.
+        stopping: calls that stop it and are not answered yet.
         usage: CPU seconds and resident bytes as its agent last told, while it runs; None if they are not known.
     """
 
@@ -36,6 +38,7 @@ class Entry:
         "_packed",
         "_record",
         "agent",
+        "client",
         "confirmed",
         "connection",
         "created_at",
@@ -48,6 +51,7 @@ class Entry:
         "revision",
         "size",
         "state",
+        "stopping",
         "uid",
         "usage",
     )
@@ -75,6 +79,7 @@ class Entry:
         self.revision = revision
         self.lost = lost
         self.removal = removal
+        self.stopping = 0
         self.ended_at = ended_at
         self.usage: tuple[float, int] | None = None
         self.confirmed = self.ended
@@ -82,6 +87,7 @@ class Entry:
         self._packed = packed
         self.owner = _owner_in(packed)
         self.key = _key_in(packed)
+        self.client = _client_in(packed)
         self.size = len(packed)
 
     @classmethod
@@ -130,6 +136,7 @@ class Entry:
         self.revision = record.revision
         self.owner = intern(record.owner) if record.owner is not None else None
         self.key = record.key
+        self.client = intern(record.client) if record.client is not None else None
         self.lost = record.reason is Reason.AGENT_LOST
         self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
         self.size = len(self._packed) if record.ended else packed_size(record)
@@ -204,7 +211,7 @@ def packed_size(record: JobRecord) -> int:
 
 
 _EMPTY = JobRecord("", "", "").to_wire()
-_OWNER, _KEY = b"\xa5owner", b"\xa3key"
+_OWNER, _KEY, _CLIENT = b"\xa5owner", b"\xa3key", b"\xa6client"
 """The names of these fields as MessagePack writes them."""
 
 
@@ -218,6 +225,12 @@ def _key_in(packed: bytes) -> str | None:
     """The hash of the idempotency key in a packed record."""
     key = unpack_body(packed).get("key") if _KEY in packed else None
     return key if isinstance(key, str) else None
+
+
+def _client_in(packed: bytes) -> str | None:
+    """The first part of the path in a packed record."""
+    client = unpack_body(packed).get("client") if _CLIENT in packed else None
+    return intern(client) if isinstance(client, str) else None
 
 
 def _pack(record: JobRecord) -> bytes:

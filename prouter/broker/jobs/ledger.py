@@ -19,7 +19,7 @@ from prouter.broker.links.hello import SERVER, AgentInfo
 from prouter.broker.links.link import Link
 from prouter.errors import NotFound, ProtocolError
 from prouter.fabric.frames import pack_body
-from prouter.jobs import JobRecord
+from prouter.jobs import JobRecord, Phase, Reason
 
 __all__ = ["EVENTS", "SAVE_JOB", "Ledger", "PeerInfo"]
 
@@ -71,6 +71,12 @@ class Ledger:
         self.peers: dict[str, PeerInfo] = {}
         self.changes = 0
         """Number of changes of jobs since the start."""
+        self.position: Callable[[str], int | None] = _nowhere
+        """Tells a job's place in the router's queue."""
+        self.will_start: Callable[[str], bool] = bool
+        """Tells whether the router starts a job by itself."""
+        self.is_up: Callable[[str], bool] = bool
+        """Tells whether the agent of a connection can be reached."""
         self._gone: set[str] = set()
         self._env = env
         self._tell = tell
@@ -86,11 +92,11 @@ class Ledger:
             NotFound: no such connection, or no such job on it.
         """
         entry = self.table.get(job)
+        if entry is not None and (not connection or connection in (entry.connection, entry.client)):
+            return entry
         if connection and connection not in self.peers:
             raise NotFound(f"connection '{connection}' is not found")
-        if entry is None or (connection and entry.connection != connection):
-            raise NotFound(f"job '{job}' is not found", job=job)
-        return entry
+        raise NotFound(f"job '{job}' is not found", job=job)
 
     def existing(self, connection: str, job: str) -> Entry:
         """The job, unless it was removed.
@@ -110,7 +116,16 @@ class Ledger:
             record: shown instead of the job's own.
         """
         wire = record.to_wire() if record is not None else entry.wire
-        return {**job_facts(wire), **self._place(entry), "confirmed": entry.confirmed}
+        return {**self._facts(entry, wire), **self._place(entry)}
+
+    def _facts(self, entry: Entry, wire: dict[str, Any]) -> dict[str, Any]:
+        """What clients see of a job but its agent."""
+        facts = job_facts(wire, up=entry.client == entry.connection or self.is_up(entry.connection))
+        if entry.dormant and self.will_start(entry.uid):
+            facts["phase"] = Phase.STARTING.value
+        if entry.stopping and facts["phase"] is not None and not entry.ended:
+            facts["phase"] = Phase.STOPPING.value
+        return {**facts, "position": self.position(entry.uid), "confirmed": entry.confirmed}
 
     def listed(self, entries: Iterable[Entry], most: int) -> tuple[bytes, int]:
         """Jobs as clients see them, as JSON objects with commas between them, and the number of them.
@@ -126,8 +141,7 @@ class Ledger:
             place = places.get(where)
             if place is None:
                 place = places[where] = _json(self._place(entry))[1:]
-            facts = {**job_facts(entry.wire), "confirmed": entry.confirmed}
-            part = f"{_json(facts)[:-1]},{place}"
+            part = f"{_json(self._facts(entry, entry.wire))[:-1]},{place}"
             size += len(part) + 1
             if parts and size > most:
                 break
@@ -246,6 +260,24 @@ class Ledger:
         """Call ``done(now)`` once all that was submitted to the store so far is committed."""
         self._env.store.submit("SELECT 1", done=done)
 
+    def rests(self, entry: Entry) -> bool:
+        """Whether a job does not run and will not, unless a client starts it."""
+        return entry.dormant and not self.will_start(entry.uid)
+
+    def put(self, record: JobRecord) -> Entry:
+        """Add a job that is in the router's queue, and that no agent has."""
+        entry = self.table.apply(record, "", self._stamp())
+        if entry is None:
+            raise RuntimeError(f"job {record.uid} is in the table already")
+        self._changed(entry, "job")
+        return entry
+
+    def end(self, entry: Entry, place: str, reason: Reason, error: str) -> None:
+        """End a job that no agent has. Arguments as of `JobTable.end`."""
+        self.table.end(entry, place, reason, error, self._stamp())
+        log.warning("event=queued_job_ended job=%s reason=%s error=%r", entry.uid, reason.value, error)
+        self._changed(entry, "job")
+
     def removing(self, entry: Entry, removal: str, done: Callable[[float], None]) -> None:
         """Store that the call `removal` is about to remove the job, then call ``done(now)``.
 
@@ -315,6 +347,11 @@ class Ledger:
             entry.packed,
             self.events.last + 1,
         )
+
+
+def _nowhere(_uid: str) -> int | None:
+    """The default of `Ledger.position`."""
+    return None
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode

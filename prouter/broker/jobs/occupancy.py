@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from prouter.broker.jobs.table import JobTable
 from prouter.broker.links.link import Link
@@ -24,6 +25,8 @@ class Occupancy:
         self.table = table
         self.reserved: Counter[str] = Counter()
         self.kept_free = ""
+        self.released: Callable[[str], object] = bool
+        """Called with a connection on which a reserved slot is free again."""
 
     def jobs(self, link: Link) -> int:
         """How many slots are taken."""
@@ -60,3 +63,4 @@ class Occupancy:
         self.reserved[connection] -= 1
         if not self.reserved[connection]:
             del self.reserved[connection]
+        self.released(connection)

@@ -48,7 +48,9 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
 
 def suits(link: Link, selector: dict[str, Any]) -> bool:
     """Whether a selector allows this agent, and the agent is large enough for the job when it is idle."""
-    kind = selector.get("type")
+    kind, template = selector.get("type"), selector.get("template")
+    if template is not None and template not in link.info.templates:
+        return False
     if kind == "uid":
         return link.info.uid == selector.get("uid")
     if kind == "select":

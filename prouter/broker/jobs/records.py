@@ -183,4 +183,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "resources": _resources,
     "template": _or_none(_short),
     "instead_of": _or_none(lambda value: isinstance(value, str) and _UID.match(value) is not None),
+    "client": _or_none(_short),
 }

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from sys import intern
+from typing import Any
 
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.index import JobIndex, Listed
@@ -127,16 +128,21 @@ class JobTable:
             self._note_key(entry)
             self._settle(entry, wall)
             return entry
-        if entry.removed or (record.revision < entry.revision and not listed):
+        moved = entry.connection != record.connection
+        if entry.removed or (record.revision < entry.revision and not (listed or moved)):
             return None
+        if entry.client is not None:  # It was in the queue before an agent had it.
+            record = replace(record, client=entry.client, created_at=entry.created_at)
         if record.owner != entry.owner:
             record = replace(record, owner=entry.owner)  # an agent must not give a job to somebody else
         returns = entry.lost and record.reason is not Reason.AGENT_LOST
         renamed = entry.agent != agent
         differs = record.revision != entry.revision or (listed and record != entry.last_record)
-        if not (differs or returns or renamed):
+        if not (differs or returns or renamed or moved):
             entry.confirmed = True
             return None
+        if moved:
+            self._move(entry, record.connection)
         entry.agent = intern(agent)
         key = entry.key
         entry.set(record)
@@ -147,19 +153,33 @@ class JobTable:
 
     def lose(self, entry: Entry, reason: str, wall: float) -> None:
         """Mark a job as lost: its agent is gone, or does not know it."""
-        entry.set(
-            replace(
-                entry.last_record,
-                state=State.FINISHED,
-                reason=Reason.AGENT_LOST,
-                error=f"the job's agent is gone: {reason}",
-                finished_at=wall,
-                endpoint=None,
-                pid=None,
-            )
-        )
+        self._finish(entry, Reason.AGENT_LOST, f"the job's agent is gone: {reason}", wall)
+
+    def end(self, entry: Entry, place: str, reason: Reason, error: str, wall: float) -> None:
+        """End a job that no agent has, or has any more: it waited too long in the queue, or cannot be started.
+
+        Args:
+            place: the queue's connection, which the job is on from now on.
+        """
+        if entry.connection != place:
+            self._move(entry, place)
+        self._finish(entry, reason, error, wall)
+
+    def _finish(self, entry: Entry, reason: Reason, error: str, wall: float) -> None:
+        last = entry.last_record
+        ended: dict[str, Any] = {"state": State.FINISHED, "reason": reason, "error": error, "finished_at": wall}
+        connection = entry.connection
+        entry.set(replace(last, **ended, connection=connection, queue=None, endpoint=None, pid=None))
         entry.confirmed = True
         self._settle(entry, wall)
+
+    def _move(self, entry: Entry, connection: str) -> None:
+        """Take a job off its connection and put it on another one."""
+        for sets in (self._live, self._running, self._kept):
+            _discard(sets, entry.connection, entry.uid)
+        self._forget_one(entry.connection)
+        entry.connection = intern(connection)
+        self._remembered[connection] += 1
 
     def close(self, entry: Entry, before: JobRecord, removal: str, wall: float) -> None:
         """Mark a job as removed. Arguments as of `Entry.close`."""
@@ -182,9 +202,12 @@ class JobTable:
         _discard(self._live, entry.connection, entry.uid)
         _discard(self._running, entry.connection, entry.uid)
         _discard(self._kept, entry.connection, entry.uid)
-        self._remembered[entry.connection] -= 1
-        if not self._remembered[entry.connection]:
-            del self._remembered[entry.connection]
+        self._forget_one(entry.connection)
+
+    def _forget_one(self, connection: str) -> None:
+        self._remembered[connection] -= 1
+        if not self._remembered[connection]:
+            del self._remembered[connection]
 
     def overdue(self, keep: int, keep_bytes: int, ended_before: float, most: int) -> list[Entry]:
         """Jobs that the history has no space for, those that ended first at the beginning.

@@ -6,16 +6,23 @@ from typing import Any
 
 from prouter.broker.links.hello import SERVER, AgentInfo
 from prouter.broker.links.link import Link
-from prouter.jobs import Reason, State, phase_of, rfc3339
+from prouter.jobs import Phase, Reason, State, phase_of, rfc3339
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
-_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of"})
+_INTERNAL = frozenset(
+    {"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of", "client"}
+)
+_ALIVE = frozenset({Phase.QUEUED, Phase.STARTING, Phase.READY})
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
-def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record (`JobRecord.to_wire`) that clients see."""
+def job_facts(wire: dict[str, Any], *, up: bool = True) -> dict[str, Any]:
+    """The fields of a record (`JobRecord.to_wire`) that clients see.
+
+    Args:
+        up: whether its agent can be reached.
+    """
     info = {name: value for name, value in wire.items() if name not in _INTERNAL}
     for name in _TIMES:
         moment = info[name]
@@ -26,8 +33,10 @@ def job_facts(wire: dict[str, Any]) -> dict[str, Any]:
         info["queue"] = {**queue, "expected_start": rfc3339(queue["expected_start"])}
     reason = Reason(info["reason"]) if info["reason"] is not None else None
     phase = phase_of(State(info["state"]), reason, queued=queue is not None)
+    if not up and phase in _ALIVE:
+        phase = Phase.UNREACHABLE
     info["phase"] = phase.value if phase is not None else None
-    info["path"] = path = f"/jobs/{wire['connection']}/{wire['uid']}"
+    info["path"] = path = f"/jobs/{wire['client'] or wire['connection']}/{wire['uid']}"
     info["base_url"] = f"{path}/http/" if wire["endpoint"] is not None else None
     return info
 

@@ -66,6 +66,7 @@ class Item:
     Attributes:
         owner: whose turn it uses; None for jobs that nobody owns.
         until: when its time is up, seconds since the epoch.
+        since: when it was queued, seconds since the epoch.
         number: grows with every job that is queued.
         tag: in which round of its owner it is; see `prouter.broker.queue.order`.
         start: the request that starts the job, packed; None if none came yet.
@@ -80,6 +81,7 @@ class Item:
     owner: str | None
     shape: Shape
     until: float
+    since: float = 0.0
     number: int = 0
     tag: int = 0
     start: bytes | None = None

@@ -52,7 +52,7 @@ class Actions(Protocol):
     def create(self, item: Item) -> None:
         """Ask the agent to create the job."""
 
-    def start(self, item: Item) -> None:
+    def start_job(self, item: Item) -> None:
         """Ask the agent to start the job."""
 
     def host(self, shape: Shape) -> str | None:
@@ -105,6 +105,11 @@ class JobQueue:
         """A job's place in the queue, from 1 on; None if it does not wait."""
         item = self._items.get(uid)
         return self._order.position(item) if item is not None and item.state is _WAITING else None
+
+    def longest_wait(self, now: float) -> float:
+        """Seconds for which the first job in the queue has waited; 0 without one."""
+        first = self._order.first
+        return max(0.0, now - first.since) if first is not None else 0.0
 
     # -- into the queue and out of it -------------------------------------------------------------------------------
 
@@ -232,7 +237,7 @@ class JobQueue:
             self.end(item)
             return
         item.change(_STARTING)
-        self._actions.start(item)
+        self._actions.start_job(item)
 
     def refused(self, item: Item, *, avoid: bool) -> None:
         """Put a job back at its place in the queue: its agent has not created it.

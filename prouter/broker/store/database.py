@@ -83,8 +83,9 @@ def migrate(database: sqlite3.Connection) -> None:
     while version < SCHEMA:
         database.executescript(f"BEGIN; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
         version += 1
-    # This table has no version of its own, so that an earlier router still opens the database and ignores the table.
+    # These tables have no version of their own, so that an earlier router still opens the database and ignores them.
     database.execute("CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID")
+    database.execute("CREATE TABLE IF NOT EXISTS queue (job TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
 
 
 def passing(error: Exception) -> bool:

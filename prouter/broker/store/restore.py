@@ -40,6 +40,8 @@ class Saved:
     keys: list[tuple[str, str, str]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     """By key, the digest of its request (`prouter.requests.digest`)."""
+    queue: list[tuple[str, bytes]] = field(default_factory=list)
+    """Uid and packed row of each queued job."""
     unwanted: list[str] = field(default_factory=list)
     events: list[tuple[int, bytes]] = field(default_factory=list)
     last_event: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.keys import Keys
+from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.links import Links
@@ -27,12 +27,12 @@ _PART = 200
 class Rewriting:
     """Submits the whole state of the broker to the store."""
 
-    def __init__(self, env: Env, ledger: Ledger, links: Links, dials: Dials, keys: Keys) -> None:
+    def __init__(self, env: Env, ledger: Ledger, links: Links, dials: Dials, creations: Creations) -> None:
         self._env = env
         self._ledger = ledger
         self._links = links
         self._dials = dials
-        self._keys = keys
+        self._creations = creations
         self._rows: Iterator[None] | None = None
 
     def begin(self, now: float) -> None:
@@ -59,5 +59,6 @@ class Rewriting:
             address = self._dials.address_of(link) if link is not None else None
             self._ledger.write_connection(connection, link.since if link is not None else 0.0, address)
             yield
-        yield from self._keys.write_all()
+        yield from self._creations.keys.write_all()
+        yield from self._creations.queued.write_all()
         yield from self._ledger.write_all()

@@ -43,6 +43,8 @@ def read_tables(database: sqlite3.Connection) -> tuple[Saved, list[Repair]]:
     saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
     if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'digests'").fetchone():
         saved.digests = dict(database.execute("SELECT key, digest FROM digests"))
+    if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'queue'").fetchone():
+        saved.queue = database.execute("SELECT job, body FROM queue").fetchall()
     _read_events(database, saved, repairs)
     if repairs:
         log.warning("event=database_shortened rows=%d: an earlier version kept more than this one does", len(repairs))

@@ -25,6 +25,7 @@ _REASONS = {
     "sandbox": "its files needed more space than its limit",
     "start_failed": "it did not start",
     "agent_lost": "its agent was shut down, or lost control of it",
+    "queue_timeout": "no agent had space for it in time",
 }
 _TODO = {
     "timeout": "give it more time: 'prouter run --timeout'; the agent's jobs.limits.timeout is the ceiling",
@@ -57,6 +58,8 @@ class Finding:
 def explain(router: Router, job: Job) -> list[Finding]:
     """Return what is to be said about a job, the most important first."""
     info = job.info()
+    if info.phase == "queued":
+        return [Finding(one["ok"], one["text"], one["todo"]) for one in job.explain().findings]
     findings = [_state(info)]
     if not info.ended:
         findings += _agent(router, job, info)
@@ -96,9 +99,9 @@ def _ended(name: str, info: JobInfo) -> Finding:
 
 
 def _agent(router: Router, job: Job, info: JobInfo) -> Iterator[Finding]:
-    uid = job.path.split("/")[2]
-    found = [one for one in router.connections() if one.uid == uid]
-    name = info.agent.get("name") or info.agent.get("uid") or uid
+    uid = info.agent.get("uid")
+    found = [one for one in router.connections() if one.agent.uid == uid]
+    name = info.agent.get("name") or uid
     if not found:
         yield Finding(False, f"its agent {name} is not linked with the router", "start the agent: 'prouter agent'")
         return

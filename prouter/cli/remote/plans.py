@@ -29,6 +29,7 @@ class Plan:
         agent: uid of an agent, or None.
         where: properties that the agent must have, or None.
         require, resources, strategy: what else is asked of an agent (`Router.run`), or None.
+        queue: seconds for which it may wait for an agent, or None.
         uploads: local files, and directories whose contents go into the sandbox.
         downloads: masks of files that are fetched at the end.
         into: local directory that gets them.
@@ -47,6 +48,7 @@ class Plan:
     require: Mapping[str, Any] | None = None
     resources: Mapping[str, float] | None = None
     strategy: str | None = None
+    queue: float | None = None
     uploads: Sequence[str] = ()
     downloads: Sequence[str] = ()
     into: str = "."

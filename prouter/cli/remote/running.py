@@ -21,7 +21,7 @@ from prouter.cli.remote.failures import Failure, describe, note
 from prouter.cli.remote.plans import Plan
 from prouter.cli.remote.progress import progress_bar
 from prouter.cli.remote.terminals import closed, write_all
-from prouter.client import Conflict, Job, JobInfo, NotFound, Router, RouterError, StartFailed
+from prouter.client import Conflict, Job, JobInfo, NotFound, Router, RouterError, StartFailed, TimedOut
 
 __all__ = ["Running"]
 
@@ -173,8 +173,10 @@ class Running:
             resources=plan.resources,
             strategy=plan.strategy,
             template=plan.template,
+            queue=plan.queue,
         )
         self._job = job
+        self._wait_for_agent(job)
         self._info = job.latest
         for local in plan.uploads:
             with progress_bar(f"upload {local}") as progress:
@@ -191,6 +193,18 @@ class Running:
             url = address(job)
             if not open_in_browser(url):
                 note(f"open {url}")
+
+    def _wait_for_agent(self, job: Job) -> None:
+        """Wait until an agent has the job, unless a signal comes."""
+        if job.latest.phase == "queued" and sys.stderr.isatty():
+            note(f"no agent has space: the job waits in the queue, at position {job.latest.position}")
+        while not self._cancelled.is_set():
+            try:
+                job.wait_for_agent(_LOOK_EVERY)
+            except TimedOut:
+                continue
+            return
+        raise Cancelled
 
     def _check_port(self, job: Job) -> None:
         if self._plan.port is not None and self._plan.port not in job.latest.ports:

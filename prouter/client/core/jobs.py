@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from prouter.client.core.errors import Conflict, ConnectionFailed, NotFound, RouterError, TimedOut
+from prouter.client.core.errors import Conflict, ConnectionFailed, NoAgentFree, NotFound, RouterError, TimedOut
 from prouter.client.core.flow import Flow, Request, give, now
-from prouter.client.core.models import Bridge, JobInfo, Share
+from prouter.client.core.models import Bridge, Explanation, JobInfo, Share
 from prouter.client.core.paths import job_path, query, segment
 from prouter.client.core.retries import Attempts, Context, call, call_json
 
@@ -22,6 +22,7 @@ __all__ = [
     "browser_url",
     "choice",
     "discard",
+    "explain",
     "find",
     "info",
     "list_jobs",
@@ -38,6 +39,7 @@ __all__ = [
     "unbridge",
     "unshare",
     "wait",
+    "wait_for_agent",
 ]
 
 AgentChoice = str | Sequence[str] | Mapping[str, Any] | None
@@ -96,6 +98,7 @@ class Creation:
         name: for people.
         agent: see `choice`; any by default.
         template: name of a template that it must have; None for an empty job.
+        queue: seconds for which the job may wait until an agent has space for it; None for not at all.
     """
 
     def __init__(
@@ -104,12 +107,15 @@ class Creation:
         name: str | None = None,
         agent: Mapping[str, Any] | None = None,
         template: str | None = None,
+        queue: float | None = None,
     ) -> None:
         self._context = context
         self._key = context.new_key()
-        self._body = {"name": name or "", "agent": agent or choice()}
+        self._body: dict[str, Any] = {"name": name or "", "agent": agent or choice()}
         if template is not None:
             self._body["template"] = template
+        if queue is not None:
+            self._body["queue"] = {"timeout": queue}
         self._attempts = Attempts(context, context.retry_for)
 
     def carry_out(self) -> Flow[JobInfo]:
@@ -246,6 +252,30 @@ def list_jobs(
             yield from give(job)
         if cursor is None:
             return
+
+
+def wait_for_agent(context: Context, job: JobInfo, timeout: float | None = None) -> Flow[JobInfo]:
+    """Return the info of a job that was queued, once an agent has it; at once if it is in no queue.
+
+    Args:
+        timeout: seconds; None for as long as it takes.
+
+    Raises:
+        NoAgent: its time in the queue is up.
+        TimedOut: it still waits.
+        NotFound: it was removed.
+    """
+    if job.phase != "queued" or job.agent.get("uid"):
+        return job
+    found = yield from wait(context, job.path, timeout)
+    if found.reason == "queue_timeout":
+        raise NoAgentFree(found.error or "no agent had space in time", code="queue_timeout", job=job.uid)
+    return found
+
+
+def explain(context: Context, path: str) -> Flow[Explanation]:
+    """Return why a job waits, has ended or cannot be reached."""
+    return Explanation.of((yield from call_json(context, Request("GET", f"{path}/explain"))))
 
 
 def wait(context: Context, path: str, timeout: float | None = None) -> Flow[JobInfo]:

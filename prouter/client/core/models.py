@@ -14,6 +14,7 @@ __all__ = [
     "Connection",
     "Entry",
     "Event",
+    "Explanation",
     "Identity",
     "JobInfo",
     "Outcome",
@@ -165,12 +166,30 @@ class Outcome(_Model):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explanation(_Model):
+    """Why a job waits, has ended or cannot be reached.
+
+    Attributes:
+        text: all findings in one text.
+        findings: each with ``ok``, ``text``, and what to ``do`` about it under ``todo``, or None.
+    """
+
+    uid: str = ""
+    state: str = ""
+    phase: str | None = None
+    position: int | None = None
+    text: str = ""
+    findings: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobInfo(Outcome):
     """A job as it was when the router answered.
 
     Attributes:
-        phase: ``queued`` (its start waits), ``starting``, ``ready``, ``exited`` or ``failed``; None if it was not
-            started.
+        phase: ``queued`` (its start waits, or the job for an agent), ``starting``, ``ready``, ``frozen``,
+            ``unreachable``, ``stopping``, ``exited`` or ``failed``; None if it was not started.
+        position: its place in the router's queue, from 1 on; None outside of it.
         queue: why its start waits, and its ``expected_start`` if that is known; None unless the phase is ``queued``.
         node: the machine where it runs or ran, if that is not the agent's own.
         path: ``/jobs/<connection uid>/<job uid>``, the prefix of all its requests.
@@ -189,6 +208,7 @@ class JobInfo(Outcome):
     uid: str
     name: str = ""
     phase: str | None = None
+    position: int | None = None
     queue: Mapping[str, Any] | None = None
     node: str | None = None
     path: str = ""

@@ -125,7 +125,7 @@ def _add_job_routes(app: App, router: RouterClient) -> None:
     app.add_route("/jobs", jobs)
     app.add_route("/jobs/create", jobs, suffix="create")
     app.add_route("/jobs/run", jobs, suffix="run")
-    for verb in ("info", "start", "wait", "remove", "signal", "stop"):
+    for verb in ("info", "explain", "start", "wait", "remove", "signal", "stop"):
         app.add_route(f"{_JOB}/{verb}", job, suffix=verb)
     app.add_route(f"{_JOB}/logs/{{name}}", Logs(router))
     app.add_route(f"{_JOB}/tcp/{{port}}", JobPorts(router))

@@ -101,6 +101,14 @@ def _about_a_job() -> list[Operation]:
     return [
         Operation("get", f"{_JOB}/info", "jobInfo", "Info of a job.", _INFO, (usage,), errors=JOB_ERRORS),
         Operation(
+            "get",
+            f"{_JOB}/explain",
+            "explainJob",
+            "Why a job waits, has ended or cannot be reached, in words.",
+            {200: responses.Explanation},
+            errors=JOB_ERRORS,
+        ),
+        Operation(
             "post",
             f"{_JOB}/info",
             "jobInfoByPost",

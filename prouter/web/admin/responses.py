@@ -90,6 +90,29 @@ class Connection(_Response):
     pool: dict[str, PoolFigures] = Field(description="Templates (jobs.pool) and the jobs that are kept ready.")
 
 
+Phase = Literal["queued", "starting", "ready", "frozen", "unreachable", "stopping", "exited", "failed"]
+
+
+class Finding(_Response):
+    """One thing that is to be said about a job."""
+
+    ok: bool = Field(description="Whether it is as it should be.")
+    text: str
+    todo: str | None = Field(description="What to do about it.")
+
+
+class Explanation(_Response):
+    """Response to GET JOB_PATH/explain."""
+
+    uid: str
+    name: str
+    state: Literal["NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"]
+    phase: Phase | None = Field(description="As in the job's info.")
+    position: int | None = Field(description="As in the job's info.")
+    text: str = Field(description="All findings in one text.")
+    findings: list[Finding]
+
+
 class Connections(_Response):
     """Response to GET /connections."""
 
@@ -128,10 +151,11 @@ class JobInfo(_Response):
     uid: str
     name: str
     state: Literal["NEW", "PENDING", "RUNNING", "FINISHED", "CLOSED"]
-    phase: Literal["queued", "starting", "ready", "exited", "failed"] | None = Field(
-        description="What the job does; null if it was not started. While a start waits in a queue, the job is NEW and "
-        "its phase queued."
+    phase: Phase | None = Field(
+        description="What the job does; null if it was not started. While a start waits in a queue, or the job for an "
+        "agent, it is NEW and its phase queued."
     )
+    position: int | None = Field(description="Its place in the router's queue, from 1 on; null outside of it.")
     queue: Queue | None = Field(description="While the phase is queued.")
     node: str | None = Field(description="The machine where it runs or ran, if that is not the agent's own.")
     sender: Sender
@@ -162,6 +186,7 @@ class JobInfo(_Response):
             "removed",
             "agent_lost",
             "start_failed",
+            "queue_timeout",
             "port_taken",
             "walltime",
             "node_failed",

@@ -90,6 +90,10 @@ def not_running(route: JobRoute) -> PRouterError | None:
     state = record.state.value
     if record.ended:
         return job_ended(route)
+    if record.client is not None and record.client == record.connection:
+        return JobStarting(
+            f"job '{record.uid}' waits in the queue for an agent with space", job=record.uid, state=state, retry_after=2
+        )
     if not route.up:
         return AgentUnavailable(
             "the job's agent is out of reach at the moment", job=record.uid, state=state, retry_after=2

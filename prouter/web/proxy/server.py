@@ -322,7 +322,7 @@ class ProxyServer:
             self._note(self._audit, exchange, route.record.uid, None)
         principal, assertions = exchange.forwarded.principal, self.client.assertions
         if assertions is not None and principal is not None and principal is not OPEN_ROUTER:
-            exchange.forwarded.identity = assertions.lines(principal, route.connection, route.record.uid)
+            exchange.forwarded.identity = assertions.lines(principal, route.client, route.record.uid)
         exchange.forward(route)
 
     def _refuse(self, exchange: ProxyExchange, error: PRouterError) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from prouter.jobs import rfc3339
+from prouter.jobs import Reason, State, phase_of, rfc3339
 
 __all__ = ["public_event"]
 
-_INTERNAL = frozenset({"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of"})
+_INTERNAL = frozenset(
+    {"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of", "client"}
+)
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
@@ -24,7 +26,10 @@ def public_event(body: dict[str, Any]) -> dict[str, Any]:
         if job.get(name) is not None:
             job[name] = rfc3339(job[name])
     connection = record["connection"]
-    path = f"/jobs/{connection}/{record['uid']}"
+    path = f"/jobs/{record.get('client') or connection}/{record['uid']}"
     event["connection"] = connection
+    reason = Reason(record["reason"]) if record.get("reason") is not None else None
+    phase = phase_of(State(record["state"]), reason, queued=record.get("queue") is not None)
+    job["phase"] = phase.value if phase is not None else None
     event["job"] = {**job, "path": path, "base_url": f"{path}/http/" if record.get("endpoint") is not None else None}
     return event

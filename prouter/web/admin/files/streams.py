@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prouter.errors import AgentTimeout, AgentUnavailable, NotFound, ProtocolError, PRouterError
+from prouter.errors import AgentTimeout, AgentUnavailable, Conflict, NotFound, ProtocolError, PRouterError
 from prouter.fabric.stream import MAX_PIECE
 from prouter.jobs import Reason, State
 from prouter.transport.stream_io import CHUNK, StreamIO, StreamReset
@@ -46,6 +46,9 @@ def _obstacle(route: JobRoute) -> PRouterError | None:
         return NotFound(f"job '{job}' is not found: it was removed", job=job)
     if record.reason is Reason.AGENT_LOST:
         return NotFound(f"the sandbox of job '{job}' is not found: {record.ending}", job=job, code="agent_lost")
+    if record.client is not None and record.client == record.connection:
+        text = f"job '{job}' waits in the queue and has no sandbox yet; wait for an agent: POST {record.path}/wait"
+        return Conflict(text, job=job, state=record.state.value, code="queued")
     if not route.up:
         state = record.state.value
         text = "the job's agent is out of reach at the moment"

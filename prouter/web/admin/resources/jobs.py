@@ -76,12 +76,20 @@ class _Calls:
         reply: dict[str, Any] = self._router.call(op, args, timeout=timeout)
         return reply
 
-    def _create(self, request: CreateRequest, key: str, body_digest: str, owner: str | None) -> JobInfo:
+    def _create(
+        self,
+        request: CreateRequest,
+        key: str,
+        body_digest: str,
+        owner: str | None,
+        start: dict[str, Any] | None = None,
+    ) -> JobInfo:
         """Create a job, or return that of the first request with this key.
 
         Args:
             body_digest: digest of the request body if the client sent a key, else empty.
             owner: name of the access token, None without one.
+            start: how the job is to be started in case that it is queued.
 
         Raises:
             KeyReused: the first request had another body.
@@ -89,7 +97,8 @@ class _Calls:
         about = {"digest": body_digest} if body_digest else {}
         if owner is not None:
             about["owner"] = owner
-        created: JobInfo = self._call("jobs.create", {**request.model_dump(), "key": key, **about})["job"]
+        body = {**request.model_dump(), "key": key, **about, **({"start": start} if start is not None else {})}
+        created: JobInfo = self._call("jobs.create", body)["job"]
         return created
 
     def _start(
@@ -158,9 +167,8 @@ class Jobs(_Calls):
     def on_post_create(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create an empty job."""
         request = read_model(CreateRequest, req)
-        self._send(
-            req, resp, self._create(request, _key(req, "create"), digest(request) if _given(req) else "", _owner(req))
-        )
+        body_digest = digest(request) if _given(req) else ""
+        self._send_started(req, resp, self._create(request, _key(req, "create"), body_digest, _owner(req)))
 
     def on_post_run(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Create and start a job; with ``wait=SECONDS`` also wait for its end."""
@@ -181,7 +189,11 @@ class Jobs(_Calls):
         """Create and start a job. If the agent refuses the request, neither job nor key is left behind."""
         before = ""
         while True:
-            created = self._create(request.create(), f"{key} create", body_digest, owner)
+            start = {"request": request.start().model_dump(exclude_none=True), "key": f"{key} start"}
+            queued = start if request.queue is not None else None
+            created = self._create(request.create(), f"{key} create", body_digest, owner, queued)
+            if created["phase"] == Phase.QUEUED:
+                return created  # The broker starts it once an agent has it.
             connection, job = created["path"].split("/")[2:4]
             try:
                 return self._start(connection, job, request.start(), f"{key} start", wait)
@@ -218,6 +230,14 @@ class Job(_Calls):
         """Send the job's info to old clients, which use POST."""
         discard_body(req)
         self.on_get_info(req, resp, connection, job)
+
+    def on_get_explain(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
+        """Say in words why the job waits, has ended or cannot be reached."""
+        told = self._call("jobs.explain", {"connection": connection, "job": job})
+        info = told["job"]
+        text = "; ".join(finding["text"] for finding in told["findings"])
+        answer = {name: info[name] for name in ("uid", "name", "state", "phase", "position")}
+        send_json(resp, {**answer, "text": text, "findings": told["findings"]})
 
     def on_post_start(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str) -> None:
         """Start the job, and respond once it runs and its ports are known, or with 202 while it is queued."""

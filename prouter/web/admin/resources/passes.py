@@ -59,7 +59,7 @@ class Passes:
             Forbidden: the job is somebody else's, and would share the origin of jobs of one's own.
         """
         uid = route.record.uid
-        root = root_of(public, route.connection, uid, self.domain)
+        root = root_of(public, route.client, uid, self.domain)
         if principal is OPEN_ROUTER:
             return root + path
         if not self.domain and route.record.owner != principal.name:
@@ -79,7 +79,7 @@ class Passes:
 
     def shared_url(self, public: Public, route: JobRoute, secret: str) -> str:
         """Return the URL of a share link."""
-        root = root_of(public, route.connection, route.record.uid, self.domain)
+        root = root_of(public, route.client, route.record.uid, self.domain)
         return f"{root}{ENTER.decode('ascii')}?{urlencode({'code': secret})}"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from hypothesis import settings
@@ -62,10 +63,7 @@ class Store:
 
 def copy(item: Item, connection: str) -> Item:
     """An item as the store gives it to the next broker."""
-    return Item(
-        item.uid, item.name, item.owner, item.shape, item.until, item.number, item.tag, item.start, item.start_id,
-        connection,
-    )  # fmt: skip
+    return replace(item, connection=connection, state=QueueState.WAITING, avoid=set(), passed_at=None)
 
 
 class Broker:
@@ -101,7 +99,7 @@ class Broker:
     def create(self, item: Item) -> None:
         self.to_agents.append(("create", item.connection, item))
 
-    def start(self, item: Item) -> None:
+    def start_job(self, item: Item) -> None:
         self.to_agents.append(("start", self.adopted[item.uid], item))
 
     def host(self, shape: Shape) -> str | None:

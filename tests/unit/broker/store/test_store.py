@@ -73,6 +73,7 @@ def test_a_restarted_broker_has_its_jobs_links_and_keys(path: Path) -> None:
     assert worker.ask("jobs.info", connection=agent.connection, job=running)["job"] == {
         **before[running],
         "confirmed": False,
+        "phase": "unreachable",
     }
     assert again.broker.ledger.events.last > world.broker.ledger.events.last
     call = worker.call("jobs.create", name="job 0", agent=BY_UID, key="key-0")
