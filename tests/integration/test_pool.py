@@ -10,11 +10,13 @@ import gevent
 import pytest
 
 from prouter.agent.jobs.origin import Origin
+from prouter.agent.jobs.user_pool import UserPool
 from prouter.errors import Conflict, InvalidRequest, LimitReached, NotFound, StartFailed
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import Limits, validated
 from prouter.template_requests import Template
 from tests.support.job_manager import CONNECTION, SERVER, Managers, Observed, get, new_uid, python
+from tests.support.job_users import python_for_all, users, why_not
 from tests.support.keeper import alive, until
 
 WEB = {"args": python(SERVER, "{socket}"), "expose": {"port": "unix"}}
@@ -132,6 +134,18 @@ def test_a_job_that_needs_the_slot_ends_one_of_the_pool(managers: Managers) -> N
         ask(jobs)
     jobs.manager.remove(first)
     until(lambda: ready_in(jobs) == 1)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_job_that_needs_the_user_ends_one_of_the_pool(managers: Managers) -> None:
+    server = [python_for_all(), "-I", "-S", "-c", SERVER, "{socket}"]
+    jobs = pooled(managers, 2, template={"args": server}, users=UserPool(users(2), isolated=True))
+    first, second = jobs.create(), jobs.create()
+    assert ready_in(jobs) == 0
+    own = {jobs.manager.sandbox(uid).user for uid in (first, second)}
+    assert len(own) == 2
+    with pytest.raises(LimitReached, match="no free user"):
+        ask(jobs)
 
 
 def test_an_agent_that_takes_no_jobs_keeps_none_ready(managers: Managers) -> None:

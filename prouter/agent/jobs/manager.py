@@ -379,14 +379,15 @@ class JobManager:
             self._on_change(record)
 
     def _reclaim(self, kept: Kept) -> None:
-        if kept.record.get("warm"):
-            self._disown(kept)
-            return
         try:
-            job = Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
+            warm = kept.record.get("warm")
+            job = None if warm else Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
         except (KeyError, TypeError, ValueError, PRouterError) as error:
             _log.warning("event=job_not_reclaimed job=%s error=%r", kept.job, str(error))
-            self._disown(kept)
+            job = None
+        if job is None:
+            self._runner.kill(kept.job)
+            self._runner.forget(kept.job)
             return
         self._jobs.add(job)
         if job.record.ended:
@@ -395,8 +396,3 @@ class JobManager:
             job.hold()
         _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
         self._starter.resume(job, kept)
-
-    def _disown(self, kept: Kept) -> None:
-        """End a job of an earlier agent that this one does not go on with."""
-        self._runner.kill(kept.job)
-        self._runner.forget(kept.job)

@@ -98,7 +98,16 @@ def test_run_knows_the_presets() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ps", "--bogus"], ["nonsense"], ["cp", "a", "b"], ["wait", "--timeout", "x", "j"]]
+    "arguments",
+    [
+        ["ps", "--bogus"],
+        ["nonsense"],
+        ["cp", "a", "b"],
+        ["wait", "--timeout", "x", "j"],
+        ["run"],
+        ["run", "--template", "lab", "--", "true"],
+        ["run", "--template", "lab", "--env", "A=b"],
+    ],
 )
 def test_usage_errors_are_one_line_that_says_where_help_is(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, arguments)

@@ -246,5 +246,15 @@ def test_a_start_without_a_server_expects_no_port() -> None:
     }
     with pytest.raises(TypeError, match="a list"):
         jobs.start_body("x y")
+    with pytest.raises(ValueError, match="give args"):
+        jobs.start_body([])
+
+
+def test_a_template_says_all_but_the_time_limit() -> None:
+    assert jobs.start_body([], template="lab") == {"template": "lab"}
+    assert jobs.start_body([], template="lab", limits={"timeout": 9}) == {"template": "lab", "limits": {"timeout": 9}}
+    for more in ({"env": {"A": "b"}}, {"preset": "dash"}, {"options": {"home": "sandbox"}}):
+        with pytest.raises(ValueError, match="give it alone"):
+            jobs.start_body([], template="lab", **more)
     with pytest.raises(ValueError, match="either agent or where"):
         jobs.choice("a", where={"gpu": True})
