@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from prouter.testing.runner_conformance import Bench, RunnerConformance
 
-SLOTS = 8
+SLOTS = 4
 
 
 class TestGuardedRunner(RunnerConformance):

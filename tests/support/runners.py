@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from prouter.errors import InvalidRequest
 from prouter.runners import Exit, Queued, Reports, Spawned
 
-__all__ = ["ExitReports"]
+__all__ = ["ExitReports", "distribution"]
 
 
 class ExitReports(Reports):
@@ -31,3 +32,13 @@ class ExitReports(Reports):
 
     def port(self, job: str, port: int) -> None:
         raise InvalidRequest("the job reports to the agent itself")
+
+
+def distribution(directory: Path, **runners: str) -> Path:
+    """Make a distribution in a directory for ``sys.path``, with these entry points of runners; return the directory."""
+    info = directory / "some_runners-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-runners\nVersion: 1.0\n")
+    lines = ["[prouter.runners]", *(f"{name} = {value}" for name, value in runners.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return directory
