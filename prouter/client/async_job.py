@@ -376,9 +376,13 @@ class AsyncJob:
         """End a bridge."""
         await self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
 
-    async def browser_url(self) -> str:
-        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute."""
-        return await self._driver.run(jobs.browser_url(self._driver.context, self.path))
+    async def browser_url(self, page: str = "") -> str:
+        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute.
+
+        Args:
+            page: path and query below the job's address, at which to begin.
+        """
+        return await self._driver.run(jobs.browser_url(self._driver.context, self.path, page))
 
     async def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
         """Make a link by which people without a token use the job's server.

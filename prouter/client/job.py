@@ -376,9 +376,13 @@ class Job:
         """End a bridge."""
         self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
 
-    def browser_url(self) -> str:
-        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute."""
-        return self._driver.run(jobs.browser_url(self._driver.context, self.path))
+    def browser_url(self, page: str = "") -> str:
+        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute.
+
+        Args:
+            page: path and query below the job's address, at which to begin.
+        """
+        return self._driver.run(jobs.browser_url(self._driver.context, self.path, page))
 
     def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
         """Make a link by which people without a token use the job's server.
