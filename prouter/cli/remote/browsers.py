@@ -29,7 +29,7 @@ def address(job: Job, page: str = "") -> str:
         raise Failure(
             f"job '{info.name or info.uid}' has no server: start it with --port or --preset ('prouter run --help')"
         )
-    return job.browser_url(page)
+    return job.open_url(page)
 
 
 def open_in_browser(url: str) -> bool:

@@ -20,7 +20,6 @@ __all__ = [
     "Creation",
     "bridge",
     "bridges",
-    "browser_url",
     "discard",
     "find",
     "info",
@@ -305,12 +304,7 @@ def discard(context: Context, path: str) -> Flow[bool]:
     return True
 
 
-def open_url(context: Context, path: str) -> Flow[str]:
-    """Return a URL that opens the job's server in a browser, for a minute."""
-    return str((yield from call_json(context, post(f"{path}/pass"))).get("url"))
-
-
-def browser_url(context: Context, path: str, page: str = "") -> Flow[str]:
+def open_url(context: Context, path: str, page: str = "") -> Flow[str]:
     """Return a URL that lets a browser in to the job's server, once followed within a minute.
 
     Args:
