@@ -68,9 +68,10 @@ class _Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
-            alike = get_close_matches(args[0], COMMANDS, 2)
-            meant = " or ".join(f"'prouter {name}'" for name in alike) or "one of 'prouter --help'"
-            raise click.UsageError(f"there is no command {args[0]!r}; it may be {meant}") from None
+            alike = " or ".join(f"'prouter {name}'" for name in get_close_matches(args[0], COMMANDS, 2))
+            raise click.UsageError(
+                f"there is no command {args[0]!r}" + (f", but {alike}" if alike else ""), ctx
+            ) from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take options without a command as those of ``up``: that is how the original's router is started."""
@@ -130,7 +131,7 @@ def _open_descriptors() -> None:
 
 
 def _refuse(error: click.ClickException) -> NoReturn:
-    message = error.format_message().replace("\n", " ") if isinstance(error, click.UsageError) else error.message
+    message = " ".join(error.format_message().split()) if isinstance(error, click.UsageError) else error.message
     message = visible(message.strip().rstrip("."))
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and context is not None:

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -199,7 +200,11 @@ def _bracketed(host: str) -> str:
 
 
 def _assumed(interface: str) -> str:
-    """The interface's address if it has one, else the address by which this machine reaches others."""
+    """The interface's address if it has one, else the address by which this machine reaches others.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if interface not in _ANYWHERE:
         return interface
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
@@ -209,7 +214,19 @@ def _assumed(interface: str) -> str:
                 return str(probe.getsockname()[0])
         except OSError:
             continue
-    return os.uname().nodename
+    return _own_name()
+
+
+def _own_name() -> str:
+    """The machine's name, unless it leads to this machine only, as Debian's /etc/hosts has it."""
+    name = os.uname().nodename
+    with suppress(OSError):
+        if all(is_loopback(str(found[4][0])) for found in socket.getaddrinfo(name, None)):
+            raise ConfigError(
+                f"--host: how agents reach this machine is not known: it has no default route, and its name '{name}' "
+                "is known here as a loopback address; give --host HOST"
+            )
+    return name
 
 
 def _note(text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -71,11 +73,13 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 def key_help(model: type[BaseModel]) -> str:
-    """Return every key of a configuration with its description, for a command's help."""
+    """Return every key of a configuration with its description, for a command's help: as wide as click makes help."""
     lines = ["\b", "Configuration keys:"]
+    width = max(40, min(80, shutil.get_terminal_size().columns) - 4)
     for key, field in keys(model):
         default = field.get_default(call_default_factory=True)
-        lines.append(f"  {key} - {field.description} [default: {'none' if default in (None, '', (), {}) else default}]")
+        text = f"{key} - {field.description} [default: {'none' if default in (None, '', (), {}) else default}]"
+        lines += wrap(text, width, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
     return "\n".join(lines)
 
 

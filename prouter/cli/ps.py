@@ -21,7 +21,8 @@ _STATES = (*_UNFINISHED, "FINISHED", "CLOSED")
 
 @click.command("ps", cls=OutputCommand)
 @click.option("-a", "--all", "every", is_flag=True, help="Also jobs that have ended.")
-@click.option("--state", "states", multiple=True, type=click.Choice(_STATES, case_sensitive=False),
+@click.option("--state", "states", multiple=True, metavar="|".join(_STATES),
+              type=click.Choice(_STATES, case_sensitive=False),
               help="Only jobs in this state; several times for several. CLOSED lists removed jobs.")  # fmt: skip
 @click.option("--owner", metavar="NAME", help="Only jobs of this owner.")
 @click.option("--name", metavar="NAME", help="Only jobs of this name.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from prouter.client.core.flow import Body, Command, Flow, Give, Now, Open, Read,
 from prouter.client.core.retries import Context
 from prouter.client.settings import Settings, fields_of, head_of, lost, note_redirect, timeouts
 
-__all__ = ["AsyncDriver"]
+__all__ = ["AsyncDriver", "finish"]
 
 T = TypeVar("T")
 _Opened = list[tuple[httpx.Response, AsyncIterator[bytes]]]
@@ -154,6 +154,20 @@ async def _sent(body: Body) -> AsyncIterator[bytes]:
         body.on_sent(len(chunk))
 
 
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns; it goes on to its end even if this task is cancelled.
+
+    Cancelled scopes of anyio (FastAPI's, for example) interrupt every await, until one is shielded from them. A second
+    plain cancellation ends the waiting, not the coroutine.
+    """
+    from anyio import CancelScope
+
+    task = asyncio.ensure_future(work)
+    with CancelScope(shield=True):
+        await asyncio.shield(task)
+    return task.result()
+
+
 async def _in_thread(call: Callable[[], T]) -> T:
     """Return what a function that blocks returns.
 
@@ -165,9 +179,13 @@ async def _in_thread(call: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         while not running.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
+                await finish(_end_of(running))
         running.exception()
         raise
+
+
+async def _end_of(running: asyncio.Future[T]) -> None:
+    await asyncio.wait([running])
 
 
 async def _close(opened: _Opened) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from prouter.client.async_driver import AsyncDriver
+from prouter.client.async_driver import AsyncDriver, finish
 from prouter.client.async_streams import AsyncLogStream
 from prouter.client.core import files, jobs, transfers
 from prouter.client.core.errors import NotFound
@@ -60,14 +60,14 @@ class AsyncJob:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await finish(self.close())
         if self.kept or self._removed or self._maker != os.getpid():  # in a forked child the job is its parent's
             return
         if error is None:
             with suppress(NotFound):
                 await self.remove()
         else:
-            await self.discard()
+            await finish(self.discard())
 
     async def close(self) -> None:
         """Close the connections of `http`; the job goes on."""
@@ -361,12 +361,15 @@ class AsyncJob:
         settings = self._driver.settings
         return connect_async(settings.web_socket(self.path, path), settings.credentials, settings.tls(), options)
 
-    async def open_url(self) -> str:
+    async def open_url(self, page: str = "") -> str:
         """Return a URL by which a browser without a token opens the job's server, within a minute.
 
         Unlike `url` it is a secret: whoever has it uses the job as the holder of this client's token.
+
+        Args:
+            page: path and query below the job's address, at which to begin.
         """
-        return await self._driver.run(jobs.open_url(self._driver.context, self.path))
+        return await self._driver.run(jobs.open_url(self._driver.context, self.path, page))
 
     async def bridge(self, url: str, path: str = "") -> str:
         """Connect the job's WebSocket at `path` with another server's; return the bridge's uid.
@@ -386,10 +389,6 @@ class AsyncJob:
     async def unbridge(self, uid: str) -> None:
         """End a bridge."""
         await self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
-
-    async def browser_url(self) -> str:
-        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute."""
-        return await self._driver.run(jobs.browser_url(self._driver.context, self.path))
 
     async def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
         """Make a link by which people without a token use the job's server.

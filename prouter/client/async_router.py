@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from prouter.client.async_driver import AsyncDriver
+from prouter.client.async_driver import AsyncDriver, finish
 from prouter.client.async_job import AsyncJob
 from prouter.client.async_streams import AsyncEventStream
 from prouter.client.core import jobs, router
@@ -193,7 +192,7 @@ class AsyncRouter:
         except RouterError:
             raise
         except BaseException:  # a cancellation above all: there may be a job by now
-            await asyncio.shield(self._driver.run(creation.undo()))
+            await finish(self._driver.run(creation.undo()))
             raise
 
     async def _started(self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any]) -> AsyncJob:
@@ -205,7 +204,7 @@ class AsyncRouter:
             job.latest = await self._driver.run(jobs.start(self._driver.context, job.path, body))
         except BaseException:
             if not job.kept:
-                await asyncio.shield(job.discard())
+                await finish(job.discard())
             raise
         return job
 

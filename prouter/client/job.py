@@ -361,12 +361,15 @@ class Job:
         settings = self._driver.settings
         return connect(settings.web_socket(self.path, path), settings.credentials, settings.tls(), options)
 
-    def open_url(self) -> str:
+    def open_url(self, page: str = "") -> str:
         """Return a URL by which a browser without a token opens the job's server, within a minute.
 
         Unlike `url` it is a secret: whoever has it uses the job as the holder of this client's token.
+
+        Args:
+            page: path and query below the job's address, at which to begin.
         """
-        return self._driver.run(jobs.open_url(self._driver.context, self.path))
+        return self._driver.run(jobs.open_url(self._driver.context, self.path, page))
 
     def bridge(self, url: str, path: str = "") -> str:
         """Connect the job's WebSocket at `path` with another server's; return the bridge's uid.
@@ -386,10 +389,6 @@ class Job:
     def unbridge(self, uid: str) -> None:
         """End a bridge."""
         self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
-
-    def browser_url(self) -> str:
-        """Return a URL that lets a browser in to the job's server without a token, once followed within a minute."""
-        return self._driver.run(jobs.browser_url(self._driver.context, self.path))
 
     def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
         """Make a link by which people without a token use the job's server.

@@ -49,7 +49,7 @@ def test_help_of_a_command_has_two_examples(command: str) -> None:
 def test_an_unknown_command_is_refused() -> None:
     result = prouter("upp")
     assert result.returncode == 2
-    assert "there is no command 'upp'; it may be 'prouter up'" in result.stderr
+    assert "there is no command 'upp', but 'prouter up'; see 'prouter --help'" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["up", "broker", "agent", "config"])

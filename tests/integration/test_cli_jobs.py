@@ -42,6 +42,7 @@ def test_a_job_from_its_start_to_its_removal(prouter: CommandLine, web: str) -> 
     info = json.loads(prouter.text("info", web[:6], "-o", "json"))
     assert (info["uid"], info["state"]) == (web, "RUNNING")
     assert prouter.text("open", "--print", "cliweb").strip() == info["url"]
+    assert prouter.text("open", "--print", "--path", "a?b=c", "cliweb").strip() == info["url"] + "a?b=c"
     assert "its server answers 200" in prouter.text("explain", "cliweb")
     assert b"Serving HTTP" in prouter("logs", "cliweb").stdout
     piece = json.loads(prouter.text("logs", "cliweb", "-o", "jsonl").splitlines()[0])

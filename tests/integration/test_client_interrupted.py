@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from prouter.client import AsyncRouter, Router
@@ -113,3 +114,19 @@ def test_after_a_fork_both_processes_have_connections_of_their_own(router: proce
     )
     assert (done.returncode, done.stderr) == (0, "")
     wait_until(lambda: left(router, Path(sys.executable).name) == 0)
+
+
+def test_a_scope_of_anyio_that_is_cancelled_leaves_no_job(router: processes.Router, agent: Agent) -> None:
+    async def cancelled() -> None:
+        async with AsyncRouter(router.url) as client:
+            for moment in ("making", "following"):
+                with anyio.CancelScope() as scope:
+                    if moment == "making":
+                        asyncio.get_running_loop().call_later(0.01, scope.cancel)
+                    async with client.run(["sh", "-c", "echo x; sleep 60"], name="scoped") as job:
+                        async for _ in job.logs(follow=True):
+                            scope.cancel()
+                assert scope.cancelled_caught
+                assert left(router, "scoped") == 0
+
+    anyio.run(cancelled)

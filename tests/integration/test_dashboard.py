@@ -12,7 +12,7 @@ import requests
 from tests.integration.test_access import ECHO
 from tests.support.access import new_token
 from tests.support.chromium import Browser, Tab, browser
-from tests.support.processes import Agent, Router, start_agent, start_router
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 from tests.support.programs import needed
 
 pytestmark = needed("chromium")
@@ -126,7 +126,14 @@ def test_somebody_signs_in_and_uses_the_dashboard(chromium: Browser, short_dir: 
 
 def test_an_open_routers_dashboard_asks_nobody(chromium: Browser, router: Router, agent: Agent) -> None:
     start_job(router, agent, "of everybody")
+    quiet = router.post("/jobs/create", {"name": "quiet", "agent": {"type": "uid", "uid": agent.uid}}).json()["path"]
+    router.start(quiet, ["sh", "-c", "echo on stderr only >&2; sleep 600"], port_expected_count=0)
     tab = chromium.profile().open(router.url.replace("127.0.0.1", "localhost") + "/")
     tab.wait(f"{LIVE} && {has_text('of everybody')}")
     tab.wait("[...document.querySelectorAll('#jobs a')].some((one) => one.textContent === 'Open')")
+    wait_until(lambda: router.get(f"{quiet}/logs/stderr").content, 30, "the job writes")
+    tab.wait(has_text("quiet"))
+    click(tab, "quiet", "Log")
+    tab.wait(has_text("on stderr only"))
+    router.post(f"{quiet}/remove")
     assert tab.run("out.hidden && trouble.hidden && document.getElementById('me').textContent === ''")

@@ -640,7 +640,7 @@ def test_what_was_left_of_jobs_that_are_gone_is_removed_and_nothing_else(manager
     assert link.is_symlink()
 
 
-def test_closing_ends_all_jobs_and_removes_all_sandboxes(jobs: Observed) -> None:
+def test_closing_ends_all_jobs_and_removes_all_sandboxes(jobs: Observed, caplog: pytest.LogCaptureFixture) -> None:
     jobs.create()
     jobs.ended(jobs.run("true"))
     running = jobs.run("sleep", "1000")
@@ -655,6 +655,7 @@ def test_closing_ends_all_jobs_and_removes_all_sandboxes(jobs: Observed) -> None
     assert {last[running].reason, last[starting].reason} == {Reason.AGENT_LOST}
     start.join(5)
     assert isinstance(start.exception, StartFailed)
+    assert "record_not_kept" not in caplog.text
 
 
 def test_a_lost_keeper_ends_its_jobs_with_a_reason_and_the_agent_goes_on(jobs: Observed) -> None:

@@ -367,7 +367,8 @@ class JobManager:
         try:
             self._runner.update_record(job.uid, self._kept(job))
         except PRouterError as error:
-            _log.warning("event=record_not_kept job=%s error=%r", job.uid, error.detail)
+            if self._open:  # Else the jobs ended with the agent, and nobody reads their records.
+                _log.warning("event=record_not_kept job=%s error=%r", job.uid, error.detail)
 
     def _changed(self, record: JobRecord) -> None:
         if record.ended:

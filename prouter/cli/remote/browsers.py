@@ -13,8 +13,11 @@ from prouter.client import Job
 __all__ = ["address", "open_in_browser"]
 
 
-def address(job: Job) -> str:
+def address(job: Job, page: str = "") -> str:
     """Return a URL that opens a job's server, once followed within a minute.
+
+    Args:
+        page: path and query below the job's address, at which to begin.
 
     Raises:
         Failure: the job has no server, or has ended.
@@ -26,7 +29,7 @@ def address(job: Job) -> str:
         raise Failure(
             f"job '{info.name or info.uid}' has no server: start it with --port or --preset ('prouter run --help')"
         )
-    return job.browser_url()
+    return job.open_url(page)
 
 
 def open_in_browser(url: str) -> bool:

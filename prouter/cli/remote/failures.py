@@ -28,10 +28,9 @@ from prouter.texts import visible
 __all__ = ["Failure", "describe", "exit_of", "failures_end_the_command", "note", "quiet_end"]
 
 _ACCESS_HELP = (
-    "give a token with PROUTER_TOKEN, --token-file FILE or 'prouter context add NAME --url URL --token-file FILE'"
+    "give one with PROUTER_TOKEN, --token-file FILE or 'prouter context add NAME --url URL --token-file FILE'"
 )
 _HINTS: dict[str, str] = {
-    "unauthorized": _ACCESS_HELP,
     "agent_unavailable": "'prouter agents' shows the links",
     "agent_timeout": "'prouter agents' shows the links",
     "connection_failed": "'prouter doctor' looks for the reason",
@@ -71,6 +70,8 @@ def describe(error: Exception) -> str:
             return f"{where}{error.strerror}"
         return str(error) or type(error).__name__
     hint = _HINTS.get(error.code)
+    if error.code == "unauthorized":
+        return f"the router asks for an access token, and this command has none that is valid; {_ACCESS_HELP}"
     if isinstance(error, Unauthorized):
         hint = _ACCESS_HELP
     elif isinstance(error, NotFound) and error.job is not None and error.code == "not_found":

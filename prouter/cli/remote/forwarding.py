@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import ssl
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -90,8 +91,12 @@ class Forwarder:
             note(f"a connection was refused: {describe(error)}")
             client.close()
             return
-        with client, server, suppress(OSError):
-            splice(client, server, early)
+        with client, server:
+            try:
+                splice(client, server, early)
+            except OSError:
+                for end in (client, server):
+                    _reset_at_close(end)
 
     def _connected(self) -> tuple[socket.socket, bytes]:
         """Return a connection with the job's port, and the first bytes from it.
@@ -134,6 +139,12 @@ class Forwarder:
             connection.close()
             raise
         return connection, early
+
+
+def _reset_at_close(connection: socket.socket) -> None:
+    """Have the other end see that the connection broke: to be closed like others would say that all was sent."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _upgraded(connection: socket.socket) -> bytes:

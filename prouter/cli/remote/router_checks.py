@@ -17,7 +17,7 @@ from prouter.cli.remote.connection import Chosen
 from prouter.cli.remote.failures import describe
 from prouter.cli.remote.findings import Check, error, ok, warning
 from prouter.client import Connection, Router, RouterError, Unauthorized
-from prouter.client.settings import CONNECT_TIMEOUT, Settings
+from prouter.client.settings import CONNECT_TIMEOUT, Settings, lost
 
 __all__ = ["router_checks"]
 
@@ -40,9 +40,12 @@ def router_checks(router: Router, choice: Chosen) -> list[Check]:
     ) as http:
         try:
             ready = http.get("/readyz")
-        except httpx.HTTPError as failure:
-            todo = "check the URL, http or https, and the certificate ('prouter context add --ca-file')"
-            return [port, error("router", f"{choice.url} does not speak HTTP with us: {failure}", todo)]
+        except httpx.TransportError as failure:
+            todo = (
+                "check the URL: http or https, the port (8888 by default; 8889 is for agents), and the certificate "
+                "('prouter context add --ca-file')"
+            )
+            return [port, error("router", f"{choice.url} does not speak HTTP with us: {lost(failure).reason}", todo)]
         found = [port, _ready(ready), _clock(ready), *_access(router, choice)]
         if all(one.level != "error" or one.name == "clock" for one in found):
             found += [*_router_version(http), _stream(http), *_agents(router, choice)]

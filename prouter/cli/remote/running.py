@@ -123,6 +123,8 @@ class Running:
             self._break()
         elif name == "stop" and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
+        elif name in ("stop", "kill") and isinstance(error, RouterError) and not isinstance(error, NotFound):
+            raise Failure(describe(error) + self._left(), Exit.NOT_THE_JOB)  # logs and waits would go on for ever
         elif name == "set up":
             self._error = error
             self._started = error is None
@@ -151,7 +153,7 @@ class Running:
             left = f"; 'prouter rm {self._job.uid}' removes the job" if self._job is not None else ""
             raise Failure(f"left without waiting for the router{left}", 128 + self._signal)
         if self._count == 1 and sys.stderr.isatty() and not self._broken:
-            note("stopping the job; once more kills it")
+            note("stopping the job; once more kills it, and a third time leaves at once")
         self._stop()
 
     def _stop(self) -> None:
@@ -272,13 +274,18 @@ class Running:
             return Exit.BROKEN_PIPE
         if self._signal is not None and not self._started:
             return 128 + self._signal
+        if self._info is not None and self._info.reason == "agent_lost":
+            raise Failure("the job ended because its agent was lost", Exit.NOT_THE_JOB)
         if self._error is not None:
-            left = f"; the job is still there: 'prouter rm {self._job.uid}'" if self._job and not self._removed else ""
             assert isinstance(self._error, Exception)
-            raise Failure(describe(self._error) + left, Exit.NOT_THE_JOB) from self._error
+            raise Failure(describe(self._error) + self._left(), Exit.NOT_THE_JOB) from self._error
         if self._info is None or not self._info.ended:
             raise Failure("the job was removed by somebody else before it ended", Exit.NOT_THE_JOB)
         return of_job(self._info)
+
+    def _left(self) -> str:
+        """Return the part of an error that says how to remove the job, if it is still there."""
+        return f"; the job is still there: 'prouter rm {self._job.uid}'" if self._job and not self._removed else ""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from prouter.client.core.errors import Conflict, ConnectionFailed, NoAgentFree, NotFound, RouterError, TimedOut
 from prouter.client.core.flow import Flow, Request, give, now
@@ -19,7 +20,6 @@ __all__ = [
     "Creation",
     "bridge",
     "bridges",
-    "browser_url",
     "choice",
     "discard",
     "explain",
@@ -350,13 +350,11 @@ def discard(context: Context, path: str) -> Flow[bool]:
     return True
 
 
-def open_url(context: Context, path: str) -> Flow[str]:
-    """Return a URL that opens the job's server in a browser, for a minute."""
-    return str((yield from call_json(context, post(f"{path}/pass"))).get("url"))
-
-
-def browser_url(context: Context, path: str) -> Flow[str]:
+def open_url(context: Context, path: str, page: str = "") -> Flow[str]:
     """Return a URL that lets a browser in to the job's server, once followed within a minute.
+
+    Args:
+        page: path and query below the job's address, at which to begin.
 
     Raises:
         RouterError: the job has no server, or the router told no URL.
@@ -365,7 +363,10 @@ def browser_url(context: Context, path: str) -> Flow[str]:
     url = answer.get("url")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise RouterError("the router told no URL for a browser: check its version, and the URL you use for it")
-    return url
+    page = page.lstrip("/")
+    if not page:
+        return url
+    return f"{url}&next=/{quote(page)}" if "?" in url else url + page
 
 
 def bridge(context: Context, path: str, url: str, at: str) -> Flow[str]:

@@ -124,3 +124,12 @@ WITHOUT_RESULTS = {"up", "agent", "broker", "demo", "config", "keygen", "open", 
 def test_all_results_are_there_for_programs(path: str) -> None:
     has_output = any("-o" in option.opts for option in ALL[path].params)
     assert has_output == (path.split()[1] not in WITHOUT_RESULTS)
+
+
+@pytest.mark.parametrize("command", ["up", "agent", "broker"])
+def test_configuration_keys_are_as_wide_as_the_terminal(command: str) -> None:
+    listed = (
+        CliRunner().invoke(main, [command, "--help"], prog_name="prouter").stdout.partition("Configuration keys:")[2]
+    )
+    assert listed.count(" - ") > 40
+    assert max(map(len, listed.splitlines())) <= 80

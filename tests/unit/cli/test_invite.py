@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from prouter.cli import main
+from prouter.cli.invite import _own_name
+from prouter.config import ConfigError
 from prouter.keys.files import load_certificate, load_pair
 from prouter.keys.invitation_book import BOOK, InvitationBook
 from prouter.keys.join_url import JoinUrl, parse_join_url
@@ -79,7 +84,28 @@ def test_the_host_is_the_one_that_is_given(cli: Cli, host: str, address: str) ->
     assert "assumed" not in cli.run("invite", "--host", host).stderr
 
 
-def test_what_is_assumed_is_said(cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("addresses", "assumed"), [(["127.0.1.1", "::1"], None), (["127.0.1.1", "192.0.2.9"], "name"), ([], "name")]
+)
+def test_a_name_that_leads_to_loopback_is_assumed_for_no_other_machine(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], assumed: str | None
+) -> None:
+    def known(*_: object) -> list[tuple[Any, ...]]:
+        if not addresses:
+            raise socket.gaierror
+        return [(None, None, None, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="name"))
+    if assumed is None:
+        with pytest.raises(ConfigError, match="give --host HOST"):
+            _own_name()
+    else:
+        assert _own_name() == assumed
+
+
+def test_what_is_assumed_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prouter.cli.invite._own_name", lambda: "router.example.org")
     everywhere = cli.run("invite", "--set", "server.interface=0.0.0.0")
     assert "the router's address is assumed to be" in everywhere.stderr
     assert "0.0.0.0" not in everywhere.stdout

@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -61,6 +62,9 @@ class StandIn:
                 b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhi " + rest
             )
             while piece := connection.recv(65536):
+                if piece == b"break":
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return
                 connection.sendall(piece)
             connection.sendall(b"end")
 
@@ -105,6 +109,14 @@ def test_the_request_and_both_directions_with_half_close() -> None:
         lines = head.split("\r\n")
         assert lines[0] == "GET /base/jobs/c/j/tcp/http HTTP/1.1"
         assert {"Connection: Upgrade", "Upgrade: tcp", "Authorization: Bearer prt_x"} <= set(lines[1:])
+
+
+def test_a_connection_that_breaks_does_not_look_complete() -> None:
+    with forwarded() as (_, connect), connect() as client:
+        assert client.recv(3) == b"hi "
+        client.sendall(b"break")
+        with pytest.raises(ConnectionResetError):
+            everything(client)
 
 
 def test_much_both_ways_byte_for_byte() -> None:
