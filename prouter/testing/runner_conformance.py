@@ -52,6 +52,7 @@ class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
             for temporary files.
         python: command that runs Python (any version from 3.8) where jobs run.
         environment: of jobs.
+        variables: beginnings of the names of variables that the place itself adds to every job's.
         patience: seconds for which an expected event is awaited; more for a slow place.
 
     Overriding `make_runner` and `setup` makes runners in another way; both run in a second process, too, which the
@@ -67,6 +68,7 @@ class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
         "HOME": "/",
         "LC_ALL": "C.UTF-8",
     }
+    variables: ClassVar[tuple[str, ...]] = ()
     patience: ClassVar[float] = 30.0
 
     bench: ClassVar[Bench]

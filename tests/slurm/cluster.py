@@ -28,7 +28,7 @@ __all__ = ["NEEDS_SLURM", "Cluster", "Daemon", "running_cluster"]
 NEEDS_SLURM = needed("munged", "slurmctld", "slurmd", "sbatch")
 """Mark for tests that need Slurm's programs."""
 
-CPUS, MEMORY = 4, 2000
+CPUS, MEMORY = 4, 16000
 """Of each node, as Slurm is told; the machine may have less."""
 _START_DEADLINE = 60.0
 _TRIES = 3
@@ -90,7 +90,7 @@ class Cluster:
         environment: what Slurm's commands need: PATH and SLURM_CONF, and nothing of a surrounding Slurm.
     """
 
-    def __init__(self, root: Path, nodes: int, settings: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, nodes: int, cpus: int, settings: Mapping[str, str]) -> None:
         self.root = root
         self.shared = root / "shared"
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
@@ -102,7 +102,7 @@ class Cluster:
         key = root / "munge" / "key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
-        _write_configuration(root, self.nodes, settings)
+        _write_configuration(root, self.nodes, cpus, settings)
         own = {**self.environment, MARK: str(root)}
         self.munged = Daemon("munged", _munged(root), root, own)
         self.controller = Daemon("slurmctld", [program("slurmctld") or "", "-D"], root, own)
@@ -152,10 +152,11 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(nodes: int = 2, **settings: str) -> Iterator[Cluster]:
+def running_cluster(nodes: int = 2, cpus: int = CPUS, **settings: str) -> Iterator[Cluster]:
     """Start a cluster and end it, with all its jobs, afterwards.
 
     Args:
+        cpus: of each node, as Slurm is told.
         settings: lines of slurm.conf, such as ``MinJobAge="5"``.
     """
     for left in reversed(range(_TRIES)):
@@ -168,7 +169,7 @@ def running_cluster(nodes: int = 2, **settings: str) -> Iterator[Cluster]:
             start_new_session=True,
         )
         try:
-            cluster = Cluster(root, nodes, settings)
+            cluster = Cluster(root, nodes, cpus, settings)
             try:
                 cluster.start()
             except AssertionError as error:
@@ -216,7 +217,7 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _write_configuration(root: Path, nodes: list[str], settings: Mapping[str, str]) -> None:
+def _write_configuration(root: Path, nodes: list[str], cpus: int, settings: Mapping[str, str]) -> None:
     ports = _free_ports(len(nodes) + 1)
     user = pwd.getpwuid(os.geteuid()).pw_name
     lines = {
@@ -264,7 +265,7 @@ def _write_configuration(root: Path, nodes: list[str], settings: Mapping[str, st
     text = [f"{name}={value}" for name, value in lines.items()]
     for name, port in zip(nodes, ports[1:], strict=True):
         text.append(
-            f"NodeName={name} NodeHostname=host-{name} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} "
+            f"NodeName={name} NodeHostname=host-{name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
             f"RealMemory={MEMORY} State=UNKNOWN"
         )
         (root / "spool" / name).mkdir(exist_ok=True)

@@ -51,7 +51,7 @@ def test_exact_exit_status_output_and_node(site: Site) -> None:
     assert lines == [str(site.cluster.shared / "jobs" / uid), f"{site.number(path)} {uid}"]
     assert site.router.get(f"{path}/logs/stderr").text == "to stderr\n"
     site.remove(path)
-    assert not site.files(path).exists()
+    wait_until(lambda: not site.files(path).exists())
 
 
 def test_a_signal_is_told_by_its_name(site: Site) -> None:

@@ -33,6 +33,8 @@ _EXPLAINED_BY = 60.0
 """Seconds that Slurm has to say why it has ended a job."""
 _LINKED = 3.0
 """Seconds for which a connected node may not know that Slurm has ended the job."""
+_RECONNECTED = 6.0
+"""Seconds that a node has to connect, before Slurm is asked to end its job."""
 _KILLED_BY = 60.0
 """Seconds that the end of a job may take."""
 _LOST = "Slurm does not know the job any more: it was cancelled, or its controller has lost it"
@@ -189,6 +191,8 @@ class Ends:
             self._table.ended(job, never_ran(job.uid, "cancelled", "it was ended before it ran"))
             gevent.spawn(self._cancel, job)
             return
+        if job.state is JobState.RUNNING and job.ending is None:
+            job.linked.wait(_RECONNECTED)  # After a restart of the agent, its node is about to connect.
         deadline = time.monotonic() + _KILLED_BY
         while job.state not in (JobState.HELD, JobState.ENDED):
             if time.monotonic() > deadline:

@@ -149,6 +149,9 @@ class SlurmOptions(Options):
     )
     defaults: JobOptions = Field(default_factory=JobOptions, description="For jobs that do not say otherwise.")
     extra: list[Option] = Field(default_factory=list, description="More options of sbatch, for every job.")
+    licenses: list[Word] = Field(
+        default_factory=list, description="Slurm's licences that a job may ask for in `resources`, each by its name."
+    )
     allow: list[OptionName] = Field(
         default_factory=list, description="Options of sbatch that a job may give in `slurm.extra`."
     )
@@ -191,6 +194,10 @@ def sbatch_options(
         if name not in options.allow:
             allowed = f"allowed are {', '.join(options.allow)}" if options.allow else "the agent allows none"
             raise ValueError(f"slurm.extra: {name} is not allowed (jobs.slurm.allow): {allowed}")
+    for name in resources.licenses:
+        if name not in options.licenses:
+            known = ", ".join(["cpus", "memory", "gpus", *options.licenses])
+            raise ValueError(f"resources.{name}: no such resource (jobs.slurm.licenses); known are {known}")
     result: dict[str, str | int] = {}
     for field, option in _NAMES.items():
         value = getattr(job, field)

@@ -26,8 +26,6 @@ __all__ = ["Starts"]
 
 _SUBMISSION = 2.0
 """Least seconds that a start waits for Slurm's answer, so that a refusal is told at once."""
-_JUST_SUBMITTED = frozenset({"", "Prolog"})
-"""Reasons with which a job may be about to start; with any other it waits for something."""
 _NOT_STARTED = frozenset({"start_failed", "port_taken"})
 _AWAY = "Slurm's controller does not answer"
 
@@ -94,7 +92,7 @@ class Starts:
                     break
                 until = submitted_by if job.state is JobState.SUBMITTING else deadline
                 left = until - time.monotonic()
-                if left <= 0 or job.queued.reason not in _JUST_SUBMITTED:
+                if left <= 0:
                     break
                 job.news.wait(left)
             failure = self._failure(job)

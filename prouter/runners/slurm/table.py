@@ -97,7 +97,6 @@ class Table:
         """A start waits for this reason."""
         if job.waiting and queued != job.queued:
             job.queued = queued
-            job.news.set()
             self._report(job, lambda reports: reports.queued(queued))
 
     def running(self, job: Job, spawned: Spawned) -> None:

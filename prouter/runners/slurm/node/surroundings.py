@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["environment", "node_name"]
 
+_SHELLS = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME", "ENVIRONMENT", "TMPDIR"})
+"""Variables that shells and slurmd set for the batch script itself."""
+
 
 def node_name() -> str:
     """The node's name in Slurm."""
@@ -18,7 +21,7 @@ def environment(job: dict[str, Any]) -> dict[str, str]:
 
     Slurm's own win, because others of that name are those of another job, in which the agent runs.
     """
-    given = frozenset(job["given"])
+    given = _SHELLS.union(job["given"])
     own = {name: value for name, value in os.environ.items() if name not in given}
     slurm = {name: value for name, value in own.items() if name.startswith("SLURM")}
     return {**own, **job["spec"]["env"], **slurm}

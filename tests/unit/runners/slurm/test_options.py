@@ -34,7 +34,7 @@ def test_everything_by_name() -> None:
         "nodes": 2,
     }
     resources = {"cpus": 4, "memory": 1 << 30, "gpus": 1, "matlab": 2}
-    assert made(options, resources) == [
+    assert made(options, resources, licenses=["matlab"]) == [
         "--partition=gpu,main",
         "--account=a",
         "--qos=high",
@@ -63,6 +63,11 @@ def test_defaults_count_where_a_job_says_nothing() -> None:
 def test_a_limit_of_memory_leaves_room_for_the_keeper() -> None:
     assert made(memory_limit=100 << 20) == ["--mem=196M"]
     assert made(resources={"memory": 300 << 20}, memory_limit=100 << 20) == ["--mem=300M"]
+
+
+def test_resources_that_are_no_licences_of_the_cluster_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"resources\.matlab: no such resource"):
+        made(resources={"matlab": 1})
 
 
 def test_extra_options_by_the_list_only() -> None:
