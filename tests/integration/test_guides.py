@@ -52,7 +52,7 @@ def test_every_step_works(reader: Reader, guided: Router, name: str, shown: list
 
 
 def test_every_block_of_a_guide_is_run_somewhere() -> None:
-    here = {"batch", "machines"}
+    here = {"batch", "machines", "slurm"}  # The last in tests/slurm/test_guide.py.
     for guide in GUIDES.glob("*.md"):
         for block in blocks(guide, "sh", "python"):
             assert (guide.stem in here) != block.mark.startswith("make apps: "), (guide.name, block.text)
