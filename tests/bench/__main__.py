@@ -10,13 +10,20 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tests.bench import agent_rows, pool_rows, proxy_rows, router_rows
+from tests.bench import agent_rows, pool_rows, proxy_rows, queue_rows, router_rows
 from tests.bench.measure import measure
 from tests.bench.report import compare, document, failed_musts, save, show
 from tests.bench.rows import QUICK, Probe, Settings
 from tests.bench.stack import NAMES, OTHER_LINKS, ROOT, running
 
-PROBES = (*proxy_rows.MEMORY, *proxy_rows.PROBES, *router_rows.PROBES, *agent_rows.PROBES, *pool_rows.PROBES)
+PROBES = (
+    *proxy_rows.MEMORY,
+    *proxy_rows.PROBES,
+    *router_rows.PROBES,
+    *agent_rows.PROBES,
+    *pool_rows.PROBES,
+    *queue_rows.PROBES,
+)
 RESULTS = ROOT / "bench-results"
 
 

@@ -66,3 +66,20 @@ def test_odd_requests_are_refused(routers: tuple[Router, Router, Agent]) -> None
         answer = routers[0].post("/jobs/create", {"name": "x", "agent": {"type": "any", **wrong}})
         assert answer.status_code == 400
         assert told in answer.json()["detail"]
+
+
+def test_a_job_that_was_queued_has_the_same_path_on_every_router(routers: tuple[Router, Router, Agent]) -> None:
+    one, two, _ = routers
+    wanted = {"type": "any", "resources": {"matlab": 2}}
+    blocker = two.post("/jobs/create", {"name": "blocker", "agent": wanted}).json()["path"]
+    body = {"name": "queued", "agent": wanted, "args": ["true"], "port_expected_count": 0, "queue": {"timeout": 60}}
+    queued = one.post("/jobs/run", body)
+    assert (queued.status_code, queued.json()["phase"]) == (202, "queued")
+    path = queued.json()["path"]
+    assert two.get(path + "/info").status_code == 404
+    assert two.post(blocker + "/remove").status_code == 200
+    for router in (one, two):
+        assert router.post(path + "/wait?timeout=30").json()["exit_code"] == 0
+        assert router.get(path + "/info").json()["path"] == path
+        assert router.get(path + "/logs/stdout").status_code == 200
+    assert two.post(path + "/remove").status_code == 200

@@ -40,7 +40,17 @@ PLATFORM = dict.fromkeys(("system", "node", "release", "version", "machine", "pr
 def job_info(**changed: Any) -> dict[str, Any]:
     """Return a job's public info, as the broker gives it."""
     record = JobRecord(JOB, CONNECTION, "a job").to_wire()
-    for internal in ("connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of"):
+    for internal in (
+        "connection",
+        "revision",
+        "endpoint",
+        "path_mode",
+        "host_mode",
+        "key",
+        "digest",
+        "instead_of",
+        "client",
+    ):
         del record[internal]
     state = State(changed.get("state", "NEW"))
     phase = phase_of(state, Reason.EXITED if state in ENDED else None, queued=False)
@@ -52,6 +62,7 @@ def job_info(**changed: Any) -> dict[str, Any]:
         "path": PATH,
         "base_url": None,
         "agent": {"uid": "a", "name": "", "platform": PLATFORM, "properties": {"gpu": 1}},
+        "position": None,
         "confirmed": True,
         **changed,
     }

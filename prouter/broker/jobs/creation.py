@@ -18,7 +18,8 @@ from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
 from prouter.broker.jobs.placement import choose, matching, offering, resources_of
-from prouter.broker.jobs.queued_jobs import QueuedJobs, is_queue_place, waiting
+from prouter.broker.jobs.queue_requests import is_queue_place, waiting
+from prouter.broker.jobs.queued_jobs import QueuedJobs
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials

@@ -7,8 +7,6 @@ has; its path begins with that connection for ever. When an agent tells of the j
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +19,7 @@ from prouter.broker.jobs.explaining import Finding, explain_job, explain_waiting
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
 from prouter.broker.jobs.placement import resources_of, suits
+from prouter.broker.jobs.queue_requests import queue_place, shape_of
 from prouter.broker.jobs.queue_rows import QueueRows
 from prouter.broker.jobs.replies import BY_REVISION, Replies
 from prouter.broker.links.forward import Forwarder
@@ -33,7 +32,7 @@ from prouter.errors import AgentUnavailable, Conflict, KeyReused, Limit, LimitRe
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import JobRecord, Reason
 
-__all__ = ["QueuedJobs", "is_queue_place", "queue_place", "waiting"]
+__all__ = ["QueuedJobs"]
 
 log = logging.getLogger("prouter.broker")
 
@@ -47,26 +46,7 @@ _EXPIRED = 100
 """Jobs whose time is up that end in one iteration."""
 _START_BYTES = 256 * 1024 * 1024
 """Bytes of requests to start that the queue holds, at most."""
-_PREFIX = "queue-"
 _REASON = "it waits in the router's queue for an agent with space"
-
-
-def queue_place(router: str) -> str:
-    """The first part of the paths of jobs that were queued at the router with this uid."""
-    return _PREFIX + hashlib.sha256(router.encode()).hexdigest()[:26]
-
-
-def is_queue_place(connection: str) -> bool:
-    """Whether this is the place of some router's queue, and no connection."""
-    return connection.startswith(_PREFIX)
-
-
-def waiting(args: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """How long a job may wait in the queue, None for not at all; and its start, if that is to follow by itself."""
-    queue, start = args.get("queue"), args.get("start")
-    timeout = queue.get("timeout") if isinstance(queue, dict) else None
-    known = isinstance(start, dict) and isinstance(start.get("request"), dict) and isinstance(start.get("key"), str)
-    return (timeout if isinstance(timeout, (int, float)) else None), (start if known else None)
 
 
 class QueuedJobs:
@@ -105,7 +85,7 @@ class QueuedJobs:
 
     def others_wait(self, selector: dict[str, Any]) -> bool:
         """Whether jobs with the same wishes wait already; another one has to wait behind them."""
-        return self.queue.first_of(_shape(selector)) is not None
+        return self.queue.first_of(shape_of(selector)) is not None
 
     def check_space(self, start: dict[str, Any] | None) -> None:
         """Refuse another job if the queue is full.
@@ -129,7 +109,7 @@ class QueuedJobs:
             start: ``request`` and ``key`` of its start; None if the client starts it later.
         """
         now = self._env.wall()
-        item = Item(record.uid, record.name, record.owner, _shape(selector), now + timeout, now)
+        item = Item(record.uid, record.name, record.owner, shape_of(selector), now + timeout, now)
         if start is not None:
             item.start, item.start_id = pack_body(start["request"]), str(start["key"])
             self._start_bytes += len(item.start)
@@ -372,17 +352,19 @@ class QueuedJobs:
                 break
             connection, after = next(iter(self._open.items()))
             link = self._links.get(connection)
-            more: Key | None = None
+            more, placed = None, True
             if link is not None and link.up and link.listed is None and not (link.draining or link.full):
                 fits = partial(self._fits, link)
                 if self._occupancy.has_slot(link):
-                    _, more = self.queue.offer(connection, fits, self._env.wall(), after=after, most=_SHAPES)
+                    placed, more = self.queue.offer(connection, fits, self._env.wall(), after=after, most=_SHAPES)
             else:
                 self.queue.withdraw(connection)
             if more is None:
                 del self._open[connection]
             else:
                 self._open[connection] = more
+            if not placed and more is not None:
+                break  # Many shapes were looked at in vain: other work comes first.
         self._occupancy.kept_free = self.queue.reserved[1] if self.queue.reserved is not None else ""
         if self._open:
             self._decide_soon()
@@ -407,10 +389,6 @@ class QueuedJobs:
                 text = "no agent had space for it in time"
                 self._ledger.end(entry, self.place, Reason.QUEUE_TIMEOUT, text)
         self._arm()
-
-
-def _shape(selector: dict[str, Any]) -> Shape:
-    return Shape(json.dumps(selector, sort_keys=True, default=str), selector)
 
 
 def _ignore(_value: dict[str, Any], error: PRouterError | None, _now: float) -> None:

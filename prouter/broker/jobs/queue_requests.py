@@ -1,0 +1,36 @@
+"""What a request to queue a job says, and the place that queued jobs have instead of a connection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from prouter.broker.queue.item import Shape
+
+__all__ = ["is_queue_place", "queue_place", "shape_of", "waiting"]
+
+_PREFIX = "queue-"
+
+
+def queue_place(router: str) -> str:
+    """The first part of the paths of jobs that were queued at the router with this uid."""
+    return _PREFIX + hashlib.sha256(router.encode()).hexdigest()[:26]
+
+
+def is_queue_place(connection: str) -> bool:
+    """Whether this is the place of some router's queue, and no connection."""
+    return connection.startswith(_PREFIX)
+
+
+def waiting(args: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
+    """How long a job may wait in the queue, None for not at all; and its start, if that is to follow by itself."""
+    queue, start = args.get("queue"), args.get("start")
+    timeout = queue.get("timeout") if isinstance(queue, dict) else None
+    known = isinstance(start, dict) and isinstance(start.get("request"), dict) and isinstance(start.get("key"), str)
+    return (timeout if isinstance(timeout, (int, float)) else None), (start if known else None)
+
+
+def shape_of(selector: dict[str, Any]) -> Shape:
+    """What a job with this selector needs of its agent."""
+    return Shape(json.dumps(selector, sort_keys=True, default=str), selector)
