@@ -211,4 +211,5 @@ def test_a_stopping_agent_ends_what_was_ready_and_keeps_what_was_given(managers:
     again = after.manager.created(asked)
     assert again is not None
     assert (again.uid, again.state) == (given.uid, State.RUNNING)
+    assert start(after, given.uid, limits={"timeout": 60}).state is State.RUNNING
     assert get(given.endpoint, "/x")[0] == 200

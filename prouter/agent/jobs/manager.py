@@ -265,10 +265,10 @@ class JobManager:
         """
         job = self._jobs.find(uid)
         if job.start_id is None:
-            wanted, said = self._templates.of_start(job, request)
-            self._starter.begin(job, wanted, request_id, said)
+            said = self._templates.said(job, request)
+            self._starter.begin(job, self._templates.wanted(said), request_id, said)
         elif job.start_id == WARM:
-            self._starter.adopt(job, *self._templates.of_start(job, request), request_id)
+            self._starter.adopt(job, self._templates.said(job, request), request_id)
         elif job.start_id == request_id:
             refuse_other_request(job, request)
         else:

@@ -114,13 +114,14 @@ class Starter:
         job.request_digest = digest(said or request)
         job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
 
-    def adopt(self, job: Job, request: StartRequest, said: StartRequest | TemplateStart, request_id: str) -> None:
-        """Take a start of a job that was warm, and runs: it sets the time limit alone.
+    def adopt(self, job: Job, said: StartRequest | TemplateStart, request_id: str) -> None:
+        """Take a start of a job that was warm, and runs: it sets the time limit alone, if it has one.
 
         Raises:
-            InvalidRequest: a limit is above the agent's ceiling.
+            InvalidRequest: the limit is above the agent's ceiling.
         """
-        job.limits = effective_limits(request.limits, self._ceilings)
+        if isinstance(said, TemplateStart) and said.timeout is not None:
+            job.limits = effective_limits(job.limits.model_copy(update={"timeout": said.timeout}), self._ceilings)
         job.start_id, job.request_digest = request_id, digest(said)
         self._keep(job)
         if not job.record.ended:

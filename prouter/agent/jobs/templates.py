@@ -52,12 +52,19 @@ class Templates:
             raise NotFound(f"the agent has no template '{name}' (jobs.pool); {there}", code="no_template")
         return template.start(timeout)
 
-    def of_start(self, job: Job, said: Mapping[str, Any]) -> tuple[StartRequest, StartRequest | TemplateStart]:
-        """What a request to start a job asks for, and the request itself.
+    def wanted(self, said: StartRequest | TemplateStart) -> StartRequest:
+        """The start that a request asks for.
+
+        Raises:
+            NotFound: it names a template that there is not.
+        """
+        return self.request(said.template, said.timeout) if isinstance(said, TemplateStart) else said
+
+    def said(self, job: Job, said: Mapping[str, Any]) -> StartRequest | TemplateStart:
+        """The request to start a job.
 
         Raises:
             InvalidRequest: it is malformed.
-            NotFound: there is no such template.
             Conflict: the job is of a template that the request does not name.
         """
         request = validated(start_model(said), said)
@@ -69,9 +76,7 @@ class Templates:
                 job=job.uid,
                 state=job.record.state.value,
             )
-        if isinstance(request, TemplateStart):
-            return self.request(request.template, request.timeout), request
-        return request, request
+        return request
 
     def _check(self, name: str) -> None:
         try:

@@ -26,6 +26,12 @@ def _properties(connection: Connection) -> str:
     return ",".join(f"{name}={value}" for name, value in values) or "-"
 
 
+def _ready(connection: Connection) -> str:
+    """Return how many jobs of each template are ready, of how many."""
+    pool = sorted(connection.pool.items())
+    return ",".join(f"{name}={one.get('ready')}/{one.get('size')}" for name, one in pool) or "-"
+
+
 AGENT_COLUMNS: list[Column[Connection]] = [
     Column("UID", lambda one: one.agent.uid),
     Column("NAME", lambda one: one.agent.name or "-"),
@@ -35,6 +41,7 @@ AGENT_COLUMNS: list[Column[Connection]] = [
     Column("LATENCY", lambda one: "-" if one.latency_ms is None else f"{one.latency_ms:.1f}ms"),
     Column("LINKED", lambda one: age(one.since)),
     Column("VERSION", lambda one: one.version or "-"),
+    Column("READY", _ready),
     Column("PROPERTIES", _properties),
 ]
 

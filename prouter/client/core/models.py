@@ -106,6 +106,7 @@ class Connection(_Model):
         resources: what its jobs may take, by name.
         resources_used: what they take.
         routers: to which routers the agent links: ``address``, ``uid`` and ``up`` of each.
+        pool: its templates by name, each with the ``size`` of its pool, how many jobs are ``ready``, and ``failures``.
     """
 
     uid: str
@@ -122,6 +123,7 @@ class Connection(_Model):
     resources: Mapping[str, float] = field(default_factory=dict)
     resources_used: Mapping[str, float] = field(default_factory=dict)
     routers: Sequence[Mapping[str, Any]] = ()
+    pool: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def agent(self) -> Identity:
