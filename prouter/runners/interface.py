@@ -304,6 +304,12 @@ class Runner(Protocol):
             raise no_such_port(job, port, sockets)
         return found[0]
 
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        """Connect as `connect` does if that takes no waiting, else return None. It is called in the event loop and does
+        not block; a runner that would have to wait in any case leaves it.
+        """
+        return None
+
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         """Connect to a server of a job where it runs, and make sure that the job has got the connection.
 

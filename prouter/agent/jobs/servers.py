@@ -20,6 +20,10 @@ class JobServers:
         self._runner = runner
         self._starter = starter
 
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        """See `Runner.connect_at_once`."""
+        return self._runner.connect_at_once(job, address)
+
     def connect(self, job: str, address: Address, timeout: float) -> socket.socket:
         """Connect to a server of a job. Errors as of `Runner.connect`."""
         return self._starter.connect(self._jobs.find(job), address, timeout)

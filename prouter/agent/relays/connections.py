@@ -35,6 +35,9 @@ _SWEEP = 1.0
 class Servers(Protocol):
     """The servers of jobs, wherever they run: the part of `Runner` that relays need."""
 
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        """See `Runner.connect_at_once`."""
+
     def connect(self, job: str, address: Address, timeout: float) -> socket.socket:
         """See `Runner.connect`."""
 
@@ -76,7 +79,7 @@ class Connections:
             return
         relay = HttpRelay(self, job, stream)
         self._add(relay)
-        gevent.spawn(self._connect, relay, Address.of(record.endpoint))
+        self._begin(relay, Address.of(record.endpoint))
 
     def open_port(self, stream: Stream, job: str, port: Any) -> None:
         """Connect `stream` to a loopback port on which a process of the job listens, or reset it with the reason.
@@ -96,7 +99,7 @@ class Connections:
         relay = PortRelay(self, job, stream)
         self._add(relay)
         if endpoint and port in (_HTTP, endpoint.get("port")):
-            gevent.spawn(self._connect, relay, Address.of(endpoint))
+            self._begin(relay, Address.of(endpoint))
         elif type(port) is int and 0 < port < 65536:
             gevent.spawn(self._connect_to, relay, port)
         else:
@@ -116,6 +119,14 @@ class Connections:
         else:
             if not relay.stream.closed:
                 self._connect(relay, address)
+
+    def _begin(self, relay: HttpRelay, address: Address) -> None:
+        """Connect a relay to its job, at once if that takes no waiting."""
+        connection = self._servers.connect_at_once(relay.job, address)
+        if connection is not None:
+            relay.connected(connection)
+        else:
+            gevent.spawn(self._connect, relay, address)
 
     def _connect(self, relay: HttpRelay, address: Address) -> None:
         """Connect a relay to its job; runs in a greenlet of its own."""

@@ -6,8 +6,8 @@ This is the hot path. A relay has no greenlet once it is connected, and no buffe
   busy relays take turns. While the window is full it does not read, and the kernel holds the job back.
 * It writes what arrives on the stream to the socket at once. What the kernel does not take waits in `_backlog`, at most
   one window. Bytes count as consumed once the kernel has them, which holds the worker back.
-* It gets a connection once that is established and known to be the job's (`Runner.connect`), for which its owner has a
-  greenlet. What arrives on the stream meanwhile is the first of the backlog.
+* It gets a connection once that is established and known to be the job's. On loopback that is mostly so when connect(2)
+  returns (`Runner.connect_at_once`). Else its owner waits in a greenlet, and what arrives meanwhile is the backlog.
 * A job that dies closes its connections without meaning to. The relay then resets the stream instead of ending it, or
   a response that ends with the connection would look complete.
 * If the stream is reset before the job has read all of the request, the relay resets the connection. Otherwise the job

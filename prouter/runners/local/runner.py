@@ -142,6 +142,10 @@ class LocalRunner(Runner):
         self._tracked(job)
         return self._servers.find(job, port)
 
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        """See `Runner.connect_at_once`."""
+        return self._servers.connect_at_once(job, address)
+
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         """See `Runner.connect`."""
         tracked = self._tracked(job)

@@ -94,6 +94,30 @@ class Servers:
             self._lookup = None
             _log.info("event=no_sock_diag error=%r", str(error))
 
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        """Connect to a server that is known to be the job's, without waiting; None if it is not known, or takes the
+        connection later.
+        """
+        known = self._jobs.get(job)
+        if known is None or not known.found:
+            return None
+        if address.path is None and self._listener(address) not in known.found:
+            return None
+        try:
+            connection = _begun(address, 0.0)
+        except OSError as error:
+            _log.debug("event=not_connected_at_once job=%s error=%r", job, str(error))
+            return None
+        if connection is None:
+            return None
+        try:
+            if self.knows(job, address, self.identify(connection, address)):
+                return connection
+        except OSError as error:
+            _log.debug("event=connection_ended job=%s error=%r", job, str(error))
+        connection.close()  # `connect` looks who listens now.
+        return None
+
     def connect(self, job: str, address: Address, timeout: float) -> socket.socket:
         """Connect to a job's server. Arguments and errors as of `Runner.connect`."""
         connection = connected(address, timeout)
@@ -282,7 +306,11 @@ def connected(address: Address, timeout: float) -> socket.socket:
 
 
 def _begun(address: Address, deadline: float) -> socket.socket | None:
-    """Return a connection; None if the backlog of the unix socket is full."""
+    """Return a connection; None if the backlog of the unix socket is full.
+
+    Args:
+        deadline: monotonic time; 0 for no waiting.
+    """
     path = address.path
     family = socket.AF_UNIX if path is not None else socket.AF_INET6 if ":" in address.host else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -309,6 +337,8 @@ def _outcome(connection: socket.socket, deadline: float) -> int:
     """Wait until a connection is established, as it mostly is at once on loopback; return its error, 0 if it is."""
     # The first octet of TCP_INFO is the state (tcp(7)).
     if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _SYN_SENT:
+        if not deadline:
+            return errno.EINPROGRESS
         late = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         wait_write(connection.fileno(), timeout=max(0.001, deadline - time.monotonic()), timeout_exc=late)
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
