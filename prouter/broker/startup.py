@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prouter.broker.access.watcher import AccessWatcher
-from prouter.broker.base.settings import Settings
+from prouter.broker.base.settings import Bounds, Settings
 from prouter.config import RouterConfig, is_loopback, uses_curve
 
 __all__ = ["settings_of", "watch_access"]
 
 log = logging.getLogger("prouter.broker")
+
+_HISTORY, _HISTORY_BYTES = 100_000, 128 * 1024 * 1024
+"""Jobs of a history, and the bytes that so many may take; a shorter history may take as many."""
 
 
 def settings_of(config: RouterConfig, state: Path) -> Settings:
@@ -46,6 +49,7 @@ def settings_of(config: RouterConfig, state: Path) -> Settings:
         queue_size=config.queue.size,
         queue_reserve_after=config.queue.reserve_after,
         sandbox_bytes_per_owner=config.limits.sandbox_bytes_per_owner,
+        bounds=Bounds(history_bytes=max(_HISTORY_BYTES, _HISTORY_BYTES * config.jobs.history // _HISTORY)),
     )
 
 

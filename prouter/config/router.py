@@ -318,7 +318,9 @@ class RouterState(Section):
 class RouterJobs(Section):
     """The job table."""
 
-    history: int = Field(100000, ge=0, description="Finished jobs to remember, in at most 128 MiB.")
+    history: int = Field(
+        100000, ge=0, description="Finished jobs to remember, in at most 128 MiB for each 100000 of them."
+    )
     history_age: float = Field(
         30 * 86400.0,
         gt=0,

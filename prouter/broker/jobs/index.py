@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from heapq import merge
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prouter.errors import InvalidRequest
 from prouter.jobs import State
@@ -16,13 +16,17 @@ _CLOSED = State.CLOSED.value
 _OPEN = "open"
 Key = tuple[int, str]
 """Creation time in microseconds and uid of a job: unique, and in the order of creation."""
+_Group = tuple[str, ...]
 
 
 class Listed(NamedTuple):
-    """One job in the index, with the fields by which lists are filtered."""
+    """One job in the index, with the fields by which lists are filtered.
 
-    uid: str
+    Its first two fields are its `Key`: so it is compared as that, and a list of jobs needs no keys beside them.
+    """
+
     created: int
+    uid: str
     state: str
     agent: str
     name: str
@@ -35,27 +39,30 @@ class Listed(NamedTuple):
 
 
 class JobIndex:
-    """Sorted keys for every filter that lists have.
+    """Jobs in order for every filter that lists have.
 
     Removed jobs (state CLOSED) are listed only if a request asks for that state.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[str, Listed] = {}
-        self._order: dict[tuple[str, ...], list[Key]] = {}
+        self._order: dict[_Group, list[Listed]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def load(self, jobs: Collection[Listed]) -> None:
         """Add many jobs at once, faster than one by one."""
+        alike: dict[tuple[str | None, ...], list[list[Listed]]] = {}
         for job in jobs:
             self._jobs[job.uid] = job
-            key = job.key
-            for group in _groups(job):
-                self._order.setdefault(group, []).append(key)
-        for keys in self._order.values():
-            keys.sort()
+            lists = alike.get(job[2:])
+            if lists is None:
+                lists = alike[job[2:]] = [self._order.setdefault(group, []) for group in _groups(job)]
+            for listed in lists:
+                listed.append(job)
+        for listed in self._order.values():
+            listed.sort()
 
     def put(self, job: Listed) -> None:
         """Add a job, or bring it up to date."""
@@ -68,10 +75,12 @@ class JobIndex:
             for group in (before - frozenset(after)) if before else _groups(known):
                 self._take(group, known.key)
         self._jobs[job.uid] = job
-        key = job.key
         for group in after:
-            if group not in before:
-                insort(self._order.setdefault(group, []), key)
+            listed = self._order.setdefault(group, [])
+            if group in before:
+                listed[_place(listed, job.key)] = job
+            else:
+                insort(listed, job)
 
     def remove(self, uid: str) -> None:
         """Remove a job. Idempotent."""
@@ -103,8 +112,7 @@ class JobIndex:
         before = None if cursor is None else _read_cursor(cursor)
         found: list[str] = []
         last: Key | None = None
-        for key in _newest_first(self._candidates(wanted, agent, name, owner), before):
-            job = self._jobs[key[1]]
+        for job in _newest_first(self._candidates(wanted, agent, name, owner), before):
             if (
                 (wanted and job.state not in wanted)
                 or (agent is not None and job.agent != agent)
@@ -115,7 +123,7 @@ class JobIndex:
             if len(found) == limit:
                 return found, _cursor(last) if last is not None else None
             found.append(job.uid)
-            last = key
+            last = job.key
         return found, None
 
     def cursor(self, uid: str) -> str:
@@ -124,8 +132,8 @@ class JobIndex:
 
     def _candidates(
         self, states: Collection[str], agent: str | None, name: str | None, owner: str | None
-    ) -> list[list[Key]]:
-        """The shortest lists of keys that together hold every matching job once."""
+    ) -> list[list[Listed]]:
+        """The shortest lists that together hold every matching job once."""
         parts = {_part(state) for state in states} or {_OPEN}
         ways: list[list[tuple[str, ...]]] = [[(part,) for part in parts]]
         if states:
@@ -141,11 +149,11 @@ class JobIndex:
         return min(([self._order.get(group, []) for group in way] for way in ways), key=lambda way: sum(map(len, way)))
 
     def _take(self, group: tuple[str, ...], key: Key) -> None:
-        keys = self._order[group]
-        if len(keys) == 1:
+        listed = self._order[group]
+        if len(listed) == 1:
             del self._order[group]
         else:
-            del keys[bisect_left(keys, key)]
+            del listed[_place(listed, key)]
 
 
 def _part(state: str) -> str:
@@ -164,14 +172,20 @@ def _groups(job: Listed) -> tuple[tuple[str, ...], ...]:
     return groups if job.owner is None else (*groups, ("owner", part, job.owner))
 
 
-def _newest_first(lists: list[list[Key]], before: Key | None) -> Iterator[Key]:
-    """The keys of all lists that are older than `before`, the newest first."""
-    return merge(*(_backwards(keys, before) for keys in lists), reverse=True)
+def _place(listed: list[Listed], key: Key) -> int:
+    """Where the job with this key is in a list, or would be."""
+    keys: Sequence[Any] = listed  # A key comes directly before the job that begins with it.
+    return bisect_left(keys, key)
 
 
-def _backwards(keys: list[Key], before: Key | None) -> Iterator[Key]:
-    end = len(keys) if before is None else bisect_left(keys, before)
-    return (keys[position] for position in range(end - 1, -1, -1))
+def _newest_first(lists: list[list[Listed]], before: Key | None) -> Iterator[Listed]:
+    """The jobs of all lists that are older than `before`, the newest first."""
+    return merge(*(_backwards(listed, before) for listed in lists), reverse=True)
+
+
+def _backwards(listed: list[Listed], before: Key | None) -> Iterator[Listed]:
+    end = len(listed) if before is None else _place(listed, before)
+    return (listed[position] for position in range(end - 1, -1, -1))
 
 
 def _cursor(last: Key) -> str:

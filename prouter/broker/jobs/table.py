@@ -36,9 +36,8 @@ class JobTable:
         self._kept: dict[str, set[str]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._remembered: Counter[str] = Counter()
-        self._sizes: dict[str, tuple[str, int]] = {}
-        """By job: its connection while it is alive, else an empty text for the history, and its bytes there."""
         self._bytes: Counter[str] = Counter()
+        """By connection, of the jobs that are alive; of the history with an empty text."""
         self._by_key: dict[str, str] = {}
         """By hash of the idempotency key, uid of the job that it gave."""
         self.index = JobIndex()
@@ -101,14 +100,28 @@ class JobTable:
         for entry in entries:
             self._entries[entry.uid] = entry
             self._remembered[entry.connection] += 1
-            self._note_key(entry)
-            self._count(entry)
+            if entry.key is not None:
+                self._note_key(entry)
             if entry.ended:
                 ended.append(entry)
+            else:
+                self._count(entry)
             listed.append(_listed(entry))
+        self._load_ended(ended)
+        self.index.load(listed)
+
+    def _load_ended(self, ended: list[Entry]) -> None:
+        """Do for a long history what `_count` does for one job: nobody's account has anything of theirs yet."""
         ended.sort(key=lambda entry: entry.ended_at or 0.0)
         self._ended.update(dict.fromkeys(entry.uid for entry in ended))
-        self.index.load(listed)
+        size = 0
+        for entry in ended:
+            entry.counted = entry.size
+            size += entry.size + _KEEPING
+            if not entry.removed:
+                self._kept.setdefault(entry.connection, set()).add(entry.uid)
+        if size:
+            self._bytes[""] += size
 
     def apply(self, record: JobRecord, agent: str, wall: float, *, listed: bool = False) -> Entry | None:
         """Take a job's record from its agent; return the job if anything visible changed, else None.
@@ -194,7 +207,7 @@ class JobTable:
         del self._entries[entry.uid]
         if entry.key is not None and self._by_key.get(entry.key) == entry.uid:
             del self._by_key[entry.key]
-        self._weigh(entry.uid, "", 0)
+        self._weigh(entry, "", 0)
         self.accounts.forget(entry.uid)
         self.taken.give_back(entry.uid)
         self._ended.pop(entry.uid, None)
@@ -248,19 +261,18 @@ class JobTable:
         if entry.key is not None and self.made_by(entry.key) is None:
             self._by_key[entry.key] = entry.uid
 
-    def _weigh(self, uid: str, account: str, size: int) -> None:
+    def _weigh(self, entry: Entry, account: str, size: int) -> None:
         """Count a job's bytes for an account: its connection, or an empty text for the history. 0 removes it."""
-        before = self._sizes.pop(uid, None)
-        if before is not None:
-            self._bytes[before[0]] -= before[1]
-            if not self._bytes[before[0]]:
-                del self._bytes[before[0]]
+        if entry.counted:
+            self._bytes[entry.account] -= entry.counted + _KEEPING
+            if not self._bytes[entry.account]:
+                del self._bytes[entry.account]
+        entry.account, entry.counted = account, size
         if size:
-            self._sizes[uid] = (account, size)
-            self._bytes[account] += size
+            self._bytes[account] += size + _KEEPING
 
     def _count(self, entry: Entry) -> None:
-        self._weigh(entry.uid, "" if entry.ended else entry.connection, entry.size + _KEEPING)
+        self._weigh(entry, "" if entry.ended else entry.connection, entry.size)
         if self.is_ours(entry.uid):
             self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
         if entry.ended:
@@ -284,7 +296,7 @@ def _claimed(record: JobRecord) -> str | None:
 
 
 def _listed(entry: Entry) -> Listed:
-    return Listed(entry.uid, int(entry.created_at * 1_000_000), entry.state.value, entry.agent, entry.name, entry.owner)
+    return Listed(int(entry.created_at * 1_000_000), entry.uid, entry.state.value, entry.agent, entry.name, entry.owner)
 
 
 def _discard(sets: dict[str, set[str]], connection: str, uid: str) -> None:

@@ -28,6 +28,9 @@ _UNFIT = (OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """Errors for a value that no column can hold. The statement is dropped, because others wait behind it."""
 
 _BATCH = 2000
+_GATHER = 0.02
+"""Seconds for which statements gather that nobody waits for. Else each would wake the thread, which stops the broker's
+loop for a moment, and would be a transaction of its own."""
 _RETRY = 1.0
 _LOOK = 5.0
 """Seconds after which an idle thread checks that the database is still there."""
@@ -62,6 +65,8 @@ class Store:
         self._path = path
         self._wake = wake
         self._queue: queue.SimpleQueue[_Statement | None] = queue.SimpleQueue()
+        self._awaited = threading.Event()
+        """Set when somebody waits for a statement."""
         self._done: deque[Callable[[float], None]] = deque()
         self._held = 0
         self._incomplete = False
@@ -81,6 +86,8 @@ class Store:
         While the database cannot be written, `done` is there all the same, because the router goes on without it.
         """
         self._queue.put(_Statement(statement, parameters, done))
+        if done is not None:
+            self._awaited.set()
 
     def take_done(self, most: int) -> list[Callable[[float], None]]:
         """Callbacks of committed statements, `most` at once; `wake` is called again for the others."""
@@ -94,6 +101,7 @@ class Store:
     def close(self) -> None:
         """Write what is left, and end the thread."""
         self._queue.put(None)
+        self._awaited.set()
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
@@ -155,13 +163,20 @@ class Store:
     def _fetch(self, waiting: deque[_Statement], patience: float | None) -> bool:
         """Wait for statements and take up to a batch of them; return False when the store is closed."""
         try:
-            for number in range(_BATCH):
-                statement = self._queue.get(number == 0, patience)
+            statement = self._queue.get(True, patience)
+            if statement is not None and statement.done is None:
+                self._awaited.wait(_GATHER)
+            self._awaited.clear()
+            for _ in range(_BATCH):
                 if statement is None:
                     return False
                 waiting.append(statement)
+                statement = self._queue.get(False)
         except queue.Empty:
             return True
+        if statement is None:
+            return False
+        waiting.append(statement)
         return True
 
     def _write(self, database: sqlite3.Connection, waiting: deque[_Statement]) -> None:

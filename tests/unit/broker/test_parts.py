@@ -110,7 +110,7 @@ def test_pages_show_every_match_once_newest_first(
     index = JobIndex()
     known: dict[str, Listed] = {}
     for number, created, state, agent, name in puts:
-        known[f"job-{number}"] = job = Listed(f"job-{number}", created, state, agent, name)
+        known[f"job-{number}"] = job = Listed(created, f"job-{number}", state, agent, name)
         index.put(job)
     for number in removed:
         index.remove(f"job-{number}")
