@@ -143,6 +143,7 @@ class _Server:
             Targets(config.control.allow_targets, lambda: (config.control.port, self._env.agents_port)),
         )
         self._broker = self._authority.broker = Broker(self._env, saved, time.monotonic())
+        self._connections.unauthenticated.expected = lambda: self._broker.links.away
         self._broker.gate.bind = self._access.bind
         self._broker.access_changed(self._access.rules, time.monotonic())
         self._access.changed = self._access_changed

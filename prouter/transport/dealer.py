@@ -55,6 +55,7 @@ class DealerSocket:
         on_trouble: told in words about each address that failed, and about a connection that takes long.
         curve: keys for encryption; only tcp uses them.
         explain: whether a failed address may be probed for the reason, with a second TCP connection.
+        on_ready: called once the transport's handshake is over; messages that were sent before leave then.
 
     Raises:
         ValueError: `endpoint` is malformed.
@@ -70,6 +71,7 @@ class DealerSocket:
         on_trouble: Callable[[str], None] | None = None,
         curve: ClientCurve | None = None,
         explain: bool = True,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
         keep_freed_memory()
         self._scheme, _, self._place = endpoint.partition("://")
@@ -79,6 +81,7 @@ class DealerSocket:
             raise ValueError(f"{endpoint!r} is no endpoint")
         self._on_message = on_message
         self._on_closed = on_closed
+        self._on_ready = on_ready
         self._identity = identity
         self._first = first
         self._on_trouble = on_trouble
@@ -235,6 +238,8 @@ class DealerSocket:
             for parts in waiting:
                 connection.queue(parts)
             self._flush(connection)
+            if self._on_ready is not None:
+                self._on_ready()
         elif connection.blocked:
             self._flush(connection)
         for parts in messages:

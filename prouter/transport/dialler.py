@@ -1,13 +1,16 @@
 """Keep a `Peer` connected to a broker: a fresh socket for each attempt, with one backoff between attempts.
 
-A fresh socket means that no message of an earlier connection can arrive on a later one. One attempt tries each address
-of the host once; nothing below this module tries again by itself, so `Backoff` alone says how often a peer is dialled.
+A fresh socket means that no message of an earlier connection can arrive on a later one. A session begins when the
+connection is there: its HELLO then arrives once, and the time that handshakes wait for others is nobody's silence. One
+attempt tries each address of the host once; nothing below this module tries again by itself, so `Backoff` alone says
+how often a peer is dialled.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -19,6 +22,10 @@ from prouter.transport.peer import Peer
 from prouter.transport.zeromq.curve import ClientCurve
 
 __all__ = ["Dialler", "Punctual"]
+
+_HANDSHAKE = 20.0
+"""Seconds that the transport's handshake may take. After a restart of a router with many agents it takes as long as the
+others' handshakes before it; whoever gives up earlier and comes again makes the others wait longer."""
 
 
 class Punctual:
@@ -86,6 +93,8 @@ class Dialler:
         self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
+        self._began = 0.0
+        """When the present attempt began."""
         self._stopped = False
 
     def start(self) -> None:
@@ -133,13 +142,18 @@ class Dialler:
             on_trouble=self._on_trouble,
             curve=self._curve(),
             explain=_is_power_of_two(self.backoff.failures),
+            on_ready=partial(self._connected, self._hello()),
         )
         self._socket = socket
-        self.peer.attach(socket.send, Session(time.monotonic(), self._heartbeat, self._hello()))
+        self._began = time.monotonic()
+
+    def _connected(self, hello: dict[str, Any]) -> None:
+        """Begin the session: from now on the other end's silence counts."""
+        if self._socket is not None:
+            self.peer.attach(self._socket.send, Session(time.monotonic(), self._heartbeat, hello))
 
     def _ended(self, reason: str) -> None:
-        if self.peer.session is not None:
-            self.peer.lose(reason)
+        self.peer.lose(reason)
 
     def _tick(self) -> None:
         punctual = Punctual(min(self._heartbeat / LOST_AFTER, 1.0))
@@ -148,7 +162,10 @@ class Dialler:
             now = time.monotonic()
             if late:
                 self.peer.excuse(late, now)
+                self._began += late
             self.peer.tick(now)
+            if self._socket is not None and self.peer.session is None and now - self._began > _HANDSHAKE:
+                self._ended(f"no handshake within {_HANDSHAKE:g} s")
 
 
 def _is_power_of_two(number: int) -> bool:

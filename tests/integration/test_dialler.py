@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from prouter.fabric.frames import HELLO, decode
+from prouter.fabric.session import LOST_AFTER
 from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.peer import Peer
@@ -22,7 +23,7 @@ from tests.support.ports import free_port
 class Client:
     """A process that dials and is never welcomed."""
 
-    def __init__(self, endpoint: str, backoff: Backoff) -> None:
+    def __init__(self, endpoint: str, backoff: Backoff, heartbeat: float = 30.0) -> None:
         self.losses: list[str] = []
         self.attempts: list[float] = []
         """When each began."""
@@ -32,7 +33,7 @@ class Client:
             endpoint,
             identity="me",
             hello=self._hello,
-            heartbeat=30.0,
+            heartbeat=heartbeat,
             backoff=backoff,
             on_trouble=self.troubles.append,
         )
@@ -55,8 +56,8 @@ def start() -> Iterator[Start]:
     """``start(endpoint, backoff)``: a client that dials."""
     clients: list[Client] = []
 
-    def begin(endpoint: str, backoff: Backoff) -> Client:
-        clients.append(Client(endpoint, backoff))
+    def begin(endpoint: str, backoff: Backoff, heartbeat: float = 30.0) -> Client:
+        clients.append(Client(endpoint, backoff, heartbeat))
         return clients[-1]
 
     yield begin
@@ -65,12 +66,13 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def bound() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
-    """``bound(endpoint)``: a ROUTER of libzmq."""
+def bound() -> Iterator[Callable[..., zmq.Socket[bytes]]]:
+    """``bound(endpoint)``: a ROUTER of libzmq; given a descriptor, it accepts from that."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
-    def bind(endpoint: str) -> zmq.Socket[bytes]:
+    def bind(endpoint: str, descriptor: int = -1) -> zmq.Socket[bytes]:
         router = context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.USE_FD, descriptor)
         router.bind(endpoint)
         return router
 
@@ -96,6 +98,17 @@ def test_a_router_that_is_not_there_yet_is_linked_when_it_comes(start: Start, bo
     until(lambda: len(client.losses) >= 2)
     assert all(reason.endswith("connection refused") for reason in client.losses)
     assert greeting(bound(endpoint)).startswith(b"me:")
+
+
+def test_a_handshake_that_waits_for_others_is_not_taken_for_silence(start: Start, bound: Any) -> None:
+    heartbeat = 0.05
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        client = start(endpoint, quick(), heartbeat)
+        until(lambda: time.monotonic() - client.attempts[0] > 4 * LOST_AFTER * heartbeat)
+        router = bound(endpoint, listener.detach())
+    assert greeting(router).startswith(b"me:1")
+    assert (len(client.attempts), client.losses) == (1, [])
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "ipc"])

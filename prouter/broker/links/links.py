@@ -75,6 +75,11 @@ class Links:
     def __len__(self) -> int:
         return len(self._links)
 
+    @property
+    def away(self) -> int:
+        """How many agents are away."""
+        return sum(map(len, self._away.values()))
+
     def get(self, connection: str) -> Link | None:
         """The link with this connection uid."""
         return self._links.get(connection)

@@ -43,8 +43,8 @@ _SEND_QUEUE = 16
 """Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
 _RECEIVE_QUEUE = 16
 """Messages of the peer that libzmq reads ahead."""
-_HANDSHAKE = 10_000
-"""Milliseconds for libzmq's handshake."""
+_HANDSHAKE = 30_000
+"""Milliseconds for libzmq's handshake; who uses the connection has limits of its own."""
 _UNGUESSABLE = 8
 """Random bytes at the end of a routing id: who could guess it might take it first, or again after this connection."""
 _CONNECTED, _CLOSED = int(zmq.EVENT_CONNECTED), int(zmq.EVENT_CLOSED)

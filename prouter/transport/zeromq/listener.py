@@ -50,8 +50,8 @@ _SEND_QUEUE = 16
 """Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
 _RECEIVE_QUEUE = 16
 """Messages of a peer that libzmq reads ahead."""
-_HANDSHAKE = 10_000
-"""Milliseconds for libzmq's handshake."""
+_HANDSHAKE = 30_000
+"""Milliseconds for libzmq's handshake; who uses the connection has limits of its own."""
 _RETRIED = 8
 """Blocked connections that are tried again whenever libzmq has news; all of them are at each tick."""
 _INSPECTED = 128

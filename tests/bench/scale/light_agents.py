@@ -45,6 +45,8 @@ DESCRIPTORS = 8
 """Descriptors that one agent takes in this process, with those of the connection before, which libzmq closes later."""
 _CLIENT = AgentConfig().client
 _HEARTBEAT = 2.0
+_HANDSHAKE = 20.0
+"""Seconds that a handshake may take, as for real agents (prouter/transport/dialler.py)."""
 _AT_ONCE = 20
 """Agents that are dialled before others are looked after."""
 _TOLD_EVERY = 0.1
@@ -110,16 +112,14 @@ class LightAgent:
         self._pinged = 0
 
     def dial(self, now: float) -> None:
-        """Begin a connection; the HELLO leaves once it is there."""
+        """Begin a connection; its session begins once it is there, as that of a real agent."""
         plan = self._fleet.plan
         curve = ClientCurve(plan.key, self._pair) if plan.key else None
         endpoint = f"tcp://{plan.source}:0;{plan.endpoint}"
         self.connection = connection = DealerConnection(endpoint, self.uid.encode(), curve=curve)
-        self.session = Session(now, _HEARTBEAT, self._hello())
         self._fleet.report.attempts += 1
         self._fleet.opened(self, connection)
-        self.say(self.session.start())
-        self._fleet.at(self.session.deadline(), partial(self._beat, connection))
+        self._fleet.at(now + _HANDSHAKE, partial(self._give_up, connection))
 
     def say(self, frames: list[Frame]) -> None:
         """Send frames to the router."""
@@ -140,7 +140,11 @@ class LightAgent:
         except (OSError, ProtocolError):
             self._lose(now)
             return
-        if connection.ready and (not ready or connection.blocked):
+        if connection.ready and not ready:
+            self.session = Session(now, _HEARTBEAT, self._hello())
+            self.say(self.session.start())
+            self._fleet.at(self.session.deadline(), partial(self._beat, connection))
+        elif connection.blocked:
             connection.flush()
         for parts in messages:
             if parts[0]:
@@ -168,7 +172,13 @@ class LightAgent:
         elif isinstance(event, Lost):
             self._lose(now)
 
+    def _give_up(self, connection: DealerConnection, now: float) -> None:
+        if self.connection is connection and self.session is None:
+            self._lose(now)
+
     def _beat(self, connection: DealerConnection, now: float) -> None:
+        if self.connection is connection:
+            self.look(now)  # Many agents share this loop, which may be late: what waits here is no silence.
         if self.connection is not connection or self.session is None:
             return
         frames, event = self.session.tick(now)

@@ -30,3 +30,23 @@ def test_the_oldest_of_too_many_go_before_their_time() -> None:
     assert unauthenticated.take_due(100.0) == ports[:200]
     assert unauthenticated.take_due(100.0) == ports[200:250]
     assert (unauthenticated.cut, len(unauthenticated)) == (250, 4096)
+
+
+def test_each_has_the_longer_the_more_were_there_before_it() -> None:
+    unauthenticated = Unauthenticated[int]()
+    for port in range(2000):
+        unauthenticated.opened(port, 100.0)
+    assert unauthenticated.take_due(110.5) == list(range(200))
+    assert len(unauthenticated.take_due(110.5)) == 50, "the last of those whose time was over by then"
+    unauthenticated.gone(250)
+    assert unauthenticated.take_due(110.5) == []
+
+
+def test_there_may_be_more_while_known_peers_are_expected_back() -> None:
+    unauthenticated, expected = Unauthenticated[int](10), 5
+    unauthenticated.expected = lambda: expected
+    for port in range(15):
+        unauthenticated.opened(port, 100.0)
+    assert unauthenticated.take_due(100.0) == []
+    expected = 0
+    assert unauthenticated.take_due(100.0) == [0, 1, 2, 3, 4]
