@@ -96,6 +96,8 @@ class Session:
         now: the current time, seconds of any monotonic clock; other methods take the same clock.
         heartbeat: seconds of silence after which a dialler sends PING.
         hello: the body of the dialler's HELLO; None makes a listener.
+        welcomed_within: heartbeats of silence after which a dialler that was not welcomed yet gives up. A listener that
+            thousands dial at once has less time for each; whoever gives up and comes again makes it have even less.
 
     Attributes:
         state: where the session is.
@@ -103,7 +105,14 @@ class Session:
         answered: number of the latest PING that was answered.
     """
 
-    def __init__(self, now: float, heartbeat: float, hello: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        now: float,
+        heartbeat: float,
+        hello: dict[str, Any] | None = None,
+        *,
+        welcomed_within: int = LOST_AFTER,
+    ) -> None:
         self.heartbeat = heartbeat
         self.state = SessionState.WAITING
         self.latency: float | None = None
@@ -113,6 +122,7 @@ class Session:
         self._heard = now
         self._asked = now
         self._spoke = now
+        self._welcomed_within = welcomed_within
         self._pings: dict[int, float] = {}
         self._ping_count = 0
         if hello is not None:
@@ -194,11 +204,11 @@ class Session:
         if self.state in (SessionState.LOST, SessionState.REFUSED):
             return [], None
         silence = now - self._heard
-        if silence >= self.heartbeat * LOST_AFTER:
+        if silence >= self._longest:
             self.state = SessionState.LOST
             return [], Lost(f"nothing heard for {silence:.1f} s")
-        # The first HELLO is lost if the listener was not there yet.
-        if self.state is SessionState.HELLO_SENT and now - self._spoke >= self.heartbeat:
+        # A listener ignores HELLOs that are too many.
+        if self.state is SessionState.HELLO_SENT and now - self._spoke >= self._hello_every:
             self._spoke = now
             return [self._hello_frame()], None
         if self.state is SessionState.READY:
@@ -214,13 +224,23 @@ class Session:
         """Return when `tick` has something to do, if nothing is heard until then; infinity when never."""
         if self.state in (SessionState.LOST, SessionState.REFUSED):
             return float("inf")
-        lost = self._heard + self.heartbeat * LOST_AFTER
+        lost = self._heard + self._longest
         if self.state is SessionState.HELLO_SENT:
-            return min(lost, self._spoke + self.heartbeat)
+            return min(lost, self._spoke + self._hello_every)
         if self.state is SessionState.READY:
             asks = max(self._heard, self._asked) + self._patience
             return min(lost, asks, self._spoke + self.heartbeat * SIGN_OF_LIFE)
         return lost
+
+    @property
+    def _longest(self) -> float:
+        """Seconds of silence after which the peer is lost."""
+        return self.heartbeat * (self._welcomed_within if self.state is SessionState.HELLO_SENT else LOST_AFTER)
+
+    @property
+    def _hello_every(self) -> float:
+        """Seconds between HELLOs: three in all, as a listener takes few messages of an unauthenticated peer."""
+        return self.heartbeat * self._welcomed_within / LOST_AFTER
 
     def ping(self, now: float) -> Frame:
         """Make a PING; its PONG also updates `latency`."""

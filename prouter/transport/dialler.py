@@ -61,6 +61,7 @@ class Dialler:
         backoff: delays between attempts.
         on_trouble: told in words why there is no connection, for the first attempts and ever fewer of the later ones.
         curve: returns the keys for the next attempt; None for no encryption.
+        welcomed_within: see `Session`.
 
     Attributes:
         attempts: number of attempts so far.
@@ -80,6 +81,7 @@ class Dialler:
         backoff: Backoff,
         on_trouble: Callable[[str], None] | None = None,
         curve: Callable[[], ClientCurve | None] = lambda: None,
+        welcomed_within: int = LOST_AFTER,
     ) -> None:
         self.peer = peer
         self.endpoint = endpoint
@@ -90,6 +92,7 @@ class Dialler:
         self.backoff = backoff
         self._on_trouble = on_trouble
         self._curve = curve
+        self._welcomed_within = welcomed_within
         self._socket: DealerSocket | None = None
         self._ticker: gevent.Greenlet[[], None] | None = None
         self._redial: Any = None
@@ -150,7 +153,8 @@ class Dialler:
     def _connected(self, hello: dict[str, Any]) -> None:
         """Begin the session: from now on the other end's silence counts."""
         if self._socket is not None:
-            self.peer.attach(self._socket.send, Session(time.monotonic(), self._heartbeat, hello))
+            session = Session(time.monotonic(), self._heartbeat, hello, welcomed_within=self._welcomed_within)
+            self.peer.attach(self._socket.send, session)
 
     def _ended(self, reason: str) -> None:
         self.peer.lose(reason)

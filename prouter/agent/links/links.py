@@ -26,7 +26,10 @@ from prouter.transport.backoff import Backoff
 from prouter.transport.dialler import Dialler
 from prouter.transport.zeromq.curve import ClientCurve
 
-__all__ = ["Links"]
+__all__ = ["WELCOMED_WITHIN", "Links"]
+
+WELCOMED_WITHIN = 10
+"""Heartbeats that a router may take to welcome this agent: it may have just started, and thousands link at once."""
 
 
 class Links:
@@ -79,6 +82,7 @@ class Links:
             backoff=backoff,
             on_trouble=link.troubled,
             curve=curve,
+            welcomed_within=WELCOMED_WITHIN,
         )
         self._links.append(link)
         link.dialler.start()

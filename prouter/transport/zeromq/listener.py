@@ -45,7 +45,7 @@ _MESSAGES = 64
 _BYTES = 4 * 1024 * 1024
 """Bytes likewise."""
 _UNAUTHENTICATED = 8
-"""Unauthenticated connections that are heard at once."""
+"""Unauthenticated connections that are heard at once; one alone while more is left, maybe heartbeats of agents."""
 _SEND_QUEUE = 16
 """Messages that libzmq holds for a peer that does not read, beside what the kernel takes."""
 _RECEIVE_QUEUE = 16
@@ -214,7 +214,7 @@ class RouterListener:
         self._receive(arrived)
         if self._ending:
             self._finish_ended(arrived)
-        for _ in range(min(_UNAUTHENTICATED, len(self._introducing))):
+        for _ in range(min(1 if self._more else _UNAUTHENTICATED, len(self._introducing))):
             arrived[self._introducing.popitem(last=False)[0]] = None
         if self._introducing or self._new or self._authenticator.more:
             self._more = True

@@ -26,6 +26,7 @@ from typing import Any
 
 import zmq
 
+from prouter.agent.links.links import WELCOMED_WITHIN
 from prouter.config import AgentConfig
 from prouter.errors import ProtocolError
 from prouter.fabric.calls import event_frame
@@ -141,7 +142,7 @@ class LightAgent:
             self._lose(now)
             return
         if connection.ready and not ready:
-            self.session = Session(now, _HEARTBEAT, self._hello())
+            self.session = Session(now, _HEARTBEAT, self._hello(), welcomed_within=WELCOMED_WITHIN)
             self.say(self.session.start())
             self._fleet.at(self.session.deadline(), partial(self._beat, connection))
         elif connection.blocked:

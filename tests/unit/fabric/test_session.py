@@ -130,6 +130,14 @@ def test_a_hello_is_repeated_until_it_is_answered() -> None:
     assert isinstance(dialler.tick(3.0)[1], Lost)
 
 
+def test_a_dialler_may_have_more_patience_for_its_welcome_and_says_hello_no_more_often() -> None:
+    dialler = Session(0.0, 1.0, {}, welcomed_within=30)
+    said = [0.0]
+    while not isinstance(dialler.tick(due := dialler.deadline())[1], Lost):
+        said.append(due)
+    assert (said, due) == ([0.0, 10.0, 20.0], 30.0)
+
+
 def test_a_refusal_is_final() -> None:
     dialler, listener = Session(0.0, 1.0, {}), Session(0.0, 1.0)
     listener.receive(dialler.start()[0], 0.0)
