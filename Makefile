@@ -4,7 +4,7 @@
 # make docs     builds the documentation as a site in build/site; fails on broken links and anchors
 # make hooks    installs git hooks: lint and types before every commit (pre-commit)
 # make bench    runs the benchmarks, beside nginx and configurable-http-proxy
-# make bench-scale   measures many agents, running jobs and a long history on one router (docs/benchmarks.md)
+# make bench-scale   measures many agents, running jobs and a long history on one router (docs/scaling.md)
 # make apps     uses each recipe of docs/apps.md in a real browser; ARGS="streamlit dash" tries some
 # make screenshots   makes the documentation's pictures anew, in a headless Chromium
 # make soak     injects faults for a long time (docs/faults.md)
