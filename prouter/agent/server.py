@@ -94,7 +94,7 @@ class _Agent:
         self.service = Service(self.manager, self._drained)
         servers = self.manager.servers
         self.connections = Connections(self.manager.record, servers, servers.exiting)
-        self.log_news = LogNews()
+        self.log_news = LogNews(remote=not self._runner.capabilities.same_machine)
         kinds = {**FILE_KINDS, **ARCHIVE_KINDS, "log": LogStreams(self.log_news).send}
         self.transfers = Transfers(
             self.manager, kinds, config.jobs.background_threads, sync_uploads=config.jobs.sync_uploads

@@ -215,3 +215,12 @@ def test_a_preempted_job(site: Site) -> None:
 def test_the_time_limit_of_slurm_is_the_reason(site: Site, timed: str) -> None:
     info = site.until(timed, deadline=80, state="FINISHED")
     assert (info["reason"], info["signal"]) == ("walltime", "SIGTERM")
+
+
+def test_logs_follow(site: Site) -> None:
+    path = site.start("sh", "-c", "echo first; while [ ! -e go ]; do sleep 0.05; done; echo last")
+    with site.router.get(f"{path}/logs/stdout", params={"follow": 1}, stream=True) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == b"first"
+        (site.cluster.shared / "jobs" / path.rpartition("/")[2] / "go").touch()
+        assert list(lines) == [b"last"]

@@ -31,9 +31,14 @@ _POLL = 0.25
 
 
 class LogNews:
-    """Wakes followers of logs when the log grows or the job changes."""
+    """Wakes followers of logs when the log grows or the job changes.
 
-    def __init__(self) -> None:
+    Args:
+        remote: whether other machines write the logs, which inotify(7) does not tell: followers look by themselves.
+    """
+
+    def __init__(self, *, remote: bool = False) -> None:
+        self._remote = remote
         self._watcher: LogWatcher | None = None
         self._io: Any = None
         self._by_job: dict[str, set[Event]] = {}
@@ -58,6 +63,8 @@ class LogNews:
 
     def watch(self, fd: int, news: Event) -> int | None:
         """Have `news` set whenever the file is written to; None if the kernel cannot watch it."""
+        if self._remote:
+            return None
         if self._watcher is None:
             try:
                 self._watcher = watcher = LogWatcher()
