@@ -18,15 +18,20 @@ class Occupancy:
     Attributes:
         table: all jobs.
         reserved: by connection, slots of jobs that are being created there.
-        kept_free: connection of the agent that takes no jobs but the one it is kept free for; empty without one.
+        reservation: tells `kept_free`.
     """
 
     def __init__(self, table: JobTable) -> None:
         self.table = table
         self.reserved: Counter[str] = Counter()
-        self.kept_free = ""
+        self.reservation: Callable[[], str] = str
         self.released: Callable[[str], object] = bool
         """Called with a connection on which a reserved slot is free again."""
+
+    @property
+    def kept_free(self) -> str:
+        """Connection of the agent that takes no jobs but the one it is kept free for; empty without one."""
+        return self.reservation()
 
     def jobs(self, link: Link) -> int:
         """How many slots are taken."""

@@ -153,9 +153,9 @@ def resources_of(selector: dict[str, Any]) -> Amounts:
 def no_space(links: list[Link], occupancy: Occupancy, wanted: Amounts) -> LimitReached:
     """The error when no link has space; what is missing on the agents with a free slot counts most."""
     with_slot = [link for link in links if occupancy.has_slot(link)]
-    if wanted and with_slot:
-        short = {name for link in with_slot for name in lacking(wanted, link.info.resources, occupancy.amounts(link))}
-        name = min(short, default=next(iter(wanted)))
+    short = {name for link in with_slot for name in lacking(wanted, link.info.resources, occupancy.amounts(link))}
+    if short and not any(occupancy.has_space(link, wanted) for link in with_slot):
+        name = min(short)
         most = max(link.info.resources.get(name, 0) for link in with_slot)
         text = f"no agent has {_told(wanted)} left; the job waits for that with 'queue', or try again later"
         return LimitReached(text, retry_after=5, limit=Limit(f"jobs.resources.{name}", most))

@@ -79,7 +79,7 @@ class QueuedJobs:
         self.not_running: Callable[[str], object] = bool
         """Called with the uid of each job that an agent has now, and that nobody has started."""
         ledger.position, ledger.will_start = self.queue.position, self._will_start
-        occupancy.released = self.offer
+        occupancy.released, occupancy.reservation = self.offer, self._kept_free
 
     # -- into the queue -----------------------------------------------------------------------------------------------
 
@@ -218,10 +218,12 @@ class QueuedJobs:
 
     def job_ended(self, entry: Entry) -> None:
         """Take a job out of the queue that was removed or has ended, and offer the space that it had."""
-        item = self.queue.get(entry.uid)
+        item, kept_free = self.queue.get(entry.uid), self._kept_free()
         if item is not None:
             self.queue.end(item)
         self.offer(entry.connection)
+        if kept_free and not self._kept_free():
+            self.offer(kept_free)
 
     # -- Actions ------------------------------------------------------------------------------------------------------
 
@@ -288,6 +290,9 @@ class QueuedJobs:
         return best.connection if best is not None else None
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _kept_free(self) -> str:
+        return self.queue.reserved[1] if self.queue.reserved is not None else ""
 
     def _will_start(self, uid: str) -> bool:
         item = self.queue.get(uid)
@@ -365,7 +370,6 @@ class QueuedJobs:
                 self._open[connection] = more
             if not placed and more is not None:
                 break  # Many shapes were looked at in vain: other work comes first.
-        self._occupancy.kept_free = self.queue.reserved[1] if self.queue.reserved is not None else ""
         if self._open:
             self._decide_soon()
 
@@ -384,10 +388,10 @@ class QueuedJobs:
         for item in self.queue.expired(self._env.wall(), _EXPIRED):
             entry = self._ledger.table.get(item.uid)
             self._env.counts["queue_timeouts"] += 1
-            self.queue.end(item)
             if entry is not None and not entry.ended:
                 text = "no agent had space for it in time"
                 self._ledger.end(entry, self.place, Reason.QUEUE_TIMEOUT, text)
+            self.queue.end(item)
         self._arm()
 
 

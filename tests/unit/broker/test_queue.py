@@ -125,6 +125,32 @@ def test_a_small_job_passes_a_large_one_until_an_agent_is_reserved() -> None:
     assert [info(worker, job)["phase"] for job in more[2:]] == [None, None]
 
 
+@pytest.mark.parametrize("expires", [True, False])
+def test_an_agent_is_kept_free_no_longer_than_the_job_waits(expires: bool) -> None:
+    world = World(queue_reserve_after=0.0)
+    worker = world.worker()
+    agent = world.agent(capacity={"max": None, "resources": {"cpus": 2}})
+    one = {**ANY, "resources": {"cpus": 1}}
+    small = [queued(worker, f"s{i}", agent=one) for i in range(2)]
+    large = queued(worker, "large", 20.0, agent={**ANY, "resources": {"cpus": 2}})
+    more = [queued(worker, f"m{i}", 900.0, agent=one) for i in range(3)]
+    end(agent, small[0], world)
+    end(agent, small[1], world)
+    assert [info(worker, job)["phase"] for job in more] == [None, None, "queued"]
+    end(agent, more[0], world)
+    assert info(worker, more[2])["phase"] == "queued"
+    with pytest.raises(LimitReached, match="kept free"):
+        created(worker, worker.call("jobs.create", name="x", agent=one, key="x"))
+    if expires:
+        world.run(21.0)
+    else:
+        worker.ask("jobs.remove", **large["at"])
+        world.run(0.2)
+    assert info(worker, more[2])["phase"] is None
+    end(agent, more[1], world)
+    assert created(worker, worker.call("jobs.create", name="x", agent=one, key="x"))["agent"]["uid"] == "agent-1"
+
+
 def test_a_removed_job_leaves_the_queue() -> None:
     world = World()
     worker = world.worker()
