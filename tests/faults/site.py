@@ -30,7 +30,7 @@ from websockets.sync.client import connect
 from tests.bench.nginx import Nginx, several_routers
 from tests.faults.load import Gauge, Load
 from tests.support.ports import free_port
-from tests.support.processes import Agent, Router, start_router, wait_until
+from tests.support.processes import Agent, Router, processes_with, start_router, wait_until
 
 __all__ = ["JOBS", "Site", "Traffic"]
 
@@ -75,9 +75,14 @@ class Site:
         self._end()
 
     def _end(self) -> None:
+        """Kill everything at once: agents would leave their jobs to their keepers for a minute."""
         self._stack.close()
-        for process in [*self.agents, *self.routers]:
-            process.popen.terminate()
+        end = time.monotonic() + 10
+        while (left := processes_with(f"{self.directory}/")) and time.monotonic() < end:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         for process in [*self.agents, *self.routers]:
             process.stop()
 
