@@ -200,7 +200,9 @@ def test_options_reach_slurm(site: Site) -> None:
 
 
 def test_slurm_ends_a_job_that_uses_more_memory_than_it_asked_for(site: Site) -> None:
-    path = site.start(sys.executable, "-c", "x = b'1' * 300_000_000; input()", resources={"memory": 60 << 20})
+    path = site.start(
+        sys.executable, "-c", "import time; x = b'1' * 300_000_000; time.sleep(100)", resources={"memory": 60 << 20}
+    )
     assert site.until(path, state="FINISHED")["reason"] == "memory"
     site.remove(path)
 
