@@ -124,7 +124,7 @@ class Running:
                 self._end(value)
         elif name in _OUTPUT and isinstance(error, OSError) and not isinstance(error, RouterError):
             self._unwritten(name, error)
-        elif name == "stop" and isinstance(error, Conflict):
+        elif name in ("stop", "kill") and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
         elif name in ("stop", "kill") and isinstance(error, RouterError) and not isinstance(error, NotFound):
             raise Failure(describe(error) + self._left(), Exit.NOT_THE_JOB)  # logs and waits would go on for ever
