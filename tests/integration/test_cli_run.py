@@ -7,14 +7,12 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prouter.cli import main
 from tests.support.command_line import CommandLine
 from tests.support.cutting_relay import CuttingRelay, randomly
 from tests.support.processes import Router, start_agent, start_router, wait_until
@@ -94,10 +92,12 @@ def test_signals_stop_and_then_kill(
     assert not left("signalled")
 
 
-def test_a_signal_while_it_is_being_made_leaves_no_job(prouter: CommandLine, left: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_while_it_is_being_made_leaves_no_job(prouter: CommandLine, left: Any, signals: int) -> None:
     command = prouter.start("run", "--name", "early", "--port", "notify", "--", "sleep", "60")
     wait_until(lambda: left("early"))
-    command.send_signal(signal.SIGINT)
+    for _ in range(signals):
+        command.send_signal(signal.SIGINT)
     command.communicate(timeout=30)
     assert command.returncode == 130
     assert not left("early")
@@ -192,29 +192,3 @@ def test_output_that_cannot_be_written_is_an_error_and_ends_the_job(prouter: Com
         if name == "stdout":
             assert err == b"prouter: the job's stdout cannot be written: No space left on device\n"
         assert not left("full")
-
-
-def test_a_signal_ends_the_command_even_if_the_router_is_gone_for_good(
-    router: Router, agent: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("prouter.cli.run.LONG", 0.5)
-    relay = CuttingRelay(router.url)
-
-    def jobs() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = router.get("/jobs?name=forsaken&state=RUNNING").json()["jobs"]
-        return found
-
-    def lose_router() -> None:
-        wait_until(jobs)
-        relay.close()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    losing = threading.Thread(target=lose_router)
-    losing.start()
-    with pytest.raises(SystemExit) as left:
-        main(["run", "--url", relay.url, "--name", "forsaken", "--", "sleep", "100"])
-    losing.join()
-    [job] = jobs()
-    router.post(f"{job['path']}/remove")
-    assert left.value.code == 125
-    assert f"the job is still there: 'prouter rm {job['uid']}'" in capfd.readouterr().err

@@ -120,8 +120,8 @@ class Running:
             if value != signal.SIGHUP or not self._count:  # shells and the kernel may both tell that a terminal is gone
                 self._end(value)
         elif name in _OUTPUT and isinstance(error, OSError) and not isinstance(error, RouterError):
-            self._break()
-        elif name == "stop" and isinstance(error, Conflict):
+            self._unwritten(name, error)
+        elif name in ("stop", "kill") and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
         elif name in ("stop", "kill") and isinstance(error, RouterError) and not isinstance(error, NotFound):
             raise Failure(describe(error) + self._left(), Exit.NOT_THE_JOB)  # logs and waits would go on for ever
