@@ -7,12 +7,14 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prouter.cli import main
 from tests.support.command_line import CommandLine
 from tests.support.cutting_relay import CuttingRelay, randomly
 from tests.support.processes import Router, start_agent, start_router, wait_until
@@ -192,3 +194,31 @@ def test_output_that_cannot_be_written_is_an_error_and_ends_the_job(prouter: Com
         if name == "stdout":
             assert err == b"prouter: the job's stdout cannot be written: No space left on device\n"
         assert not left("full")
+
+
+@pytest.mark.parametrize("server", [["--port", "notify"], []], ids=["starting", "running"])
+def test_a_signal_ends_the_command_even_if_the_router_is_gone_for_good(
+    router: Router, agent: object, server: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prouter.cli.run.LONG", 0.5)
+    monkeypatch.setattr("prouter.client.core.jobs._START", 0.5)
+    relay = CuttingRelay(router.url)
+
+    def started() -> str:
+        jobs = router.get("/jobs?name=forsaken").json()["jobs"]
+        return jobs[0]["path"] if jobs and router.get(f"{jobs[0]['path']}/file/started").ok else ""
+
+    def lose_router() -> None:
+        wait_until(started)
+        relay.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    losing = threading.Thread(target=lose_router)
+    losing.start()
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--url", relay.url, "--name", "forsaken", *server, "--", "sh", "-c", "touch started; sleep 100"])
+    losing.join()
+    path = started()
+    router.post(f"{path}/remove")
+    assert left.value.code == 125
+    assert f"the job is still there: 'prouter rm {path.rpartition('/')[2]}'" in capfd.readouterr().err

@@ -59,6 +59,8 @@ class CuttingRelay:
 
     def close(self) -> None:
         """Accept nobody any more, and cut what is open."""
+        with suppress(OSError):  # Closing alone leaves it to accept one more, as `accept` is under way.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut_all()
 

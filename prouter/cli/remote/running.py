@@ -123,7 +123,7 @@ class Running:
             self._unwritten(name, error)
         elif name in ("stop", "kill") and isinstance(error, Conflict):
             return  # not started yet: it is stopped once it is
-        elif name in ("stop", "kill") and isinstance(error, RouterError) and not isinstance(error, NotFound):
+        elif name in ("stop", "kill", "remove") and isinstance(error, RouterError) and not isinstance(error, NotFound):
             raise Failure(describe(error) + self._left(), Exit.NOT_THE_JOB)  # logs and waits would go on for ever
         elif name == "set up":
             self._error = error
