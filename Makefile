@@ -43,7 +43,7 @@ demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
 
 test: tools lint types docs coverage
-	$(CLEAN_ENV) $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadscope $(PYTEST_ARGS)
+	@$(CLEAN_ENV) tools/run_tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 # Examples alone have to reach every branch, so that the figure does not depend on what hypothesis draws.
 coverage: $(DEV)

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.job_files import Sandbox
 from tests.support.processes import Agent, Process, Router, start_agent, start_router
 
 JOBS = Path(__file__).parent / "jobs"
+
+# The same cases on every machine and in every run, however slow; `--hypothesis-profile random` tries others.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("same", settings.get_profile("random"), derandomize=True, database=None)
+settings.load_profile("same")
 
 
 def pytest_configure() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -116,18 +119,27 @@ class _Lazy(click.Group):
             raise SystemExit(error.exit_code) from None
         except click.ClickException as error:
             _refuse(error)
+        except OSError as error:  # what click prints itself: help, the version
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            _refuse(click.ClickException(f"the output cannot be written: {error.strerror}"))
         except click.Abort:
             raise SystemExit(_INTERRUPTED) from None
         raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def _open_descriptors() -> None:
-    """Open what of stdin, stdout and stderr is closed, so that no socket gets its number and the output with it."""
-    for descriptor in (0, 1, 2):
+    """Open what of stdin, stdout and stderr is closed, so that no socket gets its number and the output with it.
+
+    Python has no `sys.stdout` then, which most commands write to.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False))
 
 
 def _refuse(error: click.ClickException) -> NoReturn:
@@ -136,7 +148,8 @@ def _refuse(error: click.ClickException) -> NoReturn:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and context is not None:
         message += f"; see '{context.command_path} --help'"
-    click.echo(f"prouter: {message}", err=True)
+    with suppress(OSError):  # Nobody reads it, or the disk is full: the exit code still tells.
+        click.echo(f"prouter: {message}", err=True)
     raise SystemExit(error.exit_code) from None
 
 

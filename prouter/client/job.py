@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,13 @@ class Job:
     # -- its output and files -------------------------------------------------------------------------------------
 
     def logs(
-        self, stream: str = "stdout", *, follow: bool = False, offset: int | None = None, tail: int | None = None
+        self,
+        stream: str = "stdout",
+        *,
+        follow: bool = False,
+        offset: int | None = None,
+        tail: int | None = None,
+        since: datetime | timedelta | None = None,
     ) -> LogStream:
         """Return what the job writes, as an iterator of bytes that continues over every loss.
 
@@ -222,8 +229,10 @@ class Job:
             follow: continue until the job has ended and everything was read; otherwise until what there is now.
             offset: begin at this byte.
             tail: begin this many lines before the end.
+            since: begin with what came at this time or later, or for so long.
         """
-        return LogStream(self._driver, LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail))
+        feed = LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail, since=since)
+        return LogStream(self._driver, feed)
 
     def upload(
         self,
@@ -290,8 +299,8 @@ class Job:
     ) -> Synced:
         """Send what differs of a local directory, as one archive.
 
-        A file is the same if its size and modification time are. With `hash` its contents count instead of the local
-        time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
+        A file is the same if its size, modification time and permission bits are. With `hash` its contents count
+        instead of the local time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
 
         Args:
             delete: delete what only the sandbox has.
@@ -318,7 +327,7 @@ class Job:
         return self._driver.run(flow)
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the contents of a file: `length` bytes from `offset` on, or all."""
+        """Return the contents of a file: up to `length` bytes from `offset` on, or all."""
         return self._driver.run(files.read_file(self._driver.context, self.path, path, offset, length))
 
     def write(self, path: str, data: bytes | str, *, mode: int | None = None, new: bool = False) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "COPY_END",
     "LOGS_DIRECTORY",
     "LOG_FILES",
+    "TIMES",
     "UNLISTED",
     "first_data",
     "gap_marker",
@@ -36,6 +37,9 @@ COPIED = 256 << 10
 COPY_END = b"\n[prouter: the rest is in the job's log only]\n"
 """Last line of a copy that does not hold the whole log."""
 
+TIMES = ".times"
+"""Suffix of the file that says when the job wrote what (`prouter.keeper.log_times`)."""
+
 UNLISTED = ".unlisted"
 """Suffix of the file that marks a log as not listed in the sandbox."""
 
@@ -43,7 +47,9 @@ UNLISTED = ".unlisted"
 def log_names(uid: str) -> list[str]:
     """All names that the files of a job's logs may have in `LOGS_DIRECTORY`."""
     return [
-        f"{uid}.{stream}{ending}" for stream in LOG_FILES.values() for ending in ("", ".kept", ".kept.new", UNLISTED)
+        f"{uid}.{stream}{ending}"
+        for stream in LOG_FILES.values()
+        for ending in ("", TIMES, ".kept", ".kept.new", UNLISTED)
     ]
 
 

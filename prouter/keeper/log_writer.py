@@ -27,6 +27,7 @@ import time
 from typing import NoReturn
 
 from prouter.keeper.log_gaps import COPIED, COPY_END
+from prouter.keeper.log_times import LogTimes
 
 __all__ = ["ADD", "DONE", "FAILED", "FINISH", "HEAD", "LONGEST", "TROUBLE", "become_writer"]
 
@@ -67,6 +68,7 @@ class _Stream:
         self.pipe = pipe
         self.log = log
         self.copy = copy
+        self._times = LogTimes(log)
         self.left: int | None = None
         """Bytes that are left to move, once the job has ended."""
         self.give_up_at = 0.0
@@ -89,6 +91,7 @@ class _Stream:
         # Always append: on file systems without holes the agent empties the log now and then.
         at = os.lseek(self.log, 0, os.SEEK_END)
         moved = self._splice(most) if self._splices else self._write(most)
+        self._times.note(at)
         if moved >= _PIPE and not self._grown:
             self._grown = True
             with contextlib.suppress(

@@ -47,6 +47,10 @@ def test_a_job_from_its_start_to_its_removal(prouter: CommandLine, web: str) -> 
     assert b"Serving HTTP" in prouter("logs", "cliweb").stdout
     piece = json.loads(prouter.text("logs", "cliweb", "-o", "jsonl").splitlines()[0])
     assert prouter.text("logs", "cliweb", "--since", str(piece["next"]), "-o", "jsonl") == ""
+    for since in ("1h", "2020-01-31T12:00:00Z", "2020-01-31T12:00:00"):
+        assert json.loads(prouter.text("logs", "cliweb", "--since", since, "-o", "jsonl").splitlines()[0]) == piece
+    assert prouter.text("logs", "cliweb", "--since", "2199-01-31T12:00:00Z", "--tail", "9") == ""
+    assert "write 10m" in prouter.refused("logs", "cliweb", "--since", "yesterday", code=2)
     prouter.refused("wait", "--timeout", "0.1", "cliweb", code=124)
     prouter.text("stop", "--grace", "1", "cliweb")
     prouter.text("wait", "cliweb", code=143)

@@ -327,12 +327,17 @@ def test_a_sync_sends_what_differs(client: Router, project: Path, tmp_path: Path
         assert paths["in/deep/er/c"] == "file"
 
 
-def test_single_files(client: Router) -> None:
+def test_single_files(client: Router, tmp_path: Path) -> None:
     with client.create() as job:
         job.write("a b/ü?", "text", mode=0o640)
         assert job.read("a b/ü?") == b"text"
         [entry] = job.files("a b")
         assert (entry.name, entry.path, entry.size, entry.mode) == ("ü?", "a b/ü?", 4, 0o640)
+        assert [job.read("a b/ü?", offset=at, length=3) for at in (0, 2, 4, 9)] == [b"tex", b"xt", b"", b""]
+        job.write("a b/run", "", mode=0o755)
+        job.download("a b/run", tmp_path / "run")
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+        job.delete("a b/run")
         with pytest.raises(PreconditionFailed):
             job.write("a b/ü?", b"other", new=True)
         job.mkdir("x/y")

@@ -223,6 +223,22 @@ def writer_of(jobs: Observed) -> int:
     return found
 
 
+def test_a_log_knows_when_its_bytes_came(jobs: Observed) -> None:
+    script = "import time\nend = time.time() + 2.5\nwhile time.time() < end:\n print(time.time()); time.sleep(0.05)"
+    uid = jobs.run(sys.executable, "-c", script)
+    assert jobs.ended(uid).exit_code == 0
+    log = jobs.manager.log(uid, "stdout")
+    written = jobs.log(uid)
+    lines = written.splitlines(keepends=True)
+    for line in lines[:: len(lines) // 4 or 1]:
+        at = log.since_offset(float(line))
+        assert b"".join(lines[lines.index(line) :]) in written[at:], "nothing that came since is left out"
+        assert written[:at].endswith(b"\n") or at == 0
+    assert log.since_offset(float(lines[-1]) + 3600) == len(written)
+    jobs.manager.remove(uid)
+    assert not list(jobs.root.glob(".job-logs/*"))
+
+
 def test_a_killed_log_writer_is_replaced_and_nothing_is_lost(jobs: Observed) -> None:
     uid = jobs.run("sh", "-c", "echo one; for i in 1 2 3; do until [ -e go$i ]; do sleep 0.01; done; echo $i; done")
     until(lambda: jobs.log(uid) == b"one\n")

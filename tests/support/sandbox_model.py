@@ -23,6 +23,7 @@ class SandboxModel:
         files: contents and modification time of each file.
         links: targets.
         directories: their paths.
+        modes: permission bits of files that were unpacked.
         arriving: for each upload of an archive, how many of its members arrive before it is cut.
         unpacked: names of all files that were unpacked.
         cuts: for each request, how many bytes of the answer arrive before it is cut; -1 cuts the request itself.
@@ -35,6 +36,7 @@ class SandboxModel:
         self.cuts = iter(cuts or [])
         self.arriving = iter(list[int]())
         self.unpacked: list[str] = []
+        self.modes: dict[str, int] = {}
         self.version = 0
 
     def __call__(self, request: Request) -> Answer | Lost:
@@ -92,7 +94,13 @@ class SandboxModel:
         entries += [("link", name, len(target), mtime) for name, (target, mtime) in self.links.items()]
         entries += [("dir", name, 0, 0.0) for name in self.directories]
         shown = [
-            {"name": name.rpartition("/")[2], "type": kind, "size": size, "mtime": mtime, "mode": 420}
+            {
+                "name": name.rpartition("/")[2],
+                "type": kind,
+                "size": size,
+                "mtime": mtime,
+                "mode": self.modes.get(name, 0o644),
+            }
             for kind, name, size, mtime in entries
             if name.rpartition("/")[0] == path
         ]
@@ -138,5 +146,6 @@ class SandboxModel:
                     self.links[name] = (member.linkname, member.mtime)
                 else:
                     self.unpacked.append(name)
+                    self.modes[name] = member.mode
                     self.put(name, archive.extractfile(member).read(), member.mtime)  # type: ignore[union-attr]
         return Answer(200)

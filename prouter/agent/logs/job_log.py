@@ -23,7 +23,8 @@ from prouter.agent.sandbox import rights, syscalls
 from prouter.agent.sandbox.paths import translated
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import Forbidden, InvalidRequest
-from prouter.keeper.log_gaps import LOG_FILES, first_data, gap_marker
+from prouter.keeper.log_gaps import LOG_FILES, TIMES, first_data, gap_marker
+from prouter.keeper.log_times import STEP, entries, position_since
 
 __all__ = ["JobLog", "LogChunk"]
 
@@ -192,6 +193,37 @@ class JobLog:
             if lines <= 0:
                 return end
             return 0
+
+    @rights.as_agent
+    def since_offset(self, moment: float) -> int:
+        """Return the position from which on is all that the job wrote at a moment (seconds since 1970) or later.
+
+        It is the beginning of a line, and of what came less than a second earlier; the log's end if nothing came since.
+        """
+        with self._lock, translated(self._file):
+            end, found = self.end(), self._times()
+            if not found:  # All came within a second, or an older version wrote the log.
+                return 0 if os.fstat(self.fileno()).st_mtime + STEP > moment else end
+            position = position_since(found, moment, self._kept[1])
+            if position is None:
+                return end
+            floor = max(self.first(), position - _LINE_SEARCH)
+            if floor >= position:
+                return position
+            line = self._bytes_at(floor, position - floor).rfind(b"\n") + 1
+            return floor + line if line or not floor else position
+
+    def _times(self) -> list[tuple[float, int]]:
+        try:
+            with self._files.directory() as parent:
+                name = self._files.path(self.name).name + TIMES
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError:
+            return []
+        try:
+            return entries(fd)
+        finally:
+            os.close(fd)
 
     @rights.as_agent
     def enforce_limit(self, limit: int) -> int:

@@ -99,16 +99,20 @@ class LogStreams:
         self._news = news
 
     def send(self, transfer: Transfer) -> None:
-        """``log``: send a log from an offset or its last lines on; with ``follow`` until the job has ended."""
+        """``log``: send a log from an offset on, its last lines, or what came since a time (ms since 1970).
+
+        With ``follow`` until the job has ended.
+        """
         log = transfer.jobs.log(transfer.uid, transfer.text("name", "stdout"))
         offset, tail, follow = transfer.number("offset"), transfer.number("tail"), transfer.flag("follow")
-        if offset is not None and tail is not None:
-            raise InvalidRequest("Invalid request: offset and tail exclude each other")
+        since = transfer.number("since")
+        if offset is not None and (tail is not None or since is not None):
+            raise InvalidRequest("Invalid request: offset excludes tail and since")
         end = _end(log)
         if offset is not None and offset > end:
             raise RangeNotSatisfiable(f"offset {offset} is beyond the end of the log, {end} bytes")
         if offset is None:
-            offset = transfer.run(log.tail_offset, tail) if tail is not None and end else 0
+            offset = transfer.run(_begin, log, tail, since) if end else 0
         first = log.read(offset) if end else LogChunk(offset, offset, b"")
         transfer.say(offset=first.end - len(first.data), size=end)
         transfer.sent = True
@@ -160,6 +164,12 @@ def _end(log: JobLog) -> int:
         return log.end()
     except NotFound:
         return 0
+
+
+def _begin(log: JobLog, tail: int | None, since: int | None) -> int:
+    """The later one of the positions that are asked for."""
+    by_lines = log.tail_offset(tail) if tail is not None else 0
+    return max(by_lines, log.since_offset(since / 1000)) if since is not None else by_lines
 
 
 def _copy(transfer: Transfer, log: JobLog, position: int, stop: int | None) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, final
 from prouter.agent.sandbox import rights
 from prouter.agent.sandbox.paths import translated
 from prouter.errors import Forbidden
-from prouter.keeper.log_gaps import LOG_FILES, LOGS_DIRECTORY, UNLISTED, log_names, remove_logs
+from prouter.keeper.log_gaps import LOG_FILES, LOGS_DIRECTORY, TIMES, UNLISTED, log_names, remove_logs
 
 __all__ = ["JobDirectory", "LogFiles"]
 
@@ -234,7 +234,8 @@ class LogFiles:
             OSError: a file cannot be deleted.
         """
         # Most logs have no files beside them, and most jobs are short.
-        remove_logs(self._directory.parent, self._names.values() if self._plain else log_names(self._uid))
+        plain = [name + ending for name in self._names.values() for ending in ("", TIMES)]
+        remove_logs(self._directory.parent, plain if self._plain else log_names(self._uid))
 
     def kept(self) -> dict[str, list[int]]:
         """Return the logs' inodes, JSON-ready, for `adopt` after a restart of the agent."""

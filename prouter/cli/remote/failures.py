@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import click
@@ -81,7 +81,8 @@ def describe(error: Exception) -> str:
 
 def note(text: str) -> None:
     """Print a line for people on stderr, whatever the text holds."""
-    click.echo(f"prouter: {visible(text)}", err=True)
+    with suppress(OSError):  # A job or a transfer does not fail because nobody reads its notes.
+        click.echo(f"prouter: {visible(text)}", err=True)
 
 
 @contextmanager

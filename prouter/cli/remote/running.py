@@ -6,6 +6,7 @@ signal counts at once, whatever the network does.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_EVERY = 0.5
 """Seconds after which a command that nobody reads from notices it."""
 _OUTPUT = {"stdout": 1, "stderr": 2}
+_UNREAD = (errno.EPIPE, errno.EIO)
+"""What tells that the reader of the output is gone: of a pipe, of a terminal."""
 _LAST = 3
 """The signal at which this command leaves at once."""
 
@@ -133,7 +136,7 @@ class Running:
             if self._started and not self._plan.detach:
                 assert self._job is not None
                 self._spawn("wait", self._job.wait)
-            if self._started and self._count:
+            if self._started and (self._count or self._error is not None):
                 self._stop()
         elif name == "wait" and error is None:
             self._info = value
@@ -141,6 +144,14 @@ class Running:
             self._error = Failure("a signal ended the download")
         elif error is not None and not isinstance(error, (Cancelled, NotFound)):
             self._error = self._error or error
+
+    def _unwritten(self, name: str, error: OSError) -> None:
+        """End the job: its output goes nowhere."""
+        if error.errno in _UNREAD:
+            self._break()
+            return
+        self._error = self._error or Failure(f"the job's {name} cannot be written: {error.strerror}")
+        self._stop()
 
     # -- signals --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
 from prouter.client.core.errors import RouterError, from_code
@@ -101,14 +102,23 @@ class LogFeed:
         dropped: bytes that the agent dropped before they could be read; a line stands in their place.
     """
 
-    def __init__(self, path: str, stream: str, *, follow: bool, offset: int | None, tail: int | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        stream: str,
+        *,
+        follow: bool,
+        offset: int | None,
+        tail: int | None,
+        since: datetime | timedelta | None = None,
+    ) -> None:
         if stream not in ("stdout", "stderr"):
             raise ValueError(f"a job has the logs stdout and stderr, not {stream!r}")
-        if offset is not None and tail is not None:
-            raise ValueError("offset and tail exclude each other")
+        if offset is not None and (tail is not None or since is not None):
+            raise ValueError("offset excludes tail and since")
         self._path = f"{path}/logs/{stream}"
         self._follow = follow
-        self._tail = tail
+        self._begin = {"tail": tail, "since": _moment(since)}
         self.position = offset
         self.done = False
         self.ending: dict[str, Any] = {}
@@ -116,9 +126,11 @@ class LogFeed:
 
     def request(self) -> Request:
         """Return the request for the log from `position` on."""
-        tail = self._tail if self.position is None else None
-        found = query(follow=self._follow, offset=self.position, tail=tail)
-        return Request("GET", self._path + found, {"Accept": "text/event-stream"}, silence=SILENCE)
+        begin = self._begin if self.position is None else {}
+        found = query(follow=self._follow, offset=self.position, **begin)
+        return Request(
+            "GET", self._path + found, {"Accept": "text/event-stream"}, silence=SILENCE if self._follow else None
+        )
 
     def begin(self, response: Response) -> None:
         """Learn the position at which the answer begins."""
@@ -208,6 +220,13 @@ class EventsFeed:
             return []
         self.last = number
         return [Event(type=event.name, id=number, data=data, raw=data)]
+
+
+def _moment(since: datetime | timedelta | None) -> str | None:
+    """Return a time as the API takes it; an age is counted by the router's clock."""
+    if isinstance(since, datetime):
+        return since.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+    return f"{max(0.0, since.total_seconds()):.3f}s" if since is not None else None
 
 
 def _number(text: str | None, default: Any) -> Any:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from prouter.client.core.errors import Forbidden, NotFound, PreconditionFailed, RouterError, Unauthorized
+import re
+
+from prouter.client.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    RouterError,
+    Unauthorized,
+)
 from prouter.client.core.flow import Body, Flow, Lost, Request, Response, now, read, sleep
 from prouter.client.core.models import Entry
 from prouter.client.core.paths import encoded, joined, query
@@ -70,6 +79,7 @@ class Download:
         etag: of the file that is being received.
         size: its bytes, or None.
         position: of the next byte.
+        mode: its permission bits, None if the router did not tell.
     """
 
     def __init__(self, job: str, path: str, offset: int = 0, length: int | None = None) -> None:
@@ -80,6 +90,7 @@ class Download:
         self.etag: str | None = None
         self.size: int | None = None
         self.position = offset
+        self.mode: int | None = None
         self._restarts = 0
 
     def request(self) -> Request:
@@ -109,6 +120,8 @@ class Download:
                 raise error
             self.restart(error)
         self.etag, self.size = response.headers.get("etag"), _whole(total)
+        mode = response.headers.get("x-prouter-mode", "")
+        self.mode = int(mode, 8) if re.fullmatch("[0-7]{1,4}", mode) else None
         return anew
 
     @property
@@ -146,7 +159,7 @@ def _whole(text: str) -> int | None:
 
 
 def read_file(context: Context, job: str, path: str, offset: int, length: int | None) -> Flow[bytes]:
-    """Return the bytes of a file, or some of them.
+    """Return the bytes of a file, or some of them: none at its end and behind it.
 
     Raises:
         NotFound: there is none.
@@ -169,6 +182,10 @@ def read_file(context: Context, job: str, path: str, offset: int, length: int | 
                 download.position += len(piece)
                 attempts.progressed()
             download.check()
+            return bytes(data)
+        except InvalidRequest as error:
+            if error.code != "range_not_satisfiable":
+                raise
             return bytes(data)
         except PreconditionFailed as error:
             download.restart(error)

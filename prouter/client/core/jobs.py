@@ -13,7 +13,7 @@ from prouter.client.core.errors import Conflict, ConnectionFailed, NoAgentFree, 
 from prouter.client.core.flow import Flow, Request, give, now
 from prouter.client.core.models import Bridge, Explanation, JobInfo, Share
 from prouter.client.core.paths import job_path, query, segment
-from prouter.client.core.retries import Attempts, Context, call, call_json
+from prouter.client.core.retries import LEAST, Attempts, Context, call, call_json
 
 __all__ = [
     "AgentChoice",
@@ -116,7 +116,7 @@ class Creation:
             self._body["template"] = template
         if queue is not None:
             self._body["queue"] = {"timeout": queue}
-        self._attempts = Attempts(context, context.retry_for)
+        self._attempts = Attempts(context, context.retry_for, least=LEAST)
 
     def carry_out(self) -> Flow[JobInfo]:
         """Create the job.
@@ -124,7 +124,7 @@ class Creation:
         Raises:
             NoAgent: no agent can take it.
         """
-        return (yield from self._ask(max(self._context.timeout, 60.0), self._attempts))
+        return (yield from self._ask(None, self._attempts))
 
     def undo(self) -> Flow[None]:
         """Remove the job, if that is possible soon, after its creation was interrupted: nobody else knows it.
@@ -137,7 +137,7 @@ class Creation:
             made = yield from self._ask(CLEANUP, Attempts(self._context, CLEANUP if self._context.reached else 0.0))
             yield from discard(self._context, made.path)
 
-    def _ask(self, silence: float, attempts: Attempts) -> Flow[JobInfo]:
+    def _ask(self, silence: float | None, attempts: Attempts) -> Flow[JobInfo]:
         request = post("/jobs/create", self._body, key=self._key, silence=silence)
         return JobInfo.of((yield from call_json(self._context, request, placing=True, attempts=attempts)))
 
@@ -190,13 +190,16 @@ def start_body(
 def start(context: Context, path: str, body: Mapping[str, Any]) -> Flow[JobInfo]:
     """Start a job once; return its info once its server, if it has one, is ready.
 
+    A start may take minutes. If the router was silent for `Context.timeout`, it is asked again, with the same key: it
+    answers both when the job is ready, and a connection that broke silently is noticed meanwhile.
+
     Raises:
         StartFailed: it did not start; `detail` has the end of its stderr.
     """
     expose = body.get("expose") or {}
     longest = expose.get("timeout") or (_PRESET_START if "preset" in expose or "template" in body else _START)
-    request = post(f"{path}/start", body, key=context.new_key(), silence=longest + context.timeout)
-    return JobInfo.of((yield from call_json(context, request)))
+    request = post(f"{path}/start", body, key=context.new_key())
+    return JobInfo.of((yield from call_json(context, request, patience=longest + context.retry_for)))
 
 
 def info(context: Context, path: str, *, usage: bool = False) -> Flow[JobInfo]:
@@ -336,8 +339,7 @@ def send_signal(context: Context, path: str, name: str) -> Flow[JobInfo]:
 
 def remove(context: Context, path: str) -> Flow[JobInfo | None]:
     """End a job and delete its sandbox; return its info as it was, None if only a lost attempt got that."""
-    request = post(f"{path}/remove", silence=max(context.timeout, 60.0))
-    response = yield from call(context, request, gone=True)
+    response = yield from call(context, post(f"{path}/remove"), gone=True)
     return JobInfo.of(json.loads(response.content)) if response.status == 200 else None
 
 

@@ -12,12 +12,14 @@ from typing import Any
 from prouter.client.core.errors import ConnectionFailed, RouterError, from_response
 from prouter.client.core.flow import Flow, Lost, Request, Response, now, open_, read, send, sleep
 
-__all__ = ["Attempts", "Context", "call", "call_json", "opened"]
+__all__ = ["LEAST", "Attempts", "Context", "call", "call_json", "opened"]
 
 ACCEPTED = 10.0
 """Seconds for which a router that never answered is tried at least if it accepts connections: they may be cut."""
 BASE_PAUSE = 0.1
 """Seconds of the first pause at most; each one after it may be twice as long."""
+LEAST = 4
+"""Attempts that a request with an idempotency key has at least: with silent connections each may take a timeout."""
 LONGEST_PAUSE = 5.0
 _MOST_ERROR = 64 * 1024
 """Bytes of an error's body that are read, at most."""
@@ -56,13 +58,16 @@ class Attempts:
     Args:
         context: of the client.
         patience: seconds from the first failure on; None for ever.
+        least: attempts that are made at least once one of them may have been carried out: to give up then means that
+            nobody knows what it made.
     """
 
-    def __init__(self, context: Context, patience: float | None) -> None:
+    def __init__(self, context: Context, patience: float | None, *, least: int = 1) -> None:
         self._context = context
         self._patience = patience
         self._first: float | None = None
         self._count = 0
+        self._least = least
         self.ambiguous = False
         """Whether an earlier attempt may have been carried out."""
         self.running = False
@@ -93,6 +98,9 @@ class Attempts:
             raise ConnectionFailed(detail, sent=True) from lost
         first = max(self._context.first_contact, ACCEPTED) if self.ambiguous else self._context.first_contact
         pause = self._pause(moment, None if self._context.reached else first)
+        if pause is None and self.ambiguous and self._count + 1 < self._least:
+            self._count += 1
+            return self._context.random()
         if pause is None:
             raise ConnectionFailed(self._gave_up(lost), sent=self.ambiguous) from lost
         return pause
@@ -130,6 +138,11 @@ class Attempts:
         return pause if patience is None else min(pause, max(0.0, self._first + patience - moment))
 
     def _gave_up(self, lost: Lost) -> str:
+        return self._no_answer(lost) + (
+            "; the request may have been carried out" if self.ambiguous and self._least > 1 else ""
+        )
+
+    def _no_answer(self, lost: Lost) -> str:
         url = self._context.url
         if not self._context.reached:
             return (
@@ -171,7 +184,8 @@ def call(
         RouterError: the router refused it.
         ConnectionFailed: no answer came in time.
     """
-    attempts = attempts or Attempts(context, context.retry_for if patience is None else patience)
+    least = LEAST if "Idempotency-Key" in request.headers else 1
+    attempts = attempts or Attempts(context, context.retry_for if patience is None else patience, least=least)
     while True:
         try:
             attempts.running = True

@@ -156,7 +156,7 @@ def _download_file(context: Context, job: str, remote: str, path: str, progress:
                 if received.complete:
                     break
                 yield from sleep(attempts.after_loss(lost, (yield from now()), safe=True))
-        yield from work(part.finish)
+        yield from work(partial(part.finish, received.mode))
         done = True
     finally:
         if not done:
@@ -298,6 +298,8 @@ def _differs(local: Member, there: Entry | None, digests: dict[str, str], known:
         return True
     if local.is_directory:
         return there.type != "dir"
+    if local.is_file and there.mode != local.mode & 0o777:
+        return True
     if there.type != ("file" if local.target is None else "link") or there.size != _size(local):
         return True
     if not digests:

@@ -41,6 +41,9 @@ _FLAG: dict[str, Any] = {
 _MANY: dict[str, Any] = {"type": "array", "items": TEXT_SCHEMA}
 _SECONDS: dict[str, Any] = {"type": "number", "minimum": 0}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
+_TIME: dict[str, Any] = {
+    "anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": r"^\d{1,9}(\.\d{1,6})?[smhd]$"}]
+}
 
 _JOB = "/jobs/{connection}/{job}"
 _FILE_ERRORS = (400, 403, 404, 409, 503)
@@ -168,6 +171,7 @@ def _about_a_job() -> list[Operation]:
                 Parameter("follow", _FLAG, "Continue until the job has ended."),
                 Parameter("tail", _NUMBER, "Begin this many lines before the end."),
                 Parameter("offset", _NUMBER, "Begin at this byte."),
+                Parameter("since", _TIME, "Begin with what came since a time (RFC 3339), or for so long (10m)."),
                 LAST_EVENT_ID,
             ),
             errors=(*JOB_ERRORS, 416),

@@ -35,13 +35,15 @@ class TailPosition:
     Attributes:
         offset: position in the log, bytes; None if not given.
         tail: number of lines before the end; None if not given.
+        since: milliseconds since 1970; None if not given.
     """
 
-    __slots__ = ("offset", "tail")
+    __slots__ = ("offset", "since", "tail")
 
-    def __init__(self, offset: int | None, tail: int | None) -> None:
+    def __init__(self, offset: int | None, tail: int | None = None, since: int | None = None) -> None:
         self.offset = offset
         self.tail = tail
+        self.since = since
 
 
 class LogTail:
@@ -76,6 +78,7 @@ class LogTail:
             "name": self._name,
             "offset": start.offset,
             "tail": start.tail,
+            "since": start.since,
             "follow": self._follow,
         }
         self._io, preface = open_io(self._router, route, target, window=_WINDOW)
@@ -114,11 +117,11 @@ class LogTail:
     def _reopen(self) -> None:
         """Continue where the last stream ended, as soon as the agent can be reached."""
         try:
-            self._open(TailPosition(self.offset, None))
+            self._open(TailPosition(self.offset))
         except AgentUnavailable as error:
             log.debug("event=log_waits job=%s log=%s code=%s", self._job, self._name, error.code)
         except RangeNotSatisfiable:  # the job truncated its own log: begin again
-            self._open(TailPosition(0, None))
+            self._open(TailPosition(0))
 
     def _lost(self, error: StreamReset) -> None:
         self._io = None

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
+from datetime import datetime
 
 import falcon
 
 from prouter.errors import InvalidRequest
 
-__all__ = ["choice", "choices", "flag", "integer", "octal", "repeated", "seconds", "text"]
+__all__ = ["choice", "choices", "flag", "integer", "moment", "octal", "repeated", "seconds", "text"]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
 _DECIMAL = re.compile(r"\+?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([smhd])", re.ASCII)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def _wrong(name: str, needed: str) -> InvalidRequest:
@@ -60,6 +67,33 @@ def seconds(req: falcon.Request, name: str, *, high: float = 1e9) -> float | Non
     if _DECIMAL.fullmatch(value) is None or not float(value) <= high:
         raise _wrong(name, f"a number of seconds from 0 to {high:g}")
     return float(value)
+
+
+def moment(req: falcon.Request, name: str) -> int | None:
+    """Return a time in milliseconds since 1970, None if the parameter is absent.
+
+    It is given by RFC 3339, or as how long ago it is: ``90s``, ``10m``, ``24h``, ``7d``.
+    """
+    value = text(req, name)
+    if value is None:
+        return None
+    if (ago := _DURATION.fullmatch(value)) is not None:
+        return max(0, int(1000 * (time.time() - float(ago[1]) * _UNITS[ago[2]])))
+    try:
+        return max(0, int(1000 * _rfc3339(value.replace(" ", "+"))))  # a plus sign may come without its encoding
+    except (ValueError, OverflowError):
+        needed = "a time such as 2030-01-31T12:00:00Z, or how long ago it is, such as 90s, 10m, 24h or 7d"
+        raise _wrong(name, needed) from None
+
+
+def _rfc3339(value: str) -> float:
+    """Return seconds since 1970. Raises `ValueError`: it is no time."""
+    matched = _MOMENT.fullmatch(value)
+    if matched is None:
+        raise ValueError(value)
+    fraction, zone = (matched[1] or "")[:7], matched[2].upper().replace("Z", "+00:00")
+    plain = value[:10] + "T" + value[11:19] + (fraction.ljust(7, "0") if fraction else "") + zone
+    return datetime.fromisoformat(plain).timestamp()  # of Python 3.10, which reads no other form
 
 
 def octal(req: falcon.Request, name: str) -> int | None:

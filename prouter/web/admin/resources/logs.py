@@ -44,13 +44,14 @@ class Logs:
         self._router = router
 
     def on_get(self, req: ApiRequest, resp: falcon.Response, connection: str, job: str, name: str) -> None:
-        """Send the log from an offset, or its last lines; with ``follow=1`` until the job has ended."""
+        """Send the log from an offset, its last lines, or what came since a time; ``follow=1`` to the job's end."""
         if name not in _NAMES:
             raise NotFound(f"there is no log '{name}', only {' and '.join(_NAMES)}")
-        start = TailPosition(query.integer(req, "offset"), query.integer(req, "tail"))
-        if start.offset is not None and start.tail is not None:
+        start = TailPosition(query.integer(req, "offset"), query.integer(req, "tail"), query.moment(req, "since"))
+        if start.offset is not None and (start.tail is not None or start.since is not None):
+            other = "tail" if start.tail is not None else "since"
             raise InvalidRequest(
-                "Invalid request: query parameters 'offset' and 'tail' exclude each other: send one of them"
+                f"Invalid request: query parameters 'offset' and '{other}' exclude each other: send one of them"
             )
         follow = query.flag(req, "follow")
         as_events = sse.wanted(req)
@@ -61,7 +62,7 @@ class Logs:
             if matched[2]:
                 resp.status = 204
                 return
-            start = TailPosition(int(matched[1]), None)
+            start = TailPosition(int(matched[1]))
         tail = LogTail(self._router, connection, job, name, start, follow=follow)
         resp.set_header("X-PRouter-Log-Offset", str(tail.offset))
         resp.set_header("X-Content-Type-Options", "nosniff")

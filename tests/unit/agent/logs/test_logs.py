@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 import subprocess
 import sys
 import threading
@@ -71,6 +72,21 @@ def test_a_log_beside_its_sandbox_is_cut_and_found_again(started: Sandbox, holes
         with JobLog(again, "stdout") as found:
             assert read_all(found) == read_all(log)
     assert started.size_bytes() >= 100_000 * 3 // 4
+    started.remove()
+    assert os.listdir(started.root.parent) == []
+
+
+def test_what_came_since_a_time_begins_with_its_line(started: Sandbox) -> None:
+    with JobLog(started, "stdout") as log:
+        append(started, b"one\ntwo\nthr")
+        written = os.fstat(log.fileno()).st_mtime
+        assert log.since_offset(written - 100) == 0
+        assert log.since_offset(written + 100) == 11, "without entries, its last change counts"
+        path = started.logs.path("stdout")
+        path.with_name(f"{path.name}.times").write_bytes(struct.pack("<dQdQ", 1000.0, 0, 2000.0, 11))
+        append(started, b"ee\n")
+        assert [log.since_offset(moment) for moment in (5.0, 1000.5, 1500.0, 2001.0)] == [0, 0, 8, 14]
+        assert log.tail_offset(1) == 8
     started.remove()
     assert os.listdir(started.root.parent) == []
 

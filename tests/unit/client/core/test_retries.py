@@ -133,6 +133,19 @@ def test_a_router_that_never_answered_is_given_up_early() -> None:
     assert len(hopeless.requests) == 1
 
 
+def test_what_may_have_been_made_is_asked_for_again_though_each_attempt_takes_long() -> None:
+    left: Iterator[Answer | Lost] = iter([Lost("no byte came in time")] * 3 + [ok()])
+
+    def silent(_request: Request) -> Answer | Lost:
+        player.moment += 30
+        return next(left)
+
+    player = FlowPlayer(silent)
+    assert player.run(jobs.Creation(context(reached=False)).carry_out()) is not None
+    with pytest.raises(ConnectionFailed, match="may have been carried out"):
+        scripted(CUT).run(jobs.Creation(context(reached=False)).carry_out())
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.05, 1), st.floats(1, 500))
 def test_pauses_are_bounded_and_time_is_kept(chance: float, patience: float) -> None:

@@ -84,6 +84,18 @@ def test_a_proxy_that_drops_ranges_mixes_up_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_a_file_is_sent_again_if_its_permission_bits_differ(tmp_path: Path) -> None:
+    sandbox = SandboxModel()
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh")
+    script.chmod(0o644)
+    for mode, sent in ((0o644, ("script",)), (0o644, ()), (0o755, ("script",))):
+        script.chmod(mode)
+        done = FlowPlayer(sandbox).run(transfers.sync(context(), JOB, tmp_path, "."))
+        assert done is not None
+        assert done.sent == sent
+
+
 def test_a_file_whose_connection_breaks_after_its_last_byte_is_whole(tmp_path: Path) -> None:
     for length in (None, 50):
         sandbox = SandboxModel([len(DATA) if length is None else length])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,11 +143,40 @@ def test_the_end_of_a_log(client: Client, router: StandInRouter) -> None:
     assert router.agent.targets[-1]["name"] == "stdout"
 
 
-@pytest.mark.parametrize("query", ["tail=x", "offset=-1", "tail=1&offset=1", "follow=maybe"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("tail=x", "offset=-1", "tail=1&offset=1", "follow=maybe", "since=12", "since=yesterday", "since=10w"),
+        *("since=2030-13-31T12:00:00Z", "since=2030-01-31", "since=1h&offset=1"),
+    ],
+)
 def test_wrong_queries_are_refused(client: Client, query: str) -> None:
     result = client.simulate_get(f"{LOG}?{query}")
     assert result.status_code == 400
     assert "Invalid request" in result.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("since", "moment"),
+    [
+        ("2030-01-31T12:00:00Z", 1896091200.0),
+        ("2030-01-31T14:00:00+02:00", 1896091200.0),
+        ("2030-01-31T14:00:00%2B02:00", 1896091200.0),
+        ("2030-01-31t12:00:00.123456789z", 1896091200.123),
+        ("1960-01-31T12:00:00Z", 0.0),
+    ],
+)
+def test_times_are_those_of_rfc_3339(client: Client, router: StandInRouter, since: str, moment: float) -> None:
+    assert client.simulate_get(LOG, query_string=f"since={since}").status_code == 200
+    assert router.agent.targets[-1]["since"] == int(moment * 1000)
+
+
+def test_an_age_is_counted_from_now(client: Client, router: StandInRouter) -> None:
+    before = time.time()
+    assert client.simulate_get(LOG, query_string="since=1.5h&tail=3").status_code == 200
+    target = router.agent.targets[-1]
+    assert target["tail"] == 3
+    assert int((before - 5400) * 1000) <= target["since"] <= (time.time() - 5400) * 1000
 
 
 def test_there_are_two_logs(client: Client) -> None:
