@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prouter.config import AgentConfig, RouterConfig, Section, keys, sections
+from pydantic import BaseModel
+
+from prouter.config import RouterConfig, Section, keys, sections
+from prouter.runners.registry import agent_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
-MODELS: dict[str, type[Section]] = {"router": RouterConfig, "agent": AgentConfig}
+MODELS: dict[str, type[Section]] = {"router": RouterConfig, "agent": agent_model()}
 
 
 def main() -> int:
@@ -51,7 +54,8 @@ def _table(model: type[Section]) -> Iterator[str]:
 
 def _shown(default: Any) -> str:
     """Return a default as it is written in a configuration file."""
-    return "" if default is None else f"`{json.dumps(default)}`"
+    shown = default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else default
+    return "" if default is None else f"`{json.dumps(shown)}`"
 
 
 if __name__ == "__main__":

@@ -131,8 +131,14 @@ class _Loader(Generic[Config]):
         except ValidationError as error:
             wrong: Invalid = {}
             for entry in error.errors():
-                key = self._field_key(".".join(str(part) for part in entry["loc"]))
-                wrong.setdefault(key, self._problem(key, entry["type"], entry["msg"], _at(tree, key)))
+                location = ".".join(str(part) for part in entry["loc"])
+                key = self._field_key(location)
+                model = _model_of(self._keys[key]) if key in self._keys else None
+                if model is not None:
+                    problem = _inner_problem(model, location[len(key) + 1 :], entry["type"], entry["msg"])
+                else:
+                    problem = self._problem(key, entry["type"], entry["msg"], _at(tree, key))
+                wrong.setdefault(key, problem)
             return wrong, None
 
     def _field_key(self, location: str) -> str:
@@ -149,8 +155,23 @@ class _Loader(Generic[Config]):
 
 
 def _free_keys(known: Mapping[str, FieldInfo]) -> frozenset[str]:
-    """Return the keys whose value is a mapping with names of the user's own."""
-    return frozenset(key for key, field in known.items() if _takes_mapping(field.annotation))
+    """Return the keys whose value is a mapping, with names of the user's own or those that its own model checks."""
+    return frozenset(key for key, field in known.items() if _takes_mapping(field.annotation) or _model_of(field))
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model that checks a key's value, if its fields are no keys of their own."""
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _inner_problem(model: type[BaseModel], field: str, kind: str, message: str) -> str:
+    """Say what is wrong with a value that `model` checks, or with one of its fields."""
+    if kind == "extra_forbidden":
+        return f"there is no field {field!r}; those are {', '.join(model.model_fields)}"
+    if field:
+        return f"{field}: {message.removeprefix('Value error, ')}"
+    return f"a mapping of {', '.join(model.model_fields)} is expected"
 
 
 def _takes_mapping(annotation: Any) -> bool:

@@ -120,7 +120,7 @@ class Resources(_Model):
 
 
 class SlurmOptions(Options):
-    """The agent's configuration, ``jobs.slurm``."""
+    """Jobs on a Slurm cluster, with ``jobs.runner: slurm``."""
 
     shared: str | None = Field(
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prouter.config import ConfigError, load_agent
 from prouter.errors import InvalidRequest
+from prouter.runners.registry import agent_model
 from prouter.runners.slurm.options import JobOptions, SlurmOptions, requested, sbatch_options
 
 
@@ -119,3 +122,22 @@ def test_no_value_adds_an_option(field: str, value: str) -> None:
     (option,) = sbatch_options(SlurmOptions(), job, requested({}, {})[1], memory_limit=None)
     assert option == f"--{field}={value}"
     assert not set(value) & set(" \t\n\r\"'\\;$`<>")
+
+
+def test_defaults_come_from_the_configuration() -> None:
+    example = Path(__file__).parents[4] / "deploy" / "slurm" / "agent.yaml"
+    options = load_agent(str(example), (), {}, agent_model()).jobs.slurm  # type: ignore[attr-defined]
+    assert (options.defaults.partition, options.defaults.time) == ("interactive", 8 * 3600)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("partiton=x", "there is no field 'partiton'; those are partition, account"),
+        ("nodes=0", "nodes: Input should be greater than or equal to 1"),
+        ("time=soon", "time: must be a number of seconds"),
+    ],
+)
+def test_wrong_defaults_are_named(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"jobs\.slurm\.defaults: {told}"):
+        load_agent(None, (f"jobs.slurm.defaults.{setting}",), {}, agent_model())
