@@ -162,8 +162,8 @@ def _check_jobs(life: Schedule) -> None:
 def _check_nothing_left(life: Schedule) -> None:
     core = life.broker.core
     creations = core.creations
-    _check_empty("creations", creations._by_key)
-    _check_empty("creations to be placed", creations._placing)
+    _check_empty("creations", creations._under_way._by_key)
+    _check_empty("creations to be placed", creations._under_way.placing())
     _check_empty("reserved slots", creations.occupancy.reserved)
     _check_empty("replies that wait for a record", core.replies)
     _check_empty("waits of workers", core.waits._waits)

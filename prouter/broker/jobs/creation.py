@@ -16,11 +16,11 @@ from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
-from prouter.broker.jobs.owner_limits import check_bytes, check_jobs
 from prouter.broker.jobs.placement import choose, matching, offering, resources_of
 from prouter.broker.jobs.queue_requests import is_queue_place, waiting
 from prouter.broker.jobs.queued_jobs import QueuedJobs
 from prouter.broker.jobs.replies import BY_REVISION, Replies
+from prouter.broker.jobs.under_way import UnderWay
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.forward import Forwarder
@@ -51,28 +51,22 @@ class Creations:
     ) -> None:
         self.keys = Keys(env)
         self.claims = Claims(env, links, forwarder)
-        ledger.table.is_ours, ledger.table.owner_of = self.keys.gave, self.owner_of
+        self._under_way = UnderWay(env, ledger.table)
+        ledger.table.is_ours, ledger.table.owner_of = self.keys.gave, self._under_way.owner_of
         self._env = env
         self._links = links
         self._dials = dials
         self._forwarder = forwarder
         self._ledger = ledger
         self._replies = replies
-        self._by_key: dict[str, Creation] = {}
-        self._by_uid: dict[str, Creation] = {}
-        """Those that have chosen the job's uid."""
         self.occupancy = Occupancy(ledger.table)
         self.queued = QueuedJobs(env, links, forwarder, ledger, replies, self.occupancy)
         self._unheard = Unheard(env, links, ledger, self.keys)
-        self._of_owner: dict[str | None, set[Creation]] = {}
-        """By owner, the creations under way."""
-        self._placing: dict[Creation, None] = {}
-        """Creations in the state PLACING, kept by `_change`."""
 
     @property
     def pending(self) -> int:
         """How many creations are under way."""
-        return len(self._by_key)
+        return len(self._under_way)
 
     def reserved(self, connection: str) -> int:
         """How many jobs are being created on a connection."""
@@ -88,12 +82,12 @@ class Creations:
         digest = digest if isinstance(digest, str) else ""
         if not isinstance(name, str) or not isinstance(selector, dict) or not isinstance(key, str) or not key:
             raise InvalidRequest("Invalid request: name, agent and key are needed")
-        running = self._by_key.get(key)
+        running = self._under_way.with_key(key)
         if running is not None:
             check_digest(running.digest, digest)
             running.callers.append(done)
             return
-        if len(self._by_key) >= self._env.settings.bounds.link_calls:
+        if len(self._under_way) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
         owner, template = (value if isinstance(value, str) else None for value in map(args.get, ("owner", "template")))
         creation = Creation(name, selector, key, digest, done, owner, template)
@@ -107,7 +101,7 @@ class Creations:
             self._check_promised(creation, known[1])
             self._repeat(creation, *known, now)
         else:
-            self._check_owner(creation.owner)
+            self._under_way.check_owner(creation.owner)
             self._start(creation, now)
 
     def _known(self, key: str, digest: str) -> tuple[str, str] | None:
@@ -136,19 +130,13 @@ class Creations:
         else:
             self._place(creation, now)
 
-    def owner_of(self, record: JobRecord) -> str | None:
-        """Return who owns a job that an agent tells of: while it is being created, that is not for the agent to say."""
-        creation = self._by_uid.get(record.uid) or self._by_uid.get(record.instead_of or "")
-        return creation.owner if creation is not None else record.owner
-
     def given(self, record: JobRecord) -> None:
         """Note that an agent gave a job that it had ready instead. Each of its records says so. Idempotent."""
         uid = record.instead_of or ""
         self.keys.replaced(uid, record.connection, record.uid)
-        creation = self._by_uid.get(uid)
+        creation = self._under_way.with_uid(uid)
         if creation is not None and creation.link is not None and creation.link.connection == record.connection:
-            creation.uid = record.uid
-            self._by_uid[record.uid] = self._by_uid.pop(uid)
+            self._under_way.name(creation, record.uid)
             self._ledger.table.taken.give_back(uid)
 
     def restored(self, now: float) -> None:
@@ -158,7 +146,7 @@ class Creations:
     def link_up(self, link: Link, now: float) -> None:
         """Place what waits for an agent: this one is linked (again)."""
         self.claims.link_up(link)
-        for creation in list(self._placing):
+        for creation in self._under_way.placing():
             try:
                 self._place(creation, now)
             except PRouterError as error:
@@ -167,38 +155,12 @@ class Creations:
     def _change(self, creation: Creation, state: CreationState) -> None:
         """The one place where a creation changes its state."""
         creation.change(state)
-        if state is CreationState.PLACING:
-            self._placing[creation] = None
-            return
-        self._placing.pop(creation, None)
-        if creation.timer is not None:
+        ended = self._under_way.changed(creation)
+        if state is not CreationState.PLACING and creation.timer is not None:
             creation.timer.cancel()
             creation.timer = None
-        if creation.over and self._by_key.get(creation.key) is creation:
-            del self._by_key[creation.key]
-            self._of_owner[creation.owner].discard(creation)
-            if not self._of_owner[creation.owner]:
-                del self._of_owner[creation.owner]
+        if ended:
             self._let_go(creation)
-
-    def _begin(self, creation: Creation) -> None:
-        """Note that a creation is under way. Idempotent."""
-        self._by_key[creation.key] = creation
-        self._of_owner.setdefault(creation.owner, set()).add(creation)
-
-    def _check_owner(self, owner: str | None) -> None:
-        """Refuse another job of an owner who has as much as is allowed. Jobs being created count.
-
-        Raises:
-            LimitReached: that is so.
-        """
-        settings, table = self._env.settings, self._ledger.table
-        accounts = table.accounts
-        if settings.jobs_per_owner:
-            # A job that is in the table counts there, although the reply to its creation may not be sent yet.
-            coming = sum(table.get(creation.uid) is None for creation in self._of_owner.get(owner, ()))
-            check_jobs(owner, accounts.jobs(owner) + coming, settings.jobs_per_owner)
-        check_bytes(owner, accounts.bytes(owner), settings.sandbox_bytes_per_owner)
 
     def _check_promised(self, creation: Creation, uid: str) -> None:
         """Check a job that an earlier request was promised, and that no agent has: it would be one more.
@@ -207,7 +169,7 @@ class Creations:
             LimitReached: its owner has as much as is allowed; the job is given up.
         """
         try:
-            self._check_owner(creation.owner)
+            self._under_way.check_owner(creation.owner)
         except LimitReached:
             self.keys.give_up(creation.key, uid)
             raise
@@ -215,7 +177,7 @@ class Creations:
     # -- to an agent ----------------------------------------------------------------------------------------------
 
     def _dial(self, creation: Creation, address: str, token: str, now: float) -> None:
-        self._begin(creation)
+        self._under_way.begin(creation)
         self._change(creation, CreationState.DIALLING)
         self._dials.obtain(address, token, partial(self._dialled, creation), now)
 
@@ -237,11 +199,10 @@ class Creations:
             PRouterError: there is none to wait for.
         """
         link = self._choose(creation)
-        self._begin(creation)
+        self._under_way.begin(creation)
         if link is None and creation.timeout is not None:
             self._change(creation, CreationState.RESERVED)
-            creation.uid = self._env.new_uid()
-            self._by_uid[creation.uid] = creation
+            self._under_way.name(creation, self._env.new_uid())
             self._settle_key(creation, "", now)
         elif link is not None:
             self._reserve(creation, link, now)
@@ -287,14 +248,14 @@ class Creations:
             self._remember(creation)
 
     def _take(self, creation: Creation, link: Link, uid: str) -> None:
-        creation.uid, creation.link = uid, link
-        self._by_uid[uid] = creation
+        creation.link = link
+        self._under_way.name(creation, uid)
         self.occupancy.reserve(link.connection)
         self._ledger.table.taken.take(uid, link.connection, resources_of(creation.selector))
 
     def _let_go(self, creation: Creation) -> None:
         """Free what `_take` has taken. Idempotent."""
-        self._by_uid.pop(creation.uid, None)
+        self._under_way.unname(creation)
         if creation.link is not None:
             connection, creation.link = creation.link.connection, None
             self.occupancy.release(connection)
@@ -382,7 +343,7 @@ class Creations:
             error = AgentUnavailable("the agent the job was created on is gone", job=uid, code="agent_lost")
             self._fail(creation, error, now)
             return
-        self._begin(creation)
+        self._under_way.begin(creation)
         self._take(creation, link, uid)
         self._call(creation, now)
 

@@ -213,11 +213,11 @@ class Kills(RuleBasedStateMachine):
         if kind == "create":
             good = agent.create(item.uid, self.needs[item.uid])
             self.broker.to_broker.append(("created", name, item.uid, good))
-        elif item.uid in agent.jobs:
-            if item.uid not in agent.started:
+        else:
+            if item.uid in agent.jobs and item.uid not in agent.started:
                 self.starts[item.uid] += 1
                 agent.started.add(item.uid)
-            self.broker.to_broker.append(("started", name, item.uid, True))
+            self.broker.to_broker.append(("started", name, item.uid, item.uid in agent.jobs))
 
     @precondition(lambda self: self.broker.to_broker)
     @rule(most=st.integers(1, 5))
@@ -255,7 +255,7 @@ class Kills(RuleBasedStateMachine):
             agent.started.discard(uid)
             self.broker.claims[agent.name].pop(uid, None)
             self.broker.adopted.pop(uid, None)
-            del self.store.placed[uid]
+            self.store.submit(lambda: self.store.placed.pop(uid, None))
             self.ended.add(uid)
             self.broker.place()
 
@@ -351,4 +351,4 @@ class Kills(RuleBasedStateMachine):
 
 
 TestKills = Kills.TestCase
-TestKills.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestKills.settings = settings(max_examples=150, stateful_step_count=40)
