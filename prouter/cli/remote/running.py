@@ -129,7 +129,7 @@ class Running:
         elif name in ("stop", "kill", "remove") and isinstance(error, RouterError) and not isinstance(error, NotFound):
             raise Failure(describe(error) + self._left(), Exit.NOT_THE_JOB)  # logs and waits would go on for ever
         elif name == "set up":
-            self._error = error
+            self._error = self._error or error  # output that could not be written may have been told before
             self._started = error is None
             if error is not None and self._job is not None and not isinstance(error, StartFailed):
                 self._spawn("remove", self._remove)  # ends its logs; those of a failed start end by themselves

@@ -121,8 +121,9 @@ class Download:
     def _describe(self, resp: falcon.Response, found: dict[str, Any]) -> None:
         resp.set_header("ETag", found["etag"])
         resp.set_header("Last-Modified", Validators(found["etag"], found["mtime_ns"]).last_modified)
-        if "mode" in found:
-            resp.set_header("X-PRouter-Mode", f"{found['mode'] & 0o777:03o}")
+        mode = found.get("mode")  # earlier agents do not tell it
+        if isinstance(mode, int):
+            resp.set_header("X-PRouter-Mode", f"{mode & 0o777:03o}")
 
     def _open(self, offset: int, length: int | None) -> tuple[StreamIO, dict[str, Any]]:
         remove = self.remove and length is None
