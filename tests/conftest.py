@@ -24,8 +24,9 @@ settings.load_profile("same")
 
 
 def pytest_configure() -> None:
-    """Have programs under test not inherit that Ctrl-C is ignored, as it is for what a shell runs in the background."""
+    """Have programs under test not inherit ignored signals, as they are for what a shell runs in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,17 @@ from tests.support.processes import Agent, Router, start_agent, start_router
 @pytest.fixture(scope="module")
 def routers(short_dir: Path) -> Iterator[tuple[Router, Router, Agent]]:
     """Two routers that share one agent with two licences."""
-    one = start_router(short_dir / "one", workers=1)
+    one = start_router(short_dir / "placement-one", workers=1)
     try:
-        two = start_router(short_dir / "two", workers=1)
+        two = start_router(short_dir / "placement-two", workers=1)
         try:
             both = [router.agents for router in (one, two)]
             agent = start_agent(
-                short_dir / "agent", one, client__address=both, jobs__resources={"matlab": 2}, properties={"gpus": 4}
+                short_dir / "placement-agent",
+                one,
+                client__address=both,
+                jobs__resources={"matlab": 2},
+                properties={"gpus": 4},
             )
             try:
                 yield one, two, agent

@@ -47,5 +47,4 @@ def test_nothing_is_left_when_its_test_is_killed() -> None:
         root = holder.stdout.readline().strip()
         assert processes_with(root)
         os.kill(holder.pid, signal.SIGKILL)
-    wait_until(lambda: not Path(root).exists(), 30)
-    assert processes_with(root) == []
+    wait_until(lambda: not Path(root).exists() and not processes_with(root), 30, "files and processes gone")

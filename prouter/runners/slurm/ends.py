@@ -62,6 +62,7 @@ class Ends:
         """A node says how the job ended, or has written it."""
         if job.exit is not None or job.ending is not None:
             return
+        self._note_running(job)
         if needs_explanation(told, killed=job.killed, signalled=job.signalled):
             job.ending, job.ending_since = told, time.monotonic()
             self._follower.soon()
@@ -95,11 +96,16 @@ class Ends:
     def _read(self, job: Job) -> None:
         """Read what the node of a job has written; it may not reach the agent."""
         told = self._table.read(job, job_files.EXIT)
+        if told is not None:
+            self.told_by_node(job, told)
+        else:
+            self._note_running(job)
+
+    def _note_running(self, job: Job) -> None:
+        """Note that a job ran, or runs: its node may not have told before it told the end."""
         spawned = self._table.read(job, job_files.SPAWNED) if job.waiting else None
         if spawned is not None:
             self._table.running(job, Spawned(job.uid, **spawned))
-        if told is not None:
-            self.told_by_node(job, told)
 
     def _ended(self, job: Job, entry: QueueEntry) -> None:
         """Slurm says that a job is over."""
