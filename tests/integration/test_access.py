@@ -231,6 +231,7 @@ def test_owners_outlive_broker_and_agent(it: Guarded) -> None:
     wait_until(back, what="the new broker knows the owner")
     assert it.ask("user", "POST", f"{path}/signal", json={"signal": "TERM"}).status_code == 403
     wait_until(lambda: it.ask("other", "POST", f"{path}/remove").status_code == 200, what="its owner removes it")
+    wait_until(lambda: it.agent.uid in it.ask("viewer", "GET", "/connections").text, what="the agent is linked")
 
 
 def test_one_key_of_two_users_makes_two_jobs(it: Guarded) -> None:
