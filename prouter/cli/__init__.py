@@ -8,7 +8,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -122,6 +121,7 @@ class _Lazy(click.Group):
         except OSError as error:  # what click prints itself: help, the version
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
+            _discard(1)
             _refuse(click.ClickException(f"the output cannot be written: {error.strerror}"))
         except click.Abort:
             raise SystemExit(_INTERRUPTED) from None
@@ -148,9 +148,16 @@ def _refuse(error: click.ClickException) -> NoReturn:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and context is not None:
         message += f"; see '{context.command_path} --help'"
-    with suppress(OSError):  # Nobody reads it, or the disk is full: the exit code still tells.
+    try:
         click.echo(f"prouter: {message}", err=True)
+    except OSError:  # Nobody reads it, or the disk is full: the exit code still tells.
+        _discard(2)
     raise SystemExit(error.exit_code) from None
+
+
+def _discard(descriptor: int) -> None:
+    """Let what stays in a stream's buffer go nowhere, or Python fails to write it at the end and exits with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
