@@ -31,7 +31,9 @@ class CommandLine:
     """
 
     def __init__(self, url: str, home: Path, token: str | None = None) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROUTER_")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PROUTER_", "PYTHONUNBUFFERED"))
+        }
         given = {"PROUTER_TOKEN": token} if token else {}
         self.environment: Mapping[str, str] = {
             **kept,
