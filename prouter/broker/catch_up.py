@@ -2,13 +2,15 @@
 
 A client that creates a job at one router may ask another one for it a moment later. Agents tell all their routers of a
 change before they reply to the one that asked for it. So a broker that does not know the job, or knows it as NEW, asks
-its agent to reply (`sync`): what the agent has sent before has arrived by then. If the agent is not linked, or has not
-listed its jobs yet, the call waits for that. Only agents that link to several routers are asked or waited for.
+its agent to reply (`sync`): what the agent has sent before has arrived by then. If the agent is not linked, does not
+reply, or has not listed its jobs yet, the call waits for that. Only agents that link to several routers are asked or
+waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,15 +35,34 @@ _ABOUT_A_JOB = frozenset(
     }
 )  # fmt: skip
 """Calls of workers about one job."""
+_BY_STATE = frozenset({"jobs.route", "jobs.wait"})
+"""Those of them whose answer is wrong if the job has been started, and the table has it as NEW."""
 
 _LOOK_AGAIN = 0.05
 """Seconds after which a call that waits for an agent looks again."""
 _LIMIT = 2.0
-"""Seconds that an agent has to reply; after that the table counts as it is."""
+"""Seconds that an agent has to reply; after that it is asked again if the call may wait, or the table counts as it is."""
 _NEW_LINK = 2.0
 """Seconds that an agent may take to link to this router after it has linked to another one."""
 _MOST = 1000
 """Calls that wait for agents at most; others are answered by the table as it is."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A call about a job that waits for news of it.
+
+    Attributes:
+        connection: empty for whichever has the job.
+        by_state: whether the call goes by the job's state.
+        until: when it is given up at the latest.
+    """
+
+    connection: str
+    job: str
+    by_state: bool
+    then: Then
+    until: float
 
 
 class CatchUp:
@@ -76,7 +97,10 @@ class CatchUp:
             else:
                 carry_out(now)
 
-        self.job(str(request.args.get("connection") or ""), str(request.args.get("job")), then, now)
+        connection, job = str(request.args.get("connection") or ""), str(request.args.get("job"))
+        until = request.args.get("until")  # of a wait
+        patience = until if isinstance(until, (int, float)) else float("inf")
+        self.job(_Wanted(connection, job, request.op in _BY_STATE, then, patience), now)
 
     def cancel(self, worker: str, call_id: str) -> bool:
         """Drop a call that is not carried out yet; return whether there was one."""
@@ -93,27 +117,23 @@ class CatchUp:
             del self._held[held]
         return len(gone)
 
-    def job(self, connection: str, job: str, then: Then, now: float) -> None:
-        """Call `then`: at once if the table is sure about the job, else when it has caught up.
-
-        Args:
-            connection: empty for whichever has the job.
-        """
-        if self._settled(connection, job, then, now):
+    def job(self, wanted: _Wanted, now: float) -> None:
+        """Call `wanted.then`: at once if the table is sure about the job, else when it has caught up."""
+        link = self._links.get(wanted.connection)
+        patience = self._env.settings.hold if link is not None else self._patience(wanted.connection)
+        wanted.until = min(wanted.until, now + patience)
+        if self._settled(wanted, now):
             return
-        link = self._links.get(connection)
         if link is None and any(link.info.partial for link in self._links):
-            then(_elsewhere(job), now)
+            wanted.then(_elsewhere(wanted.job), now)
             return
-        patience = self._env.settings.hold if link is not None else self._patience(connection)
-        if not patience or self._waiting >= _MOST:
-            then(_away(job, link) if link is not None else None, now)
-            return
-        self._waiting += 1
-        self._look(connection, job, then, now + patience, now)
+        self._wait(wanted, now)
 
     def agent(self, connection: str, then: Then, now: float) -> None:
-        """Call `then` once all has arrived that the agent had sent before; at once if the agent is not shared."""
+        """Call `then` once all has arrived that the agent had sent before; at once if the agent is not shared or away.
+
+        It gets an error if the agent did not reply.
+        """
         link = self._links.get(connection)
         if link is None or not link.up or link.info.routers < 2:
             then(None, now)
@@ -127,38 +147,55 @@ class CatchUp:
         self._forwarder.call(link, "sync", {}, partial(self._replied, link), now, limit=_LIMIT)
 
     def _replied(self, link: Link, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-        """Go on with the calls. An agent that fails, or does not know the call, keeps nobody waiting."""
+        """Go on with the calls. An agent that does not know the call keeps nobody waiting."""
         asked, later = self._asking.pop(link), self._next.pop(link, [])
         if later:
             self._asking[link] = later
             self._ask(link, now)
+        silent = error if error is not None and error.code != "unknown_call" else None
         for then in asked:
-            then(None, now)
+            then(silent, now)
 
-    def _settled(self, connection: str, job: str, then: Then, now: float) -> bool:
+    def _settled(self, wanted: _Wanted, now: float) -> bool:
         """Whether nothing has to be waited for but, perhaps, a reply of the agent."""
-        entry, link = self._ledger.table.get(job), self._links.get(connection)
+        connection, then = wanted.connection, wanted.then
+        entry, link = self._ledger.table.get(wanted.job), self._links.get(connection)
         if entry is not None and entry.lost and self._may_be_elsewhere(entry.connection):
-            then(_elsewhere(job), now)
+            then(_elsewhere(wanted.job), now)
         elif entry is not None:
             sure = entry.state is not State.NEW or connection not in ("", entry.connection)
-            self.agent("" if sure else entry.connection, then, now)
+            at = self._links.get(entry.connection)
+            if not sure and wanted.by_state and at is not None and at.info.routers > 1 and not at.up:
+                return False
+            self.agent("" if sure else entry.connection, partial(self._heard, wanted), now)
         elif link is not None and (link.info.routers < 2 or (link.up and link.confirmed)):
-            self.agent(connection, then, now)
+            self.agent(connection, partial(self._heard, wanted), now)
         else:
             return False
         return True
 
-    def _look(self, connection: str, job: str, then: Then, until: float, now: float) -> None:
-        """Wait until the agent of an unknown job is linked and has listed its jobs, or the time is up."""
-        if self._settled(connection, job, then, now):
-            self._waiting -= 1
-        elif now < until:
-            self._env.timers.at(now + _LOOK_AGAIN, partial(self._look, connection, job, then, until))
+    def _heard(self, wanted: _Wanted, silent: PRouterError | None, now: float) -> None:
+        """Go on with a call once the agent has replied; without a reply, wait for it if the answer could be wrong."""
+        if silent is None or (self._ledger.table.get(wanted.job) is not None and not wanted.by_state):
+            wanted.then(None, now)
         else:
-            self._waiting -= 1
-            link = self._links.get(connection)
-            then(_away(job, link) if link is not None else None, now)
+            self._wait(wanted, now)
+
+    def _wait(self, wanted: _Wanted, now: float) -> None:
+        """Look again soon, unless the time is up."""
+        if now < wanted.until and self._waiting < _MOST:
+            self._waiting += 1
+            self._env.timers.at(now + _LOOK_AGAIN, partial(self._look, wanted))
+            return
+        entry = self._ledger.table.get(wanted.job)
+        link = self._links.get(entry.connection if entry is not None else wanted.connection)
+        wanted.then(_away(wanted.job, link) if link is not None else None, now)
+
+    def _look(self, wanted: _Wanted, now: float) -> None:
+        """See whether the agent is linked and has listed its jobs by now."""
+        self._waiting -= 1
+        if not self._settled(wanted, now):
+            self._wait(wanted, now)
 
     def _patience(self, connection: str) -> float:
         """Seconds to wait for an agent that has never been linked; none if all agents have this router alone."""
@@ -178,5 +215,5 @@ def _elsewhere(job: str) -> AgentUnavailable:
 
 
 def _away(job: str, link: Link) -> AgentUnavailable:
-    text = f"agent '{link.info.uid}' is away, and this router does not know job '{job}' yet; another router may"
+    text = f"agent '{link.info.uid}' does not answer, and this router has no news of job '{job}'; another router may"
     return AgentUnavailable(text, job=job, retry_after=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect, insort
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from prouter.broker.jobs.keys import check_digest
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
-from prouter.errors import KeyReused, ProtocolError, PRouterError
+from prouter.errors import AgentUnavailable, KeyReused, ProtocolError, PRouterError
 
 __all__ = ["Claim", "Claimed", "Claims", "shared_key"]
 
@@ -30,6 +30,8 @@ _ASKED = 4
 """Agents that are asked at most, if some do not answer."""
 _LIMIT = 2.0
 """Seconds for which an agent may take to answer."""
+_ASK_AGAIN = 0.2
+"""Seconds after which the witnesses are asked again, if too few have answered."""
 _LONGEST = 64
 """Characters of a uid."""
 
@@ -54,13 +56,31 @@ Claimed = Callable[[Claim | None, PRouterError | None, float], None]
 
 @dataclass(slots=True)
 class _Walk:
+    """One claim on its way along its witnesses.
+
+    Attributes:
+        until: when it is given up if too few witnesses answer.
+        left: those that are still to be asked.
+        answers: how many have answered.
+        away: connections of those that are away, or did not answer.
+        first: connections of those that count as long as one of them answers.
+    """
+
     key: str
     digest: str
     claim: Claim
     instead: str
-    left: list[Link]
     done: Claimed
+    until: float
+    left: list[Link] = field(default_factory=list)
     answers: int = 0
+    away: set[str] = field(default_factory=set)
+    first: set[str] = field(default_factory=set)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether none of the first witnesses can be asked: other routers may reach them, and agree without this one."""
+        return bool(self.first) and self.first <= self.away
 
 
 class Claims:
@@ -84,35 +104,54 @@ class Claims:
     def claim(self, key: str, digest: str, claim: Claim, instead: str, done: Claimed, now: float) -> None:
         """Claim a key for a job; `done` is called exactly once, with the claim that counts.
 
+        It gets an error if the agents by which routers agree are silent for ``control.hold`` seconds: a router that is
+        cut off from them would create a second job.
+
         Args:
             key: of the creation; agents hear its hash.
             instead: uid of a job that an earlier claim names, and that nobody can get any more.
         """
-        shared = shared_key(key)
-        self._go_on(_Walk(shared, digest, claim, instead, self._witnesses(shared), done), now)
+        until = now + self._env.settings.hold
+        self._begin(_Walk(shared_key(key), digest, claim, instead, done, until), now)
+
+    def _begin(self, walk: _Walk, now: float) -> None:
+        witnesses = self._witnesses(walk.key)
+        walk.left, walk.answers = [link for link in witnesses if link.up], 0
+        walk.first = {link.connection for link in witnesses[:_WITNESSES]}
+        walk.away = {link.connection for link in witnesses if not link.up}
+        self._go_on(walk, now)
 
     def _witnesses(self, key: str) -> list[Link]:
-        """The first agents after the key's place on the ring that are linked now."""
+        """The agents after the key's place on the ring, so many that enough of them are linked now."""
         at = bisect(self._ring, (_place(key), ""))
         found: list[Link] = []
         gone: list[tuple[str, str]] = []
+        up = 0
         for place in self._ring[at:] + self._ring[:at]:
             link = self._links.get(place[1])
             if link is None or link.info.routers < 2:
                 gone.append(place)
-            elif link.up:
-                found.append(link)
-                if len(found) == _ASKED:
-                    break
+                continue
+            found.append(link)
+            up += link.up
+            if up == _ASKED:
+                break
         for place in gone:
             self._ring.remove(place)
         return found
 
     def _go_on(self, walk: _Walk, now: float) -> None:
-        if not walk.left or walk.answers == _WITNESSES:
+        if walk.left and walk.answers < _WITNESSES:
+            self._ask(walk, walk.left.pop(0), now)
+        elif not walk.cut_off:
             walk.done(walk.claim, None, now)
-            return
-        link = walk.left.pop(0)
+        elif now < walk.until:
+            self._env.timers.at(now + _ASK_AGAIN, partial(self._begin, walk))
+        else:
+            text = "the agents by which routers agree on an Idempotency-Key do not answer this router; try again"
+            walk.done(None, AgentUnavailable(text, retry_after=1), now)
+
+    def _ask(self, walk: _Walk, link: Link, now: float) -> None:
         args: dict[str, Any] = {
             "key": walk.key,
             "digest": walk.digest,
@@ -124,7 +163,9 @@ class Claims:
 
     def _answered(self, walk: _Walk, link: Link, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
         """Take the claim that a witness has along to the next one. A witness that fails is left out."""
-        if error is None:
+        if isinstance(error, AgentUnavailable):
+            walk.away.add(link.connection)
+        elif error is None:
             try:
                 walk.claim = _read(value, walk)
                 walk.answers += 1

@@ -58,13 +58,36 @@ def test_a_job_that_nobody_knows_is_not_found_once_its_agent_has_said_so(routers
     assert isinstance(reply(routers, call), NotFound)
 
 
-def test_an_agent_that_does_not_answer_delays_a_refusal_for_two_seconds(routers: Routers) -> None:
+def test_a_job_is_not_denied_while_its_agent_does_not_answer(routers: Routers) -> None:
+    at = created(routers, told=False)
+    calls = [routers.workers[1].call(op, **at) for op in ("jobs.info", "jobs.wait", "jobs.route")]
+    routers.worlds[1].run(5)
+    assert [reply(routers, call) for call in calls] == [None, None, None]
+    routers.settle()
+    assert reply(routers, calls[0])["job"]["uid"] == at["job"]
+
+
+def test_an_agent_that_never_answers_makes_its_jobs_unavailable(routers: Routers) -> None:
     at = created(routers, told=True)
-    call = routers.workers[1].call("jobs.info", connection=at["connection"], job="f" * 32)
-    routers.worlds[1].run(1.8)
-    assert reply(routers, call) is None
-    routers.worlds[1].run(0.4)
-    assert isinstance(reply(routers, call), NotFound)
+    wanted = {"connection": at["connection"], "job": "f" * 32}
+    calls = [routers.workers[1].call(op, **wanted) for op in ("jobs.info", "jobs.wait")]
+    routers.worlds[1].run(9)
+    assert [reply(routers, call) for call in calls] == [None, None]
+    routers.worlds[1].run(4)
+    assert [type(reply(routers, call)) for call in calls] == [AgentUnavailable, AgentUnavailable]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_job_that_may_have_been_started_is_not_said_to_wait_for_a_start(routers: Routers, away: bool) -> None:
+    at = created(routers, told=True)
+    if away:
+        routers.cut(1, 0)
+    waits, info = routers.workers[1].call("jobs.wait", until=None, **at), routers.workers[1].call("jobs.info", **at)
+    routers.worlds[1].run(5)
+    assert reply(routers, waits) is None
+    assert reply(routers, info)["job"]["state"] == "NEW"
+    routers.worlds[1].run(8)
+    assert isinstance(reply(routers, waits), AgentUnavailable)
 
 
 def test_a_wait_for_a_job_that_another_router_has_started_waits(routers: Routers) -> None:

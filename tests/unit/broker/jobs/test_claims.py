@@ -78,6 +78,62 @@ def test_a_restarted_router_does_not_wait_for_ever_for_an_agent_that_stays_away(
     assert routers.answers["key"] == routers.jobs()
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_router_that_no_agent_answers_creates_no_second_job(cut: bool) -> None:
+    """The network may be cut without a word: then links are up for some seconds more, and calls get no answer."""
+    for number in range(8):  # Other keys have other witnesses.
+        routers, key = Routers(agents=4), f"key-{number}"
+        for agent in range(4 if cut else 0):
+            routers.cut(1, agent)
+        routers.create(0, key)
+        for _ in range(8):
+            for end in [end for agent in range(4) if (end := routers.end(0, agent)) is not None]:
+                end.carry_out()
+                while end.send():
+                    pass
+        routers.collect()
+        assert len(routers.answers[key]) == 1
+        routers.create(1, key)
+        routers.worlds[1].run(9)
+        for agent in range(4):
+            routers.link(1, agent)
+        routers.settle(1)
+        assert len(routers.jobs()) == 1
+        assert routers.answers[key] == routers.jobs() * 2
+
+
+def test_a_router_that_stays_cut_off_from_the_agents_by_which_routers_agree_refuses_to_create() -> None:
+    routers = Routers(agents=4)
+    for number in range(8):
+        routers.create(1, f"key-{number}")
+    routers.worlds[1].run(25)
+    routers.collect()
+    assert [[type(error) for error in routers.errors[f"key-{number}"]] for number in range(8)] == [
+        [AgentUnavailable]
+    ] * 8
+    for number in range(8):
+        routers.create(0, f"key-{number}")
+    routers.settle()
+    assert len(routers.jobs()) == 8
+
+
+def test_one_agent_that_does_not_answer_keeps_no_key_from_giving_a_job() -> None:
+    routers = Routers(agents=4)
+    silent = routers.end(0, 0)
+    assert silent is not None
+    for number in range(8):
+        routers.create(0, f"key-{number}", one(2))
+    for _ in range(8):
+        for agent in (1, 2, 3):
+            end = routers.end(0, agent)
+            assert end is not None
+            while end.carry_out() or end.send():
+                pass
+        routers.worlds[0].run(1)
+    routers.collect()
+    assert [len(routers.answers[f"key-{number}"]) for number in range(8)] == [1] * 8
+
+
 def test_a_key_with_another_request_is_refused_by_every_router() -> None:
     routers = Routers()
     routers.create(0, "key")
