@@ -41,7 +41,7 @@ _BY_STATE = frozenset({"jobs.route", "jobs.wait"})
 _LOOK_AGAIN = 0.05
 """Seconds after which a call that waits for an agent looks again."""
 _LIMIT = 2.0
-"""Seconds that an agent has to reply; after that it is asked again if the call may wait, or the table counts as it is."""
+"""Seconds that an agent has to reply; after that it is asked again, or the table counts as it is."""
 _NEW_LINK = 2.0
 """Seconds that an agent may take to link to this router after it has linked to another one."""
 _MOST = 1000

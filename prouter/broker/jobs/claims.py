@@ -79,7 +79,7 @@ class _Walk:
 
     @property
     def cut_off(self) -> bool:
-        """Whether none of the first witnesses can be asked: other routers may reach them, and agree without this one."""
+        """Whether none of the first witnesses answers: other routers may reach them, and agree without this one."""
         return bool(self.first) and self.first <= self.away
 
 
