@@ -60,6 +60,8 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
 @click.option("--open", "browse", is_flag=True, help="Open its page in your browser once it is ready.")
 @click.option("--keep", is_flag=True, help="Do not remove it at the end.")
 @click.option("-d", "--detach", is_flag=True, help="Print its uid and leave it running; it is kept.")
+@click.option("--wait", type=DURATION, metavar="DURATION", help="With --detach: wait no longer than this for an agent "
+              "and the start, and leave the job queued or starting; 0s for not at all.")  # fmt: skip
 def command(
     args: tuple[str, ...],
     agent: str | None,
@@ -82,6 +84,7 @@ def command(
     browse: bool,
     keep: bool,
     detach: bool,
+    wait: float | None,
 ) -> None:
     """Run a job: its stdout and stderr byte for byte, then its exit code, then it is removed.
 
@@ -98,11 +101,14 @@ def command(
       prouter run --where gpu=a100 --upload . --download results -- python3 train.py
       prouter run -d --name lab --preset jupyterlab --open -- jupyter lab
       prouter run -d --template lab --open
+      prouter run -d --queue 12h --wait 0s --resource gpus=1 -- ./train
     """
     if agent and (where or require or amounts or strategy):
         raise click.UsageError("--agent excludes --where, --require, --resource and --strategy, which choose one")
     if detach and downloads:
         raise click.UsageError("--download waits for the end, so it excludes --detach: use 'prouter cp' later")
+    if wait is not None and (not detach or browse):
+        raise click.UsageError("--wait is for --detach without --open: other runs need the job's start, or its end")
     _check_template(template, args, (*env, cwd, port, preset))
     expose, number = exposed(port, preset)
     if browse and expose is None and template is None:
@@ -131,6 +137,7 @@ def command(
                 port=number,
                 limits=None if timeout is None else {"timeout": timeout},
                 grace=grace,
+                wait=wait,
                 keep=keep or detach,
                 detach=detach,
                 browse=browse,

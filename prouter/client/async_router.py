@@ -119,6 +119,7 @@ class AsyncRouter:
         preset: str | None = None,
         limits: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        wait: float | None = None,
         keep: bool = False,
     ) -> Making:
         """Create a job, upload its files, and start it; exactly one, however often the connection breaks.
@@ -142,6 +143,8 @@ class AsyncRouter:
             preset: the kind of server, such as ``jupyterlab``.
             limits: see `AsyncJob.start`.
             options: further keys of the start, such as ``home``.
+            wait: seconds after which to return the job though it is still queued or starting (`phase`). Files to
+                upload wait for an agent all the same.
             keep: leave the job alone at the end of a ``async with`` block, and if it does not start.
 
         Raises:
@@ -163,7 +166,7 @@ class AsyncRouter:
             queue=queue,
             keep=keep,
         )
-        return Making(self._started(making, uploads_of(upload), body))
+        return Making(self._started(making, uploads_of(upload), body, wait))
 
     def create(
         self,
@@ -195,13 +198,15 @@ class AsyncRouter:
             await finish(self._driver.run(creation.undo()))
             raise
 
-    async def _started(self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any]) -> AsyncJob:
-        job = await making
+    async def _started(
+        self, making: Making, uploads: Sequence[tuple[str, str]], body: Mapping[str, Any], wait: float | None
+    ) -> AsyncJob:
+        job, context = await making, self._driver.context
         try:
-            await job.wait_for_agent()
+            job.latest, wait = await self._driver.run(jobs.wait_to_start(context, job.latest, wait, bool(uploads)))
             for remote, local in uploads:
                 await job.upload(local, remote)
-            job.latest = await self._driver.run(jobs.start(self._driver.context, job.path, body))
+            job.latest = await self._driver.run(jobs.start(context, job.path, body, wait))
         except BaseException:
             if not job.kept:
                 await finish(job.discard())

@@ -130,6 +130,7 @@ class Job:
         preset: str | None = None,
         limits: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        wait: float | None = None,
     ) -> Job:
         """Start the job, once, however often the connection breaks; return it when its server is ready.
 
@@ -142,6 +143,7 @@ class Job:
             preset: the kind of server, such as ``jupyterlab``.
             limits: ``timeout`` (seconds), ``memory`` (bytes), ``cpu_seconds``, ``processes`` … (docs/jobs.md).
             options: further keys of the request, such as ``home``.
+            wait: seconds after which to return the job though it is still queued or starting (`phase`).
 
         Raises:
             StartFailed: it did not start; the text has the end of its stderr.
@@ -151,7 +153,7 @@ class Job:
         body = jobs.start_body(
             args, template=own, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
         )
-        self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body))
+        self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body, wait))
         return self
 
     def wait_for_agent(self, timeout: float | None = None) -> JobInfo:

@@ -98,6 +98,7 @@ class Router:
         preset: str | None = None,
         limits: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        wait: float | None = None,
         keep: bool = False,
     ) -> Job:
         """Create a job, upload its files, and start it; exactly one, however often the connection breaks.
@@ -121,6 +122,8 @@ class Router:
             preset: the kind of server, such as ``jupyterlab``.
             limits: see `Job.start`.
             options: further keys of the start, such as ``home``.
+            wait: seconds after which to return the job though it is still queued or starting (`phase`). Files to
+                upload wait for an agent all the same.
             keep: leave the job alone at the end of a ``with`` block, and if it does not start.
 
         Raises:
@@ -143,10 +146,11 @@ class Router:
             keep=keep,
         )
         try:
-            job.wait_for_agent()
-            for remote, local in uploads_of(upload):
+            context, uploads = self._driver.context, uploads_of(upload)
+            job.latest, wait = self._driver.run(jobs.wait_to_start(context, job.latest, wait, bool(uploads)))
+            for remote, local in uploads:
                 job.upload(local, remote)
-            job.latest = self._driver.run(jobs.start(self._driver.context, job.path, body))
+            job.latest = self._driver.run(jobs.start(context, job.path, body, wait))
         except BaseException:
             if not keep:
                 job.discard()

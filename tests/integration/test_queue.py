@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from prouter.client import AsyncRouter as AsyncClient
 from prouter.client import NoAgent
 from prouter.client import Router as Client
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
@@ -164,6 +166,48 @@ def test_the_command_line_waits_and_can_be_interrupted(router: Router, agent: Ag
     finally:
         first.kill()
         second.kill()
+        remove_all(router)
+
+
+def test_a_start_need_not_be_waited_for(router: Router, agent: Agent, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": "/nonexistent"}
+    blocker = run(router, "sleep 60")
+    try:
+        with Client(router.url) as client:
+            job = client.run(["echo", "later"], queue=60, wait=0, keep=True)
+            assert (job.latest.phase, job.latest.position, job.latest.queue is not None) == ("queued", 1, True)
+        command = [sys.executable, "-m", "prouter", "run", "--url", router.url, "-d", "--wait", "0s", "--queue", "1m"]
+        told = subprocess.run([*command, "--", "true"], env=environment, capture_output=True, text=True, timeout=60)
+        assert told.returncode == 0, told.stderr
+        shown = [sys.executable, "-m", "prouter", "ps", "--url", router.url]
+        table = subprocess.run(shown, env=environment, capture_output=True, text=True, timeout=60).stdout
+        assert "NEW (queued, no. 1)" in table
+        assert "NEW (queued, no. 2)" in table
+        router.post(blocker["path"] + "/remove")
+        with Client(router.url) as client:
+            assert client.job(job.uid).wait(60).exit_code == 0
+            assert client.job(told.stdout.strip()).wait(60).exit_code == 0
+            late = client.run(["sleep", "60"], expose={"port": "assign", "timeout": 60}, wait=0.2, queue=60, keep=True)
+            assert late.latest.phase in ("queued", "starting")
+            other = client.create("direct", queue=60)
+            assert other.start(["true"], wait=0).latest.phase == "queued"
+    finally:
+        remove_all(router)
+
+
+async def _run_and_leave(url: str) -> tuple[str | None, str | None]:
+    async with AsyncClient(url) as client:
+        first = await client.run(["true"], queue=60, wait=0, keep=True)
+        second = await client.create("direct", queue=60, keep=True)
+        await second.start(["true"], wait=0)
+        return first.latest.phase, second.latest.phase
+
+
+def test_the_asynchronous_client_need_not_wait_for_a_start(router: Router, agent: Agent) -> None:
+    run(router, "sleep 60")
+    try:
+        assert asyncio.run(_run_and_leave(router.url)) == ("queued", "queued")
+    finally:
         remove_all(router)
 
 

@@ -12,6 +12,8 @@ from prouter.client import JobInfo
 
 __all__ = ["JOB_COLUMNS", "emit_jobs", "fields", "result"]
 
+_TOLD = ("unreachable", "stopping", "frozen")
+"""Phases that the state does not tell."""
 _COLOURS = {"NEW": "cyan", "PENDING": "yellow", "RUNNING": "green"}
 
 
@@ -24,6 +26,24 @@ def result(info: JobInfo) -> str:
     return f"{how} ({said})" if how and said else how or said or "-"
 
 
+def _state(info: JobInfo) -> str:
+    """Return a job's state, with what its phase tells beyond it, such as ``NEW (queued, no. 3)``."""
+    if info.phase == "queued":
+        return f"{info.state} (queued{f', no. {info.position}' if info.position else ''})"
+    return f"{info.state} ({info.phase})" if info.phase in _TOLD else info.state
+
+
+def _queued(info: JobInfo) -> str | None:
+    """Return where a job waits, and why, if it does."""
+    if info.phase != "queued":
+        return None
+    queue = info.queue or {}
+    start = queue.get("expected_start")
+    told = [f"at position {info.position}" if info.position else "", str(queue.get("reason") or "")]
+    told.append(f"expected to start at {start}" if start else "")
+    return ", ".join(one for one in told if one) or "yes"
+
+
 def _colour(info: JobInfo) -> str | None:
     if info.ended:
         return None if info.ok else "red"
@@ -33,7 +53,7 @@ def _colour(info: JobInfo) -> str | None:
 JOB_COLUMNS: list[Column[JobInfo]] = [
     Column("ID", lambda info: short(info.uid)),
     Column("NAME", lambda info: info.name or "-"),
-    Column("STATE", lambda info: info.state, _colour),
+    Column("STATE", _state, _colour),
     Column("AGENT", lambda info: str(info.agent.get("name") or info.agent.get("uid") or "-")),
     Column("OWNER", lambda info: info.owner or "-"),
     Column("AGE", lambda info: age(info.created_at)),
@@ -53,6 +73,7 @@ def fields(info: JobInfo) -> dict[str, str]:
         "id": info.uid,
         "name": info.name,
         "state": info.state if info.confirmed else f"{info.state} (not confirmed: the agent has not come back yet)",
+        "queued": _queued(info),
         "result": result(info) if info.ended else None,
         "error": info.error,
         "command": shlex.join(info.args) + (" …" if info.args_shortened else "") if info.args else None,

@@ -35,6 +35,7 @@ class Plan:
         into: local directory that gets them.
         port: the number of the port that the job was promised to listen on, or None.
         grace: seconds between SIGTERM and SIGKILL.
+        wait: seconds after which a detached run leaves the job, though it is still queued or starting, or None.
         keep: whether the job stays at the end.
         detach: whether it goes on without this command.
         browse: whether its page is opened in a browser.
@@ -58,6 +59,7 @@ class Plan:
     port: int | None = None
     limits: Mapping[str, Any] | None = None
     grace: float | None = None
+    wait: float | None = None
     keep: bool = False
     detach: bool = False
     browse: bool = False

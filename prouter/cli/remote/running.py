@@ -10,6 +10,7 @@ import errno
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -189,7 +190,7 @@ class Running:
             queue=plan.queue,
         )
         self._job = job
-        self._wait_for_agent(job)
+        wait = self._wait_for_agent(job)
         self._info = job.latest
         for local in plan.uploads:
             with progress_bar(f"upload {local}") as progress:
@@ -199,24 +200,33 @@ class Running:
         if not plan.detach:
             for name in _OUTPUT:
                 self._spawn(name, lambda name=name: self._pass_on(job, name))  # type: ignore[misc]
-        job.start(plan.args, env=plan.env, cwd=plan.cwd, expose=plan.expose, limits=plan.limits)
+        job.start(plan.args, env=plan.env, cwd=plan.cwd, expose=plan.expose, limits=plan.limits, wait=wait)
         self._info = job.latest
+        if plan.wait is not None and job.latest.phase in ("queued", "starting"):
+            return
         self._check_port(job)
         if plan.browse:
             url = address(job)
             if not open_in_browser(url):
                 note(f"open {url}")
 
-    def _wait_for_agent(self, job: Job) -> None:
-        """Wait until an agent has the job, unless a signal comes."""
+    def _wait_for_agent(self, job: Job) -> float | None:
+        """Wait until an agent has the job, unless a signal comes; return how many seconds the start may take.
+
+        Without uploads a job that is to be left alone soon is started while it is queued.
+        """
         if job.latest.phase == "queued" and sys.stderr.isatty():
             note(f"no agent has space: the job waits in the queue, at position {job.latest.position}")
+        wait, began = self._plan.wait, time.monotonic()
         while not self._cancelled.is_set():
+            left = None if wait is None else max(0.0, began + wait - time.monotonic())
+            if left == 0.0 and not self._plan.uploads:
+                return 0.0
             try:
                 job.wait_for_agent(_LOOK_EVERY)
             except TimedOut:
                 continue
-            return
+            return left
         raise Cancelled
 
     def _check_port(self, job: Job) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "unshare",
     "wait",
     "wait_for_agent",
+    "wait_to_start",
 ]
 
 AgentChoice = str | Sequence[str] | Mapping[str, Any] | None
@@ -187,18 +188,23 @@ def start_body(
     return {**body, **(options or {})}
 
 
-def start(context: Context, path: str, body: Mapping[str, Any]) -> Flow[JobInfo]:
+def start(context: Context, path: str, body: Mapping[str, Any], wait: float | None = None) -> Flow[JobInfo]:
     """Start a job once; return its info once its server, if it has one, is ready.
 
     A start may take minutes. If the router was silent for `Context.timeout`, it is asked again, with the same key: it
     answers both when the job is ready, and a connection that broke silently is noticed meanwhile.
+
+    Args:
+        wait: seconds after which the info of a job that is still queued or starting is returned.
 
     Raises:
         StartFailed: it did not start; `detail` has the end of its stderr.
     """
     expose = body.get("expose") or {}
     longest = expose.get("timeout") or (_PRESET_START if "preset" in expose or "template" in body else _START)
-    request = post(f"{path}/start", body, key=context.new_key())
+    silence = None if wait is None else wait + context.timeout  # A repeated request would wait from the beginning.
+    request = post(f"{path}/start{query(wait=wait)}", body, key=context.new_key(), silence=silence)
+    longest = max(longest, wait or 0.0)
     return JobInfo.of((yield from call_json(context, request, patience=longest + context.retry_for)))
 
 
@@ -274,6 +280,31 @@ def wait_for_agent(context: Context, job: JobInfo, timeout: float | None = None)
     if found.reason == "queue_timeout":
         raise NoAgentFree(found.error or "no agent had space in time", code="queue_timeout", job=job.uid)
     return found
+
+
+def wait_to_start(
+    context: Context, job: JobInfo, wait: float | None, uploads: bool
+) -> Flow[tuple[JobInfo, float | None]]:
+    """Wait until a queued job may be started; return its info, and how many seconds of `wait` are left for the start.
+
+    Without files to upload the start may be sent while the job is queued: the router keeps it.
+
+    Args:
+        wait: seconds for which the caller waits for the start; None for as long as it takes.
+        uploads: whether files are to be uploaded before it, which takes an agent.
+
+    Raises:
+        NoAgent: its time in the queue is up.
+        NotFound: it was removed.
+    """
+    if wait is None or uploads:
+        return (yield from wait_for_agent(context, job)), wait
+    until = (yield from now()) + wait
+    try:
+        job = yield from wait_for_agent(context, job, wait)
+    except TimedOut:
+        return job, 0.0
+    return job, max(0.0, until - (yield from now()))
 
 
 def explain(context: Context, path: str) -> Flow[Explanation]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prouter.cli.remote.durations import DURATION, size, span
 from prouter.cli.remote.exits import of_job
 from prouter.cli.remote.failures import describe, exit_of
-from prouter.cli.remote.job_views import emit_jobs, fields
+from prouter.cli.remote.job_views import JOB_COLUMNS, emit_jobs, fields
 from prouter.cli.remote.transfers import Place, place_of
 from prouter.client import ConnectionFailed, Forbidden, JobInfo, NotFound, Outcome, Overloaded, RouterError, TimedOut
 
@@ -92,3 +92,30 @@ def test_names_of_others_control_no_terminal(name: str) -> None:
 )
 def test_places(text: str, place: Place) -> None:
     assert place_of(text) == place
+
+
+@pytest.mark.parametrize(
+    ("info", "state"),
+    [
+        (JobInfo(uid="a", state="NEW"), "NEW"),
+        (JobInfo(uid="a", state="NEW", phase="queued", position=3), "NEW (queued, no. 3)"),
+        (
+            JobInfo(uid="a", state="NEW", phase="queued", queue={"reason": "Priority", "expected_start": None}),
+            "NEW (queued)",
+        ),
+        (JobInfo(uid="a", state="PENDING", phase="starting"), "PENDING"),
+        (JobInfo(uid="a", state="RUNNING", phase="ready"), "RUNNING"),
+        (JobInfo(uid="a", state="RUNNING", phase="unreachable"), "RUNNING (unreachable)"),
+        (JobInfo(uid="a", state="FINISHED", phase="exited"), "FINISHED"),
+    ],
+)
+def test_tables_tell_what_a_state_does_not(info: JobInfo, state: str) -> None:
+    column = next(column for column in JOB_COLUMNS if column.title == "STATE")
+    assert column.cell(info) == state
+
+
+def test_the_fields_of_a_queued_job_tell_where_and_why_it_waits() -> None:
+    queue = {"reason": "Priority", "expected_start": "2030-01-31T12:00:00Z"}
+    waiting = JobInfo(uid="a", state="NEW", phase="queued", position=2, queue=queue)
+    assert fields(waiting)["queued"] == "at position 2, Priority, expected to start at 2030-01-31T12:00:00Z"
+    assert "queued" not in fields(JobInfo(uid="a", state="RUNNING", phase="ready"))
