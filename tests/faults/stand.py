@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,7 +144,7 @@ class Stand:
 
     def kill_broker(self) -> None:
         """SIGKILL to the broker."""
-        os.kill(self.router.child("broker"), signal.SIGKILL)
+        self.router.kill_broker()
 
     def linked_again(self, deadline: float = 20.0) -> None:
         """Wait until a broker, another one than at the last call, has its agent and workers back."""

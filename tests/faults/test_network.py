@@ -3,8 +3,6 @@ with network namespaces."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,7 +176,7 @@ def test_a_router_that_is_killed_while_the_network_is_away_resumes_with_it(
     it.transfers(load, Amount(size=4 * MIB, rate=4 * MIB))
     load.started()
     cable.cut()
-    os.kill(it.router.child("broker"), signal.SIGKILL)
+    it.router.kill_broker()
     wait_until(lambda: it.router.child("broker") != it.broker)
     wait_until(lambda: not up(it), 10)
     cable.repair()

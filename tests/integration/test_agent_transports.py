@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ def test_an_agent_links_and_is_back_after_the_broker_was_killed(launch: Launch, 
     agent = launch(start_agent, router, client__token="secret", **link_settings(router, transport))
     assert run_echo(router, agent) == "hello\n"
     before = links(router)[0]["uid"]
-    os.kill(router.child("broker"), signal.SIGKILL)
+    router.kill_broker()
     wait_until(lambda: "event=link_down" in agent.log_end(100_000), 10, "the agent notices")
     wait_until(lambda: [link["uid"] for link in links(router)] == [before], 10, "the agent is back")
     assert run_echo(router, agent) == "hello\n"

@@ -171,7 +171,7 @@ def test_nothing_is_lost_or_doubled_over_a_killed_broker_and_cut_links(
         command = prouter.start("run", "--name", "lasting", "--", sys.executable, "-c", code)
         assert command.stdout is not None
         first = command.stdout.readline()
-        os.kill(router.child("broker"), signal.SIGKILL)
+        router.kill_broker()
         rest, err = command.communicate(timeout=60)
         assert (command.returncode, err) == (9, b"")
         assert (first + rest).decode() == "".join(f"{n} {'x' * 50}\n" for n in range(400))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -162,7 +160,7 @@ def test_an_agent_joins_several_routers_and_each_serves_its_jobs(site: Site) -> 
         site.works(agent)
     path = first.create("gpu-1")
     wait_until(lambda: second.get(path + "/info").status_code == 200)
-    os.kill(second.child("broker"), signal.SIGKILL)
+    second.kill_broker()
     wait_until(lambda: "event=link_down" in agent.log.read_text())
     wait_until(lambda: site.linked() == ["gpu-1"])
     agent.kill()

@@ -98,7 +98,7 @@ def test_every_worker_tells_the_same_and_nothing_ever_goes_down(place: tuple[Rou
     wait_until(lambda: requests.get(router.url + "/readyz", timeout=30).ok)
     check(done)
 
-    os.kill(router.child("broker"), signal.SIGKILL)
+    router.kill_broker()
     wait_until(lambda: read(router.get("/metrics").text)[1]["prouter_broker_up"] == 1)
     check(done)
 

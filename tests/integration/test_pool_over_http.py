@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,7 +107,7 @@ def test_each_job_is_given_once_though_broker_and_agent_die(router: RouterProces
     with Router(router.url, retry_for=60) as client, ThreadPoolExecutor(6) as threads:
         first = [threads.submit(run, number) for number in range(6)]
         first[0].result(60)
-        os.kill(router.child("broker"), signal.SIGKILL)
+        router.kill_broker()
         jobs = [one.result(60) for one in first]
 
         wait_until(lambda: ready(router, agent) == 2)

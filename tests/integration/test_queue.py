@@ -109,7 +109,7 @@ def test_kills_of_the_broker_and_the_agent_start_nothing_twice_and_forget_nothin
     try:
         for part in (1, 2, 3):
             wait_until(lambda part=part: len(marks.read_text().split()) >= 8 * part, 40.0)  # type: ignore[misc]
-            os.kill(router.child("broker"), signal.SIGKILL)
+            router.kill_broker()
         # A death notice needs a router; without one, the agent counts as away for long.
         wait_until(lambda: any(one["up"] for one in router.get("/connections").json().get("connections", ())), 40.0)
         agent.kill()

@@ -199,6 +199,6 @@ def test_links_that_were_left_behind_do_not_keep_a_router_from_starting(pair: tu
         sock.close()
     wait_until(lambda: sum(not there for there in up(router).values()) > 100, 20, "they are away")
     assert sum(not there for there in up(router).values()) < 1300
-    os.kill(router.child("broker"), signal.SIGKILL)
+    router.kill_broker()
     wait_until(lambda: router.get("/info").status_code == 200 and up(router).get(agent.uid), 30, "the agent is back")
     assert router.create(agent.uid)

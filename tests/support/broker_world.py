@@ -62,6 +62,9 @@ class Recorder:
         elif self.world is not None:
             self.world.soon.append(done)
 
+    def hurry(self) -> None:
+        """Nothing to do: no statement waits for more."""
+
 
 class Peer:
     """A peer of the broker, at the other end of a path."""

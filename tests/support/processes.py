@@ -146,6 +146,7 @@ class Router(Process):
     def __init__(self, directory: Path, sets: Mapping[str, Any], workers: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self._killed = 0
         values = {
             "control.port": 0,
             "server.port": 0,
@@ -182,6 +183,12 @@ class Router(Process):
         """Return the pid of the child ``broker`` or ``gunicorn`` (its parent process) from the log."""
         found = re.findall(rf"event=child_started child={name} pid=(\d+)", self.log.read_text())
         return int(found[-1])
+
+    def kill_broker(self) -> None:
+        """Kill the broker, as a crash would. If the last one that was killed is not replaced yet, wait until it is."""
+        wait_until(lambda: self.child("broker") != self._killed, what="a new broker")
+        self._killed = self.child("broker")
+        os.kill(self._killed, signal.SIGKILL)
 
     def create(self, agent: str, name: str = "test") -> str:
         """Create a job; return its path."""

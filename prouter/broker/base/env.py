@@ -55,6 +55,9 @@ class Persistence(Protocol):
     def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
         """Execute an SQL statement, in order; call ``done(now)`` on the loop once it is committed."""
 
+    def hurry(self) -> None:
+        """Commit what was submitted without waiting for more."""
+
 
 @dataclass(slots=True)
 class Env:

@@ -346,12 +346,9 @@ class Ledger:
             entry.ended_at,
             entry.packed,
             self.events.last + 1,
-            done=_told if entry.ended else None,
         )
-
-
-def _told(_now: float) -> None:
-    """An end is stored without delay, because clients that wait for it hear of it now."""
+        if entry.ended:
+            self._env.store.hurry()  # Clients that wait for the end hear of it now.
 
 
 def _nowhere(_uid: str) -> int | None:

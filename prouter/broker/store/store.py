@@ -87,7 +87,11 @@ class Store:
         """
         self._queue.put(_Statement(statement, parameters, done))
         if done is not None:
-            self._awaited.set()
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Commit what was submitted without waiting for more."""
+        self._awaited.set()
 
     def take_done(self, most: int) -> list[Callable[[float], None]]:
         """Callbacks of committed statements, `most` at once; `wake` is called again for the others."""
@@ -101,7 +105,7 @@ class Store:
     def close(self) -> None:
         """Write what is left, and end the thread."""
         self._queue.put(None)
-        self._awaited.set()
+        self.hurry()
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
@@ -164,7 +168,7 @@ class Store:
         """Wait for statements and take up to a batch of them; return False when the store is closed."""
         try:
             statement = self._queue.get(True, patience)
-            if statement is not None and statement.done is None:
+            if statement is not None:
                 self._awaited.wait(_GATHER)
             self._awaited.clear()
             for _ in range(_BATCH):
