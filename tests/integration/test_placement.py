@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Agent, Router, start_agent, start_router
+from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def routers(short_dir: Path) -> Iterator[tuple[Router, Router, Agent]]:
                 properties={"gpus": 4},
             )
             try:
+                for router in (one, two):
+                    wait_until(lambda router=router: router.get("/connections").json()["connections"])  # type: ignore[misc]
                 yield one, two, agent
             finally:
                 agent.stop()
