@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prouter.bodies import Body, Duration
 from prouter.requests import AgentOrAny, CreateRequest, JobName, RunRequest, StartRequest, TemplateName
+from prouter.resources import check_amounts
 from prouter.selectors import AgentByProperties, Queue, check_queue
 
 __all__ = ["Template", "TemplateLimits", "TemplateRun", "TemplateStart", "run_model", "start_model"]
@@ -26,6 +27,15 @@ class Template(StartRequest):
 
     env: dict[str, str] = Field(default_factory=dict)
     size: int = Field(1, ge=0, le=_MOST_READY, description="Jobs to keep ready; 0 for none.")
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="What a job of this kind takes of the agent's jobs.resources."
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _are_amounts(cls, value: dict[str, float]) -> dict[str, float]:
+        check_amounts(value)
+        return value
 
     def start(self, timeout: float | None = None) -> StartRequest:
         """Return the request that starts a job of this kind.
@@ -33,7 +43,7 @@ class Template(StartRequest):
         Args:
             timeout: seconds that this job may run; None for what the template says.
         """
-        said = self.model_dump(exclude={"size", "name"}, exclude_none=True)
+        said = self.model_dump(exclude={"size", "resources", "name"}, exclude_none=True)
         if timeout is not None:
             said["limits"] = {**said.get("limits", {}), "timeout": timeout}
         return StartRequest.model_validate(said)

@@ -240,6 +240,7 @@ class _Agent:
             "capacity": self._capacity(),
             "draining": self.service.draining,
             "templates": list(jobs.pool),
+            "template_resources": {name: one.resources for name, one in jobs.pool.items() if one.resources},
             "keep_for": keep_for(jobs, self._runner),
             "orphan_timeout": jobs.orphan_timeout,
             "routers": len(self._fanout.chosen),

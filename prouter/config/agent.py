@@ -185,7 +185,8 @@ class AgentJobs(Section):
     pool: dict[str, Template] = Field(
         default_factory=dict,
         description="Templates of jobs by name, and how many jobs of each are kept started and ready: the keys of a "
-        "start request (args, env, cwd, expose, limits, home …), and size, which is 1 when not set.",
+        "start request (args, env, cwd, expose, limits, home …), size, which is 1 when not set, and "
+        "resources, which each of the jobs takes of jobs.resources.",
     )
     limits: AgentLimits = AgentLimits()
 

@@ -136,6 +136,61 @@ def test_a_job_that_needs_the_slot_ends_one_of_the_pool(managers: Managers) -> N
     until(lambda: ready_in(jobs) == 1)
 
 
+def test_a_job_that_needs_resources_ends_those_of_the_pool_that_take_them(managers: Managers) -> None:
+    licence = validated(Template, {**WEB, "size": 1, "resources": {"matlab": 1}})
+    there = {"cpus": 4, "matlab": 1}
+    jobs = pooled(managers, 3, others={"licence": licence}, resources=there, template={"resources": {"cpus": 1}})
+    until(lambda: jobs.manager.pool.figures(CONNECTION)["licence"]["ready"] == 1)
+
+    def create(**wanted: float) -> JobRecord:
+        return jobs.manager.create(new_uid(), CONNECTION, "n", Origin(resources=wanted))
+
+    create(cpus=2)
+    assert ready_in(jobs) == 2, "three CPUs of warm jobs and two are more than four"
+    assert len(sandboxes(jobs)) == 4, "the job is made once the warm one has ended"
+    with_licence = create(matlab=1)
+    assert jobs.manager.pool.figures(CONNECTION)["licence"]["ready"] == 0
+    assert ready_in(jobs) == 2, "it takes no CPU"
+    with pytest.raises(LimitReached, match="matlab"):
+        create(matlab=1)
+    given = ask(jobs)
+    assert (given.state, given.resources) == (State.RUNNING, {"cpus": 1})
+    with pytest.raises(LimitReached, match="cpus"):
+        create(cpus=2)
+    assert ready_in(jobs) == 1, "a job that is refused ends no warm one"
+    larger = ask(jobs, resources={"cpus": 1, "matlab": 0})
+    assert larger.resources == {"cpus": 1, "matlab": 0}
+    cold = None
+    with pytest.raises(LimitReached, match="cpus"):
+        cold = ask(jobs)
+    assert cold is None
+    jobs.manager.remove(with_licence.uid)
+    until(lambda: jobs.manager.pool.figures(CONNECTION)["licence"]["ready"] == 1)
+
+
+def test_many_jobs_at_once_get_the_slots_of_the_pool_and_no_more(managers: Managers) -> None:
+    jobs = pooled(managers, 4, max_jobs=4)
+
+    def create() -> bool:
+        try:
+            jobs.create()
+        except LimitReached:
+            return False
+        return True
+
+    creating = [gevent.spawn(create) for _ in range(8)]
+    gevent.joinall(creating, timeout=30)
+    assert sorted(bool(one.value) for one in creating) == [False] * 4 + [True] * 4
+    assert len(sandboxes(jobs)) == 4
+    assert ready_in(jobs) == 0
+
+
+def test_a_template_that_takes_more_than_the_agent_has_is_refused(managers: Managers) -> None:
+    large = validated(Template, {**WEB, "resources": {"gpus": 2}})
+    with pytest.raises(InvalidRequest, match=r"jobs\.pool: large: resources: gpus: the agent has 1 "):
+        managers.open(templates={"large": large}, resources={"gpus": 1})
+
+
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_a_job_that_needs_the_user_ends_one_of_the_pool(managers: Managers) -> None:
     server = [python_for_all(), "-I", "-S", "-c", SERVER, "{socket}"]

@@ -9,9 +9,9 @@ from typing import Any
 from uuid import uuid4
 
 from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.pool import Pool
+from prouter.agent.jobs.pool import SLOT, Pool
 from prouter.agent.jobs.removing import Remover
-from prouter.agent.jobs.space import check_space
+from prouter.agent.jobs.space import check_space, used_by
 from prouter.agent.jobs.table import JobTable, not_found
 from prouter.agent.jobs.user_pool import UserPool
 from prouter.agent.sandbox.jobs_root import JobsRoot
@@ -19,7 +19,7 @@ from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import LimitReached, PRouterError
 from prouter.jobs import JobRecord, Reason
 from prouter.processes.users import User
-from prouter.resources import Amounts
+from prouter.resources import Amounts, lacking
 from prouter.runners.interface import Runner
 
 __all__ = ["Creator"]
@@ -68,11 +68,23 @@ class Creator:
         self._kept = kept
         self._announce = announce
         self._arm = arm
+        self._coming: dict[str, Amounts] = {}
+        """By uid, what jobs take that are being made: warm ones give way, which takes time."""
 
-    @property
-    def free(self) -> int | None:
-        """How many slots no job takes; None for any number."""
-        return None if self._max_jobs is None else self._max_jobs - self._jobs.slots
+    def lacks(self, jobs: int, amounts: Amounts) -> set[str]:
+        """What is missing for warm jobs beside those that are somebody's, or soon will be.
+
+        Args:
+            jobs: how many warm ones.
+            amounts: what these take together.
+
+        Returns:
+            names of resources, and `SLOT` if there are too few slots.
+        """
+        coming = list(self._coming.values())
+        short = set(lacking(amounts, self._resources, used_by(self._jobs, coming)) if amounts else ())
+        slots = self._max_jobs
+        return short | {SLOT} if slots is not None and self._jobs.slots + len(coming) + jobs > slots else short
 
     def create(self, record: JobRecord, router: str) -> JobRecord:
         """Make a job, or give one of the pool if the record names a template of which one is ready.
@@ -90,31 +102,42 @@ class Creator:
             return known
         if record.uid in self._jobs or self._remover.before(record.uid) is not None:
             raise not_found(record.uid)
-        check_space(record.uid, self._jobs, self._max_jobs, self._resources, record.resources)
+        coming = [amounts for uid, amounts in self._coming.items() if uid != record.uid]
+        check_space(record.uid, self._jobs, coming, self._max_jobs, self._resources, record.resources)
         ready = self.pool.take(record.template, record.connection) if record.template is not None else None
         if ready is not None:
             return self._give(ready, record, router)
-        self.pool.give_way()
-        user = self._user()
-        known = self._known(record.uid, router)
-        if known is not None:  # The call was repeated while this one waited for a user.
-            return known
-        job = Job(record, sandbox, self._announce)
-        job.routers.add(router)
-        self._make(job, user)
+        self._coming[record.uid] = record.resources
+        try:
+            self.pool.give_way()
+            user = self._user()
+            known = self._known(record.uid, router)
+            if known is not None:  # The call was repeated while this one waited.
+                return known
+            job = Job(record, sandbox, self._announce)
+            job.routers.add(router)
+            self._make(job, user)
+        finally:
+            self._coming.pop(record.uid, None)
+            self.pool.wake()
         _log.info("event=job_created job=%s name=%r", record.uid, record.name)
         self._announce(job.record)
         return job.record
 
-    def warm(self, template: str, connection: str) -> Job:
+    def warm(self, template: str, connection: str, resources: Amounts) -> Job:
         """Make a job that is nobody's yet.
+
+        Args:
+            resources: what it takes, as long as nobody needs them.
 
         Raises:
             LimitReached: the agent has no user for another job.
             PRouterError: the sandbox cannot be made.
         """
         uid = uuid4().hex
-        record = JobRecord(uid, connection, template, created_at=time.time(), template=template)
+        record = JobRecord(
+            uid, connection, template, created_at=time.time(), template=template, resources=dict(resources)
+        )
         user = self._users.choose(self._jobs) if self._users is not None else None
         return self._make(Job(record, self._root.sandbox(uid), self._warm_changed, warm=True), user)
 
@@ -150,6 +173,7 @@ class Creator:
             sandbox.belong_to(user)
         sandbox.create()
         self._jobs.add(job)
+        self._coming.pop(job.uid, None)
         try:
             self._runner.hold(job.uid, self._kept(job), str(sandbox.root))
         except PRouterError:
@@ -178,6 +202,7 @@ class Creator:
         )
         job.routers.add(router)
         self._jobs.given(job)
+        self.pool.fit()  # It may take more than its template says.
         job.started.set(job.record)
         try:
             self._runner.update_record(job.uid, self._kept(job))

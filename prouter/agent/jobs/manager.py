@@ -133,7 +133,7 @@ class JobManager:
         )
         self._reports = JobReports(self._jobs, self._starter, self._ender, keep=self._keep)
         self.servers = JobServers(self._jobs, runner, self._starter)
-        self._templates = Templates(templates or {}, self._ceilings)
+        self._templates = Templates(templates or {}, self._ceilings, resources or {})
         self._creator = Creator(
             runner,
             self._root,
@@ -244,9 +244,11 @@ class JobManager:
             NotFound: a job with this uid was removed; there is no such template.
             InvalidRequest, NoSpace, Forbidden: the uid is malformed; the sandbox cannot be made.
         """
+        record = origin.record(uid, connection, name)
         if origin.template is not None:
             self._templates.request(origin.template)
-        return self._creator.create(origin.record(uid, connection, name), origin.router)
+            record = replace(record, resources={**self._templates.resources(origin.template), **record.resources})
+        return self._creator.create(record, origin.router)
 
     def start(self, uid: str, request: Mapping[str, Any], request_id: str, wait: float | None = None) -> JobRecord:
         """Start a job; return its record once it is RUNNING and its server is ready.

@@ -1,7 +1,7 @@
 """The pool: jobs of templates that are started before anybody asks for them, and given to whoever asks first.
 
 A warm job is a job like any other, with its own uid, sandbox and user, but nobody's: routers are not told of it, and it
-takes no slot. It gives way to a job that needs the slot or the user. A job that was taken never returns. One greenlet
+gives way to a job that needs its slot, its resources or its user. A job that was taken never returns. One greenlet
 starts warm jobs, one after another; after a failure it lets the template rest, longer each time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import gevent
@@ -19,8 +19,9 @@ from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.refusals import outcome_of
 from prouter.errors import LimitReached, PRouterError
 from prouter.jobs import JobRecord
+from prouter.resources import Amounts, add
 
-__all__ = ["Figures", "Pool"]
+__all__ = ["SLOT", "Figures", "Pool"]
 
 _FIRST_REST = 1.0
 _LONGEST_REST = 300.0
@@ -36,6 +37,9 @@ _CLOSE_TIMEOUT = 5.0
 _REMOVAL_REST = 5.0
 """Seconds between attempts to remove a warm job."""
 
+SLOT = ""
+"""Stands for a slot among names of resources."""
+
 Figures = dict[str, dict[str, int]]
 """By template: ``size``, how many are ``ready``, and ``failures`` since the last job that was ready for long or taken.
 """
@@ -48,6 +52,7 @@ class _Shelf:
     """The warm jobs of one template.
 
     Attributes:
+        resources: what each job takes.
         ready: with the time at which each became ready, the oldest first.
         warming: the one that is being started.
         rests_until: monotonic time before which none is started.
@@ -55,6 +60,7 @@ class _Shelf:
 
     name: str
     size: int
+    resources: Amounts
     ready: dict[Job, float] = field(default_factory=dict)
     warming: Job | None = None
     failures: int = 0
@@ -64,6 +70,10 @@ class _Shelf:
     def jobs(self) -> int:
         """How many there are or will be."""
         return len(self.ready) + (self.warming is not None)
+
+    def takes(self, some: Collection[str]) -> bool:
+        """Whether its jobs take a slot or one of these resources."""
+        return SLOT in some or any(self.resources.get(name) for name in some)
 
     @property
     def steady(self) -> bool:
@@ -75,26 +85,26 @@ class Pool:
     """The warm jobs of one agent.
 
     Args:
-        sizes: how many jobs of each template are kept ready.
+        templates: how many jobs of each are kept ready, and what each job takes.
         make: makes a warm job of a template for a connection, and begins to start it.
         remove: begins to end and remove a job.
-        free: how many slots no job takes; None for any number.
+        lacks: what is missing for so many warm jobs, which take these resources together: names, `SLOT` for slots.
         changed: called whenever `figures` change.
     """
 
     def __init__(
         self,
-        sizes: Mapping[str, int],
+        templates: Mapping[str, tuple[int, Amounts]],
         *,
         make: Callable[[str, str], Job],
         remove: Callable[[Job], AsyncResult[JobRecord]],
-        free: Callable[[], int | None],
+        lacks: Callable[[int, Amounts], set[str]],
         changed: Callable[[], None],
     ) -> None:
-        self._shelves = {name: _Shelf(name, size) for name, size in sizes.items()}
+        self._shelves = {name: _Shelf(name, *said) for name, said in templates.items()}
         self._make = make
         self._remove = remove
-        self._free = free
+        self._lacks = lacks
         self._changed = changed
         self._connection: str | None = None
         self._accepts = True
@@ -161,8 +171,9 @@ class Pool:
         return job
 
     def give_way(self) -> None:
-        """End as many warm jobs as are in the way of one more job."""
-        self._fit(more=1)
+        """End the warm jobs that are in the way of others, and wait until they have ended."""
+        for answer in self.fit():
+            answer.wait()
 
     def free_user(self) -> bool:
         """End a warm job, so that its user is free, and wait for that; return whether there was one."""
@@ -184,10 +195,11 @@ class Pool:
                 self._failed(shelf, "it ended before anybody asked for it")
                 self._drop([job])
 
-    def _end_one(self) -> AsyncResult[JobRecord] | None:
-        """End the youngest job of the template that has most."""
-        shelf = max(self._shelves.values(), key=lambda one: one.jobs, default=None)
-        if shelf is None or not shelf.jobs:
+    def _end_one(self, lacking: Collection[str] = (SLOT,)) -> AsyncResult[JobRecord] | None:
+        """End the youngest job of the template that has most, of those that take some of what is lacking."""
+        shelves = [one for one in self._shelves.values() if one.jobs and one.takes(lacking)]
+        shelf = max(shelves, key=lambda one: one.jobs, default=None)
+        if shelf is None:
             return None
         if shelf.warming is not None:
             job, shelf.warming = shelf.warming, None
@@ -197,16 +209,22 @@ class Pool:
         self._told()
         return self._drop([job])[0]
 
-    def _fit(self, more: int = 0) -> None:
-        """End the warm jobs for which there are not enough slots, if `more` slots are taken."""
-        free = self._free()
-        if free is not None:
-            for _ in range(self._jobs + more - free):
-                self._end_one()
+    def fit(self) -> list[AsyncResult[JobRecord]]:
+        """Begin to end the warm jobs for which there are not enough slots or resources; return their removals."""
+        ending: list[AsyncResult[JobRecord]] = []
+        while (short := self._short()) and (answer := self._end_one(short)) is not None:
+            ending.append(answer)
+        return ending
 
-    @property
-    def _jobs(self) -> int:
-        return sum(shelf.jobs for shelf in self._shelves.values())
+    def _short(self, more: _Shelf | None = None) -> set[str]:
+        """What is missing for the warm jobs that there are, and for one more of a template."""
+        jobs, amounts = 0, dict[str, float]()
+        for shelf in self._shelves.values():
+            count = shelf.jobs + (shelf is more)
+            jobs += count
+            if count:
+                add(amounts, {name: count * amount for name, amount in shelf.resources.items()})
+        return self._lacks(jobs, amounts) if jobs else set()
 
     def _empty(self) -> None:
         jobs: list[Job] = []
@@ -251,12 +269,15 @@ class Pool:
 
     def _next(self) -> _Shelf | None:
         """The template that lacks most, if another job may be started now."""
-        free = self._free()
-        if not self._accepts or (free is not None and self._jobs >= free):
+        if not self._accepts:
             return None
         now = time.monotonic()
         lacking = [shelf for shelf in self._shelves.values() if shelf.jobs < shelf.size and shelf.rests_until <= now]
-        return min(lacking, key=lambda shelf: shelf.jobs / shelf.size, default=None)
+        return min(
+            [shelf for shelf in lacking if not self._short(shelf)],
+            key=lambda shelf: shelf.jobs / shelf.size,
+            default=None,
+        )
 
     def _rest(self) -> float | None:
         """Seconds until a template has rested; None if none rests."""
@@ -304,7 +325,7 @@ class Pool:
         shelf.ready[job] = time.monotonic()
         _log.info("event=job_warm job=%s template=%s after=%.1f", job.uid, shelf.name, took)
         self._told()
-        self._fit()  # The slots may have been taken while the job was made.
+        self.fit()  # The slots may have been taken while the job was made.
 
     def _failed(self, shelf: _Shelf, why: str) -> None:
         shelf.failures += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prouter.agent.jobs.table import JobTable
@@ -10,7 +10,7 @@ from prouter.errors import Limit, LimitReached
 from prouter.jobs import JobRecord
 from prouter.resources import Amounts, add, lacking
 
-__all__ = ["capacity", "check_space", "load_of"]
+__all__ = ["capacity", "check_space", "load_of", "used_by"]
 
 _RETRY_AFTER = 5.0
 """Seconds: nobody knows when a job ends."""
@@ -39,20 +39,33 @@ def load_of(records: Iterable[JobRecord], load: float, *, draining: bool) -> dic
     return {"load": load, "running": running, "draining": draining, "used": used}
 
 
-def check_space(uid: str, jobs: JobTable, slots: int | None, resources: Amounts, wanted: Amounts) -> None:
-    """Refuse a job for which there is no slot, or too little of a resource.
+def used_by(jobs: JobTable, coming: Iterable[Amounts]) -> dict[str, float]:
+    """What somebody's jobs take of each resource, together with those that are being made."""
+    used = jobs.taken
+    for amounts in coming:
+        add(used, amounts)
+    return used
+
+
+def check_space(
+    uid: str, jobs: JobTable, coming: Sequence[Amounts], slots: int | None, resources: Amounts, wanted: Amounts
+) -> None:
+    """Refuse a job for which there is no slot, or too little of a resource. Warm jobs do not count.
+
+    Args:
+        coming: what each of the other jobs takes that are being made.
 
     Raises:
         LimitReached: that is so.
     """
-    if slots is not None and jobs.slots >= slots:
+    if slots is not None and jobs.slots + len(coming) >= slots:
         raise LimitReached(
             f"the agent has no free slot: it has {slots} jobs, which is its limit; try another agent",
             job=uid,
             retry_after=_RETRY_AFTER,
             limit=Limit("jobs.max", slots),
         )
-    short = lacking(wanted, resources, jobs.taken) if wanted else []
+    short = lacking(wanted, resources, used_by(jobs, coming)) if wanted else []
     if short:
         raise LimitReached(
             f"the agent has too little of {', '.join(short)} left for this job; wait, or try another agent",

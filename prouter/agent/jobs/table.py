@@ -70,9 +70,9 @@ class JobTable:
 
     @property
     def taken(self) -> dict[str, float]:
-        """What the jobs that have not ended take of the agent's resources."""
+        """What the jobs that have not ended take of the agent's resources, without the warm ones."""
         taken: dict[str, float] = {}
-        for uid in self._slots:
+        for uid in self._slots - self._warm:
             add(taken, self._jobs[uid].record.resources)
         return taken
 

@@ -10,6 +10,7 @@ from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.spec import effective_limits
 from prouter.errors import Conflict, InvalidRequest, NotFound
 from prouter.requests import Limits, StartRequest, validated
+from prouter.resources import Amounts, lacking
 from prouter.template_requests import Template, TemplateStart, start_model
 
 __all__ = ["Templates"]
@@ -21,14 +22,16 @@ class Templates:
     Args:
         known: as configured.
         ceilings: the highest limits of any job.
+        resources: what jobs may take together.
 
     Raises:
         InvalidRequest: no job could ever be started by one of them; the detail names it.
     """
 
-    def __init__(self, known: Mapping[str, Template], ceilings: Limits) -> None:
+    def __init__(self, known: Mapping[str, Template], ceilings: Limits, resources: Amounts) -> None:
         self._known = dict(known)
         self._ceilings = ceilings
+        self._total = resources
         for name in self._known:
             self._check(name)
 
@@ -36,6 +39,10 @@ class Templates:
     def sizes(self) -> dict[str, int]:
         """How many jobs of each are kept ready."""
         return {name: template.size for name, template in self._known.items()}
+
+    def resources(self, name: str) -> Amounts:
+        """What a job of a template takes; nothing if there is no such template."""
+        return self._known[name].resources if name in self._known else {}
 
     def request(self, name: str, timeout: float | None = None) -> StartRequest:
         """The request that starts a job by a template.
@@ -83,5 +90,9 @@ class Templates:
             request = self.request(name)
             resolve(request)
             effective_limits(request.limits, self._ceilings)
+            short = lacking(self.resources(name), self._total, {})
+            if short:
+                text = f"resources: {short[0]}: the agent has {self._total.get(short[0], 0):.15g} (jobs.resources)"
+                raise InvalidRequest(text)
         except InvalidRequest as error:
             raise InvalidRequest(f"jobs.pool: {name}: {error.detail.removeprefix('Invalid request: ')}") from None

@@ -29,7 +29,7 @@ def make_pool(
     """
 
     def make(template: str, connection: str) -> Job:
-        job = creator.warm(template, connection)
+        job = creator.warm(template, connection, templates.resources(template))
         try:
             starter.begin(job, templates.request(template), WARM)
         except PRouterError:
@@ -38,10 +38,10 @@ def make_pool(
         return job
 
     creator.pool = Pool(
-        templates.sizes,
+        {name: (size, templates.resources(name)) for name, size in templates.sizes.items()},
         make=make,
         remove=lambda job: remover.begin(job, Reason.REMOVED),
-        free=lambda: creator.free,
+        lacks=creator.lacks,
         changed=changed,
     )
     return creator.pool

@@ -16,7 +16,7 @@ from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
-from prouter.broker.jobs.placement import choose, matching, offering, resources_of
+from prouter.broker.jobs.placement import choose, matching, offering, resources_at, resources_of
 from prouter.broker.jobs.queue_requests import is_queue_place, waiting
 from prouter.broker.jobs.queued_jobs import QueuedJobs
 from prouter.broker.jobs.replies import BY_REVISION, Replies
@@ -186,7 +186,7 @@ class Creations:
             self._fail(creation, error or AgentUnavailable("the agent is away", retry_after=2), now)
             return
         try:
-            choose(offering([link], creation.template), self.occupancy)
+            choose(offering([link], creation.template), self.occupancy, template=creation.template)
         except PRouterError as problem:
             self._fail(creation, problem, now)
         else:
@@ -201,9 +201,7 @@ class Creations:
         link = self._choose(creation)
         self._under_way.begin(creation)
         if link is None and creation.timeout is not None:
-            self._change(creation, CreationState.RESERVED)
-            self._under_way.name(creation, self._env.new_uid())
-            self._settle_key(creation, "", now)
+            self._to_queue(creation, "", now)
         elif link is not None:
             self._reserve(creation, link, now)
         elif creation.state is not CreationState.PLACING:
@@ -240,6 +238,11 @@ class Creations:
         link.warm.take(creation.template)
         self._settle_key(creation, instead, now)
 
+    def _to_queue(self, creation: Creation, instead: str, now: float) -> None:
+        self._change(creation, CreationState.RESERVED)
+        self._under_way.name(creation, self._env.new_uid())
+        self._settle_key(creation, instead, now)
+
     def _settle_key(self, creation: Creation, instead: str, now: float) -> None:
         """Go on once no other router creates a job for the same key of a client."""
         if creation.digest:
@@ -251,7 +254,7 @@ class Creations:
         creation.link = link
         self._under_way.name(creation, uid)
         self.occupancy.reserve(link.connection)
-        self._ledger.table.taken.take(uid, link.connection, resources_of(creation.selector))
+        self._ledger.table.taken.take(uid, link.connection, resources_at(link, creation.selector, creation.template))
 
     def _let_go(self, creation: Creation) -> None:
         """Free what `_take` has taken. Idempotent."""
@@ -360,7 +363,7 @@ class Creations:
             "router": self._env.settings.auth,
             **({"owner": creation.owner} if creation.owner is not None else {}),
             **({"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}),
-            "resources": dict(resources_of(creation.selector)),
+            "resources": dict(resources_at(link, creation.selector, creation.template)),
             **({"template": creation.template} if creation.template is not None else {}),
             **BY_REVISION,
         }
@@ -378,21 +381,34 @@ class Creations:
             self._replies.settle(link, uid, value, partial(self._created, creation, uid), now)
 
     def _elsewhere(self, creation: Creation, link: Link, now: float) -> bool:
-        """Choose another agent after one had no space: jobs of other routers took it. Return whether there is one."""
+        """Choose another agent after one had no space, because jobs of other routers took it, or queue the job.
+
+        Returns:
+            whether that was possible.
+        """
         link.full = True
         if creation.selector.get("type") == "address":
             return False
+        other = self._other(creation, link)
+        if other is None and not (creation.timeout is not None and self.queued.has_space(creation.start)):
+            return False
+        refused = creation.uid
+        self.keys.withdraw(creation.key, refused)
+        self._let_go(creation)
+        if other is not None:
+            self._reserve(creation, other, now, instead=refused)
+        else:
+            self._to_queue(creation, refused, now)
+        return True
+
+    def _other(self, creation: Creation, link: Link) -> Link | None:
+        """Another agent that has space, as far as is known; None without one."""
         try:
             links = offering(matching(self._links, creation.selector), creation.template)
             others = [one for one in links if one is not link and not one.full]
-            other = choose(others, self.occupancy, creation.selector, creation.template) if others else None
+            return choose(others, self.occupancy, creation.selector, creation.template) if others else None
         except PRouterError:
-            return False
-        if other is not None:
-            self.keys.withdraw(creation.key, creation.uid)
-            self._let_go(creation)
-            self._reserve(creation, other, now, instead=creation.uid)
-        return other is not None
+            return None
 
     def _created(
         self, creation: Creation, uid: str, record: JobRecord | None, error: PRouterError | None, now: float

@@ -8,7 +8,7 @@
      ├──────────────────────────────────┘           │
      └──────────────────────────────────────────────┘
 
-    CALLED ──► RESERVED: the agent has no space after all, and another one has.
+    CALLED ──► RESERVED: the agent has no space after all, and another one has, or the job may wait in the queue.
     FAILED may follow every state but ANSWERED.
 
 * NEW: the request was read. If an agent is free, RESERVED follows at once. If the key is known, its job is: CREATED

@@ -11,7 +11,7 @@ from prouter.errors import AgentUnavailable, InvalidRequest, Limit, LimitReached
 from prouter.requirements import in_words, meets, same
 from prouter.resources import Amounts, fits, lacking
 
-__all__ = ["choose", "matching", "no_space", "offering", "resources_of", "suits"]
+__all__ = ["choose", "matching", "no_space", "offering", "resources_at", "resources_of", "suits"]
 
 _NAMED = 10
 """Most agents that an error names."""
@@ -60,7 +60,7 @@ def suits(link: Link, selector: dict[str, Any]) -> bool:
     return (
         all(name in own and same(own[name], value) for name, value in properties.items())
         and meets(own, require)
-        and fits(resources_of(selector), link.info.resources, {})
+        and fits(resources_at(link, selector), link.info.resources, {})
     )
 
 
@@ -133,9 +133,15 @@ def choose(
         raise AgentUnavailable(
             f"agent {names} is draining and takes no new job; choose another, or resume it", code="agent_draining"
         )
-    wanted, strategy = resources_of(selector or {}), (selector or {}).get("strategy")
+    strategy = (selector or {}).get("strategy")
+
+    def wanted(link: Link) -> Amounts:
+        return resources_at(link, selector or {}, template)
+
     there = [link for link in willing if link.up]
-    free = [link for link in there if occupancy.has_space(link, wanted) and link.connection != occupancy.kept_free]
+    free = [
+        link for link in there if occupancy.has_space(link, wanted(link)) and link.connection != occupancy.kept_free
+    ]
     if free:
         preference = _PREFERENCES.get(str(strategy), _burden)(occupancy, wanted)
         return min(free, key=lambda link: (not link.warm.ready(template), *preference(link)))
@@ -150,14 +156,25 @@ def resources_of(selector: dict[str, Any]) -> Amounts:
     return wanted if isinstance(wanted, dict) else {}
 
 
-def no_space(links: list[Link], occupancy: Occupancy, wanted: Amounts) -> LimitReached:
+def resources_at(link: Link, selector: dict[str, Any], template: str | None = None) -> Amounts:
+    """What a selector's job takes of an agent, by whose template it may be started.
+
+    Args:
+        template: its name, if the selector does not say.
+    """
+    own = link.info.template_resources.get(str(template or selector.get("template")))
+    return {**own, **resources_of(selector)} if own else resources_of(selector)
+
+
+def no_space(links: list[Link], occupancy: Occupancy, wanted: Wanted) -> LimitReached:
     """The error when no link has space; what is missing on the agents with a free slot counts most."""
     with_slot = [link for link in links if occupancy.has_slot(link)]
-    short = {name for link in with_slot for name in lacking(wanted, link.info.resources, occupancy.amounts(link))}
-    if short and not any(occupancy.has_space(link, wanted) for link in with_slot):
+    short = {name for link in with_slot for name in lacking(wanted(link), link.info.resources, occupancy.amounts(link))}
+    if short and not any(occupancy.has_space(link, wanted(link)) for link in with_slot):
         name = min(short)
+        least = min((wanted(link) for link in with_slot), key=lambda amounts: amounts.get(name, 0))
         most = max(link.info.resources.get(name, 0) for link in with_slot)
-        text = f"no agent has {_told(wanted)} left; the job waits for that with 'queue', or try again later"
+        text = f"no agent has {_told(least)} left; the job waits for that with 'queue', or try again later"
         return LimitReached(text, retry_after=5, limit=Limit(f"jobs.resources.{name}", most))
     names = _names(links)
     if with_slot:
@@ -179,9 +196,11 @@ def _told(wanted: Amounts) -> str:
 
 
 Preference = Callable[[Link], tuple[Any, ...]]
+Wanted = Callable[[Link], Amounts]
+"""What the job takes of an agent."""
 
 
-def _burden(occupancy: Occupancy, _wanted: Amounts) -> Preference:
+def _burden(occupancy: Occupancy, _wanted: Wanted) -> Preference:
     """Prefer the least loaded machine."""
 
     def burden(link: Link) -> tuple[Any, ...]:
@@ -191,24 +210,24 @@ def _burden(occupancy: Occupancy, _wanted: Amounts) -> Preference:
     return burden
 
 
-def _spread(occupancy: Occupancy, wanted: Amounts) -> Preference:
+def _spread(occupancy: Occupancy, wanted: Wanted) -> Preference:
     """Prefer the emptiest agent."""
 
     def emptiness(link: Link) -> tuple[Any, ...]:
-        fullness = occupancy.fullness(link, wanted)
+        fullness = occupancy.fullness(link, wanted(link))
         return fullness, occupancy.jobs(link), link.mode == "CLIENT", link.info.uid, link.connection
 
     return emptiness
 
 
-def _pack(occupancy: Occupancy, wanted: Amounts) -> Preference:
+def _pack(occupancy: Occupancy, wanted: Wanted) -> Preference:
     """Prefer the fullest agent that has space."""
 
     def fullness(link: Link) -> tuple[Any, ...]:
-        full = occupancy.fullness(link, wanted)
+        full = occupancy.fullness(link, wanted(link))
         return -full, -occupancy.jobs(link), link.mode == "CLIENT", link.info.uid, link.connection
 
     return fullness
 
 
-_PREFERENCES: dict[str, Callable[[Occupancy, Amounts], Preference]] = {"spread": _spread, "pack": _pack}
+_PREFERENCES: dict[str, Callable[[Occupancy, Wanted], Preference]] = {"spread": _spread, "pack": _pack}

@@ -18,7 +18,7 @@ from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.explaining import Finding, explain_job, explain_waiting
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
-from prouter.broker.jobs.placement import resources_of, suits
+from prouter.broker.jobs.placement import resources_at, resources_of, suits
 from prouter.broker.jobs.queue_requests import queue_place, shape_of
 from prouter.broker.jobs.queue_rows import QueueRows
 from prouter.broker.jobs.replies import BY_REVISION, Replies
@@ -99,6 +99,14 @@ class QueuedJobs:
             raise LimitReached(text, retry_after=10, limit=Limit("queue.size", most))
         if start is not None and self._start_bytes >= _START_BYTES:
             raise LimitReached("no agent has space, and the queue's memory is full; try later", retry_after=10)
+
+    def has_space(self, start: dict[str, Any] | None) -> bool:
+        """Whether the queue takes another job; see `check_space`."""
+        try:
+            self.check_space(start)
+        except LimitReached:
+            return False
+        return True
 
     def add(self, record: JobRecord, selector: dict[str, Any], timeout: float, start: dict[str, Any] | None) -> None:
         """Queue a job.
@@ -241,7 +249,9 @@ class QueuedJobs:
         if self._is_here(item):
             self._claimed.add(item.uid)
             self._occupancy.reserve(item.connection)
-            self._ledger.table.taken.take(item.uid, item.connection, resources_of(item.shape.selector))
+            link, selector = self._links.get(item.connection), item.shape.selector
+            taken = resources_at(link, selector) if link is not None else resources_of(selector)
+            self._ledger.table.taken.take(item.uid, item.connection, taken)
 
     def release(self, item: Item) -> None:
         """See `Actions`."""
@@ -263,7 +273,7 @@ class QueuedJobs:
             "client": self.place,
             "name": item.name,
             "router": self._env.settings.auth,
-            "resources": dict(resources_of(item.shape.selector)),
+            "resources": dict(resources_at(link, item.shape.selector)),
             **{name: text for name in ("owner", "key", "digest") if (text := getattr(record, name)) is not None},
             **BY_REVISION,
         }
@@ -284,9 +294,10 @@ class QueuedJobs:
 
     def host(self, shape: Shape) -> str | None:
         """See `Actions`."""
-        wanted = resources_of(shape.selector)
         large = [link for link in self._links if link.up and not link.draining and suits(link, shape.selector)]
-        best = min(large, key=lambda link: self._occupancy.fullness(link, wanted), default=None)
+        best = min(
+            large, key=lambda link: self._occupancy.fullness(link, resources_at(link, shape.selector)), default=None
+        )
         return best.connection if best is not None else None
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -343,7 +354,7 @@ class QueuedJobs:
         self.queue.end(item)
 
     def _fits(self, link: Link, shape: Shape) -> bool:
-        return suits(link, shape.selector) and self._occupancy.has_space(link, resources_of(shape.selector))
+        return suits(link, shape.selector) and self._occupancy.has_space(link, resources_at(link, shape.selector))
 
     def _decide_soon(self) -> None:
         if self._deciding is None:

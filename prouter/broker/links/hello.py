@@ -76,6 +76,7 @@ class AgentInfo:
     partial: bool = False
     resources: dict[str, float] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
+    template_resources: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def from_hello(cls, body: dict[str, Any], admitted_by: str = "") -> AgentInfo:
@@ -112,6 +113,7 @@ class AgentInfo:
             partial=body.get("partial") is True,
             resources=read_amounts(capacity.get("resources")),
             templates=_names(body, "templates"),
+            template_resources=_amounts_by_name(body, "template_resources"),
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -200,6 +202,15 @@ def _names(body: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > MAX_TEMPLATES or not all(map(is_template, value)):
         raise ProtocolError(f"{key} must be a list of at most {MAX_TEMPLATES} names")
     return tuple(value)
+
+
+def _amounts_by_name(body: dict[str, Any], key: str) -> dict[str, dict[str, float]]:
+    value = body.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_TEMPLATES or not all(map(is_template, value)):
+        raise ProtocolError(f"{key} must be a map of at most {MAX_TEMPLATES} names")
+    return {name: read_amounts(amounts) for name, amounts in value.items()}
 
 
 def is_template(name: object) -> bool:

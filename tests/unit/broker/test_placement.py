@@ -75,6 +75,35 @@ def test_an_agent_that_refuses_for_want_of_space_sends_the_job_to_another() -> N
     assert place(worker, "c", resources={"gpus": 2}) == "agent-0"
 
 
+def test_a_job_takes_what_its_template_says_where_the_request_does_not() -> None:
+    told = {"templates": ["lab"], "template_resources": {"lab": {"gpus": 2}}}
+    world, worker, (agent,) = with_agents({"gpus": 4}, **told)
+
+    def by_template(key: str, selector: dict[str, Any], **more: Any) -> dict[str, Any]:
+        call = worker.call("jobs.create", name=key, agent=selector, key=key, template="lab", **more)
+        world.settle()
+        answer = worker.results[call]
+        if isinstance(answer, Exception):
+            raise answer
+        job: dict[str, Any] = answer["job"]
+        return job
+
+    first = by_template("a", ANY)
+    with pytest.raises(LimitReached, match="no agent has gpus 3 left"):
+        by_template("b", {**ANY, "resources": {"gpus": 3}})
+    by_template("c", ANY)
+    with pytest.raises(LimitReached, match="no agent has gpus 2 left"):
+        by_template("d", {"type": "uid", "uid": "agent-0"})
+    waits = by_template("e", ANY, queue={"timeout": 60})
+    assert waits["phase"] == "queued"
+    agent.change(first["uid"], state=State.FINISHED)
+    agent.notify("load", load=0.0, running=1, draining=False, used={"gpus": 2})
+    world.run(1.0)
+    assert waits["uid"] in agent.jobs
+    (asked,) = [args for op, args in agent.asked_for if op == "job.create" and args["uid"] == waits["uid"]]
+    assert asked["resources"] == {"gpus": 2}
+
+
 def test_requirements_choose_by_operators() -> None:
     world = World()
     worker = world.worker()

@@ -301,6 +301,29 @@ def test_an_agent_that_refuses_is_asked_again_once_it_tells_its_load() -> None:
     assert list(agent.jobs) == [job["uid"]]
 
 
+@pytest.mark.parametrize("key", ["", "d" * 32])
+def test_a_job_that_may_wait_is_queued_if_the_agent_that_was_chosen_has_no_space_after_all(key: str) -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent(routers=2)
+    agent.fails["job.create"] = LimitReached("the job of another router was faster")
+    job = queued(worker, "first", digest=key)
+    world.run(1.0)
+    assert info(worker, job)["phase"] == "queued"
+    agent.fails.clear()
+    agent.notify("load", load=0.0, running=0, draining=False, used={})
+    world.run(1.0)
+    assert list(agent.jobs) == [job["uid"]]
+
+
+def test_a_full_queue_takes_no_job_that_an_agent_refused() -> None:
+    world = World(queue_size=1)
+    worker, agent = world.worker(), world.agent()
+    agent.fails["job.create"] = LimitReached("full")
+    queued(worker, "first")
+    with pytest.raises(LimitReached):
+        queued(worker, "second", agent={"type": "any", "strategy": "pack"})
+
+
 def test_the_queue_is_bounded() -> None:
     world = World(queue_size=2)
     worker = world.worker()
