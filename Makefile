@@ -42,7 +42,8 @@ PYTEST_ARGS ?=
 demo: $(DEMO)
 	@exec $(CLEAN_ENV) $(BIN)/prouter demo $(if $(CHECK),--check)
 
-test: tools lint types docs coverage
+test: tools $(DEV) $(DOCS)
+	@$(MAKE) --no-print-directory -j2 -Otarget types lint docs coverage
 	@$(CLEAN_ENV) tools/run_tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 # Examples alone have to reach every branch, so that the figure does not depend on what hypothesis draws.
