@@ -18,7 +18,7 @@ from prouter.cli.remote.names import find_agent
 from prouter.cli.remote.output import output_kind
 from prouter.cli.remote.plans import Plan, exposed, properties, variables, where_of
 from prouter.cli.remote.running import Running
-from prouter.cli.remote.wanted import conditions, resources
+from prouter.cli.remote.wanted import conditions, resources, slurm_options
 from prouter.client import Router, RouterError
 
 __all__ = ["command"]
@@ -34,9 +34,12 @@ _PRESETS = ("jupyterlab", "notebook", "streamlit", "dash", "gradio", "bokeh", "p
 @click.option("--require", multiple=True, metavar="CONDITION", help="Run it on an agent whose property fulfils this: "
               "'gpus>=2', 'zone in a,b', cuda=true; several times.")  # fmt: skip
 @click.option("--resource", "amounts", multiple=True, metavar="NAME=AMOUNT", help="Take so much of the agent's "
-              "resources: cpus=4, memory=8G, a licence; several times.")  # fmt: skip
+              "resources: cpus=4, memory=8G, a licence; several times. With --agent: have its runner, such as Slurm, "
+              "reserve it.")  # fmt: skip
 @click.option("--strategy", type=click.Choice(("spread", "pack")), help="Take the emptiest agent, or the fullest one "
               "with space [default: the least loaded].")  # fmt: skip
+@click.option("--slurm", multiple=True, metavar="FIELD=VALUE", help="For an agent whose jobs run on a Slurm cluster: "
+              "partition=gpu, time=8:00:00, qos=high …; several times.")  # fmt: skip
 @click.option("--queue", type=DURATION, metavar="DURATION", help="Wait for so long until an agent has space for it.")
 @click.option("--name", metavar="NAME", help="The job's name [default: the program's].")
 @click.option("--upload", "uploads", multiple=True, metavar="PATH", type=click.Path(exists=True),
@@ -69,6 +72,7 @@ def command(
     require: tuple[str, ...],
     amounts: tuple[str, ...],
     strategy: str | None,
+    slurm: tuple[str, ...],
     queue: float | None,
     name: str | None,
     uploads: tuple[str, ...],
@@ -102,14 +106,15 @@ def command(
       prouter run -d --name lab --preset jupyterlab --open -- jupyter lab
       prouter run -d --template lab --open
       prouter run -d --queue 12h --wait 0s --resource gpus=1 -- ./train
+      prouter run --agent cluster --resource cpus=8 --slurm partition=gpu --slurm time=2:00:00 -- ./solve
     """
-    if agent and (where or require or amounts or strategy):
-        raise click.UsageError("--agent excludes --where, --require, --resource and --strategy, which choose one")
+    if agent and (where or require or strategy):
+        raise click.UsageError("--agent excludes --where, --require and --strategy, which choose one")
     if detach and downloads:
         raise click.UsageError("--download waits for the end, so it excludes --detach: use 'prouter cp' later")
     if wait is not None and (not detach or browse):
         raise click.UsageError("--wait is for --detach without --open: other runs need the job's start, or its end")
-    _check_template(template, args, (*env, cwd, port, preset))
+    _check_template(template, args, (*env, *slurm, cwd, port, preset))
     expose, number = exposed(port, preset)
     if browse and expose is None and template is None:
         raise click.UsageError("--open needs a server: add --port, --preset or --template")
@@ -125,7 +130,7 @@ def command(
                 agent=find_agent(router, agent).agent.uid if agent else None,
                 where=where_of(router, wanted),
                 require=conditions(require) or None,
-                resources=resources(amounts) or None,
+                resources=None if agent else resources(amounts) or None,
                 strategy=strategy,
                 queue=queue,
                 uploads=uploads,
@@ -135,6 +140,7 @@ def command(
                 cwd=cwd,
                 expose=expose,
                 port=number,
+                options={**({"resources": resources(amounts)} if agent and amounts else {}), **slurm_options(slurm)},
                 limits=None if timeout is None else {"timeout": timeout},
                 grace=grace,
                 wait=wait,

@@ -27,7 +27,7 @@ def test_every_step_works(work_dir: Path) -> None:
         finally:
             reader.leave()
             router.stop()
-    for text in ("on n1", "Directory listing\n", "2 processors\n", "exited\n"):
+    for text in ("on n1", "Directory listing\n", "2 processors\n", "exited 2\n"):
         assert text in reader.said
 
 

@@ -33,6 +33,7 @@ class Plan:
         uploads: local files, and directories whose contents go into the sandbox.
         downloads: masks of files that are fetched at the end.
         into: local directory that gets them.
+        options: further keys of the start (`Job.start`).
         port: the number of the port that the job was promised to listen on, or None.
         grace: seconds between SIGTERM and SIGKILL.
         wait: seconds after which a detached run leaves the job, though it is still queued or starting, or None.
@@ -57,6 +58,7 @@ class Plan:
     cwd: str | None = None
     expose: Mapping[str, Any] | None = None
     port: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] | None = None
     grace: float | None = None
     wait: float | None = None

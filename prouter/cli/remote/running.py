@@ -200,7 +200,15 @@ class Running:
         if not plan.detach:
             for name in _OUTPUT:
                 self._spawn(name, lambda name=name: self._pass_on(job, name))  # type: ignore[misc]
-        job.start(plan.args, env=plan.env, cwd=plan.cwd, expose=plan.expose, limits=plan.limits, wait=wait)
+        job.start(
+            plan.args,
+            env=plan.env,
+            cwd=plan.cwd,
+            expose=plan.expose,
+            limits=plan.limits,
+            options=plan.options,
+            wait=wait,
+        )
         self._info = job.latest
         if plan.wait is not None and job.latest.phase in ("queued", "starting"):
             return

@@ -1,4 +1,4 @@
-"""What `prouter run` asks of an agent: ``--require``, ``--resource`` and ``--strategy``."""
+"""What `prouter run` asks of an agent: ``--require``, ``--resource`` and ``--slurm``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-__all__ = ["conditions", "resources"]
+__all__ = ["conditions", "resources", "slurm_options"]
 
 _CONDITION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<|=|\sin\s)\s*(.+?)\s*")
 _AMOUNT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*)=(\d+(?:\.\d+)?)([KMGT]?)i?B?")
@@ -55,6 +55,28 @@ def resources(items: Sequence[str]) -> dict[str, float]:
         amount = float(match[2]) * _UNITS[match[3]]
         found[match[1]] = int(amount) if amount.is_integer() else amount
     return found
+
+
+def slurm_options(items: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the API's ``slurm`` from ``partition=gpu`` and ``time=30``; nothing without `items`.
+
+    Values stay texts, which Slurm reads as its users mean them: 30 are minutes. ``extra`` gets all of its values.
+
+    Raises:
+        click.BadParameter: one is not of this form, or given twice.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if not name or not value:
+            raise click.BadParameter(f"{item!r} is not like partition=gpu or time=8:00:00", param_hint="--slurm")
+        if name == "extra":
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            raise click.BadParameter(f"{name} is given twice", param_hint="--slurm")
+        else:
+            found[name] = value
+    return {"slurm": found} if found else {}
 
 
 def _value(text: str) -> Any:

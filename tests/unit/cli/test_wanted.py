@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from prouter.cli.remote.wanted import conditions, resources
+from prouter.cli.remote.wanted import conditions, resources, slurm_options
 
 
 def test_conditions() -> None:
@@ -19,6 +19,19 @@ def test_conditions() -> None:
 
 def test_resources() -> None:
     assert resources(["cpus=0.5", "memory=2G", "matlab=1"]) == {"cpus": 0.5, "memory": 2 * 1024**3, "matlab": 1}
+
+
+def test_slurm_options() -> None:
+    assert slurm_options([]) == {}
+    assert slurm_options(["time=30", "nodes=2", "extra=--licenses=x", "extra=--hold"]) == {
+        "slurm": {"time": "30", "nodes": "2", "extra": ["--licenses=x", "--hold"]}
+    }
+
+
+@pytest.mark.parametrize("items", [["partition"], ["=gpu"], ["partition="], ["qos=a", "qos=b"]])
+def test_odd_slurm_options(items: list[str]) -> None:
+    with pytest.raises(click.BadParameter):
+        slurm_options(items)
 
 
 @pytest.mark.parametrize("item", ["gpus", "gpus>=many", ">=2"])
