@@ -68,6 +68,7 @@ class Job:
         request_digest: of the whole request (`prouter.requests.digest`); empty if an earlier version kept none.
         started: the outcome of the start, a record or a `StartFailed`, once there is one.
         waits: set once its start has waited in a queue.
+        accepted: set once the runner has its start, which then survives the agent.
         placed: set once the start does not wait any more: it runs (`spawned`), or has ended (`exit`).
         spawned: its first process, if its start has waited.
         exit: how the process ended, once it has.
@@ -97,6 +98,7 @@ class Job:
         self.routers: set[str] = set()
         self.scratch: Scratch | None = None
         self.waits = Event()
+        self.accepted = Event()
         self.placed = Event()
         self.spawned: Spawned | None = None
         self.exit: Exit | None = None

@@ -268,7 +268,7 @@ class JobManager:
         job = self._jobs.find(uid)
         if job.start_id is None:
             said = self._templates.said(job, request)
-            self._starter.begin(job, self._templates.wanted(said), request_id, said)
+            self._starter.begin(job, self._templates.wanted(said), request_id, said, wait)
         elif job.start_id == WARM:
             self._starter.adopt(job, self._templates.said(job, request), request_id)
         elif job.start_id == request_id:

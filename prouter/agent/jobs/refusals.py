@@ -54,8 +54,10 @@ def outcome_within(job: Job, wait: float | None, patience: float) -> JobRecord:
         patience: seconds after which, then, the start of a job that waits in a queue is answered.
     """
     job.started.wait(patience if wait is None else wait)
-    if not job.started.ready() and wait is None:
-        gevent.wait([job.started, job.waits], count=1)
+    if not job.started.ready():
+        # A start that was answered must not be lost with the agent: the runner has to have it.
+        event, most = (job.waits, None) if wait is None else (job.accepted, patience)
+        gevent.wait([job.started, event], timeout=most, count=1)
     return outcome_of(job.started) if job.started.ready() else job.record
 
 

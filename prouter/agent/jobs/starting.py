@@ -91,12 +91,18 @@ class Starter:
         self._runs = runs
 
     def begin(
-        self, job: Job, request: StartRequest, request_id: str, said: StartRequest | TemplateStart | None = None
+        self,
+        job: Job,
+        request: StartRequest,
+        request_id: str,
+        said: StartRequest | TemplateStart | None = None,
+        wait: float | None = None,
     ) -> None:
         """Begin to start a NEW job; `Job.started` gets the outcome. The job stays as it is if this raises.
 
         Args:
             said: the request as it came, if it named a template.
+            wait: seconds after which the request is answered if the start waits in a queue; None if it does not say.
 
         Raises:
             InvalidRequest: a limit is above the agent's ceiling, the working directory does not exist, ``expose`` is
@@ -112,7 +118,7 @@ class Starter:
         check_sizes(request, plan, self._tokens(job, plan))
         job.request, job.limits, job.start_id = request, limits, request_id
         job.request_digest = digest(said or request)
-        job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd))
+        job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd, wait))
 
     def adopt(self, job: Job, said: StartRequest | TemplateStart, request_id: str) -> None:
         """Take a start of a job that was warm, and runs: it sets the time limit alone, if it has one.
@@ -129,6 +135,7 @@ class Starter:
 
     def resume(self, job: Job, kept: Kept) -> None:
         """Go on with a job that outlived an earlier agent, and with its start if that was under way."""
+        job.accepted.set()
         known = kept.spawned is not None or kept.queued is not None or kept.exit is not None
         if job.request is None or not known or job.record.ended:
             if job.start_id is not None and job.failure is None:
@@ -177,7 +184,7 @@ class Starter:
             _log.exception("event=start_broke job=%s", job.uid)
             job.started.set_exception(self._fail(job, "internal error of the agent; the agent's log has the details"))
 
-    def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path) -> JobRecord:
+    def _start(self, job: Job, request: StartRequest, plan: Plan, cwd: Path, wait: float | None) -> JobRecord:
         try:
             exposure = job.exposure = self._exposure(job, plan)
             scratch = job.scratch = self._scratch(job, plan)
@@ -198,9 +205,10 @@ class Starter:
             )
             if self._runner.capabilities.queues:
                 job.queued(Queued(job.uid))
-            placed = self._runner.spawn(spec, min(_QUIET, plan.timeout))
+            placed = self._runner.spawn(spec, min(_QUIET, plan.timeout if wait is None else wait))
         except PRouterError as error:
             raise self._fail(job, error.detail) from error
+        job.accepted.set()
         if isinstance(placed, Queued):
             job.queued(placed)
             self._keep(job)

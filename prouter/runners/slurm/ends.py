@@ -120,8 +120,11 @@ class Ends:
         if told is not None:
             self._finish(job, told, slurm)
             return
+        claim = self._table.read(job, job_files.CLAIM)
+        if self._given_to_another(job, claim):
+            return  # This batch job has found the other one's claim, and ended.
         ran = job.spawned is not None
-        claimed = self._table.read(job, job_files.CLAIM) if not ran else None
+        claimed = claim if not ran else None
         if not ran and claimed is None and entry.state.startswith("CANCELLED"):
             if job.reissued and len(job.past) < _SUBMISSIONS - 1:
                 # A killed controller has given out the id again, and took the end of the earlier job for this one's.
@@ -129,7 +132,8 @@ class Ends:
                 return
             self._table.ended(job, never_ran(job.uid, "cancelled", "it was cancelled in Slurm before it ran"))
             return
-        if claimed is not None and self._submitted_again(job):
+        cancelled = entry.state.startswith("CANCELLED") and not job.reissued
+        if claimed is not None and not cancelled and self._submitted_again(job):
             return
         log = self._table.files(job_files.tail, str(job.directory))
         self._table.ended(job, made_by_slurm(job.uid, entry.node, slurm, log, ran=ran))
@@ -145,6 +149,15 @@ class Ends:
             job.link.notify("kill")
             job.link.close()
             self._follower.soon()
+
+    def _given_to_another(self, job: Job, claim: dict[str, Any] | None) -> bool:
+        """Whether another batch job has the job than the one that was thought to; note that."""
+        number = str(claim.get("number")) if claim is not None and claim.get(job_files.NODE) else ""
+        if not number.isdigit() or int(number) == job.number:
+            return False
+        self._starts.runs_as(job, int(number))
+        self._follower.soon()
+        return True
 
     def stray(self, entry: QueueEntry) -> None:
         """Slurm's queue has a job of ours that has ended or was removed: sbatch had not answered, or scancel failed."""
@@ -162,6 +175,8 @@ class Ends:
             return
         if job.ending is not None:
             self._finish(job, job.ending, None)
+        elif self._given_to_another(job, self._table.read(job, job_files.CLAIM)):
+            return  # A later look has it.
         elif job.number is None and job.waiting:
             self._starts.again(job)  # A look that began after sbatch had failed has not found it.
         elif job.link is not None or time.monotonic() - job.seen_at < _MISSED:
@@ -179,7 +194,11 @@ class Ends:
 
         A controller that was killed has its nodes kill what it does not know, and that may be a job that just begins.
         """
-        if len(job.past) >= _SUBMISSIONS - 1 or not self._table.files(job_files.give_up, str(job.directory)):
+        if (
+            job.killed
+            or len(job.past) >= _SUBMISSIONS - 1
+            or not self._table.files(job_files.give_up, str(job.directory))
+        ):
             return False
         self._starts.again(job)
         return True
@@ -193,7 +212,7 @@ class Ends:
     def kill(self, job: Job) -> None:
         """End a job; see `Runner.kill`."""
         job.killed = True
-        if job.waiting and self._take_back(job):
+        if job.waiting and self._starts.take_back(job):
             self._table.ended(job, never_ran(job.uid, "cancelled", "it was ended before it ran"))
             gevent.spawn(self._cancel, job)
             return
@@ -210,11 +229,6 @@ class Ends:
             job.news.clear()
             self._press(job)
             job.news.wait(1.0)
-
-    def _take_back(self, job: Job) -> bool:
-        """Take a start back; False if a node was faster."""
-        before = self._table.files(job_files.claim, str(job.directory), {"agent": self._agent})
-        return before is None or not before.get(job_files.NODE)
 
     def _press(self, job: Job) -> None:
         """Ask for the end of a job by the best way there is."""

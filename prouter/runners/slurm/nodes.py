@@ -14,6 +14,7 @@ from prouter.runners.slurm.ends import Ends
 from prouter.runners.slurm.follower import Follower
 from prouter.runners.slurm.job import Job, JobState
 from prouter.runners.slurm.node_link import NodeLink
+from prouter.runners.slurm.starts import Starts
 from prouter.runners.slurm.table import Table
 
 __all__ = ["Nodes"]
@@ -31,8 +32,9 @@ class Nodes:
         reports: of the agent, for ports that jobs report.
     """
 
-    def __init__(self, table: Table, follower: Follower, ends: Ends, reports: Reports) -> None:
+    def __init__(self, table: Table, follower: Follower, starts: Starts, ends: Ends, reports: Reports) -> None:
         self._table = table
+        self._starts = starts
         self._follower = follower
         self._ends = ends
         self._reports = reports
@@ -53,6 +55,8 @@ class Nodes:
             else:
                 connection.close()
         else:
+            if str(hello.get("number")).isdigit():
+                self._starts.runs_as(job, int(hello["number"]))
             self._control(job, NodeLink(job.uid, str(hello["node"]), connection, decoder, self._events(job)), messages)
 
     def link(self, job: Job) -> NodeLink:

@@ -91,7 +91,7 @@ class SlurmRunner(Runner):
         )
         self._starts = Starts(self._table, self._controller, self._follower, self._options, agent=agent, code=code)
         self._ends = Ends(self._table, self._controller, self._follower, self._starts, agent)
-        self._nodes = Nodes(self._table, self._follower, self._ends, reports)
+        self._nodes = Nodes(self._table, self._follower, self._starts, self._ends, reports)
         kept = reclaim(self._table, self._ends, self._shared / "jobs")
         self._listen(certificate)
         self._follower.start()

@@ -100,7 +100,7 @@ class Starts:
             # Also when the greenlet is killed: the start goes on, and whoever comes next is told.
             self._table.tell(job, running=False) if job.spawned is not None else self._table.tell(job, running=True)
         if failure is not None:
-            raise StartFailed(f"job '{job.uid}' could not be started: {failure}", job=job.uid)
+            raise StartFailed(failure, job=job.uid)
         return job.spawned if job.spawned is not None else job.queued
 
     def _failure(self, job: Job) -> str | None:
@@ -150,6 +150,31 @@ class Starts:
             raise AgentUnavailable(f"sbatch has printed no id: {outcome.stdout!r:.200}") from None
         self.submitted(job, number)
 
+    def take_back(self, job: Job) -> bool:
+        """Take a start back, so that no node will begin it; False if a node was faster. Raises `AgentUnavailable`."""
+        try:
+            before = self._table.files(job_files.claim, str(job.directory), {"agent": self._agent})
+        except OSError as error:
+            raise AgentUnavailable(f"{job.directory} cannot be written to: {error}", job=job.uid) from error
+        return before is None or not before.get(job_files.NODE)
+
+    def runs_as(self, job: Job, number: int) -> None:
+        """A batch job with this number has the job, instead of the one that was thought to have it.
+
+        sbatch, or the controller, may carry out late what it was given up for, after the job was submitted again.
+        """
+        if number == job.number:
+            return
+        other, job.number, job.seen_at = job.number, number, time.monotonic()
+        if other is not None:
+            job.past.add(other)
+        job.past.discard(number)
+        _log.warning("event=runs_as job=%s number=%d instead_of=%s", job.uid, number, other)
+        try:
+            self._table.store(job, job_files.SUBMITTED, {"number": number, "at": job.submitted_at or time.time()})
+        except OSError as error:  # After a restart of the agent, its claim tells.
+            _log.warning("event=number_not_written job=%s error=%r", job.uid, str(error))
+
     def submitted(self, job: Job, number: int) -> None:
         """Slurm has the job under this number."""
         job.number, job.submitted_at, job.seen_at = number, time.time(), time.monotonic()
@@ -163,6 +188,14 @@ class Starts:
             _log.warning("event=number_not_written job=%s error=%r", job.uid, str(error))
 
     def _refused(self, job: Job, text: str) -> None:
+        """End a start that was not submitted, unless it was: sbatch may fail after Slurm has taken the job."""
+        try:
+            if not job.waiting or not self.take_back(job):
+                _log.warning("event=submitted_in_spite job=%s error=%r", job.uid, text)
+                return
+        except AgentUnavailable as error:  # The next look at the queue decides.
+            _log.warning("event=not_taken_back job=%s error=%r", job.uid, error.detail)
+            return
         if job.told:
             self._table.ended(job, never_ran(job.uid, "start_failed", text))
         else:

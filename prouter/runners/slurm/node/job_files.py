@@ -36,11 +36,13 @@ __all__ = [
     "SPAWNED",
     "STARTING",
     "SUBMITTED",
+    "UNKNOWN_NODE",
     "claim",
     "clear",
     "give_up",
     "read",
     "tail",
+    "withdraw",
     "write",
 ]
 
@@ -58,6 +60,8 @@ AGENT = "agent.json"
 """File beside the jobs' directories: where nodes reach the agent, and its certificate."""
 NODE = "node"
 """Who made a claim, if that is a node; else it was the agent."""
+UNKNOWN_NODE = "?"
+"""Stands for the node whose claim cannot be read yet."""
 
 _TAIL = 4096
 
@@ -112,10 +116,18 @@ def claim(directory: str, by: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return dict(read(directory, CLAIM) or {})
         except ValueError:
-            return {NODE: ""}  # It is being written at this moment, and only a node is not the reader itself.
+            return {NODE: UNKNOWN_NODE}  # It is being written at this moment, by a node: the agent waits for its own.
     with os.fdopen(fd, "w", encoding="ascii") as file:
         json.dump(by, file)
     return None
+
+
+def withdraw(directory: str, mine: dict[str, Any]) -> None:
+    """Delete the claim of a node that must not start the job, and what it wrote of that; others' are left alone."""
+    for name in (STARTING, CLAIM):
+        content = read(directory, name)
+        if content is not None and content.get("by") == mine["by"]:
+            os.unlink(os.path.join(directory, name))
 
 
 def give_up(directory: str) -> bool:

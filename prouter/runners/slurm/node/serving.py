@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import time
@@ -28,12 +29,21 @@ __all__ = ["serve"]
 
 _TELL = 5.0
 """Seconds for which the end of the job may be told to an agent that is connected; after that, the file has to do."""
+_STORE = 120.0
+_STORE_PAUSE = 1.0
+"""Seconds for which a job's end is tried to be written if no agent has taken it, and between attempts."""
 _REPORT = 10.0
 """Seconds for which a report of a port waits for the agent."""
 _PASSED_ON = frozenset({"signal", "kill", "usage", "processes"})
 """Requests for the keeper."""
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
+_NOT_STARTED = 3
+"""Exit code for Slurm if the job is another batch job's."""
 _UNKNOWN: dict[str, Any] = {"exit_code": None, "signal": None, "cpu_seconds": 0.0, "max_rss": 0}
+
+
+class Superseded(Exception):
+    """The job is not this batch job's any more: the agent took it back, or gave it to another one."""
 
 
 class Node:
@@ -52,6 +62,7 @@ class Node:
         self._uid: str = job["spec"]["job"]
         self._spawned: dict[str, Any] | None = None
         self._exit: dict[str, Any] | None = None
+        self._stored = False
         self._ended = asyncio.Event()
         self._asked_to_end = False
         self._keeper: KeeperProcess | None = None
@@ -65,20 +76,32 @@ class Node:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_term)
         self._keeper = KeeperProcess(*keeper, self._on_event, self._on_lost)
         linking = asyncio.create_task(self._link.run())
-        await self._start()
+        try:
+            await self._start()
+        except Superseded as error:
+            print(f"the job is not started here: {error}", flush=True)
+            linking.cancel()
+            await self._keeper.end()
+            job_files.withdraw(self._directory, self._job["claim"])
+            return _NOT_STARTED
         await self._ended.wait()
         assert self._exit is not None
+        told = self._link.connected
         self._link.send({"event": "exited", "exit": self._exit})
         # The agent disconnects once it knows the end.
         try:
             await asyncio.wait_for(self._link.flush(), _TELL)
         except asyncio.TimeoutError:
+            told = False
             print("the agent was not told of the job's end; it will read it", flush=True)
+        if not told:
+            await self._store_end()
         linking.cancel()
         await self._keeper.end()
         return _exit_code(self._exit)
 
     async def _start(self) -> None:
+        """Start the job. Raises `Superseded`."""
         assert self._keeper is not None
         spec = self._job["spec"]
         variables = environment(self._job)
@@ -97,29 +120,47 @@ class Node:
             self._over({**_UNKNOWN, "reason": "start_failed", "text": str(error)})
             return
         self._spawned = {**spawned, "node": node_name()}
-        job_files.write(self._directory, job_files.SPAWNED, self._spawned)
+        self._store(job_files.SPAWNED, self._spawned)
         self._link.send({"event": "spawned", "spawned": self._spawned})
 
     def _begin(self) -> None:
         """Say that the job's process is about to be made. From now on the job is not given to another node.
 
         Raises:
-            Refusal: that has just happened.
+            Superseded: that has just happened, or the agent has taken the start back.
         """
-        job_files.write(self._directory, job_files.STARTING, {"at": time.time()})
-        if job_files.read(self._directory, job_files.CLAIM) != self._job["claim"]:
-            raise Refusal("start_failed", "Slurm has lost the job meanwhile, and the agent has submitted it again")
+        claim = self._job["claim"]
+        job_files.write(self._directory, job_files.STARTING, {"at": time.time(), "by": claim["by"]})
+        if job_files.read(self._directory, job_files.CLAIM) != claim:
+            raise Superseded("the agent has submitted it again")
+        wanted = job_files.read(self._directory, job_files.JOB)
+        if wanted is None or wanted["secret"] != self._job["secret"]:
+            raise Superseded("the agent has taken it back")
 
     def _over(self, end: dict[str, Any]) -> None:
         """Write down how the job ended, or that it could not be started."""
         if self._exit is not None:
             return
         self._exit = {"at": time.time(), **end, "node": node_name(), "asked_to_end": self._asked_to_end}
-        try:
-            job_files.write(self._directory, job_files.EXIT, self._exit)
-        except OSError as error:
-            print(f"the end of the job could not be written: {error}", flush=True)
+        self._stored = self._store(job_files.EXIT, self._exit)
         self._ended.set()
+
+    def _store(self, name: str, content: dict[str, Any]) -> bool:
+        """Write a file for the agent; a job does not end because that fails."""
+        try:
+            job_files.write(self._directory, name, content)
+        except OSError as error:
+            print(f"{name} could not be written: {error}", flush=True)
+            return False
+        return True
+
+    async def _store_end(self) -> None:
+        """Write down the job's end after all, if the shared directory was full or away before."""
+        deadline = time.monotonic() + _STORE
+        while not self._stored and os.path.isdir(self._directory) and time.monotonic() < deadline:
+            await asyncio.sleep(_STORE_PAUSE)
+            assert self._exit is not None
+            self._stored = self._store(job_files.EXIT, self._exit)
 
     def _on_event(self, message: dict[str, Any]) -> None:
         if message["event"] == "exited":
@@ -158,6 +199,7 @@ class Node:
 
     def _hello(self) -> dict[str, Any]:
         state = {"spawned": self._spawned, "exit": self._exit, "node": node_name()}
+        state["number"] = self._job["claim"]["number"]
         return {"job": self._uid, "secret": self._job["secret"], "kind": "control", **state}
 
     async def _serve(self, message: dict[str, Any]) -> None:
