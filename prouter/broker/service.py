@@ -43,6 +43,7 @@ _READS = frozenset(
         "info",
         "sync",
         "connections",
+        "connections.page",
         "jobs.info",
         "jobs.list",
         "jobs.route",
@@ -131,7 +132,7 @@ class Service:
                 self._wait(worker, request, done, now)
             elif request.op == "jobs.remove":
                 self._removals.remove(request, done, now)
-            elif request.op == "connections":
+            elif request.op in ("connections", "connections.page"):
                 self._connections(worker, request, now)
             elif request.op in self._handlers:
                 self._handlers[request.op](request.args, done, now)
@@ -184,9 +185,10 @@ class Service:
         self._catch_up.agent(str(args.get("connection") or ""), lambda problem, now: done({}, problem, now), now)
 
     def _connections(self, worker: Worker, request: Request, now: float) -> None:
-        """Reply with all connections, or with the etag alone if the caller has that version."""
+        """Reply with all connections or a page of them, or with the etag alone if the caller has that version."""
         self.running -= 1
-        packed = self._directory.connections(request.args, now)
+        directory = self._directory
+        packed = (directory.page if request.op == "connections.page" else directory.connections)(request.args, now)
         frame = worker.responder.reply_packed(request.call_id, packed)
         if worker.path is not None:
             self._env.outbox.say(worker.path, frame)

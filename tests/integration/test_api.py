@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -93,7 +94,23 @@ def test_info_and_connections(router: Router, agent: Agent) -> None:
     assert [(one["mode"], one["up"]) for one in mine] == [("SERVER", True)]
     assert router.get(f"/connections/{mine[0]['uid']}").json()["peer"] == mine[0]["peer"]
 
+    page = router.get("/connections?limit=1")
+    responses.Connections.model_validate(page.json())
+    assert [one["uid"] for one in page.json()["connections"]] == [found.json()["connections"][0]["uid"]]
+    assert "next" not in found.json()
+    if len(found.json()["connections"]) == 1:
+        assert page.json()["next"] is None
+    last = found.json()["connections"][-1]
+    moment = datetime.fromisoformat(last["since"].replace("Z", "+00:00")).timestamp()
+    after = router.get(f"/connections?cursor={moment + 1:.3f}-{'f' * 32}").json()
+    assert after == {"connections": [], "next": None}
+    for wrong in ("limit=0", "limit=1001", "cursor=x", f"cursor=nan-{'f' * 32}"):
+        problem(router.get(f"/connections?{wrong}"), 400, "query parameter")
+
     def unchanged() -> bool:
+        etag = router.get("/connections?limit=5").headers["ETag"]
+        if router.get("/connections?limit=5", headers={"If-None-Match": etag}).status_code != 304:
+            return False
         etag = router.get("/connections").headers["ETag"]
         return router.get("/connections", headers={"If-None-Match": etag}).status_code == 304
 

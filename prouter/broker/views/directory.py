@@ -6,6 +6,7 @@ Workers hand it on as it is. Of each link, what stays and what changes is writte
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from math import inf
 from typing import Any
 
@@ -27,6 +28,10 @@ _FIGURES_AGE = 2.0
 
 _SLOW = 0.02
 """Round trips of so many seconds make a new version by themselves."""
+
+
+_ENVELOPE = 1024
+"""Bytes of a page beside its connections."""
 
 
 class _Shown:
@@ -58,6 +63,8 @@ class Directory:
         self._etag = ""
         self._made = float("-inf")
         self._shown: dict[str, _Shown] = {}
+        self._order: list[tuple[float, str]] = []
+        """When each of the links was made, and its connection, as the list shows them."""
 
     def figures_changed(self) -> None:
         """Note that the list shows an old load or latency."""
@@ -114,10 +121,39 @@ class Directory:
         start, text = args.get("from"), self._versions.get(str(args.get("of")))
         if text is not None and isinstance(start, int) and 0 <= start < len(text):
             return _piece(text, str(args["of"]), start)
+        self._renew(now)
+        return self._unchanged if args.get("etag") == self._etag else self._packed
+
+    def page(self, args: dict[str, Any], now: float) -> bytes:
+        """The packed answer for a part of the list: ``{connections, etag, next}``.
+
+        Args:
+            args: ``limit``, the number of connections; ``after``, the `since` and the uid of the last one of the page
+                before, or None.
+
+        Returns:
+            ``connections`` as JSON without brackets; ``next`` is the `after` of the next page, None for the last one.
+        """
+        self._renew(now)
+        after = args.get("after")
+        at = bisect(self._order, (after[0], after[1])) if after else 0
+        parts: list[str] = []
+        free = MAX_PAGE - _ENVELOPE
+        for _, connection in self._order[at : at + args["limit"]]:
+            text = self._shown[connection].text
+            free -= len(text) + 1
+            if free < 0 and parts:
+                break
+            parts.append(text)
+        end = at + len(parts)
+        following = list(self._order[end - 1]) if end < len(self._order) else None
+        return pack_body({"connections": ",".join(parts).encode("ascii"), "etag": self._etag, "next": following})
+
+    def _renew(self, now: float) -> None:
+        """Make a new version if an agent came or went, or if the figures are old and have changed."""
         version = (self._links.version, self._figures + self._ledger.changes)
         if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
             self._make(version, now)
-        return self._unchanged if args.get("etag") == self._etag else self._packed
 
     def _show(self, link: Link) -> str:
         """The JSON of a link. The part that stays is written once, the figures only when they change."""
@@ -135,6 +171,7 @@ class Directory:
         links = sorted(self._links, key=lambda link: (link.since, link.connection))
         shown = [self._show(link) for link in links]
         self._shown = {link.connection: self._shown[link.connection] for link in links}
+        self._order = [(link.since, link.connection) for link in links]
         text = f'{{"connections":[{",".join(shown)}]}}'.encode("ascii")
         if text == self._text:
             return

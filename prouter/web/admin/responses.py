@@ -117,6 +117,9 @@ class Connections(_Response):
     """Response to GET /connections."""
 
     connections: list[Connection]
+    next: str | None = Field(
+        default=None, description="Cursor of the next page; null on the last page. Absent if no page was asked for."
+    )
 
 
 class Sender(_Response):

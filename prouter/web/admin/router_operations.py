@@ -33,9 +33,18 @@ def about_the_router() -> list[Operation]:
             "get",
             "/connections",
             "connections",
-            "All connections to agents; polling with If-None-Match is cheap.",
+            "All connections to agents, or a page of them; polling with If-None-Match is cheap.",
             {200: responses.Connections, 304: None},
-            (Parameter("If-None-Match", TEXT_SCHEMA, "The ETag of the last response.", "header"),),
+            (
+                Parameter(
+                    "limit",
+                    {"type": "integer", "minimum": 1, "maximum": 1000},
+                    "Connections in a page; without it all.",
+                ),
+                Parameter("cursor", TEXT_SCHEMA, "`next` of the previous page."),
+                Parameter("If-None-Match", TEXT_SCHEMA, "The ETag of the last response.", "header"),
+            ),
+            errors=(400, 503),
         ),
         Operation(
             "get", "/connections/{connection}", "connection", "One connection.", {200: connection}, errors=(404, 503)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from prouter.errors import NotFound, Overloaded
+from prouter.errors import InvalidRequest, NotFound, Overloaded
 from prouter.web.admin.files.ranges import etag_in
+from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body
 from prouter.web.admin.requests.context import ApiRequest, send_json
 from prouter.web.shared_call import SharedCall
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Connections"]
 
 _CALL_TIMEOUT = 30.0
+_MOST = 1000
+"""Connections in a page, at most."""
+_PAGE = 100
+_CURSOR = re.compile(r"(\d{1,12}\.\d{1,9})-([0-9a-f]{32})", re.ASCII)
+"""When the last connection of the page before was made, in seconds since the epoch, and its uid."""
 _CHANGES = 5
 """Times the list may change while it is read in parts."""
 
@@ -66,7 +73,11 @@ class Connections:
         self._fresh.get(_CALL_TIMEOUT)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
-        """Send all connections, or 304 if the client's ETag is current."""
+        """Send all connections or a page of them, or 304 if the client's ETag is current."""
+        limit, cursor = query.integer(req, "limit", low=1, high=_MOST), query.text(req, "cursor")
+        if limit is not None or cursor is not None:
+            self._send_page(req, resp, limit or _PAGE, cursor)
+            return
         self._refresh()
         etag = f'W/"{self._etag}"'
         resp.set_header("ETag", etag)
@@ -77,6 +88,26 @@ class Connections:
             resp.data = self._answer
 
     on_head = on_get
+
+    def _send_page(self, req: ApiRequest, resp: falcon.Response, limit: int, cursor: str | None) -> None:
+        found = _CURSOR.fullmatch(cursor) if cursor is not None else None
+        if cursor is not None and found is None:
+            raise InvalidRequest("Invalid request: query parameter 'cursor' must be the 'next' of a page")
+        after = (float(found[1]), found[2]) if found is not None else None
+        known = req.get_header("If-None-Match")
+        args: dict[str, Any] = {"limit": limit, "after": after}
+        page = self._router.call("connections.page", args, timeout=_CALL_TIMEOUT)
+        etag = f'W/"{page["etag"]}"'
+        resp.set_header("ETag", etag)
+        if known is not None and etag_in(known, etag, weak=True):
+            resp.status = 304
+            return
+        following = page["next"]
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = b'{"connections":[%b],"next":%b}' % (
+            page["connections"],
+            json.dumps(f"{following[0]!r}-{following[1]}" if following is not None else None).encode("ascii"),
+        )
 
     def on_get_one(self, _req: ApiRequest, resp: falcon.Response, connection: str) -> None:
         """Send one connection."""
