@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import socketserver
 import sys
@@ -38,9 +39,63 @@ class _Dying(socketserver.BaseRequestHandler):
             self.request.shutdown(socket.SHUT_RDWR)
 
 
+class _Elsewhere(socketserver.StreamRequestHandler):
+    """A router that has no link to the agent of any job."""
+
+    def handle(self) -> None:
+        size = 0
+        while (line := self.rfile.readline()) not in (b"\r\n", b""):
+            if line.lower().startswith(b"content-length:"):
+                size = int(line.split(b":")[1])
+        with contextlib.suppress(OSError):
+            self.wfile.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nX-PRouter-Error: agent_elsewhere\r\nRetry-After: 1\r\n"
+            )
+            self.wfile.write(b"Content-Length: 4\r\nConnection: close\r\n\r\nelse")
+            self.rfile.read(size)
+
+
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
+
+
+def _fan_out(main: Path) -> None:
+    """Change what the configuration says for agents that link to some routers (``client.fanout``)."""
+    upstream = main.parent / "conf.d" / "several-routers.conf"
+    assert upstream.read_text().count("max_fails=2") == 3
+    upstream.write_text(upstream.read_text().replace("max_fails=2", "max_fails=0"))
+    snippet = main.parent / "snippets" / "prouter-several.conf"
+    text, count = re.subn(
+        r'proxy_next_upstream [a-z_ ]+;( +# CHANGE: with client.fanout )"([a-z0-9_ ]+)"',
+        r"proxy_next_upstream \2;\1",
+        snippet.read_text(),
+    )
+    assert count == 2
+    snippet.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def fanned_out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """nginx in front of two routers without a link to the job's agent, and a server that answers everything."""
+    directory, port = tmp_path_factory.mktemp("fanout"), free_port()
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(_Server(("127.0.0.1", 0), _Elsewhere)) for _ in range(2)]
+        for other in others:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            stack.callback(other.shutdown)
+        job = Process([sys.executable, str(JOBS / "fast_server.py"), "0"], directory / "job.log")
+        stack.callback(job.stop)
+        linked = job.wait_line(r"^listening (\S+)$")[1]
+        addresses = [f"127.0.0.1:{other.server_address[1]}" for other in others]
+
+        def adapt(main: Path) -> None:
+            several_routers([addresses[0], linked, addresses[1]])(main)
+            _fan_out(main)
+
+        nginx = Nginx(directory / "nginx", linked, port, adapt=adapt)
+        stack.callback(nginx.close)
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +131,7 @@ def statuses(port: int, method: str, target: str, headers: dict[str, str], body:
     return found
 
 
-@pytest.mark.parametrize(
+REPEATED = pytest.mark.parametrize(
     ("method", "target", "headers", "body"),
     [
         ("GET", "/echo", {}, b""),
@@ -94,13 +149,7 @@ def statuses(port: int, method: str, target: str, headers: dict[str, str], body:
         ("POST", f"{JOB}/info", {}, b""),
     ],
 )
-def test_what_may_be_repeated_gets_its_response_from_the_router_that_lives(
-    port: int, method: str, target: str, headers: dict[str, str], body: bytes
-) -> None:
-    assert 502 not in statuses(port, method, target, headers, body)
-
-
-@pytest.mark.parametrize(
+SENT_ONCE = pytest.mark.parametrize(
     ("method", "target", "headers", "body"),
     [
         ("POST", "/jobs/create", {}, SMALL),
@@ -113,12 +162,37 @@ def test_what_may_be_repeated_gets_its_response_from_the_router_that_lives(
         ("PUT", f"{JOB}/file/x", {}, LARGE),
     ],
 )
+
+
+@REPEATED
+def test_what_may_be_repeated_gets_its_response_from_the_router_that_lives(
+    port: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    assert 502 not in statuses(port, method, target, headers, body)
+
+
+@SENT_ONCE
 def test_what_may_not_be_repeated_is_sent_once(
     port: int, method: str, target: str, headers: dict[str, str], body: bytes
 ) -> None:
     found = statuses(port, method, target, headers, body)
     assert 502 in found, "the router that died had it"
     assert any(status != 502 for status in found)
+
+
+@REPEATED
+def test_with_some_links_what_may_be_repeated_reaches_the_router_that_is_linked(
+    fanned_out: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    assert 503 not in statuses(fanned_out, method, target, headers, body)
+
+
+@SENT_ONCE
+def test_with_some_links_what_may_not_be_repeated_gets_the_answer_of_the_first_router(
+    fanned_out: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    found = statuses(fanned_out, method, target, headers, body)
+    assert found.count(503) == 4
 
 
 def test_a_request_that_may_be_repeated_arrives_as_it_was_sent(port: int) -> None:
