@@ -16,6 +16,7 @@ from typing import Any
 
 from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.queue_requests import is_queue_place, queue_place
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
@@ -30,8 +31,8 @@ Then = Callable[[PRouterError | None, float], None]
 
 _ABOUT_A_JOB = frozenset(
     {
-        "bridges", "jobs.info", "jobs.remove", "jobs.route", "jobs.signal", "jobs.start", "jobs.stop", "jobs.upload",
-        "jobs.wait",
+        "bridges", "jobs.explain", "jobs.info", "jobs.remove", "jobs.route", "jobs.signal", "jobs.start", "jobs.stop",
+        "jobs.upload", "jobs.wait",
     }
 )  # fmt: skip
 """Calls of workers about one job."""
@@ -73,6 +74,7 @@ class CatchUp:
         self._links = links
         self._ledger = ledger
         self._forwarder = forwarder
+        self._own_place = queue_place(env.settings.uid)
         self._asking: dict[Link, list[Then]] = {}
         """Calls that wait for the reply of an agent."""
         self._next: dict[Link, list[Then]] = {}
@@ -123,6 +125,9 @@ class CatchUp:
         patience = self._env.settings.hold if link is not None else self._patience(wanted.connection)
         wanted.until = min(wanted.until, now + patience)
         if self._settled(wanted, now):
+            return
+        if is_queue_place(wanted.connection) and wanted.connection != self._own_place and self._shared:
+            wanted.then(_queued_elsewhere(wanted.job), now)
             return
         if link is None and any(link.info.partial for link in self._links):
             wanted.then(_elsewhere(wanted.job), now)
@@ -199,9 +204,14 @@ class CatchUp:
 
     def _patience(self, connection: str) -> float:
         """Seconds to wait for an agent that has never been linked; none if all agents have this router alone."""
-        if connection in self._ledger.peers:
+        if connection in self._ledger.peers or connection == self._own_place:
             return 0.0
-        return _NEW_LINK if any(link.info.routers > 1 for link in self._links) else 0.0
+        return _NEW_LINK if self._shared else 0.0
+
+    @property
+    def _shared(self) -> bool:
+        """Whether there are other routers, as far as agents tell."""
+        return any(link.info.routers > 1 for link in self._links)
 
     def _may_be_elsewhere(self, connection: str) -> bool:
         """Whether the agent of a job that was lost may be linked to another router."""
@@ -211,6 +221,11 @@ class CatchUp:
 
 def _elsewhere(job: str) -> AgentUnavailable:
     text = f"this router is not linked to the agent of job '{job}'; another router may be"
+    return AgentUnavailable(text, job=job, code="agent_elsewhere", retry_after=1)
+
+
+def _queued_elsewhere(job: str) -> AgentUnavailable:
+    text = f"job '{job}' was queued by another router, which alone knows it until an agent has it"
     return AgentUnavailable(text, job=job, code="agent_elsewhere", retry_after=1)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from prouter.errors import AgentUnavailable, NotFound
 from prouter.jobs import State
+from tests.support.broker_world import World
 from tests.support.shared_agents import End, Routers
 
 FIRST = {"type": "uid", "uid": "agent-1"}
@@ -56,6 +57,30 @@ def test_a_job_that_nobody_knows_is_not_found_once_its_agent_has_said_so(routers
     assert reply(routers, call) is None
     routers.settle()
     assert isinstance(reply(routers, call), NotFound)
+
+
+def test_a_job_that_another_router_has_queued_is_not_denied(routers: Routers) -> None:
+    for agent in routers.agents:
+        agent.full = True
+    call = routers.workers[0].call("jobs.create", name="n", agent={"type": "any", "resources": {"gpus": 1}}, key="k",
+                                   queue={"timeout": 60})  # fmt: skip
+    routers.settle()
+    job = routers.workers[0].results[call]["job"]
+    at = {"connection": job["path"].split("/")[2], "job": job["uid"]}
+    for op in ("jobs.info", "jobs.route", "jobs.wait", "jobs.explain", "jobs.remove"):
+        told = reply(routers, routers.workers[1].call(op, **at))
+        assert isinstance(told, AgentUnavailable), op
+        assert told.code == "agent_elsewhere"
+    call = routers.workers[0].call("jobs.info", **{**at, "job": "f" * 32})
+    routers.settle()
+    assert isinstance(routers.workers[0].results[call], NotFound)
+
+
+def test_a_router_without_others_denies_a_job_of_an_unknown_queue() -> None:
+    world = World()
+    worker, _ = world.worker(), world.agent()
+    call = worker.call("jobs.info", connection="queue-" + "a" * 26, job="f" * 32)
+    assert isinstance(worker.results[call], NotFound)
 
 
 def test_a_job_is_not_denied_while_its_agent_does_not_answer(routers: Routers) -> None:
