@@ -23,6 +23,7 @@ __all__ = [
     "machine",
     "read_amounts",
     "take",
+    "unbounded",
 ]
 
 Amounts = Mapping[str, float]
@@ -96,6 +97,11 @@ def machine() -> dict[str, float]:
     """`cpus` and `memory` of this machine: the processors that this process may use, and the bytes it has."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpus": len(os.sched_getaffinity(0)), "memory": memory}
+
+
+def unbounded() -> dict[str, float]:
+    """`cpus` and `memory` of an agent that does not count them, because something else does: more than any job asks."""
+    return {"cpus": _MOST, "memory": _MOST}
 
 
 def _is_amount(value: Any) -> bool:

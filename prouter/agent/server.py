@@ -48,7 +48,7 @@ from prouter.keys.known_routers import KnownRouter, KnownRouters
 from prouter.process.cores import forbid_core_dumps, forbid_inspection
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.requests import Limits
-from prouter.resources import machine
+from prouter.resources import machine, unbounded
 from prouter.transport.backoff import Backoff
 from prouter.transport.zeromq.context import destroy_context
 
@@ -111,8 +111,9 @@ class _Agent:
     def _make_manager(self, state_dir: Path) -> JobManager:
         config = self._config
         self._users = make_users(config.jobs)
-        self._resources = {**machine(), **config.jobs.resources}
         self._runner = make_runner(config.jobs, state_dir)
+        counted = unbounded() if self._runner.capabilities.reserves else machine()
+        self._resources = {**counted, **config.jobs.resources}
         return JobManager(
             root=jobs_root(config.jobs, state_dir),
             runner=self._runner,

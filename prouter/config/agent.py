@@ -180,7 +180,8 @@ class AgentJobs(Section):
     resources: dict[str, float] = Field(
         default_factory=dict,
         description="What jobs may take by name: cpus, memory (bytes), gpus, licences. Jobs that ask for more than is "
-        "left go elsewhere or wait. When not set, cpus and memory are those of the machine; 0 offers none.",
+        "left go elsewhere or wait. When not set, cpus and memory are those of the machine, or any amount if the "
+        "runner reserves them elsewhere (Slurm); 0 offers none.",
     )
     pool: dict[str, Template] = Field(
         default_factory=dict,

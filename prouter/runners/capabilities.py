@@ -17,6 +17,9 @@ class Capabilities:
             runner tells a job where to report its ports, and ports and unix sockets are those of the job's machine.
         users: jobs can run as other users than the agent (`SpawnSpec.user`).
         limits: names of the fields of `Limits` that it enforces; the agent itself enforces time and sandbox size.
+        reserves: names of the resources that it reserves for a job by itself, elsewhere than on the agent's machine.
+            Then processors and memory of the agent's machine bound nothing, and what a job asked for at its creation
+            counts for its start, unless that says something else.
         queues: a start may wait in a queue (`Queued`).
         outlives_agent: jobs run on when the agent stops or dies, whatever ``jobs.keep_for`` says.
         forwards_output: output can go to the agent's own stdout and stderr.
@@ -25,6 +28,7 @@ class Capabilities:
     same_machine: bool = False
     users: bool = False
     limits: frozenset[str] = frozenset()
+    reserves: frozenset[str] = frozenset()
     queues: bool = False
     outlives_agent: bool = False
     forwards_output: bool = False

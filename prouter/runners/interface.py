@@ -54,6 +54,8 @@ class SpawnSpec:
         report_variable: the variable by which the job is to learn the URL where it reports its ports, if it reports any
             and runs on another machine: the runner serves such a URL on loopback there (docs/runners.md), sets the
             variable, and passes the reports on (`Reports.port`). None otherwise.
+        timeout: seconds after its start at which the agent will end the job, if the request says so; a queue may plan
+            with it.
     """
 
     job: str
@@ -71,6 +73,7 @@ class SpawnSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     port: int | None = None
     report_variable: str | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -226,3 +226,16 @@ def test_logs_follow(site: Site) -> None:
         assert next(lines) == b"first"
         (site.cluster.shared / "jobs" / path.rpartition("/")[2] / "go").touch()
         assert list(lines) == [b"last"]
+
+
+def test_what_the_creation_asked_for_is_reserved(site: Site) -> None:
+    """Also more than the agent's own machine has, and of any agent."""
+    agent = {"type": "any", "resources": {"cpus": 3.5, "memory": 200 << 20}}
+    path = site.router.post("/jobs/create", {"name": "test", "agent": agent}).json()["path"]
+    site.starting(path, "sleep", "100", limits={"timeout": 500})
+    shown = site.cluster.run("scontrol", "-o", "show", "job", site.number(path))
+    for text in ("NumCPUs=4", "MinMemoryNode=200M", "TimeLimit=00:10:00"):
+        assert text in shown
+    huge = {"type": "any", "resources": {"cpus": 1000}}
+    path = site.router.post("/jobs/create", {"name": "test", "agent": huge}).json()["path"]
+    assert site.starting(path, "true", wait=0)["phase"] == "queued"

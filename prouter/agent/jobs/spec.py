@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,21 @@ from prouter.agent.jobs.environment import ENDPOINT_VARIABLE, MARK_VARIABLE, at_
 from prouter.agent.jobs.job import Job
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest, PRouterError
+from prouter.jobs import JobRecord
 from prouter.requests import Limits, StartRequest
 from prouter.runners.capabilities import Capabilities
 from prouter.runners.interface import Limits as TreeLimits
 from prouter.runners.interface import SpawnSpec
 
-__all__ = ["effective_limits", "options_for", "refuse_impossible", "spawn_spec", "tree_limits", "working_directory"]
+__all__ = [
+    "effective_limits",
+    "options_for",
+    "refuse_impossible",
+    "reserved",
+    "spawn_spec",
+    "tree_limits",
+    "working_directory",
+]
 
 
 def effective_limits(wanted: Limits | None, ceilings: Limits) -> Limits:
@@ -95,6 +105,13 @@ def working_directory(sandbox: Sandbox, cwd: str | None) -> Path:
         raise InvalidRequest(f"Invalid request: cwd: {error.detail}") from error
 
 
+def reserved(request: StartRequest, record: JobRecord, capabilities: Capabilities) -> dict[str, float]:
+    """What the runner is to reserve: what the start asks for, else what the creation asked for, in whole pieces."""
+    if request.resources:
+        return dict(request.resources)
+    return {name: math.ceil(amount) for name, amount in record.resources.items() if name in capabilities.reserves}
+
+
 def spawn_spec(
     job: Job,
     request: StartRequest,
@@ -105,6 +122,7 @@ def spawn_spec(
     report_url: str,
     cwd: Path,
     record: dict[str, Any],
+    resources: Mapping[str, float],
     options: Mapping[str, Any],
     same_machine: bool,
 ) -> SpawnSpec:
@@ -115,6 +133,7 @@ def spawn_spec(
         home: its HOME if the request does not say, ``agent`` or ``sandbox``.
         report_url: where jobs report their ports.
         record: what the runner is to keep for a later agent.
+        resources: what is reserved for the job.
         options: the request's options for the runner.
         same_machine: whether the job runs on this machine, where it reaches `report_url`.
     """
@@ -144,7 +163,8 @@ def spawn_spec(
         remove_on_loss=sandbox,
         user=user,
         name=job.record.name,
-        resources=request.resources or {},
+        resources=resources,
+        timeout=request.limits.timeout if request.limits is not None else None,
         options=options,
         port=exposure.port.number if exposure.port is not None else None,
         report_variable=ENDPOINT_VARIABLE if reports and not same_machine else None,

@@ -24,6 +24,7 @@ from prouter.agent.jobs.spec import (
     effective_limits,
     options_for,
     refuse_impossible,
+    reserved,
     spawn_spec,
     tree_limits,
     working_directory,
@@ -112,7 +113,8 @@ class Starter:
         limits = effective_limits(request.limits, self._ceilings)
         refuse_impossible(request, limits, self._runner_name, self._runner.capabilities)
         options = options_for(request, self._runner_name)
-        self._runner.check(tree_limits(limits), request.resources or {}, options)
+        resources = reserved(request, job.record, self._runner.capabilities)
+        self._runner.check(tree_limits(limits), resources, options)
         with job.sandbox.acting():
             cwd = working_directory(job.sandbox, request.cwd)
         check_sizes(request, plan, self._tokens(job, plan))
@@ -200,6 +202,7 @@ class Starter:
                 report_url=self._report_url(job.uid),
                 cwd=cwd,
                 record=self._kept(job),
+                resources=reserved(request, job.record, self._runner.capabilities),
                 options=options_for(request, self._runner_name),
                 same_machine=self._same_machine,
             )

@@ -8,6 +8,7 @@ import socket as plain_socket
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gevent import Timeout
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -20,7 +21,8 @@ __all__ = ["Listener", "reachable_addresses"]
 _HANDSHAKE = 10.0
 """Seconds until a connection has to be authenticated."""
 _UNAUTHENTICATED = 256
-"""Most connections that are not authenticated yet; further ones wait in the backlog."""
+"""Most connections that are not authenticated yet; a further one takes the place of the oldest, so that nobody who only
+connects keeps nodes out."""
 _BACKLOG = 1024
 _HELLO = 1 << 20
 """Most bytes of a first message, which tells how a job has ended."""
@@ -50,7 +52,8 @@ class Listener:
         self._secret_of = secret_of
         self._serve = serve
         self._server: StreamServer | None = None
-        self._handshakes = Pool(_UNAUTHENTICATED)
+        self._handshakes = Pool()
+        self._unauthenticated: dict[Any, None] = {}  # Their greenlets, the oldest first.
         self._served = Pool()
 
     def open(self, host: str, port: int) -> int:
@@ -78,13 +81,21 @@ class Listener:
         self._served.kill()
 
     def _accept(self, connection: Any, peer: Any) -> None:
+        if len(self._unauthenticated) >= _UNAUTHENTICATED:
+            oldest = next(iter(self._unauthenticated))
+            del self._unauthenticated[oldest]
+            oldest.kill(ConnectionError("too many wait, and it was the oldest"), block=False)
+        this = gevent.getcurrent()
+        self._unauthenticated[this] = None
         try:
             with Timeout(_HANDSHAKE, TimeoutError("too slow")):
                 served = self._authenticated(connection)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.info("event=node_refused peer=%r error=%r", str(peer[0]), str(error))
             connection.close()
             return
+        finally:
+            self._unauthenticated.pop(this, None)
         if served is not None:
             # In another pool, because a served connection may last for weeks.
             self._served.spawn(self._run, *served)
@@ -117,7 +128,7 @@ class Listener:
             # Only a job's node has got so far, as a rule: of a job that was removed while the agent was away.
             encrypted.sendall(encode({"refused": "the agent has no such job"}))
             encrypted.close()
-            _log.info("event=node_refused job=%.32s reason='no such job, or another start of it'", hello["job"])
+            _log.info("event=node_refused job=%r reason='no such job, or another start of it'", str(hello["job"])[:32])
             return None
         encrypted.sendall(encode({"welcome": True}))
         return encrypted, hello, others, decoder

@@ -25,6 +25,8 @@ _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,4})(?::(\d{1,2}))?(?::(\d{1,2}))?", re
 _MIB = 1 << 20
 _KEEPER_MEMORY = 96
 """MiB that the keeper and its helpers on the node may need beside a job's own limit of memory."""
+_TIMEOUT_SPARE = 60.0
+"""Seconds by which a job's walltime is longer than its own limit of time."""
 _OURS = frozenset(
     {
         "--array", "--batch", "--bcast", "--chdir", "--clusters", "--comment", "--error", "--export", "--export-file",
@@ -179,12 +181,18 @@ def _wrong(field: str, error: ValidationError, model: type[BaseModel]) -> Invali
 
 
 def sbatch_options(
-    options: SlurmOptions, job: JobOptions, resources: Resources, *, memory_limit: int | None
+    options: SlurmOptions,
+    job: JobOptions,
+    resources: Resources,
+    *,
+    memory_limit: int | None,
+    timeout: float | None = None,
 ) -> list[str]:
     """The options of sbatch that a job's request and the configuration make.
 
     Args:
         memory_limit: the job's limit of memory (``limits.memory``), in bytes.
+        timeout: the job's limit of time, in seconds.
 
     Raises:
         ValueError: an extra option is not allowed; the text begins with the field's name.
@@ -205,7 +213,10 @@ def sbatch_options(
             value = getattr(options.defaults, field)
         if value is not None:
             result[option] = value
-    time = job.time if job.time is not None else options.defaults.time
+    time = job.time
+    if time is None:
+        # A little more, so that the agent ends the job before Slurm does.
+        time = timeout + _TIMEOUT_SPARE if timeout is not None else options.defaults.time
     if time is not None:
         result["--time"] = max(1, math.ceil(time / 60))
     if resources.cpus is not None:

@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class SlurmRunner(Runner):
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._options: SlurmOptions = setup.options or SlurmOptions()
+        reserves = frozenset({"cpus", "memory", "gpus", *self._options.licenses})
+        self.capabilities = replace(self.capabilities, reserves=reserves)
         self._shared = _shared_directory(self._options, setup.jobs_root)
         self._host, self._port = _listen_address(self._options.listen)
         self._lock = -1

@@ -63,7 +63,9 @@ class Starts:
             raise Conflict(f"job '{job.uid}' was started already", job=job.uid)
         wanted, resources = requested(spec.resources, spec.options)
         try:
-            options = sbatch_options(self._options, wanted, resources, memory_limit=spec.limits.memory)
+            options = sbatch_options(
+                self._options, wanted, resources, memory_limit=spec.limits.memory, timeout=spec.timeout
+            )
         except ValueError as error:
             raise InvalidRequest(f"Invalid request: {error}", job=job.uid) from None
         job.record, job.secret = spec.record, secrets.token_hex(32)

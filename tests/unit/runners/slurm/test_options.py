@@ -141,3 +141,10 @@ def test_defaults_come_from_the_configuration() -> None:
 def test_wrong_defaults_are_named(setting: str, told: str) -> None:
     with pytest.raises(ConfigError, match=rf"jobs\.slurm\.defaults: {told}"):
         load_agent(None, (f"jobs.slurm.defaults.{setting}",), {}, agent_model())
+
+
+def test_a_limit_of_time_is_asked_of_slurm_unless_the_job_says_a_walltime() -> None:
+    defaults = SlurmOptions(defaults={"time": 7200})
+    assert sbatch_options(defaults, *requested({}, {}), memory_limit=None) == ["--time=120"]
+    assert sbatch_options(defaults, *requested({}, {}), memory_limit=None, timeout=90) == ["--time=3"]
+    assert sbatch_options(defaults, *requested({}, {"time": 60}), memory_limit=None, timeout=900) == ["--time=1"]
