@@ -79,9 +79,12 @@ class CommandLine:
         return line
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command; stdout and stderr are pipes unless `options` say otherwise. It is killed if it hangs."""
+        """Start a command; stdout and stderr are pipes unless `options` say otherwise. It is killed if it hangs.
+
+        The pipes have no buffers, in which `communicate` would not find what came along with a line that was read.
+        """
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
-        command = subprocess.Popen(self.argv(*arguments), env=self.environment, **pipes)
+        command = subprocess.Popen(self.argv(*arguments), env=self.environment, bufsize=0, **pipes)
         timer = threading.Timer(_LONGEST, command.kill)
         timer.daemon = True
         timer.start()
