@@ -83,7 +83,8 @@ def test_a_job_that_was_queued_has_the_same_path_on_every_router(routers: tuple[
     assert queued.status_code == 202, queued.text
     assert queued.json()["phase"] == "queued"
     path = queued.json()["path"]
-    assert two.get(path + "/info").status_code == 404
+    unknown = two.get(path + "/info")
+    assert (unknown.status_code, unknown.json()["code"]) == (503, "agent_elsewhere")
     assert two.post(blocker + "/remove").status_code == 200
     for router in (one, two):
         assert router.post(path + "/wait?timeout=30").json()["exit_code"] == 0
