@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,11 @@ def test_a_killed_node_program_takes_its_job_along(site: Site) -> None:
     assert info["reason"] == "agent_lost"
     assert "Slurm says: FAILED" in info["error"]
     wait_until(lambda: not lives(pid))
+    left = f"prouter-{path.rpartition('/')[2][:8]}-*"
+    assert list(Path(tempfile.gettempdir()).glob(left))
+    # Both nodes of the test have one /tmp: the next job deletes what this one has left.
+    site.until(site.start("true"), state="FINISHED")
+    assert not list(Path(tempfile.gettempdir()).glob(left))
 
 
 def test_a_killed_slurmd_that_returns_costs_nothing(site: Site) -> None:

@@ -95,7 +95,8 @@ class Nodes:
             if job.link is link:
                 job.link = None
                 job.linked.clear()
-            self._follower.soon()
+            if job.state is not JobState.ENDED:  # Else nothing is left that Slurm could tell.
+                self._follower.soon()
 
     def _events(self, job: Job) -> Any:
         def on_event(message: dict[str, Any]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 
 from prouter.runners.slurm.node import job_files
 from prouter.runners.slurm.node.keeper_start import begin
+from prouter.runners.slurm.node.state_directory import remove_left, state_directory
 from prouter.runners.slurm.node.surroundings import node_name
 
 __all__ = ["main"]
@@ -28,12 +27,9 @@ def main(directory: str) -> int:
     if before is not None:
         print(f"the job is not started again: {before}")
         return _NOT_STARTED
-    # On the node's own disk, because not all shared file systems have sockets and locks.
-    state_dir = tempfile.mkdtemp(prefix=f"prouter-{job['spec']['job'][:8]}-")
-    try:
+    with state_directory(job["spec"]["job"]) as state_dir:
         keeper = begin(state_dir)
         from prouter.runners.slurm.node.serving import serve  # Late: it is imported while the keeper starts.
 
+        remove_left(os.path.dirname(state_dir))
         return serve(directory, {**job, "claim": mine}, state_dir, keeper)
-    finally:
-        shutil.rmtree(state_dir, ignore_errors=True)
