@@ -1,9 +1,23 @@
 """Runners: the places where an agent's jobs run, on its own machine or in a cluster.
 
 This is the public module for packages that add a runner (docs/runners.md); its names stay compatible. `RunnerType` is
-what the entry point names, `Runner` the interface, and the rest what goes through it.
+what the entry point names, `Runner` the interface, and the rest what goes through it, errors included. A runner whose
+jobs are processes of the agent's machine has help in `prouter.runners.local.SameMachine`.
 """
 
+from prouter.config.errors import ConfigError
+from prouter.errors import (
+    AgentUnavailable,
+    Conflict,
+    InvalidRequest,
+    JobUnreachable,
+    NoSpace,
+    NotFound,
+    PRouterError,
+    StartFailed,
+)
+from prouter.jobs import Reason
+from prouter.processes.users import User
 from prouter.runners.capabilities import Capabilities
 from prouter.runners.interface import (
     Exit,
@@ -16,18 +30,28 @@ from prouter.runners.interface import (
     SpawnSpec,
     Usage,
 )
-from prouter.runners.kinds import Options, RunnerType, Setup
+from prouter.runners.kinds import INTERFACE, Options, RunnerType, Setup, checked
 from prouter.runners.sockets import Address, Listener, Sockets
 
 __all__ = [
+    "INTERFACE",
     "Address",
+    "AgentUnavailable",
     "Capabilities",
+    "ConfigError",
+    "Conflict",
     "Exit",
+    "InvalidRequest",
+    "JobUnreachable",
     "Kept",
     "Limits",
     "Listener",
+    "NoSpace",
+    "NotFound",
     "Options",
+    "PRouterError",
     "Queued",
+    "Reason",
     "Reports",
     "Runner",
     "RunnerType",
@@ -35,5 +59,8 @@ __all__ = [
     "Sockets",
     "SpawnSpec",
     "Spawned",
+    "StartFailed",
     "Usage",
+    "User",
+    "checked",
 ]

@@ -9,6 +9,7 @@ All methods block the calling greenlet only, and many greenlets may call them at
 from __future__ import annotations
 
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -191,10 +192,11 @@ class Reports(Protocol):
         """
 
 
-class Runner(Protocol):
+class Runner(ABC):
     """A place where jobs run. Every method raises `AgentUnavailable` if that place cannot be reached now.
 
-    An implementation is a subclass: methods with a default need not be implemented.
+    An implementation is a subclass. `check`, `exiting`, `find`, `connect_at_once` and `leave_death_notice` have
+    defaults; the other methods it has to implement.
 
     Attributes:
         capabilities: what it can do.
@@ -202,6 +204,7 @@ class Runner(Protocol):
 
     capabilities: Capabilities
 
+    @abstractmethod
     def open(self, reports: Reports) -> list[Kept]:
         """Begin, and return the jobs that outlived an earlier agent.
 
@@ -224,6 +227,7 @@ class Runner(Protocol):
         if options:
             raise InvalidRequest(f"Invalid request: {next(iter(options))}: this runner has no options for a job")
 
+    @abstractmethod
     def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
         """Remember a job that is not started yet. Arguments as of `SpawnSpec`.
 
@@ -231,6 +235,7 @@ class Runner(Protocol):
             Conflict: the runner knows the job already.
         """
 
+    @abstractmethod
     def spawn(self, spec: SpawnSpec, wait: float) -> Spawned | Queued:
         """Start a job, held or new; return once its command runs, or waits in a queue.
 
@@ -246,6 +251,7 @@ class Runner(Protocol):
             Conflict: the job was started already.
         """
 
+    @abstractmethod
     def update_record(self, job: str, record: dict[str, Any]) -> None:
         """Replace a job's record.
 
@@ -253,6 +259,7 @@ class Runner(Protocol):
             NotFound: the runner does not know the job.
         """
 
+    @abstractmethod
     def signal(self, job: str, signum: int, *, tree: bool = True) -> None:
         """Send a signal to all processes of a job, or to the first process alone.
 
@@ -260,6 +267,7 @@ class Runner(Protocol):
             NotFound, Conflict: the runner does not know the job; it does not run.
         """
 
+    @abstractmethod
     def kill(self, job: str) -> None:
         """Kill a job's process tree, or take its start out of the queue; return when no process of it is left and none
         will be, at once if nothing runs or waits. The end of what ran or waited is reported (`Reports.exited`).
@@ -268,6 +276,7 @@ class Runner(Protocol):
             NotFound: the runner does not know the job.
         """
 
+    @abstractmethod
     def usage(self, job: str) -> Usage:
         """What a job uses now.
 
@@ -275,6 +284,7 @@ class Runner(Protocol):
             NotFound, Conflict: the runner does not know the job; it does not run.
         """
 
+    @abstractmethod
     def processes(self, job: str) -> list[int]:
         """Pids of a job's living processes where it runs, parents first.
 
@@ -288,6 +298,7 @@ class Runner(Protocol):
         """
         return False
 
+    @abstractmethod
     def listeners(self, job: str) -> Sockets:
         """The sockets on which a job's processes listen now where it runs, and those of others there.
 
@@ -313,6 +324,7 @@ class Runner(Protocol):
         """
         return None
 
+    @abstractmethod
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         """Connect to a server of a job where it runs, and make sure that the job has got the connection.
 
@@ -331,6 +343,7 @@ class Runner(Protocol):
             NotFound, Conflict: the runner does not know the job; it does not run.
         """
 
+    @abstractmethod
     def forget(self, job: str) -> None:
         """Drop a job that does not run and does not wait. From then on its sandbox is the caller's alone.
 
@@ -349,6 +362,7 @@ class Runner(Protocol):
         """
         return
 
+    @abstractmethod
     def close(self, *, end_jobs: bool) -> None:
         """Stop. With `end_jobs` all process trees end, queued starts are cancelled and sandboxes are removed; else jobs
         run on for `Setup.keep_for`. Nothing is reported any more.

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prouter.config.errors import ConfigError
 from prouter.config.section import Section
-from prouter.runners.interface import Runner
+from prouter.runners.capabilities import Capabilities
+from prouter.runners.interface import Limits, Runner
 
-__all__ = ["Options", "RunnerType", "Setup"]
+__all__ = ["INTERFACE", "Options", "RunnerType", "Setup", "checked"]
+
+INTERFACE = 1
+"""Version of the interface of runners; it grows when a runner that was written for the earlier one would not do."""
 
 
 class Options(Section):
@@ -47,7 +52,39 @@ class RunnerType:
     Attributes:
         make: makes a runner, which does nothing before its `open`. Raises `ConfigError` for impossible options.
         options: model of the settings ``jobs.NAME.*``.
+        interface: `INTERFACE` of the pRouter for which the runner was written. An agent of another one refuses it.
+
+    Raises:
+        TypeError: `options` is no subclass of `Options`, or has a field without a default.
     """
 
     make: Callable[[Setup], Runner]
     options: type[Options] = Options
+    interface: int = 1
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.options, type) and issubclass(self.options, Options)):
+            raise TypeError(f"RunnerType.options: {self.options!r} is no subclass of prouter.runners.Options")
+        required = [name for name, field in self.options.model_fields.items() if field.is_required()]
+        if required:
+            raise TypeError(f"RunnerType.options: {self.options.__name__}.{required[0]} needs a default")
+
+
+def checked(runner: Any) -> Runner:
+    """Return what `RunnerType.make` has made, if it is a runner.
+
+    Raises:
+        ConfigError: it is none, or its capabilities are none.
+    """
+    kind = type(runner).__name__
+    if not isinstance(runner, Runner):
+        raise ConfigError(f"{kind} is no subclass of prouter.runners.Runner")
+    can = getattr(runner, "capabilities", None)
+    if not isinstance(can, Capabilities):
+        raise ConfigError(f"{kind}.capabilities has to be a prouter.runners.Capabilities, not {can!r}")
+    unknown = sorted(set(can.limits) - set(Limits._fields))
+    if unknown:
+        raise ConfigError(
+            f"{kind}.capabilities.limits names {unknown[0]!r}, which is no limit; there are {', '.join(Limits._fields)}"
+        )
+    return runner

@@ -12,11 +12,13 @@ from typing import Any
 
 from pydantic import create_model
 
+from prouter import __version__
 from prouter.config.agent import AgentConfig, AgentJobs
 from prouter.config.errors import ConfigError
-from prouter.runners.kinds import RunnerType
+from prouter.runners.interface import Runner
+from prouter.runners.kinds import INTERFACE, RunnerType, Setup, checked
 
-__all__ = ["GROUP", "agent_model", "find", "names"]
+__all__ = ["GROUP", "agent_model", "find", "made", "names"]
 
 GROUP = "prouter.runners"
 """Group of the entry points."""
@@ -65,21 +67,59 @@ def agent_model() -> type[AgentConfig]:
     return create_model("AgentConfig", __base__=AgentConfig, __doc__=AgentConfig.__doc__, jobs=(jobs, jobs()))
 
 
+def made(name: str, setup: Setup) -> Runner:
+    """Make a runner, which is not open.
+
+    Raises:
+        ConfigError: there is no such runner, it cannot be made with these options, or it does not fit the interface.
+    """
+    kind = find(name)
+    try:
+        return checked(kind.make(setup))
+    except ConfigError as error:
+        raise _unusable(name, str(error)) from error
+    except Exception as error:
+        _log.debug("event=runner_not_made runner=%s", name, exc_info=True)
+        raise _unusable(name, _told(error)) from error
+
+
 def _found() -> dict[str, EntryPoint]:
     own = {name: EntryPoint(name, value, GROUP) for name, value in _OWN.items()}
-    others = {point.name: point for point in entry_points(group=GROUP) if point.name not in own}
-    return {**own, **others}
+    return {**{point.name: point for point in entry_points(group=GROUP)}, **own}
+
+
+def _rivals(point: EntryPoint) -> list[str]:
+    """The objects that entry points of other packages give the same name."""
+    return sorted({one.value for one in entry_points(group=GROUP, name=point.name)} - {point.value})
 
 
 def _loaded(point: EntryPoint) -> RunnerType:
     if not point.name.isidentifier() or point.name in AgentJobs.model_fields:
         raise ConfigError(f"jobs.runner: a runner cannot have the name {point.name!r}; its options would have no place")
+    told = f"{point.name!r} ({point.value})"
+    if point.name not in _OWN and _rivals(point):
+        raise ConfigError(
+            f"jobs.runner: two packages have a runner {told} and {', '.join(_rivals(point))}; uninstall one of them"
+        )
     try:
         kind = point.load()
-    except Exception as error:
-        raise ConfigError(
-            f"jobs.runner: the runner {point.name!r} ({point.value}) cannot be loaded: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        _log.debug("event=runner_not_loaded runner=%s", point.name, exc_info=True)
+        raise ConfigError(f"jobs.runner: the runner {told} cannot be loaded: {_told(error)}") from error
     if not isinstance(kind, RunnerType):
-        raise ConfigError(f"jobs.runner: the runner {point.name!r} ({point.value}) is no prouter.runners.RunnerType")
+        raise ConfigError(f"jobs.runner: the runner {told} is no prouter.runners.RunnerType")
+    if kind.interface != INTERFACE:
+        raise ConfigError(
+            f"jobs.runner: the runner {told} was written for version {kind.interface} of the interface of runners, and "
+            f"pRouter {__version__} has version {INTERFACE}: install the version of its package for this pRouter"
+        )
     return kind
+
+
+def _unusable(name: str, why: str) -> ConfigError:
+    return ConfigError(why if why.startswith("jobs.") else f"jobs.runner: the runner {name!r} cannot be made: {why}")
+
+
+def _told(error: BaseException) -> str:
+    """An error of a package in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -2,7 +2,7 @@
 
 Its only argument is JSON (`Bench.agent`). It prints one JSON object per line: ``{"kept": number}`` once the runner is
 open, ``{"spawned": uid}`` or ``{"queued": uid}`` for each start that is done, ``{"ready": true}``, and then waits to be
-killed.
+killed. ``{"fault": text}`` says at any time that the runner has broken the interface.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 
 from prouter.runners import Limits, Spawned, SpawnSpec
+from prouter.testing.checked_runner import CheckedRunner
 from prouter.testing.recorded_reports import RecordedReports
 
 __all__ = ["main"]
@@ -26,8 +27,9 @@ def main() -> None:
     """Open the runner, hold and start the jobs, and wait."""
     told = json.loads(sys.argv[1])
     suite = _suite(told["file"], told["module"], told["class"])
-    runner = suite.make_runner(suite.setup(Path(told["directory"]), told["keep_for"]))
-    _print({"kept": len(runner.open(RecordedReports()))})
+    made = suite.make_runner(suite.setup(Path(told["directory"]), told["keep_for"]))
+    runner = CheckedRunner(made, suite.patience)
+    _print({"kept": len(runner.open(RecordedReports(_fault)))})
     for job, record in told["held"].items():
         runner.hold(job, record, told["sandboxes"][job])
 
@@ -56,6 +58,10 @@ def _suite(file: str, module: str, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part)
     return found
+
+
+def _fault(text: str) -> None:
+    _print({"fault": text})
 
 
 def _print(line: dict[str, Any]) -> None:

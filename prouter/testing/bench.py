@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,15 @@ from typing import Any, Protocol, cast
 
 import gevent
 
-from prouter.errors import PRouterError
-from prouter.runners import Kept, Runner, Setup, Spawned, SpawnSpec
-from prouter.runners.interface import Exit, Queued
+from prouter.errors import Conflict, PRouterError
+from prouter.runners import Exit, Kept, Queued, Runner, Setup, Spawned, SpawnSpec
+from prouter.testing.checked_runner import CheckedRunner
 from prouter.testing.recorded_reports import RecordedReports, until
 
 __all__ = ["Bench", "Suite"]
+
+_RETRY = 0.02
+"""Seconds between attempts to open a runner whose last agent was killed."""
 
 
 class Suite(Protocol):
@@ -40,6 +44,13 @@ class Suite(Protocol):
         """Give the runner's setup."""
 
 
+class _Found(dict[str, Kept]):
+    """The jobs that `open` has returned, by uid."""
+
+    def __missing__(self, job: str) -> Kept:
+        raise AssertionError(f"open did not return job {job}, which outlived the earlier agent; it returned {[*self]}")
+
+
 class Bench:
     """Runners, jobs and agents of one suite or test; `close` leaves nothing behind.
 
@@ -48,6 +59,7 @@ class Bench:
 
     Attributes:
         reports: of the runner that is open.
+        faults: what was wrong with reports so far, in sentences.
     """
 
     def __init__(self, suite: Suite, keep_for: float) -> None:
@@ -56,8 +68,10 @@ class Bench:
         self.patience = suite.patience
         self.directory = Path(tempfile.mkdtemp(prefix="prt-", dir=suite.directory))
         (self.directory / "jobs").mkdir()
-        self.reports = RecordedReports()
+        self.faults: list[str] = []
+        self.reports = RecordedReports(self.faults.append)
         self._runner: Runner | None = None
+        self._killed = False
         self._agents: list[subprocess.Popen[str]] = []
 
     # -- the agent's side -------------------------------------------------------------------------------------------
@@ -65,14 +79,32 @@ class Bench:
     def open(self) -> dict[str, Kept]:
         """Open a new runner on the state of the earlier ones; return the jobs that it found, by uid."""
         runner = self.another()
-        self.reports = RecordedReports()
-        kept = runner.open(self.reports)
+        self.reports = RecordedReports(self.faults.append)
+        kept = self._opened(runner)
         self._runner = runner
-        return {job.job: job for job in kept}
+        return _Found({job.job: job for job in kept})
+
+    def _opened(self, runner: Runner) -> list[Kept]:
+        """Open a runner. A child that a killed agent was just making may hold its lock for some milliseconds more."""
+        deadline = time.monotonic() + (self.patience if self._killed else 0.0)
+        self._killed = False
+        while True:
+            try:
+                return runner.open(self.reports)
+            except Conflict:
+                if time.monotonic() >= deadline:
+                    raise
+                gevent.sleep(_RETRY)
 
     def another(self) -> Runner:
         """Make a runner on the same state, and do not open it."""
-        return self._suite.make_runner(self._suite.setup(self.directory, self._keep_for))
+        made = self._suite.make_runner(self._suite.setup(self.directory, self._keep_for))
+        return CheckedRunner(made, self.patience)
+
+    def assert_no_faults(self) -> None:
+        """Fail if a report since the last call was wrong."""
+        faults, self.faults[:] = list(self.faults), []
+        assert not faults, "\n".join(dict.fromkeys(faults))
 
     @property
     def runner(self) -> Runner:
@@ -123,12 +155,14 @@ class Bench:
             line = agent.stdout.readline()
             assert line, f"the agent's process ended before it told {word!r}: it said {lines}"
             lines.append(json.loads(line))
+            assert "fault" not in lines[-1], lines[-1]["fault"]
         return lines
 
     def kill(self, agent: subprocess.Popen[str]) -> None:
         """Kill an agent with SIGKILL, and wait for its end."""
         agent.kill()
         agent.wait()
+        self._killed = True
         assert agent.stdout is not None, "it prints to a pipe"
         agent.stdout.close()
 
@@ -169,7 +203,7 @@ class Bench:
     def end(self, job: str) -> Exit:
         """Wait for the report of a job's end; there must be one only."""
         until(lambda: job in self.reports.ends, self.patience, f"the end of {job} is reported")
-        assert self.reports.order[job].count("exited") == 1
+        self.assert_no_faults()
         return self.reports.ends[job]
 
     def sandbox(self, job: str) -> Path:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -25,6 +27,7 @@ import pytest
 
 pytest.register_assert_rewrite(
     "prouter.testing.bench",
+    "prouter.testing.checked_runner",
     "prouter.testing.recorded_reports",
     "prouter.testing.runner_ends",
     "prouter.testing.runner_restarts",
@@ -42,7 +45,7 @@ from prouter.testing.runner_starts import Starts  # noqa: E402
 __all__ = ["Bench", "RunnerConformance"]
 
 
-class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
+class RunnerConformance(Queues, Restarts, Servers, Ends, Starts):  # pytest runs those of the last base first.
     """Every rule for a runner; a subclass says which one, and is importable as what it is named.
 
     Attributes:
@@ -103,12 +106,15 @@ class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
             yield bench
         finally:
             bench.close()
+        bench.assert_no_faults()
 
     @pytest.fixture(autouse=True)
     def _in_time(self) -> Iterator[None]:
         """Fail a test that hangs, because a method of the runner does not return."""
-        with gevent.Timeout(4 * self.patience, AssertionError("a method of the runner does not return")):
+        late = "the test took too long: something that the runner does never ends"
+        with _unblocked(8 * self.patience), gevent.Timeout(4 * self.patience, AssertionError(late)):
             yield
+        self.bench.assert_no_faults()
 
     @classmethod
     def setup_class(cls) -> None:
@@ -125,3 +131,29 @@ class RunnerConformance(Starts, Ends, Servers, Restarts, Queues):
     def teardown_class(cls) -> None:
         """End what is left."""
         cls.bench.close()
+
+
+@contextlib.contextmanager
+def _unblocked(seconds: float) -> Iterator[None]:
+    """Break into a call that blocks the whole event loop for so long, where no timeout of gevent's can.
+
+    It takes the alarm of setitimer(2), unless somebody else uses that, or this is not the main thread.
+    """
+
+    def alarm(signum: int, frame: object) -> None:
+        raise AssertionError(
+            "the event loop has not run for too long: a method of the runner blocks the thread, not only its greenlet "
+            "(docs/runners.md); the traceback shows where"
+        )
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -184,7 +184,7 @@ class Queues:
         if not self.capabilities.queues:
             pytest.skip("this runner has no queue")
         if type(self).full is Queues.full:
-            pytest.skip("the suite does not override `full`, so that it cannot make starts wait")
+            pytest.fail("this runner promises a queue (Capabilities.queues): override `full`, which makes starts wait")
         with self.fresh(keep_for=60.0) as bench:
             bench.open()
             yield bench

@@ -25,7 +25,7 @@ if where.startswith("/"):
     listener.bind(where)
 else:
     listener = socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET)
-    listener.bind((where, 0))
+    listener.bind((where, int(sys.argv[2]) if sys.argv[2:] else 0))
 listener.listen(128)
 with open("port.new", "w") as file:
     file.write(str(listener.getsockname()[1] if not where.startswith("/") else 0) + "\\n")
@@ -57,8 +57,8 @@ class Servers:
     python: ClassVar[Sequence[str]]
     capabilities: ClassVar[Capabilities]
 
-    def _serving(self, where: str = "127.0.0.1") -> Any:
-        return self.bench.running(*self.python, "-c", SERVER, where)
+    def _serving(self, *where: str) -> Any:
+        return self.bench.running(*self.python, "-c", SERVER, *(where or ("127.0.0.1",)))
 
     def _port(self, job: str) -> int:
         return int(self.bench.file(job, "port"))
@@ -136,6 +136,35 @@ class Servers:
                 self.bench.runner.find(job, number)
             assert number not in [one.port for one in self.bench.runner.listeners(job).own]
             assert number in [one.port for one in self.bench.runner.listeners(job).foreign]
+
+    def test_assigned_port_of_another_job_is_refused(self) -> None:
+        """That the agent chose a port does not make it the job's: another program may have been faster."""
+        with self._serving() as other, self._serving() as job:
+            self._port(job)
+            address = Address("127.0.0.1", self._port(other))
+            with pytest.raises((JobUnreachable, OSError)):
+                self.bench.runner.connect(job, address, _CONNECT_TIMEOUT, assigned=True)
+
+    def test_unix_socket_of_another_job_is_refused(self) -> None:
+        """A path may lead to anybody's socket, for example by a link."""
+        path = self.bench.directory / "o"
+        with self._serving(str(path)) as other, self._serving() as job:
+            self.bench.file(other, "port")
+            self._port(job)
+            with pytest.raises((JobUnreachable, OSError)):
+                self._ask(job, Address(path=str(path)))
+        path.unlink(missing_ok=True)
+
+    @pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+    def test_same_port_of_another_address_is_refused(self) -> None:
+        """A port alone names nobody: the job may listen at ``::1`` while another has the same port of 127.0.0.1."""
+        with self._serving("::1") as job:
+            number = self._port(job)
+            with self._serving("127.0.0.1", str(number)) as other:
+                self._port(other)
+                with pytest.raises((JobUnreachable, OSError)):
+                    self._ask(job, Address("127.0.0.1", number))
+                assert self.bench.runner.find(job, number) == Address("::1", number)
 
     def test_listeners_are_found(self) -> None:
         """How the agent detects the port of a program that does not tell it, also one that a child of it opened."""

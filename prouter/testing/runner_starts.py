@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import gevent
 import pytest
 
 from prouter.errors import Conflict, PRouterError, StartFailed
@@ -27,6 +29,35 @@ import signal
 ignored = [n for n in range(1, 65) if n not in (9, 19, 32, 33) and signal.getsignal(n) is signal.SIG_IGN]
 print(ignored, sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 """
+_TRIES = 5
+_BLOCKED = 0.2
+"""Seconds for which the event loop may stand still in one of these tries."""
+
+
+class _Pulse:
+    """How long the event loop stood still at most, from the block's beginning to its end."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    def __enter__(self) -> _Pulse:
+        self._last = time.monotonic()
+        self._beating = gevent.spawn(self._beat)
+        gevent.sleep(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._beating.kill()
+        self._count()
+
+    def _beat(self) -> None:
+        while True:
+            gevent.sleep(0.005)
+            self._count()
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self.longest, self._last = max(self.longest, now - self._last), now
 
 
 class Starts:
@@ -201,6 +232,23 @@ class Starts:
         assert abs(spawned.started_at - int(self.bench.file(spec.job, "began"))) < 60
         self.bench.runner.kill(spec.job)
         self.bench.end(spec.job)
+
+    def test_a_start_blocks_its_own_greenlet_only(self) -> None:
+        """The agent goes on during a start: a call that blocks the thread stops all jobs' streams.
+
+        Blocking calls belong in gevent's thread pool (`gevent.get_hub().threadpool.apply`). The best of several starts
+        counts, because a busy machine may stop the process, too.
+        """
+        gaps = []
+        for _ in range(_TRIES):
+            spec = self.bench.spec("true")
+            with _Pulse() as pulse:
+                self.bench.start(spec)
+                self.bench.end(spec.job)
+            gaps.append(pulse.longest)
+            if pulse.longest < _BLOCKED:
+                return
+        raise AssertionError(f"in each of {_TRIES} starts the event loop stood still for {min(gaps):.2f} s at least")
 
     def test_fifty_jobs_at_once_do_not_mix(self) -> None:
         """Each has its own exit code and output, and one report of its end, after its start."""

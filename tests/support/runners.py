@@ -36,9 +36,9 @@ class ExitReports(Reports):
 
 def distribution(directory: Path, **runners: str) -> Path:
     """Make a distribution in a directory for ``sys.path``, with these entry points of runners; return the directory."""
-    info = directory / "some_runners-1.0.dist-info"
+    info = directory / f"runners_{directory.name}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-runners\nVersion: 1.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: runners-{directory.name}\nVersion: 1.0\n")
     lines = ["[prouter.runners]", *(f"{name} = {value}" for name, value in runners.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return directory

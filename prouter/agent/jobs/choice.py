@@ -9,7 +9,7 @@ from prouter.config.agent import AgentJobs
 from prouter.runners.capabilities import Capabilities
 from prouter.runners.interface import Limits, Runner
 from prouter.runners.kinds import Setup
-from prouter.runners.registry import find
+from prouter.runners.registry import find, made
 
 __all__ = ["jobs_root", "keep_for", "make_runner"]
 
@@ -37,7 +37,7 @@ def make_runner(jobs: AgentJobs, state_dir: Path) -> Runner:
         state_dir: the agent's.
 
     Raises:
-        ConfigError: there is no such runner, or it cannot carry out other settings.
+        ConfigError: there is no such runner, it cannot be made, or it cannot carry out other settings.
     """
     name = jobs.runner
     kind = find(name)
@@ -45,7 +45,7 @@ def make_runner(jobs: AgentJobs, state_dir: Path) -> Runner:
     options = getattr(jobs, name, None)
     if not isinstance(options, kind.options):
         options = kind.options()
-    runner = kind.make(Setup(own, jobs_root(jobs, state_dir), jobs.keep_for, jobs.cgroup, options))
+    runner = made(name, Setup(own, jobs_root(jobs, state_dir), jobs.keep_for, jobs.cgroup, options))
     _refuse(jobs, name, runner.capabilities)
     return runner
 

@@ -171,6 +171,7 @@ class JobManager:
         self._open = True
         for item in kept:
             self._reclaim(item)
+        self._reports.begin()
         self._root.sweep(self._jobs.uids)
         alive = self._jobs.alive
         sockets = {job.exposure.socket for job in alive if job.exposure and job.exposure.socket}

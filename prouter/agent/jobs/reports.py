@@ -19,6 +19,9 @@ __all__ = ["JobReports"]
 class JobReports:
     """The `Reports` of one agent's runner. Reports about jobs that are not known any more change nothing.
 
+    Jobs of an earlier agent may change as soon as the runner is open, and before this agent knows them: such reports
+    are kept until `begin`.
+
     Args:
         keep: gives the runner what a later agent needs to know of a job.
 
@@ -32,21 +35,37 @@ class JobReports:
         self._starter = starter
         self._ender = ender
         self._keep = keep
+        self._early: list[Callable[[], None]] | None = []
+
+    def begin(self) -> None:
+        """Take the reports that came before the agent knew the runner's jobs, and all others at once from now on."""
+        early, self._early = self._early, None
+        for report in early or ():
+            report()
 
     def queued(self, queued: Queued) -> None:
         """See `Reports.queued`."""
+        if self._early is not None:
+            self._early.append(lambda: self.queued(queued))
+            return
         job = self._jobs.get(queued.job)
         if job is not None:
             job.queued(queued)
 
     def running(self, spawned: Spawned) -> None:
         """See `Reports.running`."""
+        if self._early is not None:
+            self._early.append(lambda: self.running(spawned))
+            return
         job = self._jobs.get(spawned.job)
         if job is not None and job.spawned is None:
             job.has_started(spawned)
 
     def exited(self, end: Exit) -> None:
         """See `Reports.exited`."""
+        if self._early is not None:
+            self._early.append(lambda: self.exited(end))
+            return
         job = self._jobs.get(end.job)
         if job is None or job.exit is not None:
             return

@@ -2,7 +2,8 @@
 
 from prouter.runners.kinds import RunnerType
 from prouter.runners.local.runner import LocalRunner
+from prouter.runners.local.same_machine import SameMachine
 
-__all__ = ["RUNNER"]
+__all__ = ["RUNNER", "SameMachine"]
 
 RUNNER = RunnerType(LocalRunner)

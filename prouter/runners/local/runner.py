@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import time
 from typing import Any
 
@@ -22,8 +22,7 @@ from prouter.runners.capabilities import Capabilities
 from prouter.runners.interface import Exit, Kept, Limits, Reports, Runner, Spawned, SpawnSpec, Usage
 from prouter.runners.kinds import Setup
 from prouter.runners.local.keeper_client import KeeperClient, KeeperLost, KeeperRefusal
-from prouter.runners.local.listening_sockets import survey
-from prouter.runners.local.servers import Look, Servers
+from prouter.runners.local.same_machine import SameMachine
 from prouter.runners.sockets import Address, Sockets
 
 __all__ = ["LocalRunner"]
@@ -41,8 +40,6 @@ class _Tracked:
     spawned: Spawned | None = None
     exit: Exit | None = None
     starting: bool = False
-    assigned: int | None = None
-    """The port that the agent chose for it, once a connection to it was asked for."""
 
 
 class LocalRunner(Runner):
@@ -61,21 +58,26 @@ class LocalRunner(Runner):
         self._cgroup = setup.cgroup
         self._keep_for = setup.keep_for
         self._reports: Reports | None = None
-        self._servers = Servers(self._look)
+        self._machine = SameMachine(self.processes)
         self._death_notice: dict[str, Any] = {"argv": [], "environment": {}, "text": ""}
         self.keeper_pid: int | None = None
         self._client: KeeperClient | None = None
         self._attaching = RLock()
         self._jobs: dict[str, _Tracked] = {}
+        self._early: dict[str, Exit] | None = None
+        """Ends that the keeper told together with the list of its jobs, while `open` waits for that."""
 
     def open(self, reports: Reports) -> list[Kept]:
         """Connect to the keeper that an earlier agent left, or start one (`Runner.open`)."""
         self._reports = reports
+        self._early = {}
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._state_dir.chmod(0o700)
         with self._attaching:
             jobs = self._attach()
+        early, self._early = self._early, None
         kept = [_kept(job) for job in jobs]
+        kept = [replace(job, exit=early.get(job.job)) if job.exit is None else job for job in kept]
         self._jobs = {job.job: _Tracked(job.record, job.remove_on_loss, job.spawned, job.exit) for job in kept}
         return kept
 
@@ -135,37 +137,27 @@ class LocalRunner(Runner):
 
     def listeners(self, job: str) -> Sockets:
         """See `Runner.listeners`."""
-        return survey(self.processes(job))
+        return self._machine.listeners(job)
 
     def find(self, job: str, port: int) -> Address:
         """See `Runner.find`. What is known of a job's sockets saves a look at its processes."""
         self._tracked(job)
-        return self._servers.find(job, port)
+        return self._machine.find(job, port)
 
     def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
         """See `Runner.connect_at_once`."""
-        return self._servers.connect_at_once(job, address)
+        return self._machine.connect_at_once(job, address)
 
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         """See `Runner.connect`."""
-        tracked = self._tracked(job)
-        if assigned:
-            tracked.assigned = address.port
-        return self._servers.connect(job, address, timeout)
-
-    def _look(self, job: str) -> Look:
-        tracked = self._jobs.get(job)
-        assigned = tracked.assigned if tracked is not None else None
-        try:
-            return Look(self.listeners(job), assigned)
-        except PRouterError:
-            return Look(survey(()), assigned)  # The job has just ended.
+        self._tracked(job)
+        return self._machine.connect(job, address, timeout, assigned=assigned)
 
     def forget(self, job: str) -> None:
         """See `Runner.forget`."""
         self._request("forget", job=job)
         self._jobs.pop(job, None)
-        self._servers.forget(job)
+        self._machine.forget(job)
 
     def leave_death_notice(self, argv: list[str], environment: dict[str, str], text: str) -> None:
         """See `Runner.leave_death_notice`."""
@@ -174,7 +166,7 @@ class LocalRunner(Runner):
 
     def close(self, *, end_jobs: bool) -> None:
         """See `Runner.close`."""
-        self._servers.close()
+        self._machine.close()
         with self._attaching:
             client, self._client = self._client, None
             if client is None:
@@ -284,13 +276,17 @@ class LocalRunner(Runner):
         return client
 
     def _event(self, message: dict[str, Any]) -> None:
-        self._ended(Exit(**message["exit"]))
+        end = Exit(**message["exit"])
+        if self._early is not None:
+            self._early[end.job] = end
+        else:
+            self._ended(end)
 
     def _ended(self, end: Exit) -> None:
         tracked = self._jobs.get(end.job)
         if tracked is not None:
             tracked.exit = end
-            self._servers.forget(end.job)
+            self._machine.forget(end.job)
             gevent.spawn(self._notify, end)
 
     def _notify(self, end: Exit) -> None:

@@ -131,14 +131,14 @@ class Table:
         """Send reports about a job from now on, in a greenlet, beginning with those that were held back.
 
         Args:
-            running: whether its running is among those; else the agent knows that.
+            running: whether its running is among those; else the agent knows that, and hears only of the end.
         """
         if job.told:
             return
         job.told = True
         waiting, job.reports = job.reports, []
         if not running:
-            waiting = [report for report in waiting if report[0] != JobState.RUNNING]
+            waiting = [report for report in waiting if report[0] is JobState.ENDED]
         for _, report in waiting:
             self._send(job, report)
 

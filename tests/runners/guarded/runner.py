@@ -20,13 +20,13 @@ from typing import Any
 import gevent
 from pydantic import Field
 
-from prouter.errors import Conflict, NotFound, StartFailed
-from prouter.processes.process_tree import cpu_seconds, descend, is_exiting, read_process, rss_bytes, send
 from prouter.runners import (
     Address,
     Capabilities,
+    Conflict,
     Exit,
     Kept,
+    NotFound,
     Options,
     Queued,
     Reports,
@@ -35,10 +35,10 @@ from prouter.runners import (
     Sockets,
     Spawned,
     SpawnSpec,
+    StartFailed,
     Usage,
 )
-from prouter.runners.local.listening_sockets import survey
-from prouter.runners.local.servers import Look, Servers
+from prouter.runners.local import SameMachine
 
 POLL = 0.01
 """Seconds between looks at the jobs' directories."""
@@ -118,7 +118,7 @@ class GuardedRunner(Runner):
         self._setup = setup
         self._directory = setup.state_dir / "jobs"
         self._jobs: dict[str, Job] = {}
-        self._servers = Servers(lambda job: Look(self.listeners(job), None))
+        self._machine = SameMachine(self.processes)
         self._lifeline = os.pipe2(os.O_CLOEXEC) if setup.keep_for == 0 else None
 
     def open(self, reports: Reports) -> list[Kept]:
@@ -226,7 +226,7 @@ class GuardedRunner(Runner):
             job.exit = Exit(job.uid, None, None, "start_failed", 0.0, 0, time.time(), text=failed["text"])
         if job.exit is not None:
             job.over = True
-            self._servers.forget(job.uid)
+            self._machine.forget(job.uid)
             gevent.spawn(self._reports.exited, job.exit)
 
     def _look(self, job: Job) -> None:
@@ -246,10 +246,7 @@ class GuardedRunner(Runner):
         known.write("record.json", {**(known.read("record.json") or {}), "record": record})
 
     def signal(self, job: str, signum: int, *, tree: bool = True) -> None:
-        for pid in self.processes(job)[: None if tree else 1]:
-            process = read_process(pid)
-            if process is not None:
-                send(process, signum)
+        self._machine.signal(job, signum, tree=tree)
 
     def kill(self, job: str) -> None:
         known = self._known(job)
@@ -267,8 +264,7 @@ class GuardedRunner(Runner):
             gevent.sleep(POLL)
 
     def usage(self, job: str) -> Usage:
-        tree = [process for pid in self.processes(job) if (process := read_process(pid)) is not None]
-        return Usage(cpu_seconds(tree), sum(rss_bytes(one.pid) for one in tree), len(tree))
+        return self._machine.usage(job)
 
     def processes(self, job: str) -> list[int]:
         known = self._known(job)
@@ -276,19 +272,15 @@ class GuardedRunner(Runner):
         if guard is None or known.spawned is None:
             raise Conflict(f"job '{job}' does not run", job=job)
         first = known.spawned.pid
-        pids = [one.pid for one in descend([guard]) if one.pid != guard and one.alive]
+        pids = [pid for pid in self._machine.tree(guard) if pid != guard]
         return sorted(pids, key=lambda pid: pid != first)
 
-    def exiting(self, job: str) -> bool:
-        known = self._jobs.get(job)
-        return known is not None and known.spawned is not None and is_exiting(known.spawned.pid)
-
     def listeners(self, job: str) -> Sockets:
-        return survey(self.processes(job))
+        return self._machine.listeners(job)
 
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         self.processes(job)
-        return self._servers.connect(job, address, timeout)
+        return self._machine.connect(job, address, timeout, assigned=assigned)
 
     def forget(self, job: str) -> None:
         known = self._known(job)
@@ -310,7 +302,7 @@ class GuardedRunner(Runner):
                 shutil.rmtree(kept.get("sandbox") or job.directory, ignore_errors=True)
                 self.forget(job.uid)
             self._follower.kill()
-        self._servers.close()
+        self._machine.close()
         self._lock.close()
 
     def _known(self, job: str) -> Job:
