@@ -55,8 +55,8 @@ def agent_model() -> type[AgentConfig]:
         try:
             model = _loaded(point).options
         except ConfigError as error:
-            _log.warning(
-                "event=runner_not_loaded runner=%s error=%r", name, str(error)
+            _log.debug(
+                "event=runner_has_no_options runner=%s error=%r", name, str(error)
             )  # `find` raises it, if need be.
             continue
         if model.model_fields:

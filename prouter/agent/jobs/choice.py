@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from prouter.config import ConfigError
 from prouter.config.agent import AgentJobs
+from prouter.errors import AgentUnavailable, PRouterError
 from prouter.runners.capabilities import Capabilities
-from prouter.runners.interface import Limits, Runner
+from prouter.runners.interface import Kept, Limits, Reports, Runner
 from prouter.runners.kinds import Setup
 from prouter.runners.registry import find, made
 
-__all__ = ["jobs_root", "keep_for", "make_runner"]
+__all__ = ["jobs_root", "keep_for", "make_runner", "opened"]
+
+_log = logging.getLogger("prouter.runner")
 
 _LOCAL = "local"
 _LOCAL_STATE = "keeper"
@@ -48,6 +52,26 @@ def make_runner(jobs: AgentJobs, state_dir: Path) -> Runner:
     runner = made(name, Setup(own, jobs_root(jobs, state_dir), jobs.keep_for, jobs.cgroup, options))
     _refuse(jobs, name, runner.capabilities)
     return runner
+
+
+def opened(runner: Runner, reports: Reports) -> list[Kept]:
+    """Open a runner; return the jobs that outlived an earlier agent.
+
+    Raises:
+        PRouterError: as of `Runner.open`; `AgentUnavailable` if the runner is broken.
+    """
+    kind = type(runner).__name__
+    try:
+        kept = runner.open(reports)
+    except PRouterError:
+        raise
+    except Exception as error:
+        _log.debug("event=runner_not_opened runner=%s", kind, exc_info=True)
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AgentUnavailable(f"jobs.runner: {kind} cannot be opened: {why}") from error
+    if not isinstance(kept, list) or not all(isinstance(one, Kept) for one in kept):
+        raise AgentUnavailable(f"jobs.runner: {kind}.open returned {kept!r}, which is no list of Kept")
+    return kept
 
 
 def _refuse(jobs: AgentJobs, name: str, can: Capabilities) -> None:

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from prouter.agent.expose.endpoint import PortEndpoint, ReportKeys
 from prouter.agent.expose.plan import resolve
+from prouter.agent.jobs.choice import opened
 from prouter.agent.jobs.creating import Creator
 from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
@@ -160,7 +161,7 @@ class JobManager:
         """
         self._root.open()
         try:
-            kept = self._runner.open(self._reports)
+            kept = opened(self._runner, self._reports)
             found = next((item.record for item in kept if "incarnation" in item.record), {})
             self._incarnation = found.get("incarnation") or uuid4().hex
             self._reports.keys = ReportKeys(found.get("endpoint_secret"))
