@@ -243,4 +243,4 @@ def test_a_removed_job_leaves_nothing(site: Site) -> None:
     site.jobs.manager.signal(uid, "KILL")
     until(lambda: site.jobs.manager.record(uid).ended)
     site.connections.job_ended(site.jobs.manager.record(uid))
-    assert uid not in site.jobs.runner._servers._jobs
+    assert uid not in site.jobs.runner._machine._servers._jobs
