@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from prouter.cli.catalogue import COMMANDS, SECTIONS
+from tools.generated_page import between, write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 OPENING, CLOSING = "<!-- reference -->", "<!-- end -->"
@@ -20,16 +20,7 @@ EVERYWHERE = ("url", "token_file", "context", "output")
 
 def main() -> int:
     """Write or check the page and return the exit status."""
-    before = PAGE.read_text()
-    start = before.index(OPENING)
-    end = before.index(CLOSING, start)
-    after = "\n".join([before[:start] + OPENING, "", *_reference(), before[end:]])
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print(f"{PAGE} is not up to date: run python tools/document_cli.py", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after)
-    return 0
+    return write_or_check(PAGE, between(PAGE.read_text(), OPENING, CLOSING, _reference()))
 
 
 def _reference() -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prouter import client
+from tools.generated_page import between, write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 OPENING, CLOSING = "<!-- reference -->", "<!-- end -->"
@@ -25,16 +25,7 @@ _ITEM = re.compile(r"^    (\w+): (.*)$")
 
 def main() -> int:
     """Write or check the page and return the exit status."""
-    before = PAGE.read_text()
-    start = before.index(OPENING)
-    end = before.index(CLOSING, start)
-    after = "\n".join([before[:start] + OPENING, "", *_reference(), before[end:]])
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print(f"{PAGE} is not up to date: run python tools/document_client.py", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after)
-    return 0
+    return write_or_check(PAGE, between(PAGE.read_text(), OPENING, CLOSING, _reference()))
 
 
 def _reference() -> Iterator[str]:

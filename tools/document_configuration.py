@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 
 from prouter.config import RouterConfig, Section, keys, sections
 from prouter.runners.registry import agent_model
+from tools.generated_page import between, write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 MODELS: dict[str, type[Section]] = {"router": RouterConfig, "agent": agent_model()}
@@ -19,24 +19,13 @@ MODELS: dict[str, type[Section]] = {"router": RouterConfig, "agent": agent_model
 
 def main() -> int:
     """Write or check the page and return the exit status."""
-    before = PAGE.read_text()
-    after = documented(before)
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print(f"{PAGE} is not up to date: run python tools/document_configuration.py", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after)
-    return 0
+    return write_or_check(PAGE, documented(PAGE.read_text()))
 
 
 def documented(text: str) -> str:
     """Return the page with new tables."""
     for name, model in MODELS.items():
-        opening = f"<!-- keys of the {name} -->"
-        closing = "<!-- end -->"
-        start = text.index(opening)
-        end = text.index(closing, start)
-        text = "\n".join([text[:start] + opening, "", *_table(model), "", text[end:]])
+        text = between(text, f"<!-- keys of the {name} -->", "<!-- end -->", [*_table(model), ""])
     return text
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prouter.web.admin.openapi import document
+from tools.generated_page import write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "http-reference.md"
 _JOB = "/jobs/{connection}/{job}"
@@ -35,14 +36,7 @@ _ANY = frozenset({"401", "403", "429", "503"})
 
 def main() -> int:
     """Write or check the page and return the exit status."""
-    text = "\n".join(_page(document())).rstrip() + "\n"
-    if "--check" in sys.argv[1:]:
-        current = PAGE.exists() and PAGE.read_text() == text
-        if not current:
-            print(f"{PAGE} is not up to date: run python tools/document_http.py", file=sys.stderr)
-        return int(not current)
-    PAGE.write_text(text)
-    return 0
+    return write_or_check(PAGE, "\n".join(_page(document())).rstrip() + "\n")
 
 
 def _page(found: dict[str, Any]) -> Iterator[str]:

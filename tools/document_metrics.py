@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from prouter.web.metrics.exposition import FIGURES
+from tools.generated_page import between, write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 OPENING, CLOSING = "<!-- figures -->", "<!-- end -->"
@@ -14,15 +14,7 @@ OPENING, CLOSING = "<!-- figures -->", "<!-- end -->"
 
 def main() -> int:
     """Write or check the page and return the exit status."""
-    before = PAGE.read_text()
-    start = before.index(OPENING)
-    after = "\n".join([before[:start] + OPENING, "", *_table(), "", before[before.index(CLOSING, start) :]])
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            print(f"{PAGE} is not up to date: run python tools/document_metrics.py", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after)
-    return 0
+    return write_or_check(PAGE, between(PAGE.read_text(), OPENING, CLOSING, [*_table(), ""]))
 
 
 def _table() -> Iterator[str]:

@@ -216,6 +216,7 @@ class Starter:
             job.queued(placed)
             self._keep(job)
         else:
+            assert isinstance(placed, Spawned), f"the runner's spawn returned {placed!r}, not Spawned or Queued"
             job.has_started(placed)
         return self._go_on(job, plan, exposure, spec.argv)
 
