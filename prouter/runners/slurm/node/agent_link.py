@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from prouter.runners.slurm.node.dialling import Connection, Refused, dial
+from prouter.runners.slurm.node.notes import note
 
 __all__ = ["AgentLink"]
 
@@ -64,7 +65,7 @@ class AgentLink:
                 self._tried.set()
                 if str(error) != told:
                     told = str(error)
-                    print(f"the agent is not reached: {error}", flush=True)
+                    note(f"the agent is not reached: {error}")
             else:
                 delay, told = _FIRST_DELAY, ""
                 await self._converse(connection)
@@ -88,7 +89,7 @@ class AgentLink:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         except (OSError, ValueError) as error:
-            print(f"the connection to the agent broke: {error}", flush=True)
+            note(f"the connection to the agent broke: {error}")
         finally:
             self._connection = None
             connection.close()

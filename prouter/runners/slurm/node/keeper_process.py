@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prouter.keeper.wire import Decoder, encode
+from prouter.runners.slurm.node.notes import note
 
 __all__ = ["KeeperLost", "KeeperProcess", "Refusal"]
 
@@ -91,7 +92,7 @@ class KeeperProcess:
                 for message in decoder.feed(data):
                     self._dispatch(message)
         except (OSError, ValueError) as error:
-            print(f"the connection to the keeper broke: {error}", flush=True)
+            note(f"the connection to the keeper broke: {error}")
         pending, self._pending = self._pending, {}
         for answer in pending.values():
             if not answer.done():

@@ -7,6 +7,7 @@ import secrets
 
 from prouter.runners.slurm.node import job_files
 from prouter.runners.slurm.node.keeper_start import begin
+from prouter.runners.slurm.node.notes import note
 from prouter.runners.slurm.node.state_directory import remove_left, state_directory
 from prouter.runners.slurm.node.surroundings import node_name
 
@@ -20,12 +21,12 @@ def main(directory: str) -> int:
     """Run the job of this directory; return the exit code for Slurm: the job's own, or 128 and its signal's number."""
     job = job_files.read(directory, job_files.JOB)
     if job is None:
-        print("the agent has taken the job back")
+        note("the agent has taken the job back")
         return _NOT_STARTED
     mine = {job_files.NODE: node_name(), "number": os.environ.get("SLURM_JOB_ID"), "by": secrets.token_hex(8)}
     before = job_files.claim(directory, mine)
     if before is not None:
-        print(f"the job is not started again: {before}")
+        note(f"the job is not started again: {before}")
         return _NOT_STARTED
     with state_directory(job["spec"]["job"]) as state_dir:
         keeper = begin(state_dir)

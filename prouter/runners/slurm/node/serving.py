@@ -20,6 +20,7 @@ from prouter.runners.slurm.node.agent_link import AgentLink
 from prouter.runners.slurm.node.dialling import Refused, dial
 from prouter.runners.slurm.node.keeper_process import KeeperLost, KeeperProcess, Refusal
 from prouter.runners.slurm.node.keeper_start import begin
+from prouter.runners.slurm.node.notes import note
 from prouter.runners.slurm.node.own_sockets import OwnSockets
 from prouter.runners.slurm.node.relays import serve as serve_relay
 from prouter.runners.slurm.node.reports import ReportEndpoint
@@ -79,7 +80,7 @@ class Node:
         try:
             await self._start()
         except Superseded as error:
-            print(f"the job is not started here: {error}", flush=True)
+            note(f"the job is not started here: {error}")
             linking.cancel()
             await self._keeper.end()
             job_files.withdraw(self._directory, self._job["claim"])
@@ -93,7 +94,7 @@ class Node:
             await asyncio.wait_for(self._link.flush(), _TELL)
         except asyncio.TimeoutError:
             told = False
-            print("the agent was not told of the job's end; it will read it", flush=True)
+            note("the agent was not told of the job's end; it will read it")
         if not told:
             await self._store_end()
         linking.cancel()
@@ -150,7 +151,7 @@ class Node:
         try:
             job_files.write(self._directory, name, content)
         except OSError as error:
-            print(f"{name} could not be written: {error}", flush=True)
+            note(f"{name} could not be written: {error}")
             return False
         return True
 
@@ -166,11 +167,11 @@ class Node:
         if message["event"] == "exited":
             self._over({name: value for name, value in message["exit"].items() if name != "job"})
         elif message["event"] == "log":
-            print(message["text"], flush=True)
+            note(message["text"])
 
     def _on_lost(self) -> None:
         """The keeper was killed. Another one ends the processes that it left."""
-        print("the node's keeper was lost", flush=True)
+        note("the node's keeper was lost")
         self._spawn(self._replace_keeper())
 
     async def _replace_keeper(self) -> None:
@@ -178,7 +179,7 @@ class Node:
         try:
             await self._keeper.open()
         except (KeeperLost, Refusal) as error:
-            print(f"the processes that it left could not be ended: {error}", flush=True)
+            note(f"the processes that it left could not be ended: {error}")
         self._over({**_UNKNOWN, "reason": "agent_lost"})
 
     def _on_term(self) -> None:
@@ -187,7 +188,7 @@ class Node:
 
     def _refused(self) -> None:
         """The agent has removed the job, or has started it anew."""
-        print("the agent does not know the job any more: it is ended", flush=True)
+        note("the agent does not know the job any more: it is ended")
         self._spawn(self._pass_on({"op": "kill"}))
 
     def _spawn(self, coroutine: Any) -> None:
@@ -211,7 +212,7 @@ class Node:
         except KeeperLost as error:
             answer = {"error": {"code": "not_running", "text": str(error)}}
         except Exception as error:  # A failed request must not end the job.
-            print(f"request {op!r} failed: {error!r}", flush=True)
+            note(f"request {op!r} failed: {error!r}")
             answer = {"error": {"code": "internal", "text": f"the node failed at {op!r}: {error!r}"}}
         else:
             answer = {"result": result}
@@ -250,7 +251,7 @@ class Node:
         try:
             spare = await dial(self._directory, {"job": self._uid, "secret": self._job["secret"], "kind": "spare"})
         except (OSError, ValueError, Refused) as error:
-            print(f"no connection for a client could be made: {error}", flush=True)
+            note(f"no connection for a client could be made: {error}")
             return
         await serve_relay(spare, self._sockets)
 
