@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,20 +21,6 @@ from prouter.keeper.log_gaps import COPIED, COPY_END
 from prouter.processes import process_tree
 from tests.support.job_manager import Managers, Observed
 from tests.support.keeper import alive, until
-
-
-@pytest.fixture
-def managers(tmp_path: Path) -> Iterator[Managers]:
-    """The managers of one test."""
-    managers = Managers(tmp_path)
-    yield managers
-    managers.close()
-
-
-@pytest.fixture
-def jobs(managers: Managers) -> Observed:
-    """A manager with a keeper of its own."""
-    return managers.open()
 
 
 def shell(jobs: Observed, script: str) -> tuple[str, bytes, bytes]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ pids = [jobs.manager.record(running).pid, jobs.runner.keeper_pid]
 print(json.dumps({"incarnation": jobs.manager.incarnation, "uids": [new, running, ended], "pids": pids}), flush=True)
 gevent.sleep(1000)
 """
-
-
-@pytest.fixture
-def managers(tmp_path: Path) -> Iterator[Managers]:
-    """Managers that follow one another on the same state."""
-    managers = Managers(tmp_path)
-    yield managers
-    managers.close()
 
 
 def restarted(managers: Managers) -> Observed:

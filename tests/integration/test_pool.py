@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -20,14 +18,6 @@ from tests.support.job_users import python_for_all, users, why_not
 from tests.support.keeper import alive, until
 
 WEB = {"args": python(SERVER, "{socket}"), "expose": {"port": "unix"}}
-
-
-@pytest.fixture
-def managers(tmp_path: Path) -> Iterator[Managers]:
-    """Managers that follow one another on the same state."""
-    managers = Managers(tmp_path)
-    yield managers
-    managers.close()
 
 
 def pooled(managers: Managers, size: int, ready: int | None = None, **settings: Any) -> Observed:
