@@ -202,7 +202,7 @@ class Bench:
 
     def end(self, job: str) -> Exit:
         """Wait for the report of a job's end; there must be one only."""
-        until(lambda: job in self.reports.ends, self.patience, f"the end of {job} is reported")
+        until(lambda: self.faults or job in self.reports.ends, self.patience, f"the end of {job} is reported")
         self.assert_no_faults()
         return self.reports.ends[job]
 
