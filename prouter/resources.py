@@ -15,6 +15,7 @@ from typing import Any
 __all__ = [
     "MOST_NAMES",
     "NAME",
+    "UNCOUNTED",
     "Amounts",
     "add",
     "check_amounts",
@@ -34,6 +35,8 @@ MOST_NAMES = 64
 """Resources of one agent or job, at most."""
 _MOST = 2**53
 """The largest amount: beyond it, numbers of 64 bits are not exact."""
+UNCOUNTED = _MOST
+"""What an agent has of a resource that it does not count, because something else does: more than any job asks for."""
 _ROUNDING = 1e-9
 """Relative error of sums of fractions, which must not cost a job its place."""
 
@@ -100,8 +103,8 @@ def machine() -> dict[str, float]:
 
 
 def unbounded() -> dict[str, float]:
-    """`cpus` and `memory` of an agent that does not count them, because something else does: more than any job asks."""
-    return {"cpus": _MOST, "memory": _MOST}
+    """`cpus` and `memory` of an agent that does not count them."""
+    return {"cpus": UNCOUNTED, "memory": UNCOUNTED}
 
 
 def _is_amount(value: Any) -> bool:

@@ -230,6 +230,8 @@ def test_logs_follow(site: Site) -> None:
 
 def test_what_the_creation_asked_for_is_reserved(site: Site) -> None:
     """Also more than the agent's own machine has, and of any agent."""
+    (connection,) = site.router.get("/connections").json()["connections"]
+    assert connection["resources"]["cpus"] is None
     agent = {"type": "any", "resources": {"cpus": 3.5, "memory": 200 << 20}}
     path = site.router.post("/jobs/create", {"name": "test", "agent": agent}).json()["path"]
     site.starting(path, "sleep", "100", limits={"timeout": 500})

@@ -7,6 +7,7 @@ from typing import Any
 from prouter.broker.links.hello import SERVER, AgentInfo
 from prouter.broker.links.link import Link
 from prouter.jobs import Phase, Reason, State, phase_of, rfc3339
+from prouter.resources import UNCOUNTED
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
@@ -63,7 +64,7 @@ def connection_identity(link: Link) -> dict[str, Any]:
         "since": rfc3339(link.since),
         "version": link.info.version,
         "encrypted": link.encrypted,
-        "resources": link.info.resources,
+        "resources": {name: None if has == UNCOUNTED else has for name, has in link.info.resources.items()},
     }
 
 

@@ -103,7 +103,7 @@ class Connection(_Model):
         load: of the agent's machine over a minute, per core.
         jobs: number of running jobs.
         up: whether the agent can be reached now.
-        resources: what its jobs may take, by name.
+        resources: what its jobs may take, by name; None for what the agent does not count.
         resources_used: what they take.
         routers: to which routers the agent links: ``address``, ``uid`` and ``up`` of each.
         pool: its templates by name, each with the ``size`` of its pool, how many jobs are ``ready``, and ``failures``.
@@ -120,7 +120,7 @@ class Connection(_Model):
     encrypted: bool = False
     draining: bool = False
     up: bool = True
-    resources: Mapping[str, float] = field(default_factory=dict)
+    resources: Mapping[str, float | None] = field(default_factory=dict)
     resources_used: Mapping[str, float] = field(default_factory=dict)
     routers: Sequence[Mapping[str, Any]] = ()
     pool: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -85,7 +85,9 @@ class Connection(_Response):
     draining: bool = Field(description="Whether no new jobs are placed on the agent.")
     routers: list[AgentsRouter] = Field(description="The routers to which the agent links, as it tells; at most 32.")
     up: bool = Field(description="Whether the agent can be reached now.")
-    resources: dict[str, float] = Field(description="What the agent's jobs may take: its jobs.resources.")
+    resources: dict[str, float | None] = Field(
+        description="What the agent's jobs may take: its jobs.resources. null: its runner counts, not the agent."
+    )
     resources_used: dict[str, float] = Field(description="What its jobs take, those of other routers included.")
     pool: dict[str, PoolFigures] = Field(description="Templates (jobs.pool) and the jobs that are kept ready.")
 
