@@ -49,7 +49,7 @@ test: tools $(DEV) $(DOCS)
 # Examples alone have to reach every branch, so that the figure does not depend on what hypothesis draws.
 coverage: $(DEV)
 	$(CLEAN_ENV) $(BIN)/coverage run -m pytest -q -m 'not hypothesis' --ignore tests/unit/fabric/test_schedules.py \
-	  tests/unit/fabric tests/unit/transport/local
+	  tests/unit/fabric tests/unit/transport/zmtp
 	$(BIN)/coverage report
 
 lint: $(DEV)

@@ -38,8 +38,9 @@ from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import keep_freed_memory
 from prouter.targets import Targets
 from prouter.transport.zeromq.context import destroy_context
-from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
-from prouter.transport.zeromq.listener import RouterListener
+from prouter.transport.zeromq.curve import ClientCurve
+from prouter.transport.zmtp.server_keys import ServerCurve
+from prouter.transport.zmtp.tcp_listener import TcpListener
 
 __all__ = ["run"]
 
@@ -129,9 +130,9 @@ class _Server:
         self._access = watch_access(config, state, self._wake)
         self._pair = self._access.pair
         self._agent_keys = AgentKeys(config.client.agent_keys, insecure=config.client.insecure)
-        self._agents: RouterListener | None = None
+        self._agents: TcpListener | None = None
         self._authority = CoreAuthority(self._env)
-        self._connections = Connections(self._env, self._poller, self._authority, self._guard, descriptors // 4)
+        self._connections = Connections(self._env, self._poller, self._authority, self._guard, descriptors)
         self._dialling = Dialling(
             self._env.timers,
             self._wake,
@@ -143,7 +144,6 @@ class _Server:
             Targets(config.control.allow_targets, lambda: (config.control.port, self._env.agents_port)),
         )
         self._broker = self._authority.broker = Broker(self._env, saved, time.monotonic())
-        self._connections.unauthenticated.expected = lambda: self._broker.links.away
         self._broker.gate.bind = self._access.bind
         self._broker.access_changed(self._access.rules, time.monotonic())
         self._access.changed = self._access_changed
@@ -357,8 +357,8 @@ class _Server:
     def _stats(self) -> dict[str, float]:
         return {
             **process_figures(),
-            "strangers": len(self._connections.unauthenticated),
-            "total.strangers_cut": self._connections.unauthenticated.cut,
+            "strangers": self._connections.unauthenticated_count,
+            "total.strangers_cut": self._connections.cut,
             "loop.lag_max_seconds": self._lag.longest,
             "loop.lag_avg_seconds": self._lag.average,
             "loop.turns": self._lag.iterations,

@@ -1,7 +1,7 @@
 """A DEALER socket on the gevent loop: one attempt to connect, then callbacks for messages and for the end.
 
 The endpoint's scheme decides about the transport, here and nowhere else: ``tcp://`` is pyzmq
-(`prouter.transport.zeromq`), ``ipc://`` is ZMTP on this process's own loop (`prouter.transport.local`).
+(`prouter.transport.zeromq`), ``ipc://`` is ZMTP on this process's own loop (`prouter.transport.zmtp`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from prouter.addresses import split_address
 from prouter.errors import ProtocolError
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.connection import Connection
-from prouter.transport.local.wire import Wire
 from prouter.transport.probe import CLOSED, NO_ANSWER, NO_ENCRYPTION, WANTS_ENCRYPTION, Address, probe
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection, NotConnected
+from prouter.transport.zmtp.wire import Wire
 
 __all__ = ["DealerSocket"]
 

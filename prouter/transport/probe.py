@@ -12,7 +12,7 @@ from typing import Any
 from gevent import socket
 
 from prouter.errors import ProtocolError
-from prouter.transport.local.zmtp import Zmtp, opening
+from prouter.transport.zmtp.codec import Zmtp, opening
 
 __all__ = ["CLOSED", "NO_ANSWER", "NO_ENCRYPTION", "PORTS", "SILENT", "WANTS_ENCRYPTION", "Address", "probe"]
 

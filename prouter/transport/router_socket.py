@@ -14,8 +14,8 @@ from prouter.errors import ProtocolError
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.connection import Connection
 from prouter.transport.unauthenticated import Unauthenticated
-from prouter.transport.zeromq.curve import ServerCurve
 from prouter.transport.zeromq.listener import RouterListener
+from prouter.transport.zmtp.server_keys import ServerCurve
 
 __all__ = ["RouterSocket"]
 

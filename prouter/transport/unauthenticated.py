@@ -1,4 +1,8 @@
-"""Connections whose peers are not authenticated: they have a short while to change that, and there are not many."""
+"""Connections whose peers are not authenticated: they have a short while to change that, and there are not many.
+
+Others wait while there are as many as there may be: a peer that goes on with its handshake is not closed to make room
+for one that has only come. Those that say nothing are.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,11 @@ _PATIENCE = 10.0
 """Seconds a connection may take until its peer is accepted; one that was refused waits longer before it comes again."""
 _HANDSHAKES = 500
 """Handshakes that one core carries out in a second, even if it is busy: the more there are, the longer all may take."""
-_MOST = 4096
-"""Connections that may be unauthenticated at once, unless told otherwise; the oldest are closed."""
+_SILENCE = 2.0
+"""Seconds without a word after which a connection makes room for others. A network loses a packet within that time and
+sends it again."""
+_MOST = 1024
+"""Connections that may be unauthenticated at once, unless told otherwise."""
 _AT_ONCE = 200
 """Connections closed at once; more than are accepted at once."""
 
@@ -29,40 +36,68 @@ class Unauthenticated(Generic[T]):
 
     Attributes:
         cut: how many had to be closed.
-        expected: how many more there may be, because so many known peers are about to return.
     """
 
     def __init__(self, most: int = _MOST) -> None:
         self.cut = 0
-        self.expected: Callable[[], int] = int
         self._most = min(most, _MOST)
         self._until: OrderedDict[T, float] = OrderedDict()
         """How long each may take, by how many were there before it."""
+        self._heard: OrderedDict[T, float] = OrderedDict()
+        """When each was last heard, who has been silent for longest first."""
 
     def __len__(self) -> int:
         return len(self._until)
 
+    @property
+    def full(self) -> bool:
+        """Whether others have to wait for now."""
+        return len(self._until) >= self._most
+
     def opened(self, connection: T, now: float) -> None:
         """A connection was accepted."""
         self._until[connection] = now + _PATIENCE + len(self._until) / _HANDSHAKES
+        self._heard[connection] = now
+
+    def heard(self, connection: T, now: float) -> None:
+        """A connection goes on with its handshake."""
+        if connection in self._heard:
+            self._heard[connection] = now
+            self._heard.move_to_end(connection)
 
     def gone(self, connection: T) -> None:
         """A connection was closed, or its peer authenticated."""
         self._until.pop(connection, None)
+        self._heard.pop(connection, None)
 
     def due(self, now: float) -> bool:
-        """Whether some have had their time."""
-        if not self._until:
-            return False
-        waiting = len(self._until)
-        if waiting > self._most and waiting > self._most + self.expected():
-            return True
+        """Whether some have had their time, or are silent while others wait."""
+        return bool(self._until) and (self._overdue(now) or self._silent(now))
+
+    def _overdue(self, now: float) -> bool:
         return now > next(iter(self._until.values()))
 
-    def take_due(self, now: float) -> list[T]:
-        """Some of those that have had their time: close them."""
+    def _silent(self, now: float) -> bool:
+        return now > next(iter(self._heard.values())) + _SILENCE and self.full
+
+    def take_due(self, now: float, waits: Callable[[T], bool] = lambda _: False) -> list[T]:
+        """Some of those that have had their time, or are silent while others wait: close them.
+
+        Args:
+            now: seconds of the clock that the other methods are given.
+            waits: whether a connection has said something that was not read yet. Who has waited long to be heard is
+                not to blame, and gets more time.
+        """
         found: list[T] = []
-        while len(found) < _AT_ONCE and self.due(now):
-            found.append(self._until.popitem(last=False)[0])
+        for _ in range(_AT_ONCE):
+            if not self.due(now):
+                break
+            connection = next(iter(self._until if self._overdue(now) else self._heard))
+            if now > self._heard[connection] + _SILENCE and waits(connection):
+                self.heard(connection, now)
+                self._until[connection] = max(self._until.pop(connection), now + _SILENCE)
+            else:
+                self.gone(connection)
+                found.append(connection)
         self.cut += len(found)
         return found

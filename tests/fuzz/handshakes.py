@@ -11,9 +11,10 @@ from random import Random
 
 from prouter.errors import ProtocolError
 from prouter.keys.files import make_pair
-from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
+from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection
 from prouter.transport.zeromq.listener import RouterListener
+from prouter.transport.zmtp.server_keys import ServerCurve
 from tests.fuzz.damage import damaged, pieces
 from tests.unit.transport.zeromq.test_listener import Stand, connected
 

@@ -16,7 +16,7 @@ from prouter.broker.sockets.port import Port
 from prouter.errors import ProtocolError
 from prouter.fabric.session import Session
 from prouter.transport.dealer import DealerSocket
-from prouter.transport.local.listener import LocalListener
+from prouter.transport.zmtp.unix_listener import UnixListener
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port
 
@@ -179,14 +179,14 @@ class Mirror:
     def __init__(self, work_dir: Path) -> None:
         self.endpoint = f"ipc://{work_dir}/broker.ipc"
         self.dirty: list[Port] = []
-        self.listener = LocalListener(work_dir / "broker.ipc")
+        self.listener = UnixListener(work_dir / "broker.ipc")
         self.ports: list[Port] = []
         self.switch = Switch()
         self.path: SwitchPath | None = None
 
     def unauthenticated_may_send(self, limit: int) -> None:
         self.listener.close()
-        self.listener = LocalListener(Path(self.endpoint.removeprefix("ipc://")), limit=limit)
+        self.listener = UnixListener(Path(self.endpoint.removeprefix("ipc://")), limit=limit)
 
     def turn(self) -> None:
         for connection in self.listener.accept():
@@ -269,7 +269,7 @@ def test_a_peer_with_a_path_may_send_much(ends: Ends, mirror: Mirror) -> None:
 
 def test_a_listener_takes_the_place_a_killed_one_left(mirror: Mirror, work_dir: Path) -> None:
     assert (work_dir / "broker.ipc").exists()
-    LocalListener(work_dir / "broker.ipc").close()
+    UnixListener(work_dir / "broker.ipc").close()
     assert not (work_dir / "broker.ipc").exists()
 
 

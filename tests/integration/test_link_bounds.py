@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prouter.transport.local.zmtp import encode_message, opening
+from prouter.transport.zmtp.codec import encode_message, opening
 from tests.integration.test_attacks import resident
 from tests.support.processes import Agent, Router, link_settings, start_agent, start_router, wait_until
 

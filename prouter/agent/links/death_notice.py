@@ -28,10 +28,10 @@ from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.key_pairs import KeyPair
 from prouter.process.cores import forbid_inspection
 from prouter.transport.connection import Connection
-from prouter.transport.local.wire import Wire
 from prouter.transport.zeromq.context import destroy_context
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection
+from prouter.transport.zmtp.wire import Wire
 
 __all__ = ["Command", "deliver", "main", "notice_for"]
 

@@ -22,7 +22,7 @@ from prouter.key_pairs import KeyPair
 from prouter.transport.connection import Connection
 from prouter.transport.dialler import Punctual
 from prouter.transport.router_socket import RouterSocket
-from prouter.transport.zeromq.curve import ServerCurve
+from prouter.transport.zmtp.server_keys import ServerCurve
 
 __all__ = ["Listener"]
 

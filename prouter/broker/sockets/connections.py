@@ -18,6 +18,7 @@ from prouter.broker.base.switch import Path
 from prouter.broker.sockets.partial_messages import Unfinished
 from prouter.broker.sockets.poller import Poller, Turn
 from prouter.broker.sockets.port import Port
+from prouter.broker.sockets.waiting import Waiting, says_something
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
 from prouter.process.memory import give_back_memory
@@ -30,7 +31,11 @@ __all__ = ["Authority", "Connections"]
 log = logging.getLogger("prouter.broker")
 
 _ACCEPT_PAUSE = 0.1
-"""Seconds to wait when a connection cannot be accepted for lack of descriptors."""
+"""Seconds to wait when no connection can be accepted, or too many are unauthenticated."""
+_MOST_WAITING = 16_384
+"""Connections that wait for their handshakes to begin, at most; others wait in the kernel."""
+_ADMITTED = 100
+"""Handshakes that begin at once, at most."""
 _TICK = 0.1
 """Seconds between two looks at time limits and at messages that do not arrive whole."""
 _MOST_AHEAD = MAX_MESSAGE
@@ -83,7 +88,7 @@ class Connections:
         poller: the event loop's.
         authority: who decides.
         guard: runs a handler so that its mistake does not end everything.
-        most_unauthenticated: connections that may be unauthenticated at once.
+        descriptors: how many this process may have.
     """
 
     def __init__(
@@ -92,13 +97,15 @@ class Connections:
         poller: Poller,
         authority: Authority,
         guard: Callable[[Callable[[float], None], float], None],
-        most_unauthenticated: int,
+        descriptors: int,
     ) -> None:
         self._env = env
         self._poller = poller
         self._authority = authority
         self._guard = guard
-        self.unauthenticated: Unauthenticated[Port] = Unauthenticated(most_unauthenticated)
+        self._descriptors = descriptors
+        self._unauthenticated: Unauthenticated[Port] = Unauthenticated(descriptors // 4)
+        self._waiting: Waiting[Listener] = Waiting()
         self._ports: dict[Connection, Port] = {}
         self._listeners: dict[Listener, bool] = {}
         """Whether workers connect there."""
@@ -114,12 +121,17 @@ class Connections:
     @property
     def busy(self) -> bool:
         """Whether there is something to be heard, even if no descriptor becomes ready."""
-        if self._unfinished:
-            return True
-        for listener in self._listeners:  # noqa: SIM110 - once per event loop iteration, and any() takes thrice as long
-            if listener.more:
-                return True
-        return False
+        return bool(self._unfinished) or bool(self._waiting and not self._unauthenticated.full)
+
+    @property
+    def unauthenticated_count(self) -> int:
+        """Connections of peers that are not authenticated."""
+        return len(self._unauthenticated) + len(self._waiting)
+
+    @property
+    def cut(self) -> int:
+        """How many of them were closed because they were silent or took too long."""
+        return self._unauthenticated.cut + self._waiting.cut
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
@@ -133,26 +145,42 @@ class Connections:
         self._poller.watch(listener.fd, partial(self._hear, listener), turn)
 
     def _hear(self, listener: Listener, now: float) -> None:
-        """Somebody has connected, or what has arrived has no descriptor of its own."""
+        """Somebody has connected."""
+        workers = self._listeners[listener]
+        if not workers and len(self._waiting) >= self._room:
+            self._rest(listener, now)
+            return
         try:
             for connection in listener.accept():
-                self._opened(connection, listener, now)
+                if workers:
+                    self._opened(connection, listener, now)
+                else:
+                    self._waiting.add(connection, listener, now)
         except OSError as error:
             log.error("event=accept_failed endpoint=%s error=%r", listener.endpoint, str(error))
-            self._poller.unwatch(listener.fd)
-            self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._watch(listener))
-        for connection in listener.arrived():
-            port = self._ports.get(connection)
-            if port is None:
-                continue
-            if port.paused:
-                self._bound(port, now)
-            else:
-                self._guard(partial(self._pump, port), now)
-        if self.unauthenticated:
-            self._end_unauthenticated(now)
+            self._rest(listener, now)
+        self._admit(now)
+
+    @property
+    def _room(self) -> int:
+        """How many connections may wait: unauthenticated ones take half of the descriptors that are left, at most."""
+        unauthenticated = len(self._unauthenticated)
+        return min(_MOST_WAITING, (self._descriptors - len(self._ports) + unauthenticated) // 2 - unauthenticated)
+
+    def _admit(self, now: float) -> None:
+        """Begin with handshakes of connections that wait."""
+        self._end_unauthenticated(now)
+        if not self._unauthenticated.full:
+            # While others go on with theirs, as many as these finish.
+            for connection, listener in self._waiting.take(1 if self._poller.crowded else _ADMITTED, now):
+                self._opened(connection, listener, now)
         if self._ports and not self._sweeping:
             self._sweep(now)
+
+    def _rest(self, listener: Listener, now: float) -> None:
+        """Leave those that connect to the kernel for a while."""
+        self._poller.unwatch(listener.fd)
+        self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._watch(listener))
 
     def _opened(self, connection: Connection, listener: Listener, now: float) -> None:
         """A peer has connected; it says who it is in its first message."""
@@ -161,7 +189,7 @@ class Connections:
         port.connected(connection)
         self._add(port, connection, Turn.FIRST if workers else Turn.UNAUTHENTICATED)
         if not workers:
-            self.unauthenticated.opened(port, now)
+            self._unauthenticated.opened(port, now)
 
     def _add(self, port: Port, connection: Connection, turn: Turn) -> None:
         self._ports[connection] = port
@@ -181,38 +209,37 @@ class Connections:
     def _sweep(self, now: float) -> None:
         """Look after time limits for as long as there are connections."""
         self._end_unauthenticated(now)
-        for listener in self._listeners:
-            listener.tick(now)
         for port, connection in list(self._dialled.items()):
             if connection.inspect():
                 self._bound(port, now)
         self._sweeping = bool(self._ports)
         if self._sweeping:
-            self._env.timers.at(now if self.unauthenticated.due(now) else now + _TICK, self._sweep)
+            self._env.timers.at(now if self._unauthenticated.due(now) else now + _TICK, self._sweep)
 
     def _end_unauthenticated(self, now: float) -> None:
-        for port in self.unauthenticated.take_due(now):
+        for port in self._unauthenticated.take_due(now, lambda port: says_something(port.fd)):
             self._shut(port)
 
     def accept(self, path: Path) -> None:
         """The peer behind a path's connection is authenticated."""
         port: Port = path.carrier
         port.accept(path)
-        self.unauthenticated.gone(port)
+        self._unauthenticated.gone(port)
         self._poller.promote(port.fd, _events(port))
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
     def hear_unfinished(self, now: float) -> None:
         """Go on with what was left by the last event loop iteration."""
-        for listener in self._listeners:
-            if listener.more:
-                self._guard(partial(self._hear, listener), now)
+        if self._waiting:
+            self._admit(now)
         for port in list(self._unfinished):
             self._guard(partial(self._pump, port), now)
 
     def _pump(self, port: Port, now: float) -> None:
         """Something arrived, or waits to be moved, or can be sent."""
+        if port.path is None:
+            self._unauthenticated.heard(port, now)
         try:
             port.pump(self._env.switch, now, self._authority.control, self._authority)
         except (OSError, ProtocolError) as error:
@@ -310,7 +337,7 @@ class Connections:
             self._ports.pop(port.connection, None)
         self._unfinished.pop(port, None)
         self._dialled.pop(port, None)
-        self.unauthenticated.gone(port)
+        self._unauthenticated.gone(port)
         port.close()
         if self._held.let_go(port):
             # What failed may refer to it until it is dealt with.
@@ -322,6 +349,7 @@ class Connections:
         deadline = time.monotonic() + seconds
         for port in list(self._ports.values()):
             port.close(max(0.0, deadline - time.monotonic()))
+        self._waiting.close()
         for listener in self._listeners:
             listener.close(seconds)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import agents_socket, broker_endpoint
-from prouter.transport.local.listener import LocalListener
-from prouter.transport.zeromq.curve import ServerCurve
-from prouter.transport.zeromq.listener import RouterListener
+from prouter.transport.zmtp.server_keys import ServerCurve
+from prouter.transport.zmtp.tcp_listener import TcpListener
+from prouter.transport.zmtp.unix_listener import UnixListener
 
 __all__ = ["listen_for_agents", "listen_for_local_agents", "listen_for_workers"]
 
 
-def listen_for_workers(config: RouterConfig, limit: int) -> LocalListener:
+def listen_for_workers(config: RouterConfig, limit: int) -> UnixListener:
     """Listen for this router's workers.
 
     Args:
@@ -24,10 +24,10 @@ def listen_for_workers(config: RouterConfig, limit: int) -> LocalListener:
     Raises:
         OSError: the socket cannot be bound.
     """
-    return LocalListener(Path(broker_endpoint(config).removeprefix("ipc://")), limit=limit)
+    return UnixListener(Path(broker_endpoint(config).removeprefix("ipc://")), limit=limit)
 
 
-def listen_for_agents(config: RouterConfig, port: int | None, curve: ServerCurve | None, limit: int) -> RouterListener:
+def listen_for_agents(config: RouterConfig, port: int | None, curve: ServerCurve | None, limit: int) -> TcpListener:
     """Listen for agents over tcp.
 
     Args:
@@ -42,14 +42,14 @@ def listen_for_agents(config: RouterConfig, port: int | None, curve: ServerCurve
     server = config.server
     wanted = port if port is not None else server.port
     try:
-        return RouterListener(server.interface, wanted, curve=curve, limit=limit)
+        return TcpListener(server.interface, wanted, curve=curve, limit=limit)
     except OSError as error:
         raise ConfigError(
             f"server.interface, server.port: cannot listen on {server.interface}:{wanted}: {error}"
         ) from error
 
 
-def listen_for_local_agents(config: RouterConfig, limit: int) -> LocalListener | None:
+def listen_for_local_agents(config: RouterConfig, limit: int) -> UnixListener | None:
     """Listen for agents of this machine at ``server.socket``; None when that is empty.
 
     Raises:
@@ -64,6 +64,6 @@ def listen_for_local_agents(config: RouterConfig, limit: int) -> LocalListener |
     except KeyError:
         raise ConfigError(f"server.socket_group: there is no group {group!r} on this machine") from None
     try:
-        return LocalListener(path, mode=0o600 if gid is None else 0o660, group=gid, limit=limit)
+        return UnixListener(path, mode=0o600 if gid is None else 0o660, group=gid, limit=limit)
     except OSError as error:
         raise ConfigError(f"server.socket: cannot listen at {path}: {error.strerror or error}") from error

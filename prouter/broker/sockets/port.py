@@ -17,7 +17,7 @@ from prouter.broker.sockets.backlog import SMALL, Backlog
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import batches, encode
 from prouter.transport.connection import Connection
-from prouter.transport.local.wire import BUFFER_COST
+from prouter.transport.zmtp.wire import BUFFER_COST
 
 __all__ = ["Control", "Port", "Routing"]
 

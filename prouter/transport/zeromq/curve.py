@@ -6,39 +6,20 @@ handshake to own their secret keys, and everything after it is encrypted and aut
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
 
 from prouter.key_pairs import KeyPair
+from prouter.transport.zmtp.server_keys import ServerCurve
 
-__all__ = ["Accepts", "ClientCurve", "ServerCurve"]
-
-Accepts = Callable[[str], bool]
-"""Whether a client with this public key may connect; called on the process's own loop, once per handshake."""
+__all__ = ["ClientCurve", "apply_server_curve"]
 
 
-def _anybody(key: str) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class ServerCurve:
-    """What a listener needs for CURVE.
-
-    Attributes:
-        pair: of this end.
-        accepts: which clients may connect; by default any that knows the server's public key.
-    """
-
-    pair: KeyPair
-    accepts: Accepts = _anybody
-
-    def apply(self, socket: zmq.Socket[bytes]) -> None:
-        """Set the options of a socket that will bind."""
-        socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.pair.secret)
+def apply_server_curve(curve: ServerCurve, socket: zmq.Socket[bytes]) -> None:
+    """Set the options of a socket that will bind."""
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt_string(zmq.CURVE_SECRETKEY, curve.pair.secret)
 
 
 @dataclass(frozen=True, slots=True)

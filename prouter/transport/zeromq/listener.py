@@ -30,13 +30,15 @@ import zmq
 from prouter.fabric.bounds import MAX_PART
 from prouter.key_pairs import KeyPair
 from prouter.process.memory import resident_memory
-from prouter.transport.zeromq.acceptors import listen, unreachable_listener
+from prouter.transport.zeromq.acceptors import unreachable_listener
 from prouter.transport.zeromq.context import context
-from prouter.transport.zeromq.curve import ServerCurve
+from prouter.transport.zeromq.curve import apply_server_curve
 from prouter.transport.zeromq.monitor import Monitor
 from prouter.transport.zeromq.parts import EVENTS, NOBLOCK, POLLIN, SNDMORE, fast_calls, receive_rest, send_parts
 from prouter.transport.zeromq.router_connection import RouterConnection
 from prouter.transport.zeromq.zap import authenticator
+from prouter.transport.zmtp.accepting import listen_tcp
+from prouter.transport.zmtp.server_keys import ServerCurve
 
 __all__ = ["RouterListener"]
 
@@ -79,7 +81,7 @@ class RouterListener:
     """
 
     def __init__(self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int = 64 * 1024) -> None:
-        self._bound = listen(interface, port)
+        self._bound = listen_tcp(interface, port)
         host, number = self._bound.getsockname()[:2]
         self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
         self._limit = limit
@@ -143,7 +145,7 @@ class RouterListener:
         self._socket.setsockopt_string(zmq.ZAP_DOMAIN, self._domain)
         set_option(zmq.ZAP_ENFORCE_DOMAIN, 1)
         if self._curve is not None:
-            self._curve.apply(self._socket)
+            apply_server_curve(self._curve, self._socket)
 
     def _bind(self) -> None:
         # A duplicate: libzmq closes the descriptor that it is given.
@@ -177,7 +179,7 @@ class RouterListener:
             self._nobody = unreachable_listener()
         os.dup2(self._nobody.fileno(), self._accepting, inheritable=False)
         self._retired.append(self._accepting)
-        self._curve.apply(self._socket)
+        apply_server_curve(self._curve, self._socket)
         self._bind()
 
     # -- what happens -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import zmq
 
 from prouter.key_pairs import from_bytes
 from prouter.transport.zeromq.context import context
-from prouter.transport.zeromq.curve import Accepts
+from prouter.transport.zmtp.server_keys import Accepts
 
 __all__ = ["Authenticator", "authenticator"]
 

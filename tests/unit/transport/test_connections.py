@@ -15,11 +15,13 @@ from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_PART
 from prouter.keys.files import make_pair
 from prouter.transport.connection import Connection, Listener
-from prouter.transport.local.listener import LocalListener
-from prouter.transport.local.wire import Wire
-from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
+from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection
 from prouter.transport.zeromq.listener import RouterListener
+from prouter.transport.zmtp.server_keys import ServerCurve
+from prouter.transport.zmtp.tcp_listener import TcpListener
+from prouter.transport.zmtp.unix_listener import UnixListener
+from prouter.transport.zmtp.wire import Wire
 
 _LIMIT = 64 * 1024
 _PATIENCE = 20.0
@@ -107,12 +109,12 @@ class Stand:
         self.listener.close()
 
 
-@pytest.fixture(params=["local", "zeromq", "curve"])
+@pytest.fixture(params=["local", "zeromq", "zeromq curve", "tcp", "tcp curve"])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     listener: Listener
     if request.param == "local":
         path = tmp_path / "listener.sock"
-        listener = LocalListener(path, limit=_LIMIT)
+        listener = UnixListener(path, limit=_LIMIT)
 
         def dial() -> Connection:
             sock = socket.socket(socket.AF_UNIX)
@@ -121,10 +123,11 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
 
     else:
         pair = make_pair()
-        curve = ClientCurve(pair.public, make_pair()) if request.param == "curve" else None
-        listener = RouterListener(
-            "127.0.0.1", 0, curve=ServerCurve(pair) if request.param == "curve" else None, limit=_LIMIT
-        )
+        kind, _, encrypted = request.param.partition(" ")
+        curve = ClientCurve(pair.public, make_pair()) if encrypted else None
+        server_curve = ServerCurve(pair) if encrypted else None
+        listening = RouterListener if kind == "zeromq" else TcpListener
+        listener = listening("127.0.0.1", 0, curve=server_curve, limit=_LIMIT)
         endpoint = listener.endpoint
 
         def dial() -> Connection:
@@ -219,7 +222,7 @@ def test_an_unauthenticated_connection_that_sends_much_breaks_its_limits(
     stand.until(lambda: stand.accepted and (stand.accepted[0] in stand.ended or stand.accepted[0].more))
     if stand.accepted[0] in stand.ended:
         assert isinstance(stand.ended[stand.accepted[0]], ProtocolError)
-        assert not stand.heard[stand.accepted[0]]
+        assert len(stand.heard[stand.accepted[0]]) <= 64, "more than an introduction"
 
 
 def test_a_peer_that_does_not_read_leaves_the_rest_with_the_sender(stand: Stand) -> None:
@@ -267,6 +270,6 @@ def test_nobody_is_accepted_after_the_listener_closed(stand: Stand) -> None:
     stand.pair()
     stand.listener.close()
     stand.listener.close()
-    if isinstance(stand.listener, LocalListener):
+    if isinstance(stand.listener, UnixListener):
         with pytest.raises(OSError):
             stand.dial()

@@ -23,13 +23,13 @@ def test_who_is_accepted_stays() -> None:
 
 def test_the_oldest_of_too_many_go_before_their_time() -> None:
     unauthenticated = Unauthenticated[object]()
-    ports = [object() for _ in range(4346)]
+    ports = [object() for _ in range(1274)]
     for port in ports:
         unauthenticated.opened(port, 100.0)
     assert unauthenticated.due(100.0)
     assert unauthenticated.take_due(100.0) == ports[:200]
     assert unauthenticated.take_due(100.0) == ports[200:250]
-    assert (unauthenticated.cut, len(unauthenticated)) == (250, 4096)
+    assert (unauthenticated.cut, len(unauthenticated)) == (250, 1024)
 
 
 def test_each_has_the_longer_the_more_were_there_before_it() -> None:

@@ -18,9 +18,9 @@ from prouter.fabric.frames import ACK, ASK, DATA, OPEN, RESUME, Frame, encode
 from prouter.fabric.mux import Mux
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
-from prouter.transport.local.wire import Wire
-from prouter.transport.local.zmtp import encode_message, opening
 from prouter.transport.peer import Peer, PeerDelegate
+from prouter.transport.zmtp.codec import encode_message, opening
+from prouter.transport.zmtp.wire import Wire
 from tests.support.broker_world import World
 
 MIB = 1024 * 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prouter.broker.sockets.partial_messages import LARGE, MOST, Unfinished
-from prouter.transport.local.zmtp import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
 
 MIB = 1024 * 1024
 

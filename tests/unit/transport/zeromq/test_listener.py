@@ -15,13 +15,14 @@ import pytest
 
 from prouter.errors import ProtocolError
 from prouter.keys.files import make_pair
-from prouter.transport.local.zmtp import Zmtp, encode_message, opening
 from prouter.transport.zeromq.acceptors import unreachable_listener
-from prouter.transport.zeromq.curve import ClientCurve, ServerCurve
+from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection, NotConnected
 from prouter.transport.zeromq.descriptors import cookie_of, received_bytes, shut_down
 from prouter.transport.zeromq.listener import RouterListener
 from prouter.transport.zeromq.router_connection import RouterConnection
+from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.server_keys import ServerCurve
 from tests.support.ports import free_port
 
 _LIMIT = 64 * 1024

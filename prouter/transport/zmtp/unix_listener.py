@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 
-from prouter.transport.local.wire import Wire
+from prouter.transport.zmtp.accepting import BACKLOG, accept_wires
+from prouter.transport.zmtp.wire import Wire
 
-__all__ = ["LocalListener"]
-
-log = logging.getLogger("prouter.transport")
-
-_BACKLOG = 4096
-_AT_ONCE = 100
-"""Connections accepted before others get their turn."""
+__all__ = ["UnixListener"]
 
 
-class LocalListener:
+class UnixListener:
     """Accepts DEALERs at a unix socket; see `prouter.transport.connection.Listener`.
 
     What was at the path is removed: whoever listens holds the lock of its directory, so a process that was killed left
@@ -29,7 +23,7 @@ class LocalListener:
         path: of the socket.
         mode: its permissions.
         group: id of the group that owns it, None for this process's own.
-        limit: bytes of a message that is accepted before a peer is authenticated.
+        limit: bytes that are accepted before a peer is authenticated.
 
     Raises:
         OSError: it cannot be bound, or the group cannot be given to it.
@@ -54,7 +48,7 @@ class LocalListener:
             if group is not None:
                 os.chown(path, -1, group)
             path.chmod(mode)
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
         except OSError:
             sock.close()
             raise
@@ -66,22 +60,7 @@ class LocalListener:
         Raises:
             OSError: the system lacks the descriptors or memory to accept.
         """
-        accepted: list[Wire] = []
-        for _ in range(_AT_ONCE):
-            try:
-                sock = self._socket.accept()[0]
-            except BlockingIOError:
-                break
-            except OSError:
-                if accepted:
-                    break  # What was accepted is told first; the next call fails again.
-                raise
-            try:
-                accepted.append(Wire(sock, b"ROUTER", b"DEALER", limit=self._limit))
-            except OSError as error:
-                log.debug("event=peer_disconnected error=%r", str(error))
-                sock.close()
-        return accepted
+        return accept_wires(self._socket, lambda sock: Wire(sock, b"ROUTER", b"DEALER", limit=self._limit))
 
     def arrived(self) -> list[Wire]:
         """Nothing: each connection has a descriptor of its own."""

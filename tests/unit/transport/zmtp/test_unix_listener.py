@@ -12,7 +12,7 @@ import pytest
 
 from prouter.broker.sockets.listeners import listen_for_local_agents
 from prouter.config import ConfigError, RouterConfig
-from prouter.transport.local.listener import LocalListener
+from prouter.transport.zmtp.unix_listener import UnixListener
 
 
 def mode(path: Path) -> int:
@@ -21,14 +21,14 @@ def mode(path: Path) -> int:
 
 def test_only_the_owner_may_connect_unless_a_mode_says_otherwise(tmp_path: Path) -> None:
     for wanted in (0o600, 0o660):
-        with closing(LocalListener(tmp_path / "s", mode=wanted)) as listener:
+        with closing(UnixListener(tmp_path / "s", mode=wanted)) as listener:
             assert mode(tmp_path / "s") == wanted
             assert listener.endpoint == f"ipc://{tmp_path}/s"
 
 
 def test_a_socket_that_was_left_is_replaced_and_removed_at_the_end(tmp_path: Path) -> None:
-    left = LocalListener(tmp_path / "s")
-    with closing(LocalListener(tmp_path / "s")) as listener:
+    left = UnixListener(tmp_path / "s")
+    with closing(UnixListener(tmp_path / "s")) as listener:
         with closing(socket.socket(socket.AF_UNIX)) as client:
             client.connect(str(tmp_path / "s"))
             (accepted,) = listener.accept()

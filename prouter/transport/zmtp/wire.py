@@ -13,7 +13,7 @@ from itertools import islice
 
 from prouter.errors import ProtocolError
 from prouter.process.memory import LOCAL_BUFFER
-from prouter.transport.local.zmtp import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp
 
 __all__ = ["BUFFER_COST", "Wire"]
 
@@ -36,20 +36,26 @@ class Wire:
         peer: the type of the other end's socket.
         identity: routing id by which the other end knows this one.
         limit: bytes of a message that are accepted before `trust`; None for an end that is trusted from the beginning.
+        protocol: a codec made for this connection; by default one without encryption.
 
     Attributes:
         blocked: whether the kernel's buffer was full; call `flush` when the socket is writable.
         taken: bytes queued so far, with what keeping them costs.
         sent: of those, the bytes that have left.
-        peer_key: empty, since ZMTP's mechanism NULL proves no key.
+        peer_key: the public key that the other end has proved to own, in Z85; empty without encryption.
     """
 
-    __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd", "sent", "taken")
-
-    peer_key = ""
+    __slots__ = ("_out", "_protocol", "_sock", "blocked", "fd", "peer_key", "sent", "taken")
 
     def __init__(
-        self, sock: _socket.socket, kind: bytes, peer: bytes, identity: bytes = b"", *, limit: int | None = None
+        self,
+        sock: _socket.socket,
+        kind: bytes,
+        peer: bytes,
+        identity: bytes = b"",
+        *,
+        limit: int | None = None,
+        protocol: Zmtp | None = None,
     ) -> None:
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
@@ -61,10 +67,11 @@ class Wire:
         self.fd = sock.fileno()
         self.blocked = False
         self.taken = self.sent = 0
-        self._protocol = Zmtp(peer, limit=limit)
+        self.peer_key = ""
+        self._protocol = protocol if protocol is not None else Zmtp(peer, limit=limit)
         self._out: deque[bytes] = deque()
         # Never blocks: it fits into the empty buffer of a new connection.
-        sock.send(opening(kind, identity))
+        sock.send(self._protocol.opening(kind, identity))
 
     @property
     def ready(self) -> bool:
@@ -98,6 +105,8 @@ class Wire:
             ProtocolError: the other end violates ZMTP or a limit.
         """
         protocol, sock = self._protocol, self._sock
+        if not protocol.ready:
+            return self._shake_hands()
         if protocol.more:
             return protocol.receive(b"")
         messages: list[list[bytes]] = []
@@ -128,13 +137,39 @@ class Wire:
                 raise
         return messages
 
+    def _shake_hands(self) -> list[list[bytes]]:
+        """Read what the handshake goes on with, once; return the first messages behind it.
+
+        Raises:
+            OSError: the connection is closed.
+            ProtocolError: the other end violates ZMTP or a limit.
+        """
+        protocol, data = self._protocol, b""
+        try:
+            data = self._sock.recv(_READ)
+            # Whoever has left while this end was busy is not worth a handshake.
+            if not data or not self._sock.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError("closed by the other end")
+        except BlockingIOError:
+            if not data:
+                return []
+        try:
+            messages = protocol.receive(data)
+        finally:
+            if protocol.reply:
+                reply, protocol.reply = protocol.reply, b""
+                # Never blocks, as above: the other end answers each piece before it gets the next.
+                self._sock.send(reply)
+        self.peer_key = protocol.peer_key
+        return messages
+
     def queue(self, parts: Sequence[bytes]) -> None:
         """Let the next `flush` send a message.
 
         Raises:
             ProtocolError: it is larger than the other end accepts.
         """
-        buffers = encode_message(parts)
+        buffers = self._protocol.encode(parts)
         self._out += buffers
         for buffer in buffers:
             self.taken += len(buffer) + BUFFER_COST

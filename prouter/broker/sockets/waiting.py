@@ -1,0 +1,72 @@
+"""Connections that were accepted and wait for their handshakes to begin.
+
+When thousands of agents dial at once, each handshake that has begun is worth finishing first: an agent that gives up
+meanwhile costs the work that was done for it, and comes again. The kernel keeps 4,096 connections that were not
+accepted, and drops the packets of others, who then try again, too. So the broker accepts them all, and begins with as
+many handshakes as it finishes.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from prouter.transport.connection import Connection
+
+__all__ = ["Waiting", "says_something"]
+
+_SILENCE = 2.0
+"""Seconds within which a client has said something, once it is connected."""
+_CLOSED = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+Origin = TypeVar("Origin")
+
+
+class Waiting(Generic[Origin]):
+    """The connections that wait, in the order in which they came, each with where it came from.
+
+    Attributes:
+        cut: how many were closed because they said nothing.
+    """
+
+    def __init__(self) -> None:
+        self.cut = 0
+        self._queue: deque[tuple[Connection, Origin, float]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, connection: Connection, origin: Origin, now: float) -> None:
+        """A connection was accepted."""
+        self._queue.append((connection, origin, now))
+
+    def take(self, most: int, now: float) -> Iterator[tuple[Connection, Origin]]:
+        """Connections whose handshakes are to begin; those whose clients have left, or say nothing, are closed."""
+        for _ in range(min(most, len(self._queue))):
+            connection, origin, since = self._queue.popleft()
+            events = _events(connection.fd)
+            if events & _CLOSED:
+                connection.close()
+            elif not events and now > since + _SILENCE:
+                self.cut += 1
+                connection.close()
+            else:
+                yield connection, origin
+
+    def close(self) -> None:
+        """Close all."""
+        while self._queue:
+            self._queue.popleft()[0].close()
+
+
+def says_something(fd: int) -> bool:
+    """Whether something of the other end waits to be read."""
+    return bool(_events(fd))
+
+
+def _events(fd: int) -> int:
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN | select.POLLRDHUP)
+    return sum(events for _, events in waiting.poll(0))

@@ -1,0 +1,411 @@
+"""One end of a ZMTP 3.0 connection, without I/O: frames, messages, and the handshake of the mechanism NULL.
+
+ZMTP is the protocol that ZeroMQ's sockets speak. With this codec a DEALER or ROUTER lives on the process's own event
+loop. ZeroMQ's library does its I/O in a thread of its own, which costs two more wake-ups for each message. Either can
+be the other end. curve.py beside this module adds the mechanism CURVE.
+
+Source: rfc.zeromq.org/spec/23.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from prouter.errors import ProtocolError
+from prouter.fabric.bounds import MAX_MESSAGE, MAX_PART, PART_OVERHEAD
+
+__all__ = [
+    "BULKY",
+    "COMMAND",
+    "GREETING_SIZE",
+    "JOINED",
+    "LONG",
+    "LONG_HEAD",
+    "MAX_MESSAGE",
+    "MAX_PART",
+    "MORE",
+    "Zmtp",
+    "encode_message",
+    "frame_head",
+    "greeting",
+    "next_command",
+    "opening",
+    "properties",
+    "read_properties",
+]
+
+BULKY = 64 * 1024
+"""Bytes from which a part is received into memory of its own and passed on as a view, to save a copy."""
+_PORTION = 1024
+"""Frames that one `receive` decodes, at most. As objects, small frames take many times their bytes, and other peers
+wait meanwhile."""
+_UNTRUSTED_PORTION = 64
+"""Frames that are accepted before `trust`, in all."""
+JOINED = 8 * 1024
+"""Bytes below which a part is copied into a buffer with its neighbours; one more buffer would cost more."""
+
+MORE, LONG, COMMAND = 1, 2, 4
+_LENGTH = struct.Struct(">I")
+LONG_HEAD = struct.Struct(">BQ")
+_FRAMES = (0, MORE, LONG, MORE | LONG, COMMAND)
+"""Flags that a frame may have after the handshake, when commands are short."""
+_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+_VERSION_3_0 = b"\x03\x00"
+_NAME = 20
+"""Bytes of a mechanism's name."""
+GREETING_SIZE = 64
+_MECHANISM = slice(12, 32)
+_SIGNATURE_END, _VERSION = 9, 10
+_MAX_READY = 1024
+"""Bytes of the READY command, at most; a routing id has up to 255 of them."""
+_SHORT = 255
+"""Bytes of a frame whose length field has one byte, at most."""
+_SHORT_HEADS = tuple(tuple(bytes((flags, length)) for length in range(_SHORT + 1)) for flags in (0, MORE))
+
+
+def greeting(mechanism: bytes, *, server: bool = False) -> bytes:
+    """Return the 64 bytes with which either side begins."""
+    return (_SIGNATURE + _VERSION_3_0 + mechanism.ljust(_NAME, b"\0") + bytes((server,))).ljust(GREETING_SIZE, b"\0")
+
+
+_GREETING = greeting(b"NULL")
+
+
+def properties(kind: bytes, identity: bytes) -> bytes:
+    """Return the properties of this end for a handshake: the socket's type and routing id."""
+    return _property(b"Socket-Type", kind) + _property(b"Identity", identity)
+
+
+def opening(kind: bytes, identity: bytes = b"") -> bytes:
+    """Return what either side sends first without encryption: the greeting and READY."""
+    body = b"\x05READY" + properties(kind, identity)
+    return _GREETING + frame_head(COMMAND, len(body)) + body
+
+
+def encode_message(parts: Sequence[bytes]) -> list[bytes]:
+    """Encode one message as buffers to send one after the other; large parts are not copied.
+
+    Raises:
+        ProtocolError: a part or the whole is larger than the other end accepts.
+    """
+    buffers: list[bytes] = []
+    joined: list[bytes] = []
+    left = len(parts)
+    size = left * PART_OVERHEAD
+    for part in parts:
+        left -= 1
+        length = len(part)
+        size += length
+        more = left > 0
+        joined.append(_SHORT_HEADS[more][length] if length <= _SHORT else LONG_HEAD.pack(LONG | more, length))
+        if length < JOINED:
+            joined.append(part)
+        else:
+            if length > MAX_PART:
+                raise ProtocolError(f"a part of {length} bytes is larger than {MAX_PART}")
+            buffers += (b"".join(joined), part)
+            joined.clear()
+    if size > MAX_MESSAGE:
+        raise ProtocolError(f"a message of {size} bytes is larger than {MAX_MESSAGE}")
+    if joined:
+        buffers.append(b"".join(joined))
+    return buffers
+
+
+class Zmtp:
+    """Decodes what arrives on one connection.
+
+    Args:
+        peers: types of socket that may be at the other end.
+        limit: bytes that are accepted before `trust`, in all; None for an end that is trusted from the beginning.
+
+    Attributes:
+        ready: whether the handshake is over; nothing but `opening` and `reply` may be sent before.
+        reply: what the handshake has to send; whoever has sent it empties it. It counts even if `receive` raises.
+        peer_key: the public key that the other end has proved to own, in Z85; empty without encryption.
+        identity: the routing id that the other end asks for.
+        room: while a large part is arriving, the memory that its next bytes belong into; tell `filled` how many were
+            written there. Otherwise None, and bytes go to `receive`.
+        more: whether bytes that arrived hold further messages; `receive(b"")` returns them.
+    """
+
+    reply: bytes
+    peer_key = ""
+    _overhead = 0
+    """Bytes that a frame has beside its part."""
+    _flags: tuple[int, ...] = _FRAMES
+
+    __slots__ = (
+        "_limit",
+        "_parts",
+        "_peers",
+        "_portion",
+        "_rest",
+        "_size",
+        "_trusted",
+        "_whole",
+        "identity",
+        "more",
+        "ready",
+        "reply",
+        "room",
+    )
+
+    def __init__(self, *peers: bytes, limit: int | None = None) -> None:
+        self._limit = MAX_MESSAGE if limit is None else limit
+        self._trusted = limit is None
+        self._portion = _PORTION if limit is None else _UNTRUSTED_PORTION
+        self.more = False
+        self.ready = False
+        self.reply = b""
+        self.identity = b""
+        self.room: memoryview | None = None
+        self._peers = peers
+        self._rest = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+        """Bytes of the message that is arriving, so far."""
+        self._whole: memoryview | None = None
+        """The large part that is arriving, behind one byte with its flags."""
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of memory that the arriving message takes; a large part counts whole once it has begun."""
+        return self._size + len(self._rest)
+
+    def trust(self) -> None:
+        """Accept large messages from now on, and many at once: the other end has authenticated."""
+        self._trusted = True
+        self._limit = MAX_MESSAGE
+        self._portion = _PORTION
+
+    def receive(self, data: bytes) -> list[list[bytes]]:
+        """Decode `data`; return the messages that are complete with it, though not too many at once (`more`).
+
+        Each message is a list of its parts: bytes or, from `BULKY` bytes on, memoryviews.
+
+        Raises:
+            ProtocolError: this is not ZMTP 3, or beyond the limits. The connection cannot be used any longer.
+        """
+        if self._rest:
+            data = self._rest + data
+        return self._messages(data, 0 if self.ready else self._shake_hands(data))
+
+    def opening(self, kind: bytes, identity: bytes = b"") -> bytes:
+        """Return what this end sends first, being a socket of that type with that routing id."""
+        return opening(kind, identity)
+
+    def encode(self, parts: Sequence[bytes]) -> list[bytes]:
+        """Encode one message once `ready`, as buffers to send one after the other.
+
+        Raises:
+            ProtocolError: a part or the whole is larger than the other end accepts.
+        """
+        return encode_message(parts)
+
+    def _open(self, body: bytes) -> tuple[int, bytes]:
+        """The flags and the part that a frame's body stands for, when it has an overhead.
+
+        Raises:
+            ProtocolError: the body is not what the other end sent.
+        """
+        raise NotImplementedError
+
+    def filled(self, count: int) -> list[list[bytes]]:
+        """Note that `count` bytes were written into `room`; return the message if it is complete with them."""
+        room = self.room
+        assert room is not None
+        if count < len(room):
+            self.room = room[count:]
+            return []
+        self.room = None
+        whole, self._whole = self._whole, None
+        assert whole is not None
+        flags, part = whole[0], whole[1:]
+        if self._overhead:
+            try:
+                flags, part = self._open(part)  # type: ignore[assignment, arg-type]
+            except ProtocolError:
+                # For the next call to raise again, if this one was not the first with something to tell.
+                self._rest = LONG_HEAD.pack(flags | LONG, len(part)) + part
+                self.more = True
+                raise
+        self._parts.append(part)  # type: ignore[arg-type]
+        return [] if flags & MORE else [self._complete()]
+
+    def _complete(self) -> list[bytes]:
+        parts, self._parts = self._parts, []
+        self._size = 0
+        return parts
+
+    def _messages(self, data: bytes, position: int) -> list[list[bytes]]:
+        messages: list[list[bytes]] = []
+        if not self.ready:
+            self._rest = data[position:]
+            return messages
+        parts, size = self._parts, len(data)
+        left = self._portion
+        overhead, allowed = self._overhead, self._flags
+        self.more = False
+        while size - position >= 2:
+            if not left:
+                self.more = True
+                if not self._portion:
+                    raise ProtocolError("an unauthenticated connection sends more than an introduction")
+                break
+            left -= 1
+            flags = data[position]
+            if flags & LONG:
+                start = position + LONG_HEAD.size
+                if size < start:
+                    break
+                length = LONG_HEAD.unpack_from(data, position)[1]
+            else:
+                start = position + 2
+                length = data[position + 1]
+            inner = length - overhead
+            if inner > MAX_PART or flags not in allowed or self._size + inner > self._limit:
+                self.more = True
+                if messages:
+                    break  # The messages before it are returned first; the next call raises.
+                self._rest = data[position:]
+                raise ProtocolError(f"a part of {length} bytes, flags {flags}, is beyond the limits")
+            end = start + length
+            if end > size:
+                # Only for a trusted end: memory is taken here for bytes that are merely announced.
+                if length >= BULKY and self._limit == MAX_MESSAGE:
+                    self._make_room(flags, length, data, start)
+                    position = size
+                break
+            part = data[start:end]
+            if overhead:
+                try:
+                    flags, part = self._open(part)
+                except ProtocolError:
+                    self.more = True
+                    if messages:
+                        break
+                    self._rest = data[position:]
+                    raise
+            position = end
+            if flags & COMMAND:
+                continue  # Heartbeats of ZMTP 3.1, which are not answered: sessions have their own.
+            self._size += inner + PART_OVERHEAD
+            parts.append(memoryview(part) if inner >= BULKY else part)  # type: ignore[arg-type]
+            if not flags & MORE:
+                messages.append(self._complete())
+                parts = self._parts
+        self._rest = data[position:]
+        if not self._trusted:
+            # What it may send in all before it is authenticated, not each time.
+            self._portion = left
+            self._limit -= sum(len(part) + PART_OVERHEAD for parts in messages for part in parts)
+        return messages
+
+    def _make_room(self, flags: int, length: int, data: bytes, start: int) -> None:
+        """Let the rest of a large part be received into the memory that its reader gets."""
+        self._size += length - self._overhead + PART_OVERHEAD
+        self._whole = whole = memoryview(bytearray(1 + length))
+        whole[0] = flags
+        have = len(data) - start
+        whole[1 : 1 + have] = data[start:]
+        self.room = whole[1 + have :]
+
+    def _shake_hands(self, data: bytes) -> int:
+        """Read greeting and READY; return where messages begin, 0 while the handshake is incomplete.
+
+        Raises:
+            ProtocolError: the other end is none that this one talks to.
+        """
+        if not self._greeted(data, _GREETING):
+            return 0
+        found = next_command(data, GREETING_SIZE, _MAX_READY)
+        if found is None:
+            return 0
+        body, end = found
+        if body[:6] != b"\x05READY":
+            raise ProtocolError(f"refused by the other end: {body!r:.100}")
+        self._introduced(body, 6)
+        return end
+
+    def _greeted(self, data: bytes, own: bytes) -> bool:
+        """Check the other end's greeting against this end's; whether it has arrived whole.
+
+        Raises:
+            ProtocolError: it is another protocol's, or of another security mechanism.
+        """
+        # As early as possible: what connects by mistake, a browser for example, hears it by a closed connection.
+        if not own.startswith(data[:1]) or (
+            len(data) > _VERSION and (data[_SIGNATURE_END] != own[_SIGNATURE_END] or data[_VERSION] < 3)
+        ):
+            raise ProtocolError(f"the other end does not speak ZMTP 3, it begins with {bytes(data[:24])!r}")
+        if len(data) < _MECHANISM.stop:
+            return False
+        if data[_MECHANISM] != own[_MECHANISM]:
+            raise ProtocolError("the other end wants another security mechanism")
+        return len(data) >= GREETING_SIZE
+
+    def _introduced(self, body: bytes, at: int) -> None:
+        """Read the other end's properties, which begin at `at`; the handshake is over.
+
+        Raises:
+            ProtocolError: they are malformed, or those of a socket that this end does not talk to.
+        """
+        found = read_properties(body, at)
+        if found.get(b"socket-type") not in self._peers:
+            raise ProtocolError(f"the other end is no {b' or '.join(self._peers).decode()}")
+        self.identity = found.get(b"identity", b"")
+        self.ready = True
+
+
+def next_command(data: bytes, at: int, most: int) -> tuple[bytes, int] | None:
+    """Return a handshake's command that begins at `at`, and where it ends; None while it has not arrived whole.
+
+    Raises:
+        ProtocolError: there is no command, or one of more than `most` bytes.
+    """
+    if len(data) < at + 2:
+        return None
+    flags = data[at]
+    start, length = at + 2, data[at + 1]
+    if flags & ~LONG != COMMAND:
+        raise ProtocolError("the other end does not begin with a command")
+    if flags & LONG:
+        start = at + LONG_HEAD.size
+        if len(data) < start:
+            return None
+        length = LONG_HEAD.unpack_from(data, at)[1]
+    if length > most:
+        raise ProtocolError(f"the other end begins with a command of {length} bytes")
+    end = start + length
+    return (data[start:end], end) if len(data) >= end else None
+
+
+def read_properties(body: bytes, at: int) -> dict[bytes, bytes]:
+    """Return the properties in a command's body from `at` on: each a name, a length and a value.
+
+    Raises:
+        ProtocolError: they are malformed.
+    """
+    found: dict[bytes, bytes] = {}
+    while at < len(body):
+        name_end = at + 1 + body[at]
+        start = name_end + _LENGTH.size
+        if start > len(body):
+            raise ProtocolError("malformed properties")
+        end = start + _LENGTH.unpack_from(body, name_end)[0]
+        if end > len(body):
+            raise ProtocolError("malformed properties")
+        found[body[at + 1 : name_end].lower()] = body[start:end]
+        at = end
+    return found
+
+
+def frame_head(flags: int, length: int) -> bytes:
+    """Return what a frame begins with, before its body of `length` bytes."""
+    return bytes((flags, length)) if length <= _SHORT else LONG_HEAD.pack(flags | LONG, length)
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + _LENGTH.pack(len(value)) + value

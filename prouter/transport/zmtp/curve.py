@@ -1,0 +1,290 @@
+"""The server's end of a ZMTP connection with the mechanism CURVE, without I/O.
+
+The handshake has four commands. HELLO shows that the client knows the server's public key; WELCOME gives it a key made
+for this connection alone; INITIATE proves that the client owns its key pair; READY, or ERROR, tells what became of it.
+From then on each part travels in a box of its own, with a number that the receiver expects: whatever an attacker
+changes, repeats, reorders or leaves out ends the connection.
+
+Names are those of the specification: S and C are the permanent keys of server and client, S' and C' those made for the
+connection. A secret key is called by a small letter there.
+
+Source: rfc.zeromq.org/spec/25 and rfc.zeromq.org/spec/26.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from enum import Enum
+from hmac import compare_digest
+
+from nacl import bindings as sodium
+from nacl.exceptions import CryptoError
+
+from prouter.errors import ProtocolError
+from prouter.fabric.bounds import PART_OVERHEAD
+from prouter.key_pairs import from_bytes
+from prouter.transport.zmtp.codec import (
+    BULKY,
+    COMMAND,
+    GREETING_SIZE,
+    JOINED,
+    LONG,
+    MAX_MESSAGE,
+    MAX_PART,
+    MORE,
+    Zmtp,
+    frame_head,
+    greeting,
+    next_command,
+    properties,
+)
+from prouter.transport.zmtp.server_keys import Accepts, ServerKeys
+
+__all__ = ["OVERHEAD", "CurveServer"]
+
+_GREETING = greeting(b"CURVE", server=True)
+_KEY = 32
+_COUNTER = struct.Struct(">Q")
+_LONG_NONCE = 16
+"""Bytes of a nonce that is random and begins with 8 characters of its use."""
+
+# HELLO: name, version 1.0, padding against amplification, C', counter, Box[64 zeros](C' -> S).
+_HELLO = b"\x05HELLO\x01\x00"
+_HELLO_CLIENT, _HELLO_COUNTER, _HELLO_BOX, _HELLO_SIZE = 80, 112, 120, 200
+_HELLO_CONTENT = bytes(64)
+# INITIATE: name, cookie, counter, Box[C, nonce of the vouch, vouch, properties](C' -> S').
+_INITIATE = b"\x08INITIATE"
+_COOKIE = 96
+_INITIATE_COUNTER = len(_INITIATE) + _COOKIE
+_INITIATE_BOX = _INITIATE_COUNTER + _COUNTER.size
+_VOUCH, _PROPERTIES = 48, 128
+_MAC = 16
+_MAX_INITIATE = 2048
+"""Bytes; it holds a routing id of up to 255."""
+# MESSAGE: name, counter, Box[flags, part].
+_MESSAGE = b"\x07MESSAGE"
+_MESSAGE_BOX = len(_MESSAGE) + _COUNTER.size
+OVERHEAD = _MESSAGE_BOX + _MAC + 1
+"""Bytes of a frame beside the part that it carries."""
+_FROM_CLIENT, _FROM_SERVER = b"CurveZMQMESSAGEC", b"CurveZMQMESSAGES"
+_INNER_MORE, _INNER_COMMAND = 1, 2
+_INNER_FLAGS = (b"\0", b"\1")
+_MAX_COMMAND = 255
+_REFUSED = b"\x05ERROR\x03400"
+"""What libzmq's clients report as a key that is not accepted (ZAP's status 400)."""
+
+
+class _Step(Enum):
+    """What a handshake waits for."""
+
+    GREETING = "greeting"
+    HELLO = "hello"
+    INITIATE = "initiate"
+
+
+class CurveServer(Zmtp):
+    """Decodes what arrives from a client, and encodes what it gets.
+
+    Args:
+        keys: the server's permanent ones.
+        accepts: decides about the client's key.
+        peers: types of socket that may be at the other end.
+        limit: bytes that are accepted before `trust`, in all; None for an end that is trusted from the beginning.
+    """
+
+    __slots__ = (
+        "_accepts",
+        "_client",
+        "_cookie",
+        "_heard",
+        "_key",
+        "_keys",
+        "_secret",
+        "_sent",
+        "_step",
+        "peer_key",
+    )
+
+    _overhead = OVERHEAD
+    # The specification calls MESSAGE a command, libzmq sends it as an ordinary frame.
+    _flags = (0, LONG, COMMAND, COMMAND | LONG)
+
+    def __init__(self, keys: ServerKeys, accepts: Accepts, *peers: bytes, limit: int | None = None) -> None:
+        super().__init__(*peers, limit=limit)
+        self.peer_key = ""
+        self._keys: ServerKeys | None = keys
+        self._accepts: Accepts | None = accepts
+        self._step = _Step.GREETING
+        self._cookie = self._client = self._secret = b""
+        """Between WELCOME and INITIATE: what the client has to repeat, C' and s'."""
+        self._key = b""
+        """Shared by both ends of this connection."""
+        self._heard = self._sent = 0
+        """Counters of the last box in each direction."""
+
+    def opening(self, kind: bytes, identity: bytes = b"") -> bytes:
+        """Return what this end sends first; that it is a ROUTER, READY will tell."""
+        return _GREETING
+
+    def encode(self, parts: Sequence[bytes]) -> list[bytes]:
+        """Encode one message once `ready`, as buffers to send one after the other.
+
+        Raises:
+            ProtocolError: a part or the whole is larger than the other end accepts.
+        """
+        size = len(parts) * PART_OVERHEAD
+        for part in parts:
+            if len(part) > MAX_PART:
+                raise ProtocolError(f"a part of {len(part)} bytes is larger than {MAX_PART}")
+            size += len(part)
+        if size > MAX_MESSAGE:
+            raise ProtocolError(f"a message of {size} bytes is larger than {MAX_MESSAGE}")
+        buffers: list[bytes] = []
+        joined: list[bytes] = []
+        left = len(parts)
+        for part in parts:
+            left -= 1
+            self._sent += 1
+            counter = _COUNTER.pack(self._sent)
+            box = sodium.crypto_box_easy_afternm(
+                b"".join((_INNER_FLAGS[left > 0], part)), _FROM_SERVER + counter, self._key
+            )
+            joined += (frame_head(0, _MESSAGE_BOX + len(box)), _MESSAGE, counter)
+            if len(box) < JOINED:
+                joined.append(box)
+            else:
+                buffers += (b"".join(joined), box)
+                joined.clear()
+        if joined:
+            buffers.append(b"".join(joined))
+        return buffers
+
+    def _open(self, body: bytes) -> tuple[int, bytes]:
+        """Open the box of a MESSAGE.
+
+        Raises:
+            ProtocolError: it is not the one that comes next.
+        """
+        if len(body) < OVERHEAD or body[: len(_MESSAGE)] != _MESSAGE:
+            raise ProtocolError("the other end does not send MESSAGE")
+        counter = bytes(body[len(_MESSAGE) : _MESSAGE_BOX])
+        heard = self._heard + 1
+        if counter != _COUNTER.pack(heard):
+            raise ProtocolError("a box of the other end is missing, or comes twice")
+        plain = _opened(bytes(body[_MESSAGE_BOX:]), _FROM_CLIENT + counter, self._key)
+        flags = plain[0]
+        if flags > _INNER_COMMAND or (flags == _INNER_COMMAND and len(plain) > 1 + _MAX_COMMAND):
+            raise ProtocolError(f"the other end sends a part with flags {flags}")
+        self._heard = heard
+        part = plain[1:] if len(plain) <= BULKY else memoryview(plain)[1:]
+        return COMMAND if flags == _INNER_COMMAND else flags & MORE, part  # type: ignore[return-value]
+
+    # -- the handshake ------------------------------------------------------------------------------------------------
+
+    def _shake_hands(self, data: bytes) -> int:
+        """Read greeting, HELLO and INITIATE; return how much of `data` was read.
+
+        Raises:
+            ProtocolError: the other end is none that this one talks to.
+        """
+        at = 0
+        if self._step is _Step.GREETING:
+            if not self._greeted(data, _GREETING):
+                return 0
+            at = GREETING_SIZE
+            self._step = _Step.HELLO
+        while not self.ready:
+            found = next_command(data, at, _MAX_INITIATE)
+            if found is None:
+                break
+            command, at = found
+            if self._step is _Step.HELLO:
+                self._hello(command)
+                self._step = _Step.INITIATE
+            else:
+                self._initiate(command)
+        return at
+
+    def _hello(self, command: bytes) -> None:
+        """Read HELLO, and have WELCOME sent."""
+        if len(command) != _HELLO_SIZE or not command.startswith(_HELLO):
+            raise ProtocolError("the other end does not begin with HELLO")
+        assert self._keys is not None
+        self._client = command[_HELLO_CLIENT:_HELLO_COUNTER]
+        counter = command[_HELLO_COUNTER:_HELLO_BOX]
+        shared = _shared(self._client, self._keys.secret)
+        content = _opened(command[_HELLO_BOX:], b"CurveZMQHELLO---" + counter, shared)
+        if content != _HELLO_CONTENT:
+            raise ProtocolError("the other end sends a HELLO that holds something")
+        public, self._secret = sodium.crypto_box_keypair()
+        # This end keeps its state, so the cookie need not carry it: random bytes show as well that WELCOME was read.
+        self._cookie = os.urandom(_COOKIE)
+        nonce = os.urandom(_LONG_NONCE)
+        box = sodium.crypto_box_easy_afternm(public + self._cookie, b"WELCOME-" + nonce, shared)
+        self._say(b"\x07WELCOME" + nonce + box)
+
+    def _initiate(self, command: bytes) -> None:
+        """Read INITIATE, and have READY sent, or ERROR if the client's key is not accepted."""
+        if len(command) < _INITIATE_BOX + _MAC + _PROPERTIES or not command.startswith(_INITIATE):
+            raise ProtocolError("the other end does not go on with INITIATE")
+        if not compare_digest(command[len(_INITIATE) : _INITIATE_COUNTER], self._cookie):
+            raise ProtocolError("the other end goes on with another handshake's cookie")
+        counter = command[_INITIATE_COUNTER:_INITIATE_BOX]
+        self._key = _shared(self._client, self._secret)
+        content = _opened(command[_INITIATE_BOX:], b"CurveZMQINITIATE" + counter, self._key)
+        key = self._vouched(content)
+        assert self._accepts is not None
+        if not self._accepts(key):
+            self._say(_REFUSED)
+            raise ProtocolError("the other end's key is not accepted")
+        self._introduced(content, _PROPERTIES)
+        self.peer_key = key
+        self._heard = _COUNTER.unpack(counter)[0]
+        self._sent = 1
+        counter = _COUNTER.pack(self._sent)
+        box = sodium.crypto_box_easy_afternm(properties(b"ROUTER", b""), b"CurveZMQREADY---" + counter, self._key)
+        self._say(b"\x05READY" + counter + box)
+        self._keys = self._accepts = None
+        self._cookie = self._client = self._secret = b""
+
+    def _vouched(self, content: bytes) -> str:
+        """Return the client's permanent key, in Z85, which vouches for the one that it made for this connection.
+
+        Raises:
+            ProtocolError: it does not, or vouches for a connection to another server.
+        """
+        assert self._keys is not None
+        key, nonce = content[:_KEY], content[_KEY:_VOUCH]
+        vouched = _opened(content[_VOUCH:_PROPERTIES], b"VOUCH---" + nonce, _shared(key, self._secret))
+        if not compare_digest(vouched, self._client + self._keys.public):
+            raise ProtocolError("the other end's key vouches for another connection")
+        return from_bytes(key)
+
+    def _say(self, command: bytes) -> None:
+        self.reply += frame_head(COMMAND, len(command)) + command
+
+
+def _shared(public: bytes, secret: bytes) -> bytes:
+    """The key that two ends share.
+
+    Raises:
+        ProtocolError: `public` is one of the few with which every secret key gives the same.
+    """
+    try:
+        return sodium.crypto_box_beforenm(public, secret)
+    except RuntimeError as error:
+        raise ProtocolError("the other end's key is none") from error
+
+
+def _opened(box: bytes, nonce: bytes, key: bytes) -> bytes:
+    """What is in a box.
+
+    Raises:
+        ProtocolError: it was made with another key, or changed on the way.
+    """
+    try:
+        return sodium.crypto_box_open_easy_afternm(box, nonce, key)
+    except CryptoError as error:
+        raise ProtocolError("the other end has other keys, or somebody changed what it sent") from error

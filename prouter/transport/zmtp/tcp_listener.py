@@ -1,0 +1,102 @@
+"""A TCP socket that listens, and whose connections speak ZMTP on the process's own loop, encrypted or not."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from functools import partial
+
+from prouter.key_pairs import KeyPair
+from prouter.transport.zmtp.accepting import accept_wires, listen_tcp
+from prouter.transport.zmtp.curve import CurveServer
+from prouter.transport.zmtp.server_keys import ServerCurve, ServerKeys
+from prouter.transport.zmtp.wire import Wire
+
+__all__ = ["TcpListener"]
+
+log = logging.getLogger("prouter.transport")
+
+_LOGGED = 10
+"""Refusals logged in a second."""
+
+
+class TcpListener:
+    """Accepts DEALERs over tcp; see `prouter.transport.connection.Listener`.
+
+    Args:
+        interface: address to listen on.
+        port: 0 for any that is free.
+        curve: encryption; None for none.
+        limit: bytes that are accepted before a peer is authenticated.
+
+    Raises:
+        OSError: the address cannot be bound.
+        ValueError: a key is none.
+    """
+
+    more = False
+
+    def __init__(
+        self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int | None = None
+    ) -> None:
+        self._curve = curve
+        self._keys = ServerKeys(curve.pair) if curve is not None else None
+        self._limit = limit
+        self._socket = listen_tcp(interface, port)
+        host, number = self._socket.getsockname()[:2]
+        self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
+        self.fd = self._socket.fileno()
+        self._logged = self._logged_in = 0
+
+    def change_key(self, pair: KeyPair) -> None:
+        """Have new connections use another server key; those that exist live on, and none is refused meanwhile."""
+        if self._curve is not None and self._curve.pair != pair:
+            self._curve = ServerCurve(pair, self._curve.accepts)
+            self._keys = ServerKeys(pair)
+
+    def accept(self) -> list[Wire]:
+        """Connections that were made since, not too many at once.
+
+        Raises:
+            OSError: the system lacks the descriptors or memory to accept.
+        """
+        return accept_wires(self._socket, self._wire)
+
+    def _wire(self, sock: socket.socket) -> Wire:
+        if self._keys is None:
+            return Wire(sock, b"ROUTER", b"DEALER", limit=self._limit)
+        accepts = partial(self._accepts, str(sock.getpeername()[0]))
+        return Wire(sock, b"ROUTER", b"DEALER", protocol=CurveServer(self._keys, accepts, b"DEALER", limit=self._limit))
+
+    def _accepts(self, address: str, key: str) -> bool:
+        """Whether a client gets through the handshake; a mistake in the decision keeps it out."""
+        assert self._curve is not None
+        try:
+            accepted = self._curve.accepts(key)
+        except Exception:
+            log.exception("event=key_not_checked key=%s", key)
+            return False
+        if not accepted:
+            self._refused(key, address)
+        return accepted
+
+    def _refused(self, key: str, address: str) -> None:
+        """Log some: a flood must not fill the log."""
+        second = int(time.monotonic())
+        if second != self._logged_in:
+            self._logged_in, self._logged = second, 0
+        self._logged += 1
+        if self._logged <= _LOGGED:
+            log.warning("event=key_refused key=%s address=%s", key, address)
+
+    def arrived(self) -> list[Wire]:
+        """Nothing: each connection has a descriptor of its own."""
+        return []
+
+    def tick(self, now: float) -> None:
+        """Nothing to look after."""
+
+    def close(self, linger: float = 0) -> None:
+        """Accept nobody any more. Idempotent."""
+        self._socket.close()
