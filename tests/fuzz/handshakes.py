@@ -13,10 +13,10 @@ from prouter.errors import ProtocolError
 from prouter.keys.files import make_pair
 from prouter.transport.zeromq.curve import ClientCurve
 from prouter.transport.zeromq.dealer import DealerConnection
-from prouter.transport.zeromq.listener import RouterListener
 from prouter.transport.zmtp.server_keys import ServerCurve
+from prouter.transport.zmtp.tcp_listener import TcpListener
 from tests.fuzz.damage import damaged, pieces
-from tests.unit.transport.zeromq.test_listener import Stand, connected
+from tests.unit.transport.zmtp.test_tcp_listener import Stand, connected
 
 __all__ = ["handshakes"]
 
@@ -97,7 +97,7 @@ def _quiet(stand: Stand, relay: _Relay, dealer: DealerConnection) -> Callable[[]
 def handshakes() -> Iterator[Callable[[Random], None]]:
     """A listener with CURVE; each case damages a handshake, then lets an honest peer connect."""
     pair = make_pair()
-    stand = Stand(RouterListener("127.0.0.1", 0, curve=ServerCurve(pair), limit=_LIMIT))
+    stand = Stand(TcpListener("127.0.0.1", 0, curve=ServerCurve(pair), limit=_LIMIT))
     endpoint = stand.listener.endpoint
 
     def made_up(random: Random) -> None:
@@ -138,5 +138,5 @@ def handshakes() -> Iterator[Callable[[Random], None]]:
                 del stand.heard[connection], stand.ended[connection]
                 stand.connections.remove(connection)
 
-    with closing(stand.listener):
+    with closing(stand):
         yield case

@@ -50,8 +50,8 @@ _COUNTER = struct.Struct(">Q")
 _LONG_NONCE = 16
 """Bytes of a nonce that is random and begins with 8 characters of its use."""
 
-# HELLO: name, version 1.0, padding against amplification, C', counter, Box[64 zeros](C' -> S).
-_HELLO = b"\x05HELLO\x01\x00"
+# HELLO: name, version 1.0, zeros against amplification, C', counter, Box[64 zeros](C' -> S).
+_HELLO = b"\x05HELLO\x01\x00" + bytes(72)
 _HELLO_CLIENT, _HELLO_COUNTER, _HELLO_BOX, _HELLO_SIZE = 80, 112, 120, 200
 _HELLO_CONTENT = bytes(64)
 # INITIATE: name, cookie, counter, Box[C, nonce of the vouch, vouch, properties](C' -> S').
@@ -108,8 +108,8 @@ class CurveServer(Zmtp):
     )
 
     _overhead = OVERHEAD
-    # The specification calls MESSAGE a command, libzmq sends it as an ordinary frame.
-    _flags = (0, LONG, COMMAND, COMMAND | LONG)
+    # The specification calls MESSAGE a command; libzmq sends it as an ordinary frame, and takes no other.
+    _flags = (0, LONG)
 
     def __init__(self, keys: ServerKeys, accepts: Accepts, *peers: bytes, limit: int | None = None) -> None:
         super().__init__(*peers, limit=limit)

@@ -217,3 +217,4 @@ class Wire:
         self._out.clear()
         self._protocol = Zmtp()
         self._sock.close()
+        self.fd = -1
