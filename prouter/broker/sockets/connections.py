@@ -11,6 +11,7 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from socket import socket
 from typing import Protocol
 
 from prouter.broker.base.env import Env
@@ -22,9 +23,10 @@ from prouter.broker.sockets.waiting import Waiting, says_something
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
 from prouter.process.memory import give_back_memory
-from prouter.transport.connection import Connection, Listener
+from prouter.transport.connection import Connection
 from prouter.transport.unauthenticated import Unauthenticated
 from prouter.transport.zeromq.dealer import DealerConnection
+from prouter.transport.zmtp.accepting import OwnListener
 
 __all__ = ["Authority", "Connections"]
 
@@ -105,9 +107,9 @@ class Connections:
         self._guard = guard
         self._descriptors = descriptors
         self._unauthenticated: Unauthenticated[Port] = Unauthenticated(descriptors // 4)
-        self._waiting: Waiting[Listener] = Waiting()
+        self._waiting: Waiting[OwnListener] = Waiting()
         self._ports: dict[Connection, Port] = {}
-        self._listeners: dict[Listener, bool] = {}
+        self._listeners: dict[OwnListener, bool] = {}
         """Whether workers connect there."""
         self.written: list[Port] = []
         """Ports with something to be flushed."""
@@ -135,27 +137,27 @@ class Connections:
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
-    def listen(self, listener: Listener, *, workers: bool) -> None:
+    def listen(self, listener: OwnListener, *, workers: bool) -> None:
         """Accept connections of workers, or of agents."""
         self._listeners[listener] = workers
         self._watch(listener)
 
-    def _watch(self, listener: Listener) -> None:
+    def _watch(self, listener: OwnListener) -> None:
         turn = Turn.FIRST if self._listeners[listener] else Turn.AGENTS
         self._poller.watch(listener.fd, partial(self._hear, listener), turn)
 
-    def _hear(self, listener: Listener, now: float) -> None:
+    def _hear(self, listener: OwnListener, now: float) -> None:
         """Somebody has connected."""
         workers = self._listeners[listener]
         if not workers and len(self._waiting) >= self._room:
             self._rest(listener, now)
             return
         try:
-            for connection in listener.accept():
+            for sock in listener.accept_sockets():
                 if workers:
-                    self._opened(connection, listener, now)
+                    self._begin(sock, listener, now)
                 else:
-                    self._waiting.add(connection, listener, now)
+                    self._waiting.add(sock, listener, now)
         except OSError as error:
             log.error("event=accept_failed endpoint=%s error=%r", listener.endpoint, str(error))
             self._rest(listener, now)
@@ -172,18 +174,21 @@ class Connections:
         self._end_unauthenticated(now)
         if not self._unauthenticated.full:
             # While others go on with theirs, as many as these finish.
-            for connection, listener in self._waiting.take(1 if self._poller.crowded else _ADMITTED, now):
-                self._opened(connection, listener, now)
+            for sock, listener in self._waiting.take(1 if self._poller.crowded else _ADMITTED, now):
+                self._begin(sock, listener, now)
         if self._ports and not self._sweeping:
             self._sweep(now)
 
-    def _rest(self, listener: Listener, now: float) -> None:
+    def _rest(self, listener: OwnListener, now: float) -> None:
         """Leave those that connect to the kernel for a while."""
         self._poller.unwatch(listener.fd)
         self._env.timers.at(now + _ACCEPT_PAUSE, lambda _: self._watch(listener))
 
-    def _opened(self, connection: Connection, listener: Listener, now: float) -> None:
-        """A peer has connected; it says who it is in its first message."""
+    def _begin(self, sock: socket, listener: OwnListener, now: float) -> None:
+        """Speak with a peer that has connected; it says who it is in its first message."""
+        connection = listener.wire(sock)
+        if connection is None:
+            return
         workers = self._listeners[listener]
         port = Port(self.written, worker=workers, local=listener.endpoint.startswith("ipc://"))
         port.connected(connection)

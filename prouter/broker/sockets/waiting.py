@@ -1,4 +1,4 @@
-"""Connections that were accepted and wait for their handshakes to begin.
+"""Sockets that were accepted and wait for their handshakes to begin.
 
 When thousands of agents dial at once, each handshake that has begun is worth finishing first: an agent that gives up
 meanwhile costs the work that was done for it, and comes again. The kernel keeps 4,096 connections that were not
@@ -11,9 +11,8 @@ from __future__ import annotations
 import select
 from collections import deque
 from collections.abc import Iterator
+from socket import socket
 from typing import Generic, TypeVar
-
-from prouter.transport.connection import Connection
 
 __all__ = ["Waiting", "says_something"]
 
@@ -25,7 +24,7 @@ Origin = TypeVar("Origin")
 
 
 class Waiting(Generic[Origin]):
-    """The connections that wait, in the order in which they came, each with where it came from.
+    """The sockets that wait, in the order in which they came, each with where it came from.
 
     Attributes:
         cut: how many were closed because they said nothing.
@@ -33,27 +32,27 @@ class Waiting(Generic[Origin]):
 
     def __init__(self) -> None:
         self.cut = 0
-        self._queue: deque[tuple[Connection, Origin, float]] = deque()
+        self._queue: deque[tuple[socket, Origin, float]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, connection: Connection, origin: Origin, now: float) -> None:
-        """A connection was accepted."""
-        self._queue.append((connection, origin, now))
+    def add(self, sock: socket, origin: Origin, now: float) -> None:
+        """A socket was accepted."""
+        self._queue.append((sock, origin, now))
 
-    def take(self, most: int, now: float) -> Iterator[tuple[Connection, Origin]]:
-        """Connections whose handshakes are to begin; those whose clients have left, or say nothing, are closed."""
+    def take(self, most: int, now: float) -> Iterator[tuple[socket, Origin]]:
+        """Sockets whose handshakes are to begin; those whose clients have left, or say nothing, are closed."""
         for _ in range(min(most, len(self._queue))):
-            connection, origin, since = self._queue.popleft()
-            events = _events(connection.fd)
+            sock, origin, since = self._queue.popleft()
+            events = _events(sock.fileno())
             if events & _CLOSED:
-                connection.close()
+                sock.close()
             elif not events and now > since + _SILENCE:
                 self.cut += 1
-                connection.close()
+                sock.close()
             else:
-                yield connection, origin
+                yield sock, origin
 
     def close(self) -> None:
         """Close all."""

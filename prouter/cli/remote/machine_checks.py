@@ -22,7 +22,10 @@ __all__ = ["machine_checks"]
 _FILES = 4096
 """Open files that a router or an agent should be allowed, at least: each connection is one, or two."""
 _SPACE = 1 << 30
-_PACKAGES = {"client": ("httpx", "websockets", "rich"), "server": ("gevent", "gunicorn", "falcon", "pyzmq", "pydantic")}
+_PACKAGES = {
+    "client": ("httpx", "websockets", "rich"),
+    "server": ("gevent", "gunicorn", "falcon", "pyzmq", "pynacl", "pydantic"),
+}
 
 
 def machine_checks(token_file: str | None = None) -> list[Check]:

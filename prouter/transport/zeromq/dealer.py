@@ -149,9 +149,14 @@ class DealerConnection:
         self._more = self._touched = False
         messages = self._drain() if self.ready else []
         # Its news are rare and do not go away: they can wait until there are no messages.
-        if not messages and self._monitor.fd in [fd for fd, _ in self._poll.poll(0)]:
-            self._follow()
-            messages = self._drain()
+        if not messages:
+            if self._monitor.fd in [fd for fd, _ in self._poll.poll(0)]:
+                self._follow()
+                messages = self._drain()
+            elif not self.ready:
+                self._get(
+                    EVENTS
+                )  # Of a connection that is being made: it has nothing to tell, but makes `fd` readable.
         if self._failure is not None:
             if not messages:
                 raise self._failure

@@ -1,14 +1,14 @@
-"""What listeners on the own loop have in common: accepting connections, not too many at once."""
+"""What listeners on the own loop have in common."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 from prouter.transport.zmtp.wire import Wire
 
-__all__ = ["BACKLOG", "accept_wires", "listen_tcp"]
+__all__ = ["BACKLOG", "OwnListener", "listen_tcp"]
 
 log = logging.getLogger("prouter.transport")
 
@@ -18,34 +18,76 @@ _AT_ONCE = 100
 """Connections accepted before others get their turn."""
 
 
-def accept_wires(listening: socket.socket, wire: Callable[[socket.socket], Wire]) -> list[Wire]:
-    """Connections that were made since, not too many at once.
+class OwnListener(ABC):
+    """A listener on the own loop; see `prouter.transport.connection.Listener`.
 
     Args:
-        listening: a socket that does not block.
-        wire: makes a connection of a socket.
-
-    Raises:
-        OSError: the system lacks the descriptors or memory to accept.
+        listening: a socket that listens and does not block.
+        endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH``.
     """
-    accepted: list[Wire] = []
-    for _ in range(_AT_ONCE):
+
+    more = False
+
+    def __init__(self, listening: socket.socket, endpoint: str) -> None:
+        self._socket = listening
+        self.endpoint = endpoint
+        self.fd = listening.fileno()
+
+    def accept_sockets(self) -> list[socket.socket]:
+        """Sockets that have connected since, not too many at once. They cost next to nothing until `wire` takes them.
+
+        Raises:
+            OSError: the system lacks the descriptors or memory to accept.
+        """
+        accepted: list[socket.socket] = []
+        for _ in range(_AT_ONCE):
+            try:
+                accepted.append(self._socket.accept()[0])
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                continue  # It was closed while it waited to be accepted.
+            except OSError:
+                if accepted:
+                    break  # What was accepted is told first; the next call fails again.
+                raise
+        return accepted
+
+    def wire(self, sock: socket.socket) -> Wire | None:
+        """Begin to speak with a socket that was accepted; None if it is closed already."""
         try:
-            sock = listening.accept()[0]
-        except BlockingIOError:
-            break
-        except ConnectionError:
-            continue  # It was closed while it waited to be accepted.
-        except OSError:
-            if accepted:
-                break  # What was accepted is told first; the next call fails again.
-            raise
-        try:
-            accepted.append(wire(sock))
+            return self._wire(sock)
         except OSError as error:
             log.debug("event=peer_disconnected error=%r", str(error))
             sock.close()
-    return accepted
+            return None
+
+    @abstractmethod
+    def _wire(self, sock: socket.socket) -> Wire:
+        """Make a connection of a socket.
+
+        Raises:
+            OSError: it is closed already.
+        """
+
+    def accept(self) -> list[Wire]:
+        """Connections that were made since, not too many at once.
+
+        Raises:
+            OSError: the system lacks the descriptors or memory to accept.
+        """
+        return [wire for wire in map(self.wire, self.accept_sockets()) if wire is not None]
+
+    def arrived(self) -> list[Wire]:
+        """Nothing: each connection has a descriptor of its own."""
+        return []
+
+    def tick(self, now: float) -> None:  # noqa: B027 - the same for all
+        """Nothing to look after."""
+
+    def close(self, linger: float = 0) -> None:
+        """Accept nobody any more. Idempotent."""
+        self._socket.close()
 
 
 def listen_tcp(interface: str, port: int) -> socket.socket:

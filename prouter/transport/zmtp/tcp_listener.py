@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 from prouter.key_pairs import KeyPair
-from prouter.transport.zmtp.accepting import accept_wires, listen_tcp
+from prouter.transport.zmtp.accepting import OwnListener, listen_tcp
 from prouter.transport.zmtp.curve import CurveServer
 from prouter.transport.zmtp.server_keys import ServerCurve, ServerKeys
 from prouter.transport.zmtp.wire import Wire
@@ -21,8 +21,8 @@ _LOGGED = 10
 """Refusals logged in a second."""
 
 
-class TcpListener:
-    """Accepts DEALERs over tcp; see `prouter.transport.connection.Listener`.
+class TcpListener(OwnListener):
+    """Accepts DEALERs over tcp.
 
     Args:
         interface: address to listen on.
@@ -35,33 +35,22 @@ class TcpListener:
         ValueError: a key is none.
     """
 
-    more = False
-
     def __init__(
         self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int | None = None
     ) -> None:
         self._curve = curve
         self._keys = ServerKeys(curve.pair) if curve is not None else None
         self._limit = limit
-        self._socket = listen_tcp(interface, port)
-        host, number = self._socket.getsockname()[:2]
-        self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
-        self.fd = self._socket.fileno()
         self._logged = self._logged_in = 0
+        listening = listen_tcp(interface, port)
+        host, number = listening.getsockname()[:2]
+        super().__init__(listening, f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}")
 
     def change_key(self, pair: KeyPair) -> None:
         """Have new connections use another server key; those that exist live on, and none is refused meanwhile."""
         if self._curve is not None and self._curve.pair != pair:
             self._curve = ServerCurve(pair, self._curve.accepts)
             self._keys = ServerKeys(pair)
-
-    def accept(self) -> list[Wire]:
-        """Connections that were made since, not too many at once.
-
-        Raises:
-            OSError: the system lacks the descriptors or memory to accept.
-        """
-        return accept_wires(self._socket, self._wire)
 
     def _wire(self, sock: socket.socket) -> Wire:
         if self._keys is None:
@@ -89,14 +78,3 @@ class TcpListener:
         self._logged += 1
         if self._logged <= _LOGGED:
             log.warning("event=key_refused key=%s address=%s", key, address)
-
-    def arrived(self) -> list[Wire]:
-        """Nothing: each connection has a descriptor of its own."""
-        return []
-
-    def tick(self, now: float) -> None:
-        """Nothing to look after."""
-
-    def close(self, linger: float = 0) -> None:
-        """Accept nobody any more. Idempotent."""
-        self._socket.close()

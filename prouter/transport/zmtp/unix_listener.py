@@ -7,14 +7,14 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from prouter.transport.zmtp.accepting import BACKLOG, accept_wires
+from prouter.transport.zmtp.accepting import BACKLOG, OwnListener
 from prouter.transport.zmtp.wire import Wire
 
 __all__ = ["UnixListener"]
 
 
-class UnixListener:
-    """Accepts DEALERs at a unix socket; see `prouter.transport.connection.Listener`.
+class UnixListener(OwnListener):
+    """Accepts DEALERs at a unix socket.
 
     What was at the path is removed: whoever listens holds the lock of its directory, so a process that was killed left
     it there.
@@ -29,14 +29,11 @@ class UnixListener:
         OSError: it cannot be bound, or the group cannot be given to it.
     """
 
-    more = False
-
     def __init__(self, path: Path, *, mode: int = 0o600, group: int | None = None, limit: int | None = None) -> None:
-        self.endpoint = f"ipc://{path}"
         self._path = path
         self._limit = limit
         path.unlink(missing_ok=True)
-        self._socket = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             # Nobody may connect between bind and chmod.
@@ -52,22 +49,10 @@ class UnixListener:
         except OSError:
             sock.close()
             raise
-        self.fd = sock.fileno()
+        super().__init__(sock, f"ipc://{path}")
 
-    def accept(self) -> list[Wire]:
-        """Connections that were made since, not too many at once.
-
-        Raises:
-            OSError: the system lacks the descriptors or memory to accept.
-        """
-        return accept_wires(self._socket, lambda sock: Wire(sock, b"ROUTER", b"DEALER", limit=self._limit))
-
-    def arrived(self) -> list[Wire]:
-        """Nothing: each connection has a descriptor of its own."""
-        return []
-
-    def tick(self, now: float) -> None:
-        """Nothing to look after."""
+    def _wire(self, sock: socket.socket) -> Wire:
+        return Wire(sock, b"ROUTER", b"DEALER", limit=self._limit)
 
     def close(self, linger: float = 0) -> None:
         """Accept nobody any more. Idempotent."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import zmq
 
@@ -49,3 +51,28 @@ def test_a_blocked_connection_tells_that_it_may_be_flushed_although_looking_cons
             dealer.receive()
             dealer.flush()
             assert dealer.sent > before
+
+
+def test_a_connection_that_waits_for_its_handshake_does_not_keep_its_loop_busy() -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0), backlog=100)))
+        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        deadline = time.monotonic() + 20
+        dealers = [stack.enter_context(closing(DealerConnection(endpoint))) for _ in range(50)]
+        for dealer in dealers:
+            while not dealer.connected:
+                assert time.monotonic() < deadline
+                dealer.receive()
+        busy = dealers
+        while busy:
+            assert time.monotonic() < deadline, f"{len(busy)} descriptors stay readable"
+            # libzmq's thread may have something to tell even now, but not again and again.
+            busy = [dealer for dealer in busy if _readable(dealer)]
+            for dealer in busy:
+                dealer.receive()
+
+
+def _readable(dealer: DealerConnection) -> bool:
+    poll = select.poll()
+    poll.register(dealer.fd, select.POLLIN)
+    return bool(poll.poll(0))
