@@ -132,6 +132,24 @@ def test_garbage_and_half_open_connections_leave_others_served(guarded: tuple[Ro
     assert [one["encrypted"] for one in connections] == [True]
 
 
+def test_an_agent_links_while_more_connections_than_may_shake_hands_say_no_more(
+    guarded: tuple[Router, Agent], short_dir: Path
+) -> None:
+    router, _ = guarded
+    with ExitStack() as stack:
+        for number in range(2500):
+            client = stack.enter_context(connect(router))
+            if number % 2:
+                client.sendall(GREETING)
+        late = start_agent(short_dir / "late", router, client__token=TOKEN, client__router_key=router_key(router))
+        stack.callback(late.stop)
+        wait_until(lambda: late.uid in linked(router), 60, "the agent is linked")
+
+
+def linked(router: Router) -> list[str]:
+    return [one["peer"]["auth"]["uid"] for one in router.get("/connections").json()["connections"]]
+
+
 def _unauthenticated(router: Router) -> int:
     text = router.get("/metrics").text
     return int(

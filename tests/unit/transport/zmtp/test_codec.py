@@ -174,6 +174,26 @@ def test_messages_of_endlessly_many_parts_are_refused() -> None:
         zmtp.receive(b"\x01\x01x")
 
 
+def test_an_unauthenticated_peer_has_so_many_frames_in_all() -> None:
+    zmtp = introduced(limit=64 * 1024)
+    one = b"".join(zmtp.encode([b"", b"x"]))
+    for _ in range(31):
+        assert zmtp.receive(one) == [[b"", b"x"]]
+    assert zmtp.receive(one + one) == [[b"", b"x"]]
+    assert zmtp.more
+    with pytest.raises(ProtocolError, match="more than an introduction"):
+        zmtp.receive(b"")
+    zmtp.trust()
+    assert zmtp.receive(b"") == [[b"", b"x"]]
+
+
+def test_an_unauthenticated_peer_has_so_many_bytes_in_all() -> None:
+    zmtp = introduced(limit=1000)
+    assert zmtp.receive(encode_message([bytes(500)])[0]) == [[bytes(500)]]
+    with pytest.raises(ProtocolError, match="beyond"):
+        zmtp.receive(encode_message([bytes(500)])[0])
+
+
 def test_trust_lifts_the_limit() -> None:
     with pytest.raises(ProtocolError, match="beyond"):
         introduced(limit=1000).receive(encode_message([bytes(1500)])[0])
