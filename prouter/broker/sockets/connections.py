@@ -1,7 +1,7 @@
 """All connections of the broker: accepted, heard in fair turns, flushed once per event loop iteration, and closed.
 
-Both transports look the same from here. A connection over a unix socket has a descriptor of its own, which the poller
-watches; those that a ROUTER accepted are named by their listener when something has arrived.
+Both transports look the same from here: connections that were accepted speak ZMTP on this loop, dialled ones libzmq's.
+Each has a descriptor, which the poller watches.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ADMITTED = 100
 _TICK = 0.1
 """Seconds between two looks at time limits and at messages that do not arrive whole."""
 _MOST_AHEAD = MAX_MESSAGE
-"""Bytes that an agent may send ahead while it is read slowly. The kernel bounds that of a unix socket, not libzmq."""
+"""Bytes that an agent may send ahead while it is read slowly. The kernel bounds that of accepted connections."""
 
 
 class Authority(Protocol):

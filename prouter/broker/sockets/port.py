@@ -1,8 +1,8 @@
 """One peer of the broker: its connection, what it may queue for others, and what waits for it.
 
 A send never blocks. What waits to be sent to a peer is bounded (backlog.py), whatever transport carries it. What is
-read in one event loop iteration is bounded, too. Over a unix socket a peer that sends faster than the broker reads has
-to wait; libzmq reads ahead, so an agent on tcp that goes on while it is paused is cut off (connections.py).
+read in one event loop iteration is bounded, too. A peer that sends faster than the broker reads has to wait. libzmq
+reads ahead, so a dialled agent that goes on while it is paused is cut off (connections.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The fabric over ZeroMQ's own sockets (pyzmq), for tcp between machines."""
+"""The fabric over ZeroMQ's own sockets (pyzmq): what dials over tcp, and an agent's listener."""

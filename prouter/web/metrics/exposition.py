@@ -103,7 +103,7 @@ _COUNTERS = {
     "loop.turns": ("loop_turns", "Iterations of its event loop"),
     "store.failures": ("store_failures", "Attempts to write to the database that failed"),
     "store.written": ("store_written", "Changes written to the database"),
-    "total.strangers_cut": ("strangers_cut", "Connections closed because there were too many unauthenticated ones"),
+    "total.strangers_cut": ("strangers_cut", "Unauthenticated connections that were silent or took too long"),
     "total.strangers_ignored": ("strangers_ignored", "HELLOs ignored because there were too many"),
     "total.hellos_refused": ("hellos_refused", "HELLOs refused"),
     "total.malformed": ("malformed", "Messages that break the protocol"),
