@@ -12,21 +12,23 @@ from typing import Any
 
 from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.claims import Claim, Claims, shared_key
+from prouter.broker.jobs.create_args import create_args
 from prouter.broker.jobs.creation_state import Creation, CreationState
 from prouter.broker.jobs.keys import Keys, check_digest
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
-from prouter.broker.jobs.placement import choose, matching, offering, resources_at, resources_of
-from prouter.broker.jobs.queue_requests import is_queue_place, waiting
+from prouter.broker.jobs.placement import resources_at, resources_of
+from prouter.broker.jobs.queue_requests import is_queue_place
 from prouter.broker.jobs.queued_jobs import QueuedJobs
-from prouter.broker.jobs.replies import BY_REVISION, Replies
+from prouter.broker.jobs.replies import Replies
+from prouter.broker.jobs.reservations import Reservations
 from prouter.broker.jobs.under_way import UnderWay
 from prouter.broker.jobs.unheard import Unheard
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
-from prouter.errors import AgentUnavailable, InvalidRequest, LimitReached, NotFound, Overloaded, PRouterError
+from prouter.errors import AgentUnavailable, LimitReached, NotFound, Overloaded, PRouterError
 from prouter.jobs import JobRecord
 
 __all__ = ["Creations"]
@@ -61,6 +63,7 @@ class Creations:
         self._replies = replies
         self.occupancy = Occupancy(ledger.table)
         self.queued = QueuedJobs(env, links, forwarder, ledger, replies, self.occupancy)
+        self._reservations = Reservations(links, ledger.table, self.occupancy, self.queued, self._under_way)
         self._unheard = Unheard(env, links, ledger, self.keys)
 
     @property
@@ -78,10 +81,8 @@ class Creations:
         Raises:
             PRouterError: the request is refused at once.
         """
-        name, selector, key, digest = (args.get(field) for field in ("name", "agent", "key", "digest"))
-        digest = digest if isinstance(digest, str) else ""
-        if not isinstance(name, str) or not isinstance(selector, dict) or not isinstance(key, str) or not key:
-            raise InvalidRequest("Invalid request: name, agent and key are needed")
+        creation = Creation.of(args, done)
+        key, digest = creation.key, creation.digest
         running = self._under_way.with_key(key)
         if running is not None:
             check_digest(running.digest, digest)
@@ -89,9 +90,6 @@ class Creations:
             return
         if len(self._under_way) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
-        owner, template = (value if isinstance(value, str) else None for value in map(args.get, ("owner", "template")))
-        creation = Creation(name, selector, key, digest, done, owner, template)
-        creation.timeout, creation.start = waiting(args)
         known = self._known(key, digest)
         if known is not None and self._ledger.table.get(known[1]) is not None:
             self._repeat(creation, *known, now)
@@ -160,7 +158,7 @@ class Creations:
             creation.timer.cancel()
             creation.timer = None
         if ended:
-            self._let_go(creation)
+            self._reservations.free(creation)
 
     def _check_promised(self, creation: Creation, uid: str) -> None:
         """Check a job that an earlier request was promised, and that no agent has: it would be one more.
@@ -186,7 +184,7 @@ class Creations:
             self._fail(creation, error or AgentUnavailable("the agent is away", retry_after=2), now)
             return
         try:
-            choose(offering([link], creation.template), self.occupancy, template=creation.template)
+            self._reservations.check(creation, link)
         except PRouterError as problem:
             self._fail(creation, problem, now)
         else:
@@ -198,7 +196,7 @@ class Creations:
         Raises:
             PRouterError: there is none to wait for.
         """
-        link = self._choose(creation)
+        link = self._reservations.choose(creation)
         self._under_way.begin(creation)
         if link is None and creation.timeout is not None:
             self._to_queue(creation, "", now)
@@ -209,31 +207,12 @@ class Creations:
             until = now + self._env.settings.hold
             creation.timer = self._env.timers.at(until, partial(self._not_placed, creation))
 
-    def _choose(self, creation: Creation) -> Link | None:
-        """The agent for the job; None if it has to wait.
-
-        Raises:
-            PRouterError: there is none, and the job is not to be queued, or the queue is full.
-        """
-        may_wait = creation.timeout is not None
-        try:
-            if not (may_wait and self.queued.others_wait(creation.wishes)):
-                links = offering(matching(self._links, creation.selector), creation.template)
-                link = choose(links, self.occupancy, creation.selector, creation.template)
-                if link is not None or not may_wait:
-                    return link
-        except (AgentUnavailable, LimitReached, NotFound):
-            if not may_wait:
-                raise
-        self.queued.check_space(creation.start)
-        return None
-
     def _not_placed(self, creation: Creation, now: float) -> None:
         self._fail(creation, AgentUnavailable("the agent is away", retry_after=2), now)
 
     def _reserve(self, creation: Creation, link: Link, now: float, instead: str = "") -> None:
         self._change(creation, CreationState.RESERVED)
-        self._take(creation, link, self._env.new_uid())
+        self._reservations.take(creation, link, self._env.new_uid())
         link.placed += 1
         link.warm.take(creation.template)
         self._settle_key(creation, instead, now)
@@ -250,21 +229,6 @@ class Creations:
         else:
             self._remember(creation)
 
-    def _take(self, creation: Creation, link: Link, uid: str) -> None:
-        creation.link = link
-        self._under_way.name(creation, uid)
-        self.occupancy.reserve(link.connection)
-        self._ledger.table.taken.take(uid, link.connection, resources_at(link, creation.selector, creation.template))
-
-    def _let_go(self, creation: Creation) -> None:
-        """Free what `_take` has taken. Idempotent."""
-        self._under_way.unname(creation)
-        if creation.link is not None:
-            connection, creation.link = creation.link.connection, None
-            self.occupancy.release(connection)
-            if self._ledger.table.get(creation.uid) is None:
-                self._ledger.table.taken.give_back(creation.uid)
-
     def _remember(self, creation: Creation) -> None:
         if creation.link is None:
             self._queue(creation)
@@ -274,10 +238,8 @@ class Creations:
 
     def _queue(self, creation: Creation) -> None:
         """Put the job into the queue, and answer once that is stored: queue and key first, what shows the job last."""
-        owned = {"owner": creation.owner} if creation.owner is not None else {}
-        keyed = {"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}
         amounts = dict(resources_of(creation.selector))
-        record = self.queued.record(creation.uid, creation.name, **owned, **keyed, resources=amounts)
+        record = self.queued.record(creation.uid, creation.name, **creation.origin, resources=amounts)
         self.queued.add(record, creation.wishes, creation.timeout or 0.0, creation.start)
         self.keys.remember(creation.key, record.connection, record.uid, creation.digest, stored=_nothing)
         self._ledger.put(record)
@@ -306,7 +268,7 @@ class Creations:
         """Go on with the job for which another router, or an earlier request, has claimed the key."""
         entry, link = self._ledger.table.get(claim.job), self._links.get(claim.connection)
         if entry is not None and entry.key == shared_key(creation.key):
-            self._let_go(creation)
+            self._reservations.free(creation)
             self._repeat(creation, entry.connection, entry.uid, now)
         elif is_queue_place(claim.connection) and claim.connection != self.queued.place:
             text = "another router has queued this job; ask that one, or try again once an agent has it"
@@ -317,8 +279,8 @@ class Creations:
             text = "another router creates this job on an agent that is not linked to this router; try again"
             self._fail(creation, AgentUnavailable(text, code="agent_elsewhere", retry_after=1), now)
         else:
-            self._let_go(creation)
-            self._take(creation, link, claim.job)
+            self._reservations.free(creation)
+            self._reservations.take(creation, link, claim.job)
             self._remember(creation)
 
     # -- to the job -----------------------------------------------------------------------------------------------
@@ -347,7 +309,7 @@ class Creations:
             self._fail(creation, error, now)
             return
         self._under_way.begin(creation)
-        self._take(creation, link, uid)
+        self._reservations.take(creation, link, uid)
         self._call(creation, now)
 
     def _call(self, creation: Creation, now: float) -> None:
@@ -356,17 +318,9 @@ class Creations:
             self._fail(creation, AgentUnavailable("the agent is gone", code="agent_lost"), now)
             return
         self._change(creation, CreationState.CALLED)
-        args = {
-            "uid": creation.uid,
-            "connection": link.connection,
-            "name": creation.name,
-            "router": self._env.settings.auth,
-            **({"owner": creation.owner} if creation.owner is not None else {}),
-            **({"key": shared_key(creation.key), "digest": creation.digest} if creation.digest else {}),
-            "resources": dict(resources_at(link, creation.selector, creation.template)),
-            **({"template": creation.template} if creation.template is not None else {}),
-            **BY_REVISION,
-        }
+        resources = resources_at(link, creation.selector, creation.template)
+        optional = {**creation.origin, "template": creation.template}
+        args = create_args(creation.uid, creation.name, link, self._env.settings.auth, resources, optional)
         self._forwarder.call(link, "job.create", args, partial(self._replied, creation, link), now)
 
     def _replied(
@@ -389,26 +343,17 @@ class Creations:
         link.full = True
         if creation.selector.get("type") == "address":
             return False
-        other = self._other(creation, link)
+        other = self._reservations.other(creation, link)
         if other is None and not (creation.timeout is not None and self.queued.has_space(creation.start)):
             return False
         refused = creation.uid
         self.keys.withdraw(creation.key, refused)
-        self._let_go(creation)
+        self._reservations.free(creation)
         if other is not None:
             self._reserve(creation, other, now, instead=refused)
         else:
             self._to_queue(creation, refused, now)
         return True
-
-    def _other(self, creation: Creation, link: Link) -> Link | None:
-        """Another agent that has space, as far as is known; None without one."""
-        try:
-            links = offering(matching(self._links, creation.selector), creation.template)
-            others = [one for one in links if one is not link and not one.full]
-            return choose(others, self.occupancy, creation.selector, creation.template) if others else None
-        except PRouterError:
-            return None
 
     def _created(
         self, creation: Creation, uid: str, record: JobRecord | None, error: PRouterError | None, now: float

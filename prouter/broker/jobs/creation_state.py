@@ -33,8 +33,10 @@ from typing import Any
 
 from prouter.broker.base.env import Done
 from prouter.broker.base.timers import Timer
+from prouter.broker.jobs.claims import shared_key
+from prouter.broker.jobs.queue_requests import waiting
 from prouter.broker.links.link import Link
-from prouter.errors import PRouterError
+from prouter.errors import InvalidRequest, PRouterError
 
 __all__ = ["NEXT", "OVER", "Creation", "CreationState"]
 
@@ -111,6 +113,29 @@ class Creation:
         self.uid = ""
         self.link: Link | None = None
         self.timer: Timer | None = None
+
+    @classmethod
+    def of(cls, args: dict[str, Any], caller: Done) -> Creation:
+        """Read the arguments of ``jobs.create``.
+
+        Raises:
+            InvalidRequest: some that are needed are missing.
+        """
+        name, selector, key = map(args.get, ("name", "agent", "key"))
+        if not isinstance(name, str) or not isinstance(selector, dict) or not isinstance(key, str) or not key:
+            raise InvalidRequest("Invalid request: name, agent and key are needed")
+        digest, owner, template = (
+            value if isinstance(value, str) else None for value in map(args.get, ("digest", "owner", "template"))
+        )
+        creation = cls(name, selector, key, digest or "", caller, owner, template)
+        creation.timeout, creation.start = waiting(args)
+        return creation
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Whose request creates the job, and which one, as the job's record says it."""
+        key = shared_key(self.key) if self.digest else None
+        return {"owner": self.owner, "key": key, "digest": self.digest or None}
 
     def change(self, state: CreationState) -> None:
         """Go to the next state.

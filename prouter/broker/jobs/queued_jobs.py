@@ -14,20 +14,21 @@ from typing import Any
 
 from prouter.broker.base.env import Done, Env
 from prouter.broker.base.timers import Timer
+from prouter.broker.jobs.create_args import create_args
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.explaining import Finding, explain_job, explain_waiting
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.occupancy import Occupancy
+from prouter.broker.jobs.offers import Offers
 from prouter.broker.jobs.placement import resources_at, resources_of, suits
 from prouter.broker.jobs.queue_requests import queue_place, shape_of
 from prouter.broker.jobs.queue_rows import QueueRows
-from prouter.broker.jobs.replies import BY_REVISION, Replies
+from prouter.broker.jobs.replies import Replies
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.broker.queue.item import Item, QueueState, Shape
 from prouter.broker.queue.job_queue import JobQueue
-from prouter.broker.queue.order import Key
 from prouter.errors import AgentUnavailable, Conflict, KeyReused, Limit, LimitReached, NotFound, PRouterError
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import JobRecord, Reason
@@ -36,10 +37,6 @@ __all__ = ["QueuedJobs"]
 
 log = logging.getLogger("prouter.broker")
 
-_DECISIONS = 16
-"""Offers that are looked at in one event loop iteration."""
-_SHAPES = 256
-"""Shapes of jobs that are looked at in each of them."""
 _RETRY = 1.0
 """Seconds after which an agent that is away is asked again to start a job."""
 _EXPIRED = 100
@@ -69,12 +66,11 @@ class QueuedJobs:
         self._replies = replies
         self._occupancy = occupancy
         self._rows = QueueRows(env)
+        offers = Offers(env, links, self.queue, occupancy)
+        self.offer, self.offer_all = offers.offer, offers.offer_all
         self._claimed: set[str] = set()
         """Jobs whose slot on the chosen agent is taken."""
         self._start_bytes = 0
-        self._open: dict[str, Key | None] = {}
-        """Connections of agents that may have space, and where to go on in the queue."""
-        self._deciding: Timer | None = None
         self._expiry: Timer | None = None
         self.not_running: Callable[[str], object] = bool
         """Called with the uid of each job that an agent has now, and that nobody has started."""
@@ -197,17 +193,6 @@ class QueuedJobs:
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
-    def offer(self, connection: str) -> None:
-        """Note that an agent may have space; waiting jobs are looked at in the next event loop iterations."""
-        if self.queue.waiting:
-            self._open[connection] = None
-            self._decide_soon()
-
-    def offer_all(self) -> None:
-        """Note that any agent may have space for some job."""
-        for link in self._links:
-            self.offer(link.connection)
-
     def expects(self, entry: Entry, link: Link) -> bool:
         """Whether an agent that tells of a job is the one that was asked to create it."""
         item = self.queue.get(entry.uid)
@@ -267,16 +252,9 @@ class QueuedJobs:
             self.offer_all()
             return
         record = entry.last_record
-        args = {
-            "uid": item.uid,
-            "connection": link.connection,
-            "client": self.place,
-            "name": item.name,
-            "router": self._env.settings.auth,
-            "resources": dict(resources_at(link, item.shape.selector)),
-            **{name: text for name in ("owner", "key", "digest") if (text := getattr(record, name)) is not None},
-            **BY_REVISION,
-        }
+        resources = resources_at(link, item.shape.selector)
+        optional = {"client": self.place, "owner": record.owner, "key": record.key, "digest": record.digest}
+        args = create_args(item.uid, item.name, link, self._env.settings.auth, resources, optional)
         link.placed += 1
         self._forwarder.call(link, "job.create", args, partial(self._replied, item, link), self._env.now)
 
@@ -352,37 +330,6 @@ class QueuedJobs:
             self._ledger.end(entry, self.place, Reason.START_FAILED, f"its agent refused to start it: {error.detail}")
             self._forwarder.call(link, "job.remove", {"uid": entry.uid}, _ignore, now)
         self.queue.end(item)
-
-    def _fits(self, link: Link, shape: Shape) -> bool:
-        return suits(link, shape.selector) and self._occupancy.has_space(link, resources_at(link, shape.selector))
-
-    def _decide_soon(self) -> None:
-        if self._deciding is None:
-            self._deciding = self._env.timers.at(self._env.now, self._decide)
-
-    def _decide(self, _now: float) -> None:
-        """Offer some agents that may have space to the queue, the others in the next event loop iterations."""
-        self._deciding = None
-        for _ in range(_DECISIONS):
-            if not self._open:
-                break
-            connection, after = next(iter(self._open.items()))
-            link = self._links.get(connection)
-            more, placed = None, True
-            if link is not None and link.up and link.listed is None and not (link.draining or link.full):
-                fits = partial(self._fits, link)
-                if self._occupancy.has_slot(link):
-                    placed, more = self.queue.offer(connection, fits, self._env.wall(), after=after, most=_SHAPES)
-            else:
-                self.queue.withdraw(connection)
-            if more is None:
-                del self._open[connection]
-            else:
-                self._open[connection] = more
-            if not placed and more is not None:
-                break  # Many shapes were looked at in vain: other work comes first.
-        if self._open:
-            self._decide_soon()
 
     def _arm(self) -> None:
         """Set the timer to the next job whose time is up."""
