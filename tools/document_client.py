@@ -34,9 +34,8 @@ def _reference() -> Iterator[str]:
         if cls is client.Router:
             yield f"```text\n{_call(cls.__name__, cls)}\n```\n"
         yield from _text(cls)
-        for name, member in vars(cls).items():
-            if not name.startswith("_"):
-                yield from _member(cls, name, member)
+        for name, member in _members(cls):
+            yield from _member(cls, name, member)
     yield "### Answers\n"
     yield "Frozen data classes. `raw` has the router's answer as it came, with fields that this version lacks.\n"
     for model in MODELS:
@@ -47,6 +46,13 @@ def _reference() -> Iterator[str]:
     for error in sorted((one for one in errors if _is_error(one)), key=lambda one: (len(one.__mro__), one.__name__)):
         yield f"| `{error.__name__}` | {_first(error)} |"
     yield ""
+
+
+def _members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Return a class's public members: its own first, then those of the package's classes that it extends."""
+    for one in cls.__mro__:
+        if one.__module__.startswith("prouter.client."):
+            yield from ((name, member) for name, member in vars(one).items() if not name.startswith("_"))
 
 
 def _is_error(value: Any) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 from prouter.client.async_driver import AsyncDriver, finish
 from prouter.client.async_job import AsyncJob
 from prouter.client.async_streams import AsyncEventStream
-from prouter.client.core import jobs, router
+from prouter.client.core import creating, jobs, router
+from prouter.client.core.creating import AgentChoice
 from prouter.client.core.errors import RouterError
-from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
-from prouter.client.core.uploads import Uploads, uploads_of
+from prouter.client.core.uploads import Local, Uploads, uploads_of
 from prouter.client.settings import Settings, Verify
 
 __all__ = ["AsyncRouter", "Making"]
@@ -102,7 +102,7 @@ class AsyncRouter:
 
     def run(
         self,
-        args: Sequence[str | os.PathLike[str]] = (),
+        args: Sequence[Local] = (),
         *,
         template: str | None = None,
         name: str | None = None,
@@ -152,7 +152,7 @@ class AsyncRouter:
             StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
             OSError: something local cannot be read.
         """
-        body = jobs.start_body(
+        body = creating.start_body(
             args, template=template, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
         )
         making = self.create(
@@ -186,10 +186,10 @@ class AsyncRouter:
         With a template of which a job is ready, that is given, and runs already. Either way `AsyncJob.start` goes on.
         With `queue` the job may be queued: `AsyncJob.wait_for_agent` waits until files can be uploaded.
         """
-        choice = jobs.choice(agent, where, require, resources, strategy)
-        return Making(self._created(jobs.Creation(self._driver.context, name, choice, template, queue), keep))
+        choice = creating.choice(agent, where, require, resources, strategy)
+        return Making(self._created(creating.Creation(self._driver.context, name, choice, template, queue), keep))
 
-    async def _created(self, creation: jobs.Creation, keep: bool) -> AsyncJob:
+    async def _created(self, creation: creating.Creation, keep: bool) -> AsyncJob:
         try:
             return AsyncJob(self._driver, await self._driver.run(creation.carry_out()), keep=keep)
         except RouterError:

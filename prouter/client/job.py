@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from prouter.client.core import files, jobs, transfers
+from prouter.client.core import creating, jobs, sharing
 from prouter.client.core.errors import NotFound
 from prouter.client.core.feeds import LogFeed
-from prouter.client.core.models import Bridge, Entry, Explanation, JobInfo, Share, Synced, Transferred
-from prouter.client.core.progress import Progress
+from prouter.client.core.models import Bridge, Explanation, JobInfo, Share
+from prouter.client.core.uploads import Local
+from prouter.client.job_files import JobFiles
 from prouter.client.per_process import PerProcess
 from prouter.client.settings import own_url
 from prouter.client.streams import LogStream
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Job"]
 
-Local = str | os.PathLike[str]
 
-
-class Job:
+class Job(JobFiles):
     """One job of a router.
 
     A context manager: the job is removed (its processes ended, its files deleted) at the end of the ``with`` block,
@@ -150,7 +149,7 @@ class Job:
             Conflict: it was started before.
         """
         own = None if args else self.latest.template
-        body = jobs.start_body(
+        body = creating.start_body(
             args, template=own, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
         )
         self.latest = self._driver.run(jobs.start(self._driver.context, self.path, body, wait))
@@ -213,7 +212,7 @@ class Job:
         """Remove the job if that is possible soon; for programs that have another error to raise."""
         self._removed = self._driver.run(jobs.discard(self._driver.context, self.path))
 
-    # -- its output and files -------------------------------------------------------------------------------------
+    # -- its output -----------------------------------------------------------------------------------------------
 
     def logs(
         self,
@@ -235,120 +234,6 @@ class Job:
         """
         feed = LogFeed(self.path, stream, follow=follow, offset=offset, tail=tail, since=since)
         return LogStream(self._driver, feed)
-
-    def upload(
-        self,
-        local: Local,
-        remote: str = ".",
-        *,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Transferred:
-        """Upload a file, or the contents of a directory as one archive.
-
-        Args:
-            remote: for a file its name in the sandbox, or a directory if it is ``.`` or ends with a slash; for a
-                directory the one that gets its contents.
-            include: masks (fnmatch) of whole relative paths to send; all by default.
-            exclude: masks of what not to send; they win.
-            progress: called with the bytes sent so far and in all.
-
-        Raises:
-            OSError: something local cannot be read.
-        """
-        flow = transfers.upload(
-            self._driver.context, self.path, local, remote, include=include, exclude=exclude, progress=progress
-        )
-        return self._driver.run(flow)
-
-    def download(
-        self,
-        remote: str,
-        local: Local = ".",
-        *,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Transferred:
-        """Download a file, or the contents of a directory as one archive. A file appears once it is complete.
-
-        Args:
-            local: for a file its new name, or a directory that exists or ends with a slash; for a directory the one
-                that gets its contents.
-            include: masks (fnmatch) of whole relative paths to receive; all by default.
-            exclude: masks of what not to receive; they win.
-            progress: called with the bytes received so far, and in all or None.
-
-        Raises:
-            NotFound: there is no such file.
-            OSError: something local cannot be written.
-        """
-        flow = transfers.download(
-            self._driver.context, self.path, remote, local, include=include, exclude=exclude, progress=progress
-        )
-        return self._driver.run(flow)
-
-    def sync(
-        self,
-        local: Local,
-        remote: str = ".",
-        *,
-        hash: bool = False,  # noqa: A002 (the word that users look for)
-        delete: bool = False,
-        exclude: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Synced:
-        """Send what differs of a local directory, as one archive.
-
-        A file is the same if its size, modification time and permission bits are. With `hash` its contents count
-        instead of the local time; a file ``.prouter-sync.json`` in the sandbox then remembers what was sent.
-
-        Args:
-            delete: delete what only the sandbox has.
-            exclude: masks (fnmatch) of whole relative paths that are neither sent nor deleted.
-
-        Raises:
-            OSError: something local cannot be read.
-        """
-        flow = transfers.sync(
-            self._driver.context,
-            self.path,
-            local,
-            remote,
-            hashes=hash,
-            remove=delete,
-            exclude=exclude,
-            progress=progress,
-        )
-        return self._driver.run(flow)
-
-    def files(self, path: str = ".", *, recursive: bool = False) -> list[Entry]:
-        """Return the entries of a directory, with `recursive` of those below it, too. Links are not followed."""
-        flow = (files.walk if recursive else files.listing)(self._driver.context, self.path, path)
-        return self._driver.run(flow)
-
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the contents of a file: up to `length` bytes from `offset` on, or all."""
-        return self._driver.run(files.read_file(self._driver.context, self.path, path, offset, length))
-
-    def write(self, path: str, data: bytes | str, *, mode: int | None = None, new: bool = False) -> None:
-        """Write a file, whole or not at all; directories above it are made. Text is encoded as UTF-8.
-
-        Args:
-            mode: permission bits, 0o644 by default.
-            new: fail (`PreconditionFailed`) if the file exists.
-        """
-        content = data.encode() if isinstance(data, str) else bytes(data)
-        self._driver.run(files.write_file(self._driver.context, self.path, path, content, mode=mode, new=new))
-
-    def mkdir(self, path: str) -> None:
-        """Make a directory, and those above it, unless it is there."""
-        self._driver.run(files.make_directory(self._driver.context, self.path, path))
-
-    def delete(self, path: str, *, recursive: bool = False) -> None:
-        """Delete a file, a link or an empty directory; with `recursive` a whole tree."""
-        self._driver.run(files.delete(self._driver.context, self.path, path, recursive=recursive))
 
     # -- its server -----------------------------------------------------------------------------------------------
 
@@ -380,7 +265,7 @@ class Job:
         Args:
             page: path and query below the job's address, at which to begin.
         """
-        return self._driver.run(jobs.open_url(self._driver.context, self.path, page))
+        return self._driver.run(sharing.open_url(self._driver.context, self.path, page))
 
     def bridge(self, url: str, path: str = "") -> str:
         """Connect the job's WebSocket at `path` with another server's; return the bridge's uid.
@@ -391,15 +276,15 @@ class Job:
         Raises:
             ConnectionFailed: the connection was lost; `bridges` tells whether the bridge was made.
         """
-        return self._driver.run(jobs.bridge(self._driver.context, self.path, url, path))
+        return self._driver.run(sharing.bridge(self._driver.context, self.path, url, path))
 
     def bridges(self) -> list[Bridge]:
         """Return the job's bridges."""
-        return self._driver.run(jobs.bridges(self._driver.context, self.path))
+        return self._driver.run(sharing.bridges(self._driver.context, self.path))
 
     def unbridge(self, uid: str) -> None:
         """End a bridge."""
-        self._driver.run(jobs.unbridge(self._driver.context, self.path, uid))
+        self._driver.run(sharing.unbridge(self._driver.context, self.path, uid))
 
     def share(self, expires: float | None = None, *, name: str | None = None, methods: str = "all") -> Share:
         """Make a link by which people without a token use the job's server.
@@ -410,13 +295,13 @@ class Job:
             methods: ``all``, or ``read`` for GET and HEAD only.
         """
         return self._driver.run(
-            jobs.share(self._driver.context, self.path, expires=expires, name=name, methods=methods)
+            sharing.share(self._driver.context, self.path, expires=expires, name=name, methods=methods)
         )
 
     def shares(self) -> list[Share]:
         """Return the job's share links, without their URLs."""
-        return self._driver.run(jobs.shares(self._driver.context, self.path))
+        return self._driver.run(sharing.shares(self._driver.context, self.path))
 
     def unshare(self, identifier: str) -> None:
         """End a share link and its open connections."""
-        self._driver.run(jobs.unshare(self._driver.context, self.path, identifier))
+        self._driver.run(sharing.unshare(self._driver.context, self.path, identifier))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from prouter.client.core import jobs, router
+from prouter.client.core import creating, jobs, router
+from prouter.client.core.creating import AgentChoice
 from prouter.client.core.errors import RouterError
-from prouter.client.core.jobs import AgentChoice
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
-from prouter.client.core.uploads import Uploads, uploads_of
-from prouter.client.job import Job, Local
+from prouter.client.core.uploads import Local, Uploads, uploads_of
+from prouter.client.job import Job
 from prouter.client.settings import Settings, Verify
 from prouter.client.streams import EventStream
 from prouter.client.sync_driver import SyncDriver
@@ -131,7 +131,7 @@ class Router:
             StartFailed: it did not start; the text has the end of its stderr. It is removed unless `keep`.
             OSError: something local cannot be read.
         """
-        body = jobs.start_body(
+        body = creating.start_body(
             args, template=template, env=env, cwd=cwd, expose=expose, preset=preset, limits=limits, options=options
         )
         job = self.create(
@@ -175,8 +175,8 @@ class Router:
         With a template of which a job is ready, that is given, and runs already. Either way `Job.start` goes on.
         With `queue` the job may be queued: `Job.wait_for_agent` waits until files can be uploaded.
         """
-        choice = jobs.choice(agent, where, require, resources, strategy)
-        creation = jobs.Creation(self._driver.context, name, choice, template, queue)
+        choice = creating.choice(agent, where, require, resources, strategy)
+        creation = creating.Creation(self._driver.context, name, choice, template, queue)
         try:
             return Job(self._driver, self._driver.run(creation.carry_out()), keep=keep)
         except RouterError:

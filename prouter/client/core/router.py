@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prouter.client.core.flow import Flow, Request
-from prouter.client.core.jobs import make_once, post
 from prouter.client.core.models import Connection, RouterInfo, Token, WhoAmI
 from prouter.client.core.paths import segment
+from prouter.client.core.requests import make_once, post
 from prouter.client.core.retries import Context, call, call_json
 
 __all__ = [

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-__all__ = ["Uploads", "uploads_of"]
+__all__ = ["Local", "Uploads", "uploads_of"]
 
-Uploads = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+Local = str | os.PathLike[str]
+"""A path on the client's machine."""
+Uploads = Local | Mapping[str, Local] | None
 """A file, a directory whose contents go into the sandbox, or a map from paths in the sandbox to local ones."""
 
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    members = [member for one in cls.__mro__[:-1] for member in vars(one).items()]
+    return {name: value for name, value in members if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(("blocking", "awaiting"), [(Router, AsyncRouter), (Job, AsyncJob)])

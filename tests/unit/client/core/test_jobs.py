@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from prouter.client.core import jobs
+from prouter.client.core import sharing
 from tests.support.flow_player import Answer, FlowPlayer, context
 
 PASS = "http://router/jobs/c/j/http/.prouter/enter?code=secret"
@@ -23,4 +23,4 @@ PASS = "http://router/jobs/c/j/http/.prouter/enter?code=secret"
 )
 def test_a_browser_begins_at_any_page_of_a_job(told: str, page: str, url: str) -> None:
     player = FlowPlayer(lambda _request: Answer(200, {}, (json.dumps({"url": told}).encode(),)))
-    assert player.run(jobs.open_url(context(), "/jobs/c/j", page)) == url
+    assert player.run(sharing.open_url(context(), "/jobs/c/j", page)) == url

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prouter.client.core import files, jobs, router
+from prouter.client.core import creating, files, jobs, router, sharing
 from prouter.client.core.errors import (
     AgentUnavailable,
     ConnectionFailed,
@@ -47,7 +47,7 @@ def scripted(*answers: Answer | Lost) -> FlowPlayer:
 
 def test_a_create_that_is_cut_is_repeated_with_its_key() -> None:
     player = scripted(CUT, REFUSED, problem(503, "draining", **{"retry-after": "1"}), ok())
-    made = player.run(jobs.Creation(context(), "n").carry_out())
+    made = player.run(creating.Creation(context(), "n").carry_out())
     assert made is not None
     assert made.uid == "j"
     assert [request.headers["Idempotency-Key"] for request in player.requests] == ["key-0"] * 4
@@ -58,12 +58,12 @@ def test_a_create_that_is_cut_is_repeated_with_its_key() -> None:
 def test_each_call_has_a_key_of_its_own() -> None:
     shared = context()
     player = scripted(ok())
-    player.run(jobs.Creation(shared).carry_out())
-    player.run(jobs.Creation(shared).carry_out())
+    player.run(creating.Creation(shared).carry_out())
+    player.run(creating.Creation(shared).carry_out())
     player.run(jobs.start(shared, "/jobs/c/j", {"args": ["x"]}))
     assert len({request.headers["Idempotency-Key"] for request in player.requests}) == 3
     shared_player = scripted(ok({"id": "s", "url": "http://x"}, 201))
-    shared_player.run(jobs.share(shared, "/jobs/c/j", expires=None, name=None, methods="all"))
+    shared_player.run(sharing.share(shared, "/jobs/c/j", expires=None, name=None, methods="all"))
     assert shared_player.requests[0].headers["Idempotency-Key"] == "key-3"
 
 
@@ -141,9 +141,9 @@ def test_what_may_have_been_made_is_asked_for_again_though_each_attempt_takes_lo
         return next(left)
 
     player = FlowPlayer(silent)
-    assert player.run(jobs.Creation(context(reached=False)).carry_out()) is not None
+    assert player.run(creating.Creation(context(reached=False)).carry_out()) is not None
     with pytest.raises(ConnectionFailed, match="may have been carried out"):
-        scripted(CUT).run(jobs.Creation(context(reached=False)).carry_out())
+        scripted(CUT).run(creating.Creation(context(reached=False)).carry_out())
 
 
 @settings(deadline=None, max_examples=30)
@@ -203,7 +203,7 @@ def test_a_wait_with_a_deadline_does_not_listen_much_longer() -> None:
 def test_errors_of_placement_are_told_apart() -> None:
     for answer in (problem(404, "not_found"), problem(503, "agent_draining"), problem(429, "limit_reached")):
         with pytest.raises(NoAgent) as raised:
-            scripted(answer).run(jobs.Creation(context()).carry_out())
+            scripted(answer).run(creating.Creation(context()).carry_out())
         assert isinstance(raised.value, NotFound) == (answer.status == 404)
     with pytest.raises(NotFound) as other:
         scripted(problem(404, "not_found")).run(jobs.info(context(), "/jobs/c/j"))
@@ -216,7 +216,7 @@ def test_an_answer_that_is_not_a_routers_says_so() -> None:
         with pytest.raises(RouterError, match="check the URL"):
             scripted(Answer(200, {}, (body,))).run(router.router_info(context()))
     with pytest.raises(RouterError, match="check the URL"):
-        scripted(ok({"message": "hello"})).run(jobs.Creation(context()).carry_out())
+        scripted(ok({"message": "hello"})).run(creating.Creation(context()).carry_out())
 
 
 def test_a_file_that_must_be_new_is_not_sent_twice() -> None:
@@ -251,23 +251,26 @@ def test_a_job_is_found_by_path_url_uid_and_the_beginning_of_a_uid() -> None:
 
 
 def test_a_start_without_a_server_expects_no_port() -> None:
-    assert jobs.start_body(["x"])["port_expected_count"] == 0
-    assert jobs.start_body(["x"], expose="assign")["expose"] == {"port": "assign"}
-    assert jobs.start_body(["x"], preset="dash", expose={"path": "keep"})["expose"] == {
+    assert creating.start_body(["x"])["port_expected_count"] == 0
+    assert creating.start_body(["x"], expose="assign")["expose"] == {"port": "assign"}
+    assert creating.start_body(["x"], preset="dash", expose={"path": "keep"})["expose"] == {
         "path": "keep",
         "preset": "dash",
     }
     with pytest.raises(TypeError, match="a list"):
-        jobs.start_body("x y")
+        creating.start_body("x y")
     with pytest.raises(ValueError, match="give args"):
-        jobs.start_body([])
+        creating.start_body([])
 
 
 def test_a_template_says_all_but_the_time_limit() -> None:
-    assert jobs.start_body([], template="lab") == {"template": "lab"}
-    assert jobs.start_body([], template="lab", limits={"timeout": 9}) == {"template": "lab", "limits": {"timeout": 9}}
+    assert creating.start_body([], template="lab") == {"template": "lab"}
+    assert creating.start_body([], template="lab", limits={"timeout": 9}) == {
+        "template": "lab",
+        "limits": {"timeout": 9},
+    }
     for more in ({"env": {"A": "b"}}, {"preset": "dash"}, {"options": {"home": "sandbox"}}):
         with pytest.raises(ValueError, match="give it alone"):
-            jobs.start_body([], template="lab", **more)
+            creating.start_body([], template="lab", **more)
     with pytest.raises(ValueError, match="either agent or where"):
-        jobs.choice("a", where={"gpu": True})
+        creating.choice("a", where={"gpu": True})
