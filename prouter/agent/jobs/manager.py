@@ -24,6 +24,7 @@ from prouter.agent.jobs.ending import Ender
 from prouter.agent.jobs.environment import base_environment
 from prouter.agent.jobs.job import Job
 from prouter.agent.jobs.origin import UNKNOWN, Origin
+from prouter.agent.jobs.reclaiming import Reclaimer
 from prouter.agent.jobs.refusals import (
     not_running,
     outcome_of,
@@ -48,7 +49,7 @@ from prouter.errors import Conflict, NotFound, PRouterError
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import START_TIMEOUT, Limits, SignalRequest, signal_number, validated
 from prouter.resources import Amounts
-from prouter.runners.interface import Exit, Kept, Runner
+from prouter.runners.interface import Exit, Runner
 from prouter.template_requests import Template
 
 __all__ = ["JobManager"]
@@ -170,8 +171,9 @@ class JobManager:
             self._root.close()
             raise
         self._open = True
+        reclaimer = Reclaimer(self._runner, self._root, self._jobs, self._starter, changed=self._changed)
         for item in kept:
-            self._reclaim(item)
+            reclaimer.reclaim(item)
         self._reports.begin()
         self._root.sweep(self._jobs.uids)
         alive = self._jobs.alive
@@ -382,22 +384,3 @@ class JobManager:
             self._on_removed(record)
         else:
             self._on_change(record)
-
-    def _reclaim(self, kept: Kept) -> None:
-        try:
-            warm = kept.record.get("warm")
-            job = None if warm else Job.reclaim(kept.record, self._root.sandbox(kept.job), self._changed)
-        except (KeyError, TypeError, ValueError, PRouterError) as error:
-            _log.warning("event=job_not_reclaimed job=%s error=%r", kept.job, str(error))
-            job = None
-        if job is None:
-            self._runner.kill(kept.job)
-            self._runner.forget(kept.job)
-            return
-        self._jobs.add(job)
-        if job.record.ended:
-            job.sandbox.shut()
-        if (kept.spawned is not None or kept.queued is not None) and kept.exit is None:
-            job.hold()
-        _log.info("event=job_reclaimed job=%s state=%s", job.uid, job.record.state.value)
-        self._starter.resume(job, kept)

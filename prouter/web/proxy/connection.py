@@ -11,13 +11,13 @@ import socket
 import time
 from typing import Any
 
-from prouter.access.roles import Principal, Role
+from prouter.access.roles import Principal
 from prouter.errors import InvalidRequest, PRouterError
 from prouter.fabric.stream import Stream
-from prouter.web.metrics import counters
 from prouter.web.metrics.counters import API
 from prouter.web.proxy.addresses.forwarded import Origin
 from prouter.web.proxy.addresses.hops import came_through
+from prouter.web.proxy.failures import Asker, failure_response
 from prouter.web.proxy.half_closed import HalfClosed, has_closed
 from prouter.web.proxy.interfaces import ClientExchange, ProxyContext
 from prouter.web.proxy.messages.heads import RequestHead, take_request
@@ -294,30 +294,9 @@ class ClientConnection:
             head: the request's head; None if there is none, because it could not be parsed.
             keep_alive: whether the connection may serve another request.
         """
-        if self.principal is not None and self.principal.role < Role.USER:
-            error = error.without_output()  # a visitor of a share link may not read the job's logs
-        headers = head.headers if head is not None else []
-        name_of_request = request_id(headers)
-        accept = b",".join(value for name, value in headers if name.lower() == b"accept")
-        log.log(
-            error.level,
-            "event=request_failed code=%s status=%d request=%s client=%s job=%s detail=%r",
-            error.code,
-            error.status,
-            name_of_request,
-            self.origin.address,
-            error.job,
-            error.logged,
-        )
-        head_only = head is not None and head.method == b"HEAD"
         recipient = API if self.exchange is None else self.exchange.recipient
-        method, seconds = (head.method, time.monotonic() - self.began) if head is not None else (b"", 0.0)
-        counters.current().count_response(recipient, method, error.status, seconds)
-        if error.limit is not None:
-            counters.current().count_refusal(error.limit.name)
-        self.write(
-            error_response(error, accept=accept, head_only=head_only, request_id=name_of_request, close=not keep_alive)
-        )
+        asker = Asker(self.origin.address, self.principal, recipient, self.began)
+        self.write(failure_response(error, head, asker, close=not keep_alive))
         self.exchange_done(keep_alive)
 
     def finish(self) -> None:
