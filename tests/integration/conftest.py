@@ -19,6 +19,6 @@ def managers(tmp_path: Path) -> Iterator[Managers]:
 
 
 @pytest.fixture
-def jobs(managers: Managers) -> Observed:
+def observed(managers: Managers) -> Observed:
     """One manager."""
     return managers.open()

@@ -18,8 +18,8 @@ from tests.support.job_manager import CONNECTION, Managers, Observed, gone, pyth
 from tests.support.keeper import ESCAPE, until
 
 
-def test_a_job_ends_when_its_time_is_up(jobs: Observed) -> None:
-    record = jobs.ended(jobs.run("sleep", "1000", limits={"timeout": 0.2}))
+def test_a_job_ends_when_its_time_is_up(observed: Observed) -> None:
+    record = observed.ended(observed.run("sleep", "1000", limits={"timeout": 0.2}))
     assert (record.reason, record.signal) == (Reason.TIMEOUT, "SIGTERM")
     assert record.error == "it ran longer than its limit of 0.2 seconds"
 
@@ -38,9 +38,9 @@ def test_the_agents_ceiling_holds_without_a_limit(managers: Managers) -> None:
     ],
     ids=["one file", "many small files", "a deleted file"],
 )
-def test_a_sandbox_over_its_limit_ends_the_job(jobs: Observed, fill: str) -> None:
-    uid = jobs.run("sh", "-c", f"{fill}; sleep 1000", limits={"sandbox_size": 1_000_000})
-    record = jobs.ended(uid)
+def test_a_sandbox_over_its_limit_ends_the_job(observed: Observed, fill: str) -> None:
+    uid = observed.run("sh", "-c", f"{fill}; sleep 1000", limits={"sandbox_size": 1_000_000})
+    record = observed.ended(uid)
     assert record.reason is Reason.SANDBOX
     assert record.error is not None
     assert record.error.endswith("its limit is 1000000")
@@ -54,9 +54,9 @@ def test_a_sandbox_over_its_limit_ends_the_job(jobs: Observed, fill: str) -> Non
     ],
 )
 def test_the_runners_limits_are_told_as_the_reason(
-    jobs: Observed, limits: dict[str, Any], code: str, reason: Reason
+    observed: Observed, limits: dict[str, Any], code: str, reason: Reason
 ) -> None:
-    record = jobs.ended(jobs.run(*python(code), limits=limits))
+    record = observed.ended(observed.run(*python(code), limits=limits))
     assert record.reason is reason
     assert record.error is not None
     assert f"limit of {next(iter(limits.values()))} " in record.error
@@ -83,14 +83,14 @@ def test_a_log_is_bounded_when_the_job_has_ended(managers: Managers) -> None:
 # Ends on demand.
 
 
-def test_stop_ends_the_whole_tree_gracefully(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "trap 'echo bye > said; exit 5' TERM; sleep 1000 & echo $! > child; wait")
-    child = int(jobs.file(uid, "child"))
-    record = jobs.manager.stop(uid, 10)
+def test_stop_ends_the_whole_tree_gracefully(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "trap 'echo bye > said; exit 5' TERM; sleep 1000 & echo $! > child; wait")
+    child = int(observed.file(uid, "child"))
+    record = observed.manager.stop(uid, 10)
     assert (record.state, record.reason, record.exit_code) == (State.FINISHED, Reason.STOPPED, 5)
-    assert jobs.file(uid, "said") == "bye\n"
+    assert observed.file(uid, "said") == "bye\n"
     assert gone(child)
-    assert jobs.manager.stop(uid, 10) == record
+    assert observed.manager.stop(uid, 10) == record
 
 
 PARTING = "trap 'echo bye; exit 7' TERM; echo $$ > ready; while :; do sleep 0.05; done"
@@ -103,144 +103,144 @@ def stopped(pid: int) -> bool:
     return process is not None and process.state == "T"
 
 
-def test_a_stopped_job_hears_that_it_is_to_end(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", PARTING)
-    pid = int(jobs.file(uid, "ready"))
-    jobs.manager.signal(uid, "STOP")
+def test_a_stopped_job_hears_that_it_is_to_end(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", PARTING)
+    pid = int(observed.file(uid, "ready"))
+    observed.manager.signal(uid, "STOP")
     until(lambda: stopped(pid))
-    record = jobs.manager.stop(uid, 30)
+    record = observed.manager.stop(uid, 30)
     assert (record.reason, record.exit_code, record.signal) == (Reason.STOPPED, 7, None)
-    assert jobs.file(uid, ".pagent.stdout") == "bye\n"
+    assert observed.file(uid, ".pagent.stdout") == "bye\n"
 
 
-def test_a_stopped_child_in_a_session_of_its_own_hears_it_too(jobs: Observed) -> None:
+def test_a_stopped_child_in_a_session_of_its_own_hears_it_too(observed: Observed) -> None:
     script = "trap 'wait; exit 3' TERM; setsid sh -c \"$1\" > said & wait; wait"
-    uid = jobs.run("sh", "-c", script, "sh", PARTING)
-    child = int(jobs.file(uid, "ready"))
+    uid = observed.run("sh", "-c", script, "sh", PARTING)
+    child = int(observed.file(uid, "ready"))
     os.kill(child, signal.SIGSTOP)
     until(lambda: stopped(child))
-    assert jobs.manager.stop(uid, 30).exit_code == 3
-    assert jobs.file(uid, "said") == "bye\n"
+    assert observed.manager.stop(uid, 30).exit_code == 3
+    assert observed.file(uid, "said") == "bye\n"
 
 
-def test_a_stopped_job_hears_that_its_time_is_up(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", PARTING, limits={"timeout": 1})
-    jobs.file(uid, "ready")
-    jobs.manager.signal(uid, "STOP")
-    record = jobs.ended(uid, 20)
+def test_a_stopped_job_hears_that_its_time_is_up(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", PARTING, limits={"timeout": 1})
+    observed.file(uid, "ready")
+    observed.manager.signal(uid, "STOP")
+    record = observed.ended(uid, 20)
     assert (record.reason, record.exit_code) == (Reason.TIMEOUT, 7)
 
 
-def test_stop_kills_what_does_not_end_in_time(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "trap '' TERM; echo yes > trapped; while :; do sleep 0.1; done")
-    jobs.file(uid, "trapped")
+def test_stop_kills_what_does_not_end_in_time(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "trap '' TERM; echo yes > trapped; while :; do sleep 0.1; done")
+    observed.file(uid, "trapped")
     began = time.monotonic()
-    record = jobs.manager.stop(uid, 0.3)
+    record = observed.manager.stop(uid, 0.3)
     assert time.monotonic() - began >= 0.3
     assert (record.reason, record.signal) == (Reason.STOPPED, "SIGKILL")
 
 
-def test_stopping_a_job_that_starts_fails_its_start(jobs: Observed) -> None:
-    uid = jobs.create()
-    start = gevent.spawn(jobs.start, uid, "sleep", "1000", port_expected_count=1)
-    until(lambda: jobs.manager.record(uid).state is State.PENDING)
-    assert jobs.manager.stop(uid, 5).reason is Reason.STOPPED
+def test_stopping_a_job_that_starts_fails_its_start(observed: Observed) -> None:
+    uid = observed.create()
+    start = gevent.spawn(observed.start, uid, "sleep", "1000", port_expected_count=1)
+    until(lambda: observed.manager.record(uid).state is State.PENDING)
+    assert observed.manager.stop(uid, 5).reason is Reason.STOPPED
     start.join(5)
     assert isinstance(start.exception, StartFailed)
 
 
-def test_a_job_that_was_not_started_cannot_be_stopped_or_signalled(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_a_job_that_was_not_started_cannot_be_stopped_or_signalled(observed: Observed) -> None:
+    uid = observed.create()
     with pytest.raises(Conflict, match="it is NEW"):
-        jobs.manager.stop(uid, 1)
+        observed.manager.stop(uid, 1)
     with pytest.raises(Conflict, match="it is NEW"):
-        jobs.manager.signal(uid, "TERM")
+        observed.manager.signal(uid, "TERM")
 
 
-def test_a_signal_reaches_the_first_process(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "trap 'exit 9' USR1; echo yes > trapped; while :; do sleep 0.05; done")
-    jobs.file(uid, "trapped")
-    jobs.manager.signal(uid, "usr1")
-    assert jobs.ended(uid).exit_code == 9
+def test_a_signal_reaches_the_first_process(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "trap 'exit 9' USR1; echo yes > trapped; while :; do sleep 0.05; done")
+    observed.file(uid, "trapped")
+    observed.manager.signal(uid, "usr1")
+    assert observed.ended(uid).exit_code == 9
     with pytest.raises(Conflict, match="it is FINISHED"):
-        jobs.manager.signal(uid, "TERM")
+        observed.manager.signal(uid, "TERM")
     with pytest.raises(InvalidRequest):
-        jobs.manager.signal(uid, "NOPE")
+        observed.manager.signal(uid, "NOPE")
 
 
-def test_usage_is_that_of_the_tree(jobs: Observed) -> None:
-    uid = jobs.run(*python("x = bytearray(40_000_000)\nopen('up', 'w').write('y')\nwhile True: pass"))
-    jobs.file(uid, "up")
-    until(lambda: (jobs.manager.usage(uid).cpu_seconds or 0) > 0)
-    assert (jobs.manager.usage(uid).rss_bytes or 0) > 40_000_000
-    assert jobs.manager.record(uid).cpu_seconds is None
-    jobs.manager.stop(uid, 1)
-    record = jobs.manager.usage(uid)
-    assert record == jobs.manager.record(uid)
+def test_usage_is_that_of_the_tree(observed: Observed) -> None:
+    uid = observed.run(*python("x = bytearray(40_000_000)\nopen('up', 'w').write('y')\nwhile True: pass"))
+    observed.file(uid, "up")
+    until(lambda: (observed.manager.usage(uid).cpu_seconds or 0) > 0)
+    assert (observed.manager.usage(uid).rss_bytes or 0) > 40_000_000
+    assert observed.manager.record(uid).cpu_seconds is None
+    observed.manager.stop(uid, 1)
+    record = observed.manager.usage(uid)
+    assert record == observed.manager.record(uid)
     assert (record.cpu_seconds or 0) > 0
 
 
 # Removal.
 
 
-def test_remove_ends_what_runs_and_leaves_nothing(jobs: Observed) -> None:
-    uid = jobs.run(*python(ESCAPE))
-    escaped = int(jobs.file(uid, "escaped"))
-    record = jobs.manager.record(uid)
-    sandbox = jobs.manager.sandbox(uid).root
+def test_remove_ends_what_runs_and_leaves_nothing(observed: Observed) -> None:
+    uid = observed.run(*python(ESCAPE))
+    escaped = int(observed.file(uid, "escaped"))
+    record = observed.manager.record(uid)
+    sandbox = observed.manager.sandbox(uid).root
     assert record.pid is not None
-    assert jobs.manager.remove(uid) == record
+    assert observed.manager.remove(uid) == record
     assert gone(record.pid)
     assert gone(escaped)
     assert not sandbox.exists()
-    assert jobs.states(uid) == [State.NEW, State.RUNNING, State.FINISHED, State.CLOSED]
-    assert jobs.removed[-1].reason is Reason.REMOVED
+    assert observed.states(uid) == [State.NEW, State.RUNNING, State.FINISHED, State.CLOSED]
+    assert observed.removed[-1].reason is Reason.REMOVED
 
 
-def test_a_repeated_remove_gets_the_same_answer(jobs: Observed) -> None:
-    uid = jobs.run("sleep", "1000")
-    removes = [gevent.spawn(jobs.manager.remove, uid) for _ in range(3)]
+def test_a_repeated_remove_gets_the_same_answer(observed: Observed) -> None:
+    uid = observed.run("sleep", "1000")
+    removes = [gevent.spawn(observed.manager.remove, uid) for _ in range(3)]
     gevent.joinall(removes, raise_error=True)
     assert {remove.value.state for remove in removes if remove.value} == {State.RUNNING}
-    assert jobs.manager.remove(uid).state is State.RUNNING
-    assert len(jobs.removed) == 1
+    assert observed.manager.remove(uid).state is State.RUNNING
+    assert len(observed.removed) == 1
 
 
-def test_a_removed_job_is_not_made_again(jobs: Observed) -> None:
-    uid = jobs.create()
-    assert jobs.manager.remove(uid).state is State.NEW
+def test_a_removed_job_is_not_made_again(observed: Observed) -> None:
+    uid = observed.create()
+    assert observed.manager.remove(uid).state is State.NEW
     with pytest.raises(NotFound):
-        jobs.manager.create(uid, CONNECTION, "job")
+        observed.manager.create(uid, CONNECTION, "job")
     with pytest.raises(NotFound):
-        jobs.start(uid, "true")
+        observed.start(uid, "true")
 
 
-def test_removing_a_job_that_starts_fails_its_start(jobs: Observed) -> None:
-    uid = jobs.create()
-    start = gevent.spawn(jobs.start, uid, "sleep", "1000", port_expected_count=1)
-    until(lambda: jobs.manager.record(uid).state is State.PENDING)
-    assert jobs.manager.remove(uid).state is State.PENDING
+def test_removing_a_job_that_starts_fails_its_start(observed: Observed) -> None:
+    uid = observed.create()
+    start = gevent.spawn(observed.start, uid, "sleep", "1000", port_expected_count=1)
+    until(lambda: observed.manager.record(uid).state is State.PENDING)
+    assert observed.manager.remove(uid).state is State.PENDING
     start.join(5)
     assert isinstance(start.exception, StartFailed)
-    assert jobs.removed[-1].reason is Reason.REMOVED
+    assert observed.removed[-1].reason is Reason.REMOVED
 
 
-def test_removing_a_job_while_it_is_spawned_leaves_nothing(jobs: Observed) -> None:
-    uids = [jobs.create() for _ in range(10)]
-    starts = [gevent.spawn(jobs.start, uid, "sleep", "1000") for uid in uids]
-    removes = [gevent.spawn(jobs.manager.remove, uid) for uid in uids]
+def test_removing_a_job_while_it_is_spawned_leaves_nothing(observed: Observed) -> None:
+    uids = [observed.create() for _ in range(10)]
+    starts = [gevent.spawn(observed.start, uid, "sleep", "1000") for uid in uids]
+    removes = [gevent.spawn(observed.manager.remove, uid) for uid in uids]
     gevent.joinall(removes, timeout=10, raise_error=True)
     gevent.joinall(starts, timeout=10)
-    assert list(jobs.root.iterdir()) == [jobs.root / ".agent.lock"]
+    assert list(observed.root.iterdir()) == [observed.root / ".agent.lock"]
     assert all(isinstance(start.exception, PRouterError) for start in starts)
-    assert {record.pid for record in jobs.removed} == {None}
+    assert {record.pid for record in observed.removed} == {None}
 
 
-def test_all_can_be_removed_at_once(jobs: Observed) -> None:
-    jobs.create()
-    jobs.run("sleep", "1000")
-    jobs.ended(jobs.run("true"))
-    jobs.manager.remove_all(Reason.AGENT_LOST)
-    assert jobs.manager.records() == []
-    assert [record.reason for record in jobs.removed].count(Reason.AGENT_LOST) == 1
-    assert list(jobs.root.iterdir()) == [jobs.root / ".agent.lock"]
+def test_all_can_be_removed_at_once(observed: Observed) -> None:
+    observed.create()
+    observed.run("sleep", "1000")
+    observed.ended(observed.run("true"))
+    observed.manager.remove_all(Reason.AGENT_LOST)
+    assert observed.manager.records() == []
+    assert [record.reason for record in observed.removed].count(Reason.AGENT_LOST) == 1
+    assert list(observed.root.iterdir()) == [observed.root / ".agent.lock"]

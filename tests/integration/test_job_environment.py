@@ -48,50 +48,52 @@ def test_a_job_sees_its_place_the_agents_properties_and_the_requests_variables(m
     assert (cwd, arguments) == (sandbox, ["{port}"])
 
 
-def test_not_even_the_request_changes_the_mark_of_a_jobs_processes(jobs: Observed) -> None:
-    uid = jobs.run(*python(PRINT_ENVIRONMENT), env={"PROUTER_JOB_ID": new_uid()})
-    assert jobs.output(uid)[0]["PROUTER_JOB_ID"] == uid
+def test_not_even_the_request_changes_the_mark_of_a_jobs_processes(observed: Observed) -> None:
+    uid = observed.run(*python(PRINT_ENVIRONMENT), env={"PROUTER_JOB_ID": new_uid()})
+    assert observed.output(uid)[0]["PROUTER_JOB_ID"] == uid
 
 
-def test_templates_are_filled_in_with_expose(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_templates_are_filled_in_with_expose(observed: Observed) -> None:
+    uid = observed.create()
     code = f"import json, os, sys; open('seen', 'w').write(json.dumps([sys.argv, os.environ['X']]))\n{SERVER}"
-    record = jobs.start(uid, *python(code, "{port}", '{"a": {}}'), env={"X": "{base_url}"}, expose={"port": "assign"})
-    assert jobs.file(uid, "seen") == f'[["-c", "{record.ports[0]}", "{{\\"a\\": {{}}}}"], "{record.path}/http/"]'
+    record = observed.start(
+        uid, *python(code, "{port}", '{"a": {}}'), env={"X": "{base_url}"}, expose={"port": "assign"}
+    )
+    assert observed.file(uid, "seen") == f'[["-c", "{record.ports[0]}", "{{\\"a\\": {{}}}}"], "{record.path}/http/"]'
     assert record.args[-2] == str(record.ports[0])
 
 
-def test_output_goes_to_the_sandbox(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "echo out; echo err >&2")
-    jobs.ended(uid)
-    assert jobs.file(uid, ".pagent.stdout") == "out\n"
-    assert jobs.file(uid, ".pagent.stderr") == "err\n"
-    assert jobs.manager.log(uid, "stdout").read(0).data == b"out\n"
+def test_output_goes_to_the_sandbox(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "echo out; echo err >&2")
+    observed.ended(uid)
+    assert observed.file(uid, ".pagent.stdout") == "out\n"
+    assert observed.file(uid, ".pagent.stderr") == "err\n"
+    assert observed.manager.log(uid, "stdout").read(0).data == b"out\n"
 
 
-def test_forwarded_output_does_not(jobs: Observed) -> None:
-    uid = jobs.run("true", forward_stdout=True)
-    jobs.ended(uid)
-    assert list(list_directory(jobs.manager.sandbox(uid))) == []
+def test_forwarded_output_does_not(observed: Observed) -> None:
+    uid = observed.run("true", forward_stdout=True)
+    observed.ended(uid)
+    assert list(list_directory(observed.manager.sandbox(uid))) == []
 
 
-def test_the_working_directory_is_inside_the_sandbox(jobs: Observed) -> None:
-    uid = jobs.create()
-    (jobs.manager.sandbox(uid).root / "sub" / "dir").mkdir(parents=True)
-    jobs.start(uid, *python(PRINT_ENVIRONMENT), cwd="sub/dir")
-    assert jobs.output(uid)[1] == str(jobs.manager.sandbox(uid).root / "sub" / "dir")
+def test_the_working_directory_is_inside_the_sandbox(observed: Observed) -> None:
+    uid = observed.create()
+    (observed.manager.sandbox(uid).root / "sub" / "dir").mkdir(parents=True)
+    observed.start(uid, *python(PRINT_ENVIRONMENT), cwd="sub/dir")
+    assert observed.output(uid)[1] == str(observed.manager.sandbox(uid).root / "sub" / "dir")
 
 
 @pytest.mark.parametrize("cwd", ["missing", "..", "/tmp", "link", "file"])
-def test_other_working_directories_are_refused_and_the_job_can_still_be_started(jobs: Observed, cwd: str) -> None:
-    uid = jobs.create()
-    root = jobs.manager.sandbox(uid).root
+def test_other_working_directories_are_refused_and_the_job_can_still_be_started(observed: Observed, cwd: str) -> None:
+    uid = observed.create()
+    root = observed.manager.sandbox(uid).root
     (root / "link").symlink_to("/tmp")
     (root / "file").touch()
     with pytest.raises(InvalidRequest, match="cwd"):
-        jobs.start(uid, "true", cwd=cwd)
-    assert jobs.manager.record(uid).state is State.NEW
-    assert jobs.start(uid, "true").state is State.RUNNING
+        observed.start(uid, "true", cwd=cwd)
+    assert observed.manager.record(uid).state is State.NEW
+    assert observed.start(uid, "true").state is State.RUNNING
 
 
 TEMPORARY = """
@@ -140,16 +142,16 @@ def test_temporary_files_are_in_the_sandbox_and_sockets_fit_however_long_its_pat
         managers.close()
 
 
-def test_a_file_in_the_way_of_temporary_files_fails_the_start(jobs: Observed) -> None:
-    uid = jobs.create()
-    (jobs.manager.sandbox(uid).root / ".pagent.tmp").write_text("mine")
+def test_a_file_in_the_way_of_temporary_files_fails_the_start(observed: Observed) -> None:
+    uid = observed.create()
+    (observed.manager.sandbox(uid).root / ".pagent.tmp").write_text("mine")
     with pytest.raises(StartFailed, match=r"'\.pagent\.tmp': File exists"):
-        jobs.start(uid, "true")
+        observed.start(uid, "true")
 
 
-def test_the_request_may_put_temporary_files_elsewhere(jobs: Observed) -> None:
-    uid = jobs.run(*python(PRINT_ENVIRONMENT), env={"TMPDIR": "/var/tmp"})
-    assert jobs.output(uid)[0]["TMPDIR"] == "/var/tmp"
+def test_the_request_may_put_temporary_files_elsewhere(observed: Observed) -> None:
+    uid = observed.run(*python(PRINT_ENVIRONMENT), env={"TMPDIR": "/var/tmp"})
+    assert observed.output(uid)[0]["TMPDIR"] == "/var/tmp"
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ from tests.support.job_manager import Managers, Observed
 from tests.support.keeper import alive, until
 
 
-def shell(jobs: Observed, script: str) -> tuple[str, bytes, bytes]:
+def shell(observed: Observed, script: str) -> tuple[str, bytes, bytes]:
     """Run a shell script as a job to its end: its uid and both logs, read at the moment the end is known."""
-    uid = jobs.run("sh", "-c", script)
-    jobs.ended(uid, 20)
-    return uid, jobs.log(uid), jobs.log(uid, "stderr")
+    uid = observed.run("sh", "-c", script)
+    observed.ended(uid, 20)
+    return uid, observed.log(uid), observed.log(uid, "stderr")
 
 
 PYTHON = sys.executable
@@ -53,9 +53,9 @@ PYTHON = sys.executable
     ],
 )
 def test_an_output_that_is_opened_anew_loses_nothing(
-    jobs: Observed, script: str, out: bytes, err: bytes | None
+    observed: Observed, script: str, out: bytes, err: bytes | None
 ) -> None:
-    _, got_out, got_err = shell(jobs, script)
+    _, got_out, got_err = shell(observed, script)
     assert got_out == out
     assert err is None or got_err == err
 
@@ -72,11 +72,11 @@ def test_an_output_that_is_opened_anew_loses_nothing(
         "os.set_blocking(1, False); os.write(1, b'two\\n')",
     ],
 )
-def test_a_program_that_opens_truncates_or_seeks_its_output_loses_nothing(jobs: Observed, line: str) -> None:
+def test_a_program_that_opens_truncates_or_seeks_its_output_loses_nothing(observed: Observed, line: str) -> None:
     code = f"import os, stat, subprocess\nprint('one', flush=True)\n{line}\nprint('three', flush=True)"
-    uid = jobs.run(PYTHON, "-I", "-S", "-c", code)
-    jobs.ended(uid)
-    assert jobs.log(uid) == b"one\ntwo\nthree\n", jobs.log(uid, "stderr").decode()
+    uid = observed.run(PYTHON, "-I", "-S", "-c", code)
+    observed.ended(uid)
+    assert observed.log(uid) == b"one\ntwo\nthree\n", observed.log(uid, "stderr").decode()
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,20 @@ def test_a_program_that_opens_truncates_or_seeks_its_output_loses_nothing(jobs: 
         "mv ../.job-logs ../other",
     ],
 )
-def test_whatever_a_job_does_to_the_files_it_finds_its_log_is_whole(jobs: Observed, act: str) -> None:
-    secret = jobs.root / "secret"
+def test_whatever_a_job_does_to_the_files_it_finds_its_log_is_whole(observed: Observed, act: str) -> None:
+    secret = observed.root / "secret"
     secret.write_text("secret")
-    uid, out, err = shell(jobs, f"echo one; {act}; echo two; echo three >/dev/stdout")
+    uid, out, err = shell(observed, f"echo one; {act}; echo two; echo three >/dev/stdout")
     assert out == b"one\ntwo\nthree\n", err.decode()
     assert secret.read_text() == "secret"
     if ".job-logs" not in act:
-        sandbox = jobs.manager.sandbox(uid)
+        sandbox = observed.manager.sandbox(uid)
         with files.open_read(sandbox, b".pagent.stdout") as handle:
             assert b"".join(handle.chunks()) == out
         entries = {entry.name: entry for entry in files.list_directory(sandbox)}
         assert (entries[".pagent.stdout"].type, entries[".pagent.stdout"].size) == ("file", len(out))
         assert files.stat(sandbox, b".pagent.stdout").size == len(out)
-    jobs.manager.remove(uid)
+    observed.manager.remove(uid)
     assert secret.read_text() == "secret"
 
 
@@ -127,42 +127,42 @@ def test_a_log_whose_name_a_job_gave_to_another_file_is_cut_and_that_file_is_not
     assert (secret.stat().st_blocks, secret.read_bytes()) == (before, b"s" * 1_000_000)
 
 
-def test_a_job_can_read_the_beginning_of_its_own_log(jobs: Observed) -> None:
+def test_a_job_can_read_the_beginning_of_its_own_log(observed: Observed) -> None:
     script = "echo one; until grep -q one .pagent.stdout; do :; done; cat .pagent.stdout >copy"
-    uid, _, _ = shell(jobs, script)
-    assert jobs.file(uid, "copy") == "one\n"
+    uid, _, _ = shell(observed, script)
+    assert observed.file(uid, "copy") == "one\n"
 
 
-def test_many_processes_that_write_at_once_lose_no_line(jobs: Observed) -> None:
+def test_many_processes_that_write_at_once_lose_no_line(observed: Observed) -> None:
     writer = "i=0; while [ $i -lt 200 ]; do echo $0 $i >/dev/stdout; i=$((i+1)); done"
-    _, out, _ = shell(jobs, f"for p in 1 2 3 4 5 6 7 8; do sh -c '{writer}' $p & done; wait")
+    _, out, _ = shell(observed, f"for p in 1 2 3 4 5 6 7 8; do sh -c '{writer}' $p & done; wait")
     lines = out.decode().splitlines()
     for process in range(1, 9):
         assert [line for line in lines if line.startswith(f"{process} ")] == [f"{process} {i}" for i in range(200)]
     assert len(lines) == 1600
 
 
-def test_everything_a_job_wrote_is_there_once_its_end_is_known(jobs: Observed) -> None:
+def test_everything_a_job_wrote_is_there_once_its_end_is_known(observed: Observed) -> None:
     for size in (1, 4096, 65_536, 3_000_001):
-        uid = jobs.run("sh", "-c", f"head -c {size} /dev/zero; echo end")
-        jobs.ended(uid, 20)
-        assert jobs.manager.log(uid, "stdout").end() == size + 4
+        uid = observed.run("sh", "-c", f"head -c {size} /dev/zero; echo end")
+        observed.ended(uid, 20)
+        assert observed.manager.log(uid, "stdout").end() == size + 4
 
 
-def test_a_process_that_keeps_the_output_open_does_not_delay_the_end(jobs: Observed) -> None:
-    uid, out, _ = shell(jobs, "echo one; (sleep 1000 &) ; echo two; exit 3")
-    assert (out, jobs.manager.record(uid).exit_code) == (b"one\ntwo\n", 3)
+def test_a_process_that_keeps_the_output_open_does_not_delay_the_end(observed: Observed) -> None:
+    uid, out, _ = shell(observed, "echo one; (sleep 1000 &) ; echo two; exit 3")
+    assert (out, observed.manager.record(uid).exit_code) == (b"one\ntwo\n", 3)
 
 
-def test_outputs_cannot_be_read_by_an_ordinary_user(jobs: Observed) -> None:
-    uid = jobs.run(PYTHON, "-I", "-S", "-c", "import os; print(oct(os.fstat(1).st_mode), oct(os.fstat(2).st_mode))")
-    jobs.ended(uid)
-    assert jobs.log(uid) == b"0o10200 0o10200\n"
+def test_outputs_cannot_be_read_by_an_ordinary_user(observed: Observed) -> None:
+    uid = observed.run(PYTHON, "-I", "-S", "-c", "import os; print(oct(os.fstat(1).st_mode), oct(os.fstat(2).st_mode))")
+    observed.ended(uid)
+    assert observed.log(uid) == b"0o10200 0o10200\n"
 
 
-def test_archives_and_removal_treat_the_log_as_a_file_of_the_sandbox(jobs: Observed, tmp_path: Path) -> None:
-    uid, _, _ = shell(jobs, "echo one; rm .pagent.stdout; echo other >.pagent.stderr; echo x >a")
-    sandbox = jobs.manager.sandbox(uid)
+def test_archives_and_removal_treat_the_log_as_a_file_of_the_sandbox(observed: Observed, tmp_path: Path) -> None:
+    uid, _, _ = shell(observed, "echo one; rm .pagent.stdout; echo other >.pagent.stderr; echo x >a")
+    sandbox = observed.manager.sandbox(uid)
     for form in ("tar", "zip", "tar.gz"):
         copy = Sandbox(tmp_path / f"copy.{form}")
         copy.create()
@@ -181,7 +181,7 @@ def test_archives_and_removal_treat_the_log_as_a_file_of_the_sandbox(jobs: Obser
     assert [entry.name for entry in files.list_directory(sandbox)] == ["a"]
     with pytest.raises(NotFound):
         files.open_read(sandbox, b".pagent.stdout")
-    assert jobs.log(uid) == b"one\n", "the log itself is the job's for as long as that is there"
+    assert observed.log(uid) == b"one\n", "the log itself is the job's for as long as that is there"
 
 
 def test_logs_of_jobs_that_outlive_the_agent_are_found_again(managers: Managers) -> None:
@@ -194,13 +194,13 @@ def test_logs_of_jobs_that_outlive_the_agent_are_found_again(managers: Managers)
     until(lambda: second.log(uid) == b"one\ntwo\n")
 
 
-def writer_of(jobs: Observed) -> int:
+def writer_of(observed: Observed) -> int:
     """Pid of the keeper's log writer, once there is one."""
-    keeper = jobs.runner.keeper_pid
+    keeper = observed.runner.keeper_pid
     assert keeper is not None
 
     def find() -> int | None:
-        jobs_of_it = {record.pid for record in jobs.manager.records()}
+        jobs_of_it = {record.pid for record in observed.manager.records()}
         return next((pid for pid in process_tree.children(keeper) if pid not in jobs_of_it), None)
 
     found = until(find)
@@ -208,54 +208,54 @@ def writer_of(jobs: Observed) -> int:
     return found
 
 
-def test_a_log_knows_when_its_bytes_came(jobs: Observed) -> None:
+def test_a_log_knows_when_its_bytes_came(observed: Observed) -> None:
     script = "import time\nend = time.time() + 2.5\nwhile time.time() < end:\n print(time.time()); time.sleep(0.05)"
-    uid = jobs.run(sys.executable, "-c", script)
-    assert jobs.ended(uid).exit_code == 0
-    log = jobs.manager.log(uid, "stdout")
-    written = jobs.log(uid)
+    uid = observed.run(sys.executable, "-c", script)
+    assert observed.ended(uid).exit_code == 0
+    log = observed.manager.log(uid, "stdout")
+    written = observed.log(uid)
     lines = written.splitlines(keepends=True)
     for line in lines[:: len(lines) // 4 or 1]:
         at = log.since_offset(float(line))
         assert b"".join(lines[lines.index(line) :]) in written[at:], "nothing that came since is left out"
         assert written[:at].endswith(b"\n") or at == 0
     assert log.since_offset(float(lines[-1]) + 3600) == len(written)
-    jobs.manager.remove(uid)
-    assert not list(jobs.root.glob(".job-logs/*"))
+    observed.manager.remove(uid)
+    assert not list(observed.root.glob(".job-logs/*"))
 
 
-def test_a_killed_log_writer_is_replaced_and_nothing_is_lost(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "echo one; for i in 1 2 3; do until [ -e go$i ]; do sleep 0.01; done; echo $i; done")
-    until(lambda: jobs.log(uid) == b"one\n")
+def test_a_killed_log_writer_is_replaced_and_nothing_is_lost(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "echo one; for i in 1 2 3; do until [ -e go$i ]; do sleep 0.01; done; echo $i; done")
+    until(lambda: observed.log(uid) == b"one\n")
     for turn in (b"1", b"2", b"3"):
-        writer = writer_of(jobs)
+        writer = writer_of(observed)
         os.kill(writer, signal.SIGKILL)
-        (jobs.manager.sandbox(uid).root / f"go{turn.decode()}").touch()
+        (observed.manager.sandbox(uid).root / f"go{turn.decode()}").touch()
         until(lambda writer=writer: not alive(writer))  # type: ignore[misc]
-    assert jobs.ended(uid).reason is Reason.EXITED
-    assert jobs.log(uid) == b"one\n1\n2\n3\n"
+    assert observed.ended(uid).reason is Reason.EXITED
+    assert observed.log(uid) == b"one\n1\n2\n3\n"
 
 
-def test_a_stopped_log_writer_delays_the_end_of_a_job_for_some_seconds_only(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "echo one; until [ -e go ]; do sleep 0.01; done; echo two")
-    until(lambda: jobs.log(uid) == b"one\n")
-    writer = writer_of(jobs)
+def test_a_stopped_log_writer_delays_the_end_of_a_job_for_some_seconds_only(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "echo one; until [ -e go ]; do sleep 0.01; done; echo two")
+    until(lambda: observed.log(uid) == b"one\n")
+    writer = writer_of(observed)
     os.kill(writer, signal.SIGSTOP)
-    (jobs.manager.sandbox(uid).root / "go").touch()
-    assert jobs.ended(uid, 20).exit_code == 0
+    (observed.manager.sandbox(uid).root / "go").touch()
+    assert observed.ended(uid, 20).exit_code == 0
     os.kill(writer, signal.SIGCONT)
-    until(lambda: jobs.log(uid) == b"one\ntwo\n")
+    until(lambda: observed.log(uid) == b"one\ntwo\n")
 
 
-def test_a_killed_keeper_costs_no_output_and_leaves_no_log_writer(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); done")
-    until(lambda: jobs.log(uid).count(b"\n") > 1000)
-    writer, keeper = writer_of(jobs), jobs.runner.keeper_pid
+def test_a_killed_keeper_costs_no_output_and_leaves_no_log_writer(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); done")
+    until(lambda: observed.log(uid).count(b"\n") > 1000)
+    writer, keeper = writer_of(observed), observed.runner.keeper_pid
     assert keeper is not None
     os.kill(keeper, signal.SIGKILL)
-    assert jobs.ended(uid).reason is Reason.AGENT_LOST
+    assert observed.ended(uid).reason is Reason.AGENT_LOST
     until(lambda: not alive(writer))
-    lines = jobs.log(uid).split(b"\n")
+    lines = observed.log(uid).split(b"\n")
     assert lines[:-1] == [b"%d" % number for number in range(len(lines) - 1)]
 
 
@@ -289,30 +289,30 @@ def test_a_sandbox_its_job_moved_goes_with_the_job(managers: Managers, how: str,
     ]
 
 
-def test_a_deleted_sandbox_takes_no_other_jobs_files_with_it(jobs: Observed) -> None:
+def test_a_deleted_sandbox_takes_no_other_jobs_files_with_it(observed: Observed) -> None:
     """The next directory may get the deleted one's inode number."""
-    first = jobs.run("sh", "-c", 'rm -rf "$PWD"')
-    jobs.ended(first)
-    others = [jobs.create() for _ in range(20)]
+    first = observed.run("sh", "-c", 'rm -rf "$PWD"')
+    observed.ended(first)
+    others = [observed.create() for _ in range(20)]
     for other in others:
-        (jobs.manager.sandbox(other).root / "directory").mkdir()
-    jobs.manager.remove(first)
+        (observed.manager.sandbox(other).root / "directory").mkdir()
+    observed.manager.remove(first)
     for other in others:
-        assert os.listdir(jobs.manager.sandbox(other).root) == ["directory"]
+        assert os.listdir(observed.manager.sandbox(other).root) == ["directory"]
 
 
-def test_no_descriptor_is_left_of_jobs_that_have_ended(jobs: Observed) -> None:
+def test_no_descriptor_is_left_of_jobs_that_have_ended(observed: Observed) -> None:
     def descriptors() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{jobs.runner.keeper_pid}/fd"))
+        return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{observed.runner.keeper_pid}/fd"))
 
-    jobs.ended(jobs.run("echo", "first"))
+    observed.ended(observed.run("echo", "first"))
     before = descriptors()
-    uids = [jobs.run("sh", "-c", "echo out; echo err >&2; rm .pagent.stdout") for _ in range(10)]
+    uids = [observed.run("sh", "-c", "echo out; echo err >&2; rm .pagent.stdout") for _ in range(10)]
     for uid in uids:
-        jobs.ended(uid)
+        observed.ended(uid)
     assert descriptors() == before
     for uid in uids:
-        jobs.manager.remove(uid)
+        observed.manager.remove(uid)
     assert descriptors() == before
 
 
@@ -323,32 +323,32 @@ def bound_files(pid: int, size: int) -> None:
 
 
 def test_a_job_waits_while_its_log_cannot_be_written_and_loses_nothing(
-    jobs: Observed, caplog: pytest.LogCaptureFixture
+    observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert jobs.runner.keeper_pid is not None
-    bound_files(jobs.runner.keeper_pid, 100_000)
-    uid = jobs.run("sh", "-c", "seq 100000; echo done >finished; echo end")
-    until(lambda: jobs.manager.log(uid, "stdout").end() == 100_000)
+    assert observed.runner.keeper_pid is not None
+    bound_files(observed.runner.keeper_pid, 100_000)
+    uid = observed.run("sh", "-c", "seq 100000; echo done >finished; echo end")
+    until(lambda: observed.manager.log(uid, "stdout").end() == 100_000)
     until(lambda: "event=log_not_written" in caplog.text)
-    other = jobs.run("echo", "other")
-    assert jobs.ended(other).exit_code == 0
-    assert jobs.log(other) == b"other\n", "other jobs' logs go on"
-    assert not (jobs.manager.sandbox(uid).root / "finished").exists()
-    assert jobs.manager.record(uid).state is State.RUNNING
-    bound_files(writer_of(jobs), resource.RLIM_INFINITY)
-    assert jobs.ended(uid).exit_code == 0
-    assert jobs.log(uid) == b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end\n"
+    other = observed.run("echo", "other")
+    assert observed.ended(other).exit_code == 0
+    assert observed.log(other) == b"other\n", "other jobs' logs go on"
+    assert not (observed.manager.sandbox(uid).root / "finished").exists()
+    assert observed.manager.record(uid).state is State.RUNNING
+    bound_files(writer_of(observed), resource.RLIM_INFINITY)
+    assert observed.ended(uid).exit_code == 0
+    assert observed.log(uid) == b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end\n"
     assert caplog.text.count("event=log_not_written") == 1
 
 
 def test_a_log_that_cannot_be_written_does_not_keep_its_job_from_ending(
-    jobs: Observed, caplog: pytest.LogCaptureFixture
+    observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert jobs.runner.keeper_pid is not None
-    bound_files(jobs.runner.keeper_pid, 10_000)
-    uid = jobs.run("sh", "-c", "head -c 30000 /dev/zero; exit 3")
-    assert jobs.ended(uid, 20).exit_code == 3
-    assert jobs.manager.log(uid, "stdout").end() == 10_000
+    assert observed.runner.keeper_pid is not None
+    bound_files(observed.runner.keeper_pid, 10_000)
+    uid = observed.run("sh", "-c", "head -c 30000 /dev/zero; exit 3")
+    assert observed.ended(uid, 20).exit_code == 3
+    assert observed.manager.log(uid, "stdout").end() == 10_000
     assert f"event=log_bytes_lost job={uid} bytes=20000" in caplog.text
 
 
@@ -383,33 +383,33 @@ def test_forwarded_output_does_not_truncate_the_file_that_the_agent_writes_to(tm
     assert whole.startswith(b"before\n") == (mode == "ab")
 
 
-def test_logs_count_for_the_size_of_the_sandbox_and_their_copies_do_not(jobs: Observed) -> None:
-    uid = jobs.run("sh", "-c", "head -c 3000000 /dev/zero; sleep 1000", limits={"sandbox_size": 2_000_000})
-    assert jobs.ended(uid, 20).reason is Reason.SANDBOX
-    uid = jobs.run("head", "-c", "300000", "/dev/zero")
-    jobs.ended(uid)
-    assert 300_000 <= jobs.manager.sandbox(uid).size_bytes() <= 300_000 + 4 * 4096
+def test_logs_count_for_the_size_of_the_sandbox_and_their_copies_do_not(observed: Observed) -> None:
+    uid = observed.run("sh", "-c", "head -c 3000000 /dev/zero; sleep 1000", limits={"sandbox_size": 2_000_000})
+    assert observed.ended(uid, 20).reason is Reason.SANDBOX
+    uid = observed.run("head", "-c", "300000", "/dev/zero")
+    observed.ended(uid)
+    assert 300_000 <= observed.manager.sandbox(uid).size_bytes() <= 300_000 + 4 * 4096
 
 
 @pytest.mark.parametrize("order", ["upload first", "start first"])
-def test_a_file_with_the_name_of_a_log_gives_way_to_the_log(jobs: Observed, order: str) -> None:
-    uid = jobs.create()
-    sandbox = jobs.manager.sandbox(uid)
+def test_a_file_with_the_name_of_a_log_gives_way_to_the_log(observed: Observed, order: str) -> None:
+    uid = observed.create()
+    sandbox = observed.manager.sandbox(uid)
     if order == "upload first":
         with Upload(sandbox, b".pagent.stdout") as upload:
             upload.write(b"uploaded")
             upload.commit()
-    jobs.start(uid, "sh", "-c", "echo one; until grep -q one .pagent.stdout; do :; done; echo two")
-    jobs.ended(uid)
-    assert jobs.log(uid) == b"one\ntwo\n"
+    observed.start(uid, "sh", "-c", "echo one; until grep -q one .pagent.stdout; do :; done; echo two")
+    observed.ended(uid)
+    assert observed.log(uid) == b"one\ntwo\n"
     with files.open_read(sandbox, b".pagent.stdout") as handle:
         assert b"".join(handle.chunks()) == b"one\ntwo\n"
 
 
-def test_a_link_to_the_log_leads_to_all_of_it_and_the_jobs_own_copy_says_where_it_ends(jobs: Observed) -> None:
-    uid, out, _ = shell(jobs, "ln -s .pagent.stdout link; ln .pagent.stdout second; seq 100000; cp link copied")
+def test_a_link_to_the_log_leads_to_all_of_it_and_the_jobs_own_copy_says_where_it_ends(observed: Observed) -> None:
+    uid, out, _ = shell(observed, "ln -s .pagent.stdout link; ln .pagent.stdout second; seq 100000; cp link copied")
     assert len(out) > COPIED
-    sandbox = jobs.manager.sandbox(uid)
+    sandbox = observed.manager.sandbox(uid)
     for name in (b"link", b"second", b".pagent.stdout"):
         with files.open_read(sandbox, name) as handle:
             assert b"".join(handle.chunks()) == out

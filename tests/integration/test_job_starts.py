@@ -23,29 +23,29 @@ REPORT = (
 REPORT += "e['DA__PAGENT__JOB_ID'] + '&port=%s').read(); "
 
 
-def test_the_originals_own_kind_of_job_reports_its_port(jobs: Observed) -> None:
-    uid = jobs.create()
-    record = jobs.start(uid, sys.executable, str(NOTIFY_SERVER), port_expected_count=1)
+def test_the_originals_own_kind_of_job_reports_its_port(observed: Observed) -> None:
+    uid = observed.create()
+    record = observed.start(uid, sys.executable, str(NOTIFY_SERVER), port_expected_count=1)
     assert record.state is State.RUNNING
-    assert jobs.manager.record(uid).endpoint == {"port": record.ports[0]}
+    assert observed.manager.record(uid).endpoint == {"port": record.ports[0]}
     assert get(record.endpoint, "/") == (200, "hello from the job\n")
-    assert jobs.states(uid) == [State.NEW, State.PENDING, State.RUNNING]
+    assert observed.states(uid) == [State.NEW, State.PENDING, State.RUNNING]
 
 
-def test_a_start_waits_for_all_ports_and_the_first_is_the_endpoint(jobs: Observed) -> None:
+def test_a_start_waits_for_all_ports_and_the_first_is_the_endpoint(observed: Observed) -> None:
     first, second = free_port(), free_port()
     code = f"import socket; l = [socket.create_server(('127.0.0.1', port)) for port in ({first}, {second})]; "
     code += REPORT % first + REPORT % second + "import time; time.sleep(1000)"
-    record = jobs.start(jobs.create(), sys.executable, "-I", "-c", code, port_expected_count=2)
+    record = observed.start(observed.create(), sys.executable, "-I", "-c", code, port_expected_count=2)
     assert record.ports == [first, second]
     assert record.endpoint == {"port": first}
 
 
-def test_a_report_for_another_job_is_refused(jobs: Observed) -> None:
+def test_a_report_for_another_job_is_refused(observed: Observed) -> None:
     """Also for one that waits for a report."""
-    other = jobs.create()
-    gevent.spawn(jobs.start, other, *python("import time; time.sleep(1000)"), port_expected_count=1)
-    until(lambda: jobs.manager.record(other).state is State.PENDING)
+    other = observed.create()
+    gevent.spawn(observed.start, other, *python("import time; time.sleep(1000)"), port_expected_count=1)
+    until(lambda: observed.manager.record(other).state is State.PENDING)
     code = f"""
 import os, urllib.request, urllib.error
 def tell(uid, port):
@@ -59,124 +59,126 @@ l = socket.create_server(('127.0.0.1', 0)); port = str(l.getsockname()[1])
 mine = os.environ['PROUTER_JOB_ID']
 open('told', 'w').write(repr([tell('{other}', '1'), tell('{new_uid()}', '1'), tell(mine, port)]))
 __import__('time').sleep(1000)"""
-    uid = jobs.create()
-    jobs.start(uid, sys.executable, "-I", "-c", code, port_expected_count=1)
-    told = jobs.file(uid, "told")
+    uid = observed.create()
+    observed.start(uid, sys.executable, "-I", "-c", code, port_expected_count=1)
+    told = observed.file(uid, "told")
     assert told.startswith(f"[(400, b\"this is not the endpoint of job '{other}'")
     assert told.count("call the URL in its DA__PAGENT__JOB_ENDPOINT") == 2
-    assert jobs.manager.record(other).state is State.PENDING
+    assert observed.manager.record(other).state is State.PENDING
     assert told.endswith("b'OK']")
 
 
 @pytest.mark.parametrize("ready", ["tcp", "http", "/"])
-def test_an_assigned_port_is_served(jobs: Observed, ready: str) -> None:
-    record = jobs.start(jobs.create(), *python(SERVER, "{port}"), expose={"port": "assign", "ready": ready})
+def test_an_assigned_port_is_served(observed: Observed, ready: str) -> None:
+    record = observed.start(observed.create(), *python(SERVER, "{port}"), expose={"port": "assign", "ready": ready})
     assert get(record.endpoint, "/x") == (200, "/x")
     assert record.path_mode == "strip"
 
 
-def test_jobs_get_different_ports(jobs: Observed) -> None:
+def test_jobs_get_different_ports(observed: Observed) -> None:
     expose = {"port": "assign"}
-    starts = [gevent.spawn(jobs.start, jobs.create(), *python(SERVER, "{port}"), expose=expose) for _ in range(8)]
+    starts = [
+        gevent.spawn(observed.start, observed.create(), *python(SERVER, "{port}"), expose=expose) for _ in range(8)
+    ]
     gevent.joinall(starts, raise_error=True)
     assert len({start.value.ports[0] for start in starts if start.value}) == 8
 
 
-def test_a_unix_socket_is_served_and_gone_with_the_job(jobs: Observed) -> None:
-    uid = jobs.create()
-    record = jobs.start(uid, *python(SERVER, "{socket}"), expose={"port": "unix", "ready": "http"})
+def test_a_unix_socket_is_served_and_gone_with_the_job(observed: Observed) -> None:
+    uid = observed.create()
+    record = observed.start(uid, *python(SERVER, "{socket}"), expose={"port": "unix", "ready": "http"})
     assert get(record.endpoint, "/x") == (200, "/x")
-    jobs.manager.stop(uid, 5)
+    observed.manager.stop(uid, 5)
     assert record.endpoint is not None
     assert not Path(record.endpoint["socket"]).exists()
 
 
-def test_a_server_is_found_by_its_listening_socket_also_in_a_child_process(jobs: Observed) -> None:
+def test_a_server_is_found_by_its_listening_socket_also_in_a_child_process(observed: Observed) -> None:
     port = free_port()
     shell = f'"{sys.executable}" -I -S -c "$0" {port}; true'
-    record = jobs.start(jobs.create(), "sh", "-c", shell, SERVER, expose={"port": "detect", "ready": "http"})
+    record = observed.start(observed.create(), "sh", "-c", shell, SERVER, expose={"port": "detect", "ready": "http"})
     assert record.ports == [port]
     assert get(record.endpoint, "/x") == (200, "/x")
 
 
 @pytest.mark.parametrize(("prefix", "mode"), [("{base_url}", "keep"), ("/other", "strip")])
-def test_auto_finds_out_whether_a_server_knows_its_prefix(jobs: Observed, prefix: str, mode: str) -> None:
+def test_auto_finds_out_whether_a_server_knows_its_prefix(observed: Observed, prefix: str, mode: str) -> None:
     expose = {"port": "assign", "path": "auto", "ready": "http"}
-    record = jobs.start(jobs.create(), *python(SERVER, "{port}", prefix), expose=expose)
+    record = observed.start(observed.create(), *python(SERVER, "{port}", prefix), expose=expose)
     assert record.path_mode == mode
 
 
 # Starts that fail, and starts that are repeated.
 
 
-def test_a_start_that_dies_says_why_with_the_end_of_stderr(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_a_start_that_dies_says_why_with_the_end_of_stderr(observed: Observed) -> None:
+    uid = observed.create()
     with pytest.raises(StartFailed) as caught:
-        jobs.start(uid, "sh", "-c", "seq 10000 >&2; echo the end >&2; exit 3", port_expected_count=1)
+        observed.start(uid, "sh", "-c", "seq 10000 >&2; echo the end >&2; exit 3", port_expected_count=1)
     assert "0 of 1 expected ports reported before its process ended (exit code 3)" in caught.value.detail
     assert caught.value.detail.endswith("10000\nthe end")
     assert len(caught.value.detail) < 3000
-    record = jobs.manager.record(uid)
+    record = observed.manager.record(uid)
     assert (record.state, record.reason, record.exit_code) == (State.FINISHED, Reason.START_FAILED, 3)
     assert record.error == caught.value.detail
 
 
-def test_a_start_that_takes_too_long_fails_and_leaves_nothing(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_a_start_that_takes_too_long_fails_and_leaves_nothing(observed: Observed) -> None:
+    uid = observed.create()
     with pytest.raises(StartFailed, match=r"not within 0\.3 s: a connection on port"):
-        jobs.start(uid, "sh", "-c", "echo $$ > pid; sleep 1000; true", expose={"port": "assign", "timeout": 0.3})
-    assert gone(int(jobs.file(uid, "pid")))
-    assert jobs.manager.record(uid).reason is Reason.START_FAILED
+        observed.start(uid, "sh", "-c", "echo $$ > pid; sleep 1000; true", expose={"port": "assign", "timeout": 0.3})
+    assert gone(int(observed.file(uid, "pid")))
+    assert observed.manager.record(uid).reason is Reason.START_FAILED
 
 
-def test_a_taken_port_is_named_as_the_likely_cause(jobs: Observed) -> None:
+def test_a_taken_port_is_named_as_the_likely_cause(observed: Observed) -> None:
     with pytest.raises(StartFailed, match="another program had taken the port"):
-        jobs.start(
-            jobs.create(), "sh", "-c", "echo OSError: Address already in use >&2; exit 1", expose={"port": "assign"}
+        observed.start(
+            observed.create(), "sh", "-c", "echo OSError: Address already in use >&2; exit 1", expose={"port": "assign"}
         )
 
 
 @pytest.mark.parametrize(("command", "text"), [("no-such-command", "no-such-command"), ("/etc/passwd", "/etc/passwd")])
-def test_a_command_that_cannot_run_says_so(jobs: Observed, command: str, text: str) -> None:
-    uid = jobs.create()
+def test_a_command_that_cannot_run_says_so(observed: Observed, command: str, text: str) -> None:
+    uid = observed.create()
     with pytest.raises(StartFailed, match=text):
-        jobs.start(uid, command)
-    assert jobs.states(uid) == [State.NEW, State.FINISHED]
-    assert jobs.manager.record(uid).reason is Reason.START_FAILED
+        observed.start(uid, command)
+    assert observed.states(uid) == [State.NEW, State.FINISHED]
+    assert observed.manager.record(uid).reason is Reason.START_FAILED
 
 
-def test_the_same_request_gets_the_same_answer_however_often(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_the_same_request_gets_the_same_answer_however_often(observed: Observed) -> None:
+    uid = observed.create()
     request: dict[str, Any] = {"args": python(SERVER, "{port}"), "env": {}, "expose": {"port": "assign"}}
-    starts = [gevent.spawn(jobs.manager.start, uid, request, "r") for _ in range(5)]
+    starts = [gevent.spawn(observed.manager.start, uid, request, "r") for _ in range(5)]
     gevent.joinall(starts, raise_error=True)
-    assert {start.value.revision for start in starts if start.value} == {jobs.manager.record(uid).revision}
-    assert jobs.manager.start(uid, request, "r") == jobs.manager.record(uid)
+    assert {start.value.revision for start in starts if start.value} == {observed.manager.record(uid).revision}
+    assert observed.manager.start(uid, request, "r") == observed.manager.record(uid)
     with pytest.raises(Conflict, match="started already") as caught:
-        jobs.manager.start(uid, request, "another")
+        observed.manager.start(uid, request, "another")
     assert caught.value.state == "RUNNING"
 
 
-def test_a_failed_start_fails_the_same_when_repeated(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_a_failed_start_fails_the_same_when_repeated(observed: Observed) -> None:
+    uid = observed.create()
     request = {"args": ["no-such-command"], "env": {}}
     details = []
     for _ in range(2):
         with pytest.raises(StartFailed) as caught:
-            jobs.manager.start(uid, request, "r")
+            observed.manager.start(uid, request, "r")
         details.append(caught.value.detail)
     assert details[0] == details[1]
     with pytest.raises(Conflict):
-        jobs.manager.start(uid, request, "another")
+        observed.manager.start(uid, request, "another")
 
 
-def test_a_start_goes_on_when_its_caller_is_gone(jobs: Observed) -> None:
-    uid = jobs.create()
+def test_a_start_goes_on_when_its_caller_is_gone(observed: Observed) -> None:
+    uid = observed.create()
     request: dict[str, Any] = {"args": python(SERVER, "{port}"), "env": {}, "expose": {"port": "assign"}}
-    caller = gevent.spawn(jobs.manager.start, uid, request, "r")
-    until(lambda: jobs.manager.record(uid).state is State.PENDING)
+    caller = gevent.spawn(observed.manager.start, uid, request, "r")
+    until(lambda: observed.manager.record(uid).state is State.PENDING)
     caller.kill()
-    assert jobs.manager.start(uid, request, "r").state is State.RUNNING
+    assert observed.manager.start(uid, request, "r").state is State.RUNNING
 
 
 @pytest.mark.parametrize(

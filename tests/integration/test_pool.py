@@ -29,23 +29,23 @@ def pooled(managers: Managers, size: int, ready: int | None = None, **settings: 
     return jobs
 
 
-def ready_in(jobs: Observed) -> int:
-    return jobs.manager.pool.figures(CONNECTION)["web"]["ready"]
+def ready_in(observed: Observed) -> int:
+    return observed.manager.pool.figures(CONNECTION)["web"]["ready"]
 
 
-def ask(jobs: Observed, uid: str | None = None, name: str = "mine", **more: Any) -> JobRecord:
+def ask(observed: Observed, uid: str | None = None, name: str = "mine", **more: Any) -> JobRecord:
     """Create a job by the template."""
     with gevent.Timeout(20):
-        return jobs.manager.create(uid or new_uid(), CONNECTION, name, Origin(template="web", **more))
+        return observed.manager.create(uid or new_uid(), CONNECTION, name, Origin(template="web", **more))
 
 
-def start(jobs: Observed, uid: str, request_id: str = "r", **body: Any) -> JobRecord:
+def start(observed: Observed, uid: str, request_id: str = "r", **body: Any) -> JobRecord:
     with gevent.Timeout(20):
-        return jobs.manager.start(uid, {"template": "web", **body}, request_id)
+        return observed.manager.start(uid, {"template": "web", **body}, request_id)
 
 
-def sandboxes(jobs: Observed) -> list[str]:
-    return sorted(path.name for path in jobs.root.iterdir() if len(path.name) == 32)
+def sandboxes(observed: Observed) -> list[str]:
+    return sorted(path.name for path in observed.root.iterdir() if len(path.name) == 32)
 
 
 def test_a_job_that_is_ready_becomes_that_of_whoever_asks(managers: Managers) -> None:

@@ -72,10 +72,10 @@ while True:
 class Site:
     """A manager and the agent's end of streams to its jobs."""
 
-    def __init__(self, jobs: Observed) -> None:
-        self.jobs = jobs
-        servers = jobs.manager.servers
-        self.connections = Connections(jobs.manager.record, servers, servers.exiting)
+    def __init__(self, observed: Observed) -> None:
+        self.jobs = observed
+        servers = observed.manager.servers
+        self.connections = Connections(observed.manager.record, servers, servers.exiting)
         self.loopback = Loopback(lambda stream, target: self.connections.open(stream, target["job"]))
 
     def start(self, code: str, *arguments: str, port: str = "assign") -> str:
