@@ -56,10 +56,10 @@ def test_an_observer_sees_neither_token_nor_payload(short_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(short_dir: Path) -> Iterator[tuple[Router, Agent]]:
     with ExitStack() as stack:
-        router = start_router(short_dir / "guarded", server__accept_tokens=[TOKEN], server__curve=True)
+        router = start_router(short_dir / "encrypted", server__accept_tokens=[TOKEN], server__curve=True)
         stack.callback(router.stop)
         agent = start_agent(
-            short_dir / "guarded-agent", router, client__token=TOKEN, client__router_key=router_key(router)
+            short_dir / "encrypted-agent", router, client__token=TOKEN, client__router_key=router_key(router)
         )
         stack.callback(agent.stop)
         yield router, agent
