@@ -28,7 +28,7 @@ def _reference() -> Iterator[str]:
         yield f"## {section}\n"
         for name, entry in COMMANDS.items():
             if entry.section == section:
-                command = importlib.import_module(f"prouter.cli.{name}").command
+                command = importlib.import_module(entry.module(name)).command
                 yield from _command(command, f"prouter {name}", "###")
 
 

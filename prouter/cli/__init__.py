@@ -1,4 +1,4 @@
-"""The ``prouter`` command: one module per subcommand, imported when it is used."""
+"""The ``prouter`` command: one module per subcommand, in a folder per section, imported when it is used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Lazy(click.Group):
         if entry is None:
             return None
         try:
-            command: Any = importlib.import_module(f"prouter.cli.{cmd_name}").command
+            command: Any = importlib.import_module(entry.module(cmd_name)).command
         except ModuleNotFoundError as error:
             if not error.name or error.name.partition(".")[0] == "prouter":
                 raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "SECTIONS", "Entry"]
 
 _JOBS, _FILES, _ROUTER, _ACCESS = SECTIONS = ("Jobs", "Files", "Routers and agents", "Access")
+_FOLDERS = {_JOBS: "jobs", _FILES: "files", _ROUTER: "routers", _ACCESS: "access"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Entry:
     section: str
     help: str
     extra: str = "client"
+
+    def module(self, name: str) -> str:
+        """Return which module has the command of this name."""
+        return f"prouter.cli.{_FOLDERS[self.section]}.{name}"
 
 
 COMMANDS: dict[str, Entry] = {

@@ -200,7 +200,7 @@ def test_output_that_cannot_be_written_is_an_error_and_ends_the_job(prouter: Com
 def test_a_signal_ends_the_command_even_if_the_router_is_gone_for_good(
     router: Router, agent: object, server: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("prouter.cli.run.LONG", 0.5)
+    monkeypatch.setattr("prouter.cli.jobs.run.LONG", 0.5)
     monkeypatch.setattr("prouter.client.core.jobs._START", 0.5)
     relay = CuttingRelay(router.url)
 

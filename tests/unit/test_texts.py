@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prouter.cli.local.table import columns
 from prouter.cli.remote.output import emit
-from prouter.cli.table import columns
 from prouter.errors import InvalidRequest
 from prouter.requests import CreateRequest, validated
 from prouter.texts import visible, without_credentials

@@ -16,7 +16,7 @@ import prouter.cli
 from prouter.agent.expose.presets import PRESETS
 from prouter.cli import main
 from prouter.cli.catalogue import COMMANDS, SECTIONS
-from prouter.cli.run import command as run
+from prouter.cli.jobs.run import command as run
 
 ROOT = click.Context(main, info_name="prouter")
 
@@ -53,8 +53,9 @@ def calls(line: str) -> list[list[str]]:
 
 def test_every_module_with_a_command_is_in_the_catalogue() -> None:
     folder = Path(prouter.cli.__file__).parent
-    modules = {path.stem for path in folder.glob("*.py") if re.search(r"^def command\(", path.read_text(), re.M)}
-    assert modules == set(COMMANDS)
+    found = {path for path in folder.rglob("*.py") if re.search(r"^def command\(", path.read_text(), re.M)}
+    modules = {".".join(("prouter.cli", *path.relative_to(folder).with_suffix("").parts)) for path in found}
+    assert modules == {entry.module(name) for name, entry in COMMANDS.items()}
     assert {entry.section for entry in COMMANDS.values()} == set(SECTIONS)
 
 

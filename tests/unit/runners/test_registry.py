@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prouter.agent.jobs.choice import make_runner
-from prouter.cli.options import agent_config
+from prouter.cli.local.options import agent_config
 from prouter.config import AgentConfig, ConfigError
 from prouter.runners import INTERFACE, Capabilities, Options, Runner, RunnerType, Setup, registry
 from prouter.runners.local.runner import LocalRunner

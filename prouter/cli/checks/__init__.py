@@ -1,0 +1,1 @@
+"""What `prouter doctor` looks at."""

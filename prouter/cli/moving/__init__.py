@@ -1,0 +1,1 @@
+"""Bytes between this machine and jobs: copies, forwarded ports, progress."""

@@ -1,0 +1,1 @@
+"""What `prouter run` does: one job from its creation to its removal."""

@@ -1,0 +1,1 @@
+"""Jobs and agents as people read them."""
