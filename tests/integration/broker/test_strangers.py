@@ -1,0 +1,106 @@
+"""Connections and agents that send the broker what they should not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import gevent
+import zmq
+
+from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
+from prouter.transport.dealer import DealerSocket
+from tests.support.broker_stage import BY_UID, Stage, stat
+from tests.support.fabric_peers import until
+
+NONSENSE: list[list[bytes]] = [
+    [b""],
+    [b"", b""],
+    [b"", b"x"],
+    [b"", b"\x01" * 33],
+    [b"", b"\0" * 32, b"extra"],
+    [b"route", b"payload"],
+    [b"", *encode([Frame(PING)])],
+    [b"", *encode([Frame(HELLO, payload=b"\xc1")])],
+    [b"", os.urandom(500_000)],
+    [b"", *encode([Frame(HELLO, payload=pack_body({"kind": "agent", "protocol": 1}))] * 1000)],
+]
+
+
+def test_a_connection_that_never_introduces_itself_is_ended_and_linked_agents_stay(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    silent = context.socket(zmq.DEALER)
+    silent.setsockopt(zmq.RECONNECT_IVL, -1)
+    silent.setsockopt(zmq.LINGER, 0)
+    silent.connect(broker.endpoint)
+    try:
+        until(lambda: stat(worker, "strangers") == 1, what="it is noticed")
+        until(lambda: stat(worker, "total.strangers_cut") == 1, 20, what="it is ended")
+        assert stat(worker, "strangers") == 0
+        assert stat(worker, "links.up") == 1
+        assert agent.peer.ready
+    finally:
+        silent.close()
+        context.term()
+
+
+def test_a_stranger_that_says_anything_but_hello_is_cut_off(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    for parts in NONSENSE:
+        losses: list[str] = []
+        stranger = DealerSocket(broker.endpoint, lambda parts: None, losses.append, b"odd")
+        stranger.send(parts)
+        until(lambda losses=losses: losses, what=f"{parts!r:.40} is cut off")  # type: ignore[misc]
+        stranger.close()
+    assert agent.peer.ready
+    assert worker.create(BY_UID)
+    assert stat(worker, "strangers") == 0
+    assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+def test_malformed_messages_of_an_agent_are_counted_and_harmless(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    socket = agent.dialler._socket  # type: ignore[union-attr]
+    assert socket is not None
+    for parts in (
+        [b"", os.urandom(100)],
+        [b"", *encode([Frame(99)])],
+        [b"", *encode([Frame(16, payload=b"\xc1")])],
+    ):
+        for _ in range(50):
+            socket.send(parts)
+    until(lambda: stat(worker, "total.malformed") >= 100)
+    assert agent.peer.ready
+    assert worker.create(BY_UID)
+    assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+def test_a_stranger_that_floods_keeps_nobody_from_linking(stage: Stage) -> None:
+    broker = stage.broker()
+    worker = stage.worker(broker)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    flood = context.socket(zmq.DEALER)
+    flood.setsockopt(zmq.LINGER, 0)
+    flood.setsockopt(zmq.RECONNECT_IVL, 1)
+    flood.connect(broker.endpoint)
+    stopped = gevent.event.Event()
+
+    def send() -> None:
+        while not stopped.wait(0):
+            for _ in range(100):
+                with contextlib.suppress(zmq.Again):
+                    flood.send_multipart([b"", *encode([Frame(PING)])], zmq.NOBLOCK)
+
+    sender = gevent.spawn(send)
+    try:
+        stage.agent(broker)
+        until(lambda: stat(worker, "links.up") == 1)
+    finally:
+        stopped.set()
+        sender.join(5)
+        flood.close()
+        context.term()
