@@ -14,8 +14,14 @@ import click
 
 from prouter.addresses import split_address
 from prouter.cli.local.audit import write_audit
-from prouter.cli.local.options import configuration_options, output_options, refuse, router_config, seconds
-from prouter.cli.local.table import columns, print_revoked
+from prouter.cli.local.options import (
+    GroupOptions,
+    configuration_options,
+    output_options,
+    refuse,
+    seconds,
+)
+from prouter.cli.local.table import columns, local_time, print_revoked
 from prouter.cli.remote.output import emit, output_kind
 from prouter.config import ConfigError, RouterConfig, is_loopback, uses_curve
 from prouter.config.directories import router_state_dir
@@ -27,18 +33,6 @@ from prouter.keys.router_keys import load_router_keys
 __all__ = ["command"]
 
 _ANYWHERE = ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared with, not bound
-
-
-class _Options:
-    """Where the router keeps its invitations; the subcommands share it."""
-
-    def __init__(self, file: str | None, sets: tuple[str, ...], log_level: str | None) -> None:
-        self._given = (file, sets, log_level)
-
-    def config(self, file: str | None, sets: tuple[str, ...]) -> RouterConfig:
-        """The router's configuration; what was given after the subcommand counts for more."""
-        first_file, first_sets, log_level = self._given
-        return router_config(file or first_file, [*first_sets, *sets], log_level)
 
 
 def _book(config: RouterConfig) -> InvitationBook:
@@ -79,7 +73,7 @@ def command(
       prouter invite --config router.yaml --uses 20 --expires 7d --name lab
       prouter invite revoke ID
     """
-    options = context.obj = _Options(file, sets, log_level)
+    options = context.obj = GroupOptions(file, sets, log_level)
     if context.invoked_subcommand is not None:
         return
     try:
@@ -102,7 +96,7 @@ def command(
         click.echo(json.dumps({**_facts(invitation), "url": url, "command": line}))
         return
     agents = "any number of agents" if many else "1 agent" if uses == 1 else f"{uses} agents"
-    _note(f"invitation {invitation.id} is for {agents}, until {_local(invitation.expires)}")
+    _note(f"invitation {invitation.id} is for {agents}, until {local_time(invitation.expires)}")
     click.echo(line)
 
 
@@ -111,7 +105,7 @@ def command(
 @output_options
 @click.pass_obj
 def list_command(
-    options: _Options,
+    options: GroupOptions,
     file: str | None,
     sets: tuple[str, ...],
     log_level: str | None,
@@ -138,7 +132,7 @@ def list_command(
 @output_options
 @click.pass_obj
 def revoke_command(
-    options: _Options,
+    options: GroupOptions,
     file: str | None,
     sets: tuple[str, ...],
     log_level: str | None,
@@ -259,14 +253,10 @@ def _row(invitation: Invitation) -> tuple[str, ...]:
         invitation.id,
         state,
         used,
-        _local(invitation.expires),
+        local_time(invitation.expires),
         invitation.name or "-",
         ", ".join([*shown, *more]) or "-",
     )
-
-
-def _local(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
 def _utc(moment: float) -> str:

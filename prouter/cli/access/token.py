@@ -13,8 +13,14 @@ from prouter.access.roles import Role
 from prouter.access.token_file import TokenFile
 from prouter.access.tokens import Token
 from prouter.cli.local.audit import write_audit
-from prouter.cli.local.options import configuration_options, output_options, refuse, router_config, seconds
-from prouter.cli.local.table import columns, print_revoked
+from prouter.cli.local.options import (
+    GroupOptions,
+    configuration_options,
+    output_options,
+    refuse,
+    seconds,
+)
+from prouter.cli.local.table import columns, local_time, print_revoked
 from prouter.cli.remote.output import emit, output_kind
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import access_dir
@@ -23,18 +29,6 @@ from prouter.jobs import rfc3339
 __all__ = ["command"]
 
 _ROLES = [role.label for role in Role]
-
-
-class _Options:
-    """The router's configuration; the subcommands share it."""
-
-    def __init__(self, file: str | None, sets: tuple[str, ...], log_level: str | None) -> None:
-        self._given = (file, sets, log_level)
-
-    def config(self, file: str | None, sets: tuple[str, ...]) -> RouterConfig:
-        """The configuration; what was given after the subcommand counts for more."""
-        first_file, first_sets, log_level = self._given
-        return router_config(file or first_file, [*first_sets, *sets], log_level)
 
 
 def _tokens(config: RouterConfig) -> TokenFile:
@@ -58,7 +52,7 @@ def command(
       prouter token list
       prouter token revoke ID
     """
-    context.obj = _Options(file, sets, log_level)
+    context.obj = GroupOptions(file, sets, log_level)
 
 
 @command.command("create")
@@ -71,7 +65,7 @@ def command(
 @output_options
 @click.pass_obj
 def create_command(
-    options: _Options,
+    options: GroupOptions,
     file: str | None,
     sets: tuple[str, ...],
     log_level: str | None,
@@ -106,7 +100,7 @@ def create_command(
     if output_kind() in ("json", "jsonl"):
         click.echo(json.dumps({**_facts(token), "token": text}))
         return
-    until = "for ever" if token.expires is None else f"until {_local(token.expires)}"
+    until = "for ever" if token.expires is None else f"until {local_time(token.expires)}"
     click.echo(f"prouter: token {token.id} lets '{token.name}' in as {role}, {until}; it is shown this once", err=True)
     click.echo(text)
 
@@ -116,7 +110,7 @@ def create_command(
 @output_options
 @click.pass_obj
 def list_command(
-    options: _Options,
+    options: GroupOptions,
     file: str | None,
     sets: tuple[str, ...],
     log_level: str | None,
@@ -142,7 +136,7 @@ def list_command(
 @output_options
 @click.pass_obj
 def revoke_command(
-    options: _Options,
+    options: GroupOptions,
     file: str | None,
     sets: tuple[str, ...],
     log_level: str | None,
@@ -181,11 +175,7 @@ def _facts(token: Token) -> dict[str, Any]:
 
 
 def _row(token: Token) -> tuple[str, ...]:
-    until = "never" if token.expires is None else _local(token.expires)
+    until = "never" if token.expires is None else local_time(token.expires)
     if not token.valid(time.time()):
         until += " (expired)"
-    return token.id, token.name, token.role.label, _local(token.created), until
-
-
-def _local(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    return token.id, token.name, token.role.label, local_time(token.created), until

@@ -15,7 +15,16 @@ from prouter.cli.remote.output import KINDS, keep_output
 from prouter.config import AgentConfig, ConfigError, RouterConfig, keys, load_agent, load_router
 from prouter.supervisor import EXIT_CONFIG
 
-__all__ = ["agent_config", "configuration_options", "key_help", "output_options", "refuse", "router_config", "seconds"]
+__all__ = [
+    "GroupOptions",
+    "agent_config",
+    "configuration_options",
+    "key_help",
+    "output_options",
+    "refuse",
+    "router_config",
+    "seconds",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -125,3 +134,22 @@ def refuse(error: ConfigError) -> NoReturn:
 
 def _all(sets: Sequence[str], log_level: str | None, more: Sequence[str]) -> list[str]:
     return [*sets, *more, *([f"log.level={log_level}"] if log_level else [])]
+
+
+class GroupOptions:
+    """What was given after a command that has subcommands, such as ``prouter token --config FILE list``.
+
+    The subcommands take the same options; what is given after them counts for more.
+    """
+
+    def __init__(self, file: str | None, sets: tuple[str, ...], log_level: str | None) -> None:
+        self._given = (file, sets, log_level)
+
+    def config(self, file: str | None, sets: tuple[str, ...]) -> RouterConfig:
+        """Return the router's configuration.
+
+        Raises:
+            ConfigError: it cannot be read, or is wrong.
+        """
+        first_file, first_sets, log_level = self._given
+        return router_config(file or first_file, [*first_sets, *sets], log_level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ import click
 
 from prouter.cli.remote.output import Column, output_kind
 
-__all__ = ["columns", "print_revoked"]
+__all__ = ["columns", "local_time", "print_revoked"]
 
 T = TypeVar("T")
 
@@ -31,3 +32,8 @@ def print_revoked(identifier: str) -> None:
         click.echo(json.dumps({"id": identifier, "state": "revoked"}))
     else:
         click.echo(identifier if kind == "name" else f"revoked {identifier}")
+
+
+def local_time(moment: float) -> str:
+    """Return a time, in seconds since the epoch, as people here write it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
