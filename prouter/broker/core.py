@@ -42,7 +42,7 @@ from prouter.broker.views.bulk import BulkCounts
 from prouter.broker.views.directory import Directory
 from prouter.broker.worker_sessions import WorkerSessions
 from prouter.errors import ProtocolError
-from prouter.fabric.frames import CALL, EVENT, PONG, REPLY, Frame
+from prouter.fabric.frames import CALL, EVENT, PING, PONG, REPLY, Frame
 from prouter.fabric.session import Lost, SessionState
 
 __all__ = ["Broker"]
@@ -295,6 +295,8 @@ class Broker:
         if session.state is SessionState.HELLO_SENT:
             self.dials.receive(path, frame, now)
             return
+        if frame.type == PING and isinstance(owner, Link):
+            session.pace(self.heartbeats.pace)
         answers, event = session.receive(frame, now)
         self.env.outbox.say(path, *answers)
         if isinstance(event, Lost):

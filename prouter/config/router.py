@@ -296,7 +296,11 @@ class RouterServer(Section):
         description="Longest time in seconds that the router waits for an agent that is away, whatever the agent's "
         "jobs.keep_for and jobs.orphan_timeout say.",
     )
-    heartbeat: float = Field(2.0, gt=0, description="Seconds between heartbeats of a quiet agent.")
+    heartbeat: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds between heartbeats of a quiet agent; more with more than 4,000 agents (docs/scaling.md).",
+    )
 
 
 class RouterState(Section):

@@ -63,7 +63,7 @@ REFUSE = 3
 PING = 4
 """Heartbeat: asks for a PONG. Any other frame shows as well that its sender is alive."""
 PONG = 5
-"""Answers a PING with the number that the PING had."""
+"""Answers a PING with the number that the PING had, and tells how long the other side may wait with the next one."""
 BYE = 6
 """The sender closes the session on purpose."""
 
@@ -122,7 +122,8 @@ class Frame(NamedTuple):
         sid: stream id, 0 for session and call frames.
         offset: DATA: position of the first payload byte in its direction. RESUME: position received so far. OPEN, ACK:
             bytes of the window. PING, PONG: number of the PING.
-        ack: DATA, ACK, RESUME, RESET: position consumed so far in the other direction.
+        ack: DATA, ACK, RESUME, RESET: position consumed so far in the other direction. PONG of a listener: milliseconds
+            between heartbeats, if they are to be longer than the dialler's own.
         payload: the bytes, or a msgpack map.
     """
 

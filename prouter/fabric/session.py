@@ -3,7 +3,7 @@
 The dialler sends HELLO until the listener answers with WELCOME or REFUSE. From then on each side sends PING after a
 time of silence, and takes the peer for lost after `LOST_AFTER` heartbeats of silence. A side that hears its peer all
 the time asks nothing. It sends a PONG unasked now and then, since a PING of the peer may be stuck behind the very bytes
-that it hears. States::
+that it hears. A listener with very many diallers has them ask less often: its PONG tells how long to wait. States::
 
     dialler    HELLO_SENT --WELCOME--> READY --silence or BYE--> LOST
                HELLO_SENT --REFUSE--> REFUSED;  HELLO_SENT --silence--> LOST
@@ -24,6 +24,7 @@ from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCO
 __all__ = [
     "LATE",
     "LISTENER_PATIENCE",
+    "LONGEST_PACE",
     "LOST_AFTER",
     "SIGN_OF_LIFE",
     "Greeted",
@@ -49,6 +50,10 @@ one side asks."""
 SIGN_OF_LIFE = 1.5
 """Heartbeat intervals after the last PING or PONG to the peer, after which a side sends a PONG unasked. Idle peers
 exchange PING and PONG more often than that, and send none."""
+
+
+LONGEST_PACE = 60.0
+"""Seconds between heartbeats that a dialler has itself be told, at most."""
 
 
 class SessionState(Enum):
@@ -100,6 +105,7 @@ class Session:
             thousands dial at once has less time for each; whoever gives up and comes again makes it have even less.
 
     Attributes:
+        heartbeat: in force now: what was given, or longer if a listener's `pace` says so.
         state: where the session is.
         latency: seconds between the last PING and its PONG, None before the first.
         answered: number of the latest PING that was answered.
@@ -113,12 +119,12 @@ class Session:
         *,
         welcomed_within: int = LOST_AFTER,
     ) -> None:
-        self.heartbeat = heartbeat
+        self.heartbeat = self._own = heartbeat
         self.state = SessionState.WAITING
         self.latency: float | None = None
         self.answered = 0
         self._hello = hello
-        self._patience = heartbeat if hello is not None else heartbeat * LISTENER_PATIENCE
+        self._pace = 0.0
         self._heard = now
         self._asked = now
         self._spoke = now
@@ -147,6 +153,13 @@ class Session:
         self.state = SessionState.LOST
         return Frame(BYE, payload=pack_body({"reason": reason}))
 
+    def pace(self, seconds: float) -> None:
+        """Listener: have the dialler wait for so long before it asks, from its next PING on; 0 for its own heartbeat.
+
+        Both ends keep to the longer time, so each is patient with the other.
+        """
+        self._pace = seconds
+
     def heard(self, now: float) -> None:
         """Note that something arrived from the peer, be it a stream's bytes."""
         self._heard = now
@@ -171,8 +184,12 @@ class Session:
             if self.state is not SessionState.READY:
                 return [], None
             self._spoke = now
-            return [Frame(PONG, offset=frame.offset)], None
+            if self._hello is None:
+                self._keep_to(self._pace)
+            return [self._pong(frame.offset)], None
         if kind == PONG:
+            if self._hello is not None:
+                self._keep_to(min(frame.ack / 1000, LONGEST_PACE))
             sent = self._pings.pop(frame.offset, None)
             if sent is not None:
                 self.latency = now - sent
@@ -217,7 +234,7 @@ class Session:
                 return [self.ping(now)], None
             if now - self._spoke >= self.heartbeat * SIGN_OF_LIFE:
                 self._spoke = now
-                return [Frame(PONG)], None
+                return [self._pong(0)], None
         return [], None
 
     def deadline(self) -> float:
@@ -231,6 +248,11 @@ class Session:
             asks = max(self._heard, self._asked) + self._patience
             return min(lost, asks, self._spoke + self.heartbeat * SIGN_OF_LIFE)
         return lost
+
+    @property
+    def _patience(self) -> float:
+        """Seconds of silence after which this side asks."""
+        return self.heartbeat if self._hello is not None else self.heartbeat * LISTENER_PATIENCE
 
     @property
     def _longest(self) -> float:
@@ -251,6 +273,12 @@ class Session:
             self._pings.clear()
         self._pings[self._ping_count] = now
         return Frame(PING, offset=self._ping_count)
+
+    def _pong(self, number: int) -> Frame:
+        return Frame(PONG, offset=number, ack=int(self._pace * 1000))
+
+    def _keep_to(self, pace: float) -> None:
+        self.heartbeat = max(self._own, pace)
 
     def _hello_frame(self) -> Frame:
         return Frame(HELLO, payload=pack_body({**(self._hello or {}), "protocol": VERSION}))

@@ -18,6 +18,7 @@ class Bounds:
         link_calls: calls to one agent without a reply, and creations under way.
         dials: agents being dialled.
         hellos: HELLOs of unauthenticated connections that are read per second.
+        heartbeats: heartbeats of agents per second; with so many agents that there would be more, each asks less often.
         frames: control frames per second from one agent; a burst may have four times as many.
         control_bytes: bytes of control frames per second from one agent; an agent that sends more is read more slowly.
         connection_jobs: jobs of one connection that have not ended.
@@ -34,6 +35,7 @@ class Bounds:
     link_calls: int = 4_096
     dials: int = 256
     hellos: int = 4_000
+    heartbeats: int = 2_000
     frames: int = 10_000
     control_bytes: int = 16 * 1024 * 1024
     connection_jobs: int = 50_000

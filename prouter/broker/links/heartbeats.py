@@ -33,6 +33,12 @@ class Heartbeats:
     def __len__(self) -> int:
         return len(self._watched)
 
+    @property
+    def pace(self) -> float:
+        """Seconds between heartbeats that agents are to keep; 0 while they are few enough for their own."""
+        seconds = len(self._watched) / self._env.settings.bounds.heartbeats
+        return seconds if seconds > self._env.settings.heartbeat else 0.0
+
     def watch(self, path: Path) -> None:
         """Send and expect heartbeats on `path` until its session ends or `drop` is called."""
         if path not in self._watched:

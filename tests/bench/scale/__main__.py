@@ -22,7 +22,16 @@ from tests.bench.scale.steps import Scale, ageing_step, agents_step, api_step, j
 from tests.bench.stack import ROOT, StackFailed
 
 _FAILURES = (OSError, BadAnswer, LoadFailed, StackFailed, subprocess.SubprocessError)
-QUICK = Scale(levels=(200, 500), restarts=(200,), ageing=100, seconds=1.0, jobs=2_000, job_agents=200, history=20_000)
+QUICK = Scale(
+    levels=(200, 500),
+    restarts=(200,),
+    ageing=100,
+    seconds=1.0,
+    settling=1.0,
+    jobs=2_000,
+    job_agents=200,
+    history=20_000,
+)
 
 
 @click.command()

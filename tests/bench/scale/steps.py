@@ -38,6 +38,7 @@ class Scale:
         restarts: those at which the router is restarted.
         ageing: agents whose memory is measured after many heartbeats; 0 to leave that out.
         seconds: of each measurement by time.
+        settling: seconds after the last agent has linked until the broker counts as idle.
         jobs: running jobs in all.
         job_agents: agents that have them.
         history: ended jobs.
@@ -48,6 +49,7 @@ class Scale:
     restarts: tuple[int, ...] = (2_000, 10_000, 30_000)
     ageing: int = 500
     seconds: float = 4.0
+    settling: float = 10.0
     jobs: int = 100_000
     job_agents: int = 10_000
     history: int = 1_000_000
@@ -116,6 +118,7 @@ def agents_step(scale: Scale, agents: int, results: Results) -> None:
 
 def _idle(scale: Scale, router: ScaleRouter, fleet: Fleet, agents: int, base: int, results: Results) -> None:
     """CPU and memory of processes that have nothing to do but keep links alive."""
+    time.sleep(scale.settling)
     others = Disturbance()
     share = router.share_of_core("broker", scale.seconds)
     _add(results, "idle", "idle broker, share of a core", "%", agents, share, others)

@@ -17,6 +17,18 @@ from prouter.jobs import JobRecord, State
 from tests.support.broker_world import ADDRESS, BY_UID, Agent, World, created, job_on, listed
 
 
+def test_many_agents_ask_less_often_until_they_are_fewer_again() -> None:
+    world = World(bounds=Bounds(heartbeats=1))
+    agents = [world.agent(f"agent-{number}", str(number) * 32) for number in range(6)]
+    world.run(60)
+    assert {agent.session.heartbeat for agent in agents} == {6.0}
+    for agent in agents[1:]:
+        agent.frozen = True
+    world.run(60)
+    assert [link.up for link in world.broker.links].count(True) == 1
+    assert agents[0].session.heartbeat == 2.0
+
+
 def test_an_agent_silent_for_three_heartbeats_is_away_but_its_jobs_wait() -> None:
     world = World()
     worker, agent = world.worker(), world.agent()

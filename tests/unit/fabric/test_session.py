@@ -9,7 +9,7 @@ import pytest
 
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import BYE, HELLO, PING, PONG, REFUSE, VERSION, WELCOME, Frame, pack_body
-from prouter.fabric.session import LOST_AFTER, Greeted, Lost, Refused, Session, SessionState, Welcomed
+from prouter.fabric.session import LONGEST_PACE, LOST_AFTER, Greeted, Lost, Refused, Session, SessionState, Welcomed
 
 
 def pair(now: float = 0.0, heartbeat: float = 1.0) -> tuple[Session, Session]:
@@ -47,6 +47,36 @@ def test_quiet_peers_send_no_more_pings_than_needed() -> None:
     assert happened == []
     assert sum(frame.type == PING for frame in said) <= 20
     assert sum(frame.type == PONG for frame in said) == sum(frame.type == PING for frame in said)
+
+
+def test_a_listener_has_its_dialler_ask_less_often() -> None:
+    dialler, listener = pair()
+    listener.pace(5.0)
+    said, happened = run((dialler, listener), 0.0, 41.5)
+    assert happened == []
+    assert sum(frame.type == PING for frame in said) == 9
+    assert (dialler.heartbeat, listener.heartbeat) == (5.0, 5.0)
+    listener.pace(0.0)
+    said, happened = run((dialler, listener), 41.5, 66.5)
+    assert happened == []
+    assert sum(frame.type == PING for frame in said) >= 18
+    assert (dialler.heartbeat, listener.heartbeat) == (1.0, 1.0)
+
+
+def test_either_end_of_a_slow_session_is_lost_after_three_of_its_heartbeats() -> None:
+    dialler, listener = pair()
+    listener.pace(5.0)
+    run((dialler, listener), 0.0, 10.0)
+    for session in (dialler, listener):
+        assert session.tick(20.0)[1] is None
+        assert isinstance(session.tick(22.0)[1], Lost)
+
+
+def test_a_dialler_waits_no_shorter_than_its_own_heartbeat_and_not_for_ever() -> None:
+    dialler, _ = pair(heartbeat=2.0)
+    for told, kept in ((1, 2.0), (2**64 - 1, LONGEST_PACE), (0, 2.0)):
+        dialler.receive(Frame(PONG, ack=told), 0.5)
+        assert dialler.heartbeat == kept
 
 
 def test_no_ping_is_sent_while_frames_arrive() -> None:
