@@ -21,8 +21,8 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
-# Tests wait for half of their time: three for two processors keep these busy.
-TEST_PROCESSES := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Tests wait for half of their time: two for each processor keep it busy.
+TEST_PROCESSES := $(shell echo $$(( $$(nproc) * 2 )))
 
 # The names of the marker files contain a hash of the requirements, so that nothing is installed twice.
 WANTED := $(shell cat pyproject.toml $(LOCK) 2>/dev/null | sha256sum | cut -c1-16)
