@@ -63,6 +63,13 @@ def test_a_listener_has_its_dialler_ask_less_often() -> None:
     assert (dialler.heartbeat, listener.heartbeat) == (1.0, 1.0)
 
 
+def test_a_dialler_that_is_asked_answers_and_keeps_its_heartbeat() -> None:
+    dialler, listener = pair()
+    listener.pace(5.0)
+    assert dialler.receive(listener.ping(0.5), 0.5) == ([Frame(PONG, offset=1)], None)
+    assert dialler.heartbeat == 1.0
+
+
 def test_either_end_of_a_slow_session_is_lost_after_three_of_its_heartbeats() -> None:
     dialler, listener = pair()
     listener.pace(5.0)
