@@ -69,7 +69,7 @@ def test_waits_are_answered_soon_when_the_agent_is_killed_and_nobody_comes(
     with Load() as waiting:
         it.wait_everywhere(waiting, 5)
         it.agent.kill()
-        wait_until(lambda: len(it.waited) == 5, 3, "waits are answered")
+        wait_until(lambda: len(it.waited) == 5, 5, "waits are answered")
     assert {info["reason"] for info in it.waited} == {"agent_lost"}
     answer = it.router.get(it.bytes_job + "/http/", headers={"Accept": "application/json"})
     assert answer.status_code == 424, answer.text

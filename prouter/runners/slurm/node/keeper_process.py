@@ -91,6 +91,8 @@ class KeeperProcess:
             while data := await reader.read(262144):
                 for message in decoder.feed(data):
                     self._dispatch(message)
+                    # Whoever waits for this answer goes on before the next message: a job may end as it has begun.
+                    await asyncio.sleep(0)
         except (OSError, ValueError) as error:
             note(f"the connection to the keeper broke: {error}")
         pending, self._pending = self._pending, {}
