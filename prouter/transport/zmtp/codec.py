@@ -132,6 +132,8 @@ class Zmtp:
 
     reply: bytes
     peer_key = ""
+    answers = False
+    """Whether the handshake needs answers of this end, so that a peer which has left cannot have said anything yet."""
     _overhead = 0
     """Bytes that a frame has beside its part."""
     _flags: tuple[int, ...] = _FRAMES

@@ -107,6 +107,7 @@ class CurveServer(Zmtp):
         "peer_key",
     )
 
+    answers = True
     _overhead = OVERHEAD
     # The specification calls MESSAGE a command; libzmq sends it as an ordinary frame, and takes no other.
     _flags = (0, LONG)

@@ -147,8 +147,8 @@ class Wire:
         protocol, data = self._protocol, b""
         try:
             data = self._sock.recv(_READ)
-            # Whoever has left while this end was busy is not worth a handshake.
-            if not data or not self._sock.recv(1, socket.MSG_PEEK):
+            # Whoever has left while this end was busy is not worth a handshake, unless everything was said already.
+            if not data or (protocol.answers and not self._sock.recv(1, socket.MSG_PEEK)):
                 raise ConnectionResetError("closed by the other end")
         except BlockingIOError:
             if not data:
