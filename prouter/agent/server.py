@@ -16,12 +16,12 @@ from gevent.event import Event
 
 from prouter.agent.control_facts import ControlFacts
 from prouter.agent.jobs.choice import jobs_root, keep_for, make_runner
-from prouter.agent.jobs.inherited import environment_of_jobs
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.sandbox_reports import SandboxReports
-from prouter.agent.jobs.space import capacity, load_of
+from prouter.agent.jobs.starts.inherited import environment_of_jobs
+from prouter.agent.jobs.state.space import capacity, load_of
+from prouter.agent.jobs.state.user_pool import make_users
 from prouter.agent.jobs.usage_reports import UsageReports
-from prouter.agent.jobs.user_pool import make_users
 from prouter.agent.leaving import leave
 from prouter.agent.links.control import Control
 from prouter.agent.links.death_notice import notice_for

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.creation import Creations
+from prouter.broker.creations.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid

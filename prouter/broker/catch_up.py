@@ -16,10 +16,10 @@ from typing import Any
 
 from prouter.broker.base.env import Done, Env
 from prouter.broker.jobs.ledger import Ledger
-from prouter.broker.jobs.queue_requests import is_queue_place, queue_place
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
+from prouter.broker.queue.requests import is_queue_place, queue_place
 from prouter.errors import AgentUnavailable, PRouterError
 from prouter.fabric.calls import Request
 from prouter.jobs import State

@@ -15,7 +15,7 @@ from prouter.broker.agent_events import AgentEvents, read_agent_event
 from prouter.broker.base.env import Env
 from prouter.broker.base.inbox import Inbox
 from prouter.broker.base.switch import Owner, Path
-from prouter.broker.jobs.creation import Creations
+from prouter.broker.creations.creation import Creations
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.history import History
 from prouter.broker.jobs.ledger import Ledger

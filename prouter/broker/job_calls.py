@@ -10,14 +10,14 @@ from prouter.broker.base.env import Done, Env
 from prouter.broker.base.pages import PAGE_COST, page_limit
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
-from prouter.broker.jobs.owner_limits import check_bytes
-from prouter.broker.jobs.queued_jobs import QueuedJobs
 from prouter.broker.jobs.replies import BY_REVISION, Replies, Settled, read_reply
 from prouter.broker.jobs.waits import Waits
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker
+from prouter.broker.placing.owner_limits import check_bytes
+from prouter.broker.queue.queued_jobs import QueuedJobs
 from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, ProtocolError, PRouterError
 from prouter.fabric.bounds import MAX_PAGE
 from prouter.fabric.calls import Request

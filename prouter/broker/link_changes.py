@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.creation import Creations
+from prouter.broker.creations.creation import Creations
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.replies import Replies
 from prouter.broker.links.admission import Admission

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from prouter.broker.base.env import Done, Env
+from prouter.broker.creations.keys import Keys
 from prouter.broker.jobs.entry import Entry
-from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.replies import read_reply
 from prouter.broker.links.forward import Forwarder

@@ -12,8 +12,8 @@ from typing import Any
 from prouter.broker.base.env import Done, Env
 from prouter.broker.base.pages import PAGE_COST, page_limit
 from prouter.broker.catch_up import CatchUp
+from prouter.broker.creations.creation import Creations
 from prouter.broker.job_calls import JobCalls
-from prouter.broker.jobs.creation import Creations
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.replies import Replies
 from prouter.broker.jobs.waits import Waits

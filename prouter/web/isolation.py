@@ -1,6 +1,6 @@
 """Pages of the router's own that no other page can read, although jobs' pages may share their origin.
 
-Such a page may hold a proof (`prouter.web.proxy.identity`). What keeps it apart:
+Such a page may hold a proof (`prouter.web.proxy.callers.identity`). What keeps it apart:
 
 - it is sent for navigations of a whole tab only. No script can forge ``Sec-Fetch-Mode`` and ``Sec-Fetch-Dest``, so none
   gets it with fetch, in a frame or in a worker;

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from prouter.agent.jobs.user_pool import UserPool
+from prouter.agent.jobs.state.user_pool import UserPool
 from prouter.config import ConfigError
 from prouter.processes.process_tree import mark_value
 from prouter.processes.users import with_processes

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from prouter.agent.jobs.origin import Origin
-from prouter.agent.jobs.user_pool import UserPool
+from prouter.agent.jobs.state.user_pool import UserPool
 from prouter.errors import Conflict, InvalidRequest, LimitReached, NotFound, StartFailed
 from prouter.jobs import JobRecord, Reason, State
 from prouter.requests import Limits, validated

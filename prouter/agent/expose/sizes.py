@@ -24,7 +24,7 @@ def check_sizes(request: StartRequest, plan: Plan, tokens: Mapping[str, str]) ->
     """Check the size of a start's arguments and variables with their templates filled in, without filling them in.
 
     Args:
-        tokens: the value of each template (`prouter.agent.jobs.environment.fill`).
+        tokens: the value of each template (`prouter.agent.jobs.starts.environment.fill`).
 
     Raises:
         InvalidRequest: one of them, or all together, are longer than the system accepts.

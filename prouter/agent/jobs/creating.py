@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.ends.removing import Remover
 from prouter.agent.jobs.pool import SLOT, Pool
-from prouter.agent.jobs.removing import Remover
-from prouter.agent.jobs.space import check_space, used_by
-from prouter.agent.jobs.table import JobTable, not_found
-from prouter.agent.jobs.user_pool import UserPool
+from prouter.agent.jobs.state.job import Job
+from prouter.agent.jobs.state.space import check_space, used_by
+from prouter.agent.jobs.state.table import JobTable, not_found
+from prouter.agent.jobs.state.user_pool import UserPool
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import LimitReached, PRouterError

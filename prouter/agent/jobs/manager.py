@@ -20,27 +20,27 @@ from prouter.agent.expose.endpoint import PortEndpoint, ReportKeys
 from prouter.agent.expose.plan import resolve
 from prouter.agent.jobs.choice import opened
 from prouter.agent.jobs.creating import Creator
-from prouter.agent.jobs.ending import Ender
-from prouter.agent.jobs.environment import base_environment
-from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.ends.ending import Ender
+from prouter.agent.jobs.ends.removing import Remover
+from prouter.agent.jobs.ends.watch import Watch
 from prouter.agent.jobs.origin import UNKNOWN, Origin
 from prouter.agent.jobs.reclaiming import Reclaimer
-from prouter.agent.jobs.refusals import (
+from prouter.agent.jobs.reports import JobReports
+from prouter.agent.jobs.servers import JobServers
+from prouter.agent.jobs.starts.environment import base_environment
+from prouter.agent.jobs.starts.starting import Starter
+from prouter.agent.jobs.starts.templates import Templates
+from prouter.agent.jobs.state.job import Job
+from prouter.agent.jobs.state.refusals import (
     not_running,
     outcome_of,
     outcome_within,
     refuse_if_wanted,
     refuse_other_request,
 )
-from prouter.agent.jobs.removing import Remover
-from prouter.agent.jobs.reports import JobReports
-from prouter.agent.jobs.servers import JobServers
-from prouter.agent.jobs.starting import Starter
-from prouter.agent.jobs.table import JobTable, not_found
-from prouter.agent.jobs.templates import Templates
-from prouter.agent.jobs.user_pool import UserPool
+from prouter.agent.jobs.state.table import JobTable, not_found
+from prouter.agent.jobs.state.user_pool import UserPool
 from prouter.agent.jobs.warming import WARM, make_pool
-from prouter.agent.jobs.watch import Watch
 from prouter.agent.logs.job_log import JobLog
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.agent.sandbox.sandbox import Sandbox

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import gevent
 from gevent.event import AsyncResult, Event
 
-from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.refusals import outcome_of
+from prouter.agent.jobs.state.job import Job
+from prouter.agent.jobs.state.refusals import outcome_of
 from prouter.errors import LimitReached, PRouterError
 from prouter.jobs import JobRecord
 from prouter.resources import Amounts, add

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.starting import Starter
-from prouter.agent.jobs.table import JobTable
+from prouter.agent.jobs.starts.starting import Starter
+from prouter.agent.jobs.state.job import Job
+from prouter.agent.jobs.state.table import JobTable
 from prouter.agent.sandbox.jobs_root import JobsRoot
 from prouter.errors import PRouterError
 from prouter.jobs import JobRecord

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prouter.agent.expose.endpoint import ReportKeys
-from prouter.agent.jobs.ending import Ender
-from prouter.agent.jobs.job import Job
-from prouter.agent.jobs.starting import Starter
-from prouter.agent.jobs.table import JobTable, not_found
+from prouter.agent.jobs.ends.ending import Ender
+from prouter.agent.jobs.starts.starting import Starter
+from prouter.agent.jobs.state.job import Job
+from prouter.agent.jobs.state.table import JobTable, not_found
 from prouter.errors import InvalidRequest
 from prouter.jobs import State
 from prouter.runners.interface import Exit, Queued, Spawned

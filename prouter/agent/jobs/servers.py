@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from prouter.agent.jobs.starting import Starter
-from prouter.agent.jobs.table import JobTable
+from prouter.agent.jobs.starts.starting import Starter
+from prouter.agent.jobs.state.table import JobTable
 from prouter.runners.interface import Runner
 from prouter.runners.sockets import Address
 

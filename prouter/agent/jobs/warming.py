@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prouter.agent.jobs.creating import Creator
-from prouter.agent.jobs.job import Job
+from prouter.agent.jobs.ends.removing import Remover
 from prouter.agent.jobs.pool import Pool
-from prouter.agent.jobs.removing import Remover
-from prouter.agent.jobs.starting import Starter
-from prouter.agent.jobs.templates import Templates
+from prouter.agent.jobs.starts.starting import Starter
+from prouter.agent.jobs.starts.templates import Templates
+from prouter.agent.jobs.state.job import Job
 from prouter.errors import PRouterError
 from prouter.jobs import Reason
 

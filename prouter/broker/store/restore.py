@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from prouter.broker.creations.keys import Keys
 from prouter.broker.jobs.entry import Entry
-from prouter.broker.jobs.keys import Keys
 from prouter.broker.jobs.ledger import Ledger, PeerInfo
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.hello import CLIENT, AgentInfo

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from prouter.broker.base.env import Env
-from prouter.broker.jobs.creation import Creations
+from prouter.broker.creations.creation import Creations
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.links import Links

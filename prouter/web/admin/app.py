@@ -42,7 +42,7 @@ from prouter.web.admin.resources.shares import Shares, forget_removed_jobs
 from prouter.web.admin.resources.shutdown import Shutdown
 from prouter.web.admin.resources.sign_in import SignIn, SignOut
 from prouter.web.admin.resources.tokens import Tokens, WhoAmI
-from prouter.web.proxy.identity import Identity
+from prouter.web.proxy.callers.identity import Identity
 from prouter.web.router_client import RouterClient, current
 
 __all__ = ["application", "create_app"]

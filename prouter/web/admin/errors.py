@@ -15,7 +15,7 @@ from prouter.errors import MadeBefore, PreconditionFailed, PRouterError, Unsuppo
 from prouter.web.admin.pages.own_pages import SIGN_IN_FAILED, OwnPages
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.metrics import counters
-from prouter.web.proxy.pages import page, prefers_html
+from prouter.web.proxy.own_responses.pages import page, prefers_html
 
 __all__ = ["MethodNotAllowed", "PreconditionFailed", "add_error_handlers", "problem"]
 

@@ -24,7 +24,7 @@ from prouter.web.proxy.connection import SMALL_READ
 from prouter.web.proxy.interfaces import Client
 from prouter.web.proxy.messages.chunked import ChunkDecoder, ChunkError
 from prouter.web.proxy.messages.heads import BodyKind
-from prouter.web.proxy.refusals import ClientTooSlow
+from prouter.web.proxy.own_responses.refusals import ClientTooSlow
 from prouter.web.proxy.switching import Switch
 
 __all__ = ["AdminExchange", "AdminService"]

@@ -17,13 +17,13 @@ from prouter.fabric.stream import Stream
 from prouter.web.metrics.counters import API
 from prouter.web.proxy.addresses.forwarded import Origin
 from prouter.web.proxy.addresses.hops import came_through
-from prouter.web.proxy.failures import Asker, failure_response
 from prouter.web.proxy.half_closed import HalfClosed, has_closed
 from prouter.web.proxy.interfaces import ClientExchange, ProxyContext
 from prouter.web.proxy.messages.heads import RequestHead, take_request
 from prouter.web.proxy.output import ClientOutput
-from prouter.web.proxy.pages import error_response, request_id
-from prouter.web.proxy.refusals import ClientTooSlow
+from prouter.web.proxy.own_responses.failures import Asker, failure_response
+from prouter.web.proxy.own_responses.pages import error_response, request_id
+from prouter.web.proxy.own_responses.refusals import ClientTooSlow
 
 __all__ = ["SMALL_READ", "ClientConnection"]
 

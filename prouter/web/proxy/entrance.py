@@ -28,11 +28,11 @@ from prouter.web.metrics import counters
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.addresses.placing import own_origin
 from prouter.web.proxy.addresses.roots import ENTER, Asked, public_of, safe_path, usable
-from prouter.web.proxy.identity import asks_for_a_page, is_browser
+from prouter.web.proxy.callers.identity import asks_for_a_page, is_browser
 from prouter.web.proxy.interfaces import Client
 from prouter.web.proxy.messages.heads import RequestHead
-from prouter.web.proxy.pages import request_id, see_other
-from prouter.web.proxy.refusals import MethodRefused
+from prouter.web.proxy.own_responses.pages import request_id, see_other
+from prouter.web.proxy.own_responses.refusals import MethodRefused
 from prouter.web.router_client import RouterClient
 
 __all__ = ["PASS_LIFETIME", "Entrance", "explained", "holder_of", "needs_own_origin", "unusable"]

@@ -10,8 +10,8 @@ from prouter.web.metrics.counters import JOB
 from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.interfaces import Client, ProxyContext
 from prouter.web.proxy.messages.heads import BodyKind
-from prouter.web.proxy.pages import redirect
-from prouter.web.proxy.refusals import ClientTooSlow, job_ended
+from prouter.web.proxy.own_responses.pages import redirect
+from prouter.web.proxy.own_responses.refusals import ClientTooSlow, job_ended
 from prouter.web.proxy.sender import RequestSender
 from prouter.web.proxy.states import (
     ABORTED,

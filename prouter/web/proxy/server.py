@@ -27,15 +27,22 @@ from prouter.web.proxy.addresses.fields import RequestFields
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.hops import pseudonym
 from prouter.web.proxy.addresses.roots import Asked, asked_for
+from prouter.web.proxy.callers.identity import Identity
 from prouter.web.proxy.connection import ClientConnection
 from prouter.web.proxy.entrance import Entrance, explained
 from prouter.web.proxy.eviction import evict
 from prouter.web.proxy.exchange import ProxyExchange
-from prouter.web.proxy.identity import Identity
 from prouter.web.proxy.interfaces import Client, ExplainedExchange, JobExchange
 from prouter.web.proxy.messages.heads import RequestHead
-from prouter.web.proxy.pages import request_id
-from prouter.web.proxy.refusals import ConnectRefused, LoopDetected, not_allowed, obstacle, read_only, unauthorized
+from prouter.web.proxy.own_responses.pages import request_id
+from prouter.web.proxy.own_responses.refusals import (
+    ConnectRefused,
+    LoopDetected,
+    not_allowed,
+    obstacle,
+    read_only,
+    unauthorized,
+)
 from prouter.web.proxy.upstream import UpstreamPool
 from prouter.web.router_client import RouterClient
 from prouter.web.routes import JobRoute

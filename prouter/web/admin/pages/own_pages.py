@@ -14,7 +14,7 @@ from prouter.access.roles import Principal
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.isolation import is_navigation, isolation_fields, names_no_mode
 from prouter.web.proxy.addresses.forwarded import Public
-from prouter.web.proxy.identity import Identity, is_browser
+from prouter.web.proxy.callers.identity import Identity, is_browser
 
 __all__ = [
     "SIGN_IN_FAILED",

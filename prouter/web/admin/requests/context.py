@@ -12,7 +12,7 @@ import falcon
 from falcon.constants import MEDIA_JSON
 
 from prouter.access.roles import OPEN_ROUTER, Principal
-from prouter.web.proxy.pages import USABLE_ID
+from prouter.web.proxy.own_responses.pages import USABLE_ID
 
 __all__ = ["ApiRequest", "ApiResponse", "principal_of", "send_json"]
 

@@ -23,7 +23,7 @@ from prouter.transport.stream_io import StreamIO, StreamReset
 from prouter.web.admin.requests.context import ApiRequest
 from prouter.web.admin.requests.same_origin import refuse_foreign
 from prouter.web.prefaces import patience_for, within
-from prouter.web.proxy.refusals import not_running, obstacle
+from prouter.web.proxy.own_responses.refusals import not_running, obstacle
 from prouter.web.proxy.switching import Switch
 from prouter.web.proxy.websocket_tunnel import accept
 

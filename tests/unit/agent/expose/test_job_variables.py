@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prouter.agent.expose.templates import fill
-from prouter.agent.jobs.environment import base_environment, completed, place
+from prouter.agent.jobs.starts.environment import base_environment, completed, place
 from prouter.jobs import JobRecord
 
 

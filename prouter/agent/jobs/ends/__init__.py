@@ -1,0 +1,1 @@
+"""The end of jobs, what ends them, and their removal."""

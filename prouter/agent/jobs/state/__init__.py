@@ -1,0 +1,1 @@
+"""What an agent knows of its jobs, and what they take of it."""

@@ -1,0 +1,1 @@
+"""Creation of jobs, once for each idempotency key."""

@@ -1,0 +1,1 @@
+"""Responses of the router's own, in place of a job's."""
