@@ -12,7 +12,8 @@ from typing import Any
 from gevent import socket
 
 from prouter.errors import ProtocolError
-from prouter.transport.zmtp.codec import Zmtp, opening
+from prouter.transport.zmtp.codec import Zmtp
+from prouter.transport.zmtp.handshakes import opening
 
 __all__ = ["CLOSED", "NO_ANSWER", "NO_ENCRYPTION", "PORTS", "SILENT", "WANTS_ENCRYPTION", "Address", "probe"]
 

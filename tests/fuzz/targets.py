@@ -20,7 +20,8 @@ from prouter.agent.sandbox.sandbox import Sandbox
 from prouter.errors import InvalidRequest, JobUnreachable, ProtocolError, PRouterError
 from prouter.fabric.calls import event_frame, read_event
 from prouter.fabric.frames import CALL, EVENT, REPLY, Frame, decode, encode, pack_body, unpack_body
-from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 from prouter.web.proxy.addresses.forwarded import Forwarded, Origin
 from prouter.web.proxy.addresses.mapping import Site
 from prouter.web.proxy.addresses.rewrite import request_to_job

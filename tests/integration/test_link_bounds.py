@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from prouter.transport.zmtp.codec import encode_message, opening
+from prouter.transport.zmtp.codec import encode_message
+from prouter.transport.zmtp.handshakes import opening
 from tests.integration.test_attacks import resident
 from tests.support.processes import Agent, Router, link_settings, start_agent, start_router, wait_until
 

@@ -13,7 +13,7 @@ from gevent.server import StreamServer
 
 from prouter.agent.links.router_link import RouterLink
 from prouter.transport.dealer import DealerSocket
-from prouter.transport.zmtp.codec import opening
+from prouter.transport.zmtp.handshakes import opening
 from tests.support.broker_world import World
 from tests.support.fabric_peers import until
 from tests.support.ports import free_port

@@ -21,7 +21,8 @@ from prouter.errors import ProtocolError
 from prouter.fabric.calls import read_event
 from prouter.fabric.frames import DATA, EVENT, HELLO, PING, PONG, REFUSE, RESUME, Frame, decode, encode, pack_body
 from prouter.fabric.frames import unpack_body as unpack
-from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 from tests.integration.test_attacks import resident
 from tests.support.processes import Agent, Router, start_agent, start_router, wait_until
 

@@ -8,7 +8,7 @@ import struct
 from nacl import bindings as sodium
 
 from prouter.key_pairs import KeyPair, to_bytes
-from prouter.transport.zmtp.codec import COMMAND, frame_head, greeting, next_command, properties
+from prouter.transport.zmtp.handshakes import COMMAND, frame_head, greeting, next_command, properties
 
 __all__ = ["GREETING", "CurveClient", "frame"]
 

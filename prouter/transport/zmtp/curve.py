@@ -20,21 +20,18 @@ from enum import Enum
 from hmac import compare_digest
 
 from nacl import bindings as sodium
-from nacl.exceptions import CryptoError
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import PART_OVERHEAD
 from prouter.key_pairs import from_bytes
-from prouter.transport.zmtp.codec import (
-    BULKY,
+from prouter.transport.zmtp.boxes import TAG, open_box, open_in_place, seal_in_place
+from prouter.transport.zmtp.codec import BULKY, MAX_MESSAGE, MAX_PART, Zmtp
+from prouter.transport.zmtp.handshakes import (
     COMMAND,
     GREETING_SIZE,
-    JOINED,
     LONG,
-    MAX_MESSAGE,
-    MAX_PART,
     MORE,
-    Zmtp,
+    SHORT,
     frame_head,
     greeting,
     next_command,
@@ -60,18 +57,22 @@ _COOKIE = 96
 _INITIATE_COUNTER = len(_INITIATE) + _COOKIE
 _INITIATE_BOX = _INITIATE_COUNTER + _COUNTER.size
 _VOUCH, _PROPERTIES = 48, 128
-_MAC = 16
 _MAX_INITIATE = 2048
 """Bytes; it holds a routing id of up to 255."""
 # MESSAGE: name, counter, Box[flags, part].
 _MESSAGE = b"\x07MESSAGE"
-_MESSAGE_BOX = len(_MESSAGE) + _COUNTER.size
-OVERHEAD = _MESSAGE_BOX + _MAC + 1
+_MESSAGE_HEAD = struct.Struct(">8sQ")
+_BOX = _MESSAGE_HEAD.size
+OVERHEAD = _BOX + TAG + 1
 """Bytes of a frame beside the part that it carries."""
+_NONCE = struct.Struct(">16sQ")
 _FROM_CLIENT, _FROM_SERVER = b"CurveZMQMESSAGEC", b"CurveZMQMESSAGES"
-_INNER_MORE, _INNER_COMMAND = 1, 2
-_INNER_FLAGS = (b"\0", b"\1")
+_FLAGS = {b"\0": 0, b"\1": MORE, b"\2": COMMAND}
+"""What the first byte in a box says of the part behind it."""
 _MAX_COMMAND = 255
+# Frames with a MESSAGE that has no box yet: flags, length, name, counter, space for the tag, flags of the part.
+_SHORT_FRAME = struct.Struct(f">BB8sQ{TAG}x?")
+_LONG_FRAME = struct.Struct(f">BQ8sQ{TAG}x?")
 _REFUSED = b"\x05ERROR\x03400"
 """What libzmq's clients report as a key that is not accepted (ZAP's status 400)."""
 
@@ -142,45 +143,61 @@ class CurveServer(Zmtp):
             size += len(part)
         if size > MAX_MESSAGE:
             raise ProtocolError(f"a message of {size} bytes is larger than {MAX_MESSAGE}")
-        buffers: list[bytes] = []
-        joined: list[bytes] = []
-        left = len(parts)
+        pieces: list[bytes] = []
+        boxes: list[tuple[int, int, bytes]] = []
+        left, at = len(parts), 0
         for part in parts:
             left -= 1
             self._sent += 1
-            counter = _COUNTER.pack(self._sent)
-            box = sodium.crypto_box_easy_afternm(
-                b"".join((_INNER_FLAGS[left > 0], part)), _FROM_SERVER + counter, self._key
-            )
-            joined += (frame_head(0, _MESSAGE_BOX + len(box)), _MESSAGE, counter)
-            if len(box) < JOINED:
-                joined.append(box)
+            length = OVERHEAD + len(part)
+            if length <= SHORT:
+                head = _SHORT_FRAME.pack(0, length, _MESSAGE, self._sent, left > 0)
             else:
-                buffers += (b"".join(joined), box)
-                joined.clear()
-        if joined:
-            buffers.append(b"".join(joined))
-        return buffers
+                head = _LONG_FRAME.pack(LONG, length, _MESSAGE, self._sent, left > 0)
+            pieces += (head, part)
+            at += len(head) + len(part)
+            text = 1 + len(part)
+            boxes.append((at - text - TAG, text, _NONCE.pack(_FROM_SERVER, self._sent)))
+        message = bytearray().join(pieces)
+        seal_in_place(message, boxes, self._key)
+        return [message] if boxes else []  # type: ignore[list-item]
 
-    def _open(self, body: bytes) -> tuple[int, bytes]:
-        """Open the box of a MESSAGE.
+    def _open(self, data: bytes, start: int, end: int) -> tuple[int, bytes | memoryview]:
+        if end - start - OVERHEAD >= BULKY:
+            return self._open_room(memoryview(bytearray(data[start:end])))
+        nonce = self._nonce(data[start : start + _BOX], end - start)
+        text = open_box(data[start + _BOX : end], nonce, self._key)
+        return self._heard_flags(text[0], len(text) - 1), text[1:]
+
+    def _open_room(self, body: memoryview) -> tuple[int, memoryview]:
+        nonce = self._nonce(body[:_BOX], len(body))
+        text = open_in_place(body[_BOX:], nonce, self._key)
+        return self._heard_flags(bytes(text[:1]), len(text) - 1), text[1:]
+
+    def _nonce(self, head: bytes | memoryview, size: int) -> bytes:
+        """Check what is before the box of a MESSAGE of `size` bytes; return the nonce of the box.
 
         Raises:
-            ProtocolError: it is not the one that comes next.
+            ProtocolError: this is no MESSAGE, or not the one that comes next.
         """
-        if len(body) < OVERHEAD or body[: len(_MESSAGE)] != _MESSAGE:
-            raise ProtocolError("the other end does not send MESSAGE")
-        counter = bytes(body[len(_MESSAGE) : _MESSAGE_BOX])
         heard = self._heard + 1
-        if counter != _COUNTER.pack(heard):
-            raise ProtocolError("a box of the other end is missing, or comes twice")
-        plain = _opened(bytes(body[_MESSAGE_BOX:]), _FROM_CLIENT + counter, self._key)
-        flags = plain[0]
-        if flags > _INNER_COMMAND or (flags == _INNER_COMMAND and len(plain) > 1 + _MAX_COMMAND):
-            raise ProtocolError(f"the other end sends a part with flags {flags}")
-        self._heard = heard
-        part = plain[1:] if len(plain) <= BULKY else memoryview(plain)[1:]
-        return COMMAND if flags == _INNER_COMMAND else flags & MORE, part  # type: ignore[return-value]
+        if size < OVERHEAD or head != _MESSAGE_HEAD.pack(_MESSAGE, heard):
+            if size >= OVERHEAD and head[: len(_MESSAGE)] == _MESSAGE:
+                raise ProtocolError("a box of the other end is missing, or comes twice")
+            raise ProtocolError("the other end does not send MESSAGE")
+        return _NONCE.pack(_FROM_CLIENT, heard)
+
+    def _heard_flags(self, first: bytes, size: int) -> int:
+        """Return the flags of a part of `size` bytes, and count its box as heard.
+
+        Raises:
+            ProtocolError: there are no such flags.
+        """
+        flags = _FLAGS.get(first)
+        if flags is None or (flags == COMMAND and size > _MAX_COMMAND):
+            raise ProtocolError(f"the other end sends a part with flags {first[0]}")
+        self._heard += 1
+        return flags
 
     # -- the handshake ------------------------------------------------------------------------------------------------
 
@@ -216,8 +233,8 @@ class CurveServer(Zmtp):
         self._client = command[_HELLO_CLIENT:_HELLO_COUNTER]
         counter = command[_HELLO_COUNTER:_HELLO_BOX]
         shared = _shared(self._client, self._keys.secret)
-        content = _opened(command[_HELLO_BOX:], b"CurveZMQHELLO---" + counter, shared)
-        if content != _HELLO_CONTENT:
+        content = open_box(command[_HELLO_BOX:], b"CurveZMQHELLO---" + counter, shared)
+        if content[:] != _HELLO_CONTENT:
             raise ProtocolError("the other end sends a HELLO that holds something")
         public, self._secret = sodium.crypto_box_keypair()
         # This end keeps its state, so the cookie need not carry it: random bytes show as well that WELCOME was read.
@@ -228,13 +245,13 @@ class CurveServer(Zmtp):
 
     def _initiate(self, command: bytes) -> None:
         """Read INITIATE, and have READY sent, or ERROR if the client's key is not accepted."""
-        if len(command) < _INITIATE_BOX + _MAC + _PROPERTIES or not command.startswith(_INITIATE):
+        if len(command) < _INITIATE_BOX + TAG + _PROPERTIES or not command.startswith(_INITIATE):
             raise ProtocolError("the other end does not go on with INITIATE")
         if not compare_digest(command[len(_INITIATE) : _INITIATE_COUNTER], self._cookie):
             raise ProtocolError("the other end goes on with another handshake's cookie")
         counter = command[_INITIATE_COUNTER:_INITIATE_BOX]
         self._key = _shared(self._client, self._secret)
-        content = _opened(command[_INITIATE_BOX:], b"CurveZMQINITIATE" + counter, self._key)
+        content = open_box(command[_INITIATE_BOX:], b"CurveZMQINITIATE" + counter, self._key)[:]
         key = self._vouched(content)
         assert self._accepts is not None
         if not self._accepts(key):
@@ -258,8 +275,8 @@ class CurveServer(Zmtp):
         """
         assert self._keys is not None
         key, nonce = content[:_KEY], content[_KEY:_VOUCH]
-        vouched = _opened(content[_VOUCH:_PROPERTIES], b"VOUCH---" + nonce, _shared(key, self._secret))
-        if not compare_digest(vouched, self._client + self._keys.public):
+        vouched = open_box(content[_VOUCH:_PROPERTIES], b"VOUCH---" + nonce, _shared(key, self._secret))
+        if not compare_digest(vouched[:], self._client + self._keys.public):
             raise ProtocolError("the other end's key vouches for another connection")
         return from_bytes(key)
 
@@ -277,15 +294,3 @@ def _shared(public: bytes, secret: bytes) -> bytes:
         return sodium.crypto_box_beforenm(public, secret)
     except RuntimeError as error:
         raise ProtocolError("the other end's key is none") from error
-
-
-def _opened(box: bytes, nonce: bytes, key: bytes) -> bytes:
-    """What is in a box.
-
-    Raises:
-        ProtocolError: it was made with another key, or changed on the way.
-    """
-    try:
-        return sodium.crypto_box_open_easy_afternm(box, nonce, key)
-    except CryptoError as error:
-        raise ProtocolError("the other end has other keys, or somebody changed what it sent") from error

@@ -13,7 +13,8 @@ from prouter.fabric.bounds import MAX_CONTROL, MAX_FRAMES, MAX_MESSAGE, MAX_PART
 from prouter.fabric.calls import Caller, Request, Responder, event_frame, event_name, read_event
 from prouter.fabric.frames import BULK_MIN, CALL, DATA, EVENT, REPLY, Frame, decode, encode, pack_body
 from prouter.fabric.parts import PART_BYTES, PART_ITEMS, in_parts
-from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 
 LARGE = bytes(MAX_MESSAGE + 1)
 

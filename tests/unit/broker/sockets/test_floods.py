@@ -19,7 +19,8 @@ from prouter.fabric.mux import Mux
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
 from prouter.transport.peer import Peer, PeerDelegate
-from prouter.transport.zmtp.codec import encode_message, opening
+from prouter.transport.zmtp.codec import encode_message
+from prouter.transport.zmtp.handshakes import opening
 from prouter.transport.zmtp.wire import Wire
 from tests.support.broker_world import World
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from prouter.broker.sockets.partial_messages import LARGE, MOST, Unfinished
-from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 
 MIB = 1024 * 1024
 

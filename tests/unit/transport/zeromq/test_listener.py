@@ -21,7 +21,8 @@ from prouter.transport.zeromq.dealer import DealerConnection, NotConnected
 from prouter.transport.zeromq.descriptors import cookie_of, received_bytes, shut_down
 from prouter.transport.zeromq.listener import RouterListener
 from prouter.transport.zeromq.router_connection import RouterConnection
-from prouter.transport.zmtp.codec import Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 from prouter.transport.zmtp.server_keys import ServerCurve
 from tests.support.ports import free_port
 

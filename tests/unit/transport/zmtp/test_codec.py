@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import PART_OVERHEAD
-from prouter.transport.zmtp.codec import BULKY, MAX_PART, Zmtp, encode_message, opening
+from prouter.transport.zmtp.codec import BULKY, MAX_PART, Zmtp, encode_message
+from prouter.transport.zmtp.handshakes import opening
 
 GREETING = 64
 """Bytes of a greeting (rfc.zeromq.org/spec/23)."""

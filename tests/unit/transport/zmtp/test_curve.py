@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from prouter.errors import ProtocolError
 from prouter.keys.files import make_pair
-from prouter.transport.zmtp.codec import BULKY, COMMAND, MAX_PART, MORE, greeting, opening
+from prouter.transport.zmtp.codec import BULKY, MAX_PART
 from prouter.transport.zmtp.curve import CurveServer
+from prouter.transport.zmtp.handshakes import COMMAND, MORE, greeting, opening
 from prouter.transport.zmtp.server_keys import ServerKeys
 from tests.support.curve_client import GREETING, CurveClient, frame
 from tests.unit.transport.zmtp.test_codec import MESSAGES, feed, part

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from prouter.transport.zmtp.codec import encode_message, opening
+from prouter.transport.zmtp.codec import encode_message
+from prouter.transport.zmtp.handshakes import opening
 from prouter.transport.zmtp.wire import Wire
 
 
