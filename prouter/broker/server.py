@@ -30,12 +30,13 @@ from prouter.broker.store.opening import open_store
 from prouter.broker.store.restore import Saved
 from prouter.broker.store.store import Store
 from prouter.config import ConfigError, RouterConfig, uses_curve
-from prouter.config.directories import Lock
+from prouter.config.directories import Lock, connections_version
 from prouter.fabric.session import LATE
 from prouter.key_pairs import KeyPair
 from prouter.process.cores import forbid_core_dumps
 from prouter.process.descriptors import raise_descriptor_limit
 from prouter.process.memory import keep_freed_memory
+from prouter.process.shared_version import VersionFile
 from prouter.targets import Targets
 from prouter.transport.zeromq.context import destroy_context
 from prouter.transport.zeromq.curve import ClientCurve
@@ -119,6 +120,7 @@ class _Server:
         database = state / "router.sqlite"
         saved = _opened(database)
         self._store = Store(database, self._wake)
+        self._version = _version_file(config)
         self._env = Env(
             settings=settings_of(config, state),
             shell=self,
@@ -226,6 +228,7 @@ class _Server:
         self._poller.close()
         self._store.close()
         self._access.close()
+        self._version.close()
         signal.set_wakeup_fd(-1)
         self._closed = True
         os.close(self._wake_read)
@@ -332,6 +335,10 @@ class _Server:
             return
         self._poller.watch(pidfd, lambda now: self._worker_ended(pidfd, worker, now))
 
+    def raise_version(self) -> int:
+        """Raise the version of the list of connections that workers see at once, and return it."""
+        return self._version.increment()
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
@@ -386,3 +393,16 @@ def _opened(database: FilePath) -> Saved:
         return open_store(database)
     except OSError as error:
         raise ConfigError(f"state.dir: {database} cannot be used: {error.strerror or error}") from error
+
+
+def _version_file(config: RouterConfig) -> VersionFile:
+    """Take over the file of the last broker, whose lists are old from now on.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    path = connections_version(config)
+    try:
+        return VersionFile(path)
+    except OSError as error:
+        raise ConfigError(f"state.run_dir: {path} cannot be used: {error.strerror or error}") from error

@@ -23,6 +23,7 @@ __all__ = [
     "broker_endpoint",
     "claim_broker",
     "claim_router",
+    "connections_version",
     "load_from_environment",
     "locate_router",
     "make_private",
@@ -208,6 +209,11 @@ def load_from_environment() -> RouterConfig:
 def broker_endpoint(config: RouterConfig) -> str:
     """Return the ipc endpoint of the broker for its workers; the configuration has its directories filled in."""
     return f"ipc://{config.state.run_dir}/broker.ipc"
+
+
+def connections_version(config: RouterConfig) -> Path:
+    """Return the file in which the broker shows its workers the version of the list of connections."""
+    return Path(config.state.run_dir or ".") / "connections.version"
 
 
 def agents_socket(config: RouterConfig) -> Path | None:

@@ -15,6 +15,7 @@ from prouter.broker.store.opening import read_store
 from prouter.broker.store.restore import Saved
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode, encode
+from prouter.process.shared_version import UNKNOWN
 from tests.simulation.world import Message, Runtime, Wire, World
 
 __all__ = ["HEARTBEAT", "RESUME_TIMEOUT", "BrokerNode"]
@@ -226,6 +227,9 @@ class BrokerNode:
 
     def watch(self, pid: int, worker: str) -> None:
         self._watched[pid] = worker
+
+    def raise_version(self) -> int:
+        return UNKNOWN
 
     def process_ended(self, pid: int) -> None:
         """Notice that a worker ended, as a pidfd would tell."""

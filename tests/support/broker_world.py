@@ -273,6 +273,8 @@ class World:
         self.undialable: dict[str, str] = {}
         """Reasons why agents cannot be dialled, by address."""
         self.paused: list[tuple[Path, float]] = []
+        self.version = 0
+        """Of the list of connections, as workers see it."""
         self._uids = 0
         self._busy = False
         self._queue: deque[tuple[Peer, list[Frame]]] = deque()
@@ -420,6 +422,10 @@ class World:
 
     def watch(self, pid: int, worker: str) -> None:
         self.watched[pid] = worker
+
+    def raise_version(self) -> int:
+        self.version += 1
+        return self.version
 
 
 def restarted(world: World, **settings: Any) -> World:

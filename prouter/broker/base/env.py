@@ -48,6 +48,12 @@ class Shell(Protocol):
     def watch(self, pid: int, worker: str) -> None:
         """Call `Broker.worker_died` when this process ends."""
 
+    def raise_version(self) -> int:
+        """Raise the version of the list of connections that workers see at once, and return it.
+
+        It is `prouter.process.shared_version.UNKNOWN` if workers cannot see it.
+        """
+
 
 class Persistence(Protocol):
     """The store: state that outlives the broker."""

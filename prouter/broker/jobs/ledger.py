@@ -69,8 +69,8 @@ class Ledger:
         self.table = JobTable()
         self.events = EventLog(EVENTS, last_event, env.wall(), kept=events)
         self.peers: dict[str, PeerInfo] = {}
-        self.changes = 0
-        """Number of changes of jobs since the start."""
+        self.on_change: Callable[[], None] = _nothing
+        """Called when a job has changed, before anybody is told of it."""
         self.position: Callable[[str], int | None] = _nowhere
         """Tells a job's place in the router's queue."""
         self.will_start: Callable[[str], bool] = bool
@@ -317,7 +317,7 @@ class Ledger:
         return self._env.steady.stamp(self._env.now)
 
     def _changed(self, entry: Entry, name: str) -> None:
-        self.changes += 1
+        self.on_change()
         self._save(entry)
         self._publish(name, {"record": entry.record.to_wire()})
         if entry.ended:
@@ -354,6 +354,10 @@ class Ledger:
 def _nowhere(_uid: str) -> int | None:
     """The default of `Ledger.position`."""
     return None
+
+
+def _nothing() -> None:
+    """The default of `Ledger.on_change`."""
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode

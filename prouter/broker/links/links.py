@@ -51,14 +51,14 @@ class Links:
 
     Attributes:
         listener: is told what becomes of links; set once, before the first message.
-        version: changes with everything that `/connections` shows except load and latency.
+        on_change: called when `/connections` shows something else from now on than figures, before anybody is told.
         jobs_of: tells how many jobs there are on a connection, those being created included.
     """
 
     listener: LinkListener
 
     def __init__(self, env: Env, heartbeats: Heartbeats) -> None:
-        self.version = 0
+        self.on_change: Callable[[], None] = _nothing
         self.jobs_of: Callable[[str], int] = _none
         self._env = env
         self._heartbeats = heartbeats
@@ -142,7 +142,7 @@ class Links:
         path.owner = link
         self._env.switch.add_agent(path, connection)
         self._heartbeats.watch(path)
-        self.version += 1
+        self.on_change()
         return link
 
     def opened(self, link: Link, now: float) -> None:
@@ -159,7 +159,7 @@ class Links:
         """Note that an agent is about to stop and to come back. What is under way goes on until its path is lost."""
         if link.up:
             link.leaving = True
-            self.version += 1
+            self.on_change()
             self.listener.link_leaves(link)
 
     def path_lost(self, link: Link, reason: str, now: float, *, closed: bool) -> None:
@@ -170,7 +170,7 @@ class Links:
         """
         self._detach(link)
         link.change(LinkState.AWAY)
-        self.version += 1
+        self.on_change()
         self._env.counts["links_lost"] += 1
         log.warning("event=link_down link=%s agent=%s reason=%r", link.connection, link.info.uid, reason)
         if closed:
@@ -191,7 +191,7 @@ class Links:
         self._returned(link)
         del self._links[link.connection]
         self._leave_index(link)
-        self.version += 1
+        self.on_change()
         log.warning("event=link_gone link=%s agent=%s reason=%r", link.connection, link.info.uid, reason)
         self.listener.link_gone(link, reason, now)
 
@@ -256,3 +256,7 @@ class Links:
 def _none(_connection: str) -> int:
     """The default of `Links.jobs_of`."""
     return 0
+
+
+def _nothing() -> None:
+    """The default of `Links.on_change`."""

@@ -1,6 +1,8 @@
 """The list of connections that clients poll, as JSON. It is written once per version, so a hundred pollers cost one.
 
-Workers hand it on as it is. Of each link, what stays and what changes is written apart.
+Workers hand it on as it is, without asking while its version, which they see in shared memory, is the current one. So
+the version is raised when the list shows something else, before anybody is told of it. Of each link, what stays and
+what changes is written apart.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from math import inf
 from typing import Any
 
 from prouter.broker.base.env import Env
+from prouter.broker.base.timers import Timer
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.links.connection_info import connection_figures, connection_identity
 from prouter.broker.links.hello import AgentInfo
@@ -53,22 +56,44 @@ class Directory:
         self._env = env
         self._links = links
         self._ledger = ledger
-        self._figures = 0
-        self._version: tuple[int, int] = (-1, -1)
+        self._version = env.shell.raise_version()
+        self._outdated = True
+        """Whether the version was raised since the list was made."""
+        self._renewal: Timer | None = None
+        """Raises the version, because figures have changed, once those in the list are old."""
+        self._number = 0
         self._text = b""
         self._versions: dict[str, bytes] = {}
         """The last two versions, by etag."""
-        self._packed = b""
-        self._unchanged = b""
+        self._packed: dict[bool, bytes] = {}
+        """The answers of the current version, by whether the caller has the list already."""
         self._etag = ""
         self._made = float("-inf")
         self._shown: dict[str, _Shown] = {}
         self._order: list[tuple[float, str]] = []
         """When each of the links was made, and its connection, as the list shows them."""
+        links.on_change = self._outdate
+        ledger.on_change = self.figures_changed
 
     def figures_changed(self) -> None:
-        """Note that the list shows an old load or latency."""
-        self._figures += 1
+        """Note that the list shows an old load, latency or number of jobs."""
+        if self._outdated or self._renewal is not None:
+            return
+        due = self._made + _FIGURES_AGE
+        if self._env.now >= due:
+            self._outdate()
+        else:
+            self._renewal = self._env.timers.at(due, lambda _now: self._outdate())
+
+    def _outdate(self) -> None:
+        """Have the next call make a new list. Called before anybody is told of what has changed."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+        if not self._outdated:
+            self._outdated = True
+            self._packed = {}
+            self._version = self._env.shell.raise_version()
 
     def latency_measured(self, seconds: float | None) -> None:
         """Note a measured round trip. A short one is shown with the next version."""
@@ -108,24 +133,30 @@ class Directory:
         """Note whether an agent refuses new jobs."""
         if link.draining != on:
             link.draining = on
-            self._links.version += 1
+            self._outdate()
             self._ledger.agent_changed(link, "draining" if on else "resumed")
 
     def connections(self, args: dict[str, Any], now: float) -> bytes:
-        """The packed answer: ``{connections, etag}``, the former as the JSON that clients get.
+        """The packed answer: ``{connections, etag, version}``, the first as the JSON that clients get.
 
-        To a caller who has that already (`etag`): ``{unchanged: true, etag}``. A long list comes in pieces: then
-        ``next`` is there, where the next one begins; ask for it with ``{of: etag, from: next}``. The last two versions
-        are kept for that; when `of` is none of them, the answer is the beginning of the newest.
+        To a caller who has that already (`etag`): ``{unchanged: true, etag, version}``. A long list comes in pieces:
+        then ``next`` is there, where the next one begins; ask for it with ``{of: etag, from: next}``. The last two
+        versions are kept for that; when `of` is none of them, the answer is the beginning of the newest.
         """
         start, text = args.get("from"), self._versions.get(str(args.get("of")))
         if text is not None and isinstance(start, int) and 0 <= start < len(text):
-            return _piece(text, str(args["of"]), start)
+            return _piece(text, start, {"etag": str(args["of"])})
         self._renew(now)
-        return self._unchanged if args.get("etag") == self._etag else self._packed
+        known = args.get("etag") == self._etag
+        packed = self._packed.get(known)
+        if packed is None:
+            told = {"etag": self._etag, "version": self._version}
+            packed = pack_body({"unchanged": True, **told}) if known else _piece(self._text, 0, told)
+            self._packed[known] = packed
+        return packed
 
     def page(self, args: dict[str, Any], now: float) -> bytes:
-        """The packed answer for a part of the list: ``{connections, etag, next}``.
+        """The packed answer for a part of the list: ``{connections, etag, version, next}``.
 
         Args:
             args: ``limit``, the number of connections; ``after``, the `since` and the uid of the last one of the page
@@ -147,13 +178,14 @@ class Directory:
             parts.append(text)
         end = at + len(parts)
         following = list(self._order[end - 1]) if end < len(self._order) else None
-        return pack_body({"connections": ",".join(parts).encode("ascii"), "etag": self._etag, "next": following})
+        told = {"etag": self._etag, "version": self._version, "next": following}
+        return pack_body({"connections": ",".join(parts).encode("ascii"), **told})
 
     def _renew(self, now: float) -> None:
-        """Make a new version if an agent came or went, or if the figures are old and have changed."""
-        version = (self._links.version, self._figures + self._ledger.changes)
-        if version[0] != self._version[0] or (version != self._version and now - self._made >= _FIGURES_AGE):
-            self._make(version, now)
+        """Make the list of the current version."""
+        if self._outdated:
+            self._outdated = False
+            self._make(now)
 
     def _show(self, link: Link) -> str:
         """The JSON of a link. The part that stays is written once, the figures only when they change."""
@@ -166,8 +198,8 @@ class Directory:
             known.text = f"{known.identity[:-1]},{_json(figures)[1:]}"
         return known.text
 
-    def _make(self, version: tuple[int, int], now: float) -> None:
-        self._version, self._made = version, now
+    def _make(self, now: float) -> None:
+        self._made = now
         links = sorted(self._links, key=lambda link: (link.since, link.connection))
         shown = [self._show(link) for link in links]
         self._shown = {link.connection: self._shown[link.connection] for link in links}
@@ -175,16 +207,15 @@ class Directory:
         text = f'{{"connections":[{",".join(shown)}]}}'.encode("ascii")
         if text == self._text:
             return
-        self._text, self._etag = text, f"{self._env.incarnation[:12]}-{version[0]}-{version[1]}"
+        self._number += 1
+        self._text, self._etag = text, f"{self._env.incarnation[:12]}-{self._number}"
         self._versions = dict([*list(self._versions.items())[-1:], (self._etag, text)])
-        self._packed = _piece(text, self._etag, 0)
-        self._unchanged = pack_body({"unchanged": True, "etag": self._etag})
 
 
-def _piece(text: bytes, etag: str, start: int) -> bytes:
+def _piece(text: bytes, start: int, told: dict[str, Any]) -> bytes:
     end = start + MAX_PAGE
     following = {"next": end} if end < len(text) else {}
-    return pack_body({"connections": text[start:end], "etag": etag, **following})
+    return pack_body({"connections": text[start:end], **told, **following})
 
 
 def _json(value: dict[str, Any]) -> str:

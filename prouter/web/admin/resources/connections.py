@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
+from prouter.config.directories import connections_version
 from prouter.errors import InvalidRequest, NotFound, Overloaded
+from prouter.process.shared_version import UNKNOWN, VersionReader
 from prouter.web.admin.files.ranges import etag_in
 from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body
@@ -33,13 +35,17 @@ _CHANGES = 5
 class Connections:
     """The resources ``/connections`` and ``/connections/UID``.
 
-    Dashboards poll them. So simultaneous requests share a call to the broker, whose reply is an ETag alone if nothing
-    has changed. An earlier reply is not used for a later request: another worker may have shown a newer list meanwhile.
+    Dashboards poll them. So a worker keeps the list, and sends it while the version that the broker shows all workers
+    is that of the list: nobody has been told of anything newer. For another version it calls the broker; simultaneous
+    requests share a call, whose reply is an ETag alone if nothing has changed.
     """
 
     def __init__(self, router: RouterClient) -> None:
         self._router = router
+        self._version = VersionReader(connections_version(router.config))
         self._fresh = SharedCall(self._ask)
+        self._known = UNKNOWN
+        """The version of the list."""
         self._etag = ""
         self._answer = b""
         self._entries: dict[str, dict[str, Any]] | None = None
@@ -47,30 +53,41 @@ class Connections:
 
     def _ask(self) -> None:
         """Get the list from the broker, in parts if it is long, and again if it changes between parts."""
+        if self._is_current():  # since the call for requests that came earlier
+            return
+        if self._version.current() == UNKNOWN:
+            self._version.reopen()
         reply = self._call({"etag": self._etag})
+        version = reply.get("version", UNKNOWN)
         if "connections" not in reply:
+            self._known = version
             return
         etag, pieces = reply["etag"], [reply["connections"]]
         changes = 0
         while reply.get("next") is not None:
             reply = self._call({"of": etag, "from": reply["next"]})
             if reply["etag"] != etag:
-                etag, pieces = reply["etag"], []
+                etag, version, pieces = reply["etag"], reply.get("version", UNKNOWN), []
                 changes += 1
                 if changes == _CHANGES:
                     detail = "the list of connections changes faster than it can be read: send the request again"
                     raise Overloaded(detail, retry_after=1)
             pieces.append(reply["connections"])
-        self._answer, self._etag = b"".join(pieces), etag
+        self._answer, self._etag, self._known = b"".join(pieces), etag, version
         self._entries = None
 
     def _call(self, args: dict[str, Any]) -> dict[str, Any]:
         reply: dict[str, Any] = self._router.call("connections", args, timeout=_CALL_TIMEOUT)
         return reply
 
+    def _is_current(self) -> bool:
+        """Whether nobody has been told of anything newer than the list. Without the broker that cannot be known."""
+        return self._known != UNKNOWN and self._known == self._version.current() and self._router.ready
+
     def _refresh(self) -> None:
-        """Get a list that is not older than this call."""
-        self._fresh.get(_CALL_TIMEOUT)
+        """Have a list that is not older than this call."""
+        if not self._is_current():
+            self._fresh.get(_CALL_TIMEOUT)
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Send all connections or a page of them, or 304 if the client's ETag is current."""
