@@ -82,6 +82,7 @@ def check_public_url(text: str) -> str:
     return f"{match[1].lower()}://{match[2].lower()}{match[3]}"
 
 
+@lru_cache(256)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(text)

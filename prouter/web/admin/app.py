@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import falcon
 
@@ -23,6 +23,7 @@ from prouter.web.admin.openapi import OpenApi
 from prouter.web.admin.pages.own_pages import OwnPages
 from prouter.web.admin.requests.body_memory import BodyMemory
 from prouter.web.admin.requests.context import ApiRequest, ApiResponse
+from prouter.web.admin.requests.frequent import FrequentReads
 from prouter.web.admin.requests.known_hosts import KnownHosts
 from prouter.web.admin.requests.same_origin import SameOrigin
 from prouter.web.admin.resources.archives import Archives
@@ -42,7 +43,9 @@ from prouter.web.admin.resources.shares import Shares, forget_removed_jobs
 from prouter.web.admin.resources.shutdown import Shutdown
 from prouter.web.admin.resources.sign_in import SignIn, SignOut
 from prouter.web.admin.resources.tokens import Tokens, WhoAmI
+from prouter.web.proxy.addresses.forwarded import Forwarded
 from prouter.web.proxy.callers.identity import Identity
+from prouter.web.proxy.interfaces import Client
 from prouter.web.router_client import RouterClient, current
 
 __all__ = ["application", "create_app"]
@@ -52,7 +55,21 @@ App = falcon.App[ApiRequest, ApiResponse]
 _JOB = "/jobs/{connection}/{job}"
 
 
-def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, guards: Sequence[Any] = ()) -> App:
+class Polled(NamedTuple):
+    """The resources that dashboards and probes poll; who has their responses at hand need not ask the app."""
+
+    info: Info
+    connections: Connections
+
+
+def create_app(
+    router: RouterClient,
+    config: RouterConfig,
+    gate: AccessGate,
+    *,
+    guards: Sequence[Any] = (),
+    polled: Polled | None = None,
+) -> App:
     """Make the Falcon app.
 
     Args:
@@ -60,7 +77,10 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
         config: the router's configuration.
         gate: who may use it.
         guards: further Falcon middleware that sees every request before its resource.
+        polled: resources that are used outside the app as well.
     """
+    if polled is None:
+        polled = Polled(Info(router), Connections(router))
     requests = RequestLog()
     app: App = falcon.App(
         request_type=ApiRequest,
@@ -83,7 +103,7 @@ def create_app(router: RouterClient, config: RouterConfig, gate: AccessGate, *, 
     pages = OwnPages(Identity(gate, config.control), config.control.job_domain)
     add_error_handlers(app, pages)
     app.add_sink(_options_of_all, re.compile(r"\*\Z"))
-    _add_router_routes(app, router, gate, pages)
+    _add_router_routes(app, router, gate, pages, polled)
     _add_job_routes(app, router)
     _add_ways_in(app, router, config, gate, pages)
     return app
@@ -95,10 +115,10 @@ def _options_of_all(req: ApiRequest, resp: ApiResponse, **kwargs: Any) -> None:
     resp.set_header("Allow", "DELETE, GET, HEAD, OPTIONS, POST, PUT")
 
 
-def _add_router_routes(app: App, router: RouterClient, gate: AccessGate, pages: OwnPages) -> None:
-    connections, health, tokens = Connections(router), Health(router), Tokens(gate)
+def _add_router_routes(app: App, router: RouterClient, gate: AccessGate, pages: OwnPages, polled: Polled) -> None:
+    connections, health, tokens = polled.connections, Health(router), Tokens(gate)
     app.add_route("/", Dashboard(pages))
-    app.add_route("/info", Info(router))
+    app.add_route("/info", polled.info)
     app.add_route("/connections", connections)
     app.add_route("/connections/{connection}", connections, suffix="one")
     app.add_route("/connections/{connection}/drain", connections, suffix="drain")
@@ -144,14 +164,28 @@ def _add_ways_in(app: App, router: RouterClient, config: RouterConfig, gate: Acc
     forget_removed_jobs(router, gate)
 
 
-_app: App | None = None
+class Application:
+    """The API of this worker process: the WSGI app, and what is sent without it."""
 
+    def __init__(self) -> None:
+        self._made: tuple[App, FrequentReads] | None = None
 
-def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Serve a request (PEP 3333); the WSGI app of this worker process."""
-    global _app
-    if _app is None:
+    def _make(self) -> tuple[App, FrequentReads]:
         router = current()
-        assert router.gate is not None, "the worker sets it before its first request"
-        _app = create_app(router, router.config, router.gate)
-    return _app(environ, start_response)
+        gate = router.gate
+        assert gate is not None, "the worker sets it before its first request"
+        polled = Polled(Info(router), Connections(router))
+        app = create_app(router, router.config, gate, polled=polled)
+        self._made = made = (app, FrequentReads(router, router.config, polled._asdict()))
+        return made
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Serve a request (PEP 3333)."""
+        return (self._made or self._make())[0](environ, start_response)
+
+    def at_once(self, client: Client, forwarded: Forwarded) -> bool:
+        """Respond to a request without the app, if that is possible; return whether it was."""
+        return (self._made or self._make())[1].send(client, forwarded)
+
+
+application = Application()

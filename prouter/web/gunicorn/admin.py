@@ -40,6 +40,7 @@ _ACKNOWLEDGED_AFTER = 0.0005
 _ASKED_EVERY = 0.1
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+AtOnce = Callable[[Client, Forwarded], bool]
 
 
 class ClientDisconnected(ConnectionError):
@@ -346,13 +347,17 @@ class AdminService:
 
     Args:
         app: the WSGI app.
+        at_once: responds to some requests without the app, and returns whether it has.
     """
 
-    def __init__(self, app: WsgiApp) -> None:
+    def __init__(self, app: WsgiApp, at_once: AtOnce = lambda _client, _forwarded: False) -> None:
         self._app = app
+        self._at_once = at_once
 
     def start(self, client: Client, forwarded: Forwarded) -> None:
         """Start the request on a connection."""
+        if self._at_once(client, forwarded):
+            return
         exchange = AdminExchange(self._app, client, forwarded)
         client.exchange = exchange
         if forwarded.head.body != BodyKind.NONE:

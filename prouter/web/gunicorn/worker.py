@@ -86,7 +86,8 @@ class ProxyWorker(GunicornWorker):
         keys = AssertionKeys(access_dir(config))
         client.assertions = Assertions(keys, lambda: str(client.router.get("uid", "")))
         mark = pseudonym(f"{broker_endpoint(config)} {config.control.port} {config.identity.uid}")
-        self._proxy = ProxyServer(client, config, AdminService(self.wsgi).start, mark=mark, gate=client.gate)
+        admin = AdminService(self.wsgi, self.wsgi.at_once)
+        self._proxy = ProxyServer(client, config, admin.start, mark=mark, gate=client.gate)
         self._proxy.max_connections = min(config.control.max_connections, descriptors - _OTHER_DESCRIPTORS)
         self._balance = Balance(self.age)
         self._drain_timeout = config.control.drain_timeout

@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 from prouter.web.proxy.messages.chunked import LAST_CHUNK, encode_chunk
 from prouter.web.proxy.messages.heads import HOP_BY_HOP, BodyKind, RequestHead
 
-__all__ = ["ResponseWriter", "environment"]
+__all__ = ["JOINED", "ResponseWriter", "environment", "http_date"]
 
-_JOINED = 64 * 1024
+JOINED = 64 * 1024
 """Bytes of a first piece up to which it is copied behind the head; a larger one is sent separately."""
 _BROKEN = re.compile(r"[\r\n\0]")
 _HOP_BY_HOP = frozenset(name.decode("ascii") for name in HOP_BY_HOP)
@@ -151,7 +151,7 @@ class ResponseWriter:
             return
         head = self._rendered_head()
         self.head_sent = True
-        if len(data) <= _JOINED:
+        if len(data) <= JOINED:
             self._send(head + data)
         else:
             self._send(head)
@@ -191,7 +191,7 @@ class ResponseWriter:
         text = "\r\n".join(
             (
                 f"HTTP/1.1 {self._status}",
-                f"Date: {_date()}",
+                f"Date: {http_date()}",
                 f"Connection: {connection}",
             )
         )
@@ -204,7 +204,7 @@ class ResponseWriter:
 _dated = (0, "")
 
 
-def _date() -> str:
+def http_date() -> str:
     """Return the value of Date (RFC 9110 section 6.6.1), which is formatted once a second."""
     global _dated
     now = int(time.time())

@@ -14,7 +14,11 @@ from falcon.constants import MEDIA_JSON
 from prouter.access.roles import OPEN_ROUTER, Principal
 from prouter.web.proxy.own_responses.pages import USABLE_ID
 
-__all__ = ["ApiRequest", "ApiResponse", "principal_of", "send_json"]
+__all__ = ["CACHE_CONTROL", "EXPIRES", "ApiRequest", "ApiResponse", "new_id", "principal_of", "send_json"]
+
+CACHE_CONTROL = "no-store, must-revalidate"
+EXPIRES = "0"
+"""For caches of HTTP/1.0, as in the original."""
 
 _NOWHERE = "/-/-"
 """A path without a route, for paths that begin with several slashes, which Falcon's router would ignore."""
@@ -48,7 +52,7 @@ class ApiRequest(falcon.Request):
         if given is not None and USABLE_ID.fullmatch(given):
             self.id = given
         else:
-            self.id = f"{_process}{next(_numbers):08x}"
+            self.id = new_id()
 
 
 class ApiResponse(falcon.Response):
@@ -58,8 +62,13 @@ class ApiResponse(falcon.Response):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options=options)
-        self.set_header("Cache-Control", "no-store, must-revalidate")
-        self.set_header("Expires", "0")  # for caches of HTTP/1.0, as in the original
+        self.set_header("Cache-Control", CACHE_CONTROL)
+        self.set_header("Expires", EXPIRES)
+
+
+def new_id() -> str:
+    """Return an id for a request that has none."""
+    return f"{_process}{next(_numbers):08x}"
 
 
 def principal_of(req: falcon.Request) -> Principal:

@@ -41,6 +41,10 @@ class KnownHosts:
             (*control.hosts, *([domain.strip(".")] if domain else [])), any_address=not is_loopback(control.interface)
         )
 
+    def accept(self, host: str) -> bool:
+        """Whether this is a host name of the router."""
+        return self._names.accept(host)
+
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
         """Check the host names; run before the resource (Falcon).
 

@@ -15,6 +15,7 @@ from prouter.web.admin.files.ranges import etag_in
 from prouter.web.admin.requests import query
 from prouter.web.admin.requests.body import discard_body
 from prouter.web.admin.requests.context import ApiRequest, send_json
+from prouter.web.admin.requests.frequent import Ready
 from prouter.web.shared_call import SharedCall
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Connections:
         """Have a list that is not older than this call."""
         if not self._is_current():
             self._fresh.get(_CALL_TIMEOUT)
+
+    def ready(self) -> Ready | None:
+        """Return all connections if the list is current."""
+        return Ready(self._answer, f'W/"{self._etag}"') if self._is_current() else None
 
     def on_get(self, req: ApiRequest, resp: falcon.Response) -> None:
         """Send all connections or a page of them, or 304 if the client's ETag is current."""

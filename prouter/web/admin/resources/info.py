@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import falcon
 
 from prouter.web.admin.requests.context import ApiRequest
+from prouter.web.admin.requests.frequent import Ready
 
 if TYPE_CHECKING:
     from prouter.web.router_client import RouterClient
@@ -21,6 +22,10 @@ class Info:
     def __init__(self, router: RouterClient) -> None:
         self._router = router
         self._answer: bytes | None = None
+
+    def ready(self) -> Ready | None:
+        """Return the response if it was made already."""
+        return Ready(self._answer, "") if self._answer is not None else None
 
     def on_get(self, _req: ApiRequest, resp: falcon.Response) -> None:
         """Send uid, name and platform."""
