@@ -128,6 +128,11 @@ class Job:
         self.state = state
         self.news.set()
 
+    def moment(self, told: float) -> float:
+        """A time that a node, whose clock may be wrong, tells: not before the submission or the start, nor to come."""
+        earliest = self.spawned.started_at if self.spawned is not None else self.submitted_at
+        return max(earliest, min(told, time.time()))
+
     @property
     def explaining(self) -> bool:
         """Whether Slurm has yet to say why it has ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import socket as plain_socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,7 @@ class Listener:
             encrypted.close()
             _log.info("event=node_refused job=%r reason='no such job, or another start of it'", str(hello["job"])[:32])
             return None
-        encrypted.sendall(encode({"welcome": True}))
+        encrypted.sendall(encode({"welcome": True, "time": time.time()}))
         return encrypted, hello, others, decoder
 
 

@@ -53,10 +53,10 @@ def _reclaimed(table: Table, ends: Ends, job: Job) -> Kept:
     told = table.read(job, job_files.EXIT)
     end = table.read(job, job_files.END)
     if spawned is not None:
-        job.spawned = Spawned(job.uid, **spawned)
+        job.spawned = Spawned(job.uid, **{**spawned, "started_at": job.moment(spawned["started_at"])})
         job.change(JobState.RUNNING)
         if end is None and told is not None and not needs_explanation(told, killed=False, signalled=False):
-            end = asdict(made_by_node(job.uid, told, None, ""))
+            end = asdict(made_by_node(job.uid, {**told, "at": job.moment(told["at"])}, None, ""))
     if end is not None:
         job.exit = Exit(**end)
         job.change(JobState.ENDED)

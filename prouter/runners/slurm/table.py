@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +102,7 @@ class Table:
     def running(self, job: Job, spawned: Spawned) -> None:
         """A job's first process runs."""
         if job.waiting:
-            job.spawned = spawned
+            job.spawned = spawned = replace(spawned, started_at=job.moment(spawned.started_at))
             job.change(JobState.RUNNING)
             _log.info("event=slurm_job_runs job=%s node=%s number=%s", job.uid, spawned.node, job.number)
             self._report(job, lambda reports: reports.running(spawned))
@@ -111,6 +111,7 @@ class Table:
         """A job has ended."""
         if job.state in (JobState.HELD, JobState.ENDED):
             return
+        end = replace(end, at=job.moment(end.at))
         job.exit, job.ending = end, None
         job.change(JobState.ENDED)
         gevent.spawn(self._keep_end, job, end)

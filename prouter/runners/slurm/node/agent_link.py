@@ -24,6 +24,7 @@ class AgentLink:
         hello: makes the first message, which tells all that the agent may have missed.
         serve: carries out a request; its result or `Exception` is the answer.
         refused: called when the agent no longer knows the job.
+        linked: called when the agent is connected and its clock known.
     """
 
     def __init__(
@@ -33,19 +34,26 @@ class AgentLink:
         hello: Callable[[], dict[str, Any]],
         serve: Callable[[dict[str, Any]], Coroutine[Any, Any, None]],
         refused: Callable[[], None],
+        linked: Callable[[], None],
     ) -> None:
         self._directory = directory
         self._hello = hello
         self._serve = serve
         self._refused = refused
+        self._linked = linked
         self._connection: Connection | None = None
         self._tried = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ahead = 0.0
 
     @property
     def connected(self) -> bool:
         """Whether the agent is connected."""
         return self._connection is not None
+
+    def agent_time(self, own: float) -> float:
+        """A time of this node's clock by the agent's, as far as that is known; seconds since the epoch."""
+        return own + self._ahead
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; drop it if the agent is away."""
@@ -67,7 +75,7 @@ class AgentLink:
                     told = str(error)
                     note(f"the agent is not reached: {error}")
             else:
-                delay, told = _FIRST_DELAY, ""
+                delay, told, self._ahead = _FIRST_DELAY, "", connection.ahead
                 await self._converse(connection)
             await asyncio.sleep(delay)
             delay = min(delay * _GROWTH, _LONGEST_DELAY)
@@ -81,6 +89,7 @@ class AgentLink:
     async def _converse(self, connection: Connection) -> None:
         self._connection = connection
         self._tried.set()
+        self._linked()
         # What happened while the connection was made is told by another hello.
         connection.send({"event": "hello", **self._hello()})
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from typing import Any
 
 from prouter.keeper.wire import Decoder, encode
@@ -20,6 +21,8 @@ __all__ = ["Connection", "Refused", "dial"]
 _PATIENCE = 10.0
 """Seconds that connection, handshake and welcome may take."""
 _PIECE = 262144
+_SAME_TIME = 1.0
+"""Seconds by which clocks may differ that count as synchronous; the message itself takes a part of that."""
 
 
 class Refused(Exception):
@@ -27,9 +30,14 @@ class Refused(Exception):
 
 
 class Connection:
-    """A connection on which messages come first (`prouter.keeper.wire`), perhaps followed by other bytes."""
+    """A connection on which messages come first (`prouter.keeper.wire`), perhaps followed by other bytes.
+
+    Attributes:
+        ahead: seconds by which the agent's clock is ahead of this node's; 0 if that is less than a second.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.ahead = 0.0
         self.reader = reader
         self.writer = writer
         self._decoder = Decoder()
@@ -96,6 +104,8 @@ async def _welcomed(host: str, port: int, context: ssl.SSLContext, hello: dict[s
             raise ConnectionError("the agent has closed the connection")
         if "welcome" not in answer:
             raise Refused(str(answer.get("refused", "")))
+        ahead = float(answer.get("time", time.time())) - time.time()
+        connection.ahead = ahead if abs(ahead) >= _SAME_TIME else 0.0
     except BaseException:
         writer.close()
         raise

@@ -62,6 +62,7 @@ class Node:
         self._state_dir = state_dir
         self._uid: str = job["spec"]["job"]
         self._spawned: dict[str, Any] | None = None
+        self._stored_spawned: dict[str, Any] | None = None
         self._exit: dict[str, Any] | None = None
         self._stored = False
         self._ended = asyncio.Event()
@@ -70,7 +71,9 @@ class Node:
         self._sockets = OwnSockets(self._processes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports: dict[int, asyncio.Future[str]] = {}
-        self._link = AgentLink(directory, hello=self._hello, serve=self._serve, refused=self._refused)
+        self._link = AgentLink(
+            directory, hello=self._hello, serve=self._serve, refused=self._refused, linked=self._store_spawned
+        )
 
     async def run(self, keeper: tuple[int, socket.socket]) -> int:
         """Run the job to its end; return the exit code for Slurm."""
@@ -121,8 +124,21 @@ class Node:
             self._over({**_UNKNOWN, "reason": "start_failed", "text": str(error)})
             return
         self._spawned = {**spawned, "node": node_name()}
-        self._store(job_files.SPAWNED, self._spawned)
-        self._link.send({"event": "spawned", "spawned": self._spawned})
+        self._store_spawned()
+        self._link.send({"event": "spawned", "spawned": self._told_spawned()})
+
+    def _store_spawned(self) -> None:
+        """Write down the first process, again once the agent's clock is known and differs."""
+        told = self._told_spawned()
+        if told is not None and told != self._stored_spawned:
+            self._stored_spawned = told
+            self._store(job_files.SPAWNED, told)
+
+    def _told_spawned(self) -> dict[str, Any] | None:
+        """The first process, as the agent is told it."""
+        if self._spawned is None:
+            return None
+        return {**self._spawned, "started_at": self._link.agent_time(self._spawned["started_at"])}
 
     def _begin(self) -> None:
         """Say that the job's process is about to be made. From now on the job is not given to another node.
@@ -142,7 +158,8 @@ class Node:
         """Write down how the job ended, or that it could not be started."""
         if self._exit is not None:
             return
-        self._exit = {"at": time.time(), **end, "node": node_name(), "asked_to_end": self._asked_to_end}
+        at = self._link.agent_time(end.get("at", time.time()))
+        self._exit = {**end, "at": at, "node": node_name(), "asked_to_end": self._asked_to_end}
         self._stored = self._store(job_files.EXIT, self._exit)
         self._ended.set()
 
@@ -199,7 +216,7 @@ class Node:
     # The agent.
 
     def _hello(self) -> dict[str, Any]:
-        state = {"spawned": self._spawned, "exit": self._exit, "node": node_name()}
+        state = {"spawned": self._told_spawned(), "exit": self._exit, "node": node_name()}
         state["number"] = self._job["claim"]["number"]
         return {"job": self._uid, "secret": self._job["secret"], "kind": "control", **state}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_only_the_secret_of_a_job_is_welcome(place: Place) -> None:
         assert "refused" in answer
     assert place.served == []
     (answer,) = Decoder().feed(place.talk(hello()))
+    assert answer.pop("time") == pytest.approx(time.time(), abs=5)
     assert answer == {"welcome": True}
 
 
