@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "ENDED",
+    "INTERNAL_FIELDS",
     "MAX_NAME",
     "MAX_RECORD",
     "OWNER_NAME",
@@ -153,6 +154,7 @@ class JobRecord:
         template: name of the template (``jobs.pool``) by which it is started; None without one.
         instead_of: uid that the router had chosen, if the agent gave this job instead because it was ready; else None.
         client: the first part of its path, for a job that was queued before an agent got it; None for `connection`.
+        will_start: whether the router that queued it starts it, without another request. Such a job is NEW until then.
     """
 
     uid: str
@@ -185,11 +187,12 @@ class JobRecord:
     template: str | None = None
     instead_of: str | None = None
     client: str | None = None
+    will_start: bool = False
 
     @property
     def phase(self) -> Phase | None:
-        """What the job does; None if it was never started."""
-        return phase_of(self.state, self.reason, queued=self.queue is not None)
+        """What the job does; None if nobody has started it."""
+        return phase_of(self.state, self.reason, queued=self.queue is not None, will_start=self.will_start)
 
     @property
     def path(self) -> str:
@@ -244,15 +247,18 @@ class JobRecord:
         return cls(**known)
 
 
-def phase_of(state: State, reason: Reason | None, *, queued: bool) -> Phase | None:
+def phase_of(state: State, reason: Reason | None, *, queued: bool, will_start: bool) -> Phase | None:
     """The phase of a job in this state.
 
     Args:
         reason: why it ended, if it has.
         queued: whether its start waits in a queue.
+        will_start: see `JobRecord`.
     """
+    if state is State.NEW and not queued:
+        return Phase.STARTING if will_start else None
     if state is State.NEW:
-        return Phase.QUEUED if queued else None
+        return Phase.QUEUED
     if state in ENDED and reason is None:
         return None  # It was removed before it was started.
     if state in ENDED:
@@ -261,6 +267,21 @@ def phase_of(state: State, reason: Reason | None, *, queued: bool) -> Phase | No
 
 
 _FIELDS = tuple(f.name for f in fields(JobRecord))
+INTERNAL_FIELDS = frozenset(
+    [
+        "connection",
+        "revision",
+        "endpoint",
+        "path_mode",
+        "host_mode",
+        "key",
+        "digest",
+        "instead_of",
+        "client",
+        "will_start",
+    ]
+)
+"""Fields of a job's record that clients do not see."""
 
 
 def bounded(record: JobRecord) -> JobRecord:

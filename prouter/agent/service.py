@@ -113,7 +113,7 @@ class Service:
         asks = str(router.get("uid", "")) if isinstance(router, dict) else ""
         resources, template = read_amounts(args.get("resources")), _given(args, "template")
         origin = Origin(_given(args, "owner"), _given(args, "key"), _given(args, "digest"), asks, resources, template)
-        origin = replace(origin, client=_given(args, "client"))
+        origin = replace(origin, client=_given(args, "client"), will_start=args.get("will_start") is True)
         return self._manager.create(uid, _text(args, "connection"), _text(args, "name"), origin)
 
     def _remove(self, args: dict[str, Any]) -> JobRecord:

@@ -48,12 +48,14 @@ def several_routers(upstreams: Sequence[str]) -> Callable[[Path], None]:
 
     def adapt(main: Path) -> None:
         text = (DEPLOY / "several-routers.conf").read_text()
-        lines = re.findall(r"    server router-\d\.example\.org:8888 (.*);\n", text)
-        if len(lines) != 3:
-            raise ValueError("several-routers.conf has not three routers")
-        text = re.sub(r"    server router-[23].*\n", "", text)
-        servers = "".join(f"    server {upstream} {lines[0]};\n" for upstream in upstreams)
-        (main.parent / "conf.d" / "several-routers.conf").write_text(re.sub(r"    server router-1.*\n", servers, text))
+        text, count = re.subn(
+            r"(    server )router-1\.example\.org:8888 (max_fails=.*?;).*\n(    server router-[23].*\n){2}",
+            lambda match: "".join(f"{match[1]}{upstream} {match[2]}\n" for upstream in upstreams),
+            text,
+        )
+        if count != 2:
+            raise ValueError("several-routers.conf has not two blocks with three routers each")
+        (main.parent / "conf.d" / "several-routers.conf").write_text(text)
         site = main.parent / "conf.d" / "prouter.conf"
         one, count = re.subn(r"\nupstream prouter \{.*?\n\}\n", "", site.read_text(), flags=re.DOTALL)
         if count != 1 or "    # include snippets/prouter-several.conf;" not in one:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from prouter.agent.links.fanout import Fanout
 from tests.faults.load import Load
@@ -73,3 +74,22 @@ def test_agents_may_link_to_some_routers_and_the_others_say_so(launch: Callable[
         assert [link["peer"]["auth"]["uid"] for link in links] == [agent.uid]
         told = links[0]["routers"]
         assert [(one["address"], one["up"]) for one in told] == [(router.agents, True)]
+
+
+def test_a_queued_job_is_found_through_nginx_before_and_after_it_has_an_agent(
+    site: Site, launch: Callable[..., Any]
+) -> None:
+    body = {"name": "queued", "args": ["true"], "port_expected_count": 0, "queue": {"timeout": 60}}
+    wanted = {"agent": {"type": "any", "resources": {"licence": 1}}}
+    created = [requests.post(f"{site.url}/jobs/run", json=body | wanted, timeout=30) for _ in range(6)]
+    assert [answer.status_code for answer in created] == [202] * 6
+    paths = [answer.json()["path"] for answer in created]
+    assert len({path.split("/")[2] for path in paths}) == 3, "each router has queued some"
+    for path in paths * 3:
+        told = requests.get(f"{site.url}{path}/info", timeout=30)
+        assert (told.status_code, told.json()["phase"]) == (200, "queued")
+    addresses = tuple(router.agents for router in site.routers)
+    launch(start_agent, addresses[0], client__address=addresses, jobs__resources={"licence": 1})
+    for path in paths * 3:
+        ended = requests.post(f"{site.url}{path}/wait?timeout=30", timeout=60)
+        assert (ended.status_code, ended.json()["state"], ended.json()["exit_code"]) == (200, "FINISHED", 0)

@@ -23,6 +23,7 @@ pytestmark = needed("nginx")
 
 JOBS = Path(__file__).parents[1] / "jobs"
 JOB = "/jobs/" + "c" * 32 + "/" + "b" * 32
+QUEUED = "/jobs/queue-" + "c" * 26 + "/" + "b" * 32
 KEY = {"Idempotency-Key": "a-key"}
 SMALL = b"{}"
 LARGE = b"x" * 1_000_000
@@ -76,9 +77,22 @@ def _fan_out(main: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """nginx in front of two routers that do not know the job, and a server that answers everything."""
+    with _two_elsewhere(tmp_path_factory.mktemp("elsewhere"), fanout=False) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
 def fanned_out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """nginx in front of two routers without a link to the job's agent, and a server that answers everything."""
-    directory, port = tmp_path_factory.mktemp("fanout"), free_port()
+    """The same, configured for agents that link to some routers."""
+    with _two_elsewhere(tmp_path_factory.mktemp("fanout"), fanout=True) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def _two_elsewhere(directory: Path, *, fanout: bool) -> Iterator[int]:
+    port = free_port()
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(_Server(("127.0.0.1", 0), _Elsewhere)) for _ in range(2)]
         for other in others:
@@ -91,7 +105,8 @@ def fanned_out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
         def adapt(main: Path) -> None:
             several_routers([addresses[0], linked, addresses[1]])(main)
-            _fan_out(main)
+            if fanout:
+                _fan_out(main)
 
         nginx = Nginx(directory / "nginx", linked, port, adapt=adapt)
         stack.callback(nginx.close)
@@ -193,6 +208,47 @@ def test_with_some_links_what_may_not_be_repeated_gets_the_answer_of_the_first_r
 ) -> None:
     found = statuses(fanned_out, method, target, headers, body)
     assert found.count(503) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body"),
+    [
+        ("GET", f"{QUEUED}/info", {}, b""),
+        ("GET", f"{QUEUED}/explain?x=%2F", {}, b""),
+        ("HEAD", f"{QUEUED}/http/", {}, b""),
+        ("PUT", f"{QUEUED}/file/x", {}, SMALL),
+        ("DELETE", f"{QUEUED}/file/x", {}, b""),
+        ("POST", f"{QUEUED}/wait?timeout=1", {}, SMALL),
+        ("POST", f"{QUEUED}/info", {}, b""),
+        ("POST", f"{QUEUED}/start", KEY, SMALL),
+    ],
+)
+def test_of_a_queued_job_what_may_be_repeated_reaches_the_router_that_has_it(
+    elsewhere: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    assert 503 not in statuses(elsewhere, method, target, headers, body)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body"),
+    [
+        ("POST", f"{QUEUED}/start", {}, SMALL),
+        ("POST", f"{QUEUED}/http/echo", KEY, SMALL),
+        ("PUT", f"{QUEUED}/file/x", {}, LARGE),
+        ("GET", f"{JOB}/info", {}, b""),
+        ("GET", f"{JOB}/http/jobs/queue-1/info", {}, b""),
+    ],
+)
+def test_a_503_of_other_requests_is_an_answer(
+    elsewhere: int, method: str, target: str, headers: dict[str, str], body: bytes
+) -> None:
+    assert statuses(elsewhere, method, target, headers, body).count(503) == 4
+
+
+def test_the_503_of_routers_that_do_not_have_a_queued_job_do_not_count_against_them(elsewhere: int) -> None:
+    for _ in range(5):
+        statuses(elsewhere, "GET", f"{QUEUED}/info", {}, b"")
+    assert statuses(elsewhere, "GET", f"{JOB}/info", {}, b"").count(503) == 4
 
 
 def test_a_request_that_may_be_repeated_arrives_as_it_was_sent(port: int) -> None:

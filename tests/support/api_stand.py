@@ -21,7 +21,7 @@ from prouter.access.gate import AccessGate
 from prouter.config import RouterConfig
 from prouter.errors import IsDirectory, NoSpace, NotFound, PRouterError
 from prouter.fabric.stream import Stream
-from prouter.jobs import ENDED, JobRecord, Reason, State, phase_of
+from prouter.jobs import ENDED, INTERNAL_FIELDS, JobRecord, Reason, State, phase_of
 from prouter.transport.stream_io import StreamIO, StreamReset
 from prouter.web.admin.app import create_app
 from prouter.web.gunicorn.admin import AdminService
@@ -39,21 +39,10 @@ PLATFORM = dict.fromkeys(("system", "node", "release", "version", "machine", "pr
 
 def job_info(**changed: Any) -> dict[str, Any]:
     """Return a job's public info, as the broker gives it."""
-    record = JobRecord(JOB, CONNECTION, "a job").to_wire()
-    for internal in (
-        "connection",
-        "revision",
-        "endpoint",
-        "path_mode",
-        "host_mode",
-        "key",
-        "digest",
-        "instead_of",
-        "client",
-    ):
-        del record[internal]
+    wire = JobRecord(JOB, CONNECTION, "a job").to_wire()
+    record = {name: value for name, value in wire.items() if name not in INTERNAL_FIELDS}
     state = State(changed.get("state", "NEW"))
-    phase = phase_of(state, Reason.EXITED if state in ENDED else None, queued=False)
+    phase = phase_of(state, Reason.EXITED if state in ENDED else None, queued=False, will_start=False)
     return {
         **record,
         "phase": phase.value if phase is not None else None,

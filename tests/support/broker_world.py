@@ -203,12 +203,8 @@ class Agent(Peer):
         uid = args.get("uid", "")
         if op == "job.create":
             made = JobRecord(uid, args["connection"], args["name"], created_at=self.world.wall())
-            self.jobs.setdefault(
-                uid,
-                replace(
-                    made, owner=args.get("owner"), resources=args.get("resources") or {}, client=args.get("client")
-                ),
-            )
+            told = {name: args[name] for name in ("owner", "resources", "client", "will_start") if name in args}
+            self.jobs.setdefault(uid, replace(made, **told))
         elif op == "job.start":
             self.change(uid, state=State.RUNNING)
         value = {"record": self.jobs[uid].to_wire()} if uid in self.jobs else {}

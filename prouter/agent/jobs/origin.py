@@ -23,6 +23,7 @@ class Origin:
         resources: what the job takes of the agent's resources until it has ended.
         template: name of the template by which the job will be started; None without one.
         client: the first part of the job's path, if that is not the connection.
+        will_start: whether the router starts the job without another request.
     """
 
     owner: str | None = None
@@ -32,6 +33,7 @@ class Origin:
     resources: Mapping[str, float] = field(default_factory=dict)
     template: str | None = None
     client: str | None = None
+    will_start: bool = False
 
     def record(self, uid: str, connection: str, name: str) -> JobRecord:
         """The first record of the job."""
@@ -46,6 +48,7 @@ class Origin:
             resources=dict(self.resources),
             template=self.template,
             client=self.client,
+            will_start=self.will_start,
         )
 
 

@@ -13,13 +13,14 @@ __all__ = ["create_args"]
 
 
 def create_args(
-    uid: str, name: str, link: Link, router: Mapping[str, str], resources: Amounts, optional: Mapping[str, str | None]
+    uid: str, name: str, link: Link, router: Mapping[str, str], resources: Amounts, optional: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments of ``job.create``.
 
     Args:
         router: its uid and name, as agents know it.
-        optional: ``owner``, ``key``, ``digest``, ``template`` and ``client``; those that are None are left out.
+        optional: ``owner``, ``key``, ``digest``, ``template`` and ``client``, ``will_start`` (`JobRecord`);
+            those that are None are left out.
     """
     given = {name: value for name, value in optional.items() if value is not None}
     return {

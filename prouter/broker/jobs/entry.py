@@ -137,8 +137,10 @@ class Entry:
 
     @property
     def dormant(self) -> bool:
-        """Whether it neither runs nor will, unless somebody starts it: its agent says that it is NEW and not queued."""
-        return self.state is State.NEW and self.confirmed and self.last_record.queue is None
+        """Whether it neither runs nor will, unless somebody starts it: its agent says so."""
+        if self.state is not State.NEW or not self.confirmed:
+            return False
+        return self.last_record.queue is None and not self.last_record.will_start
 
     def set(self, record: JobRecord) -> None:
         """Take a newer record."""

@@ -184,4 +184,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "template": _or_none(_short),
     "instead_of": _or_none(lambda value: isinstance(value, str) and _UID.match(value) is not None),
     "client": _or_none(_short),
+    "will_start": lambda value: isinstance(value, bool),
 }

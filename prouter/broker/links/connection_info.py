@@ -6,14 +6,11 @@ from typing import Any
 
 from prouter.broker.links.hello import SERVER, AgentInfo
 from prouter.broker.links.link import Link
-from prouter.jobs import Phase, Reason, State, phase_of, rfc3339
+from prouter.jobs import INTERNAL_FIELDS, Phase, Reason, State, phase_of, rfc3339
 from prouter.resources import UNCOUNTED
 
 __all__ = ["connection_figures", "connection_identity", "job_facts", "job_place"]
 
-_INTERNAL = frozenset(
-    {"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of", "client"}
-)
 _ALIVE = frozenset({Phase.QUEUED, Phase.STARTING, Phase.READY})
 _TIMES = ("created_at", "started_at", "finished_at")
 
@@ -24,7 +21,7 @@ def job_facts(wire: dict[str, Any], *, up: bool = True) -> dict[str, Any]:
     Args:
         up: whether its agent can be reached.
     """
-    info = {name: value for name, value in wire.items() if name not in _INTERNAL}
+    info = {name: value for name, value in wire.items() if name not in INTERNAL_FIELDS}
     for name in _TIMES:
         moment = info[name]
         if moment is not None:
@@ -33,7 +30,8 @@ def job_facts(wire: dict[str, Any], *, up: bool = True) -> dict[str, Any]:
     if queue is not None and queue["expected_start"] is not None:
         info["queue"] = {**queue, "expected_start": rfc3339(queue["expected_start"])}
     reason = Reason(info["reason"]) if info["reason"] is not None else None
-    phase = phase_of(State(info["state"]), reason, queued=queue is not None)
+    will_start = wire.get("will_start") is True
+    phase = phase_of(State(info["state"]), reason, queued=queue is not None, will_start=will_start)
     if not up and phase in _ALIVE:
         phase = Phase.UNREACHABLE
     info["phase"] = phase.value if phase is not None else None

@@ -31,7 +31,7 @@ from prouter.broker.queue.requests import queue_place, shape_of
 from prouter.broker.queue.rows import QueueRows
 from prouter.errors import AgentUnavailable, Conflict, KeyReused, Limit, LimitReached, NotFound, PRouterError
 from prouter.fabric.frames import pack_body, unpack_body
-from prouter.jobs import JobRecord, Reason
+from prouter.jobs import JobRecord, Reason, State
 
 __all__ = ["QueuedJobs"]
 
@@ -253,7 +253,13 @@ class QueuedJobs:
             return
         record = entry.last_record
         resources = resources_at(link, item.shape.selector)
-        optional = {"client": self.place, "owner": record.owner, "key": record.key, "digest": record.digest}
+        optional = {
+            "client": self.place,
+            "owner": record.owner,
+            "key": record.key,
+            "digest": record.digest,
+            "will_start": item.start is not None or None,
+        }
         args = create_args(item.uid, item.name, link, self._env.settings.auth, resources, optional)
         link.placed += 1
         self._forwarder.call(link, "job.create", args, partial(self._replied, item, link), self._env.now)
@@ -326,7 +332,8 @@ class QueuedJobs:
             self._env.timers.at(now + _RETRY, lambda _now: self.start_job(item))
             return
         refused = error is not None and error.status < 500 and not isinstance(error, NotFound)
-        if error is not None and refused and not entry.ended:  # Nobody waits for the answer who could mend the request.
+        # Nobody waits for the answer who could mend the request. If it is not NEW, another router has started it.
+        if error is not None and refused and entry.state is State.NEW:
             self._ledger.end(entry, self.place, Reason.START_FAILED, f"its agent refused to start it: {error.detail}")
             self._forwarder.call(link, "job.remove", {"uid": entry.uid}, _ignore, now)
         self.queue.end(item)

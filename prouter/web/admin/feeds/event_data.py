@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prouter.jobs import Reason, State, phase_of, rfc3339
+from prouter.jobs import INTERNAL_FIELDS, Reason, State, phase_of, rfc3339
 
 __all__ = ["public_event"]
 
-_INTERNAL = frozenset(
-    {"connection", "revision", "endpoint", "path_mode", "host_mode", "key", "digest", "instead_of", "client"}
-)
 _TIMES = ("created_at", "started_at", "finished_at")
 
 
@@ -21,7 +18,7 @@ def public_event(body: dict[str, Any]) -> dict[str, Any]:
     if record is None:
         event.update((key, value) for key, value in body.items() if key not in event)
         return event
-    job = {key: value for key, value in record.items() if key not in _INTERNAL}
+    job = {key: value for key, value in record.items() if key not in INTERNAL_FIELDS}
     for name in _TIMES:
         if job.get(name) is not None:
             job[name] = rfc3339(job[name])
@@ -29,7 +26,8 @@ def public_event(body: dict[str, Any]) -> dict[str, Any]:
     path = f"/jobs/{record.get('client') or connection}/{record['uid']}"
     event["connection"] = connection
     reason = Reason(record["reason"]) if record.get("reason") is not None else None
-    phase = phase_of(State(record["state"]), reason, queued=record.get("queue") is not None)
+    queued, will_start = record.get("queue") is not None, record.get("will_start") is True
+    phase = phase_of(State(record["state"]), reason, queued=queued, will_start=will_start)
     job["phase"] = phase.value if phase is not None else None
     event["job"] = {**job, "path": path, "base_url": f"{path}/http/" if record.get("endpoint") is not None else None}
     return event
