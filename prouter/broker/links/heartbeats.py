@@ -1,20 +1,25 @@
-"""Heartbeats on every path: one timer per path, set to the time at which its session needs attention next."""
+"""Heartbeats on every path: each is looked at when its session needs attention next.
+
+That moment is rounded up to a multiple of `_GRID`. All paths of one multiple share a timer: with thousands of agents,
+timers of their own would take longer than the looks.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 
 from prouter.broker.base.env import Env
 from prouter.broker.base.switch import Path
 from prouter.fabric.frames import PING
-from prouter.fabric.session import LOST_AFTER, Lost, SessionState
+from prouter.fabric.session import LISTENER_PATIENCE, LOST_AFTER, Lost, SessionState
 
 __all__ = ["Heartbeats"]
 
 _MEASURE = 30.0
 """Seconds between measurements of the round trip."""
 _GRID = 0.05
-"""Timers are rounded up to multiples of these seconds, so that many run in one event loop iteration."""
+"""Seconds between two looks at paths."""
 _NEVER = float("inf")
 
 
@@ -29,6 +34,10 @@ class Heartbeats:
         self.behind = False
         self._env = env
         self._watched: set[Path] = set()
+        self._later: dict[int, list[Path]] = {}
+        """Paths to look at, by the multiple of `_GRID` at which that is due."""
+        self._due: deque[Path] = deque()
+        """Paths to look at now."""
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -43,7 +52,9 @@ class Heartbeats:
         """Send and expect heartbeats on `path` until its session ends or `drop` is called."""
         if path not in self._watched:
             self._watched.add(path)
-            self._env.timers.at(path.session.deadline(), partial(self._beat, path))
+            # A session that is about to be ready has more patience now than it will have then.
+            asks = path.heard + path.session.heartbeat * LISTENER_PATIENCE
+            self._look_at(path, min(asks, path.session.deadline()))
 
     def drop(self, path: Path) -> None:
         """End the session of a path that is not used any more."""
@@ -60,13 +71,40 @@ class Heartbeats:
         for path in self._watched:
             path.heard = min(now, path.heard + seconds)
 
+    def _look_at(self, path: Path, when: float) -> None:
+        """Have `_beat` look at a path, at `when` or soon after."""
+        multiple = int(when / _GRID) + 1
+        later = self._later.get(multiple)
+        if later is None:
+            self._later[multiple] = [path]
+            self._env.timers.at(multiple * _GRID, partial(self._come, multiple))
+        else:
+            later.append(path)
+
+    def _come(self, multiple: int, now: float) -> None:
+        """Look at paths whose time has come, unless a timer does so already."""
+        idle = not self._due
+        self._due += self._later.pop(multiple)
+        if idle:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Look at some of the paths that are due. Peers are heard before the others, which may not be silent then."""
+        due = self._due
+        try:
+            for _ in range(min(len(due), self._env.settings.bounds.iteration)):
+                self._beat(due.popleft(), now)
+        finally:
+            if due:
+                self._env.timers.at(now, self._look)
+
     def _beat(self, path: Path, now: float) -> None:
         if path not in self._watched:
             return
         session = path.session
         session.heard(path.heard)
         if self.behind and now - path.heard >= session.heartbeat * LOST_AFTER:
-            self._env.timers.at(now + _GRID, partial(self._beat, path))
+            self._look_at(path, now)
             return
         frames, event = session.tick(now)
         if frames:
@@ -85,4 +123,4 @@ class Heartbeats:
         if deadline == _NEVER:
             self._watched.discard(path)
         else:
-            self._env.timers.at((deadline // _GRID + 1) * _GRID, partial(self._beat, path))
+            self._look_at(path, deadline)

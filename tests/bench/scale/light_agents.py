@@ -144,7 +144,7 @@ class LightAgent:
         if connection.ready and not ready:
             self.session = Session(now, _HEARTBEAT, self._hello(), welcomed_within=WELCOMED_WITHIN)
             self.say(self.session.start())
-            self._fleet.at(self.session.deadline(), partial(self._beat, connection))
+            self._beat_later(self.session, connection, now)
         elif connection.blocked:
             connection.flush()
         for parts in messages:
@@ -187,7 +187,12 @@ class LightAgent:
         if isinstance(event, Lost):
             self._lose(now)
         else:
-            self._fleet.at(self.session.deadline(), partial(self._beat, connection))
+            self._beat_later(self.session, connection, now)
+
+    def _beat_later(self, session: Session, connection: DealerConnection, now: float) -> None:
+        """Look at the session when it needs that, and as often as a linked one until it is welcomed."""
+        when = session.deadline() if self.linked else min(session.deadline(), now + _HEARTBEAT)
+        self._fleet.at(when, partial(self._beat, connection))
 
     def _lose(self, now: float) -> None:
         if self.connection is not None:
