@@ -140,7 +140,9 @@ class AgentEvents:
             if entry is not None and self._ledger.rests(entry):
                 self._not_running(uid)
         self._queued.offer(link.connection)
-        log.info("event=jobs_announced link=%s jobs=%d", link.connection, len(self._ledger.table.live(link.connection)))
+        # A line for each of thousands of agents without jobs says nothing, and takes longer than their empty lists.
+        jobs = len(self._ledger.table.live(link.connection))
+        log.log(logging.INFO if jobs else logging.DEBUG, "event=jobs_announced link=%s jobs=%d", link.connection, jobs)
 
     def _removed_before(self, missing: set[str]) -> None:
         """Close jobs that an earlier broker was asked to remove, and that their agent has not got any more."""

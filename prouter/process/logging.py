@@ -42,6 +42,16 @@ class _TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s")
+        self._second = -1
+        self._text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Write the time, its date and hour once per second: a broker logs thousands of links in a few seconds."""
+        second = int(record.created)
+        if second != self._second:
+            self._text = time.strftime(self.default_time_format, self.converter(second))
+            self._second = second
+        return self.default_msec_format % (self._text, record.msecs)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Put the event on one line, so that no text in it can look like an event of its own."""
@@ -77,6 +87,9 @@ def configure_logging(settings: Log, *, connection_debug: bool = False) -> None:
         settings: level and format.
         connection_debug: log everything about connections between the processes, whatever the level.
     """
+    # No line has any of this, and it takes a while to find out (docs.python.org, "Logging HOWTO", "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else _TextFormatter())
     root = logging.getLogger()

@@ -55,11 +55,12 @@ class Inbox:
         if waiting is not None:
             waiting.extend(frames)
             return
-        rest = deque(frames)
-        self._work(path, rest, len(rest), now)
-        if rest:
-            self._waiting[path] = rest
-            self._go_on(now)
+        for index, frame in enumerate(frames):
+            if self._env.budget <= 0:
+                self._waiting[path] = deque(frames[index:])
+                self._go_on(now)
+                return
+            self._take(path, frame, now)
 
     def iterate(self, now: float) -> None:
         """Go on with the queue in a new event loop iteration."""
@@ -83,11 +84,10 @@ class Inbox:
     def _work(self, path: Path, frames: deque[Frame], most: int, now: float) -> None:
         while frames and most > 0 and self._env.budget > 0:
             most -= 1
-            frame = frames.popleft()
-            self._env.budget -= 1 + len(frame.payload) // _BYTES
-            self._carry_out(path, frame, now)
+            self._take(path, frames.popleft(), now)
 
-    def _carry_out(self, path: Path, frame: Frame, now: float) -> None:
+    def _take(self, path: Path, frame: Frame, now: float) -> None:
+        self._env.budget -= 1 + len(frame.payload) // _BYTES
         if path.session.state is SessionState.LOST:
             return
         try:

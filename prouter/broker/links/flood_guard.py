@@ -40,11 +40,14 @@ class FloodGuard:
         if path.routes is self._env.switch.agents:  # Workers are this host's own processes.
             return True
         bounds = self._env.settings.bounds
-        size = sum(len(frame.payload) for frame in frames)
-        path.debt = max(0.0, path.debt - (now - path.refilled) * bounds.control_bytes) + size
+        passed = now - path.refilled
+        size = 0
+        for frame in frames:
+            size += len(frame.payload)
+        path.debt = max(0.0, path.debt - passed * bounds.control_bytes) + size
         if path.debt > bounds.control_bytes / 4:
             self._env.shell.pause(path, min(_LONGEST_PAUSE, path.debt / bounds.control_bytes))
-        path.allowance = min(4.0 * bounds.frames, path.allowance + (now - path.refilled) * bounds.frames)
+        path.allowance = min(4.0 * bounds.frames, path.allowance + passed * bounds.frames)
         path.refilled = now
         path.allowance -= max(1, len(frames))
         if path.allowance >= 0:

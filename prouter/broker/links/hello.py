@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 from prouter.errors import ProtocolError
@@ -38,6 +39,7 @@ MAX_TEMPLATES = 64
 """Templates of one agent, at most."""
 _TEMPLATE = re.compile(TEMPLATE_NAME, re.ASCII)
 _DAY = 86400.0
+_STRICT = json.JSONEncoder(allow_nan=False)
 _MOST_ROUTERS = 1_000_000
 
 
@@ -117,14 +119,17 @@ class AgentInfo:
         )
 
     def to_wire(self) -> dict[str, Any]:
-        """The agent as a map, for the store."""
-        return asdict(self)
+        """The agent as a map, for the store; what it holds is not copied."""
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> AgentInfo:
         """Rebuild an agent from `to_wire`; fields that this version does not know are ignored."""
         known = {f.name: wire[f.name] for f in fields(cls) if f.name in wire}
         return cls(**{**known, "templates": tuple(known.get("templates", ()))})
+
+
+_FIELDS = tuple(one.name for one in fields(AgentInfo))
 
 
 def read_routers(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,6 +149,7 @@ def read_routers(body: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+@lru_cache(maxsize=256)
 def connection_uid(incarnation: str, mode: str) -> str:
     """The connection uid of an agent that is linked in `mode`: the same for as long as the agent lives.
 
@@ -180,7 +186,7 @@ def _mapping(body: dict[str, Any], key: str, most: int = 1024) -> dict[str, Any]
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"{key} must be a map with texts as keys")
     try:
-        size = len(json.dumps(value, allow_nan=False))
+        size = len(_STRICT.encode(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"{key} must hold what JSON can say: {error}") from error
     if size > most:

@@ -55,10 +55,10 @@ class TcpListener(OwnListener):
     def _wire(self, sock: socket.socket) -> Wire:
         if self._keys is None:
             return Wire(sock, b"ROUTER", b"DEALER", limit=self._limit)
-        accepts = partial(self._accepts, str(sock.getpeername()[0]))
+        accepts = partial(self._accepts, sock)
         return Wire(sock, b"ROUTER", b"DEALER", protocol=CurveServer(self._keys, accepts, b"DEALER", limit=self._limit))
 
-    def _accepts(self, address: str, key: str) -> bool:
+    def _accepts(self, sock: socket.socket, key: str) -> bool:
         """Whether a client gets through the handshake; a mistake in the decision keeps it out."""
         assert self._curve is not None
         try:
@@ -67,14 +67,22 @@ class TcpListener(OwnListener):
             log.exception("event=key_not_checked key=%s", key)
             return False
         if not accepted:
-            self._refused(key, address)
+            self._refused(key, sock)
         return accepted
 
-    def _refused(self, key: str, address: str) -> None:
+    def _refused(self, key: str, sock: socket.socket) -> None:
         """Log some: a flood must not fill the log."""
         second = int(time.monotonic())
         if second != self._logged_in:
             self._logged_in, self._logged = second, 0
         self._logged += 1
         if self._logged <= _LOGGED:
-            log.warning("event=key_refused key=%s address=%s", key, address)
+            log.warning("event=key_refused key=%s address=%s", key, _address(sock))
+
+
+def _address(sock: socket.socket) -> str:
+    """The other end's address; empty if it has left."""
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return ""

@@ -18,7 +18,9 @@ FORGED = "x\r\n2026-01-01T00:00:00.000Z CRITICAL prouter.broker[1] event=forged 
 def restored() -> object:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    optional = logging._srcfile, logging.logThreads, logging.logMultiprocessing
     yield
+    logging._srcfile, logging.logThreads, logging.logMultiprocessing = optional
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -61,3 +63,19 @@ def test_a_line_is_bounded_whatever_a_client_sends(capsys: pytest.CaptureFixture
     assert "event=told path=xxx" in line
     assert "more characters)" in line
     assert len(line) < 9000
+
+
+def test_each_line_has_the_time_of_its_event(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Log(level="info"))
+    formatter = logging.getLogger().handlers[0].formatter
+    assert formatter is not None
+    times = []
+    for created in (1_700_000_000.25, 1_700_000_000.75, 1_700_003_661.5, 1_700_000_000.0):
+        record = logging.makeLogRecord({"created": created, "msecs": created % 1 * 1000, "msg": "event=told"})
+        times.append(formatter.format(record).split()[0])
+    assert times == [
+        "2023-11-14T22:13:20.250Z",
+        "2023-11-14T22:13:20.750Z",
+        "2023-11-14T23:14:21.500Z",
+        "2023-11-14T22:13:20.000Z",
+    ]
