@@ -94,7 +94,7 @@ class LinkChanges:
         self._forwarder.link_gone(link, reason, now)
         self._replies.link_gone(link, reason, now)
         self._creations.queued.link_gone(link)
-        self._dials.link_gone(link)
+        self._dials.link_gone(link, now)
         self._admission.rival_lost(link, now)
 
     def _lose_jobs(self, link: Link, reason: str, now: float) -> None:

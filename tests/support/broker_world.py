@@ -264,6 +264,8 @@ class World:
         self.paths: dict[tuple[str, bytes], Path] = {}
         self.closed: set[tuple[str, bytes]] = set()
         """Connections that the broker closed."""
+        self.hung_up: set[Path] = set()
+        """Paths of agents that it dialled and closed."""
         self.watched: dict[int, str] = {}
         self.dials: list[str] = []
         self.undialable: dict[str, str] = {}
@@ -361,6 +363,8 @@ class World:
         path = self.path_of(peer)
         if (self.carrier(peer), peer.rid) in self.closed and not isinstance(peer, Listener):
             return
+        if path in self.hung_up:
+            return
         if path is not None:
             self.broker.receive(path, frames, self.now)
         elif isinstance(peer, Worker):
@@ -410,6 +414,8 @@ class World:
         return peer.security if peer is not None else PLAIN
 
     def forget(self, path: Path) -> None:
+        if str(path.carrier).startswith("dialled "):
+            self.hung_up.add(path)
         self.paths.pop((path.carrier, path.rid), None)
         self.closed.add((path.carrier, path.rid))
 

@@ -1,6 +1,11 @@
 """Agents that listen: the router dials them by address and token for a new job, and again while they have jobs.
 
-A request for an address with a token gets the link only after the agent has accepted that very token.
+A request for an address with a token gets the link only after the agent has accepted that very token. `NEXT` is the
+table of a dial's states, `_Dial.change` the only way from one to the next::
+
+    WAITING ◄──► DIALLING ──► WELCOMED ──► LINKED        each of them ──► ENDED
+       ▲                         │            │
+       └─────────────────────────┴────────────┘
 """
 
 from __future__ import annotations
@@ -8,6 +13,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 
 from prouter.broker.base.env import Env
@@ -23,7 +29,7 @@ from prouter.fabric.frames import Frame
 from prouter.fabric.session import Refused, Session, Welcomed
 from prouter.transport.backoff import Backoff
 
-__all__ = ["Dials"]
+__all__ = ["NEXT", "DialState", "Dials"]
 
 log = logging.getLogger("prouter.broker")
 
@@ -34,13 +40,46 @@ Linked = Callable[[Link | None, PRouterError | None, float], None]
 """Called at the end of an attempt: with the link, or the error, and the time."""
 
 
+class DialState(Enum):
+    """How far the router got with an address.
+
+    * WAITING: there is no path; the next attempt has a time, or begins at once.
+    * DIALLING: the router has sent HELLO, which has no answer yet.
+    * WELCOMED: the agent has answered, and its link is being made. Its earlier link may end in that moment.
+    * LINKED: the path is that of a link.
+    * ENDED: nobody dials any more.
+    """
+
+    WAITING = "waiting"
+    DIALLING = "dialling"
+    WELCOMED = "welcomed"
+    LINKED = "linked"
+    ENDED = "ended"
+
+
+NEXT: dict[DialState, frozenset[DialState]] = {
+    DialState.WAITING: frozenset({DialState.WAITING, DialState.DIALLING, DialState.ENDED}),
+    DialState.DIALLING: frozenset({DialState.WAITING, DialState.WELCOMED, DialState.ENDED}),
+    DialState.WELCOMED: frozenset({DialState.WAITING, DialState.LINKED, DialState.ENDED}),
+    DialState.LINKED: frozenset({DialState.WAITING, DialState.ENDED}),
+    DialState.ENDED: frozenset(),
+}
+"""The states that may follow each state."""
+
+
 class _Dial:
-    """One address dialled with one token."""
+    """One address dialled with one token.
+
+    Attributes:
+        state: changed by `change` alone.
+        link: the agent's, also while it is AWAY; None before the first.
+    """
 
     def __init__(self, dials: Dials, address: str, token: str) -> None:
         self._dials = dials
         self.address = address
         self.token = token
+        self.state = DialState.WAITING
         self.accepted = [(address, token)]
         self.waiting: list[Linked] = []
         self.path: Path | None = None
@@ -51,6 +90,16 @@ class _Dial:
         self.redial: Timer | None = None
         self.deadline: Timer | None = None
 
+    def change(self, state: DialState) -> None:
+        """Go to the next state.
+
+        Raises:
+            RuntimeError: `state` may not follow the present one; a programming error.
+        """
+        if state not in NEXT[self.state]:
+            raise RuntimeError(f"a dial of {self.address} cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
     def receive(self, path: Path, frame: Frame, now: float) -> None:
         """Handle WELCOME or REFUSE; other frames before them are ignored."""
         if path is not self.path:
@@ -58,7 +107,7 @@ class _Dial:
         answers, event = path.session.receive(frame, now)
         self._dials._env.outbox.say(path, *answers)
         if isinstance(event, Welcomed):
-            self._dials._welcomed(self, event.body, now)
+            self._dials._welcomed(self, path, event.body, now)
         elif isinstance(event, Refused):
             self._dials._refused(self, event, now)
 
@@ -106,7 +155,7 @@ class Dials:
         dial.waiting.append(linked)
         if dial.deadline is None:
             dial.deadline = self._env.timers.at(now + self._env.settings.dial_timeout, partial(self._too_late, dial))
-        if dial.path is None or dial.redial is not None:
+        if dial.state is DialState.WAITING:
             self._dial(dial, now)
 
     def restore(self, address: str, token: str, link: Link, now: float) -> None:
@@ -142,10 +191,8 @@ class Dials:
 
     def link_down(self, link: Link, now: float) -> None:
         """Dial again if the link has jobs or a creation waits for it."""
-        for dial in self._dials:
-            if dial.link is link:
-                dial.path = None
-                self._again(dial, now)
+        for dial in [dial for dial in self._dials if dial.link is link]:
+            self._again(dial, now)
 
     def discourage(self, link: Link) -> None:
         """Dial an agent that floods the router slowly from now on."""
@@ -153,10 +200,14 @@ class Dials:
             if dial.link is link:
                 dial.backoff.slow_down()
 
-    def link_gone(self, link: Link) -> None:
-        """Stop dialling the agent of a link that is gone."""
+    def link_gone(self, link: Link, now: float) -> None:
+        """Stop dialling the agent of a link that is gone, unless a creation waits for it."""
         for dial in [dial for dial in self._dials if dial.link is link]:
-            self._end(dial)
+            dial.link = None
+            if dial.state is DialState.LINKED:
+                self._again(dial, now)
+            elif dial.state is not DialState.WELCOMED and not dial.waiting:
+                self._end(dial)
 
     def idle(self, link: Link, now: float) -> None:
         """Drop a dialled link without jobs after `polling_delay`, unless it gets one."""
@@ -182,6 +233,7 @@ class Dials:
         if problem:
             self._fail(dial, Forbidden(problem, code="agent_key_unknown"), now)
             return
+        dial.change(DialState.DIALLING)
         settings = self._env.settings
         hello = {
             "kind": "router",
@@ -196,16 +248,13 @@ class Dials:
         self._env.outbox.say(path, *path.session.start())
         self._heartbeats.watch(path)
 
-    def _welcomed(self, dial: _Dial, body: dict[str, object], now: float) -> None:
-        path = dial.path
-        if path is not None:
-            path.security = self._env.shell.security(path)
+    def _welcomed(self, dial: _Dial, path: Path, body: dict[str, object], now: float) -> None:
+        dial.change(DialState.WELCOMED)
+        path.security = self._env.shell.security(path)
         try:
             info = AgentInfo.from_hello(body)
         except ProtocolError as error:
             self._fail(dial, AgentUnavailable(f"the agent at {dial.address} is not understood: {error.detail}"), now)
-            return
-        if path is None:
             return
         if info.incarnation == self._env.incarnation:
             self._fail(dial, AgentUnavailable(f"what answers at {dial.address} is this router, no agent"), now)
@@ -227,6 +276,7 @@ class Dials:
             self._links.drop(rival, "a new incarnation of the agent took over", now)
         dial.backoff.succeeded()
         dial.link = self._links.adopt(info, CLIENT, path, now)
+        dial.change(DialState.LINKED)
         for other in [other for other in self._dials if other.link is dial.link and other is not dial]:
             dial.accepted += other.accepted
             self._settle(other, dial.link, None, now)
@@ -257,6 +307,7 @@ class Dials:
 
     def _again(self, dial: _Dial, now: float) -> None:
         self._hang_up(dial)
+        dial.change(DialState.WAITING)
         if dial.redial is not None:
             return
         wanted = dial.waiting or (dial.link is not None and self._jobs_of(dial.link.connection))
@@ -297,10 +348,12 @@ class Dials:
             self._env.shell.forget(path)
 
     def _end(self, dial: _Dial) -> None:
+        if dial.state is DialState.ENDED:
+            return
         self._hang_up(dial)
+        dial.change(DialState.ENDED)
         if dial.redial is not None:
             dial.redial.cancel()
         if dial.deadline is not None:
             dial.deadline.cancel()
-        if dial in self._dials:
-            self._dials.remove(dial)
+        self._dials.remove(dial)

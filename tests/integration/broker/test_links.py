@@ -188,3 +188,21 @@ def test_a_dialled_agent_with_jobs_is_dialled_again(stage: Stage) -> None:
     broker.start()
     until(lambda: len(back.greeted) == 2, what="it is dialled by the restarted broker")
     until(lambda: worker.call("jobs.info", connection=job["connection"], job=job["uid"])["job"]["confirmed"])
+
+
+def test_a_dialled_agent_that_restarts_as_a_new_one_keeps_its_new_connection(stage: Stage) -> None:
+    broker = stage.broker()
+    worker = stage.worker(broker)
+    agent, selector = stage.listener()
+    agent.accepts = {"secret"}
+    lost = running_job(worker, selector)
+    agent.vanish()
+    until(lambda: worker.of("link.down"))
+    back, _ = stage.listener(port=int(selector["address"].rpartition(":")[2]), incarnation="b" * 32)
+    back.accepts = {"secret"}
+    job = worker.create(selector)
+    assert job["connection"] == back.connection
+    assert back.creates == [job["uid"]]
+    ended = worker.call("jobs.info", connection=lost["connection"], job=lost["uid"])["job"]
+    assert ended["reason"] == "agent_lost"
+    assert not back.losses
