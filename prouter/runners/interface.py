@@ -213,7 +213,8 @@ class Runner(ABC):
         """
 
     def check(self, limits: Limits, resources: Mapping[str, float], options: Mapping[str, Any]) -> None:
-        """Refuse a start that can never be carried out, before anything is changed. It does not block.
+        """Refuse a start that can never be carried out, before anything is changed. It does not block; what only the
+        place itself can tell, `spawn` finds out.
 
         Args:
             limits: those of the job.

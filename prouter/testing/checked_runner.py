@@ -63,7 +63,7 @@ class CheckedRunner(Runner):
 
     def check(self, limits: Limits, resources: Mapping[str, float], options: Mapping[str, Any]) -> None:
         """See `Runner.check`."""
-        self._call("check", lambda: self._runner.check(limits, resources, options))
+        self._call("check", lambda: _at_once("check", lambda: self._runner.check(limits, resources, options)))
 
     def hold(self, job: str, record: dict[str, Any], remove_on_loss: str | None) -> None:
         """See `Runner.hold`."""
@@ -119,7 +119,7 @@ class CheckedRunner(Runner):
 
     def exiting(self, job: str) -> bool:
         """See `Runner.exiting`."""
-        exiting = self._call("exiting", lambda: self._runner.exiting(job))
+        exiting = self._call("exiting", lambda: _at_once("exiting", lambda: self._runner.exiting(job)))
         self._expect("exiting", exiting, isinstance(exiting, bool), "bool")
         return exiting
 
@@ -140,7 +140,8 @@ class CheckedRunner(Runner):
 
     def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
         """See `Runner.connect_at_once`."""
-        connection = self._call("connect_at_once", lambda: self._runner.connect_at_once(job, address))
+        connect = self._runner.connect_at_once
+        connection = self._call("connect_at_once", lambda: _at_once("connect_at_once", lambda: connect(job, address)))
         return None if connection is None else self._connected("connect_at_once", connection)
 
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
@@ -189,6 +190,22 @@ class CheckedRunner(Runner):
     @staticmethod
     def _expect(name: str, value: object, right: bool, expected: str) -> None:
         assert right, f"{name} returned {value!r} ({type(value).__name__}); it has to return {expected}"
+
+
+def _at_once(name: str, call: Callable[[], T]) -> T:
+    """Call a method that must not block. Another greenlet, which is ready, runs only if it does."""
+    blocked = False
+
+    def run() -> None:
+        nonlocal blocked
+        blocked = True
+
+    other = gevent.spawn(run)
+    try:
+        return call()
+    finally:
+        other.kill(block=False)
+        assert not blocked, f"{name} blocked its greenlet; it must decide at once, by what is in memory"
 
 
 def _kept_problem(kept: Kept) -> str | None:

@@ -65,7 +65,9 @@ class Servers:
 
     def _ask(self, job: str, address: Address, data: bytes = b"abc") -> bytes:
         """Send bytes and their end, and return the answer up to its end."""
-        connection = self.bench.runner.connect(job, address, _CONNECT_TIMEOUT)
+        return self._talk(self.bench.runner.connect(job, address, _CONNECT_TIMEOUT), data)
+
+    def _talk(self, connection: socket.socket, data: bytes = b"abc") -> bytes:
         assert connection.getblocking() is False, "the relay must never wait in a call"
         with green.socket(connection.family, connection.type, fileno=connection.detach()) as talk:
             talk.settimeout(self.bench.patience)
@@ -91,6 +93,18 @@ class Servers:
         with self._serving(str(path)) as job:
             self.bench.file(job, "port")
             assert self._ask(job, Address(path=str(path))) == b"cba of " + job.encode()
+
+    def test_connections_at_once_lead_to_the_job(self) -> None:
+        """The event loop asks for one before each `connect`, so it does not wait, and is as sure of whom it reaches."""
+        runner = self.bench.runner
+        with self._serving() as job:
+            address = Address("127.0.0.1", self._port(job))
+            for _ in range(3):
+                assert not runner.exiting(job)
+                connection = runner.connect_at_once(job, address)
+                if connection is not None:
+                    assert self._talk(connection) == b"cba of " + job.encode()
+                assert self._ask(job, address) == b"cba of " + job.encode()
 
     def test_large_answers_pass_whole(self) -> None:
         """Four megabytes there and back: more than any buffer on the way."""

@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
-from prouter.runners import Address, Kept, Queued, Reports, RunnerType, Setup, Spawned, SpawnSpec
+from prouter.runners import Address, Kept, Limits, Queued, Reports, RunnerType, Setup, Spawned, SpawnSpec
 from prouter.runners.local.servers import connected
 from prouter.testing.runner_conformance import RunnerConformance
 from tests.runners.guarded.runner import GuardedOptions, GuardedRunner
@@ -59,6 +61,18 @@ class BlocksForEver(GuardedRunner):
         return super().spawn(spec, wait)
 
 
+class BlocksInCheck(GuardedRunner):
+    def check(self, limits: Limits, resources: Mapping[str, float], options: Mapping[str, Any]) -> None:
+        gevent.sleep(0)
+        super().check(limits, resources, options)
+
+
+class BlocksInTheEventLoop(GuardedRunner):
+    def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
+        gevent.sleep(0)
+        return None
+
+
 class OpensEveryPort(GuardedRunner):
     def connect(self, job: str, address: Address, timeout: float, *, assigned: bool = False) -> socket.socket:
         return connected(address, timeout)
@@ -93,6 +107,8 @@ BROKEN: dict[type[GuardedRunner], tuple[str, str]] = {
     TellsStartsTwice: ("exit_codes_are_exact", "before `spawn` had returned; report it afterwards"),
     BlocksTheThread: ("blocks_its_own_greenlet", "in each of 5 starts the event loop stood still for "),
     BlocksForEver: ("exit_codes_are_exact", "blocks the thread, not only its greenlet"),
+    BlocksInCheck: ("refused", "check blocked its greenlet"),
+    BlocksInTheEventLoop: ("at_once", "connect_at_once blocked its greenlet"),
     OpensEveryPort: ("port_of_another", "DID NOT RAISE"),
     TrustsAssignedPorts: ("assigned_port_of_another_job", "DID NOT RAISE"),
     TrustsPaths: ("unix_socket_of_another_job", "DID NOT RAISE"),
