@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+from gevent.event import Event
+
 from prouter.agent.jobs.ends.removing import Remover
 from prouter.agent.jobs.pool import SLOT, Pool
 from prouter.agent.jobs.state.job import Job
@@ -70,6 +72,8 @@ class Creator:
         self._arm = arm
         self._coming: dict[str, Amounts] = {}
         """By uid, what jobs take that are being made: warm ones give way, which takes time."""
+        self._holding: dict[str, Event] = {}
+        """By uid, jobs that the runner is asked to hold; set once it does, or does not."""
 
     def lacks(self, jobs: int, amounts: Amounts) -> set[str]:
         """What is missing for warm jobs beside those that are somebody's, or soon will be.
@@ -152,9 +156,27 @@ class Creator:
         known = self._jobs.created(uid)
         if known is None:
             return None
+        held = self._holding.get(known.uid)
+        if held is not None:
+            held.wait()
+            return self._known(uid, router)
         job = self._jobs.find(known.uid)
-        job.routers.add(router)
+        if router not in job.routers:
+            self._note_router(job, router)
         return job.record
+
+    def _note_router(self, job: Job, router: str) -> None:
+        """Note that a router wants a job, and have a later agent know it: another may have given the job up.
+
+        Raises:
+            PRouterError: the runner cannot keep it.
+        """
+        job.routers.add(router)
+        try:
+            self._runner.update_record(job.uid, self._kept(job))
+        except BaseException:
+            job.routers.discard(router)
+            raise
 
     def _user(self) -> User | None:
         """Choose the user of a new job; a warm job gives way if none is free."""
@@ -174,12 +196,19 @@ class Creator:
         sandbox.create()
         self._jobs.add(job)
         self._coming.pop(job.uid, None)
+        held = self._holding[job.uid] = Event()
         try:
             self._runner.hold(job.uid, self._kept(job), str(sandbox.root))
-        except PRouterError:
+        except BaseException:
             self._jobs.drop(job)
-            sandbox.remove()
+            try:
+                sandbox.remove()
+            except PRouterError as error:
+                _log.warning("event=leftover_not_removed job=%s error=%r", job.uid, error.detail)
             raise
+        finally:
+            del self._holding[job.uid]
+            held.set()
         return job
 
     def _give(self, job: Job, wanted: JobRecord, router: str) -> JobRecord:

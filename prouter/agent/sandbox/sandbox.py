@@ -91,10 +91,15 @@ class Sandbox:
         with translated(self._path, writing=True):
             self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.mkdir(self._path, 0o700)
-            if self.user is not None:
-                os.chown(self._path, self.user.uid, self.user.gid, follow_symlinks=False)
-        with self.opened():
-            pass
+            try:
+                if self.user is not None:
+                    os.chown(self._path, self.user.uid, self.user.gid, follow_symlinks=False)
+                with self.opened():
+                    pass
+            except BaseException:  # Else the next attempt would find a job that nobody has.
+                with contextlib.suppress(OSError):
+                    os.rmdir(self._path)
+                raise
 
     @rights.as_agent
     def shut(self) -> None:

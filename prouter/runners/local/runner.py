@@ -95,7 +95,7 @@ class LocalRunner(Runner):
         tracked = self._jobs[spec.job] = _Tracked(spec.record, spec.remove_on_loss, starting=True)
         try:
             answer = self._request("spawn", **_spawn_arguments(spec))
-        except PRouterError:
+        except Exception:
             del self._jobs[spec.job]
             if before is not None:
                 self._jobs[spec.job] = before
@@ -200,9 +200,7 @@ class LocalRunner(Runner):
                 f"job '{job}' cannot be started: its request cannot be sent to the keeper: {error}", job=job
             ) from None
         except KeeperLost as error:
-            raise AgentUnavailable(
-                f"the keeper, which runs the jobs, was lost: {error}; the agent starts another", job=job, retry_after=1
-            ) from None
+            raise _lost_keeper(error, job) from None
 
     def _attach(self) -> list[dict[str, Any]]:
         """Connect to the running keeper, or start one that ends the processes of a killed one; return its jobs."""
@@ -266,14 +264,26 @@ class LocalRunner(Runner):
         dead.close(wait=True)
         client = self._client
         assert client is not None, "a keeper that was started is attached"
-        client.request("death_notice", **self._death_notice)
         for job, tracked in list(self._jobs.items()):
             if tracked.spawned is not None and tracked.exit is None:
                 self._ended(Exit(job, None, None, Reason.AGENT_LOST.value, 0.0, 0, time()))
-            if not tracked.starting:
-                kept = asdict(tracked.exit) if tracked.exit is not None else None
-                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, ended=kept)
+        try:
+            self._hand_over(client)
+        except KeeperLost as error:
+            raise _lost_keeper(error) from None
         return client
+
+    def _hand_over(self, client: KeeperClient) -> None:
+        """Tell a new keeper what the lost one held. Raises `KeeperLost`: the next request starts another."""
+        client.request("death_notice", **self._death_notice)
+        for job, tracked in list(self._jobs.items()):
+            if tracked.starting:
+                continue
+            kept = asdict(tracked.exit) if tracked.exit is not None else None
+            try:
+                client.request("hold", job=job, record=tracked.record, sandbox=tracked.remove_on_loss, ended=kept)
+            except KeeperRefusal as refusal:  # On a full disk. The other jobs must not be lost, too.
+                log.error("event=job_not_handed_over job=%s error=%r", job, str(refusal))
 
     def _event(self, message: dict[str, Any]) -> None:
         end = Exit(**message["exit"])
@@ -295,6 +305,12 @@ class LocalRunner(Runner):
             self._reports.exited(end)
         except Exception:
             log.exception("event=exit_not_reported job=%s", end.job)
+
+
+def _lost_keeper(error: KeeperLost, job: str | None = None) -> AgentUnavailable:
+    return AgentUnavailable(
+        f"the keeper, which runs the jobs, was lost: {error}; the agent starts another", job=job, retry_after=1
+    )
 
 
 _ERRORS: dict[str, type[PRouterError]] = {

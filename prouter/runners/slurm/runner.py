@@ -117,6 +117,8 @@ class SlurmRunner(Runner):
             self._table.store(held, job_files.RECORD, {"record": record, "sandbox": remove_on_loss})
         except OSError as error:
             self._table.drop(held)
+            # Else the next agent would find a job that nobody has.
+            self._table.files(lambda: job_files.clear(str(held.directory), everything=True))
             raise AgentUnavailable(f"the job cannot be written to {held.directory}: {error}", job=job) from error
 
     def spawn(self, spec: SpawnSpec, wait: float) -> Spawned | Queued:

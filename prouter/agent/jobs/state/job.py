@@ -77,7 +77,7 @@ class Job:
         ended: set once the job is FINISHED.
         failure: why its start failed, if it did.
         removed: the outcome of its removal, once that is under way.
-        routers: uids of the routers that have asked for its creation since this agent's start.
+        routers: uids of the routers that have asked for its creation.
         scratch: its directory for temporary files, once it was started.
         starting, expiry: greenlets: of its start, and the one that ends it at its time limit.
         warm: whether it is kept ready in the pool and nobody's yet.
@@ -246,6 +246,7 @@ class Job:
             "record": self.record.to_wire(),
             "request": _kept_request(self.request) if self.request is not None else None,
             "request_digest": self.request_digest,
+            "routers": sorted(self.routers),
             "limits": self.limits.model_dump(exclude_none=True),
             "start_id": self.start_id,
             "port": port.number if port is not None else None,
@@ -272,6 +273,7 @@ class Job:
             # Earlier versions kept the whole request, and accepted requests that this one refuses.
             job.request = validated(StartRequest, {**kept["request"], **_beginnings(kept["request"]["args"])})
         job.request_digest = str(kept.get("request_digest") or "")
+        job.routers.update(kept.get("routers", ()))  # Earlier versions kept none.
         job.limits = validated(Limits, kept["limits"])
         job.start_id = kept["start_id"]
         job.failure = kept["failure"]
