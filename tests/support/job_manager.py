@@ -72,13 +72,17 @@ def get(endpoint: dict[str, Any] | None, path: str) -> tuple[int, str]:
 
 
 class Observed:
-    """A job manager, with all that it announced."""
+    """A job manager, with all that it announced.
 
-    def __init__(self, directory: Path, *, keep_for: float = 0, **settings: Any) -> None:
+    Args:
+        runner: by default a local one.
+    """
+
+    def __init__(self, directory: Path, *, keep_for: float = 0, runner: Any = None, **settings: Any) -> None:
         self.records: list[JobRecord] = []
         self.removed: list[JobRecord] = []
         self.root = directory / "jobs"
-        self.runner = LocalRunner(Setup(directory / "state", self.root, keep_for))
+        self.runner: LocalRunner = runner or LocalRunner(Setup(directory / "state", self.root, keep_for))
         self.manager = JobManager(
             root=self.root,
             runner=self.runner,

@@ -36,7 +36,7 @@ from prouter.agent.jobs.state.refusals import (
     outcome_of,
     outcome_within,
     refuse_if_wanted,
-    refuse_other_request,
+    refuse_other_start,
 )
 from prouter.agent.jobs.state.table import JobTable, not_found
 from prouter.agent.jobs.state.user_pool import UserPool
@@ -134,6 +134,7 @@ class JobManager:
             runs=self._watch.job_runs,
         )
         self._reports = JobReports(self._jobs, self._starter, self._ender, keep=self._keep)
+        self._reclaimer = Reclaimer(runner, self._root, self._jobs, self._starter, changed=self._changed)
         self.servers = JobServers(self._jobs, runner, self._starter)
         self._templates = Templates(templates or {}, self._ceilings, resources or {})
         self._creator = Creator(
@@ -171,11 +172,10 @@ class JobManager:
             self._root.close()
             raise
         self._open = True
-        reclaimer = Reclaimer(self._runner, self._root, self._jobs, self._starter, changed=self._changed)
         for item in kept:
-            reclaimer.reclaim(item)
+            self._reclaimer.reclaim(item)
         self._reports.begin()
-        self._root.sweep(self._jobs.uids)
+        self._root.sweep(self._jobs.uids | self._reclaimer.uids)
         alive = self._jobs.alive
         sockets = {job.exposure.socket for job in alive if job.exposure and job.exposure.socket}
         self._sockets.sweep(sockets | {job.scratch.link for job in alive if job.scratch and job.scratch.link})
@@ -197,6 +197,7 @@ class JobManager:
         self._open = False
         self._watch.close()
         self.pool.close()
+        self._reclaimer.close()
         self._endpoint.close()
         jobs = list(self._jobs)
         if not end_jobs:
@@ -270,16 +271,15 @@ class JobManager:
             NotFound: there is no such job.
         """
         job = self._jobs.find(uid)
+        begun = False
         if job.start_id is None:
             said = self._templates.said(job, request)
-            self._starter.begin(job, self._templates.wanted(said), request_id, said, wait)
+            begun = self._starter.begin(job, self._templates.wanted(said), request_id, said, wait)
         elif job.start_id == WARM:
             self._starter.adopt(job, self._templates.said(job, request), request_id)
-        elif job.start_id == request_id:
-            refuse_other_request(job, request)
-        else:
-            state = job.record.state.value
-            raise Conflict(f"job '{uid}' was started already: it is {state}; create another job", job=uid, state=state)
+            begun = True
+        if not begun:
+            refuse_other_start(job, request, request_id)
         patience = resolve(job.request).timeout if job.request is not None else START_TIMEOUT
         return outcome_within(job, wait, patience)
 

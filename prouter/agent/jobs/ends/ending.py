@@ -56,14 +56,18 @@ class Ender:
         """Kill a job's process tree, and wait for its end.
 
         Raises:
-            PRouterError: it does not end in time.
+            PRouterError: it does not end in time; the runner's own error if it could not kill it.
         """
+        failure = None
         try:
             self._runner.kill(job.uid)
         except PRouterError as error:
             _log.warning("event=job_not_killed job=%s error=%r", job.uid, error.detail)
+            failure = error
         if not job.exited.wait(_END_TIMEOUT):
             _log.error("event=job_does_not_end job=%s", job.uid)
+            if failure is not None:
+                raise failure
             raise PRouterError(
                 f"job '{job.uid}' was killed, but has not ended in {_END_TIMEOUT:g} s: a process may wait for a disk",
                 job=job.uid,
@@ -77,7 +81,7 @@ class Ender:
             grace: seconds between SIGTERM and SIGKILL to its whole tree; None for SIGKILL at once.
 
         Raises:
-            PRouterError: it does not end in time.
+            PRouterError: as of `kill`.
         """
         if job.start_id is None or job.record.ended:
             return
@@ -85,11 +89,19 @@ class Ender:
         if job.is_queued:
             self.kill(job)  # `Starter` makes it FINISHED.
         elif job.record.state is State.NEW:
-            job.started.wait()  # The runner is starting it, and `Starter` sees that it is to end.
+            self._end_start(job)
         elif grace is None or not self._terminated(job, grace):
             self.kill(job)
         if not job.ended.wait(_END_TIMEOUT):
             raise PRouterError(f"job '{job.uid}' has not ended after {_END_TIMEOUT:g} s", job=job.uid, code="not_ended")
+
+    def _end_start(self, job: Job) -> None:
+        """End a job that the runner is just asked to start: `Starter` does, unless the start waits in a queue then."""
+        gevent.wait([job.started, job.accepted], count=1)
+        if job.is_queued:
+            self.kill(job)
+        else:
+            job.started.wait()
 
     def _terminated(self, job: Job, grace: float) -> bool:
         try:

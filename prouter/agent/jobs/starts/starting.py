@@ -5,6 +5,7 @@ A start runs in a greenlet of its own and goes on if its call is given up. `Job.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
@@ -29,6 +30,7 @@ from prouter.agent.jobs.starts.spec import (
 )
 from prouter.agent.jobs.state.job import Job
 from prouter.agent.jobs.state.outcome import failure_text
+from prouter.agent.jobs.state.table import not_found
 from prouter.agent.sandbox.scratch import SOCKET_NAME, Scratch, make_scratch
 from prouter.agent.sandbox.socket_places import LONGEST_SOCKET, SocketPlaces
 from prouter.errors import PRouterError, StartFailed
@@ -45,6 +47,9 @@ _SECOND_CHANCE = 5.0
 
 _QUIET = 1.0
 """Seconds for which a start that waits is not told as queued."""
+
+_NEXT_KILL = 5.0
+"""Seconds between attempts to kill a job whose start has failed."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -98,14 +103,18 @@ class Starter:
         request_id: str,
         said: StartRequest | TemplateStart | None = None,
         wait: float | None = None,
-    ) -> None:
+    ) -> bool:
         """Begin to start a NEW job; `Job.started` gets the outcome. The job stays as it is if this raises.
 
         Args:
             said: the request as it came, if it named a template.
             wait: seconds after which the request is answered if the start waits in a queue; None if it does not say.
 
+        Returns:
+            Whether it has begun; False if another call has, while the runner checked the request.
+
         Raises:
+            NotFound: the job was removed meanwhile.
             InvalidRequest: a limit is above the agent's ceiling, the working directory does not exist, ``expose`` is
                 impossible, no program can be started with the arguments, or the runner cannot do what is asked for.
         """
@@ -115,12 +124,18 @@ class Starter:
         options = options_for(request, self._runner_name)
         resources = reserved(request, job.record, self._runner.capabilities)
         self._runner.check(tree_limits(limits), resources, options)
+        # `Runner.check` must not block. Where it does all the same, nothing starts twice, or after its removal.
+        if job.removed is not None or job.record.state is State.CLOSED:
+            raise not_found(job.uid)
+        if job.start_id is not None:
+            return False
         with job.sandbox.acting():
             cwd = working_directory(job.sandbox, request.cwd)
         check_sizes(request, plan, self._tokens(job, plan))
         job.request, job.limits, job.start_id = request, limits, request_id
         job.request_digest = digest(said or request)
         job.starting = gevent.spawn(self._answer, job, lambda: self._start(job, request, plan, cwd, wait))
+        return True
 
     def adopt(self, job: Job, said: StartRequest | TemplateStart, request_id: str) -> None:
         """Take a start of a job that was warm, and runs: it sets the time limit alone, if it has one.
@@ -145,6 +160,9 @@ class Starter:
             return
         plan = resolve(job.request)
         exposure = job.exposure = self._exposure_again(job, plan, kept.record)
+        if job.failure is not None:
+            self._resume_failed(job, kept)
+            return
         if kept.spawned is None:
             self._resume_queued(job, kept, plan, exposure)
             return
@@ -164,6 +182,12 @@ class Starter:
             job.started.set(job.record)
             if job.exit is not None:
                 self._ender.finish(job)
+
+    def _resume_failed(self, job: Job, kept: Kept) -> None:
+        """Go on to end a job whose start has failed, and which the earlier agent could not kill."""
+        if kept.exit is not None:
+            job.process_ended(kept.exit)
+        job.starting = gevent.spawn(self._end_later, job)
 
     def _resume_queued(self, job: Job, kept: Kept, plan: Plan, exposure: Exposure) -> None:
         """Go on with a start that waited in a queue when the earlier agent died, or has failed there since."""
@@ -223,7 +247,9 @@ class Starter:
     def _go_on(self, job: Job, plan: Plan, exposure: Exposure, args: list[str]) -> JobRecord:
         """Wait for a job's turn, if it is queued, and then for its server."""
         if job.ending is not None and not job.placed.is_set():
-            self._ender.kill(job)  # It was to end while the runner queued it.
+            # It was to end while the runner queued it. Whoever asked for that is told if it fails, as by `Ender.end`.
+            with contextlib.suppress(PRouterError):
+                self._ender.kill(job)
         job.placed.wait()
         if job.spawned is None:
             raise self._fail(
@@ -321,8 +347,11 @@ class Starter:
         return self._runner.connect(job.uid, address, timeout, assigned=assigned)
 
     def _fail(self, job: Job, why: str) -> StartFailed:
-        """Kill what runs of a job, make it FINISHED, and return the error for the caller."""
-        kill = job.alive and job.exit is None
+        """Kill what runs or waits of a job, make it FINISHED, and return the error for the caller.
+
+        A job that cannot be killed becomes FINISHED later, when it has ended.
+        """
+        kill = job.accepted.is_set() and job.exit is None and not job.record.ended
         if kill:
             try:
                 self._ender.kill(job)
@@ -330,6 +359,18 @@ class Starter:
                 why = f"{why}; {error.detail}"
         if job.failure is None:
             job.failure = f"job '{job.uid}' failed to start: {failure_text(job, why, killed=kill)}"
-        if not job.record.ended:
+        if kill and job.exit is None:
+            self._keep(job)
+            job.starting = gevent.spawn(self._end_later, job)
+        elif not job.record.ended:
             self._ender.finish(job)
         return StartFailed(job.failure, job=job.uid, state=job.record.state.value)
+
+    def _end_later(self, job: Job) -> None:
+        """Kill a job whose start has failed until no process of it is left, and make it FINISHED then."""
+        while job.exit is None:
+            gevent.sleep(_NEXT_KILL)
+            with contextlib.suppress(PRouterError):  # `Ender.kill` has logged it.
+                self._ender.kill(job)
+        if not job.record.ended:
+            self._ender.finish(job)

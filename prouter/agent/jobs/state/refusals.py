@@ -14,15 +14,21 @@ from prouter.jobs import JobRecord
 from prouter.requests import digest, validated
 from prouter.template_requests import start_model
 
-__all__ = ["not_running", "outcome_of", "outcome_within", "refuse_if_wanted", "refuse_other_request"]
+__all__ = ["not_running", "outcome_of", "outcome_within", "refuse_if_wanted", "refuse_other_start"]
 
 
-def refuse_other_request(job: Job, request: Mapping[str, Any]) -> None:
-    """Refuse a repeated start with another request. Jobs of earlier versions may have no digest to compare.
+def refuse_other_start(job: Job, request: Mapping[str, Any], request_id: str) -> None:
+    """Refuse to start a job again, unless the same start is repeated. Jobs of earlier versions may have no digest.
 
     Raises:
-        KeyReused: the request is another one.
+        Conflict: another request has started it.
+        KeyReused: the same `request_id` came with another request.
     """
+    if job.start_id != request_id:
+        state = job.record.state.value
+        raise Conflict(
+            f"job '{job.uid}' was started already: it is {state}; create another job", job=job.uid, state=state
+        )
     if job.request_digest and digest(validated(start_model(request), request)) != job.request_digest:
         raise KeyReused("the job was started by a request with the same Idempotency-Key and another body", job=job.uid)
 
