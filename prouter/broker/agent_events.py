@@ -131,7 +131,7 @@ class AgentEvents:
         listed, link.listed = link.listed, None
         link.confirmed = True
         self._replies.listed(link, now)
-        self._removed_before(self._ledger.table.kept(link.connection) - listed)
+        self._removed_before(link.connection, listed)
         self._ledger.lose(
             link.connection, self._ledger.table.live(link.connection) - listed, "it knows nothing of the job"
         )
@@ -144,11 +144,10 @@ class AgentEvents:
         jobs = len(self._ledger.table.live(link.connection))
         log.log(logging.INFO if jobs else logging.DEBUG, "event=jobs_announced link=%s jobs=%d", link.connection, jobs)
 
-    def _removed_before(self, missing: set[str]) -> None:
+    def _removed_before(self, connection: str, listed: set[str]) -> None:
         """Close jobs that an earlier broker was asked to remove, and that their agent has not got any more."""
-        for uid in sorted(missing):
-            entry = self._ledger.table.get(uid)
-            if entry is not None and entry.removal and not entry.lost:
+        for entry in self._ledger.table.to_remove(connection):
+            if entry.uid not in listed and not entry.lost:
                 self._ledger.close(entry, entry.last_record, entry.removal)
 
     def _job(self, link: Link, wire: object, now: float, *, listed: bool = False) -> None:

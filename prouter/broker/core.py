@@ -44,6 +44,7 @@ from prouter.broker.worker_sessions import WorkerSessions
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import CALL, EVENT, PING, PONG, REPLY, Frame
 from prouter.fabric.session import Lost, SessionState
+from prouter.jobs import State
 
 __all__ = ["Broker"]
 
@@ -81,6 +82,7 @@ class Broker:
             tell=self.broadcast.workers,
             ended=self._job_ended,
             unneeded=self._unneeded,
+            history=saved.history,
             last_event=saved.last_event,
             events=saved.events,
         )
@@ -265,7 +267,7 @@ class Broker:
             "messages.routed": self.env.switch.routed,
             "messages.dropped": self.env.switch.dropped,
             "events.last": self.ledger.events.last,
-            **{f"jobs.{state}": count for state, count in self.ledger.table.index.count_states().items()},
+            **{f"jobs.{state}": count for state, count in self._count_jobs().items()},
             **self.extra_stats(),
             **{f"total.{name}": count for name, count in self.env.counts.items()},
         }
@@ -327,6 +329,9 @@ class Broker:
         self.history.job_ended()
         self.creations.queued.job_ended(entry)
 
+    def _count_jobs(self) -> dict[str, int]:
+        return {state.value: self.ledger.table.tally.states[state.value] for state in State}
+
     def _is_up(self, connection: str) -> bool:
         link = self.links.get(connection)
         return link is not None and link.up
@@ -337,7 +342,7 @@ class Broker:
             self.dials.idle(link, self.env.now)
 
     def _jobs_of(self, connection: str) -> int:
-        return len(self.ledger.table.kept(connection)) + self.creations.reserved(connection)
+        return self.ledger.table.tally.kept(connection) + self.creations.reserved(connection)
 
     @property
     def draining(self) -> bool:

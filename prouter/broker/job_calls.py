@@ -10,6 +10,7 @@ from prouter.broker.base.env import Done, Env
 from prouter.broker.base.pages import PAGE_COST, page_limit
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
+from prouter.broker.jobs.listing import cursor_after, list_page
 from prouter.broker.jobs.replies import BY_REVISION, Replies, Settled, read_reply
 from prouter.broker.jobs.waits import Waits
 from prouter.broker.links.forward import Forwarder
@@ -178,7 +179,8 @@ class JobCalls:
     def page(self, args: dict[str, Any], done: Done, now: float) -> None:
         """Reply with a page of the jobs that fit, newest first."""
         self._env.budget -= PAGE_COST
-        uids, cursor = self._ledger.table.index.page(
+        entries, cursor = list_page(
+            self._ledger.table,
             states=[str(state) for state in args.get("states") or ()],
             agent=args.get("agent"),
             name=args.get("name"),
@@ -186,11 +188,10 @@ class JobCalls:
             limit=page_limit(args),
             cursor=args.get("cursor"),
         )
-        entries = [entry for entry in map(self._ledger.table.get, uids) if entry is not None]
         most = args.get("bytes")
         jobs, count = self._ledger.listed(entries, min(most, MAX_PAGE) if isinstance(most, int) else MAX_PAGE)
         if count < len(entries):
-            cursor = self._ledger.table.index.cursor(entries[count - 1].uid)
+            cursor = cursor_after(entries[count - 1])
         done({"jobs": jobs, "count": count, "next": cursor}, None, now)
 
     def upload(self, args: dict[str, Any], done: Done, now: float) -> None:

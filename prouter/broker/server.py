@@ -151,6 +151,7 @@ class _Server:
         self._access.changed = self._access_changed
         self._broker.extra_stats = self._stats
         self._store.on_renewed = self._broker.rewriting.begin
+        self._store.on_opened = self._broker.rewriting.opened
         if on_shutdown is not None:
             self._broker.on_shutdown = on_shutdown
         self._watch_signals()
@@ -226,6 +227,7 @@ class _Server:
         self._connections.close(_LINGER)
         destroy_context(_LINGER)
         self._poller.close()
+        self._broker.ledger.table.history.close()
         self._store.close()
         self._access.close()
         self._version.close()

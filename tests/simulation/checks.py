@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
+from prouter.broker.jobs.tally import Tally
+from prouter.broker.store.restore import Saved
 from prouter.jobs import State
 from tests.simulation.nodes import Dialling
 from tests.simulation.world import Violation
@@ -202,14 +204,28 @@ def _check_written(life: Schedule) -> None:
     core = life.broker.core
     ledger = core.ledger
     saved = life.broker.written()
+    _check_same("jobs in memory that have ended", [entry.uid for entry in ledger.table if entry.ended], [])
     facts = {entry.uid: _facts(entry) for entry in ledger.table}
     _check_same("jobs written down", {entry.uid: _facts(entry) for entry in saved.jobs}, facts)
+    _check_same("totals of jobs", _totals(ledger.table.tally), _totals(_counted(saved)))
     _check_same("keys written down", {key: (uid, job) for key, uid, job in saved.keys}, dict(core.creations.keys._jobs))
     _check_same("unwanted jobs written down", set(saved.unwanted), set(core.creations.keys._unwanted))
     peers = {uid: (peer.mode, peer.info, uid in ledger._gone) for uid, peer in ledger.peers.items()}
     found = {known.uid: (known.mode, known.info, known.gone) for known in saved.connections}
     _check_same("connections written down", found, peers)
     _check_same("events written down", saved.events, list(ledger.events._events))
+
+
+def _counted(saved: Saved) -> Tally:
+    """Totals over what is written down."""
+    tally = Tally()
+    for entry in [*saved.jobs, *saved.history.all()]:
+        tally.count(entry)
+    return tally
+
+
+def _totals(tally: Tally) -> list[object]:
+    return [+tally.states, tally.ended_bytes, tally._remembered, tally._kept, tally._live_bytes]
 
 
 def _facts(entry: Any) -> tuple[Any, ...]:

@@ -52,15 +52,22 @@ class _Store:
         self._broker = broker
         self._database = database
 
-    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
+    def submit(
+        self,
+        statement: str,
+        *parameters: Any,
+        done: Callable[[float], None] | None = None,
+        committed: Callable[[float], None] | None = None,
+    ) -> None:
         broker = self._broker
         late = broker.world.random.uniform(0, broker.disk)
         at = broker.committed = max(broker.committed, broker.world.now + late)
 
         def commit() -> None:
             self._database.execute(statement, parameters)
-            if done is not None:
-                broker.turn(lambda now: done(now))
+            for call in (done, committed):
+                if call is not None:
+                    broker.turn(call)
 
         broker.runtime.after(at - broker.world.now, commit)
 

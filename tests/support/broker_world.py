@@ -15,6 +15,7 @@ from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.settings import Bounds, Settings
 from prouter.broker.base.switch import Path
 from prouter.broker.core import Broker
+from prouter.broker.jobs.stored_history import StoredHistory
 from prouter.broker.links.hello import connection_uid
 from prouter.broker.store.opening import read_store
 from prouter.broker.store.restore import Saved
@@ -45,16 +46,27 @@ ADDRESS = {"type": "address", "address": "host:1", "token": "secret"}
 
 
 class Recorder:
-    """The broker's store, an SQLite database in memory, which commits at once or when the test says so."""
+    """The broker's store, an SQLite database, which commits at once or when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
         self.held: deque[Callable[[float], None]] | None = None
         self.statements: list[tuple[str, tuple[Any, ...]]] = []
         self.world: World | None = None
 
-    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
+    def submit(
+        self,
+        statement: str,
+        *parameters: Any,
+        done: Callable[[float], None] | None = None,
+        committed: Callable[[float], None] | None = None,
+    ) -> None:
         assert sqlite3.complete_statement(statement + ";")
         self.statements.append((statement, parameters))
+        with self._database:
+            self._database.execute(statement, parameters)
+        if committed is not None and self.world is not None:
+            self.world.soon.append(committed)
         if done is None:
             return
         if self.held is not None:
@@ -257,7 +269,11 @@ class World:
         self.now = 1000.0
         self.started = self.now
         self.soon: deque[Callable[[float], None]] = deque()
-        self.recorder = Recorder()
+        saved = saved or Saved()
+        database = sqlite3.connect(":memory:")
+        saved.history._database.backup(database)
+        saved.history = StoredHistory(database)
+        self.recorder = Recorder(database)
         self.recorder.world = self
         self.peers: dict[tuple[str, bytes], Peer] = {}
         self.listeners: dict[str, Listener] = {}
@@ -284,7 +300,7 @@ class World:
             new_uid=self._new_uid,
             incarnation="b" * 32,
         )
-        self.broker = Broker(self.env, saved or Saved(), self.now)
+        self.broker = Broker(self.env, saved, self.now)
 
     def wall(self) -> float:
         return 1_700_000_000.0 + self.now
@@ -436,6 +452,7 @@ def restarted(world: World, **settings: Any) -> World:
         read_store(database)
         for statement, parameters in world.recorder.statements:
             database.execute(statement, parameters)
+        database.commit()
         return World(read_store(database), **settings)
 
 

@@ -58,8 +58,17 @@ class Shell(Protocol):
 class Persistence(Protocol):
     """The store: state that outlives the broker."""
 
-    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
-        """Execute an SQL statement, in order; call ``done(now)`` on the loop once it is committed."""
+    def submit(
+        self,
+        statement: str,
+        *parameters: Any,
+        done: Callable[[float], None] | None = None,
+        committed: Callable[[float], None] | None = None,
+    ) -> None:
+        """Execute an SQL statement, in order; call `done` and `committed` on the loop once it is committed.
+
+        While the database cannot be written, `done` is called all the same, because the router goes on without it.
+        """
 
     def hurry(self) -> None:
         """Commit what was submitted without waiting for more."""

@@ -91,7 +91,7 @@ class Creations:
         if len(self._under_way) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
         known = self._known(key, digest)
-        if known is not None and self._ledger.table.get(known[1]) is not None:
+        if known is not None and self._ledger.table.look(known[1]) is not None:
             self._repeat(creation, *known, now)
         elif self._unheard.matters(keyed=bool(digest), now=now):
             self._env.timers.at(now + _ASK_AGAIN, partial(self._create_later, args, done))

@@ -9,7 +9,7 @@ from typing import Any
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import JobRecord, Reason, State
 
-__all__ = ["Entry", "packed_size"]
+__all__ = ["Entry", "key_in", "owner_in", "packed_size"]
 
 _REST = 200
 """Approximate bytes of a packed record without its name, arguments, ports and error."""
@@ -36,14 +36,14 @@ class Entry:
         key: hash of the idempotency key that created it; None without one.
         client: the first part of its path, if it was queued; None for its connection.
         stopping: calls that stop it and are not answered yet.
-        account: where the job table counts its bytes, and how many of them are `counted`.
+        tallied: the state under which the job table counts it, and its bytes as `counted` there; empty if it does not.
         usage: CPU seconds and resident bytes as its agent last told, while it runs; None if they are not known.
     """
 
     __slots__ = (
+        "__weakref__",
         "_packed",
         "_record",
-        "account",
         "agent",
         "client",
         "confirmed",
@@ -60,6 +60,7 @@ class Entry:
         "size",
         "state",
         "stopping",
+        "tallied",
         "uid",
         "usage",
     )
@@ -90,13 +91,13 @@ class Entry:
         self.stopping = 0
         self.ended_at = ended_at
         self.usage: tuple[float, int] | None = None
-        self.account = ""
+        self.tallied = ""
         self.counted = 0
         self.confirmed = self.ended
         self._record: JobRecord | None = None
         self._packed = packed
-        self.owner = _owner_in(packed)
-        self.key = _key_in(packed)
+        self.owner = owner_in(packed)
+        self.key = key_in(packed)
         self.client = _client_in(packed)
         self.size = len(packed)
 
@@ -119,6 +120,11 @@ class Entry:
         entry.confirmed = True
         entry.set(record)
         return entry
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Its place in lists: when it was created, in microseconds, and its uid."""
+        return int(self.created_at * 1_000_000), self.uid
 
     @property
     def ended(self) -> bool:
@@ -227,13 +233,13 @@ _OWNER, _KEY, _CLIENT = b"\xa5owner", b"\xa3key", b"\xa6client"
 """The names of these fields as MessagePack writes them."""
 
 
-def _owner_in(packed: bytes) -> str | None:
+def owner_in(packed: bytes) -> str | None:
     """The owner in a packed record. Most of a long history have none, and are not unpacked for it."""
     owner = unpack_body(packed).get("owner") if _OWNER in packed else None
     return intern(owner) if isinstance(owner, str) else None
 
 
-def _key_in(packed: bytes) -> str | None:
+def key_in(packed: bytes) -> str | None:
     """The hash of the idempotency key in a packed record."""
     key = unpack_body(packed).get("key") if _KEY in packed else None
     return key if isinstance(key, str) else None

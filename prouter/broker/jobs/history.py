@@ -47,8 +47,8 @@ class History:
 
     def job_ended(self) -> None:
         """Check soon if the history is full: one more job has ended."""
-        table, settings = self._ledger.table, self._env.settings
-        full = table.ended_count > settings.history or table.ended_bytes > settings.bounds.history_bytes
+        tally, settings = self._ledger.table.tally, self._env.settings
+        full = tally.ended > settings.history or tally.ended_bytes > settings.bounds.history_bytes
         if full and not self._scheduled:
             self._scheduled = True
             self._env.timers.at(self._env.now + _PAUSE, self._trim)

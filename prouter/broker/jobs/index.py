@@ -1,4 +1,4 @@
-"""Index of jobs by state, agent, name and owner, newest first: a page costs the same however long the list is."""
+"""Index of the jobs in memory by state, agent, name and owner, newest first."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from heapq import merge
 from typing import Any, NamedTuple
 
-from prouter.errors import InvalidRequest
+from prouter.broker.jobs.stored_history import Key
 from prouter.jobs import State
 
 __all__ = ["JobIndex", "Listed"]
 
 _CLOSED = State.CLOSED.value
 _OPEN = "open"
-Key = tuple[int, str]
-"""Creation time in microseconds and uid of a job: unique, and in the order of creation."""
 _Group = tuple[str, ...]
 
 
@@ -89,46 +87,28 @@ class JobIndex:
             for group in _groups(job):
                 self._take(group, job.key)
 
-    def count_states(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        return {state.value: len(self._order.get(("state", state.value), ())) for state in State}
-
-    def page(
+    def newest(
         self,
-        *,
-        states: Collection[str] = (),
-        agent: str | None = None,
-        name: str | None = None,
-        owner: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> tuple[list[str], str | None]:
-        """Uids of a page of jobs, the newest first, and the cursor of the next page, None at the end.
+        states: Collection[str],
+        owner: str | None,
+        agent: str | None,
+        name: str | None,
+        before: Key | None,
+    ) -> Iterator[Listed]:
+        """Jobs that fit, the newest first; only those older than `before`.
 
-        Raises:
-            InvalidRequest: the cursor is not one that `page` or `cursor` gave.
+        Args:
+            states: any of them; any but CLOSED if there are none.
         """
         wanted = frozenset(states)
-        before = None if cursor is None else _read_cursor(cursor)
-        found: list[str] = []
-        last: Key | None = None
         for job in _newest_first(self._candidates(wanted, agent, name, owner), before):
-            if (
+            if not (
                 (wanted and job.state not in wanted)
                 or (agent is not None and job.agent != agent)
                 or (name is not None and job.name != name)
                 or (owner is not None and job.owner != owner)
             ):
-                continue
-            if len(found) == limit:
-                return found, _cursor(last) if last is not None else None
-            found.append(job.uid)
-            last = job.key
-        return found, None
-
-    def cursor(self, uid: str) -> str:
-        """The cursor of a page that begins after this job."""
-        return _cursor(self._jobs[uid].key)
+                yield job
 
     def _candidates(
         self, states: Collection[str], agent: str | None, name: str | None, owner: str | None
@@ -186,14 +166,3 @@ def _newest_first(lists: list[list[Listed]], before: Key | None) -> Iterator[Lis
 def _backwards(listed: list[Listed], before: Key | None) -> Iterator[Listed]:
     end = len(listed) if before is None else _place(listed, before)
     return (listed[position] for position in range(end - 1, -1, -1))
-
-
-def _cursor(last: Key) -> str:
-    return f"{last[0]}-{last[1]}"
-
-
-def _read_cursor(cursor: str) -> Key:
-    created, dash, uid = cursor.partition("-")
-    if not dash or not created.isascii() or not created.isdigit() or len(created) > 20:
-        raise InvalidRequest("Invalid request: the cursor is not one that this router gave")
-    return int(created), uid

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from prouter.broker.base.env import Env
 from prouter.broker.jobs.entry import Entry, packed_size
 from prouter.broker.jobs.events import EventLog
+from prouter.broker.jobs.stored_history import StoredHistory
 from prouter.broker.jobs.table import JobTable
 from prouter.broker.links.connection_info import job_facts, job_place
 from prouter.broker.links.hello import SERVER, AgentInfo
@@ -33,8 +34,9 @@ _TRIM = 64
 
 SAVE_JOB = """
     INSERT OR REPLACE INTO jobs
-        (uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        (uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event,
+         created, size, owner, key)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -52,6 +54,7 @@ class Ledger:
         tell: sends an event to every worker.
         ended: called with every job that ends or is removed.
         unneeded: called with the uid of a connection whose last job was removed.
+        history: the jobs that have ended.
         last_event: the last event id that an earlier broker may have given.
         events: the last events of an earlier broker, with their ids.
     """
@@ -63,10 +66,11 @@ class Ledger:
         tell: Callable[[str, dict[str, Any]], None],
         ended: Callable[[Entry], None],
         unneeded: Callable[[str], None],
+        history: StoredHistory,
         last_event: int = 0,
         events: Iterable[tuple[int, bytes]] = (),
     ) -> None:
-        self.table = JobTable()
+        self.table = JobTable(history)
         self.events = EventLog(EVENTS, last_event, env.wall(), kept=events)
         self.peers: dict[str, PeerInfo] = {}
         self.on_change: Callable[[], None] = _nothing
@@ -90,8 +94,9 @@ class Ledger:
 
         Raises:
             NotFound: no such connection, or no such job on it.
+            Overloaded: the database cannot be read, and may have the job.
         """
-        entry = self.table.get(job)
+        entry = self.table.look(job)
         if entry is not None and (not connection or connection in (entry.connection, entry.client)):
             return entry
         if connection and connection not in self.peers:
@@ -210,7 +215,7 @@ class Ledger:
                 f"connection '{record.connection}' has {bounds.connection_jobs} jobs already, which is the most"
             )
         more = packed_size(record) - (known.size if live and known is not None else 0)
-        if more > 0 and table.live_bytes(record.connection) + more > bounds.connection_bytes:
+        if more > 0 and table.tally.live_bytes(record.connection) + more > bounds.connection_bytes:
             raise ProtocolError(
                 f"the records of connection '{record.connection}' have {bounds.connection_bytes} bytes already"
             )
@@ -252,6 +257,9 @@ class Ledger:
             if entry is not None:
                 self._save(entry)
                 yield
+        for entry in self.table.stored():
+            self._save(entry)
+            yield
         for number, packed in self.events.all():
             self._env.store.submit("INSERT OR REPLACE INTO events (id, body) VALUES (?, ?)", number, packed)
             yield
@@ -285,21 +293,28 @@ class Ledger:
         the removal first.
         """
         entry.removal = removal
-        self._env.store.submit("UPDATE jobs SET removal = ? WHERE uid = ?", removal, entry.uid, done=done)
+        self.table.keep(entry)
+        self._env.store.submit(
+            "UPDATE jobs SET removal = ? WHERE uid = ?",
+            removal,
+            entry.uid,
+            done=done,
+            committed=self.table.writing(entry),
+        )
 
     def close(self, entry: Entry, before: JobRecord, removal: str) -> None:
         """Note that a job was removed. Arguments as of `Entry.close`."""
         self.table.close(entry, before, removal, self._stamp())
         self._changed(entry, "job.removed")
-        if not self.table.kept(before.connection):
+        if not self.table.tally.kept(before.connection):
             self._unneeded(before.connection)
 
     def forget(self, entry: Entry) -> None:
         """Drop a job that the history has no space for."""
         connection = entry.connection
         self.table.forget(entry)
-        self._env.store.submit("DELETE FROM jobs WHERE uid = ?", entry.uid)
-        if not self.table.kept(connection):
+        self._env.store.submit("DELETE FROM jobs WHERE uid = ?", entry.uid, committed=self.table.writing(entry))
+        if not self.table.tally.kept(connection):
             self._unneeded(connection)
         self._forget_connection(connection)
 
@@ -308,7 +323,7 @@ class Ledger:
         self._publish("agent", {"connection": link.connection, "agent": link.agent, "change": change})
 
     def _forget_connection(self, connection: str) -> None:
-        if connection in self._gone and not self.table.remembered(connection):
+        if connection in self._gone and not self.table.tally.remembered(connection):
             self._gone.discard(connection)
             self.peers.pop(connection, None)
             self._env.store.submit("DELETE FROM connections WHERE uid = ?", connection)
@@ -346,6 +361,11 @@ class Ledger:
             entry.ended_at,
             entry.packed,
             self.events.last + 1,
+            entry.place[0],
+            entry.size,
+            entry.owner,
+            entry.key,
+            committed=self.table.writing(entry),
         )
         if entry.ended:
             self._env.store.hurry()  # Clients that wait for the end hear of it now.

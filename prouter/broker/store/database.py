@@ -9,7 +9,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-__all__ = ["SCHEMA", "connect", "corrupt", "identity", "migrate", "passing", "set_aside", "size"]
+from prouter.broker.store.history_columns import complete_jobs
+
+__all__ = ["SCHEMA", "connect", "corrupt", "identity", "migrate", "open_to_read", "passing", "set_aside", "size"]
 
 log = logging.getLogger("prouter.store")
 
@@ -69,8 +71,18 @@ def connect(path: Path, patience: float = 5.0) -> sqlite3.Connection:
     return database
 
 
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Open the database for reading, while `Store` writes to it.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    # Read-only, so that closing it does not delete the journal, which may be that of another file with this name.
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+
+
 def migrate(database: sqlite3.Connection) -> None:
-    """Bring the tables to the version `SCHEMA`.
+    """Bring the tables to the version `SCHEMA`, and jobs that an earlier version wrote within the bounds of this one.
 
     Raises:
         sqlite3.DatabaseError: they have a version that this router does not know.
@@ -86,6 +98,7 @@ def migrate(database: sqlite3.Connection) -> None:
     # These tables have no version of their own, so that an earlier router still opens the database and ignores them.
     database.execute("CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID")
     database.execute("CREATE TABLE IF NOT EXISTS queue (job TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
+    complete_jobs(database)
 
 
 def passing(error: Exception) -> bool:

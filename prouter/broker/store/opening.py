@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from prouter.broker.store.database import SCHEMA, connect, corrupt, migrate, passing, set_aside
+from prouter.broker.jobs.stored_history import StoredHistory
+from prouter.broker.store.database import connect, corrupt, migrate, open_to_read, passing, set_aside
 from prouter.broker.store.restore import Saved
+from prouter.broker.store.space import give_back
 from prouter.broker.store.stored import read_tables
 from prouter.errors import ProtocolError
 
@@ -22,9 +25,6 @@ log = logging.getLogger("prouter.store")
 
 _DAMAGE = (sqlite3.Error, ProtocolError, KeyError, TypeError, ValueError)
 """Errors that reading a damaged database raises."""
-
-_EMPTY_BYTES = 64 << 20
-"""Unused bytes in the file from which on it is compacted, after large rows were shortened."""
 
 _EMPTY = "the router starts with an empty job table and history; running jobs come back with their agents"
 
@@ -52,7 +52,9 @@ def _open(path: Path) -> Saved:
         raise sqlite3.DatabaseError("it is a directory")
     path.touch(mode=0o600)
     with closing(connect(path)) as database:
-        return read_store(database)
+        saved = read_store(database)
+    saved.history = StoredHistory(open_to_read(path), partial(open_to_read, path))
+    return saved
 
 
 def _as_it_is(path: Path, error: Exception) -> Saved:
@@ -63,8 +65,9 @@ def _as_it_is(path: Path, error: Exception) -> Saved:
     how = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5.0)) as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-                (saved, _), found = read_tables(database), "all of it"
+            copy = sqlite3.connect(":memory:")
+            database.backup(copy)
+        saved, found = read_store(copy), "all of it"
     except _DAMAGE as problem:
         log.error("event=database_not_read path=%s error=%r", path, str(problem))
     log.critical(
@@ -74,6 +77,7 @@ def _as_it_is(path: Path, error: Exception) -> Saved:
         str(error),
         found,
     )
+    saved.history.become_copy(partial(open_to_read, path))
     return saved
 
 
@@ -85,12 +89,5 @@ def read_store(database: sqlite3.Connection) -> Saved:
         with database:
             for statement, parameters in repairs:
                 database.execute(statement, parameters)
-        _give_back(database)
+        give_back(database)
     return saved
-
-
-def _give_back(database: sqlite3.Connection) -> None:
-    """Compact the file if large rows have left much of it unused."""
-    free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
-    if free * size > _EMPTY_BYTES:
-        database.execute("VACUUM")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass, field
 
 from prouter.broker.creations.keys import Keys
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger, PeerInfo
+from prouter.broker.jobs.stored_history import StoredHistory
 from prouter.broker.links.dials import Dials
 from prouter.broker.links.hello import CLIENT, AgentInfo
 from prouter.broker.links.links import Links
+from prouter.broker.store.database import migrate
 
 __all__ = ["Saved", "SavedConnection", "restore"]
+
+
+def no_history() -> StoredHistory:
+    """An empty history, until the store has a database."""
+    database = sqlite3.connect(":memory:")
+    migrate(database)
+    return StoredHistory(database, copied=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,9 @@ class Saved:
 
     connections: list[SavedConnection] = field(default_factory=list)
     jobs: list[Entry] = field(default_factory=list)
+    """Those that have not ended."""
+    history: StoredHistory = field(default_factory=no_history)
+    """Those that have."""
     keys: list[tuple[str, str, str]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     """By key, the digest of its request (`prouter.requests.digest`)."""

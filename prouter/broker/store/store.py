@@ -44,6 +44,7 @@ class _Statement(NamedTuple):
     text: str
     parameters: tuple[Any, ...]
     done: Callable[[float], None] | None
+    committed: Callable[[float], None] | None
 
 
 class Store:
@@ -56,12 +57,14 @@ class Store:
     Attributes:
         on_renewed: among `take_done` when the database is a new one or misses statements. The broker then submits
             everything again.
+        on_opened: among `take_done` when another database was opened that misses nothing.
     """
 
     def __init__(self, path: Path, wake: Callable[[], None]) -> None:
         self.failures = 0
         self.written = 0
         self.on_renewed: Callable[[float], None] = _nothing
+        self.on_opened: Callable[[float], None] = _nothing
         self._path = path
         self._wake = wake
         self._queue: queue.SimpleQueue[_Statement | None] = queue.SimpleQueue()
@@ -70,6 +73,7 @@ class Store:
         self._done: deque[Callable[[float], None]] = deque()
         self._held = 0
         self._incomplete = False
+        self._reopened = False
         self._renewed_at = -_RENEW
         self._opened: tuple[int, int] = (0, 0)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -80,12 +84,19 @@ class Store:
         """Number of statements that are not written yet."""
         return self._queue.qsize() + self._held
 
-    def submit(self, statement: str, *parameters: Any, done: Callable[[float], None] | None = None) -> None:
-        """Execute an SQL statement, in order; `done` is among `take_done` once it is committed.
+    def submit(
+        self,
+        statement: str,
+        *parameters: Any,
+        done: Callable[[float], None] | None = None,
+        committed: Callable[[float], None] | None = None,
+    ) -> None:
+        """Execute an SQL statement, in order; `done` and `committed` are among `take_done` once it is committed.
 
         While the database cannot be written, `done` is there all the same, because the router goes on without it.
+        `committed` never is if the statement is lost or refused.
         """
-        self._queue.put(_Statement(statement, parameters, done))
+        self._queue.put(_Statement(statement, parameters, done, committed))
         if done is not None:
             self.hurry()
 
@@ -145,6 +156,7 @@ class Store:
         database = connect(self._path, patience=0.5)
         self._opened = identity(self._path)
         self._incomplete |= fresh
+        self._reopened = True
         return database
 
     def _renew(self, error: sqlite3.Error) -> bool:
@@ -189,23 +201,29 @@ class Store:
         Raises:
             sqlite3.Error: it failed, and nothing was changed.
         """
-        if not waiting and not self._incomplete:
+        if not (waiting or self._incomplete or self._reopened):
             return
+        calls: list[Callable[[float], None]] = []
         with database:
-            for text, parameters, _done in waiting:
+            for text, parameters, done, committed in waiting:
+                if done is not None:
+                    calls.append(done)
                 try:
                     database.execute(text, parameters)
+                    if committed is not None:
+                        calls.append(committed)
                 except _UNFIT as error:
                     self.failures += 1
                     log.error("event=statement_refused statement=%r error=%r", text, str(error))
         self.written += len(waiting)
-        self._call_back(waiting)
         waiting.clear()
         self._held = 0
         if self._incomplete:
-            self._incomplete = False
-            self._done.append(self.on_renewed)
-            self._wake()
+            calls.append(self.on_renewed)
+        elif self._reopened:
+            calls.append(self.on_opened)
+        self._incomplete = self._reopened = False
+        self._call_back(calls)
 
     def _failed(self, error: sqlite3.Error, count: int) -> None:
         self.failures += 1
@@ -223,7 +241,7 @@ class Store:
         waiting.clear()
         open_end = True
         while True:
-            self._call_back(fresh)
+            self._call_back(statement.done for statement in fresh if statement.done is not None)
             self._incomplete |= len(waiting) + len(fresh) > _BACKLOG
             waiting.extend(statement._replace(done=None) for statement in fresh)
             self._held = len(waiting)
@@ -233,10 +251,10 @@ class Store:
             fresh.clear()
             open_end = self._fetch(fresh, patience)
 
-    def _call_back(self, statements: Iterable[_Statement]) -> None:
-        calls = [statement.done for statement in statements if statement.done is not None]
-        if calls:
-            self._done.extend(calls)
+    def _call_back(self, calls: Iterable[Callable[[float], None]]) -> None:
+        found = list(calls)
+        if found:
+            self._done.extend(found)
             self._wake()
 
 

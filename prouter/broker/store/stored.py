@@ -11,13 +11,13 @@ import sqlite3
 from dataclasses import replace
 from typing import Any
 
-from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import EVENTS
+from prouter.broker.jobs.stored_history import JOB_COLUMNS, StoredHistory, read_entry
 from prouter.broker.links.hello import AgentInfo
 from prouter.broker.store.restore import Saved, SavedConnection
 from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
 from prouter.fabric.frames import pack_body, unpack_body
-from prouter.jobs import MAX_NAME, MAX_RECORD, JobRecord, bounded
+from prouter.jobs import MAX_RECORD
 
 __all__ = ["Repair", "read_tables"]
 
@@ -26,7 +26,6 @@ log = logging.getLogger("prouter.store")
 Repair = tuple[str, tuple[Any, ...]]
 """An SQL statement that corrects a row, and its parameters."""
 
-_COLUMNS = "uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, record, event"
 _MAX_EVENT = 2 * MAX_RECORD
 """Most bytes of a packed event: a record, and little else."""
 _EVENTS_BYTES = 32 << 20
@@ -38,7 +37,7 @@ def read_tables(database: sqlite3.Connection) -> tuple[Saved, list[Repair]]:
     """Read the tables of this version; return their content, and how to correct rows that are too large."""
     saved, repairs = Saved(), list[Repair]()
     _read_connections(database, saved, repairs)
-    _read_jobs(database, saved, repairs)
+    _read_jobs(database, saved)
     saved.unwanted = [job for (job,) in database.execute("SELECT job FROM unwanted ORDER BY at")]
     saved.keys = database.execute("SELECT key, connection, job FROM keys ORDER BY at").fetchall()
     if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'digests'").fetchone():
@@ -72,19 +71,17 @@ def _read_connections(database: sqlite3.Connection, saved: Saved, repairs: list[
         )
 
 
-def _read_jobs(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:
-    for row in database.execute(f"SELECT {_COLUMNS} FROM jobs"):  # noqa: S608 - a constant
-        uid, connection, agent, name, created_at, state, revision, lost, removal, ended_at, packed, event = row
-        if len(packed) > MAX_RECORD or len(name) > MAX_NAME:
-            record = bounded(JobRecord.from_wire(unpack_body(packed)))
-            packed, name = pack_body(record.to_wire()), bounded(replace(record, name=name)).name
-            repairs.append(("UPDATE jobs SET record = ?, name = ? WHERE uid = ?", (packed, name, uid)))
-        entry = Entry(uid, connection, agent, name, created_at, state, revision, bool(lost), removal, ended_at, packed)
-        if not entry.ended:
-            entry.set(entry.last_record)
-            entry.confirmed = False
+def _read_jobs(database: sqlite3.Connection, saved: Saved) -> None:
+    """The jobs that have not ended. The others stay in the database."""
+    for row in database.execute(f"SELECT {JOB_COLUMNS} FROM jobs INDEXED BY jobs_alive WHERE ended_at IS NULL"):  # noqa: S608 - a constant
+        entry = read_entry(row)
+        entry.set(entry.last_record)
+        entry.confirmed = False
         saved.jobs.append(entry)
-        saved.last_event = max(saved.last_event, event)
+    # The row that was written last has the highest number, because rows are replaced, not changed.
+    for (event,) in database.execute("SELECT event FROM jobs ORDER BY rowid DESC LIMIT 1"):
+        saved.last_event = event
+    saved.history = StoredHistory(database)
 
 
 def _read_events(database: sqlite3.Connection, saved: Saved, repairs: list[Repair]) -> None:

@@ -29,6 +29,7 @@ def write_history(path: Path, jobs: int, agents: int) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     with closing(connect(path)) as database, database:
+        database.execute("PRAGMA cache_size = -500000")
         database.executemany(SAVE_JOB, _rows(jobs, agents))
 
 
@@ -56,6 +57,10 @@ def _rows(jobs: int, agents: int) -> Iterator[tuple[object, ...]]:
             began + 60.0,
             record,
             0,
+            int(began * 1_000_000),
+            len(record),
+            None,
+            None,
         )
 
 

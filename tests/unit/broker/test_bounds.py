@@ -309,7 +309,7 @@ def test_the_history_is_bounded_in_bytes() -> None:
         agent.change(jobs[-1]["uid"], state=State.FINISHED, reason=Reason.EXITED, error="e" * 4000)
         world.run(0.2)
     assert 15 <= len(listed(worker)) <= 25
-    assert world.broker.ledger.table.ended_bytes <= 100_000
+    assert world.broker.ledger.table.tally.ended_bytes <= 100_000
     assert {job["uid"] for job in listed(worker)} == {job["uid"] for job in jobs[-len(listed(worker)) :]}
     assert len(agent.jobs) == len(listed(worker)), "the agent removed the others"
 
@@ -337,14 +337,14 @@ def test_records_of_one_size_count_alike_alive_and_ended() -> None:
     _, agent = world.worker(), world.agent()
     table = world.broker.ledger.table
     agent.notify("job", record=record(agent, error="e" * 3000))
-    alive = table.live_bytes(agent.connection)
+    alive = table.tally.live_bytes(agent.connection)
     agent.notify("job", record=record(agent, error="e" * 3000, state="FINISHED", revision=2))
-    assert table.live_bytes(agent.connection) == 0
-    assert abs(table.ended_bytes - alive) < 500
+    assert table.tally.live_bytes(agent.connection) == 0
+    assert abs(table.tally.ended_bytes - alive) < 500
     entry = table.get(UID)
     assert entry is not None
     world.broker.ledger.forget(entry)
-    assert table.ended_bytes == 0
+    assert table.tally.ended_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_long_lists_of_jobs_are_spread_over_turns() -> None:
     agent.say(*(event_frame("jobs", {"jobs": part, "complete": False}) for part in parts))
     assert len(world.broker.inbox) == 3, "one part is a turn's work"
     world.run(1.0)
-    assert len(world.broker.ledger.table.kept(agent.connection)) == 800
+    assert world.broker.ledger.table.tally.kept(agent.connection) == 800
     agent.notify("jobs", jobs=[*parts[0], parts[1][0]], complete=False)
     assert world.env.counts["malformed"] == 1
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from prouter.broker.jobs.stored_history import JOB_COLUMNS
 from prouter.broker.links.hello import AgentInfo
 from prouter.broker.store.opening import open_store
 from prouter.errors import KeyReused
@@ -37,7 +38,8 @@ def execute(path: Path, statement: str, *parameters: Any) -> list[Any]:
 def save(path: Path, record: JobRecord) -> None:
     values = (record.uid, CONNECTION, "agent-1", record.name, 1.0, record.state.value, 3, 0, "", 2.0)
     packed = pack_body({key: value for key, value in record.to_wire().items() if key != "args_shortened"})
-    execute(path, "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *values, packed, 5)
+    columns = f"{JOB_COLUMNS}, event"
+    execute(path, f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *values, packed, 5)
 
 
 def save_connection(path: Path, info: AgentInfo) -> None:
