@@ -35,7 +35,10 @@ def path(router: Router, agent: Agent) -> Iterator[str]:
 
 
 def multiply(database: Path, count: int) -> None:
-    """Copy the existing job `count` times, each copy older than the last; every tenth has another name."""
+    """Copy the existing job `count` times, each copy older than the last; every tenth has another name.
+
+    The copies are as an earlier version would have written them.
+    """
     with closing(sqlite3.connect(database)) as connection, connection:
         cursor = connection.execute("SELECT * FROM jobs")
         columns = [one[0] for one in cursor.description]
@@ -44,7 +47,7 @@ def multiply(database: Path, count: int) -> None:
         rows = []
         for number in range(count):
             row = {**model, "uid": f"{number:032x}", "name": "tenth" if number % 10 == 0 else "many"}
-            row["created_at"] = model["created_at"] - number - 1
+            row["created_at"], row["size"] = model["created_at"] - number - 1, None
             told = {**record, "uid": row["uid"], "name": row["name"], "created_at": row["created_at"]}
             rows.append([{**row, "record": pack_body(told)}[name] for name in columns])
         marks = ",".join("?" * len(columns))

@@ -50,7 +50,7 @@ HISTORY_INDEXES = (
     *_list_indexes(),
     "CREATE INDEX IF NOT EXISTS jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS jobs_totals ON jobs (connection, state, size) WHERE ended_at IS NOT NULL",
-    "CREATE INDEX IF NOT EXISTS jobs_keyed ON jobs (key) WHERE key IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS jobs_keyed ON jobs (key, created, uid) WHERE key IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS jobs_to_remove ON jobs (connection) WHERE removal <> '' AND state = 'FINISHED'",
     "CREATE INDEX IF NOT EXISTS jobs_alive ON jobs (ended_at) WHERE ended_at IS NULL",
 )
