@@ -22,7 +22,7 @@ __all__ = ["RouterSocket"]
 log = logging.getLogger("prouter.transport")
 
 _MOST_UNAUTHENTICATED = 256
-"""Connections that may be unauthenticated at once. Few routers dial an agent; the oldest are closed."""
+"""Connections that may be unauthenticated at once. Few routers dial an agent; the most silent are closed."""
 _BUSY, _IDLE = 0.1, 1.0
 """Seconds between two looks at time limits, and the same while all peers are authenticated and read what is sent."""
 _READ = 1
@@ -122,6 +122,8 @@ class RouterSocket:
         try:
             for connection in listener.accept():
                 self._unauthenticated.opened(connection, now)
+            for excess in self._unauthenticated.take_excess():
+                self.drop(excess)
         except OSError as error:
             log.error("event=accept_failed endpoint=%s error=%r", self.endpoint, str(error))
         for connection in listener.arrived():
@@ -142,6 +144,8 @@ class RouterSocket:
             self._lost(connection, error)
             return
         trusted = connection in self._trusted
+        if not trusted:
+            self._unauthenticated.heard(connection, time.monotonic())
         for parts in messages:
             try:
                 self._on_message(connection, parts)

@@ -70,6 +70,18 @@ class Unauthenticated(Generic[T]):
         self._until.pop(connection, None)
         self._heard.pop(connection, None)
 
+    def take_excess(self) -> list[T]:
+        """Those beyond as many as there may be, who have been silent for longest: close them.
+
+        For listeners that cannot have others wait.
+        """
+        found: list[T] = []
+        while len(self._until) > self._most:
+            found.append(next(iter(self._heard)))
+            self.gone(found[-1])
+        self.cut += len(found)
+        return found
+
     def due(self, now: float) -> bool:
         """Whether some have had their time, or are silent while others wait."""
         return bool(self._until) and (self._overdue(now) or self._silent(now))
