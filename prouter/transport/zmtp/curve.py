@@ -70,6 +70,8 @@ _FROM_CLIENT, _FROM_SERVER = b"CurveZMQMESSAGEC", b"CurveZMQMESSAGES"
 _FLAGS = {b"\0": 0, b"\1": MORE, b"\2": COMMAND}
 """What the first byte in a box says of the part behind it."""
 _MAX_COMMAND = 255
+_COUNTERS = 2**63
+"""The client's INITIATE has a smaller counter. They have 64 bits and must not wrap; honest ones begin at 1."""
 # Frames with a MESSAGE that has no box yet: flags, length, name, counter, space for the tag, flags of the part.
 _SHORT_FRAME = struct.Struct(f">BB8sQ{TAG}x?")
 _LONG_FRAME = struct.Struct(f">BQ8sQ{TAG}x?")
@@ -260,6 +262,8 @@ class CurveServer(Zmtp):
         self._introduced(content, _PROPERTIES)
         self.peer_key = key
         self._heard = _COUNTER.unpack(counter)[0]
+        if self._heard >= _COUNTERS:
+            raise ProtocolError("the other end's counter leaves no room for its messages")
         self._sent = 1
         counter = _COUNTER.pack(self._sent)
         box = sodium.crypto_box_easy_afternm(properties(b"ROUTER", b""), b"CurveZMQREADY---" + counter, self._key)

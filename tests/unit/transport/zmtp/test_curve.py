@@ -293,6 +293,17 @@ def test_a_vouch_counts_for_its_own_connection(which: str) -> None:
     assert not made.reply
 
 
+@pytest.mark.parametrize(("before", "gets_in"), [(2**64 - 2, False), (2**63 - 1, False), (2**63 - 2, True), (41, True)])
+def test_a_client_whose_counter_could_wrap_is_refused(before: int, gets_in: bool) -> None:
+    made, peer = server(), client()
+    greeted(made, peer)
+    peer._sent = before
+    initiate = peer.initiate()
+    assert refuses(made, initiate, b"") is not gets_in
+    if gets_in:
+        assert made.receive(peer.message(b"a")) == [[b"a"]]
+
+
 def test_the_cookie_of_another_handshake_is_refused() -> None:
     made, peer = server(), client()
     greeted(made, peer)
