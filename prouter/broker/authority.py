@@ -11,6 +11,7 @@ from prouter.broker.core import Broker
 from prouter.broker.sockets.port import Port
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import decode
+from prouter.process.log_limit import LogLimit
 
 __all__ = ["CoreAuthority"]
 
@@ -31,6 +32,7 @@ class CoreAuthority:
 
     def __init__(self, env: Env) -> None:
         self._env = env
+        self._logs = LogLimit()
 
     def control(self, port: Port, parts: Sequence[bytes], now: float) -> None:
         """A message to the broker itself; its answers leave before anything else is moved, so that order is kept.
@@ -52,9 +54,12 @@ class CoreAuthority:
             if port.path is None:
                 raise
             self.broker.malformed(port.path, error)
-        except Exception:
-            log.exception("event=message_failed peer=%.64r", port.identity)
+        except Exception as error:
             self._env.counts["failures"] += 1
+            if self._logs.allows(now):
+                log.exception("event=message_failed peer=%.64r", port.identity)
+            if port.path is None:
+                raise ProtocolError("the message of an unauthenticated connection could not be handled") from error
         self.flush(now)
 
     def unreachable(self, target: Path, now: float) -> None:

@@ -22,6 +22,7 @@ from prouter.broker.sockets.port import Port
 from prouter.broker.sockets.waiting import Waiting, says_something
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
+from prouter.process.log_limit import LogLimit
 from prouter.process.memory import give_back_memory
 from prouter.transport.connection import Connection
 from prouter.transport.unauthenticated import Unauthenticated
@@ -119,6 +120,7 @@ class Connections:
         self._closing: list[Port] = []
         self._held: Unfinished[Port] = Unfinished()
         self._sweeping = False
+        self._logs = LogLimit()
 
     @property
     def busy(self) -> bool:
@@ -248,6 +250,13 @@ class Connections:
         try:
             port.pump(self._env.switch, now, self._authority.control, self._authority)
         except (OSError, ProtocolError) as error:
+            self._failed(port, error, now)
+            return
+        except Exception as error:
+            # What it received is lost, and what follows may fail the same way.
+            self._env.counts["failures"] += 1
+            if self._logs.allows(now):
+                log.exception("event=connection_failed peer=%.64r", port.identity)
             self._failed(port, error, now)
             return
         if port.unfinished and not port.paused:

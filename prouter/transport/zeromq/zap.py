@@ -15,6 +15,7 @@ from itertools import count
 import zmq
 
 from prouter.key_pairs import from_bytes
+from prouter.process.log_limit import LogLimit
 from prouter.transport.zeromq.context import context
 from prouter.transport.zmtp.server_keys import Accepts
 
@@ -25,8 +26,6 @@ log = logging.getLogger("prouter.transport")
 _ENDPOINT = "inproc://zeromq.zap.01"
 _AT_ONCE = 64
 """Handshakes decided before others get their turn; the clients of the rest wait."""
-_LOGGED = 10
-"""Refusals logged in a second; all are counted."""
 _VERSION = b"1.0"
 _KEY_SIZE = 32
 
@@ -37,7 +36,6 @@ class Authenticator:
     Attributes:
         fd: readable when handshakes wait to be decided.
         more: whether some wait, even if `fd` is not readable.
-        refused: how many were refused.
     """
 
     def __init__(self) -> None:
@@ -53,8 +51,7 @@ class Authenticator:
         self._numbers = count(1)
         self.fd = int(self._socket.getsockopt(zmq.FD))
         self.more = False
-        self.refused = 0
-        self._logged = self._logged_in = 0
+        self._logs = LogLimit()
 
     def register(self, accepts: Accepts | None) -> str:
         """Have `accepts` asked about the clients of a listener; the domain that the listener is to use.
@@ -107,13 +104,7 @@ class Authenticator:
         return [route, empty, _VERSION, number, *status, key.encode() if accepted else b"", b""]
 
     def _refuse(self, key: str, address: bytes) -> None:
-        """Count, and log some: a flood must not fill the log."""
-        self.refused += 1
-        second = int(time.monotonic())
-        if second != self._logged_in:
-            self._logged_in, self._logged = second, 0
-        self._logged += 1
-        if self._logged <= _LOGGED:
+        if self._logs.allows(time.monotonic()):
             log.warning("event=key_refused key=%s address=%s", key or "none", address.decode("ascii", "replace"))
 
 

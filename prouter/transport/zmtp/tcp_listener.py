@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 from prouter.key_pairs import KeyPair
+from prouter.process.log_limit import LogLimit
 from prouter.transport.zmtp.accepting import OwnListener, listen_tcp
 from prouter.transport.zmtp.curve import CurveServer
 from prouter.transport.zmtp.server_keys import ServerCurve, ServerKeys
@@ -16,9 +17,6 @@ from prouter.transport.zmtp.wire import Wire
 __all__ = ["TcpListener"]
 
 log = logging.getLogger("prouter.transport")
-
-_LOGGED = 10
-"""Refusals logged in a second."""
 
 
 class TcpListener(OwnListener):
@@ -41,7 +39,7 @@ class TcpListener(OwnListener):
         self._curve = curve
         self._keys = ServerKeys(curve.pair) if curve is not None else None
         self._limit = limit
-        self._logged = self._logged_in = 0
+        self._logs = LogLimit()
         listening = listen_tcp(interface, port)
         host, number = listening.getsockname()[:2]
         super().__init__(listening, f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}")
@@ -71,12 +69,7 @@ class TcpListener(OwnListener):
         return accepted
 
     def _refused(self, key: str, sock: socket.socket) -> None:
-        """Log some: a flood must not fill the log."""
-        second = int(time.monotonic())
-        if second != self._logged_in:
-            self._logged_in, self._logged = second, 0
-        self._logged += 1
-        if self._logged <= _LOGGED:
+        if self._logs.allows(time.monotonic()):
             log.warning("event=key_refused key=%s address=%s", key, _address(sock))
 
 
