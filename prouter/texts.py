@@ -1,13 +1,25 @@
-"""Texts of others, made fit to show: without what controls a terminal or turns text, and without credentials."""
+"""What others say, made fit to show: bounded, without what controls a terminal or turns text, without credentials."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["visible", "without_credentials"]
+__all__ = ["shown", "visible", "without_credentials"]
 
 _CREDENTIAL = re.compile(r"(pr[ti]_|shr_)[\w-]{16,}|(eyJ)[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)
 """Tokens, invitations and codes of share links as the router makes them, and what it signs (JWT, RFC 7519)."""
+
+
+def shown(value: object, most: int = 64) -> str:
+    """Return the beginning of what a peer sent in place of a text or a number; of anything else, its type.
+
+    A list of a thousand lists, one within the other, cannot be printed: Python raises RecursionError.
+    """
+    if value is None or isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, str):
+        return repr(value[:most])
+    return f"a {type(value).__name__}"
 
 
 def visible(text: str) -> str:

@@ -6,12 +6,15 @@ it fails there. Sizes are bytes unless a name says otherwise.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "MAX_AGENT_REPLY",
     "MAX_CONTROL",
     "MAX_FRAMES",
     "MAX_JOB_EVENT",
     "MAX_MESSAGE",
+    "MAX_NESTED",
     "MAX_PAGE",
     "MAX_PART",
     "MAX_PAYLOAD",
@@ -19,6 +22,7 @@ __all__ = [
     "MAX_PROPERTIES",
     "MAX_ROUTERS",
     "PART_OVERHEAD",
+    "nested",
 ]
 
 MAX_PART = 16 * 1024 * 1024
@@ -37,6 +41,8 @@ MAX_PAGE = 1024 * 1024
 """Entries of one response that lists something. A single entry that is larger is still listed."""
 MAX_PROPERTIES = 48 * 1024
 """An agent's properties, as JSON. The agent's HELLO holds them, which may have 64 KiB, and so does each of its jobs."""
+MAX_NESTED = 32
+"""Levels of maps and lists in what an agent tells of itself: whoever gets it later can read and print it."""
 MAX_ROUTERS = 32
 """Routers in an agent's event about its links, a number."""
 MAX_PLATFORM = 8 * 1024
@@ -45,3 +51,18 @@ MAX_AGENT_REPLY = 256 * 1024
 """Reply of an agent to the broker. A job record has up to 16 KiB, but agents of earlier versions did not shorten it."""
 MAX_JOB_EVENT = 256 * 1024
 """Event of an agent about a single job."""
+
+
+def nested(value: dict[str, Any]) -> int:
+    """Return how many levels of maps and lists there are, `value` itself included; `MAX_NESTED` + 1 for any more."""
+    levels = 0
+    level: list[Any] = [value]
+    while level and levels <= MAX_NESTED:
+        levels += 1
+        level = [
+            part
+            for whole in level
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, (dict, list))
+        ]
+    return levels

@@ -51,9 +51,11 @@ SIGN_OF_LIFE = 1.5
 """Heartbeat intervals after the last PING or PONG to the peer, after which a side sends a PONG unasked. Idle peers
 exchange PING and PONG more often than that, and send none."""
 
-
 LONGEST_PACE = 60.0
 """Seconds between heartbeats that a dialler has itself be told, at most."""
+
+_LONGEST_TEXT = 1024
+"""Characters of the text with which a peer refuses or says goodbye."""
 
 
 class SessionState(Enum):
@@ -205,9 +207,9 @@ class Session:
         if kind == REFUSE and self.state in (SessionState.HELLO_SENT, SessionState.READY):
             body = unpack_body(frame.payload)
             self.state = SessionState.REFUSED
-            return [], Refused(str(body.get("code", "refused")), str(body.get("text", "")))
+            return [], Refused(_text(body, "code", "refused"), _text(body, "text", ""))
         if kind == BYE and self.state is SessionState.READY:
-            lost = Lost(str(unpack_body(frame.payload).get("reason", "goodbye")))
+            lost = Lost(_text(unpack_body(frame.payload), "reason", "goodbye"))
             self.state = SessionState.LOST
             return [], lost
         return [], None
@@ -282,3 +284,9 @@ class Session:
 
     def _hello_frame(self) -> Frame:
         return Frame(HELLO, payload=pack_body({**(self._hello or {}), "protocol": VERSION}))
+
+
+def _text(body: dict[str, Any], key: str, default: str) -> str:
+    """The beginning of a text that a peer tells; `default` if there is none, or something else in its place."""
+    value = body.get(key)
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else default

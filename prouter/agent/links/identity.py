@@ -13,7 +13,7 @@ from typing import Any
 
 from prouter import __version__
 from prouter.config import AgentConfig, ConfigError
-from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES
+from prouter.fabric.bounds import MAX_NESTED, MAX_PLATFORM, MAX_PROPERTIES, nested
 
 __all__ = ["Identity", "host_load", "platform_facts"]
 
@@ -46,7 +46,7 @@ class Identity:
         """Return the identity of the agent with this configuration.
 
         Raises:
-            ConfigError: the properties are larger than a router accepts.
+            ConfigError: the properties are larger, or nested more deeply, than a router accepts.
         """
         properties = json.dumps(config.properties, default=str)
         if len(properties) > MAX_PROPERTIES:
@@ -54,6 +54,8 @@ class Identity:
                 f"properties: {len(properties)} bytes as JSON are more than the {MAX_PROPERTIES} that routers accept; "
                 "put long values into a file and its path here"
             )
+        if nested(config.properties) > MAX_NESTED:
+            raise ConfigError(f"properties: they are nested more than the {MAX_NESTED} levels deep that routers accept")
         facts = platform_facts()
         return cls(
             uid=config.identity.uid or _stored_uid(state_dir / _UID_FILE),

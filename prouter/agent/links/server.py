@@ -19,6 +19,7 @@ from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, REFUSE, VERSION, Frame, decode, encode, pack_body, unpack_body
 from prouter.fabric.session import LOST_AFTER, Session
 from prouter.key_pairs import KeyPair
+from prouter.texts import shown
 from prouter.transport.connection import Connection
 from prouter.transport.dialler import Punctual
 from prouter.transport.router_socket import RouterSocket
@@ -114,7 +115,7 @@ class Listener:
             self._accept(connection, parts, str(body["uid"]))
             return True
         code, text = refusal
-        log.warning("event=router_refused code=%s router=%.64r text=%r", code, body.get("uid"), text)
+        log.warning("event=router_refused code=%s router=%s text=%r", code, shown(body.get("uid")), text)
         frame = Frame(REFUSE, payload=pack_body({"code": code, "text": text}))
         self._socket.send(connection, [b"", *encode([frame])])
         self._socket.drop(connection, _LAST_WORDS)
@@ -123,7 +124,7 @@ class Listener:
     def _refusal(self, body: dict[str, Any], key: str) -> tuple[str, str] | None:
         """Return code and text of why a HELLO is not accepted; None if it is."""
         if body.get("protocol") != VERSION:
-            text = f"this agent speaks version {VERSION} of the protocol, not {body.get('protocol')!r:.16}"
+            text = f"this agent speaks version {VERSION} of the protocol, not {shown(body.get('protocol'), 16)}"
             return "bad_version", text
         uid = body.get("uid")
         refusal = self._gate.refusal(uid, body.get("token"), key)

@@ -22,6 +22,8 @@ from prouter.broker.links.links import Links
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, Frame
 from prouter.fabric.session import Greeted, Session
+from prouter.process.log_limit import LogLimit
+from prouter.texts import shown
 
 __all__ = ["Admission"]
 
@@ -29,8 +31,6 @@ log = logging.getLogger("prouter.broker")
 
 _LATE = 0.25
 """Seconds by which the timer of a challenge may be late. Beyond that this process stood still, and it runs again."""
-_LOGGED = 10
-"""Refusals that are logged per second; all are counted."""
 
 
 class _Challenger:
@@ -81,9 +81,7 @@ class Admission:
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
-        self._logged = 0
-        """Refusals logged in the second `_logged_in`."""
-        self._logged_in = 0
+        self._logs = LogLimit()
 
     def handshake(self, carrier: Any, rid: bytes, frames: list[Frame], now: float) -> None:
         """Handle the control frames of an unauthenticated connection.
@@ -113,7 +111,7 @@ class Admission:
             return
         try:
             if body.get("kind") == "obituary":
-                self._agent_died(str(body.get("uid")), str(body.get("incarnation")), now)
+                self._agent_died(body.get("uid"), body.get("incarnation"), now)
                 return
             info = self._read(body, decision.mark if isinstance(decision, Admitted) else "")
         except ProtocolError as error:
@@ -161,13 +159,15 @@ class Admission:
         """
         kind = body.get("kind")
         if kind != "agent":
-            raise ProtocolError(f"this port of a router is for agents, not for a peer of kind {kind!r:.32}")
+            raise ProtocolError(f"this port of a router is for agents, not for a peer of kind {shown(kind, 32)}")
         if body.get("incarnation") == self._env.incarnation:
             raise ProtocolError("the incarnation is this router's own")
         return AgentInfo.from_hello(body, mark)
 
-    def _agent_died(self, uid: str, incarnation: str, now: float) -> None:
+    def _agent_died(self, uid: object, incarnation: object, now: float) -> None:
         """Handle a death notice: the agent's keeper says that the agent has died and its jobs have ended."""
+        if not isinstance(incarnation, str):
+            return
         for mode in (SERVER, CLIENT):
             link = self._links.find(incarnation, mode)
             if link is not None and link.info.uid == uid:
@@ -254,11 +254,8 @@ class Admission:
 
     def _refuse(self, path: Path, code: str, text: str, uid: object = None) -> None:
         self._env.counts["hellos_refused"] += 1
-        if self._logged_in != int(self._env.now):
-            self._logged_in, self._logged = int(self._env.now), 0
-        self._logged += 1
-        if self._logged <= _LOGGED:
-            log.warning("event=hello_refused code=%s agent=%.64r text=%r", code, uid, text)
+        if self._logs.allows(self._env.now):
+            log.warning("event=hello_refused code=%s agent=%s text=%r", code, shown(uid), text)
         self._env.outbox.say(path, path.session.refuse(code, text))
         self._env.shell.forget(path)
 

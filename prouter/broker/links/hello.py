@@ -10,10 +10,11 @@ from functools import lru_cache
 from typing import Any
 
 from prouter.errors import ProtocolError
-from prouter.fabric.bounds import MAX_PLATFORM, MAX_PROPERTIES, MAX_ROUTERS
+from prouter.fabric.bounds import MAX_NESTED, MAX_PLATFORM, MAX_PROPERTIES, MAX_ROUTERS, nested
 from prouter.fabric.frames import VERSION
 from prouter.jobs import TEMPLATE_NAME
 from prouter.resources import read_amounts
+from prouter.texts import shown
 
 __all__ = [
     "CLIENT",
@@ -163,7 +164,7 @@ def check_protocol(body: dict[str, Any]) -> str | None:
     theirs = body.get("protocol")
     if theirs == VERSION:
         return None
-    return f"protocol version {theirs!r:.64} is not supported, this router speaks {VERSION}"
+    return f"protocol version {shown(theirs)} is not supported, this router speaks {VERSION}"
 
 
 def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
@@ -185,9 +186,11 @@ def _mapping(body: dict[str, Any], key: str, most: int = 1024) -> dict[str, Any]
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"{key} must be a map with texts as keys")
+    if nested(value) > MAX_NESTED:
+        raise ProtocolError(f"{key} must be nested at most {MAX_NESTED} levels deep")
     try:
         size = len(_STRICT.encode(value))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ProtocolError(f"{key} must hold what JSON can say: {error}") from error
     if size > most:
         raise ProtocolError(f"{key} must have at most {most} bytes as JSON, not {size}")

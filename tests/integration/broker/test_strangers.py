@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from itertools import product
 
 import gevent
 import zmq
 
-from prouter.fabric.frames import HELLO, PING, Frame, encode, pack_body
+from prouter.fabric.frames import HELLO, PING, VERSION, Frame, encode, pack_body
 from prouter.transport.dealer import DealerSocket
 from tests.support.broker_stage import BY_UID, Stage, stat
 from tests.support.fabric_peers import until
@@ -59,6 +60,33 @@ def test_a_stranger_that_says_anything_but_hello_is_cut_off(stage: Stage) -> Non
     assert worker.create(BY_UID)
     assert stat(worker, "strangers") == 0
     assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+DEEP = b"\x91" * 1000 + b"\xc0"
+"""A thousand lists, one within the other: Python can neither print nor copy them."""
+
+
+def test_hellos_nested_deeply_cost_no_more_than_others(stage: Stage) -> None:
+    broker = stage.broker(server__accept_tokens=["good"])
+    worker, agent = stage.worker(broker), stage.agent(broker, token="good")
+    for kind, field in product(
+        ("agent", "obituary"),
+        ("protocol", "kind", "uid", "incarnation", "token", "platform", "properties", "capacity"),
+    ):
+        hello = {"protocol": VERSION, "kind": kind, "uid": "x", "name": "x", "incarnation": "0" * 32, "token": "good"}
+        hello.pop(field, None)
+        body = bytes([0x80 + len(hello) + 1]) + pack_body(hello)[1:] + pack_body({field: 0})[1:-1] + DEEP
+        losses: list[str] = []
+        stranger = DealerSocket(broker.endpoint, lambda parts: None, losses.append, b"odd")
+        stranger.send([b"", *encode([Frame(HELLO, payload=body)])])
+        stranger.send([b"", b""])
+        until(lambda losses=losses: losses or stat(worker, "links.up") == 2, what=f"{kind} {field}")  # type: ignore[misc]
+        stranger.close()
+        until(lambda: stat(worker, "links.up") == 1)
+    assert worker.create(BY_UID)
+    assert agent.peer.ready
+    assert stat(worker, "total.failures") == 0
+    assert "Traceback" not in broker.log.read_text()
 
 
 def test_malformed_messages_of_an_agent_are_counted_and_harmless(stage: Stage) -> None:

@@ -191,6 +191,15 @@ def test_a_goodbye_is_a_loss_with_a_reason() -> None:
     assert dialler.state is listener.state is SessionState.LOST
 
 
+@pytest.mark.parametrize(("kind", "key"), [(BYE, b"reason"), (REFUSE, b"text"), (REFUSE, b"code")])
+def test_what_stands_in_place_of_a_text_is_not_shown_and_a_text_only_in_part(kind: int, key: bytes) -> None:
+    for value in (b"\x91" * 1000 + b"\xc0", pack_body({"x": "y" * 60_000})[3:]):
+        dialler, _ = pair()
+        _, event = dialler.receive(Frame(kind, payload=b"\x81" + bytes([0xA0 + len(key)]) + key + value), 1.0)
+        assert isinstance(event, (Lost, Refused))
+        assert all(len(text) <= 1024 for text in event)
+
+
 def test_a_dialler_that_is_not_accepted_gets_no_answer() -> None:
     listener = Session(0.0, 1.0)
     for frame in (Frame(PING), Frame(WELCOME, payload=pack_body({})), Frame(BYE, payload=pack_body({}))):

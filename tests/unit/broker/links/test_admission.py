@@ -12,6 +12,7 @@ from prouter.broker.base.security import Security
 from prouter.broker.links import links as links_module
 from prouter.broker.links.hello import CLIENT, SERVER, AgentInfo
 from prouter.broker.store.restore import Saved, SavedConnection
+from prouter.errors import ProtocolError
 from prouter.jobs import State
 from prouter.keys.invitations import Bound, Invitation, Refused, hash_of, new_token
 from tests.support.broker_world import Agent, World, job_on
@@ -147,6 +148,24 @@ def test_texts_that_would_spoil_lists_and_logs_are_refused_with_the_reason(name:
     assert agent.refusal is not None
     assert agent.refusal[0] == "bad_hello"
     assert agent.refusal[1].startswith(f"{name} has ")
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """A map with maps in it, so many levels in all."""
+    made: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        made = {"x": made}
+    return made
+
+
+@pytest.mark.parametrize("name", ["properties", "platform", "capacity"])
+def test_what_an_agent_tells_is_nested_so_deep_that_everybody_can_read_it(name: str) -> None:
+    info = {"uid": "a", "incarnation": "0" * 32}
+    AgentInfo.from_hello({**info, name: nested(32)})
+    AgentInfo.from_hello({**info, name: {"x": [nested(30)] * 2}})
+    for deep in (nested(33), nested(500), {"x": [nested(31)]}):
+        with pytest.raises(ProtocolError, match=f"{name} must be nested at most 32 levels"):
+            AgentInfo.from_hello({**info, name: deep})
 
 
 def test_long_names_that_fit_are_welcome() -> None:
