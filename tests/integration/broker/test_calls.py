@@ -145,6 +145,7 @@ def test_connections_answer_unchanged_for_the_same_etag(stage: Stage) -> None:
     assert worker.call("connections", etag=answer["etag"]) == {
         "unchanged": True,
         "etag": answer["etag"],
+        "version": answer["version"],
     }
     stage.agent(broker, "agent-2")
     assert len(worker.connections(etag=answer["etag"])) == 2
