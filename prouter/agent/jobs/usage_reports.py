@@ -1,7 +1,8 @@
 """Reports of what running jobs use, so that a router shows it without a call to the agent.
 
 The cost is bounded whatever the number of jobs: each round measures a few of them, new ones first, then those measured
-longest ago, and tells only what has changed.
+longest ago, and tells only what has changed. A round measures its jobs at once, because a job on another machine that
+cannot be reached takes seconds.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class UsageReports:
     def __init__(self, manager: JobManager, tell: Callable[[str, list[Usage]], None]) -> None:
         self._manager = manager
         self._tell = tell
-        self._told: dict[str, Usage] = {}
-        """What was last told of each running job; the job measured longest ago comes first."""
+        self._told: dict[str, Usage | None] = {}
+        """What was last told of each running job, None if nothing was; the job measured longest ago comes first."""
 
     def run(self) -> None:
         """Measure in rounds, for ever; for a greenlet of its own."""
@@ -64,18 +65,24 @@ class UsageReports:
         for uid in [uid for uid in self._told if uid not in running]:
             del self._told[uid]
         new = [uid for uid in running if uid not in self._told]
+        chosen = [*new, *self._told][:_ROUND]
+        for uid in chosen:  # Also those that cannot be measured: they must not be first again.
+            self._told[uid] = self._told.pop(uid, None)
         news: dict[str, list[Usage]] = {}
-        for uid in [*new, *self._told][:_ROUND]:
-            try:
-                usage = _usage(self._manager.usage(uid))
-            except PRouterError as error:
-                log.debug("event=usage_not_known job=%s error=%r", uid, error.detail)  # The job is being removed.
-                continue
-            if self._told.pop(uid, None) != usage:
+        for uid, measuring in [(uid, gevent.spawn(self._measure, uid)) for uid in chosen]:
+            usage = measuring.get()
+            if usage is not None and self._told.get(uid) != usage:
                 news.setdefault(running[uid].connection, []).append(usage)
-            self._told[uid] = usage
+                self._told[uid] = usage
         for connection, usages in news.items():
             self._tell(connection, usages)
+
+    def _measure(self, uid: str) -> Usage | None:
+        try:
+            return _usage(self._manager.usage(uid))
+        except PRouterError as error:  # The job is being removed, or its machine is away.
+            log.debug("event=usage_not_known job=%s error=%r", uid, error.detail)
+            return None
 
 
 def _usage(record: JobRecord) -> Usage:

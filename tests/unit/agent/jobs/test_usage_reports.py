@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+import gevent
+
 from prouter.agent.jobs.manager import JobManager
 from prouter.agent.jobs.usage_reports import Usage, UsageReports
-from prouter.errors import NotFound
+from prouter.errors import AgentUnavailable, NotFound
 from prouter.jobs import JobRecord
 
 
@@ -18,6 +20,7 @@ class Jobs:
         self.running: dict[str, JobRecord] = {}
         self.asked: list[str] = []
         self.used = 1.0
+        self.away: set[str] = set()
 
     def run(self, uid: str, connection: str = "c") -> None:
         self.running[uid] = JobRecord(uid, connection, "job", pid=1)
@@ -29,6 +32,9 @@ class Jobs:
         self.asked.append(uid)
         if uid == "gone":
             raise NotFound("removed meanwhile")
+        if uid in self.away:
+            gevent.sleep(0.02)
+            raise AgentUnavailable("its node is away")
         return replace(self.running[uid], cpu_seconds=self.used, rss_bytes=10)
 
 
@@ -69,3 +75,20 @@ def test_a_round_costs_the_same_however_many_jobs_there_are_and_passes_nobody_ov
     jobs.run("newest")
     report.round()
     assert jobs.asked[128] == "newest"
+
+
+def test_jobs_that_cannot_be_reached_neither_hide_nor_delay_the_others() -> None:
+    jobs = Jobs()
+    for number in range(40):
+        jobs.run(f"away-{number}")
+    jobs.away = set(jobs.running)
+    jobs.run("here")
+    report, told = reports(jobs)
+    with gevent.Timeout(0.6):  # One after another they take twice as long.
+        report.round()
+        report.round()
+    assert told == [("c", [("here", 1.0, 10)])]
+    jobs.away.clear()
+    for _ in range(2):
+        report.round()
+    assert {usage[0] for _, news in told for usage in news} == set(jobs.running)
