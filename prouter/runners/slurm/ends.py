@@ -9,6 +9,7 @@ from typing import Any
 import gevent
 
 from prouter.errors import AgentUnavailable, PRouterError
+from prouter.jobs import Reason
 from prouter.runners.interface import Queued, Spawned
 from prouter.runners.slurm import commands
 from prouter.runners.slurm.commands import QueueEntry
@@ -31,6 +32,8 @@ _SUBMISSIONS = 3
 """Most submissions of one start: a node program that dies at once, again and again, is no accident."""
 _EXPLAINED_BY = 60.0
 """Seconds that Slurm has to say why it has ended a job."""
+_WRITTEN = 5.0
+"""Seconds that a file may take to be seen here, in which a node has written how the job ended."""
 _LINKED = 3.0
 """Seconds for which a connected node may not know that Slurm has ended the job."""
 _RECONNECTED = 6.0
@@ -136,7 +139,18 @@ class Ends:
         if claimed is not None and not cancelled and self._submitted_again(job):
             return
         log = self._table.files(job_files.tail, str(job.directory))
-        self._table.ended(job, made_by_slurm(job.uid, entry.node, slurm, log, ran=ran))
+        end = made_by_slurm(job.uid, entry.node, slurm, log, ran=ran)
+        if end.reason == Reason.AGENT_LOST.value and self._may_be_written(job):
+            return
+        self._table.ended(job, end)
+
+    def _may_be_written(self, job: Job) -> bool:
+        """Whether a later look may find how a job ended: file systems show a new file late to other machines."""
+        now = time.monotonic()
+        if job.unread_since is None:
+            job.unread_since = now
+        self._follower.soon()
+        return now - job.unread_since < _WRITTEN
 
     def _ended_but_linked(self, job: Job) -> None:
         """Slurm has given up a node that still runs the job, or the node is about to tell the end."""

@@ -79,6 +79,7 @@ class Job:
         killed, signalled: whether the agent asked for its end, or sent it a signal.
         ending: what its node told of its end, while Slurm has yet to say why it ended it.
         ending_since: since when Slurm has to say so, or since when it says that a connected job has ended.
+        unread_since: since when Slurm says that it has ended, while nothing is read of how (monotonic seconds).
         told: whether the caller of `spawn` has got its answer, so that reports follow.
         reports: those that are to follow, each with the state of its time.
         outbox, sending: reports on their way, in order; whether a greenlet sends them.
@@ -111,6 +112,7 @@ class Job:
         self.signalled = False
         self.ending: dict[str, Any] | None = None
         self.ending_since: float | None = None
+        self.unread_since: float | None = None
         self.told = False
         self.files = RLock()
         self.reports: list[tuple[JobState, Callable[[Reports], None]]] = []

@@ -57,7 +57,9 @@ class Nodes:
         else:
             if str(hello.get("number")).isdigit():
                 self._starts.runs_as(job, int(hello["number"]))
-            self._control(job, NodeLink(job.uid, str(hello["node"]), connection, decoder, self._events(job)), messages)
+            on_event = self._events(job)
+            link = NodeLink(job.uid, str(hello["node"]), connection, decoder, lambda event: on_event(link, event))
+            self._control(job, link, messages)
 
     def link(self, job: Job) -> NodeLink:
         """The connection to the node of a running job.
@@ -99,7 +101,10 @@ class Nodes:
                 self._follower.soon()
 
     def _events(self, job: Job) -> Any:
-        def on_event(message: dict[str, Any]) -> None:
+        def on_event(link: NodeLink, message: dict[str, Any]) -> None:
+            if job.state is JobState.ENDED:
+                self._ended(link, message)
+                return
             if message["event"] == "port":
                 gevent.spawn(self._reported, job, message["port"])
                 return
@@ -109,6 +114,14 @@ class Nodes:
                 gevent.spawn(self._ends.told_by_node, job, message["exit"])
 
         return on_event
+
+    def _ended(self, link: NodeLink, message: dict[str, Any]) -> None:
+        """Answer the node of a job that has ended for the agent: it had been given up, and its processes may run."""
+        if message.get("exit") is not None:
+            gevent.spawn(link.close)  # So the node knows that nobody waits for it.
+        elif message["event"] in ("hello", "spawned"):
+            _log.warning("event=ended_job_returned job=%s node=%s", link.job, link.node)
+            link.notify("kill")
 
     def _reported(self, job: Job, port: int) -> None:
         """Pass on a port that the job reports, and the agent's answer."""
