@@ -21,6 +21,7 @@ __all__ = ["TAG", "open_box", "open_in_place", "seal_in_place"]
 TAG = 16
 """Bytes of a box before its encrypted text."""
 
+_NONCE, _KEY = 24, 32
 _seal, _open = lib.crypto_box_easy_afternm, lib.crypto_box_open_easy_afternm
 _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -32,9 +33,15 @@ def seal_in_place(memory: bytearray, boxes: Iterable[tuple[int, int, bytes]], ke
         memory: has each text behind `TAG` bytes, which its box takes, too.
         boxes: for each where it begins, the bytes of its text, and its nonce.
         key: shared by both ends.
+
+    Raises:
+        ValueError: a length is wrong, for which libsodium has no check.
     """
     base = ffi.from_buffer(memory)
     for at, size, nonce in boxes:
+        if at < 0 or at + TAG + size > len(memory):
+            raise ValueError(f"a box of {TAG + size} bytes at {at} is not within {len(memory)} bytes")
+        _check(nonce, key)
         _seal(base + at, base + at + TAG, size, nonce, key)
 
 
@@ -43,7 +50,9 @@ def open_box(box: bytes, nonce: bytes, key: bytes) -> Any:
 
     Raises:
         ProtocolError: it was made with another key, or changed on the way.
+        ValueError: nonce or key has not the right length.
     """
+    _check(nonce, key)
     size = len(box)
     text = _uncleared("unsigned char[]", size)
     if size < TAG or _open(text, box, size, nonce, key):
@@ -56,11 +65,18 @@ def open_in_place(memory: memoryview, nonce: bytes, key: bytes) -> memoryview:
 
     Raises:
         ProtocolError: as `open_box`; the box is as it was.
+        ValueError: as `open_box`.
     """
+    _check(nonce, key)
     size, base = len(memory), ffi.from_buffer(memory)
     if size < TAG or _open(base + TAG, base, size, nonce, key):
         raise _changed()
     return memory[TAG:]
+
+
+def _check(nonce: bytes, key: bytes) -> None:
+    if len(nonce) != _NONCE or len(key) != _KEY:
+        raise ValueError(f"a nonce of {len(nonce)} bytes, a key of {len(key)}")
 
 
 def _changed() -> ProtocolError:

@@ -56,3 +56,23 @@ def test_what_is_too_short_is_no_box(size: int) -> None:
         open_box(bytes(size), NONCE, KEY)
     with pytest.raises(ProtocolError):
         open_in_place(memoryview(bytearray(size)), NONCE, KEY)
+
+
+@pytest.mark.parametrize(("of_nonce", "of_key"), [(24, 0), (24, 31), (0, 32), (23, 32)])
+def test_lengths_that_libsodium_does_not_check_are_checked(of_nonce: int, of_key: int) -> None:
+    nonce, key = NONCE[:of_nonce], KEY[:of_key]
+    box = bytearray(documented.crypto_box_easy_afternm(b"text", NONCE, KEY))
+    with pytest.raises(ValueError, match="a nonce of"):
+        open_box(bytes(box), nonce, key)
+    with pytest.raises(ValueError, match="a nonce of"):
+        open_in_place(memoryview(box), nonce, key)
+    with pytest.raises(ValueError, match="a nonce of"):
+        seal_in_place(box, [(0, 4, nonce)], key)
+
+
+@pytest.mark.parametrize(("at", "size"), [(-1, 4), (0, 5), (1, 4), (20, 0)])
+def test_a_box_beyond_its_memory_is_not_sealed(at: int, size: int) -> None:
+    memory = bytearray(TAG + 4)
+    with pytest.raises(ValueError, match="not within"):
+        seal_in_place(memory, [(at, size, NONCE)], KEY)
+    assert memory == bytes(TAG + 4)
