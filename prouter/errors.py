@@ -98,6 +98,11 @@ class PRouterError(Exception):
             self.code = code
 
     @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed later: nothing is wrong with it, and what hindered it may end."""
+        return self.status == LimitReached.status or (self.status >= 500 and self.status != NotSupported.status)
+
+    @property
     def told(self) -> str:
         """The detail for clients, shortened and without credentials: a text of a client's own may be part of it."""
         detail = without_credentials(self.detail)

@@ -7,11 +7,12 @@ These events are the one way by which a job's record reaches the job table. Repl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from prouter.broker.base.env import Env
 from prouter.broker.creations.creation import Creations
+from prouter.broker.discards import Discards
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
@@ -19,8 +20,9 @@ from prouter.broker.jobs.replies import Replies, read_reply
 from prouter.broker.links.forward import Forwarder
 from prouter.broker.links.hello import read_routers
 from prouter.broker.links.link import Link
+from prouter.broker.links.links import Links
 from prouter.broker.views.directory import Directory
-from prouter.errors import ProtocolError, PRouterError
+from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_JOB_EVENT
 from prouter.fabric.calls import event_name, read_event
 from prouter.fabric.frames import Frame
@@ -69,6 +71,7 @@ class AgentEvents:
         creations: Creations,
         replies: Replies,
         forwarder: Forwarder,
+        links: Links,
         *,
         given: Callable[[JobRecord], None],
         not_running: Callable[[str], None],
@@ -79,7 +82,7 @@ class AgentEvents:
         self._directory = directory
         self._keys, self._queued = creations.keys, creations.queued
         self._replies = replies
-        self._forwarder = forwarder
+        self._discards = Discards(env, links, forwarder, creations.keys, self._wanted)
         self._given = given
         self._not_running = not_running
         self._leaves = leaves
@@ -169,7 +172,7 @@ class AgentEvents:
             self._given(record)
         unwanted = [uid for uid in (record.uid, record.instead_of) if uid is not None and self._keys.unwanted(uid)]
         if unwanted:
-            self._discard(link, record.uid, now, unwanted=unwanted)
+            self._discards.discard(link, record.uid, now, unwanted=unwanted)
             return
         entry = self._ledger.table.get(record.uid)
         if entry is not None and entry.connection != link.connection and entry.client is not None:
@@ -177,8 +180,8 @@ class AgentEvents:
             return
         if entry is not None and entry.connection != link.connection:
             raise ProtocolError(f"job '{record.uid}' belongs to another agent")
-        if entry is not None and entry.removed:
-            self._discard(link, record.uid, now)
+        if entry is not None and (entry.removed or (entry.lost and self._queued.start_is_lost(record))):
+            self._discards.discard(link, record.uid, now)
         else:
             changed = self._ledger.apply(record, link.info.uid, listed=listed)
             if changed is not None and link.path is not None:
@@ -191,7 +194,7 @@ class AgentEvents:
         An agent that the router had given up may have created the job before it went to another one.
         """
         if entry.ended or not self._queued.expects(entry, link):
-            self._discard(link, record.uid, now)
+            self._discards.discard(link, record.uid, now)
             return
         self._ledger.apply(record, link.info.uid)
         self._queued.adopted(record.uid, link.connection)
@@ -222,7 +225,7 @@ class AgentEvents:
                 self._env.malformed(link.path, error)  # The other jobs are taken all the same.
                 continue
             entry = self._ledger.table.get(uid)
-            own = entry is not None and entry.connection == link.connection and self._keys.gave(uid)
+            own = entry is not None and entry.connection == link.connection and self._ledger.table.is_counted(uid)
             if entry is not None and own and not entry.removed:
                 self._ledger.table.accounts.measured(uid, entry.owner, size)
 
@@ -233,29 +236,9 @@ class AgentEvents:
             self._ledger.close(entry, record, "")
             self._replies.arrived(record.uid, now)
 
-    def _discard(self, link: Link, uid: str, now: float, unwanted: Sequence[str] = ()) -> None:
-        """Have the agent remove a job that the router does not want, or has removed.
-
-        A job that another router has created for the same key stays, and this router has it as well.
-
-        Args:
-            unwanted: uids under which it is unwanted: its own, or the one instead of which it was given.
-        """
-
-        def discarded(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-            if error is not None and error.code == "job_wanted":
-                for one in unwanted:
-                    self._keys.want(one)
-                self._forwarder.call(link, "job.usage", {"uid": uid}, wanted, now)
-            elif error is not None:
-                log.info("event=discard_failed job=%s link=%s error=%r", uid, link.connection, error.detail)
-
-        def wanted(value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-            if error is None:
-                try:
-                    self._take(link, read_reply(value, link.connection, uid), now, listed=False)
-                except ProtocolError as problem:
-                    self._env.malformed(link.path, problem)
-
-        by = {"unwanted_by": self._env.settings.uid} if unwanted else {}
-        self._forwarder.call(link, "job.remove", {"uid": uid, **by}, discarded, now)
+    def _wanted(self, link: Link, uid: str, value: dict[str, Any], now: float) -> None:
+        """Take a job that was unwanted, and that another router has created for the same key."""
+        try:
+            self._take(link, read_reply(value, link.connection, uid), now, listed=False)
+        except ProtocolError as problem:
+            self._env.malformed(link.path, problem)

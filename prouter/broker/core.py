@@ -117,6 +117,7 @@ class Broker:
             self.creations,
             self.replies,
             self.forwarder,
+            self.links,
             given=self.creations.given,
             not_running=self.waits.job_ended,
             leaves=self.links.leave,

@@ -37,7 +37,7 @@ class _Nowhere:
 
     claim = release = create = start_job = erase
 
-    def host(self, shape: Shape) -> str | None:
+    def host(self, item: Item, now: float) -> str | None:
         return "agent"
 
 

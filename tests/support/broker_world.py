@@ -287,6 +287,8 @@ class World:
         self.undialable: dict[str, str] = {}
         """Reasons why agents cannot be dialled, by address."""
         self.paused: list[tuple[Path, float]] = []
+        self.set_by = 0.0
+        """Seconds by which somebody has set the wall clock forward."""
         self.version = 0
         """Of the list of connections, as workers see it."""
         self._uids = 0
@@ -303,7 +305,7 @@ class World:
         self.broker = Broker(self.env, saved, self.now)
 
     def wall(self) -> float:
-        return 1_700_000_000.0 + self.now
+        return 1_700_000_000.0 + self.now + self.set_by
 
     def _new_uid(self) -> str:
         self._uids += 1

@@ -1,8 +1,8 @@
-"""A clock for the age of ended jobs, which never jumps as the wall clock may.
+"""A clock that never jumps as the wall clock may: for the age of ended jobs, and for deadlines.
 
-It starts with the router, at the wall clock's time or at the time of the last event before, whichever is earlier, and
-then runs with the monotonic clock. So a machine that starts with a wrong clock does not find every job old. The time in
-which no router ran does not count.
+It starts with the router and runs with the monotonic clock. For ages it starts at the wall clock's time or at the time
+of the last event before, whichever is earlier. So a machine that starts with a wrong clock does not find every job old,
+and the time in which no router ran does not count. For deadlines that time does count.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ class SteadyClock:
     def __init__(self, wall: Callable[[], float], now: float, last_seen: float | None) -> None:
         self._wall = wall
         self._start = now
-        self._offset = wall() - now
+        self._offset = self._set = wall() - now
         self._begin = min(wall(), last_seen) if last_seen is not None else wall()
 
     def time(self, now: float) -> float:
         """Seconds since the epoch, as if nobody had set the wall clock since the start."""
         return self._begin + (now - self._start)
+
+    def deadline(self, now: float) -> float:
+        """Seconds since the epoch by the wall clock as it was at the start, as if nobody had set it since."""
+        return now + self._set
 
     def ran(self, now: float) -> float:
         """Seconds since the start."""

@@ -38,7 +38,7 @@ log = logging.getLogger("prouter.broker")
 _LATE = 15.0
 """Seconds after which an agent that is linked to another router should have linked to this one as well."""
 _ASK_AGAIN = 0.05
-"""Seconds after which a creation that waits for agents to list their jobs looks again."""
+"""Seconds after which a creation that waits for what agents list or remove looks again."""
 
 
 class Creations:
@@ -157,7 +157,7 @@ class Creations:
         if state is not CreationState.PLACING and creation.timer is not None:
             creation.timer.cancel()
             creation.timer = None
-        if ended:
+        if ended or state is CreationState.CREATED:  # From then on the table has the job, and what it takes.
             self._reservations.free(creation)
 
     def _check_promised(self, creation: Creation, uid: str) -> None:
@@ -250,6 +250,8 @@ class Creations:
 
     def _claim(self, creation: Creation, instead: str, now: float) -> None:
         """Claim the client's key for the job, because another router may have got the same request."""
+        if creation.state is not CreationState.RESERVED:
+            return
         place = creation.link.connection if creation.link is not None else self.queued.place
         claim = Claim(creation.uid, place)
         self.claims.claim(creation.key, creation.digest, claim, instead, partial(self._claimed, creation), now)
@@ -274,7 +276,7 @@ class Creations:
             text = "another router has queued this job; ask that one, or try again once an agent has it"
             self._fail(creation, AgentUnavailable(text, code="agent_elsewhere", retry_after=5), now)
         elif entry is not None or self.keys.unwanted(claim.job) or (link is None and claim.age > _LATE):
-            self._claim(creation, claim.job, now)  # Nobody can get that job any more.
+            self._claim_again(creation, claim.job, now)
         elif link is None:
             text = "another router creates this job on an agent that is not linked to this router; try again"
             self._fail(creation, AgentUnavailable(text, code="agent_elsewhere", retry_after=1), now)
@@ -282,6 +284,16 @@ class Creations:
             self._reservations.free(creation)
             self._reservations.take(creation, link, claim.job)
             self._remember(creation)
+
+    def _claim_again(self, creation: Creation, other: str, now: float) -> None:
+        """Claim the key in place of a job that nobody can get any more. Its agent may still have to remove it."""
+        if creation.claim_until is None:
+            creation.claim_until = now + self._env.settings.hold
+        if now < creation.claim_until:
+            self._env.timers.at(now + _ASK_AGAIN, partial(self._claim, creation, other))
+        else:
+            text = f"an agent still has job '{other}', whose creation failed, and the key with it; try again"
+            self._fail(creation, AgentUnavailable(text, retry_after=5), now)
 
     # -- to the job -----------------------------------------------------------------------------------------------
 

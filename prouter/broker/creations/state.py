@@ -88,6 +88,7 @@ class Creation:
         uid: of the job, empty before one was chosen. An agent that has a job ready gives it instead.
         link: the agent chosen, None before.
         timer: ends the state PLACING.
+        claim_until: until when its key is claimed in place of a job that nobody can get; None before that began.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Creation:
         self.uid = ""
         self.link: Link | None = None
         self.timer: Timer | None = None
+        self.claim_until: float | None = None
 
     @classmethod
     def of(cls, args: dict[str, Any], caller: Done) -> Creation:

@@ -31,6 +31,10 @@ class Accounts:
         """Bytes in the sandboxes of an owner's jobs."""
         return self._bytes[owner]
 
+    def knows(self, uid: str) -> bool:
+        """Whether anything of a job counts for anybody."""
+        return uid in self._alive or uid in self._sizes
+
     def count(self, uid: str, owner: Owner, *, alive: bool, kept: bool) -> None:
         """Note a job's state.
 

@@ -104,6 +104,10 @@ class JobTable:
             raise Overloaded("the router cannot read its history of jobs", job=uid, retry_after=1)
         return entry
 
+    def is_counted(self, uid: str) -> bool:
+        """Whether a job is on its owner's account. Once it is, it stays until it has ended, whatever is_ours says."""
+        return self.is_ours(uid) or self.accounts.knows(uid)
+
     def made_by(self, key: str) -> Entry | None:
         """The job that an idempotency key with this hash gave, at this router or at another one."""
         entry = self._entries.get(self._by_key.get(key, ""))
@@ -353,7 +357,7 @@ class JobTable:
 
     def _count(self, entry: Entry) -> None:
         self.tally.count(entry)
-        if self.is_ours(entry.uid):
+        if self.is_counted(entry.uid):
             self.accounts.count(entry.uid, entry.owner, alive=not entry.ended, kept=not (entry.removed or entry.lost))
         if entry.ended:
             self.taken.give_back(entry.uid)

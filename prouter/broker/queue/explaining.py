@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from prouter.broker.jobs.entry import Entry
 from prouter.broker.links.link import Link
 from prouter.broker.placing.occupancy import Occupancy
-from prouter.broker.placing.placement import choose, matching, resources_of
+from prouter.broker.placing.placement import choose, matching, offering, resources_of
 from prouter.broker.queue.item import Item, QueueState
 from prouter.errors import PRouterError
 from prouter.jobs import State
@@ -53,18 +54,35 @@ def explain_waiting(
     yield Finding(False, f"the job waits in the router's queue, at position {position}, for at most {left:.0f} s more")
     if reserved:
         yield Finding(True, f"agent '{reserved}' takes no other job until there is enough space on it for this one")
-    yield _why_no_agent(item, list(links), occupancy)
+    yield _why_no_agent(item, list(links), occupancy, now)
 
 
-def _why_no_agent(item: Item, links: list[Link], occupancy: Occupancy) -> Finding:
+def _why_no_agent(item: Item, links: list[Link], occupancy: Occupancy, now: float) -> Finding:
     selector = item.shape.selector
     try:
-        link = choose(matching(links, selector), occupancy, selector)
+        suitable = offering(matching(links, selector), selector.get("template"))
+        avoided = [link for link in suitable if item.avoids(link.connection, now)]
+        if avoided and len(avoided) == len(suitable):
+            return _avoided(item, avoided[0], now)
+        link = choose((link for link in suitable if link not in avoided), occupancy, selector)
     except PRouterError as error:
         return Finding(False, error.detail, _todo(error, bool(resources_of(selector))))
     if link is None:
         return Finding(False, "every agent that could take it is away", "wait until one is back, or start another")
     return Finding(True, f"agent '{link.info.uid}' has space: the jobs before this one in the queue come first")
+
+
+def _avoided(item: Item, link: Link, now: float) -> Finding:
+    """Say what one agent answered, when all that could take the job could not create it."""
+    refusal = item.refusals[link.connection]
+    text = f"agent '{link.info.uid}' could not create it: {refusal.text}"
+    if refusal.again == inf:
+        return Finding(
+            False, f"{text}; it is not asked again", "remove the job, and create it as the agent can take it"
+        )
+    return Finding(
+        False, f"{text}; it is asked again in {max(0.0, refusal.again - now):.0f} s", "mend that on the agent"
+    )
 
 
 def _todo(error: PRouterError, wants_resources: bool) -> str | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["NEXT", "Item", "QueueState", "Shape"]
+__all__ = ["NEXT", "Item", "QueueState", "Refusal", "Shape"]
 
 
 class QueueState(Enum):
@@ -59,6 +59,21 @@ class Shape:
     selector: dict[str, Any] = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an agent did not create a job.
+
+    Attributes:
+        text: what it said.
+        again: when it may be asked again, seconds since the epoch; infinite if its answer would be the same.
+        pause: seconds between its answer and `again`.
+    """
+
+    text: str
+    again: float
+    pause: float
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One job in the queue.
@@ -72,7 +87,8 @@ class Item:
         start: the request that starts the job, packed; None if none came yet.
         start_id: by which the agent recognizes that request.
         connection: uid of the chosen agent's connection, empty while the job waits.
-        avoid: connections whose agents cannot take this job although they have space.
+        refusals: by connection, the last answer of each agent that did not create the job although it has space.
+        tries: how often its agent did not carry out its start.
         passed_at: when a job behind it was placed first, seconds since the epoch; None if that has not happened.
     """
 
@@ -88,13 +104,19 @@ class Item:
     start_id: str = ""
     connection: str = ""
     state: QueueState = _WAITING
-    avoid: set[str] = field(default_factory=set)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    tries: int = 0
     passed_at: float | None = None
 
     @property
     def key(self) -> tuple[int, int]:
         """Its place in the order of the queue."""
         return self.tag, self.number
+
+    def avoids(self, connection: str, now: float) -> bool:
+        """Whether this agent is not to be asked (again yet)."""
+        refusal = self.refusals.get(connection)
+        return refusal is not None and now < refusal.again
 
     def change(self, state: QueueState) -> None:
         """Go to the next state.

@@ -20,14 +20,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from typing import Protocol
 
-from prouter.broker.queue.item import Item, QueueState, Shape
+from prouter.broker.queue.item import Item, QueueState, Refusal, Shape
 from prouter.broker.queue.order import FairOrder, Key
 
 __all__ = ["Actions", "JobQueue"]
 
 Fits = Callable[[Shape], bool]
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+"""Seconds after which an agent that could not create a job is asked again for it; doubled with each of its answers."""
 _LOOKED_AT = 32
 """Shapes, from the front of the queue, for which it is noted that jobs behind them are placed first."""
 
@@ -55,8 +59,8 @@ class Actions(Protocol):
     def start_job(self, item: Item) -> None:
         """Ask the agent to start the job."""
 
-    def host(self, shape: Shape) -> str | None:
-        """Return the connection of an agent that is large enough for a job of this shape, None if there is none."""
+    def host(self, item: Item, now: float) -> str | None:
+        """Return the connection of an agent that is large enough for the job, None if there is none."""
 
 
 class JobQueue:
@@ -78,6 +82,8 @@ class JobQueue:
         """By connection and uid, jobs that their agent has not told of yet."""
         self._order = FairOrder()
         self._deadlines: list[tuple[float, int, Item]] = []
+        self._due: set[Item] = set()
+        """Those in `_deadlines`."""
         self._numbers = 0
         self.reserved: tuple[Item, str] | None = None
         self.decisions = 0
@@ -119,7 +125,7 @@ class JobQueue:
         item.number = self._numbers
         self._items[item.uid] = item
         self._order.append(item)
-        self._due(item)
+        self._note_deadline(item)
         self._actions.save(item, stored)
 
     def restore(self, items: list[tuple[Item, bool]]) -> None:
@@ -137,8 +143,8 @@ class JobQueue:
                 self._actions.claim(item)
             else:
                 self._order.insert(item)
-            self._due(item)
-        self._order.begin()
+            self._note_deadline(item)
+        self._order.begin(item for item, _placed in items if item.connection)
         for item, placed in items:
             if placed:
                 self.created(item)
@@ -167,7 +173,7 @@ class JobQueue:
         """Jobs whose time is up while they wait."""
         found: list[Item] = []
         while self._deadlines and self._deadlines[0][0] <= now and len(found) < most:
-            item = heapq.heappop(self._deadlines)[2]
+            item = self._pop_deadline()
             if item.state is _WAITING:
                 found.append(item)
         return found
@@ -176,7 +182,7 @@ class JobQueue:
     def deadline(self) -> float | None:
         """When the next job's time is up; None without one."""
         while self._deadlines and self._deadlines[0][2].state is _OVER:
-            heapq.heappop(self._deadlines)
+            self._pop_deadline()
         return self._deadlines[0][0] if self._deadlines else None
 
     # -- to an agent ------------------------------------------------------------------------------------------------
@@ -206,7 +212,7 @@ class JobQueue:
             if not fits(head.shape):
                 continue
             for item in self._order.of_shape(head.shape):
-                if connection not in item.avoid:
+                if not item.avoids(connection, now):
                     self.assign(item, connection, now)
                     return True, head.key
         return False, heads[-1].key if len(heads) == most else None
@@ -239,35 +245,45 @@ class JobQueue:
         item.change(_STARTING)
         self._actions.start_job(item)
 
-    def refused(self, item: Item, *, avoid: bool) -> None:
-        """Put a job back at its place in the queue: its agent has not created it.
+    def refuse(self, item: Item, text: str, now: float, *, passes: bool) -> float:
+        """Note that a job's agent could not create it although it has space, and put the job back.
 
         Args:
-            avoid: whether this agent is not to be asked again.
+            text: what the agent said.
+            passes: whether it may say something else later.
+
+        Returns:
+            seconds until it is to be asked again; infinite if it is not.
         """
+        before = item.refusals.get(item.connection)
+        pause = inf if not passes else min(_LONGEST_PAUSE, before.pause * 2) if before is not None else _FIRST_PAUSE
+        item.refusals[item.connection] = Refusal(text, now + pause, pause)
+        self.put_back(item)
+        return pause
+
+    def put_back(self, item: Item) -> None:
+        """Put a job back at its place in the queue: its agent has not created it."""
         if item.state is not _ASSIGNED:
             return
-        if avoid:
-            item.avoid.add(item.connection)
         self._unassign(item)
         item.change(_WAITING)
         self._order.insert(item)
-        self._due(item)
+        self._note_deadline(item)
         self._actions.save(item)
 
-    def agent_gone(self, connection: str, told: Callable[[Item], bool]) -> list[Item]:
-        """Put back the jobs that were assigned to an agent which is gone; return them.
+    def agent_gone(self, connection: str, told: Callable[[Item], bool]) -> bool:
+        """Put back the jobs that were assigned to an agent which is gone; return whether there were any.
 
         Args:
             told: whether the agent has told of the job. Such a job is lost, as others of that agent are.
         """
-        back: list[Item] = []
+        back = False
         for item in list(self._assigned.get(connection, {}).values()):
             if told(item):
                 self.end(item)
             else:
-                self.refused(item, avoid=False)
-                back.append(item)
+                self.put_back(item)
+                back = True
         self.withdraw(connection)
         return back
 
@@ -286,12 +302,19 @@ class JobQueue:
             if head.passed_at is None:
                 head.passed_at = now
             elif self.reserved is None and now - head.passed_at >= self._reserve_after:
-                host = self._actions.host(head.shape)
-                if host is not None and host not in head.avoid:
+                host = self._actions.host(head, now)
+                if host is not None:
                     self.reserved = (head, host)
 
-    def _due(self, item: Item) -> None:
-        heapq.heappush(self._deadlines, (item.until, item.number, item))
+    def _note_deadline(self, item: Item) -> None:
+        if item not in self._due:
+            self._due.add(item)
+            heapq.heappush(self._deadlines, (item.until, item.number, item))
+
+    def _pop_deadline(self) -> Item:
+        item = heapq.heappop(self._deadlines)[2]
+        self._due.discard(item)
+        return item
 
     def _unassign(self, item: Item) -> None:
         self._drop(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 
 from prouter.broker.base.env import Env
 from prouter.broker.base.timers import Timer
@@ -20,6 +21,8 @@ _DECISIONS = 16
 """Offers that are looked at in one event loop iteration."""
 _SHAPES = 256
 """Shapes of jobs that are looked at in each of them."""
+_REST = 1.0
+"""Seconds for which an agent is offered no job after it could not create one."""
 
 
 class Offers:
@@ -33,10 +36,28 @@ class Offers:
         self._open: dict[str, Key | None] = {}
         """Connections of agents that may have space, and where to go on in the queue."""
         self._deciding: Timer | None = None
+        self._resting: set[str] = set()
+
+    def rest(self, connection: str, pause: float) -> None:
+        """Offer an agent nothing for a moment: what hindered it from creating one job may hinder others.
+
+        Args:
+            pause: seconds after which it may be asked for that job again.
+        """
+        now = self._env.now
+        if connection not in self._resting:
+            self._resting.add(connection)
+            self._env.timers.at(now + _REST, lambda _now: self._rested(connection))
+        if _REST < pause < inf:
+            self._env.timers.at(now + pause, lambda _now: self.offer(connection))
+
+    def _rested(self, connection: str) -> None:
+        self._resting.discard(connection)
+        self.offer(connection)
 
     def offer(self, connection: str) -> None:
         """Note that an agent may have space; waiting jobs are looked at in the next event loop iterations."""
-        if self._queue.waiting:
+        if self._queue.waiting and connection not in self._resting:
             self._open[connection] = None
             self._decide_soon()
 
@@ -47,6 +68,12 @@ class Offers:
 
     def _fits(self, link: Link, shape: Shape) -> bool:
         return suits(link, shape.selector) and self._occupancy.has_space(link, resources_at(link, shape.selector))
+
+    def _check_reserved(self, link: Link) -> None:
+        """Keep an agent free no longer that is too small now: it was started with other settings."""
+        reserved = self._queue.reserved
+        if reserved is not None and reserved[1] == link.connection and not suits(link, reserved[0].shape.selector):
+            self._queue.withdraw(link.connection)
 
     def _decide_soon(self) -> None:
         if self._deciding is None:
@@ -62,9 +89,10 @@ class Offers:
             link = self._links.get(connection)
             more, placed = None, True
             if link is not None and link.up and link.listed is None and not (link.draining or link.full):
-                fits = partial(self._fits, link)
-                if self._occupancy.has_slot(link):
-                    placed, more = self._queue.offer(connection, fits, self._env.wall(), after=after, most=_SHAPES)
+                self._check_reserved(link)
+                if self._occupancy.has_slot(link) and connection not in self._resting:
+                    fits, now = partial(self._fits, link), self._env.steady.deadline(self._env.now)
+                    placed, more = self._queue.offer(connection, fits, now, after=after, most=_SHAPES)
             else:
                 self._queue.withdraw(connection)
             if more is None:

@@ -1,9 +1,9 @@
 """The order of waiting jobs: fair between owners, first in first out within an owner.
 
 This is start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal cost, which gives owners their turns
-like round robin does. Each job gets a tag when it is queued: one more than its owner's last waiting job has, or the
-present round if the owner has none, or only older ones. The present round is the tag of the job that was placed last.
-Lower tags go first. As tags never change, a job's position is its place in one sorted list.
+like round robin does. Each job gets a tag when it is queued: one more than its owner's last job has, waiting or placed,
+but no less than the present round, which is the highest tag of a job that was placed. Lower tags go first. As tags
+never change, a job's position is its place in one sorted list.
 
 Jobs of one *shape* (`prouter.broker.queue.item`) fit the same agents. So only the first job of each shape is looked at,
 and a shape that fits nowhere holds up no other.
@@ -12,7 +12,7 @@ and a shape that fits nowhere holds up no other.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prouter.broker.queue.item import Item, Shape
@@ -34,17 +34,14 @@ class FairOrder:
         self._heads: list[tuple[Key, str]] = []
         """By their keys, the first job of each shape."""
         self._owners: dict[str | None, list[Key]] = {}
+        self._served: set[str | None] = set()
+        """Owners of whom a job was placed in the present round."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __iter__(self) -> Iterator[Item]:
         return (self._by_key[key] for key in self._keys)
-
-    @property
-    def shapes(self) -> int:
-        """How many shapes the jobs have."""
-        return len(self._shapes)
 
     @property
     def first(self) -> Item | None:
@@ -54,7 +51,9 @@ class FairOrder:
     def append(self, item: Item) -> None:
         """Add a job behind the others of its owner, and give it its tag."""
         own = self._owners.get(item.owner)
-        item.tag = max(self._round, own[-1][0] + 1) if own else self._round
+        item.tag = self._round + (item.owner in self._served)
+        if own:
+            item.tag = max(item.tag, own[-1][0] + 1)
         self.insert(item)
 
     def insert(self, item: Item) -> None:
@@ -93,12 +92,28 @@ class FairOrder:
 
     def serve(self, item: Item) -> None:
         """Remove a job that gets its turn."""
-        self._round = max(self._round, item.tag)
+        self._note_served(item)
         self.remove(item)
 
-    def begin(self) -> None:
-        """Set the present round after jobs of an earlier broker were inserted."""
-        self._round = self._keys[0][0] if self._keys else 0
+    def begin(self, assigned: Iterable[Item]) -> None:
+        """Find the present round after jobs of an earlier broker were inserted.
+
+        The next turn of most owners is in it, or in the one after it; a few have a job that fits nowhere for long.
+
+        Args:
+            assigned: jobs that have had their turn.
+        """
+        turns = sorted(keys[0][0] for keys in self._owners.values())
+        self._round = turns[len(turns) // 2] if turns else 0
+        for item in assigned:
+            self._note_served(item)
+
+    def _note_served(self, item: Item) -> None:
+        if item.tag > self._round:
+            self._round = item.tag
+            self._served.clear()
+        if item.tag == self._round:
+            self._served.add(item.owner)
 
     def position(self, item: Item) -> int:
         """How many jobs go before this one if all fit, plus one."""

@@ -24,7 +24,7 @@ from prouter.broker.links.links import Links
 from prouter.broker.placing.occupancy import Occupancy
 from prouter.broker.placing.placement import resources_at, resources_of, suits
 from prouter.broker.queue.explaining import Finding, explain_job, explain_waiting
-from prouter.broker.queue.item import Item, QueueState, Shape
+from prouter.broker.queue.item import Item, QueueState
 from prouter.broker.queue.job_queue import JobQueue
 from prouter.broker.queue.offers import Offers
 from prouter.broker.queue.requests import queue_place, shape_of
@@ -38,7 +38,10 @@ __all__ = ["QueuedJobs"]
 log = logging.getLogger("prouter.broker")
 
 _RETRY = 1.0
-"""Seconds after which an agent that is away is asked again to start a job."""
+_LONGEST_RETRY = 30.0
+"""Seconds after which an agent that did not carry out a start is asked again, at first and at most."""
+_TRIES = 10
+"""How often an agent that answers is asked to start a job."""
 _EXPIRED = 100
 """Jobs whose time is up that end in one iteration."""
 _START_BYTES = 256 * 1024 * 1024
@@ -66,8 +69,8 @@ class QueuedJobs:
         self._replies = replies
         self._occupancy = occupancy
         self._rows = QueueRows(env)
-        offers = Offers(env, links, self.queue, occupancy)
-        self.offer, self.offer_all = offers.offer, offers.offer_all
+        self._offers = Offers(env, links, self.queue, occupancy)
+        self.offer, self.offer_all = self._offers.offer, self._offers.offer_all
         self._claimed: set[str] = set()
         """Jobs whose slot on the chosen agent is taken."""
         self._start_bytes = 0
@@ -76,6 +79,11 @@ class QueuedJobs:
         """Called with the uid of each job that an agent has now, and that nobody has started."""
         ledger.position, ledger.will_start = self.queue.position, self._will_start
         occupancy.released, occupancy.reservation = self.offer, self._kept_free
+
+    @property
+    def _time(self) -> float:
+        """The clock of the queue's deadlines, seconds since the epoch."""
+        return self._env.steady.deadline(self._env.now)
 
     # -- into the queue -----------------------------------------------------------------------------------------------
 
@@ -112,7 +120,7 @@ class QueuedJobs:
             timeout: seconds that it may wait.
             start: ``request`` and ``key`` of its start; None if the client starts it later.
         """
-        now = self._env.wall()
+        now = self._time
         item = Item(record.uid, record.name, record.owner, shape_of(selector), now + timeout, now)
         if start is not None:
             item.start, item.start_id = pack_body(start["request"]), str(start["key"])
@@ -171,7 +179,10 @@ class QueuedJobs:
             raise Conflict(f"job '{entry.uid}' was started already: it waits in the queue", job=entry.uid, state="NEW")
         if item.start is not None and item.start != packed:
             raise KeyReused("this Idempotency-Key was used before, for a request with another body; use a new key")
-        self._start_bytes += len(packed) - len(item.start or b"")
+        more = len(packed) - len(item.start or b"")
+        if self._start_bytes + more > _START_BYTES:
+            raise LimitReached("the queue's memory is full; try later", job=entry.uid, retry_after=10)
+        self._start_bytes += more
         answer = {"job": self._ledger.info(entry)}
         self.queue.keep_start(item, packed, key, lambda: done(answer, None, self._env.now))
 
@@ -184,11 +195,11 @@ class QueuedJobs:
         kept = self._links.get(held[1]) if held is not None and held[0] is item else None
         reserved = kept.info.uid if kept is not None else ""
         position = self.queue.position(item.uid)
-        return list(explain_waiting(item, position, self._links, self._occupancy, reserved, self._env.wall()))
+        return list(explain_waiting(item, position, self._links, self._occupancy, reserved, self._time))
 
     def stats(self) -> dict[str, float]:
         """Figures for metrics."""
-        oldest = self.queue.longest_wait(self._env.wall())
+        oldest = self.queue.longest_wait(self._time)
         return {"queue.waiting": self.queue.waiting, "queue.seconds": oldest, "queue.decisions": self.queue.decisions}
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -197,6 +208,11 @@ class QueuedJobs:
         """Whether an agent that tells of a job is the one that was asked to create it."""
         item = self.queue.get(entry.uid)
         return item is not None and item.state is QueueState.ASSIGNED and item.connection == link.connection
+
+    def start_is_lost(self, record: JobRecord) -> bool:
+        """Whether an agent tells of a job of this queue that was to be started, and whose start is forgotten."""
+        ours = record.will_start and record.client == self.place
+        return ours and record.state is State.NEW and self.queue.get(record.uid) is None
 
     def adopted(self, uid: str, connection: str) -> None:
         """Give the slot back that was taken for a job: it is in the table as one of its agent now."""
@@ -207,6 +223,7 @@ class QueuedJobs:
     def link_gone(self, link: Link) -> None:
         """Put back the jobs that an agent which is gone was asked to create."""
         if self.queue.agent_gone(link.connection, lambda item: not self._is_here(item)):
+            self._arm()
             self.offer_all()
 
     def job_ended(self, entry: Entry) -> None:
@@ -248,7 +265,8 @@ class QueuedJobs:
         """See `Actions`."""
         link, entry = self._links.get(item.connection), self._ledger.table.get(item.uid)
         if link is None or entry is None:
-            self.queue.refused(item, avoid=False)
+            self.queue.put_back(item)
+            self._arm()
             self.offer_all()
             return
         record = entry.last_record
@@ -276,12 +294,15 @@ class QueuedJobs:
         body = {"uid": item.uid, "request": unpack_body(item.start or b""), "request_id": item.start_id}
         self._forwarder.call(link, "job.start", body, partial(self._started, item, entry, link), self._env.now)
 
-    def host(self, shape: Shape) -> str | None:
+    def host(self, item: Item, now: float) -> str | None:
         """See `Actions`."""
-        large = [link for link in self._links if link.up and not link.draining and suits(link, shape.selector)]
-        best = min(
-            large, key=lambda link: self._occupancy.fullness(link, resources_at(link, shape.selector)), default=None
-        )
+        wished = item.shape.selector
+        large = [
+            link
+            for link in self._links
+            if link.up and not link.draining and suits(link, wished) and not item.avoids(link.connection, now)
+        ]
+        best = min(large, key=lambda link: self._occupancy.fullness(link, resources_at(link, wished)), default=None)
         return best.connection if best is not None else None
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -307,17 +328,21 @@ class QueuedJobs:
     def _settled(
         self, item: Item, link: Link, _record: JobRecord | None, error: PRouterError | None, now: float
     ) -> None:
-        if error is None:
+        if item.state is not QueueState.ASSIGNED or item.connection != link.connection:
+            return
+        if error is None or not self._is_here(item):  # The agent may have told of the job before its call failed.
             self._env.counts["queue_placed"] += 1
             self.adopted(item.uid, link.connection)
             self._ledger.when_written(partial(self._created, item))
-        elif item.connection == link.connection and not self._is_here(item):
-            self.queue.end(item)
-        elif item.connection == link.connection:
-            log.info("event=queued_job_refused job=%s link=%s error=%r", item.uid, link.connection, error.detail)
-            link.full = link.full or isinstance(error, LimitReached)
-            self.queue.refused(item, avoid=not isinstance(error, (LimitReached, AgentUnavailable)))
-            self.offer_all()
+            return
+        log.info("event=queued_job_refused job=%s link=%s error=%r", item.uid, link.connection, error.detail)
+        if isinstance(error, LimitReached):  # Jobs of other routers took the space; the agent tells when it has some.
+            link.full = True
+            self.queue.put_back(item)
+        else:
+            self._offers.rest(link.connection, self.queue.refuse(item, error.told, self._time, passes=error.passes))
+        self._arm()
+        self.offer_all()
 
     def _created(self, item: Item, _now: float) -> None:
         self.queue.created(item)
@@ -327,16 +352,18 @@ class QueuedJobs:
     def _started(
         self, item: Item, entry: Entry, link: Link, value: dict[str, Any], error: PRouterError | None, now: float
     ) -> None:
-        """Let the job go, ask again if the agent is away, or end a job whose start the agent refuses."""
-        if isinstance(error, AgentUnavailable) and error.code != "agent_lost" and not entry.ended:
-            self._env.timers.at(now + _RETRY, lambda _now: self.start_job(item))
-            return
-        refused = error is not None and error.status < 500 and not isinstance(error, NotFound)
-        # Nobody waits for the answer who could mend the request. If it is not NEW, another router has started it.
-        if error is not None and refused and entry.state is State.NEW:
+        """Let the job go, ask again, or end a job whose start the agent refuses: nobody else could mend the request."""
+        # If it is not NEW the agent has started it, perhaps for another router.
+        if error is None or entry.state is not State.NEW or isinstance(error, NotFound):
+            self.queue.end(item)
+        elif error.passes and (isinstance(error, AgentUnavailable) or item.tries + 1 < _TRIES):
+            pause = min(_LONGEST_RETRY, _RETRY * 2.0**item.tries)
+            item.tries = min(item.tries + 1, _TRIES)
+            self._env.timers.at(now + pause, lambda _now: self.start_job(item))
+        else:
             self._ledger.end(entry, self.place, Reason.START_FAILED, f"its agent refused to start it: {error.detail}")
             self._forwarder.call(link, "job.remove", {"uid": entry.uid}, _ignore, now)
-        self.queue.end(item)
+            self.queue.end(item)
 
     def _arm(self) -> None:
         """Set the timer to the next job whose time is up."""
@@ -345,12 +372,12 @@ class QueuedJobs:
             self._expiry.cancel()
             self._expiry = None
         if deadline is not None:
-            wait = max(0.0, deadline - self._env.wall())
+            wait = max(0.0, deadline - self._time)
             self._expiry = self._env.timers.at(self._env.now + wait, self._expire)
 
     def _expire(self, _now: float) -> None:
         self._expiry = None
-        for item in self.queue.expired(self._env.wall(), _EXPIRED):
+        for item in self.queue.expired(self._time, _EXPIRED):
             entry = self._ledger.table.get(item.uid)
             self._env.counts["queue_timeouts"] += 1
             if entry is not None and not entry.ended:

@@ -236,3 +236,17 @@ def test_without_a_limit_no_agent_measures() -> None:
     _world, worker, _other, agent = limited()
     assert not agent.of("sandboxes")
     assert upload(worker, created(worker, create(worker, "key")), 10**12) is None
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_job_whose_key_was_withdrawn_counts_no_more_once_it_has_ended(run: bool) -> None:
+    """A refused start withdraws the key with the removal; other keys are forgotten because there are many."""
+    world = World(jobs_per_owner=1)
+    worker, agent = world.worker(), world.agent()
+    job = created(worker, create(worker, "one"))
+    if run:
+        worker.ask("jobs.remove", key="one", **job["at"])
+    else:
+        world.broker.creations.keys.forget("one")
+        agent.change(job["uid"], state=State.FINISHED, exit_code=0)
+    assert created(worker, create(worker, "two"))["state"] == "NEW"

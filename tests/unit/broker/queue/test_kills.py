@@ -63,7 +63,7 @@ class Store:
 
 def copy(item: Item, connection: str) -> Item:
     """An item as the store gives it to the next broker."""
-    return replace(item, connection=connection, state=QueueState.WAITING, avoid=set(), passed_at=None)
+    return replace(item, connection=connection, state=QueueState.WAITING, refusals={}, passed_at=None)
 
 
 class Broker:
@@ -102,8 +102,10 @@ class Broker:
     def start_job(self, item: Item) -> None:
         self.to_agents.append(("start", self.adopted[item.uid], item))
 
-    def host(self, shape: Shape) -> str | None:
-        found = [agent.name for agent in self.world.agents.values() if agent.linked and shape.selector["need"] <= SPACE]
+    def host(self, item: Item, now: float) -> str | None:
+        large = item.shape.selector["need"] <= SPACE
+        agents = self.world.agents.values()
+        found = [one.name for one in agents if one.linked and large and not item.avoids(one.name, now)]
         return found[0] if found else None
 
     # The rest of a broker
@@ -134,7 +136,7 @@ class Broker:
                 lambda: self.world.store.placed.__setitem__(uid, agent), lambda: self.queue.created(item)
             )
         else:
-            self.queue.refused(item, avoid=False)
+            self.queue.refuse(item, "no", self.world.now, passes=True)
 
     def gone(self, agent: str) -> None:
         self.queue.agent_gone(agent, lambda item: self.adopted.get(item.uid) == agent)

@@ -48,8 +48,35 @@ def test_an_owner_without_jobs_saves_up_no_turns() -> None:
     order = FairOrder()
     for item in queued(order, "aaaa"):
         order.serve(item)
-    queued(order, "bbaa")
-    assert served(order) == "baba"
+    queued(order, "bbbbaa")
+    assert served(order) == "bbabab"
+
+
+def test_an_owner_who_queues_a_job_whenever_one_is_placed_waits_its_turn() -> None:
+    order = FairOrder()
+    queued(order, "abbb")
+    told = ""
+    for number in range(10, 20):
+        first = order.first
+        assert first is not None
+        order.serve(first)
+        told += str(first.owner)
+        if first.owner == "a":
+            order.append(Item(f"a{number}", "", "a", ONE, until=9.0, number=number))
+    assert told.startswith("abbaba")
+
+
+def test_the_round_after_a_restart_is_that_of_most_owners() -> None:
+    order = FairOrder()
+    stuck = queued(order, "d", TWO)
+    items = queued(order, "abcabcabc")
+    for item in items[:6]:
+        order.serve(item)
+    again = FairOrder()
+    for item in [*stuck, *items[6:]]:
+        again.insert(item)
+    again.begin(items[5:6])
+    assert queued(again, "e")[0].tag == items[6].tag == 2, "not that of the job that fits nowhere"
 
 
 def test_jobs_of_one_owner_go_first_in_first_out() -> None:

@@ -6,40 +6,9 @@ from typing import Any
 
 import pytest
 
-from prouter.errors import AgentUnavailable, Conflict, InvalidRequest, KeyReused, LimitReached, NotFound
-from prouter.jobs import State
-from tests.support.broker_world import Agent, Worker, World, created, listed, restarted
-
-ANY: dict[str, Any] = {"type": "any"}
-ONE = {"max": 1}
-
-
-def queued(worker: Worker, key: str, timeout: float = 60.0, owner: str | None = None, **more: Any) -> dict[str, Any]:
-    """Create a job that may wait; return it as `created` does."""
-    args: dict[str, Any] = {"name": key, "agent": ANY, "key": key, "queue": {"timeout": timeout}, **more}
-    if owner is not None:
-        args["owner"] = owner
-    return created(worker, worker.call("jobs.create", **args))
-
-
-def start(key: str, *args: str) -> dict[str, Any]:
-    return {"start": {"request": {"args": list(args), "env": {}}, "key": f"{key} start"}}
-
-
-def info(worker: Worker, job: dict[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = worker.ask("jobs.info", **job["at"])["job"]
-    return told
-
-
-def end(agent: Agent, job: dict[str, Any], world: World) -> None:
-    """Let a job end on its agent, which then tells its load."""
-    agent.change(job["uid"], state=State.FINISHED, exit_code=0)
-    agent.notify("load", load=0.0, running=0, draining=False, used={})
-    world.run(0.2)
-
-
-def starts(agent: Agent) -> list[str]:
-    return [args["uid"] for op, args in agent.asked_for if op == "job.start"]
+from prouter.errors import Conflict, InvalidRequest, KeyReused, LimitReached, NotFound
+from tests.support.broker_world import Agent, World, created, listed, restarted
+from tests.support.queued_jobs import ANY, ONE, end, info, queued, start, starts
 
 
 def test_a_job_waits_for_a_slot_and_keeps_its_path() -> None:
@@ -205,43 +174,6 @@ def test_a_start_that_the_agent_refuses_fails_the_job() -> None:
     assert (told["state"], told["reason"], told["phase"]) == ("FINISHED", "start_failed", "failed")
     assert "no such preset" in told["error"]
     assert agent.jobs == {}
-
-
-def test_a_start_through_another_router_leaves_the_job_running() -> None:
-    world = World()
-    worker = world.worker()
-    job = queued(worker, "first", **start("first", "true"))
-    agent = world.agent()
-    agent.fails["job.start"] = AgentUnavailable("not yet")
-    world.run(1.0)
-    agent.change(job["uid"], state=State.RUNNING)
-    agent.fails["job.start"] = Conflict("it was started already", job=job["uid"], state="RUNNING")
-    asked = len(starts(agent))
-    world.run(5.0)
-    assert len(starts(agent)) > asked
-    assert info(worker, job)["state"] == "RUNNING"
-    assert "job.remove" not in [op for op, _ in agent.asked_for]
-
-
-def test_every_router_knows_that_a_queued_job_will_be_started() -> None:
-    first, second = World(), World()
-    workers = [world.worker() for world in (first, second)]
-    jobs = [queued(workers[0], "starts", **start("starts", "true")), queued(workers[0], "rests")]
-    agent = first.agent()
-    agent.fails["job.start"] = AgentUnavailable("not yet")
-    first.run(1.0)
-    there = second.agent()
-    there.jobs = dict(agent.jobs)
-    there.announce()
-    second.run(1.0)
-    told = [info(workers[1], job) for job in jobs]
-    assert [(one["state"], one["phase"]) for one in told] == [("NEW", "starting"), ("NEW", None)]
-    waits = [workers[1].call("jobs.wait", until=None, **job["at"]) for job in jobs]
-    second.run(1.0)
-    assert [wait in workers[1].results for wait in waits] == [False, True]
-    there.change(jobs[0]["uid"], state=State.FINISHED, exit_code=0)
-    second.run(1.0)
-    assert workers[1].results[waits[0]]["job"]["state"] == "FINISHED"
 
 
 def test_the_same_key_gives_the_same_queued_job() -> None:
