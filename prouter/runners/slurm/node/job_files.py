@@ -6,7 +6,8 @@
 ``submitted``     Slurm's id, once sbatch has told it
 ``claim``         made once: by the node that is about to start the job, or by the agent that takes the start
                   back. Whoever makes it has decided; so no job is started twice, or after it was cancelled
-``starting``      made by the node right before the job's process is; until then the claim can be given up
+``starting-…``    made once for each claim: by the node right before the job's process is, or by the agent that gives
+                  the claim up, because that node was lost
 ``spawned.json``  the first process, once it runs
 ``exit.json``     how the job ended, with ``text`` instead of an exit status if it could not be started
 ``end.json``      the agent's own: how the job ended, once Slurm has said why
@@ -14,11 +15,13 @@
 ================  ======================================================================================
 
 Every file is complete or absent: it is written under another name and renamed. An exclusive creation is atomic on
-network file systems too (open(2), O_EXCL).
+network file systems too (open(2), O_EXCL), so what must be decided once is decided by one, never by the absence of a
+file: a client of NFS may take a new file for absent for a minute (nfs(5), "Directory entry caching").
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,9 +37,9 @@ __all__ = [
     "NODE",
     "RECORD",
     "SPAWNED",
-    "STARTING",
     "SUBMITTED",
     "UNKNOWN_NODE",
+    "begin",
     "claim",
     "clear",
     "give_up",
@@ -50,7 +53,6 @@ RECORD = "record.json"
 JOB = "job.json"
 SUBMITTED = "submitted"
 CLAIM = "claim"
-STARTING = "starting"
 SPAWNED = "spawned.json"
 EXIT = "exit.json"
 END = "end.json"
@@ -63,6 +65,7 @@ NODE = "node"
 UNKNOWN_NODE = "?"
 """Stands for the node whose claim cannot be read yet."""
 
+_STARTING = "starting-"
 _TAIL = 4096
 
 
@@ -94,7 +97,14 @@ def read(directory: str, name: str) -> Any:
         OSError, ValueError: it cannot be read.
     """
     try:
-        with open(os.path.join(directory, name), encoding="ascii") as file:
+        # When a directory is opened, NFS asks the server whether it has changed; else another machine's new file may be
+        # missing (close-to-open consistency, nfs(5)).
+        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
+        finally:
+            os.close(place)
+        with os.fdopen(fd, encoding="ascii") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
@@ -122,23 +132,43 @@ def claim(directory: str, by: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def withdraw(directory: str, mine: dict[str, Any]) -> None:
-    """Delete the claim of a node that must not start the job, and what it wrote of that; others' are left alone."""
-    for name in (STARTING, CLAIM):
-        content = read(directory, name)
-        if content is not None and content.get("by") == mine["by"]:
-            os.unlink(os.path.join(directory, name))
+def begin(directory: str, mine: dict[str, Any]) -> bool:
+    """Decide that the node with this claim starts the job; False if the agent has given the claim up."""
+    return _decide(directory, mine)
 
 
 def give_up(directory: str) -> bool:
     """Delete the claim of a node that was lost before it started the job; return whether that was so."""
-    if read(directory, STARTING) is not None:
-        return False
     try:
-        os.unlink(os.path.join(directory, CLAIM))
-    except FileNotFoundError:
+        claimed = read(directory, CLAIM)
+    except ValueError:
+        return False  # It is being written at this moment: its node lives.
+    if not claimed or not claimed.get(NODE) or not _decide(directory, claimed):
         return False
+    _unlink(directory, CLAIM)
     return True
+
+
+def _decide(directory: str, claimed: dict[str, Any]) -> bool:
+    """Whether this process is the first to decide whether the node with this claim starts the job."""
+    try:
+        fd = os.open(_starting(directory, claimed), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    os.close(fd)
+    return True
+
+
+def _starting(directory: str, claimed: dict[str, Any]) -> str:
+    return os.path.join(directory, f"{_STARTING}{claimed['by']}")
+
+
+def withdraw(directory: str, mine: dict[str, Any]) -> None:
+    """Delete the claim of a node that must not start the job, and its decision; others' are left alone."""
+    _unlink(directory, os.path.basename(_starting(directory, mine)))
+    claimed = read(directory, CLAIM)
+    if claimed is not None and claimed.get("by") == mine["by"]:
+        _unlink(directory, CLAIM)
 
 
 def clear(directory: str, *, everything: bool) -> None:
@@ -146,11 +176,14 @@ def clear(directory: str, *, everything: bool) -> None:
     if everything:
         shutil.rmtree(directory, ignore_errors=True)
         return
-    for name in (JOB, SUBMITTED, CLAIM, STARTING, SPAWNED, EXIT, END, LOG):
-        try:
-            os.unlink(os.path.join(directory, name))
-        except FileNotFoundError:
-            continue
+    starting = [name for name in os.listdir(directory) if name.startswith(_STARTING)]
+    for name in (JOB, SUBMITTED, CLAIM, *starting, SPAWNED, EXIT, END, LOG):
+        _unlink(directory, name)
+
+
+def _unlink(directory: str, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, name))
 
 
 def tail(directory: str) -> str:

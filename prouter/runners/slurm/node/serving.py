@@ -146,9 +146,7 @@ class Node:
         Raises:
             Superseded: that has just happened, or the agent has taken the start back.
         """
-        claim = self._job["claim"]
-        job_files.write(self._directory, job_files.STARTING, {"at": time.time(), "by": claim["by"]})
-        if job_files.read(self._directory, job_files.CLAIM) != claim:
+        if not job_files.begin(self._directory, self._job["claim"]):
             raise Superseded("the agent has submitted it again")
         wanted = job_files.read(self._directory, job_files.JOB)
         if wanted is None or wanted["secret"] != self._job["secret"]:
