@@ -19,7 +19,7 @@ from prouter.runners.slurm.follower import Follower
 from prouter.runners.slurm.job import Job, JobState
 from prouter.runners.slurm.node import job_files
 from prouter.runners.slurm.starts import Starts
-from prouter.runners.slurm.states import Phase, phase
+from prouter.runners.slurm.states import Phase, phase, suspended
 from prouter.runners.slurm.table import Table
 
 __all__ = ["Ends"]
@@ -38,8 +38,11 @@ _LINKED = 3.0
 """Seconds for which a connected node may not know that Slurm has ended the job."""
 _RECONNECTED = 6.0
 """Seconds that a node has to connect, before Slurm is asked to end its job."""
+_ANSWERED = 10.0
+"""Seconds that a connected node has to end its job, before Slurm is asked to."""
 _KILLED_BY = 60.0
 """Seconds that the end of a job may take."""
+_REQUEUED = "Slurm ended it and put it back into its queue; no job is started twice"
 _LOST = "Slurm does not know the job any more: it was cancelled, or its controller has lost it"
 
 _log = logging.getLogger("prouter.runner")
@@ -83,7 +86,10 @@ class Ends:
         if job.number is None and not job.asking:
             self._starts.submitted(job, entry.number)
         now = phase(entry.state)
-        if now is Phase.QUEUED:
+        job.suspended = suspended(entry.state)
+        if now is Phase.QUEUED and job.ending is not None:
+            self._requeued(job, job.ending, entry)
+        elif now is Phase.QUEUED:
             self._table.queued(job, Queued(job.uid, entry.reason or "", entry.expected_start))
         elif now is Phase.ENDED:
             self._ended(job, entry)
@@ -91,6 +97,11 @@ class Ends:
             self._read(job)
         if job.ending is not None and now is not Phase.ENDED:
             self._explain_late(job)
+
+    def _requeued(self, job: Job, told: dict[str, Any], entry: QueueEntry) -> None:
+        """Slurm has ended a job to run it again, which somebody has permitted after its submission."""
+        self._finish(job, {**told, "reason": "cancelled", "text": _REQUEUED}, None)
+        gevent.spawn(self._cancel_once, entry.number, entry.name)
 
     def _explain_late(self, job: Job) -> None:
         if job.ending is not None and time.monotonic() - (job.ending_since or 0.0) > _EXPLAINED_BY:
@@ -247,9 +258,9 @@ class Ends:
     def _press(self, job: Job) -> None:
         """Ask for the end of a job by the best way there is."""
         link = job.link
-        if link is not None:
+        if link is not None and not job.suspended:
             try:
-                link.request("kill", timeout=10.0)
+                link.request("kill", timeout=_ANSWERED)
                 job.news.wait(1.0)
                 return
             except PRouterError as error:

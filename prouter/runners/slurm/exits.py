@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
@@ -12,6 +13,8 @@ __all__ = ["made_by_node", "made_by_slurm", "needs_explanation", "never_ran"]
 
 _DEADLY = ("SIGTERM", "SIGKILL")
 """Signals by which Slurm, or the kernel for lack of memory, ends a job."""
+_DEADLY_CODES = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""Exit codes of shells whose command such a signal has ended. They may exit before the node's program gets its own."""
 _TEXTS = {
     "walltime": "Slurm ended it, because its time was up",
     "memory": "Slurm ended it, because it used more memory than it had asked for",
@@ -31,7 +34,8 @@ def needs_explanation(told: dict[str, Any], *, killed: bool, signalled: bool) ->
     """
     if told["reason"] is not None or killed:
         return False
-    return bool(told["asked_to_end"]) or (not signalled and told["signal"] in _DEADLY)
+    deadly = told["signal"] in _DEADLY or told["exit_code"] in _DEADLY_CODES
+    return bool(told["asked_to_end"]) or (deadly and not signalled)
 
 
 def made_by_node(job: str, told: dict[str, Any], slurm: tuple[str, str | None] | None, log: str) -> Exit:

@@ -72,6 +72,7 @@ class Job:
         spawned: its first process, once it runs.
         exit: how it ended.
         failure: why the command could not be started, if that is how it ended.
+        suspended: whether Slurm has stopped its processes, so that its node answers nothing.
         link: the connection to its node, if there is one.
         linked: set while there is one.
         news: set whenever something of the above has changed.
@@ -104,6 +105,7 @@ class Job:
         self.spawned: Spawned | None = None
         self.exit: Exit | None = None
         self.failure: str | None = None
+        self.suspended = False
         self.link: NodeLink | None = None
         self.linked = Event()
         self.news = Event()

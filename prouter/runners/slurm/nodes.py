@@ -70,6 +70,12 @@ class Nodes:
         """
         if job.state is not JobState.RUNNING or job.ending is not None:
             raise Conflict(f"job '{job.uid}' is not running", job=job.uid)
+        if job.suspended:
+            raise AgentUnavailable(
+                f"Slurm has suspended job '{job.uid}', which answers once Slurm resumes it",
+                job=job.uid,
+                retry_after=10.0,
+            )
         if job.link is None:
             job.linked.wait(_PATIENCE)
         link = job.link

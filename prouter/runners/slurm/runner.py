@@ -45,6 +45,9 @@ from prouter.runners.sockets import Listener as ListeningSocket
 
 __all__ = ["SlurmRunner"]
 
+_SIGNALLED = 10.0
+"""Seconds that a node has to pass on a signal."""
+
 _log = logging.getLogger("prouter.runner")
 
 
@@ -141,7 +144,7 @@ class SlurmRunner(Runner):
         found = self._table.find(job)
         link = self._nodes.link(found)
         found.signalled = found.signalled or signum in (signal.SIGTERM, signal.SIGKILL)
-        link.request("signal", signum=signum, tree=tree)
+        link.request("signal", timeout=_SIGNALLED, signum=signum, tree=tree)
 
     def kill(self, job: str) -> None:
         """See `Runner.kill`."""

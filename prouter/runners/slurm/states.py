@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Phase", "end_reason", "phase"]
+__all__ = ["Phase", "end_reason", "phase", "suspended"]
 
 
 class Phase(Enum):
@@ -68,6 +68,11 @@ _MEMORY_MESSAGE = "exceeded memory limit"
 def phase(state: str) -> Phase:
     """The phase for a state in Slurm's words. A state of a later Slurm counts as running: nobody acts on that."""
     return _PHASES.get(state.partition(" ")[0].rstrip("+"), Phase.RUNNING)
+
+
+def suspended(state: str) -> bool:
+    """Whether the processes of a job in this state are stopped: by an administrator, or for a job that preempts it."""
+    return state.partition(" ")[0].rstrip("+") in ("SUSPENDED", "STOPPED")
 
 
 def end_reason(state: str, reason: str | None, script_output: str = "") -> str | None:

@@ -54,6 +54,8 @@ def test_reasons(state: str, reason: str | None, log: str, expected: str | None)
 def test_an_exit_code_needs_no_explanation_unless_slurm_asked_for_the_end() -> None:
     assert not needs_explanation(told(exit_code=0), killed=False, signalled=False)
     assert needs_explanation(told(exit_code=0, asked_to_end=True), killed=False, signalled=False)
+    assert needs_explanation(told(exit_code=143), killed=False, signalled=False)
+    assert not needs_explanation(told(exit_code=143), killed=False, signalled=True)
     assert needs_explanation(told(signal="SIGKILL"), killed=False, signalled=False)
     assert not needs_explanation(told(signal="SIGKILL"), killed=True, signalled=False)
     assert not needs_explanation(told(signal="SIGTERM"), killed=False, signalled=True)
