@@ -19,6 +19,7 @@ from prouter.broker.base.env import Env
 from prouter.broker.base.lag import Lag, process_figures
 from prouter.broker.base.security import Security
 from prouter.broker.base.switch import Path
+from prouter.broker.base.watchdog import serve_watchdog
 from prouter.broker.core import Broker
 from prouter.broker.sockets.connections import Connections
 from prouter.broker.sockets.dialling import Dialling
@@ -157,6 +158,7 @@ class _Server:
         self._watch_signals()
         self._poller.watch(self._wake_read, self._woken)
         self._access.start()
+        serve_watchdog(self._env.timers, time.monotonic())
         self.endpoint = self._listen(bind_port)
         _settle_memory()
         log.info("event=broker_started router=%s agents=%s", self._env.settings.uid, self.endpoint or "none")

@@ -1,4 +1,4 @@
-"""Notification of systemd about a service's state (sd_notify(3)), without a library."""
+"""What a service tells systemd about its state (sd_notify(3)), without a library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 
-__all__ = ["notify"]
+__all__ = ["notify", "watchdog_timeout"]
 
 log = logging.getLogger("prouter.supervisor")
 
@@ -21,3 +21,14 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
         except OSError as error:
             log.warning("event=notify_failed state=%s error=%r", state, error)
+
+
+def watchdog_timeout() -> float | None:
+    """Seconds within which the service manager wants to hear ``WATCHDOG=1`` (``WatchdogSec=``, sd_watchdog_enabled(3)).
+
+    None if it does not watch this process.
+    """
+    text, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not (text.isascii() and text.isdigit()) or (pid and pid != str(os.getpid())):
+        return None
+    return int(text) / 1e6 or None

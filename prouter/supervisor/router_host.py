@@ -22,10 +22,11 @@ from prouter.access.setup import check_access
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import claim_router
 from prouter.process.cores import forbid_core_dumps
-from prouter.process.systemd import notify
+from prouter.process.systemd import notify, watchdog_timeout
 from prouter.supervisor.child import Child, Command
 from prouter.supervisor.control_sockets import ControlSockets
 from prouter.supervisor.handover import Handover
+from prouter.supervisor.watchdog import Watchdog
 
 __all__ = ["Supervisor"]
 
@@ -34,6 +35,8 @@ log = logging.getLogger("prouter.supervisor")
 _READY_WITHIN = 60.0
 _PROBE_PAUSE = 0.05
 _PROBE_TIMEOUT = 0.5
+_PROOF_TIMEOUT = 3.0
+"""Seconds that a request may take which proves that the router works; workers give the broker two of them."""
 _PATIENCE = 10.0
 """Seconds that a process has to clean up, beyond those that it has for its work."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
@@ -71,6 +74,7 @@ class Supervisor:
         self._deadline = 0.0
         self._exit_status = 0
         self._agents = ""
+        self._watchdog = Watchdog(watchdog_timeout(), self._works)
         self._status_read = self._status_write = -1
         self._status_text = b""
 
@@ -125,7 +129,9 @@ class Supervisor:
         elif self._phase is _Phase.CLOSING and time.monotonic() >= self._deadline:
             self._finish()
         elif self._phase is _Phase.FINISHING:
+            self._watchdog.tell()
             return self._is_finishing()
+        self._watchdog.tell()
         return True
 
     def _keep(self, child: Child) -> None:
@@ -203,11 +209,15 @@ class Supervisor:
             if self._phase is _Phase.CLOSING:
                 self._broker.signal(signal.SIGUSR1)
 
-    def _answers(self) -> bool:
-        """Whether workers answer, and reach the broker."""
+    def _works(self) -> bool:
+        """Whether the service manager need not restart the router. Start and drain have their own limits of time."""
+        return self._phase is not _Phase.READY or self._answers(_PROOF_TIMEOUT)
+
+    def _answers(self, timeout: float = _PROBE_TIMEOUT) -> bool:
+        """Whether workers answer within so many seconds, and reach the broker."""
         if not self._gunicorn.running or self._phase is _Phase.FINISHING:
             return False
-        connection = http.client.HTTPConnection(*self._sockets.reachable, timeout=_PROBE_TIMEOUT)
+        connection = http.client.HTTPConnection(*self._sockets.reachable, timeout=timeout)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -279,6 +289,8 @@ class Supervisor:
         """Seconds until something is due; None while only a signal can bring work."""
         now = time.monotonic()
         due = [child.next_start for child in (self._broker, self._gunicorn) if not child.running]
+        if self._watchdog.due is not None:
+            due.append(self._watchdog.due)
         if self._phase is not _Phase.READY:
             due.append(self._deadline)
         if self._gunicorn.running and not self._gunicorn.works and self._phase is not _Phase.FINISHING:
