@@ -107,7 +107,7 @@ class LogPipes:
         return self._writer
 
     def open(self, job: str, outputs: list[Output], owner: int | None = None) -> list[int]:
-        """Make a job's pipes.
+        """Make a job's pipes, and watch them.
 
         Args:
             owner: uid of the job's user, if that is not this process's own.
@@ -125,8 +125,13 @@ class LogPipes:
                 pipe, end = self._open(job, output, owner)
                 pipes.append(pipe)
                 writing.append(end)
+            for pipe in pipes:
+                self._poller.register(pipe.reading, select.EPOLLIN)
+                self._watched[pipe.reading] = pipe
+                pipe.watched = True
         except OSError:
             for pipe in pipes:
+                self._unwatch(pipe)
                 pipe.close()
             for end in writing:
                 os.close(end)
@@ -138,18 +143,23 @@ class LogPipes:
 
     def _open(self, job: str, output: Output, owner: int | None) -> tuple[_Pipe, int]:
         log = open_log(output.path) if isinstance(output.path, str) else os.dup(output.path)
+        made = [log]
         try:
             reading, writing = os.pipe2(os.O_CLOEXEC)
+            made += (reading, writing)
+            os.set_blocking(reading, False)
+            os.fchmod(reading, _WRITE_ONLY)
+            copy = open_copy(output.copy) if output.copy is not None else None
+            if copy is not None:
+                made.append(copy)
+            if owner is not None:
+                for fd in (reading, copy):
+                    if fd is not None:
+                        os.fchown(fd, owner, -1)
         except OSError:
-            os.close(log)
+            for fd in made:
+                os.close(fd)
             raise
-        os.set_blocking(reading, False)
-        os.fchmod(reading, _WRITE_ONLY)
-        copy = open_copy(output.copy) if output.copy is not None else None
-        if owner is not None:
-            for fd in (reading, copy):
-                if fd is not None:
-                    os.fchown(fd, owner, -1)
         self._numbers += 1
         return _Pipe(self._numbers, job, reading, log, copy), writing
 
@@ -171,13 +181,6 @@ class LogPipes:
             self._log("warning", "event=log_writer_left reason='it does not end'")
         finally:
             os.close(fd)
-
-    def watch(self, job: str) -> None:
-        """Begin to watch a job's pipes, once only the job holds their writing ends."""
-        for pipe in self._jobs.get(job, ()):
-            self._poller.register(pipe.reading, select.EPOLLIN)
-            self._watched[pipe.reading] = pipe
-            pipe.watched = True
 
     def ready(self, fd: int, events: int) -> bool:
         """Handle a ready descriptor; return False if it is none of these."""
@@ -291,21 +294,27 @@ class LogPipes:
         if now < self._start_at:
             return None
         self._started_at, self._start_at = now, None
+        try:
+            self._writer, self._control = self._fork_writer()
+        except OSError as error:
+            self._start_at = now + _RESTART
+            self._log("error", f"event=log_writer_not_started error={error.strerror!r}")
+        return self._control
+
+    def _fork_writer(self) -> tuple[int, socket.socket]:
+        """Fork a writer; return its pid and the connection to it, which is watched. Raises `OSError`."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             try:
+                ours.setblocking(False)
+                self._poller.register(ours.fileno(), select.EPOLLIN)
                 pid = os.fork()
-            except OSError as error:
+            except OSError:
                 ours.close()
-                self._start_at = now + _RESTART
-                self._log("error", f"event=log_writer_not_started error={error.strerror!r}")
-                return None
+                raise
             if pid == 0:
                 become_writer(its, self._lock)
-        ours.setblocking(False)
-        self._writer, self._control = pid, ours
-        self._poller.register(ours.fileno(), select.EPOLLIN)
-        return ours
+        return pid, ours
 
     def _send(self, operation: int, pipe: _Pipe, fds: list[int]) -> None:
         self._unsent.append((HEAD.pack(operation, pipe.number), fds))

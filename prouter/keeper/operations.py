@@ -20,7 +20,7 @@ from prouter.keeper.journal import Journal, remove_sandbox
 from prouter.keeper.log_files import copy_path, regular_file
 from prouter.keeper.log_pipes import LogPipes, Output
 from prouter.keeper.requests import Refused, Request, Start
-from prouter.keeper.spawning import Command, SpawnError, read_outcome, start
+from prouter.keeper.spawning import Command, SpawnError, explained, read_outcome, start
 from prouter.keeper.trees import Trees
 from prouter.keeper.wire import PROTOCOL
 from prouter.processes.limits import Limits
@@ -77,9 +77,7 @@ class Operations:
             "kill": self._kill,
             "usage": self._usage,
             "processes": self._processes,
-            "list": self._list,
             "forget": self._forget,
-            "configure": self._configure,
             "death_notice": self._death_notice,
             "end": self._end,
         }
@@ -160,10 +158,6 @@ class Operations:
         jobs = [_listed(job) for job in self._jobs.values()]
         request.answer({"protocol": PROTOCOL, "pid": os.getpid(), "jobs": jobs})
 
-    def _configure(self, request: Request, *, keep_for: float) -> None:
-        self.keep_for = keep_for
-        request.answer(None)
-
     def _death_notice(self, request: Request, *, argv: list[str], environment: dict[str, str], text: str) -> None:
         """Remember the command that tells the routers when the agent has died."""
         self.death_notice = Notice(argv, environment, text)
@@ -233,19 +227,20 @@ class Operations:
                         stdout=out,
                         stderr=err,
                         **command,
-                    )
+                    ),
+                    self._watch,
                 )
-            self._logs.watch(job)
-        except SpawnError as error:
+        except BaseException as error:
             if started.group is not None:
                 started.group.remove()
             if held is None:
                 self._journal.drop(job)
-            raise Refused("start_failed", str(error)) from None
+            if isinstance(error, SpawnError):
+                raise Refused("start_failed", str(error)) from None
+            raise
         self._jobs[job] = started
         self.trees.add(started, pid)
         self._starts[job] = self._pipes[pipe] = Start(started, request, held=held is not None, pipe=pipe)
-        self._watch(pipe)
 
     @contextlib.contextmanager
     def _outputs(self, job: Job, copies: str | None, *paths: str | None) -> Iterator[list[int | None]]:
@@ -255,7 +250,7 @@ class Operations:
         would truncate the file. Both get the same pipe if both are the same file.
 
         Raises:
-            SpawnError: a log cannot be opened, or the block raised it; no pipe is left open.
+            SpawnError: a log cannot be opened. No pipe is left open if the block raises.
         """
         outputs: dict[object, Output] = {}
         wanted: list[object] = []
@@ -273,11 +268,10 @@ class Operations:
             ends = dict(zip(outputs, self._logs.open(job.uid, list(outputs.values()), owner), strict=True))
         except OSError as error:
             what = f"log {error.filename!r}" if error.filename is not None else "output"
-            hint = " (raise the agent's limit of open files)" if error.errno == errno.EMFILE else ""
-            raise SpawnError(f"its {what} cannot be opened: {error.strerror}{hint}") from None
+            raise SpawnError(f"its {what} cannot be opened: {explained(error)}") from None
         try:
             yield [ends.get(one) for one in wanted]
-        except SpawnError:
+        except BaseException:
             self._logs.finish(job.uid, lambda: None)
             raise
         finally:
@@ -316,9 +310,6 @@ class Operations:
 
     def _processes(self, request: Request, *, job: str) -> None:
         request.answer([process.pid for process in self.trees.members(self._running(job)) if process.alive])
-
-    def _list(self, request: Request) -> None:
-        request.answer([_listed(job) for job in self._jobs.values()])
 
     def _forget(self, request: Request, *, job: str) -> None:
         """Drop a job that has ended or was never started. From then on its sandbox is the agent's alone."""

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from prouter.keeper import isolation
@@ -18,7 +19,7 @@ from prouter.processes import limits as job_limits
 from prouter.processes.limits import Limits
 from prouter.processes.users import User
 
-__all__ = ["Command", "SpawnError", "read_outcome", "start", "use_all_descriptors"]
+__all__ = ["Command", "SpawnError", "explained", "read_outcome", "start", "use_all_descriptors"]
 
 _IGNORED = {
     signum
@@ -28,6 +29,9 @@ _IGNORED = {
 _HANDLED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
 """Signals for which the keeper has handlers."""
 
+
+_SPARE = 8
+"""Descriptors that are free after a start: for the next look at /proc, for the log writer, for the next agent."""
 
 _files_of_jobs = resource.getrlimit(resource.RLIMIT_NOFILE)
 """Limit of open files (soft, hard) with which jobs start."""
@@ -68,8 +72,11 @@ class Command(NamedTuple):
     user: User | None = None
 
 
-def start(command: Command) -> tuple[int, int]:
+def start(command: Command, watch: Callable[[int], None]) -> tuple[int, int]:
     """Fork the process.
+
+    Args:
+        watch: has the keeper's loop watch the pipe. It is called before the fork, after which nothing may fail.
 
     Returns:
         Its pid, and the reading end of a pipe for `read_outcome`.
@@ -77,7 +84,7 @@ def start(command: Command) -> tuple[int, int]:
     Raises:
         SpawnError: no process can be made.
     """
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = _watched_pipe(watch)
     # No signal may run the keeper's handlers in the child. Blocked signals wait until the child resets its mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
@@ -85,12 +92,40 @@ def start(command: Command) -> tuple[int, int]:
         if pid == 0:
             _run(command, writing)
     except OSError as error:
-        os.close(reading)
+        os.close(reading)  # Nobody else has it, so the loop does not watch it any more (epoll(7)).
         raise SpawnError(f"no process could be made: {error.strerror}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writing)
     return pid, reading
+
+
+def _watched_pipe(watch: Callable[[int], None]) -> tuple[int, int]:
+    """A pipe whose reading end is watched. Some more descriptors are free then, which the keeper needs to go on.
+
+    Raises:
+        SpawnError: there are too few descriptors, or it cannot be watched.
+    """
+    made: list[int] = []
+    try:
+        made += os.pipe2(os.O_CLOEXEC)
+        for _ in range(_SPARE):
+            made.append(os.dup(made[0]))
+        for fd in made[2:]:
+            os.close(fd)
+        del made[2:]
+        watch(made[0])
+    except OSError as error:
+        for fd in made:
+            os.close(fd)
+        raise SpawnError(f"no process could be made: {explained(error)}") from error
+    return made[0], made[1]
+
+
+def explained(error: OSError) -> str:
+    """Why a system call has failed, and what helps if too many files are open."""
+    hint = " (raise the agent's limit of open files)" if error.errno == errno.EMFILE else ""
+    return f"{error.strerror}{hint}"
 
 
 def read_outcome(pipe: int) -> None:

@@ -76,7 +76,7 @@ def test_two_hundred_quick_jobs_each_end_once(bench: Bench, runner: BenchRunner)
     greenlets = [gevent.spawn(one) for _ in range(200)]
     gevent.joinall(greenlets, raise_error=True)
     assert len(order) == 200
-    assert runner._request("list") == []
+    assert runner._request("hello", keep_for=0.0)["jobs"] == []
     assert not process_tree.children(runner.keeper_pid or 0)
 
 
@@ -144,7 +144,7 @@ def test_command_that_cannot_run_is_explained(bench: Bench, runner: BenchRunner,
     with pytest.raises(StartFailed) as failure:
         runner.spawn(spec)
     assert text in failure.value.detail
-    assert runner._request("list") == []
+    assert runner._request("hello", keep_for=0.0)["jobs"] == []
     assert spec.job not in bench.exits
 
 

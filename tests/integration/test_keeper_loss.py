@@ -8,13 +8,15 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
 from prouter.errors import Conflict
 from prouter.processes import process_tree
-from tests.support.keeper import Bench, alive, number, until
+from prouter.runners.local.keeper_client import KeeperClient, KeeperRefusal
+from tests.support.keeper import Bench, BenchRunner, alive, number, until
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_exits_seen_before_a_keeper_died_are_kept_by_the_next(bench: Bench) -> N
     assert lost is not None
     os.kill(lost, signal.SIGKILL)
     until(lambda: runner.keeper_pid)
-    assert [job["job"] for job in runner._request("list")] == [spawned.job]
+    assert [job["job"] for job in runner._request("hello", keep_for=60.0)["jobs"]] == [spawned.job]
     runner.close(end_jobs=False)
     (kept,) = bench.runner(keep_for=60).open()
     assert kept.record == {"a": 1}
@@ -217,3 +219,56 @@ def test_agent_and_keeper_both_killed_leave_nothing_to_the_next(bench: Bench) ->
     assert not alive(line["pids"][spec.job])
     assert not alive(escaped)
     assert not bench.sandbox(spec.job).exists()
+
+
+def test_a_keeper_that_dies_while_it_takes_over_is_replaced_by_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, jobs = two_held(bench)
+    request, killed = KeeperClient.request, [runner.keeper_pid]
+
+    def kill_once(client: KeeperClient, op: str, **arguments: Any) -> Any:
+        if op == "hold" and len(killed) == 1:
+            killed.append(runner.keeper_pid)
+            os.kill(runner.keeper_pid or 0, signal.SIGKILL)
+        return request(client, op, **arguments)
+
+    monkeypatch.setattr(KeeperClient, "request", kill_once)
+    os.kill(runner.keeper_pid or 0, signal.SIGKILL)
+    until(lambda: "event=keeper_not_replaced error='the keeper, which runs the jobs, was lost" in caplog.text)
+    until(lambda: runner.keeper_pid not in killed)
+    assert held(runner) == jobs
+
+
+def test_a_job_that_the_next_keeper_refuses_costs_no_other_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, jobs = two_held(bench)
+    request, refused = KeeperClient.request, list[str]()
+
+    def refuse_once(client: KeeperClient, op: str, **arguments: Any) -> Any:
+        if op == "hold" and not refused:
+            refused.append(arguments["job"])
+            raise KeeperRefusal("no_space", "the disk is full")
+        return request(client, op, **arguments)
+
+    monkeypatch.setattr(KeeperClient, "request", refuse_once)
+    os.kill(runner.keeper_pid or 0, signal.SIGKILL)
+    until(lambda: "event=job_not_handed_over" in caplog.text)
+    assert held(runner) == jobs - set(refused)
+    assert bench.exit(runner.spawn(bench.spec("true"))).exit_code == 0
+
+
+def two_held(bench: Bench) -> tuple[BenchRunner, set[str]]:
+    """A runner, and the uids of two jobs that it holds."""
+    runner = bench.runner(keep_for=60)
+    runner.open()
+    jobs = {bench.spec("true").job for _ in range(2)}
+    for job in jobs:
+        runner.hold(job, {}, str(bench.sandbox(job)))
+    return runner, jobs
+
+
+def held(runner: BenchRunner) -> set[str]:
+    """The uids of the jobs that the keeper knows."""
+    return {job["job"] for job in runner._request("hello", keep_for=60.0)["jobs"]}

@@ -152,10 +152,6 @@ class Pool:
             for shelf in self._shelves.values()
         }
 
-    def rests(self, name: str) -> float:
-        """Seconds until another job of a template may be started."""
-        return max(0.0, self._shelves[name].rests_until - time.monotonic())
-
     # -- jobs that leave ----------------------------------------------------------------------------------------------
 
     def take(self, name: str, connection: str) -> Job | None:

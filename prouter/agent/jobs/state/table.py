@@ -44,11 +44,6 @@ class JobTable:
         return len(self._slots) - len(self._warm)
 
     @property
-    def warm(self) -> int:
-        """How many warm jobs have not ended."""
-        return len(self._warm)
-
-    @property
     def told(self) -> list[Job]:
         """The jobs that routers know of: all but the warm ones."""
         return [job for job in self._jobs.values() if not job.warm]
