@@ -13,6 +13,7 @@ from typing import Any
 from prouter.broker.base.env import Done, Env
 from prouter.broker.creations.claims import Claim, Claims, shared_key
 from prouter.broker.creations.keys import Keys, check_digest
+from prouter.broker.creations.promises import Promises
 from prouter.broker.creations.reservations import Reservations
 from prouter.broker.creations.state import Creation, CreationState
 from prouter.broker.creations.under_way import UnderWay
@@ -65,6 +66,7 @@ class Creations:
         self.queued = QueuedJobs(env, links, forwarder, ledger, replies, self.occupancy)
         self._reservations = Reservations(links, ledger.table, self.occupancy, self.queued, self._under_way)
         self._unheard = Unheard(env, links, ledger, self.keys)
+        self._promises = Promises(self.keys, ledger.table, self._under_way)
 
     @property
     def pending(self) -> int:
@@ -90,30 +92,17 @@ class Creations:
             return
         if len(self._under_way) >= self._env.settings.bounds.link_calls:
             raise Overloaded("too many jobs are being created", retry_after=1)
-        known = self._known(key, digest)
+        known = self._promises.given(key, digest)
         if known is not None and self._ledger.table.look(known[1]) is not None:
             self._repeat(creation, *known, now)
         elif self._unheard.matters(keyed=bool(digest), now=now):
             self._env.timers.at(now + _ASK_AGAIN, partial(self._create_later, args, done))
         elif known is not None:
-            self._check_promised(creation, known[1])
+            self._promises.check(creation, known[1])
             self._repeat(creation, *known, now)
         else:
             self._under_way.check_owner(creation.owner)
             self._start(creation, now)
-
-    def _known(self, key: str, digest: str) -> tuple[str, str] | None:
-        """Connection and uid of the job that the key gave, here or at another router; None if it gave none.
-
-        Raises:
-            KeyReused: the key came with another request.
-        """
-        known = self.keys.job(key, digest)
-        entry = self._ledger.table.made_by(shared_key(key)) if known is None and digest else None
-        if entry is None:
-            return known
-        check_digest(entry.last_record.digest or "", digest)
-        return entry.connection, entry.uid
 
     def _create_later(self, args: dict[str, Any], done: Done, now: float) -> None:
         try:
@@ -159,18 +148,6 @@ class Creations:
             creation.timer = None
         if ended or state is CreationState.CREATED:  # From then on the table has the job, and what it takes.
             self._reservations.free(creation)
-
-    def _check_promised(self, creation: Creation, uid: str) -> None:
-        """Check a job that an earlier request was promised, and that no agent has: it would be one more.
-
-        Raises:
-            LimitReached: its owner has as much as is allowed; the job is given up.
-        """
-        try:
-            self._under_way.check_owner(creation.owner)
-        except LimitReached:
-            self.keys.give_up(creation.key, uid)
-            raise
 
     # -- to an agent ----------------------------------------------------------------------------------------------
 
