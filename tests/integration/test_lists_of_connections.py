@@ -20,7 +20,7 @@ from tests.support.processes import Agent, Router, start_agent, start_router, wa
 from tests.support.worker_clients import Client, clients_of_workers
 
 WORKERS = 4
-CHANGES = 120
+CHANGES = 60
 _ETAG = re.compile(r'W/"([0-9a-f]+)-([0-9]+)"')
 
 
