@@ -34,6 +34,7 @@ SLEEP = {"args": ["sleep", "1000"], "env": {}, "port_expected_count": 0}
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent waits for no end for long, and tries again soon."""
     monkeypatch.setattr(ending, "_END_TIMEOUT", 0.3)
+    monkeypatch.setattr(ending, "_NEXT_TRY", 0.05)
     monkeypatch.setattr(starting, "_NEXT_KILL", 0.05)
     monkeypatch.setattr(reclaiming, "_FIRST_REST", 0.05)
 
@@ -322,3 +323,33 @@ def test_a_creation_that_is_repeated_while_the_runner_is_asked_waits_for_it(
         first.get(timeout=5)
     assert second.get(timeout=5).uid == uid
     assert jobs.manager.record(uid).state is State.NEW
+
+
+def test_a_time_limit_holds_once_the_job_can_be_killed(
+    managers: Managers, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    monkeypatch.setattr(ending, "_LIMIT_GRACE", 0.05)
+    jobs = managers.open()
+    away = Away(monkeypatch, LocalRunner, "kill")
+    uid = jobs.run("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", limits={"timeout": 0.2})
+    until(lambda: away.calls >= 2)
+    assert jobs.manager.record(uid).state is State.RUNNING
+    away.on = False
+    assert jobs.ended(uid).reason is Reason.TIMEOUT
+
+
+def test_a_warm_job_that_cannot_be_started_is_removed_whatever_the_error(
+    managers: Managers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[object] = []
+
+    def fail(_: LocalRunner, *more: object) -> None:
+        checks.append(more)
+        raise KeyError("a fault of the runner")
+
+    monkeypatch.setattr(LocalRunner, "check", fail)
+    jobs = managers.open(templates={"web": validated(Template, {**SLEEP, "size": 1})})
+    jobs.manager.pool.serve(CONNECTION)
+    until(lambda: checks)
+    until(lambda: not [path for path in jobs.root.iterdir() if len(path.name) == 32])
+    assert jobs.manager.pool.figures(CONNECTION)["web"]["failures"] >= 1

@@ -215,7 +215,7 @@ class Creator:
         """Make a warm job somebody's. The runner keeps that first, so that a later agent gives it to nobody else.
 
         Raises:
-            PRouterError: the runner cannot keep it; the job is removed.
+            PRouterError: the runner cannot keep it. The job is removed, whatever the error is.
         """
         now = wanted.created_at
         job.give(
@@ -235,7 +235,7 @@ class Creator:
         job.started.set(job.record)
         try:
             self._runner.update_record(job.uid, self._kept(job))
-        except PRouterError:
+        except Exception:
             self._remover.begin(job, Reason.REMOVED)
             raise
         _log.info(

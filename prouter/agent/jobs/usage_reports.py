@@ -1,8 +1,8 @@
 """Reports of what running jobs use, so that a router shows it without a call to the agent.
 
 The cost is bounded whatever the number of jobs: each round measures a few of them, new ones first, then those measured
-longest ago, and tells only what has changed. A round measures its jobs at once, because a job on another machine that
-cannot be reached takes seconds.
+longest ago, and tells only what has changed. It measures one after another, so that the keeper has time for other
+requests in between, but waits for none whose machine cannot be reached.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _INTERVAL = 1.0
 """Seconds between two rounds."""
 _ROUND = 32
 """Jobs that are measured in a round."""
+_TURN = 0.05
+"""Seconds for which a job is measured alone."""
 
 Usage = tuple[str, float | None, int | None]
 """Uid, CPU seconds and resident bytes of a job."""
@@ -68,8 +70,12 @@ class UsageReports:
         chosen = [*new, *self._told][:_ROUND]
         for uid in chosen:  # Also those that cannot be measured: they must not be first again.
             self._told[uid] = self._told.pop(uid, None)
+        measured = {}
+        for uid in chosen:
+            measured[uid] = gevent.spawn(self._measure, uid)
+            measured[uid].join(_TURN)
         news: dict[str, list[Usage]] = {}
-        for uid, measuring in [(uid, gevent.spawn(self._measure, uid)) for uid in chosen]:
+        for uid, measuring in measured.items():
             usage = measuring.get()
             if usage is not None and self._told.get(uid) != usage:
                 news.setdefault(running[uid].connection, []).append(usage)

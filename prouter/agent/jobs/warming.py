@@ -10,7 +10,6 @@ from prouter.agent.jobs.pool import Pool
 from prouter.agent.jobs.starts.starting import Starter
 from prouter.agent.jobs.starts.templates import Templates
 from prouter.agent.jobs.state.job import Job
-from prouter.errors import PRouterError
 from prouter.jobs import Reason
 
 __all__ = ["WARM", "make_pool"]
@@ -32,7 +31,7 @@ def make_pool(
         job = creator.warm(template, connection, templates.resources(template))
         try:
             starter.begin(job, templates.request(template), WARM)
-        except PRouterError:
+        except Exception:  # Whatever it is, the pool sees no job, and nobody else knows of this one.
             remover.begin(job, Reason.REMOVED)
             raise
         return job

@@ -21,6 +21,8 @@ _LIMIT_GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for a job that exceeded its time limit."""
 _END_TIMEOUT = 30.0
 """Seconds to wait for the end of a killed job. A process that waits for a failed disk may never end."""
+_NEXT_TRY = 5.0
+"""Seconds until a job that could not be ended at its time limit is ended again."""
 
 _log = logging.getLogger("prouter.agent")
 
@@ -124,6 +126,8 @@ class Ender:
     def _expire(self, job: Job, limit: float) -> None:
         job.expiry = None  # Else `release` would kill the greenlet that runs this.
         self._over(job, Reason.TIMEOUT, f"it ran longer than its limit of {limit:g} seconds", _LIMIT_GRACE)
+        if job.alive and job.expiry is None:
+            job.expiry = gevent.spawn_later(_NEXT_TRY, self._expire, job, limit)
 
     def sandbox_full(self, job: Job, size: int) -> None:
         """End a job whose sandbox exceeds its limit.
