@@ -23,6 +23,7 @@ from prouter.cli.remote.failures import Failure, describe, note
 from prouter.cli.remote.terminals import closed, write_all
 from prouter.cli.running.browsers import address, open_in_browser
 from prouter.cli.running.plans import Plan
+from prouter.cli.running.queue_notes import QueueNotes
 from prouter.client import Conflict, Job, JobInfo, NotFound, Router, RouterError, StartFailed, TimedOut
 
 __all__ = ["Running"]
@@ -33,6 +34,8 @@ _LOOK_EVERY = 0.5
 _OUTPUT = {"stdout": 1, "stderr": 2}
 _UNREAD = (errno.EPIPE, errno.EIO)
 """What tells that the reader of the output is gone: of a pipe, of a terminal."""
+_TOLD_BY_CODE = frozenset({"exited", "signaled", "timeout", "stopped", "removed"})
+"""Reasons of an end that the exit code tells, or this command's user knows."""
 _LAST = 3
 """The signal at which this command leaves at once."""
 
@@ -200,15 +203,16 @@ class Running:
         if not plan.detach:
             for name in _OUTPUT:
                 self._spawn(name, lambda name=name: self._pass_on(job, name))  # type: ignore[misc]
-        job.start(
-            plan.args,
-            env=plan.env,
-            cwd=plan.cwd,
-            expose=plan.expose,
-            limits=plan.limits,
-            options=plan.options,
-            wait=wait,
-        )
+        with QueueNotes(job):
+            job.start(
+                plan.args,
+                env=plan.env,
+                cwd=plan.cwd,
+                expose=plan.expose,
+                limits=plan.limits,
+                options=plan.options,
+                wait=wait,
+            )
         self._info = job.latest
         if plan.wait is not None and job.latest.phase in ("queued", "starting"):
             return
@@ -310,6 +314,8 @@ class Running:
             raise Failure(describe(self._error) + self._left(), Exit.NOT_THE_JOB) from self._error
         if self._info is None or not self._info.ended:
             raise Failure("the job was removed by somebody else before it ended", Exit.NOT_THE_JOB)
+        if self._info.reason is not None and self._info.reason not in _TOLD_BY_CODE:
+            note(f"the job was ended: {self._info.error or self._info.reason}")
         return of_job(self._info)
 
     def _left(self) -> str:

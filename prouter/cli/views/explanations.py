@@ -26,10 +26,19 @@ _REASONS = {
     "start_failed": "it did not start",
     "agent_lost": "its agent was shut down, or lost control of it",
     "queue_timeout": "no agent had space for it in time",
+    "port_taken": "another program had the port that was chosen for it",
+    "walltime": "its time limit in the cluster was over",
+    "node_failed": "its machine in the cluster failed",
+    "preempted": "the cluster gave its place to another job",
+    "cancelled": "somebody cancelled it in the cluster, or before it ran",
 }
 _TODO = {
     "timeout": "give it more time: 'prouter run --timeout'; the agent's jobs.limits.timeout is the ceiling",
-    "memory": "raise its memory limit, or choose an agent with more memory: 'prouter run --where'",
+    "memory": "raise its memory limit ('prouter run --resource memory=2G' in a cluster), or choose an agent with more "
+    "memory: 'prouter run --where'",
+    "walltime": "ask for more time: 'prouter run --slurm time=8:00:00'",
+    "preempted": "run it again, with a partition or quality of service that is not preempted: 'prouter run --slurm'",
+    "port_taken": "run it again: another port is chosen",
     "start_failed": "mend what the error says, and start a new job: a job starts once",
     "agent_lost": "jobs outlive a restart of their agent only with jobs.keep_for in the agent's configuration",
 }
