@@ -13,7 +13,7 @@ from typing import Any
 from prouter.broker.base.env import Env
 from prouter.broker.creations.creation import Creations
 from prouter.broker.discards import Discards
-from prouter.broker.jobs.entry import Entry
+from prouter.broker.jobs.entry import Entry, pack_record
 from prouter.broker.jobs.ledger import Ledger
 from prouter.broker.jobs.records import read_record, read_sandbox, read_usage, record_uid
 from prouter.broker.jobs.replies import Replies, read_reply
@@ -122,11 +122,12 @@ class AgentEvents:
             raise ProtocolError(f"a part of the list of jobs has more than {PART_ITEMS}")
         self._env.budget -= len(wires)
         for wire in wires:
+            uid = record_uid(wire)
             try:
-                self._job(link, wire, now, listed=link.listed is not None)
+                if link.listed is None or not self._as_known(link, wire, uid or "", now):
+                    self._job(link, wire, now, listed=link.listed is not None)
             except ProtocolError as error:
                 self._env.malformed(link.path, error)  # The other jobs are taken all the same.
-            uid = record_uid(wire)
             if link.listed is not None and uid is not None and self._ledger.table.get(uid) is not None:
                 link.listed.add(uid)
         if body.get("complete") is not True or link.listed is None:
@@ -146,6 +147,20 @@ class AgentEvents:
         # A line for each of thousands of agents without jobs says nothing, and takes longer than their empty lists.
         jobs = len(self._ledger.table.live(link.connection))
         log.log(logging.INFO if jobs else logging.DEBUG, "event=jobs_announced link=%s jobs=%d", link.connection, jobs)
+
+    def _as_known(self, link: Link, wire: Any, uid: str, now: float) -> bool:
+        """Whether an agent lists a job just as the table has it: then its record was checked before.
+
+        After a restart of the router that is so for nearly all jobs of all agents at once.
+        """
+        entry = self._ledger.table.get(uid)
+        if entry is None or entry.lost or entry.removed or wire.get("instead_of") or self._keys.unwanted(uid):
+            return False
+        if (entry.connection, entry.agent) != (link.connection, link.info.uid) or entry.packed != pack_record(wire):
+            return False
+        entry.confirmed = True
+        self._replies.arrived(uid, now)
+        return True
 
     def _removed_before(self, connection: str, listed: set[str]) -> None:
         """Close jobs that an earlier broker was asked to remove, and that their agent has not got any more."""

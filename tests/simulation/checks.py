@@ -185,7 +185,7 @@ def _check_nothing_left(life: Schedule) -> None:
 
 
 def _check_peers(life: Schedule) -> None:
-    """Check that the broker knows each peer once, and has one timer for each and no others."""
+    """Check that the broker knows each peer once, looks at each once, and has no timers but for these looks."""
     core = life.broker.core
     up = {link.info.uid for link in core.links if link.up}
     _check_same("linked agents", up, {agent.uid for agent in life.agents})
@@ -196,7 +196,10 @@ def _check_peers(life: Schedule) -> None:
     _check_same("paths", len(life.broker.agents.paths) + len(life.broker.workers.paths), paths)
     _check_same("watched paths", len(core.heartbeats), paths)
     away = sum(link.away is not None for link in core.links)
-    _check_same("timers", len(env.timers), paths + away)
+    heartbeats = core.heartbeats
+    looks = Counter(path for due in (*heartbeats._later.values(), heartbeats._due) for path in due)
+    _check_same("looks at watched paths", [looks[path] for path in heartbeats._watched], [1] * paths)
+    _check_same("timers", len(env.timers), len(heartbeats._later) + bool(heartbeats._due) + away)
 
 
 def _check_written(life: Schedule) -> None:

@@ -1,4 +1,4 @@
-"""One job in the job table: a record while it is alive, packed bytes once it has ended."""
+"""One job in the job table: its record, packed, and what the table asks for often."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from prouter.fabric.frames import pack_body, unpack_body
 from prouter.jobs import JobRecord, Reason, State
 
-__all__ = ["Entry", "key_in", "owner_in", "packed_size"]
+__all__ = ["Entry", "key_in", "owner_in", "pack_record", "packed_size"]
 
 _REST = 200
 """Approximate bytes of a packed record without its name, arguments, ports and error."""
@@ -31,7 +31,9 @@ class Entry:
         confirmed: whether its agent has told its record since this broker started, or it has ended.
         lost: whether it counts as ended because its agent is gone.
         ended_at: when it ended, seconds since the epoch; None while it is alive.
-        size: approximate bytes of its packed record.
+        packed: its last record, as the store has it.
+        size: bytes of that.
+        resources: what it takes of its agent's resources; nothing once it has ended.
         owner: name of the access token that created the job; None without one.
         key: hash of the idempotency key that created it; None without one.
         client: the first part of its path, if it was queued; None for its connection.
@@ -42,8 +44,6 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
-        "_packed",
-        "_record",
         "agent",
         "client",
         "confirmed",
@@ -55,7 +55,9 @@ class Entry:
         "lost",
         "name",
         "owner",
+        "packed",
         "removal",
+        "resources",
         "revision",
         "size",
         "state",
@@ -94,8 +96,8 @@ class Entry:
         self.tallied = ""
         self.counted = 0
         self.confirmed = self.ended
-        self._record: JobRecord | None = None
-        self._packed = packed
+        self.packed = packed
+        self.resources = _NOTHING if self.ended else _resources_in(packed)
         self.owner = owner_in(packed)
         self.key = key_in(packed)
         self.client = _client_in(packed)
@@ -117,8 +119,8 @@ class Entry:
             None,
             b"",
         )
-        entry.confirmed = True
         entry.set(record)
+        entry.confirmed = True
         return entry
 
     @property
@@ -132,11 +134,6 @@ class Entry:
         return self.state is _FINISHED or self.state is _CLOSED
 
     @property
-    def resources(self) -> dict[str, float]:
-        """What it takes of its agent's resources; nothing once it has ended."""
-        return self._record.resources if self._record is not None else {}
-
-    @property
     def removed(self) -> bool:
         """Whether it was removed."""
         return self.state is State.CLOSED
@@ -146,7 +143,8 @@ class Entry:
         """Whether it neither runs nor will, unless somebody starts it: its agent says so."""
         if self.state is not State.NEW or not self.confirmed:
             return False
-        return self.last_record.queue is None and not self.last_record.will_start
+        wire = self.wire
+        return wire["queue"] is None and not wire["will_start"]
 
     def set(self, record: JobRecord) -> None:
         """Take a newer record."""
@@ -156,8 +154,9 @@ class Entry:
         self.key = record.key
         self.client = intern(record.client) if record.client is not None else None
         self.lost = record.reason is Reason.AGENT_LOST
-        self._record, self._packed = (None, _pack(record)) if record.ended else (record, b"")
-        self.size = len(self._packed) if record.ended else packed_size(record)
+        self.packed = pack_record(record.to_wire())
+        self.size = len(self.packed)
+        self.resources = record.resources if record.resources and not record.ended else _NOTHING
         if record.ended:
             self.usage = None
 
@@ -171,16 +170,14 @@ class Entry:
         if before.revision >= self.revision and before.state is not State.CLOSED:
             self.set(before)
         self.revision = max(self.revision, before.revision)
-        self._packed = self.packed
-        self.size = len(self._packed)
-        self._record = None
+        self.resources = _NOTHING
         self.state = State.CLOSED
         self.removal = removal or self.removal
 
     @property
     def last_record(self) -> JobRecord:
         """The record, as it was before a removal."""
-        return self._record if self._record is not None else JobRecord.from_wire(unpack_body(self._packed))
+        return JobRecord.from_wire(unpack_body(self.packed))
 
     @property
     def as_created(self) -> JobRecord:
@@ -208,18 +205,19 @@ class Entry:
     @property
     def wire(self) -> dict[str, Any]:
         """`record` as a map (`JobRecord.to_wire`), with the usage that the agent last told."""
-        if self._record is None:
-            wire = {**_EMPTY, **unpack_body(self._packed), "state": self.state.value}
-            return wire if len(wire) == len(_EMPTY) else {name: wire[name] for name in _EMPTY}
-        wire = self._record.to_wire()
+        wire = self._last_wire()
         if self.usage is not None:
             wire["cpu_seconds"], wire["rss_bytes"] = self.usage
         return wire
 
     @property
-    def packed(self) -> bytes:
-        """The last record, packed for the store."""
-        return self._packed if self._record is None else _pack(self._record)
+    def told(self) -> dict[str, Any]:
+        """`record` as a map, made without the record."""
+        return {**self._last_wire(), "revision": self.revision}
+
+    def _last_wire(self) -> dict[str, Any]:
+        wire = {**_EMPTY, **unpack_body(self.packed), "state": self.state.value}
+        return wire if len(wire) == len(_EMPTY) else {name: wire[name] for name in _EMPTY}
 
 
 def packed_size(record: JobRecord) -> int:
@@ -229,7 +227,8 @@ def packed_size(record: JobRecord) -> int:
 
 
 _EMPTY = JobRecord("", "", "").to_wire()
-_OWNER, _KEY, _CLIENT = b"\xa5owner", b"\xa3key", b"\xa6client"
+_NOTHING: dict[str, float] = {}
+_OWNER, _KEY, _CLIENT, _RESOURCES = b"\xa5owner", b"\xa3key", b"\xa6client", b"\xa9resources"
 """The names of these fields as MessagePack writes them."""
 
 
@@ -251,9 +250,14 @@ def _client_in(packed: bytes) -> str | None:
     return intern(client) if isinstance(client, str) else None
 
 
-def _pack(record: JobRecord) -> bytes:
-    """The record without its empty fields, because a hundred thousand of them may be kept."""
-    wire: dict[str, Any] = record.to_wire()
+def _resources_in(packed: bytes) -> dict[str, float]:
+    """The resources in a packed record."""
+    resources = unpack_body(packed).get("resources") if _RESOURCES in packed else None
+    return resources if isinstance(resources, dict) else _NOTHING
+
+
+def pack_record(wire: dict[str, Any]) -> bytes:
+    """A record (`JobRecord.to_wire`) without its empty fields, because a hundred thousand of them may be kept."""
     return pack_body(
         {
             name: value

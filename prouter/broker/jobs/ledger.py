@@ -334,7 +334,7 @@ class Ledger:
     def _changed(self, entry: Entry, name: str) -> None:
         self.on_change()
         self._save(entry)
-        self._publish(name, {"record": entry.record.to_wire()})
+        self._publish(name, {"record": entry.told})
         if entry.ended:
             self._ended(entry)
 

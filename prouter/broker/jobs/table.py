@@ -64,6 +64,8 @@ class JobTable:
         self._read: WeakValueDictionary[str, Entry] = WeakValueDictionary()
         """Those that are in the database, and that somebody holds."""
         self._recent: deque[Entry] = deque(maxlen=_RECENT)
+        self._absent = ""
+        """The job that the database was asked for last, and did not have. A new job is looked up several times."""
         self._deleted: set[str] = set()
         """Those that are forgotten, and may be in the database still."""
         self._deleted_until = float("-inf")
@@ -87,10 +89,12 @@ class JobTable:
         if entry is not None or uid in self._deleted:
             return entry
         entry = self._read.get(uid)
-        if entry is None:
+        if entry is None and uid != self._absent:
             entry = self.history.get(uid)
             if entry is not None:
                 self._recent.append(self._identify(entry))
+            elif self.history.readable:
+                self._absent = uid
         return entry
 
     def look(self, uid: str) -> Entry | None:
@@ -256,7 +260,9 @@ class JobTable:
         """
         entry = self.get(record.uid)
         if entry is None:
-            record = replace(record, owner=self.owner_of(record))
+            owner = self.owner_of(record)
+            if owner != record.owner:
+                record = replace(record, owner=owner)
             entry = Entry.heard(record, agent)
             self._note_key(entry)
             self._settle(entry, wall)
@@ -337,6 +343,7 @@ class JobTable:
     def _settle(self, entry: Entry, ended_at: float) -> None:
         """Bring every index up to date, in memory."""
         self._entries[entry.uid] = entry
+        self._absent = ""
         self._deleted.discard(entry.uid)
         if not entry.ended:
             entry.ended_at = None

@@ -75,8 +75,8 @@ def _read_jobs(database: sqlite3.Connection, saved: Saved) -> None:
     """The jobs that have not ended. The others stay in the database."""
     for row in database.execute(f"SELECT {JOB_COLUMNS} FROM jobs INDEXED BY jobs_alive WHERE ended_at IS NULL"):  # noqa: S608 - a constant
         entry = read_entry(row)
-        entry.set(entry.last_record)
-        entry.confirmed = False
+        if unpack_body(entry.packed)["uid"] != entry.uid:
+            raise ValueError("a row has the record of another job")
         saved.jobs.append(entry)
     # The row that was written last has the highest number, because rows are replaced, not changed.
     for (event,) in database.execute("SELECT event FROM jobs ORDER BY rowid DESC LIMIT 1"):

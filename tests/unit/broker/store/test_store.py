@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,33 @@ def test_entries_survive_packing() -> None:
     record = JobRecord("u", "c", "n", State.FINISHED, 4, ["a"], error="no", exit_code=0, reason=Reason.EXITED)
     entry = Entry.heard(record, "agent-1")
     assert entry.last_record == record
-    entry.close(record, "call")
+    assert entry.told == record.to_wire()
+    entry.close(replace(record, revision=5), "call")
     assert entry.record.state is State.CLOSED
-    assert entry.last_record == record
+    assert entry.told == entry.record.to_wire()
+    assert entry.last_record == replace(record, revision=5)
+
+
+def test_a_job_that_runs_survives_packing() -> None:
+    record = JobRecord(
+        "u",
+        "c",
+        "n",
+        State.RUNNING,
+        4,
+        ports=[80],
+        endpoint={"port": 80},
+        resources={"cpus": 2.0},
+        owner="ann",
+        key="k",
+    )
+    entry = Entry.heard(record, "agent-1")
+    again = Entry("u", "c", "agent-1", "n", 0.0, "RUNNING", 4, False, "", None, entry.packed)
+    for one in (entry, again):
+        assert (one.last_record, one.told) == (record, record.to_wire())
+        assert (one.resources, one.owner, one.key, one.client) == ({"cpus": 2.0}, "ann", "k", None)
+    entry.usage = (1.5, 4096)
+    assert entry.wire == {**record.to_wire(), "cpu_seconds": 1.5, "rss_bytes": 4096}
+    entry.set(replace(record, state=State.FINISHED))
+    assert not entry.resources
+    assert entry.wire == {**record.to_wire(), "state": "FINISHED"}, "usage is of running jobs"
