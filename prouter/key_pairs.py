@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 __all__ = ["KEY_LENGTH", "KeyPair", "check_key", "from_bytes", "is_key", "to_bytes"]
@@ -13,6 +14,9 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=
 _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
 _GROUP = 5
 """Characters that stand for four bytes."""
+_NUMBERS = struct.Struct(f">{KEY_BYTES // 4}I")
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+"""The two characters of each number below 85 squared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,10 @@ def from_bytes(data: bytes) -> str:
     """
     if len(data) != KEY_BYTES:
         raise ValueError(f"a CURVE key has {KEY_BYTES} bytes, not {len(data)}")
-    text = []
-    for at in range(0, KEY_BYTES, 4):
-        number = int.from_bytes(data[at : at + 4], "big")
-        text += [_ALPHABET[number // 85**place % 85] for place in reversed(range(_GROUP))]
-    return "".join(text)
+    return "".join(
+        _PAIRS[number // 85**3] + _ALPHABET[number // 85**2 % 85] + _PAIRS[number % 85**2]
+        for number in _NUMBERS.unpack(data)
+    )
 
 
 def _number(group: str) -> int:

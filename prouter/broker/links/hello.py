@@ -182,7 +182,7 @@ def _text(body: dict[str, Any], key: str, default: str | None = None) -> str:
 
 def _mapping(body: dict[str, Any], key: str, most: int = 1024) -> dict[str, Any]:
     value = body.get(key)
-    if value is None:
+    if value is None or value == {}:
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"{key} must be a map with texts as keys")
