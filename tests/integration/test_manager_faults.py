@@ -353,3 +353,26 @@ def test_a_warm_job_that_cannot_be_started_is_removed_whatever_the_error(
     until(lambda: checks)
     until(lambda: not [path for path in jobs.root.iterdir() if len(path.name) == 32])
     assert jobs.manager.pool.figures(CONNECTION)["web"]["failures"] >= 1
+
+
+def test_a_job_that_is_removed_while_the_runner_is_asked_to_hold_it_is_forgotten(
+    managers: Managers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = managers.open(keep_for=60)
+    uid, asked, go = new_uid(), Event(), Event()
+    hold = LocalRunner.hold
+
+    def slow_hold(runner: LocalRunner, *job: Any) -> None:
+        asked.set()
+        go.wait()
+        hold(runner, *job)
+
+    monkeypatch.setattr(LocalRunner, "hold", slow_hold)
+    creating = gevent.spawn(jobs.manager.create, uid, CONNECTION, "job")
+    asked.wait(5)
+    jobs.manager.remove_all(Reason.AGENT_LOST)
+    go.set()
+    with pytest.raises(NotFound):
+        creating.get(timeout=5)
+    jobs.manager.close(end_jobs=False)
+    assert managers.open(keep_for=60).manager.records() == []

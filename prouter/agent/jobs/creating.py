@@ -136,6 +136,7 @@ class Creator:
 
         Raises:
             LimitReached: the agent has no user for another job.
+            NotFound: it was removed at once.
             PRouterError: the sandbox cannot be made.
         """
         uid = uuid4().hex
@@ -209,6 +210,9 @@ class Creator:
         finally:
             del self._holding[job.uid]
             held.set()
+        if job.uid not in self._jobs:  # It was removed before the runner knew it, and could forget it.
+            self._remover.forget(job)
+            raise not_found(job.uid)
         return job
 
     def _give(self, job: Job, wanted: JobRecord, router: str) -> JobRecord:

@@ -68,7 +68,7 @@ class Remover:
             )
         else:
             answer.set(before)
-            self._forget(job)
+            self.forget(job)
 
     def _remove(self, job: Job, reason: Reason) -> JobRecord:
         before = job.record
@@ -89,7 +89,8 @@ class Remover:
         _log.info("event=job_removed job=%s", job.uid)
         return before
 
-    def _forget(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
+        """Have the runner forget a job that was removed."""
         try:
             self._runner.forget(job.uid)
         except PRouterError as error:
