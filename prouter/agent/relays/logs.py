@@ -9,8 +9,8 @@ opens it again at its position first gets the line that tells how much was dropp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from gevent import get_hub
 from gevent.event import Event
@@ -23,6 +23,8 @@ from prouter.jobs import JobRecord
 from prouter.transport.stream_io import StreamReset
 
 __all__ = ["LogNews", "LogStreams"]
+
+Value = TypeVar("Value")
 
 _CUT = "the log was cut before it was read"
 
@@ -38,7 +40,7 @@ class LogNews:
     """
 
     def __init__(self, *, remote: bool = False) -> None:
-        self._remote = remote
+        self.remote = remote
         self._watcher: LogWatcher | None = None
         self._io: Any = None
         self._by_job: dict[str, set[Event]] = {}
@@ -63,7 +65,7 @@ class LogNews:
 
     def watch(self, fd: int, news: Event) -> int | None:
         """Have `news` set whenever the file is written to; None if the kernel cannot watch it."""
-        if self._remote:
+        if self.remote:
             return None
         if self._watcher is None:
             try:
@@ -108,20 +110,24 @@ class LogStreams:
         since = transfer.number("since")
         if offset is not None and (tail is not None or since is not None):
             raise InvalidRequest("Invalid request: offset excludes tail and since")
-        end = _end(log)
+        end = self._call(transfer, _end, log)
         if offset is not None and offset > end:
             raise RangeNotSatisfiable(f"offset {offset} is beyond the end of the log, {end} bytes")
         if offset is None:
             offset = transfer.run(_begin, log, tail, since) if end else 0
-        first = log.read(offset) if end else LogChunk(offset, offset, b"")
+        first = self._call(transfer, log.read, offset) if end else LogChunk(offset, offset, b"")
         transfer.say(offset=first.end - len(first.data), size=end)
         transfer.sent = True
         transfer.io.write_all(first.data)
         if follow:
             self._follow(transfer, log, first.end)
         else:
-            _copy(transfer, log, first.end, end)
+            self._copy(transfer, log, first.end, end)
         transfer.io.close()
+
+    def _call(self, transfer: Transfer, function: Callable[..., Value], *args: Any) -> Value:
+        """Use a log: in a thread if it is on a network file system, which may be slow or hang; else right here."""
+        return transfer.run(function, *args) if self._news.remote else function(*args)
 
     def _follow(self, transfer: Transfer, log: JobLog, position: int) -> None:
         with self._news.of_job(transfer.uid) as news:
@@ -133,8 +139,8 @@ class LogStreams:
                     news.clear()
                     ended = _ended(transfer)
                     if not watched:
-                        watched, token = self._watch(log, news)
-                    moved = _copy(transfer, log, position, None)
+                        watched, token = self._watch(transfer, log, news)
+                    moved = self._copy(transfer, log, position, None)
                     if moved == position and ended:
                         return
                     if moved == position:
@@ -143,12 +149,29 @@ class LogStreams:
             finally:
                 self._news.unwatch(token)
 
-    def _watch(self, log: JobLog, news: Event) -> tuple[bool, int | None]:
+    def _watch(self, transfer: Transfer, log: JobLog, news: Event) -> tuple[bool, int | None]:
         """Whether the log exists, and the watch on it if the kernel has one."""
         try:
-            return True, self._news.watch(log.fileno(), news)
+            return True, self._news.watch(self._call(transfer, log.fileno), news)
         except NotFound:
             return False, None
+
+    def _copy(self, transfer: Transfer, log: JobLog, position: int, stop: int | None) -> int:
+        """Send the log up to `stop`; return the position that was reached."""
+        while stop is None or position < stop:
+            try:
+                chunk = self._call(transfer, log.read, position)
+            except NotFound:
+                return position  # The log is not written yet, or removed with its job.
+            if not chunk.data:
+                return position
+            if chunk.end - chunk.start != len(chunk.data):
+                transfer.io.reset("overloaded", _CUT)
+                raise StreamReset(_CUT, code="overloaded")
+            data = chunk.data if stop is None else chunk.data[: stop - position]
+            transfer.io.write_all(data)
+            position += len(data)
+        return position
 
 
 def _ended(transfer: Transfer) -> bool:
@@ -170,21 +193,3 @@ def _begin(log: JobLog, tail: int | None, since: int | None) -> int:
     """The later one of the positions that are asked for."""
     by_lines = log.tail_offset(tail) if tail is not None else 0
     return max(by_lines, log.since_offset(since / 1000)) if since is not None else by_lines
-
-
-def _copy(transfer: Transfer, log: JobLog, position: int, stop: int | None) -> int:
-    """Send the log up to `stop`; return the position that was reached."""
-    while stop is None or position < stop:
-        try:
-            chunk = log.read(position)
-        except NotFound:
-            return position  # The log is not written yet, or removed with its job.
-        if not chunk.data:
-            return position
-        if chunk.end - chunk.start != len(chunk.data):
-            transfer.io.reset("overloaded", _CUT)
-            raise StreamReset(_CUT, code="overloaded")
-        data = chunk.data if stop is None else chunk.data[: stop - position]
-        transfer.io.write_all(data)
-        position += len(data)
-    return position

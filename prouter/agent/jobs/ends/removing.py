@@ -74,7 +74,7 @@ class Remover:
         before = job.record
         self._ender.end(job, reason)
         job.release()
-        if is_small(job.sandbox):
+        if self._runner.capabilities.same_machine and is_small(job.sandbox):
             job.sandbox.remove()
         else:
             gevent.get_hub().threadpool.apply(job.sandbox.remove)

@@ -47,6 +47,7 @@ class Watch:
         sandbox_full: Callable[[Job, int], None],
     ) -> None:
         self._runner = runner
+        self._remote = not runner.capabilities.same_machine
         self._jobs = jobs
         self._log_limit = log_limit
         self._sandbox_full = sandbox_full
@@ -61,7 +62,10 @@ class Watch:
     def job_ended(self, job: Job) -> None:
         """Bound the logs of a job that has ended a last time."""
         self._walked.pop(job.uid, None)
-        self._bound_logs(job)
+        if self._remote:
+            gevent.spawn(self._bound_logs, [job])
+        else:
+            self._bound_logs([job])
 
     def close(self) -> None:
         """Stop checking."""
@@ -76,18 +80,21 @@ class Watch:
             if not running:
                 self._greenlet = None
                 return
+            self._bound_logs(running)
             for job in running:
-                self._bound_logs(job)
                 if job.limits.sandbox_size is not None and self._walked.get(job.uid, 0.0) <= time.monotonic():
                     self._walked[job.uid] = float("inf")
                     gevent.spawn(self._measure, job, job.limits.sandbox_size)
 
-    def _bound_logs(self, job: Job) -> None:
-        if self._log_limit is None or job.request is None or job.request.forward_stdout:
+    def _bound_logs(self, jobs: list[Job]) -> None:
+        limit = self._log_limit
+        kept = [job for job in jobs if job.request is not None and not job.request.forward_stdout]
+        if limit is None or not kept:
             return
-        for name in ("stdout", "stderr"):
-            if job.sandbox.logs.allocated(name) > self._log_limit:
-                gevent.spawn(self._cut, job, name, self._log_limit)
+        # A network file system may hang, and would take the whole agent along.
+        long = gevent.get_hub().threadpool.apply(_long_logs, (kept, limit)) if self._remote else _long_logs(kept, limit)
+        for job, name in long:
+            gevent.spawn(self._cut, job, name, limit)
 
     def _cut(self, job: Job, name: str, limit: int) -> None:
         try:
@@ -111,6 +118,10 @@ class Watch:
             self._walked[job.uid] = now + (now - began) * _PACE
             if size > limit:
                 self._sandbox_full(job, size)
+
+
+def _long_logs(jobs: list[Job], limit: int) -> list[tuple[Job, str]]:
+    return [(job, name) for job in jobs for name in ("stdout", "stderr") if job.sandbox.logs.allocated(name) > limit]
 
 
 def _size(job: Job, processes: list[int]) -> int:
