@@ -129,14 +129,23 @@ class StoredHistory:
         )
 
     def all(self) -> Generator[Entry, None, None]:
-        """All jobs, some at a time, so that the database may change while they are handled."""
-        last = -1
+        """All jobs, some at a time, so that the database may change while they are handled.
+
+        Of a damaged database, those that can be read.
+        """
+        last, step = -1, _PART
         ((end,),) = list(self._rows("SELECT max(rowid) FROM jobs")) or [(None,)]
         query = " ".join(
             ("SELECT", JOB_COLUMNS, ", rowid FROM jobs WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?")
         )
-        while end is not None and (rows := list(self._rows(query, last, end, _PART))):
-            last = rows[-1][-1]
+        while end is not None and last < end:
+            rows = list(self._rows(query, last, end, _PART))
+            if rows:
+                last, step = rows[-1][-1], _PART
+            elif self.readable:
+                return
+            else:  # This part is damaged.
+                last, step = last + step, 2 * step
             yield from (entry for entry in (read_entry(row[:-1]) for row in rows) if entry.ended)
 
     def reopen(self) -> bool:

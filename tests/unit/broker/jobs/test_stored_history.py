@@ -220,11 +220,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_every_query_follows_an_index(path: Path) -> None:
     database = connect(path)
-    database.executemany(
-        f"INSERT INTO jobs ({JOB_COLUMNS}, event, size, created) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        [row(number) for number in range(500)],
-    )
-    database.commit()
+    fill(database, 500)
     seen: list[str] = []
     reading = open_to_read(path)
     reading.set_trace_callback(seen.append)
@@ -244,6 +240,15 @@ def test_every_query_follows_an_index(path: Path) -> None:
         assert "TEMP B-TREE" not in plan, (query, plan)
         assert "SCAN" not in plan.replace("SCAN jobs USING INDEX jobs_totals", ""), (query, plan)
     database.close()
+
+
+def fill(database: sqlite3.Connection, count: int) -> None:
+    """Write so many ended jobs."""
+    marks = ",".join("?" * 14)
+    database.executemany(
+        f"INSERT INTO jobs ({JOB_COLUMNS}, event, size, created) VALUES ({marks})", map(row, range(count))
+    )
+    database.commit()
 
 
 def row(number: int) -> tuple[Any, ...]:
@@ -272,3 +277,21 @@ def test_jobs_of_an_earlier_version_are_found_by_owner_and_key(path: Path) -> No
         assert [entry.uid for entry in history.with_key("k")] == [found.uid]
         assert history.totals() == [("c", "FINISHED", 1, found.size)]
         history.close()
+
+
+def test_of_a_damaged_history_what_can_be_read_is_there(path: Path) -> None:
+    database = connect(path)
+    fill(database, 2000)
+    database.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 4096 // 4 * 4096)
+        file.write(b"\xff" * 4096)
+    history = StoredHistory(open_to_read(path))
+    found = [entry.uid for entry in history.all()]
+    assert found == sorted(set(found))
+    assert 1000 < len(found) < 2000
+    assert found[-1] == f"{1999:032x}", "what comes after the damage is there, too"
+    history.close()
+    assert list(history.all()) == []
+    assert not history.readable
