@@ -9,8 +9,12 @@ from prouter.broker.jobs.entry import Entry
 from prouter.broker.jobs.stored_history import Key
 from prouter.broker.jobs.table import JobTable
 from prouter.errors import InvalidRequest, Overloaded
+from prouter.jobs import State
 
 __all__ = ["cursor_after", "list_page"]
+
+_STORED = frozenset({State.FINISHED.value, State.CLOSED.value})
+"""States of jobs that are read from the database."""
 
 
 def list_page(
@@ -38,7 +42,7 @@ def list_page(
             if len(found) == limit:
                 return found, cursor_after(found[-1]) if found else None
             found.append(entry)
-    if not table.history.readable:
+    if not (table.history.readable or _STORED.isdisjoint(states or _STORED)):
         raise Overloaded("the router cannot read its history of jobs", retry_after=1)
     return found, None
 

@@ -208,6 +208,7 @@ def test_a_history_that_cannot_be_read_is_no_reason_to_say_that_there_is_no_job(
     with pytest.raises(Overloaded):
         worker.ask("jobs.list")
     assert worker.ask("jobs.info", **runs)["job"]["state"] == "NEW"
+    assert [info["state"] for info in listed(worker, states=["NEW"])] == ["NEW"]
     table.history._database = database
     assert worker.ask("jobs.info", **ended_job)["job"]["exit_code"] == 3
     assert len(listed(worker)) == 2
