@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gevent.threadpool import ThreadPool
 
 from prouter.errors import AgentUnavailable
+from prouter.runners.slurm.commands import refusal
 
 __all__ = ["Controller", "Outcome", "submit_environment"]
 
@@ -85,7 +86,7 @@ class Controller:
         outcome: Outcome = pool.apply(self._run, (argv, stdin))
         if outcome.code and any(text in outcome.stderr.lower() for text in _AWAY):
             raise AgentUnavailable(
-                f"Slurm's controller does not answer {argv[0]}: {outcome.stderr.strip()}", retry_after=5.0
+                f"Slurm's controller does not answer {argv[0]}: {refusal(outcome.stderr)}", retry_after=5.0
             )
         return outcome
 
@@ -102,8 +103,10 @@ class Controller:
                 timeout=self._timeout,
                 cwd="/",
             )
-        except subprocess.TimeoutExpired:
-            return Outcome(1, "", f"socket timed out: no answer within {self._timeout:g} s")
+        except subprocess.TimeoutExpired as error:
+            # sbatch says why it waits, for example for Slurm to take more jobs (MaxJobCount), and tries for minutes.
+            said = (error.stderr or b"").decode("utf-8", "replace")
+            return Outcome(1, "", f"{said}\nsocket timed out: no answer within {self._timeout:g} s")
         except OSError as error:
             raise AgentUnavailable(
                 f"Slurm's command {argv[0]} cannot be run: {error.strerror}; install Slurm's client commands on the "

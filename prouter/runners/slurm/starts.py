@@ -27,7 +27,6 @@ __all__ = ["Starts"]
 _SUBMISSION = 2.0
 """Least seconds that a start waits for Slurm's answer, so that a refusal is told at once."""
 _NOT_STARTED = frozenset({"start_failed", "port_taken"})
-_AWAY = "Slurm's controller does not answer"
 
 _log = logging.getLogger("prouter.runner")
 
@@ -125,7 +124,7 @@ class Starts:
                 self._ask(job, content)
         except AgentUnavailable as error:
             _log.warning("event=not_submitted job=%s error=%r", job.uid, error.detail)
-            self._table.queued(job, Queued(job.uid, _AWAY))
+            self._table.queued(job, Queued(job.uid, error.detail))
         except OSError as error:
             self._refused(job, str(error))
         finally:
