@@ -29,7 +29,7 @@ PATH_MAX = (1 << 16) - 2
 _OPEN_LEVELS = 64  # directories that a walk keeps open
 _HOIST_DEPTH = 32  # below this depth a removal flattens the tree instead of descending
 _RECURSION_MAX = 200
-_REMOVE_SECONDS = 10.0
+_REMOVE_SECONDS, _STALE_PAUSE = 10.0, 0.25
 _Unreadable = Callable[[bytes, OSError], None]
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -324,24 +324,25 @@ class _Removal:
     hoisted: int = 0
     failures: list[str] = field(default_factory=list)
     first_error: int | None = None
+    stale: bool = False
 
     def run(self, parent: int, name: bytes) -> None:
         deadline = time.monotonic() + _REMOVE_SECONDS
         while True:
             before = self.removed
             self.failures.clear()
-            self.first_error = None
+            self.first_error, self.stale = None, False
             self._empty(self.top, 0)
             try:
-                os.rmdir(name, dir_fd=parent)
-                return
-            except FileNotFoundError:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(name, dir_fd=parent)
                 return
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     self._failed(name, error)
-            if self.removed == before or time.monotonic() > deadline:
+            if ((stuck := self.removed == before) and (self.failures or not self.stale)) or time.monotonic() > deadline:
                 raise NotRemoved(self._report(name), self.first_error)
+            time.sleep(_STALE_PAUSE if stuck else 0.0)
 
     def _report(self, name: bytes) -> str:
         if not self.failures:
@@ -350,9 +351,9 @@ class _Removal:
         return self.failures[0] + (f" (and {more} more)" if more else "")
 
     def _failed(self, name: bytes, error: OSError) -> None:
-        if self.first_error is None and error.errno != errno.ENOENT:
-            self.first_error = error.errno
+        self.stale = self.stale or error.errno == errno.ENOENT  # As caches of network file systems have it.
         if error.errno != errno.ENOENT:
+            self.first_error = self.first_error or error.errno
             self.failures.append(f"{shown(name)}: {_reason(error)}")
 
     def _empty(self, directory: int, depth: int) -> None:
