@@ -26,9 +26,17 @@ _REFUSED = 60.0
 
 @dataclass(slots=True)
 class _Pending:
+    """A call without a reply.
+
+    Attributes:
+        timer: gives the call up.
+        limited: whether it does so even if the agent is reachable meanwhile.
+    """
+
     done: Done
     about: str
     timer: Timer | None = None
+    limited: bool = False
 
 
 class Forwarder:
@@ -68,7 +76,7 @@ class Forwarder:
         except TooLarge as error:
             done({}, error, now)
             return
-        pending = calls[call_id] = _Pending(done, about)
+        pending = calls[call_id] = _Pending(done, about, limited=limit is not None)
         retries = self._retries.setdefault(link, Retries())
         if retries.add(call_id, now, up=link.path is not None) and link.path is not None:
             self._env.outbox.say(link.path, frame)
@@ -105,7 +113,7 @@ class Forwarder:
             self._lost(link, self._env.now)  # The new path replaces one whose end nobody noticed.
         self._up.add(link)
         for pending in self._pending.get(link, {}).values():
-            if pending.timer is not None:
+            if pending.timer is not None and not pending.limited:
                 pending.timer.cancel()
                 pending.timer = None
         retries = self._retries.get(link)

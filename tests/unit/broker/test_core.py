@@ -373,12 +373,20 @@ def test_calls_to_an_agent_that_is_gone_say_so() -> None:
     assert caught.value.code == "agent_lost"
 
 
-def test_usage_falls_back_to_the_table_when_the_agent_is_slow() -> None:
+@pytest.mark.parametrize("leaves", [False, True], ids=["linked", "links again meanwhile"])
+def test_usage_falls_back_to_the_table_when_the_agent_is_slow(leaves: bool) -> None:
     world = World()
     worker, agent = world.worker(), world.agent()
     job = job_on(worker)
     agent.silent = True
     call = worker.call("jobs.info", usage=True, **job["at"])
+    if leaves:
+        world.vanish(agent)
+        world.run(0.5)
+        back = agent.again(2)
+        back.silent = True
+        world.join(back)
+        assert back.ready
     world.run(2.2)
     assert worker.results[call]["job"]["state"] == "NEW"
 
