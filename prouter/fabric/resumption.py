@@ -4,7 +4,8 @@ When a path comes up, each end tells for each of its streams up to which positio
 other end resends what lies beyond. Each also sends its roster, the ids of all its streams, as a RESUME of stream 0:
 
 * A RESUME with ASK is answered by one without. So one end that noticed the loss is enough.
-* Both ends may notice the loss and ask. What was resent over this path is not resent again unless that is asked for.
+* Both ends may notice the loss and ask. Each then resends because of the other's question, and does not resend the same
+  because of the answer to its own question.
 * The receiver of a roster resumes its own streams that the roster lacks: they were never opened there, or have ended.
 * A gap, that is DATA beyond the position expected, is answered by a RESUME, once for each gap.
 
@@ -34,7 +35,7 @@ class Resumption:
         strays: counts what the peer asks for more often than a correct one does.
     """
 
-    __slots__ = ("_gaps", "_had_roster", "_output", "_strays")
+    __slots__ = ("_asking", "_gaps", "_had_roster", "_output", "_strays")
 
     def __init__(self, output: Output, strays: Strays) -> None:
         self._output = output
@@ -43,6 +44,8 @@ class Resumption:
         """Whether the peer sent its roster over the present path."""
         self._gaps: dict[int, int] = {}
         """For each stream with a gap: the position that the peer was told because of it."""
+        self._asking: set[int] = set()
+        """Streams of which the peer has not answered this end's question over the present path."""
 
     def begin(self, streams: Collection[Stream], process: str) -> None:
         """Resume all streams over a path that has just come up.
@@ -52,6 +55,7 @@ class Resumption:
         """
         self._had_roster = False
         self._gaps.clear()
+        self._asking.clear()
         roster = pack_roster(stream.sid for stream in streams)
         # The first frame, because its receiver drops all that comes before it knows that it is meant.
         self._output.send(Frame(RESUME, offset=process_number(process), payload=roster))
@@ -81,9 +85,11 @@ class Resumption:
                 return
             stream.asked_at = self._output.departures
             self._output.send(stream.position())
-        elif stream.resent_from is not None and frame.offset >= stream.resent_from:
-            # The answer to this end's question, but the peer asked as well and was resent all of this then.
-            return
+        elif stream.sid in self._asking:
+            self._asking.remove(stream.sid)
+            if stream.resent_from is not None and frame.offset >= stream.resent_from:
+                # The answer to this end's question, but the peer asked as well and was resent all of this then.
+                return
         stream.resent_from = frame.offset
         # The first time over a path is due; a peer that asks again makes this end send the same bytes twice.
         free, stream.resent_before = not stream.resent_before, True
@@ -119,6 +125,7 @@ class Resumption:
     def forget(self, sid: int) -> None:
         """Forget a stream that has ended."""
         self._gaps.pop(sid, None)
+        self._asking.discard(sid)
 
     def _resume(self, stream: Stream, *, free: bool) -> None:
         """Send how far `stream` got and ask the peer the same, or open it again if the peer may not have it.
@@ -127,6 +134,8 @@ class Resumption:
             free: whether this is due, so that it does not count against the peer.
         """
         stream.resent_from = None
+        if stream.confirmed:
+            self._asking.add(stream.sid)
         if free:
             stream.useless = 0
             stream.resent_before = False

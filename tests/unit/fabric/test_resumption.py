@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from prouter.fabric import strays
 from prouter.fabric.frames import ACK, ASK, DATA, OPEN, RESET, RESUME, Frame
 from prouter.fabric.windows import GROWTH
@@ -25,6 +27,38 @@ def test_a_gap_is_answered_once_until_it_is_filled() -> None:
     assert answer.offset == 4, "that is another gap"
     assert acceptor.read[near.sid] == b"here"
     assert far.unread == 4
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both ends resume", "one end resumes"])
+def test_gaps_are_filled_after_a_resumption_as_before_it(both: bool) -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor, window=10_000)
+    opener.write(near, b"a" * 2000)
+    exchange(opener, acceptor)
+    for end in (opener, acceptor) if both else (opener,):
+        end.mux.path_up()
+    exchange(opener, acceptor)
+    for letter in (b"b", b"c", b"d", b"e", b"f"):
+        opener.write(near, letter * 1000)
+        if letter in b"ce":
+            opener.mux.take()  # These frames are lost.
+        exchange(opener, acceptor)
+        far.consume(far.unread)
+    assert acceptor.read[near.sid] == opener.written[near.sid]
+
+
+def test_what_both_ends_ask_for_at_the_same_time_is_resent_once() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor)
+    acceptor.write(far, b"confirms the stream")
+    exchange(opener, acceptor)
+    opener.write(near, b"kept")
+    opener.mux.take()
+    for end in (opener, acceptor):
+        end.mux.path_up()
+    passed = exchange(opener, acceptor)
+    assert [frame.payload for frame in passed if frame.type == DATA] == [b"kept"]
+    assert acceptor.read[near.sid] == b"kept"
 
 
 def test_bytes_after_a_gap_arrive_once_the_lost_ones_were_resent() -> None:
