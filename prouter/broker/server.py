@@ -322,6 +322,11 @@ class _Server:
         port: Port = path.carrier
         return port.security
 
+    def is_open(self, path: Path) -> bool:
+        """Whether the path's connection is open, as far as is known."""
+        port: Port = path.carrier
+        return not (port.closed or port.leaving)
+
     def forget(self, path: Path) -> None:
         """The path is not used any more; what is pending on it is sent first."""
         self._connections.forget(path)

@@ -221,6 +221,10 @@ class BrokerNode:
     def security(self, path: Path) -> Security:
         return PLAIN
 
+    def is_open(self, path: Path) -> bool:
+        wire = path.carrier.wires.get(path.rid)
+        return wire is not None and wire.open and path not in self._closing
+
     def forget(self, path: Path) -> None:
         if path.carrier.paths.get(path.rid) is path:
             del path.carrier.paths[path.rid]

@@ -431,6 +431,10 @@ class World:
         peer = self.peers.get((path.carrier, path.rid))
         return peer.security if peer is not None else PLAIN
 
+    def is_open(self, path: Path) -> bool:
+        key = (path.carrier, path.rid)
+        return key in self.peers and key not in self.closed
+
     def forget(self, path: Path) -> None:
         if str(path.carrier).startswith("dialled "):
             self.hung_up.add(path)

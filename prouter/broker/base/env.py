@@ -39,6 +39,9 @@ class Shell(Protocol):
     def security(self, path: Path) -> Security:
         """How the path's connection is protected, and whose key its peer has proved to own."""
 
+    def is_open(self, path: Path) -> bool:
+        """Whether the path's connection is open, as far as is known."""
+
     def forget(self, path: Path) -> None:
         """Close the path's connection once its pending frames are sent."""
 

@@ -3,6 +3,7 @@
 An unauthenticated connection costs one decoded frame, and leaves nothing behind. If the uid or the incarnation in a
 HELLO is that of a linked agent, the new one is a *challenger*: the broker pings the linked agent, its *rival*, and the
 challenger waits until the rival has answered or has failed to. For the HELLO may be an old one that somebody replays.
+A challenger that leaves meanwhile has lost, whatever the rival does.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Admission:
         self.exclusion = Exclusion()
         self._challengers: dict[str, _Challenger] = {}
         """By the connection uid of the rival's link."""
+        self._under_way: set[tuple[Any, bytes]] = set()
+        """Carriers and routing ids of the connections that wait for a rival, or for the gate."""
         self._dying: set[str] = set()
         self._allowance = float(env.settings.bounds.hellos)
         self._refilled = float("-inf")
@@ -91,6 +94,8 @@ class Admission:
         """
         if frames[0].type != HELLO:
             raise ProtocolError("the first frame of a connection is no HELLO")
+        if (carrier, rid) in self._under_way:
+            return  # An agent that waits repeats its HELLO.
         if not self._admit(now):
             self._env.counts["strangers_ignored"] += 1
             return
@@ -118,6 +123,7 @@ class Admission:
             self._refuse(path, "bad_hello", error.detail, body.get("uid"))
             return
         if isinstance(decision, Claim):
+            self._under_way.add((path.carrier, path.rid))
             self._gate.claim(decision, partial(self._claimed, path, info), now)
         else:
             self._admitted(path, info, now)
@@ -125,6 +131,9 @@ class Admission:
     def _claimed(self, path: Path, info: AgentInfo, outcome: Admitted | Denied, now: float) -> None:
         """Go on with an agent whose use of an invitation was stored, or could not be."""
         self._env.now = now
+        self._under_way.discard((path.carrier, path.rid))
+        if not self._env.shell.is_open(path):
+            return
         if isinstance(outcome, Denied):
             self._refuse(path, outcome.code, outcome.text, info.uid)
         else:
@@ -214,12 +223,16 @@ class Admission:
 
     def _challenge(self, path: Path, info: AgentInfo, rival: Link, now: float) -> None:
         known = self._challengers.get(rival.connection)
-        if rival.path is None or (known is not None and info.incarnation != rival.info.incarnation):
+        waits = known is not None and self._env.shell.is_open(known.path)
+        if rival.path is None or (waits and info.incarnation != rival.info.incarnation):
             self._env.counts["strangers_ignored"] += 1
             return
+        self._under_way.add((path.carrier, path.rid))
         if known is not None:
             # Probably the same agent, which gave up an attempt that took long and dialled again.
-            self._env.shell.forget(known.path)
+            self._under_way.discard((known.path.carrier, known.path.rid))
+            if waits:
+                self._env.shell.forget(known.path)
             known.path, known.info, path.owner = path, info, known
             return
         ping = rival.path.session.ping(now)
@@ -246,6 +259,9 @@ class Admission:
             self._env.timers.at(challenger.due, partial(self._decide, rival, challenger))
             return
         del self._challengers[rival.connection]
+        self._under_way.discard((challenger.path.carrier, challenger.path.rid))
+        if not self._env.shell.is_open(challenger.path):
+            return
         if rival.up and not waits:
             uid = challenger.info.uid
             self._refuse(challenger.path, "uid_in_use", f"an agent with uid '{uid}' is already linked and alive", uid)

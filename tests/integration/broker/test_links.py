@@ -206,3 +206,22 @@ def test_a_dialled_agent_that_restarts_as_a_new_one_keeps_its_new_connection(sta
     ended = worker.call("jobs.info", connection=lost["connection"], job=lost["uid"])["job"]
     assert ended["reason"] == "agent_lost"
     assert not back.losses
+
+
+def test_a_challenger_that_has_left_does_not_take_the_place_of_a_frozen_agent(stage: Stage) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    job = running_job(worker)
+    socket = agent.dialler._socket  # type: ignore[union-attr]
+    assert socket is not None
+    hears, socket._on_message = socket._on_message, lambda parts: None
+    challenger = stage.stranger(broker, incarnation=agent.incarnation)
+    until(lambda: "event=link_challenged" in broker.log.read_text())
+    asked = time.monotonic()
+    challenger.vanish()
+    until(lambda: time.monotonic() > asked + 1.5, what="the rival's time is over")
+    socket._on_message = hears
+    assert worker.call("jobs.info", connection=job["connection"], job=job["uid"])["job"]["state"] == "RUNNING"
+    assert worker.create(BY_UID)["connection"] == agent.connection
+    assert not worker.of("link.down")
+    assert not challenger.welcomes

@@ -371,3 +371,56 @@ def test_an_agent_whose_key_is_not_known_is_not_dialled() -> None:
     assert world.dials == []
     del world.undialable["host:1"]
     assert job_on(worker, agent)["state"] == "NEW"
+
+
+def test_a_challenger_that_has_left_does_not_win_against_a_silent_agent() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    job = job_on(worker)
+    agent.held = []
+    world.vanish(replayed(world, agent))
+    world.run(2)
+    assert not worker.of("link.down")
+    agent.say(*agent.held)
+    agent.held = None
+    world.run(30)
+    assert worker.ask("jobs.info", **job["at"])["job"]["state"] == "NEW"
+    assert len(worker.of("link.up")) == 1
+
+
+def test_the_place_of_a_challenger_that_has_left_is_free_for_another() -> None:
+    world = World()
+    agent = world.agent()
+    agent.held = []
+    world.vanish(replayed(world, agent))
+    successor = world.agent(incarnation="d" * 32)
+    world.run(1.1)
+    assert successor.ready
+
+
+def test_a_challenger_that_repeats_its_hello_waits_on_and_is_linked_once() -> None:
+    world = World()
+    worker, agent = world.worker(), world.agent()
+    agent.held = []
+    again = replayed(world, agent, process="second")
+    again.say(*again.session.start())
+    assert ("agents", again.rid) not in world.closed
+    world.run(1.1)
+    assert again.ready
+    assert len(worker.of("link.up")) == 2
+    assert not world.broker.admission._under_way
+
+
+def test_an_agent_that_leaves_while_its_invitation_is_stored_is_not_linked() -> None:
+    world = World()
+    _, token = invited(world)
+    settled: list[Settle] = []
+    world.broker.gate.bind = lambda invitation, holder, settle: settled.append(settle)
+    agent = world.agent(token=token)
+    agent.say(*agent.session.start())
+    assert len(settled) == 1, "it has repeated its HELLO"
+    world.vanish(agent)
+    settled[0](Bound(), world.now)
+    world.settle()
+    assert len(world.broker.links) == 0
+    assert not world.broker.admission._under_way
