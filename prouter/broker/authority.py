@@ -54,6 +54,7 @@ class CoreAuthority:
             if port.path is None:
                 raise
             self.broker.malformed(port.path, error)
+            self.broker.flood_guard.malformed(port.path, sum(map(len, parts)), now)
         except Exception as error:
             self._env.counts["failures"] += 1
             if self._logs.allows(now):
@@ -65,6 +66,11 @@ class CoreAuthority:
     def unreachable(self, target: Path, now: float) -> None:
         """The connection of `target` is closed."""
         self.broker.disconnected(target, now)
+        self.flush(now)
+
+    def unroutable(self, source: Path, now: float) -> None:
+        """A message of `source` was dropped: its route leads nowhere."""
+        self.broker.flood_guard.unroutable(source, now)
         self.flush(now)
 
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:

@@ -188,7 +188,7 @@ class _Server:
             handles, now = self._wait()
             for handle in handles:
                 self._guard(handle, now)
-            connections.hear_unfinished(now)
+            connections.go_on(now)
             self._guard(broker.iterate, now)
             self._guard(self._authority.flush, now)
             self._guard(connections.flush, now)

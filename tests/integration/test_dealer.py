@@ -206,6 +206,9 @@ class Mirror:
     def unreachable(self, target: SwitchPath, now: float) -> None:
         """See `Routing`; nothing is routed."""
 
+    def unroutable(self, source: SwitchPath, now: float) -> None:
+        """See `Routing`."""
+
     def overflowed(self, source: SwitchPath, target: SwitchPath, size: int, now: float) -> None:
         """See `Routing`."""
 

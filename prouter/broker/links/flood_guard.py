@@ -10,7 +10,7 @@ from prouter.broker.links.link import Link
 from prouter.broker.links.links import Links
 from prouter.broker.links.workers import Worker
 from prouter.fabric.calls import event_frame
-from prouter.fabric.frames import Frame
+from prouter.fabric.frames import HEADER, Frame
 
 __all__ = ["FloodGuard"]
 
@@ -20,6 +20,9 @@ _OVERFLOW_PAUSE = 0.02
 """Seconds for which the broker does not read an agent after it dropped one of its messages."""
 _MESSAGE_COST = 256
 """Bytes that a dropped message counts for in addition to its own, because reading it took time."""
+
+_MALFORMED_COST = 8
+"""Frames that a malformed message counts for in addition to those that it may hold."""
 
 
 class FloodGuard:
@@ -39,17 +42,40 @@ class FloodGuard:
         """Whether the peer keeps to its rate of control frames. An agent that does not is cut off."""
         if path.routes is self._env.switch.agents:  # Workers are this host's own processes.
             return True
-        bounds = self._env.settings.bounds
-        passed = now - path.refilled
         size = 0
         for frame in frames:
             size += len(frame.payload)
+        return self._charge(path, len(frames), size, now)
+
+    def malformed(self, path: Path, size: int, now: float) -> None:
+        """Count a control message that could not be decoded; what came before the mistake was looked at.
+
+        Args:
+            size: bytes of the message.
+        """
+        self._env.now = now
+        if path.routes is not self._env.switch.agents:
+            self._charge(path, _MALFORMED_COST + size // HEADER.size, size, now)
+
+    def unroutable(self, path: Path, now: float) -> None:
+        """Count a routed message that was dropped, because its route leads nowhere.
+
+        Honest agents send some while a worker has ended and they do not know it; so their bytes do not count.
+        """
+        self._env.now = now
+        if path.routes is not self._env.switch.agents:
+            self._charge(path, 1, 0, now)
+
+    def _charge(self, path: Path, frames: int, size: int, now: float) -> bool:
+        """Take frames and bytes off what an agent may send now; whether that was enough. If not, it is cut off."""
+        bounds = self._env.settings.bounds
+        passed = now - path.refilled
         path.debt = max(0.0, path.debt - passed * bounds.control_bytes) + size
         if path.debt > bounds.control_bytes / 4:
             self._env.shell.pause(path, min(_LONGEST_PAUSE, path.debt / bounds.control_bytes))
         path.allowance = min(4.0 * bounds.frames, path.allowance + passed * bounds.frames)
         path.refilled = now
-        path.allowance -= max(1, len(frames))
+        path.allowance -= max(1, frames)
         if path.allowance >= 0:
             return True
         self._cut_off(path, "it sends too much", now)

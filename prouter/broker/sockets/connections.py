@@ -19,6 +19,7 @@ from prouter.broker.base.switch import Path
 from prouter.broker.sockets.partial_messages import Unfinished
 from prouter.broker.sockets.poller import Poller, Turn
 from prouter.broker.sockets.port import Port
+from prouter.broker.sockets.unheard import Unheard
 from prouter.broker.sockets.waiting import Waiting, says_something
 from prouter.errors import ProtocolError
 from prouter.fabric.bounds import MAX_MESSAGE
@@ -57,6 +58,9 @@ class Authority(Protocol):
 
     def unreachable(self, target: Path, now: float) -> None:
         """A message could not be passed on, since the connection of `target` is closed."""
+
+    def unroutable(self, source: Path, now: float) -> None:
+        """A message of `source` was dropped: its route leads nowhere."""
 
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
         """A message of `source` was dropped: too much waits for `target` already."""
@@ -114,8 +118,7 @@ class Connections:
         """Whether workers connect there."""
         self.written: list[Port] = []
         """Ports with something to be flushed."""
-        self._unfinished: dict[Port, None] = {}
-        """Ports with more to be moved, in order."""
+        self._unheard = Unheard()
         self._dialled: dict[Port, DealerConnection] = {}
         self._closing: list[Port] = []
         self._held: Unfinished[Port] = Unfinished()
@@ -125,7 +128,7 @@ class Connections:
     @property
     def busy(self) -> bool:
         """Whether there is something to be heard, even if no descriptor becomes ready."""
-        return bool(self._unfinished) or bool(self._waiting and not self._unauthenticated.full)
+        return bool(self._unheard) or bool(self._waiting and not self._unauthenticated.full)
 
     @property
     def unauthenticated_count(self) -> int:
@@ -201,7 +204,7 @@ class Connections:
     def _add(self, port: Port, connection: Connection, turn: Turn) -> None:
         self._ports[connection] = port
         if connection.fd >= 0:
-            self._poller.watch(connection.fd, partial(self._pump, port), turn)
+            self._poller.watch(connection.fd, partial(self._ready, port), turn)
 
     def dialled(self, port: Port, connection: DealerConnection, now: float) -> None:
         """A connection to an agent that listens is being made; its port has a path already."""
@@ -209,7 +212,7 @@ class Connections:
         self._dialled[port] = connection
         self._add(port, connection, Turn.AGENTS)
         # The first hint of libzmq's descriptor comes only after somebody has looked once.
-        self._unfinished[port] = None
+        self._unheard.add(port)
         if not self._sweeping:
             self._sweep(now)
 
@@ -236,12 +239,17 @@ class Connections:
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
-    def hear_unfinished(self, now: float) -> None:
+    def go_on(self, now: float) -> None:
         """Go on with what was left by the last event loop iteration."""
         if self._waiting:
             self._admit(now)
-        for port in list(self._unfinished):
+        for port in self._unheard.turns():
             self._guard(partial(self._pump, port), now)
+
+    def _ready(self, port: Port, now: float) -> None:
+        """Something arrived, or can be sent. A port that was not heard to its end waits for its turn."""
+        if port.watched_for_writing or port not in self._unheard:
+            self._pump(port, now)
 
     def _pump(self, port: Port, now: float) -> None:
         """Something arrived, or waits to be moved, or can be sent."""
@@ -260,9 +268,9 @@ class Connections:
             self._failed(port, error, now)
             return
         if port.unfinished and not port.paused:
-            self._unfinished[port] = None
-        elif self._unfinished:
-            self._unfinished.pop(port, None)
+            self._unheard.add(port)
+        elif self._unheard:
+            self._unheard.discard(port)
         if port.watched_for_writing:
             self.written.append(port)
         if not port.worker:
@@ -305,7 +313,7 @@ class Connections:
         port: Port = path.carrier
         if not port.paused and not port.closed:
             port.paused = True
-            self._unfinished.pop(port, None)
+            self._unheard.discard(port)
             self._poller.change(port.fd, _events(port))
             self._env.timers.at(self._env.now + seconds, partial(self._resume, port))
 
@@ -330,7 +338,7 @@ class Connections:
                     port.watched_for_writing = port.blocked
                     self._poller.change(port.fd, _events(port))
                 if port.unfinished and not port.paused and not port.closed:
-                    self._unfinished[port] = None  # Sending consumes libzmq's hint that something arrived.
+                    self._unheard.add(port)  # Sending consumes libzmq's hint that something arrived.
                 relieved = port.relieved(now)
                 if relieved and port.path is not None:
                     self._authority.relieved(port.path, relieved, now)
@@ -349,7 +357,7 @@ class Connections:
         self._poller.unwatch(port.fd)
         if port.connection is not None:
             self._ports.pop(port.connection, None)
-        self._unfinished.pop(port, None)
+        self._unheard.discard(port)
         self._dialled.pop(port, None)
         self._unauthenticated.gone(port)
         port.close()

@@ -43,6 +43,9 @@ class Routing(Protocol):
     def unreachable(self, target: Path, now: float) -> None:
         """The connection of `target` is closed."""
 
+    def unroutable(self, source: Path, now: float) -> None:
+        """A message of `source` was dropped: its route leads nowhere."""
+
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
         """A message of `source` was dropped: too much of it waits for `target` already."""
 
@@ -170,6 +173,7 @@ class Port:
             target = path.routes.get(bytes(route))
             if target is None:
                 switch.dropped += 1
+                routing.unroutable(path, now)
                 continue
             path.heard = now
             port: Port = target.carrier

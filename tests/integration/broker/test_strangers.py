@@ -7,6 +7,7 @@ import os
 from itertools import product
 
 import gevent
+import pytest
 import zmq
 
 from prouter.fabric.frames import HELLO, PING, VERSION, Frame, encode, pack_body
@@ -105,6 +106,31 @@ def test_malformed_messages_of_an_agent_are_counted_and_harmless(stage: Stage) -
     assert agent.peer.ready
     assert worker.create(BY_UID)
     assert broker.log.read_text().count("event=malformed_message") == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "count"),
+    [([b"", encode([Frame(PING)])[0] * 32_000 + b"x"], 20), ([b"", b"x"], 40_000), ([b"nowhere", b""], 200_000)],
+    ids=["malformed and large", "malformed", "leads nowhere"],
+)
+def test_an_agent_that_floods_with_what_is_of_no_use_loses_its_link(
+    stage: Stage, parts: list[bytes], count: int
+) -> None:
+    broker = stage.broker()
+    worker, agent = stage.worker(broker), stage.agent(broker)
+    socket = agent.dialler._socket  # type: ignore[union-attr]
+    assert socket is not None
+    socket.send(parts)
+    until(lambda: stat(worker, "total.malformed") + stat(worker, "messages.dropped") == 1)
+    assert not agent.losses
+    for number in range(count):
+        socket.send(parts)
+        if number % 1000 == 0:
+            gevent.sleep(0)
+    until(lambda: worker.of("link.down"), 20)
+    assert "sends too much" in worker.of("link.down")[0]["reason"]
+    assert stat(worker, "total.floods") == 1
+    assert worker.call("connections")
 
 
 def test_a_stranger_that_floods_keeps_nobody_from_linking(stage: Stage) -> None:

@@ -67,6 +67,9 @@ class _Routing:
     def unreachable(self, target: Path, now: float) -> None:
         raise AssertionError("everybody is there")
 
+    def unroutable(self, source: Path, now: float) -> None:
+        raise AssertionError("everybody is there")
+
     def overflowed(self, source: Path, target: Path, size: int, now: float) -> None:
         self.dropped += size
 
