@@ -107,6 +107,16 @@ class CoreAuthority:
         outbox = self._env.outbox
         while outbox:
             for path in outbox.take():
-                port: Port = path.carrier
-                if not port.send(path):
+                if not self._sent(path, now):
                     self.broker.disconnected(path, now)
+
+    def _sent(self, path: Path, now: float) -> bool:
+        """Whether what is pending on a path was queued. If it cannot be, those after it lose nothing by that."""
+        port: Port = path.carrier
+        try:
+            return port.send(path)
+        except Exception:
+            self._env.counts["failures"] += 1
+            if self._logs.allows(now):
+                log.exception("event=sending_failed peer=%.64r", path.source)
+            return False

@@ -56,3 +56,12 @@ def test_what_is_in_use_or_another_programs_stays(temporary: Path) -> None:
         os.close(lock)
     assert {path.name for path in temporary.iterdir()} == {kept.name, being_made.name, other.name, link.name}
     assert len(list(other.iterdir())) == 2
+
+
+def test_what_a_job_has_left_that_was_killed_before_its_keeper_began_is_deleted(temporary: Path) -> None:
+    place = temporary / "prouter-01234567-abc_1"
+    place.mkdir()
+    (place / "node.lock").touch()
+    with state_directory("0" * 32) as made:
+        remove_left(str(temporary))
+        assert list(temporary.iterdir()) == [Path(made)]
