@@ -1,6 +1,7 @@
 """What every transport offers: a listener that accepts connections, and connections that carry messages.
 
-`prouter.transport.zmtp` implements both with ZMTP on the own loop, `prouter.transport.zeromq` with pyzmq over tcp.
+`prouter.transport.zmtp` implements both with ZMTP on the process's event loop, `prouter.transport.zeromq` with pyzmq
+over tcp.
 Neither knows an event loop: the broker wraps them for epoll, workers and agents for gevent. Nothing blocks unless its
 docstring says so.
 

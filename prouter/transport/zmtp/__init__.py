@@ -1,1 +1,1 @@
-"""ZMTP on the process's own event loop: the broker's listeners over tcp and unix sockets, and who dials the latter."""
+"""ZMTP on the process's own event loop: the broker's listeners, and both ends of connections over unix sockets."""

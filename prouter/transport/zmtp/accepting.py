@@ -1,4 +1,4 @@
-"""What listeners on the own loop have in common."""
+"""Base of the listeners whose connections speak ZMTP on the process's own event loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger("prouter.transport")
 BACKLOG = 4096
 """Connections that the kernel keeps until they are accepted."""
 _AT_ONCE = 100
-"""Connections accepted before others get their turn."""
+"""Connections accepted before the event loop serves others."""
 
 
 class OwnListener(ABC):
-    """A listener on the own loop; see `prouter.transport.connection.Listener`.
+    """A listening socket whose connections are wires; see `prouter.transport.connection.Listener`.
 
     Args:
         listening: a socket that listens and does not block.
@@ -34,7 +34,7 @@ class OwnListener(ABC):
         self.fd = listening.fileno()
 
     def accept_sockets(self) -> list[socket.socket]:
-        """Sockets that have connected since, not too many at once. They cost next to nothing until `wire` takes them.
+        """Accept sockets that have connected, not too many at once. They cost next to nothing until `wire` takes them.
 
         Raises:
             OSError: the system lacks the descriptors or memory to accept.
@@ -71,7 +71,7 @@ class OwnListener(ABC):
         """
 
     def accept(self) -> list[Wire]:
-        """Connections that were made since, not too many at once.
+        """Accept connections, not too many at once.
 
         Raises:
             OSError: the system lacks the descriptors or memory to accept.
@@ -79,11 +79,11 @@ class OwnListener(ABC):
         return [wire for wire in map(self.wire, self.accept_sockets()) if wire is not None]
 
     def arrived(self) -> list[Wire]:
-        """Nothing: each connection has a descriptor of its own."""
+        """Return nothing: each connection has a descriptor of its own."""
         return []
 
     def tick(self, now: float) -> None:  # noqa: B027 - the same for all
-        """Nothing to look after."""
+        """Do nothing: there is nothing to look after."""
 
     def close(self, linger: float = 0) -> None:
         """Accept nobody any more. Idempotent."""

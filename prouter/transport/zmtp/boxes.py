@@ -1,6 +1,6 @@
-"""Boxes of CURVE, sealed and opened with libsodium where their bytes are, without copies.
+"""Boxes of CURVE, sealed and opened by libsodium in place, without copies.
 
-A box is a text encrypted with XSalsa20 behind its Poly1305 tag (libsodium's ``crypto_box`` with a precomputed key).
+A box is a Poly1305 tag followed by a text encrypted with XSalsa20 (libsodium's ``crypto_box`` with a precomputed key).
 PyNaCl's own functions return new bytes, for which they clear memory and copy twice, and check lengths that are known
 here. This module calls the same functions of libsodium, which allow for text and box in the same memory
 (doc.libsodium.org, "Notes" of "Authenticated encryption"). PyNaCl does not document its binding to them, ``_sodium``,
@@ -27,15 +27,15 @@ _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def seal_in_place(memory: bytearray, boxes: Iterable[tuple[int, int, bytes]], key: bytes) -> None:
-    """Make boxes of texts.
+    """Encrypt texts, each in its place.
 
     Args:
-        memory: has each text behind `TAG` bytes, which its box takes, too.
-        boxes: for each where it begins, the bytes of its text, and its nonce.
+        memory: holds, for each box, `TAG` free bytes for the tag and then the text; both become the box.
+        boxes: for each box the offset where it begins, the length of its text, and its nonce.
         key: shared by both ends.
 
     Raises:
-        ValueError: a length is wrong, for which libsodium has no check.
+        ValueError: a length or an offset is wrong; libsodium does not check them.
     """
     base = ffi.from_buffer(memory)
     for at, size, nonce in boxes:

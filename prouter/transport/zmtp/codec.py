@@ -1,8 +1,8 @@
 """One end of a ZMTP 3.0 connection, without I/O: frames, messages, and the handshake of the mechanism NULL.
 
-ZMTP is the protocol that ZeroMQ's sockets speak. With this codec a DEALER or ROUTER lives on the process's own event
-loop. ZeroMQ's library does its I/O in a thread of its own, which costs two more wake-ups for each message. Either can
-be the other end. curve.py beside this module adds the mechanism CURVE.
+ZMTP is the protocol that ZeroMQ's sockets speak. With this codec a DEALER or ROUTER runs on the process's own event
+loop. ZeroMQ's library does its I/O in a thread of its own, which costs two more wake-ups for each message. The other
+end may be either. curve.py beside this module adds the mechanism CURVE.
 
 Source: rfc.zeromq.org/spec/23.
 """
@@ -90,11 +90,11 @@ class Zmtp:
 
     Attributes:
         ready: whether the handshake is over; nothing but `opening` and `reply` may be sent before.
-        reply: what the handshake has to send; whoever has sent it empties it. It counts even if `receive` raises.
+        reply: what the handshake has to send; the caller sends and then empties it, even if `receive` raises.
         peer_key: the public key that the other end has proved to own, in Z85; empty without encryption.
         identity: the routing id that the other end asks for.
-        room: while a large part is arriving, the memory that its next bytes belong into; tell `filled` how many were
-            written there. Otherwise None, and bytes go to `receive`.
+        room: while a large part is arriving, the memory into which its next bytes belong; call `filled` with the number
+            of bytes written there. Otherwise None, and bytes go to `receive`.
         more: whether bytes that arrived hold further messages; `receive(b"")` returns them.
     """
 
@@ -103,7 +103,7 @@ class Zmtp:
     answers = False
     """Whether the handshake needs answers of this end, so that a peer which has left cannot have said anything yet."""
     _overhead = 0
-    """Bytes that a frame has beside its part."""
+    """Bytes of a frame's body beyond the part that it carries."""
     _flags: tuple[int, ...] = _FRAMES
 
     __slots__ = (
@@ -175,7 +175,7 @@ class Zmtp:
         return encode_message(parts)
 
     def _open(self, data: bytes, start: int, end: int) -> tuple[int, bytes | memoryview]:
-        """The flags and the part that the body of a frame in `data` stands for, when it has an overhead.
+        """Return the flags and the part that the body of a frame in `data` holds, if frames have an overhead.
 
         Raises:
             ProtocolError: the body is not what the other end sent.
@@ -183,7 +183,7 @@ class Zmtp:
         raise NotImplementedError  # pragma: no cover - only where frames have an overhead
 
     def _open_room(self, body: memoryview) -> tuple[int, memoryview]:
-        """The same of a large frame's body, whose memory the part may take.
+        """Do as `_open` for a large frame's body; the part may stay in the body's memory.
 
         Raises:
             ProtocolError: as `_open`; the body cannot be opened later either.
@@ -295,7 +295,7 @@ class Zmtp:
         """Read greeting and READY; return where messages begin, 0 while the handshake is incomplete.
 
         Raises:
-            ProtocolError: the other end is none that this one talks to.
+            ProtocolError: this end does not talk to such an end.
         """
         if not self._greeted(data, _GREETING):
             return 0
@@ -309,12 +309,12 @@ class Zmtp:
         return end
 
     def _greeted(self, data: bytes, own: bytes) -> bool:
-        """Check the other end's greeting against this end's; whether it has arrived whole.
+        """Check the other end's greeting against this end's; return whether it has arrived whole.
 
         Raises:
             ProtocolError: it is another protocol's, or of another security mechanism.
         """
-        # As early as possible: what connects by mistake, a browser for example, hears it by a closed connection.
+        # As early as possible, so that the connection of a client of another protocol, such as a browser, is closed.
         if not own.startswith(data[:1]) or (
             len(data) > VERSION and (data[SIGNATURE_END] != own[SIGNATURE_END] or data[VERSION] < 3)
         ):

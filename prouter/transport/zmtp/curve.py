@@ -1,12 +1,12 @@
 """The server's end of a ZMTP connection with the mechanism CURVE, without I/O.
 
 The handshake has four commands. HELLO shows that the client knows the server's public key; WELCOME gives it a key made
-for this connection alone; INITIATE proves that the client owns its key pair; READY, or ERROR, tells what became of it.
-From then on each part travels in a box of its own, with a number that the receiver expects: whatever an attacker
-changes, repeats, reorders or leaves out ends the connection.
+for this connection alone; INITIATE proves that the client owns its key pair; READY accepts the
+client, or ERROR refuses it. From then on each part travels in a *box* of its own (encrypted and authenticated), with a
+counter that the receiver expects. If an attacker changes, repeats, reorders or leaves out a box, the connection ends.
 
-Names are those of the specification: S and C are the permanent keys of server and client, S' and C' those made for the
-connection. A secret key is called by a small letter there.
+Names are those of the specification: S and C are the permanent public keys of server and client, S' and C' those made
+for the connection. Secret keys have small letters.
 
 Source: rfc.zeromq.org/spec/25 and rfc.zeromq.org/spec/26.
 """
@@ -45,7 +45,7 @@ _GREETING = greeting(b"CURVE", server=True)
 _KEY = 32
 _COUNTER = struct.Struct(">Q")
 _LONG_NONCE = 16
-"""Bytes of a nonce that is random and begins with 8 characters of its use."""
+"""Random bytes of a long nonce, behind 8 characters that name its use."""
 
 # HELLO: name, version 1.0, zeros against amplification, C', counter, Box[64 zeros](C' -> S).
 _HELLO = b"\x05HELLO\x01\x00" + bytes(72)
@@ -68,10 +68,10 @@ OVERHEAD = _BOX + TAG + 1
 _NONCE = struct.Struct(">16sQ")
 _FROM_CLIENT, _FROM_SERVER = b"CurveZMQMESSAGEC", b"CurveZMQMESSAGES"
 _FLAGS = {b"\0": 0, b"\1": MORE, b"\2": COMMAND}
-"""What the first byte in a box says of the part behind it."""
+"""Flags of a part, by the first byte in its box."""
 _MAX_COMMAND = 255
 _COUNTERS = 2**63
-"""The client's INITIATE has a smaller counter. They have 64 bits and must not wrap; honest ones begin at 1."""
+"""The counter of a client's INITIATE is smaller. Counters have 64 bits and must not wrap; honest ones begin at 1."""
 # Frames with a MESSAGE that has no box yet: flags, length, name, counter, space for the tag, flags of the part.
 _SHORT_FRAME = struct.Struct(f">BB8sQ{TAG}x?")
 _LONG_FRAME = struct.Struct(f">BQ8sQ{TAG}x?")
@@ -80,7 +80,7 @@ _REFUSED = b"\x05ERROR\x03400"
 
 
 class _Step(Enum):
-    """What a handshake waits for."""
+    """The message that a handshake waits for."""
 
     GREETING = "greeting"
     HELLO = "hello"
@@ -88,10 +88,10 @@ class _Step(Enum):
 
 
 class CurveServer(Zmtp):
-    """Decodes what arrives from a client, and encodes what it gets.
+    """Decodes what a client sends, and encodes messages to it.
 
     Args:
-        keys: the server's permanent ones.
+        keys: the server's permanent keys.
         accepts: decides about the client's key.
         peers: types of socket that may be at the other end.
         limit: bytes that are accepted before `trust`, in all; None for an end that is trusted from the beginning.
@@ -129,7 +129,7 @@ class CurveServer(Zmtp):
         """Counters of the last box in each direction."""
 
     def opening(self, kind: bytes, identity: bytes = b"") -> bytes:
-        """Return what this end sends first; that it is a ROUTER, READY will tell."""
+        """Return what this end sends first, the greeting; READY has the socket's type."""
         return _GREETING
 
     def encode(self, parts: Sequence[bytes]) -> list[bytes]:
@@ -177,7 +177,7 @@ class CurveServer(Zmtp):
         return self._heard_flags(bytes(text[:1]), len(text) - 1), text[1:]
 
     def _nonce(self, head: bytes | memoryview, size: int) -> bytes:
-        """Check what is before the box of a MESSAGE of `size` bytes; return the nonce of the box.
+        """Check the head of a MESSAGE of `size` bytes; return the nonce of its box.
 
         Raises:
             ProtocolError: this is no MESSAGE, or not the one that comes next.
@@ -207,7 +207,7 @@ class CurveServer(Zmtp):
         """Read greeting, HELLO and INITIATE; return how much of `data` was read.
 
         Raises:
-            ProtocolError: the other end is none that this one talks to.
+            ProtocolError: this end does not talk to such an end.
         """
         at = 0
         if self._step is _Step.GREETING:
@@ -239,7 +239,7 @@ class CurveServer(Zmtp):
         if content[:] != _HELLO_CONTENT:
             raise ProtocolError("the other end sends a HELLO that holds something")
         public, self._secret = sodium.crypto_box_keypair()
-        # This end keeps its state, so the cookie need not carry it: random bytes show as well that WELCOME was read.
+        # This end keeps its state, so the cookie need not carry it: random bytes suffice to show that WELCOME was read.
         self._cookie = os.urandom(_COOKIE)
         nonce = os.urandom(_LONG_NONCE)
         box = sodium.crypto_box_easy_afternm(public + self._cookie, b"WELCOME-" + nonce, shared)
@@ -289,7 +289,7 @@ class CurveServer(Zmtp):
 
 
 def _shared(public: bytes, secret: bytes) -> bytes:
-    """The key that two ends share.
+    """Return the key that both ends share.
 
     Raises:
         ProtocolError: `public` is one of the few with which every secret key gives the same.

@@ -1,4 +1,4 @@
-"""What ends of ZMTP say to each other first: greeting, commands and properties, and how frames begin.
+"""The beginning of a ZMTP connection: greeting, commands and properties; and heads of frames.
 
 Source: rfc.zeromq.org/spec/23.
 """
@@ -31,7 +31,7 @@ MORE, LONG, COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">I")
 LONG_HEAD = struct.Struct(">BQ")
 SHORT = 255
-"""Bytes of a frame whose length field has one byte, at most."""
+"""Most bytes of a frame whose length field has one byte."""
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _VERSION_3_0 = b"\x03\x00"
 _NAME = 20

@@ -1,4 +1,4 @@
-"""What a listener with CURVE is given: its key pair, and who decides about clients (rfc.zeromq.org/spec/26)."""
+"""Settings of a listener with CURVE: its key pair, and which clients it accepts (rfc.zeromq.org/spec/26)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class ServerCurve:
 
 
 class ServerKeys:
-    """A listener's permanent keys as bytes, which take longer to decode than to use.
+    """A listener's permanent keys as bytes, decoded once because that takes longer than using them.
 
     Args:
         pair: of this end.
 
     Raises:
-        ValueError: a key is none.
+        ValueError: a key is malformed.
     """
 
     __slots__ = ("public", "secret")

@@ -1,4 +1,4 @@
-"""A TCP socket that listens, and whose connections speak ZMTP on the process's own loop, encrypted or not."""
+"""Listening TCP socket whose connections speak ZMTP on the process's own event loop, with or without CURVE."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TcpListener(OwnListener):
 
     Raises:
         OSError: the address cannot be bound.
-        ValueError: a key is none.
+        ValueError: a key is malformed.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TcpListener(OwnListener):
         super().__init__(listening, f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}")
 
     def change_key(self, pair: KeyPair) -> None:
-        """Have new connections use another server key; those that exist live on, and none is refused meanwhile."""
+        """Use another server key for new connections; existing ones go on, and none is refused meanwhile."""
         if self._curve is not None and self._curve.pair != pair:
             self._curve = ServerCurve(pair, self._curve.accepts)
             self._keys = ServerKeys(pair)
@@ -57,7 +57,7 @@ class TcpListener(OwnListener):
         return Wire(sock, b"ROUTER", b"DEALER", protocol=CurveServer(self._keys, accepts, b"DEALER", limit=self._limit))
 
     def _accepts(self, sock: socket.socket, key: str) -> bool:
-        """Whether a client gets through the handshake; a mistake in the decision keeps it out."""
+        """Decide whether a client's key is accepted; an unexpected error in the decision refuses it."""
         assert self._curve is not None
         try:
             accepted = self._curve.accepts(key)

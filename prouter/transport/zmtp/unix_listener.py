@@ -1,4 +1,4 @@
-"""A unix socket that listens, and whose connections speak ZMTP on the process's own loop."""
+"""Listening unix socket whose connections speak ZMTP on the process's own event loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["UnixListener"]
 class UnixListener(OwnListener):
     """Accepts DEALERs at a unix socket.
 
-    What was at the path is removed: whoever listens holds the lock of its directory, so a process that was killed left
-    it there.
+    A file that exists at the path is removed: the caller holds the lock of the directory, so a process that was killed
+    has left it there.
 
     Args:
         path: of the socket.

@@ -40,8 +40,8 @@ class Wire:
 
     Attributes:
         blocked: whether the kernel's buffer was full; call `flush` when the socket is writable.
-        taken: bytes queued so far, with what keeping them costs.
-        sent: of those, the bytes that have left.
+        taken: bytes queued so far, each buffer with `BUFFER_COST`.
+        sent: how many of these have been sent.
         peer_key: the public key that the other end has proved to own, in Z85; empty without encryption.
     """
 
@@ -75,7 +75,7 @@ class Wire:
 
     @property
     def ready(self) -> bool:
-        """Whether the handshake is over; nothing leaves before."""
+        """Whether the handshake is over; no message is sent before."""
         return self._protocol.ready
 
     @property
@@ -94,7 +94,7 @@ class Wire:
 
     @property
     def more(self) -> bool:
-        """Whether `receive` has more, even if nothing else arrives."""
+        """Whether another `receive` returns more, even if nothing else arrives."""
         return self._protocol.more
 
     def receive(self) -> list[list[bytes]]:
@@ -132,13 +132,13 @@ class Wire:
         except BlockingIOError:
             return messages
         except (OSError, ProtocolError):
-            # The messages before the end are returned first; the next call raises again.
+            # Messages that came before the end are returned first; the next call raises again.
             if not messages:
                 raise
         return messages
 
     def _shake_hands(self) -> list[list[bytes]]:
-        """Read what the handshake goes on with, once; return the first messages behind it.
+        """Read once and go on with the handshake; return the messages that follow it.
 
         Raises:
             OSError: the connection is closed.
@@ -147,7 +147,7 @@ class Wire:
         protocol, data = self._protocol, b""
         try:
             data = self._sock.recv(_READ)
-            # Whoever has left while this end was busy is not worth a handshake, unless everything was said already.
+            # A client that disconnected meanwhile gets no handshake, unless it has sent everything already.
             if not data or (protocol.answers and not self._sock.recv(1, socket.MSG_PEEK)):
                 raise ConnectionResetError("closed by the other end")
         except BlockingIOError:
@@ -164,7 +164,7 @@ class Wire:
         return messages
 
     def queue(self, parts: Sequence[bytes]) -> None:
-        """Let the next `flush` send a message.
+        """Queue a message for the next `flush`.
 
         Raises:
             ProtocolError: it is larger than the other end accepts.
@@ -201,7 +201,7 @@ class Wire:
                 out.popleft()
 
     def finish(self, seconds: float) -> None:
-        """Close when what is queued has left, after `seconds` at most. Blocks."""
+        """Send what is queued for `seconds` at most, then close. Blocks."""
         deadline = time.monotonic() + seconds
         with suppress(OSError):  # Nobody is there to read it.
             self.flush()
