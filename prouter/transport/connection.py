@@ -1,9 +1,8 @@
 """What every transport offers: a listener that accepts connections, and connections that carry messages.
 
 `prouter.transport.zmtp` implements both with ZMTP on the process's event loop, `prouter.transport.zeromq` with pyzmq
-over tcp.
-Neither knows an event loop: the broker wraps them for epoll, workers and agents for gevent. Nothing blocks unless its
-docstring says so.
+over tcp. Neither knows an event loop: the broker wraps them for epoll, workers and agents for gevent. Nothing blocks
+unless its docstring says so.
 
 A loop uses a listener like this::
 
