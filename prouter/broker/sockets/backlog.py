@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["Backlog"]
+__all__ = ["Backlog", "Queued"]
 
 SMALL = 1024 * 1024
 """Bytes that may wait before they are counted by sender."""
@@ -37,8 +37,13 @@ class Backlog:
         self._counted = 0
         """What had been taken after the last message that was counted."""
 
-    def admit(self, source: bytes, size: int, taken: int, sent: int) -> bool:
-        """Whether a message of `source` may be added. To be asked while more than `SMALL` waits."""
+    def admit(self, source: bytes, size: int, cost: int, taken: int, sent: int) -> bool:
+        """Whether a message of `source` may be added. To be asked while more than `SMALL` waits.
+
+        Args:
+            size: bytes by which `taken` grows with it.
+            cost: bytes that it counts for in its sender's share.
+        """
         if sent >= self._counted:
             self._now.clear()
             self._before.clear()
@@ -49,6 +54,32 @@ class Backlog:
         own = self._now[source] + self._before[source]
         if own >= SHARE and (own >= MOST_OF_ONE or taken - sent >= MOST):
             return False
-        self._now[source] += size
+        self._now[source] += cost
         self._counted = taken + size
         return True
+
+
+class Queued:
+    """Bytes of one kind that wait for a peer among others, known as roughly as the shares of a `Backlog`."""
+
+    __slots__ = ("_before", "_now", "_turn")
+
+    def __init__(self) -> None:
+        self._now = self._before = 0
+        self._turn = 0
+        """As in `Backlog`."""
+
+    def left(self, taken: int, sent: int) -> None:
+        """Forget what must have left. `taken` and `sent` are the totals of the peer's `Connection`."""
+        if sent >= taken:
+            self._now = self._before = 0
+        elif sent >= self._turn:
+            self._before, self._now = self._now, 0
+        else:
+            return
+        self._turn = taken
+
+    def add(self, size: int) -> int:
+        """Count a message of so many bytes; return how many bytes wait with it."""
+        self._now += size
+        return self._before + self._now

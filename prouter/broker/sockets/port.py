@@ -13,7 +13,7 @@ from typing import Protocol
 
 from prouter.broker.base.security import PLAIN, Security
 from prouter.broker.base.switch import Path, Switch
-from prouter.broker.sockets.backlog import SMALL, Backlog
+from prouter.broker.sockets.backlog import SMALL, Backlog, Queued
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import batches, encode
 from prouter.transport.connection import Connection
@@ -69,7 +69,7 @@ class Port:
 
     __slots__ = (
         "_backlog",
-        "_control_bytes",
+        "_control",
         "_dirty",
         "_early",
         "_lossy",
@@ -101,8 +101,7 @@ class Port:
         self._early: list[Sequence[bytes]] = []
         self._dirty = dirty
         self._marked = False
-        self._control_bytes = 0
-        """Queued since the kernel last had room for everything."""
+        self._control = Queued()
 
     def connected(self, connection: Connection) -> None:
         """There is a connection; an agent that was dialled is trusted."""
@@ -197,8 +196,9 @@ class Port:
             return True
         else:
             # Each 32 bytes of a block may be a frame, which takes the receiver as long as much of a bulk part.
-            size = _BLOCK * len(parts[0]) + sum(map(len, parts)) + len(parts) * BUFFER_COST
-            admitted = self._backlog.admit(source.source, size, connection.taken, connection.sent)
+            size = sum(map(len, parts)) + len(parts) * BUFFER_COST
+            cost = size + _BLOCK * len(parts[0])
+            admitted = self._backlog.admit(source.source, size, cost, connection.taken, connection.sent)
         if not admitted:
             if not self._lossy:
                 self._lossy_since = now
@@ -236,10 +236,12 @@ class Port:
         False when the connection is closed, or the peer makes itself be spoken to and does not listen.
         """
         frames, path.pending = path.pending, []
+        connection = self.connection
+        if connection is not None and connection.ready:  # Before, nothing leaves.
+            self._control.left(connection.taken, connection.sent)
         for batch in batches(frames):
             parts = [b"", *encode(batch)]
-            self._control_bytes += sum(map(len, parts))
-            if self._control_bytes > _MOST_CONTROL or not self.queue(parts):
+            if self._control.add(sum(map(len, parts))) > _MOST_CONTROL or not self.queue(parts):
                 return False
         return True
 
@@ -250,8 +252,6 @@ class Port:
             return
         try:
             self.connection.flush()
-            if not self.connection.blocked:
-                self._control_bytes = 0
         except OSError as error:
             log.debug("event=peer_unreachable fd=%d error=%r", self.fd, str(error))
 

@@ -14,7 +14,7 @@ from prouter.broker.base.switch import Path, Switch
 from prouter.broker.links.exclusion import Exclusion
 from prouter.broker.sockets.backlog import MOST, MOST_OF_ONE, SHARE, SMALL, Backlog
 from prouter.broker.sockets.port import Port
-from prouter.fabric.frames import ACK, ASK, DATA, OPEN, RESUME, Frame, encode
+from prouter.fabric.frames import ACK, ASK, DATA, EVENT, OPEN, RESUME, Frame, encode
 from prouter.fabric.mux import Mux
 from prouter.fabric.session import Session
 from prouter.fabric.stream import Stream
@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 def filled(backlog: Backlog, source: bytes, taken: int, sent: int = 0, size: int = MIB) -> int:
     """How many bytes of `source` are admitted."""
     admitted = 0
-    while backlog.admit(source, size, taken + admitted, sent):
+    while backlog.admit(source, size, size, taken + admitted, sent):
         admitted += size
     return admitted
 
@@ -47,15 +47,23 @@ def test_one_sender_cannot_fill_the_queue_of_all() -> None:
 def test_who_was_refused_is_admitted_again_once_what_waited_has_left() -> None:
     backlog = Backlog()
     taken = filled(backlog, b"a", 0)
-    assert not backlog.admit(b"a", MIB, taken, 0)
+    assert not backlog.admit(b"a", MIB, MIB, taken, 0)
     assert filled(backlog, b"a", taken, taken) >= MOST_OF_ONE
 
 
 def test_a_sender_of_whom_much_has_passed_is_not_taken_for_one_that_fills_the_queue() -> None:
     backlog, taken = Backlog(), 2 * MIB
     for _ in range(2000):
-        assert backlog.admit(b"a", MIB, taken, taken - 2 * MIB)
+        assert backlog.admit(b"a", MIB, MIB, taken, taken - 2 * MIB)
         taken += MIB
+
+
+def test_a_sender_whose_messages_cost_more_than_their_bytes_is_admitted_again_once_they_have_left() -> None:
+    backlog, taken = Backlog(), SMALL
+    while backlog.admit(b"a", MIB, 17 * MIB, taken, 0):
+        taken += MIB
+    assert taken == SMALL + 4 * MIB
+    assert filled(backlog, b"a", taken + SMALL, taken) >= MOST_OF_ONE
 
 
 class _Routing:
@@ -115,6 +123,36 @@ def test_what_waits_for_a_peer_that_stands_still_is_bounded_and_told_when_it_goe
             worker.flush()
         assert worker.relieved(0.5) == [agent.path]
         assert worker.relieved(0.5) == []
+
+
+def test_a_reader_that_is_always_a_little_behind_gets_control_frames_for_ever_and_one_that_stands_still_does_not() -> (
+    None
+):
+    with connected() as (port, peers_end):
+        assert port.path is not None
+        port.pump(Switch(), 0.0, lambda port, parts, now: None, _Routing())
+        peers_end.setblocking(False)
+
+        def send() -> bool:
+            assert port.path is not None
+            port.path.pending = [Frame(EVENT, payload=bytes(MIB))]
+            sent = port.send(port.path)
+            port.flush()
+            return sent
+
+        while not port.blocked:
+            assert send()
+        for _ in range(200):
+            assert send()
+            received = 0
+            while received < MIB:
+                received += len(peers_end.recv(MIB - received))
+                port.flush()
+            assert port.blocked
+        more = 0
+        while send():
+            more += 1
+        assert more < 70
 
 
 def test_streams_resume_when_there_is_room_again() -> None:
