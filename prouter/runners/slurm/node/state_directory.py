@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 __all__ = ["remove_left", "state_directory"]
 
-_LOCKS = ("node.lock", "keeper.lock")
-"""Files that the job's processes lock while they live."""
+_NODE_LOCK, _KEEPER_LOCK = "node.lock", "keeper.lock"
+"""Files that the job's processes lock while they live. A node's program that is killed early leaves only its own."""
 _NAME = re.compile(r"prouter-[0-9a-f]{8}-[a-z0-9_]+", re.ASCII)
 
 
@@ -31,7 +31,7 @@ def state_directory(job: str) -> Iterator[str]:
     lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(new, os.path.join(made, _LOCKS[0]))
+        os.rename(new, os.path.join(made, _NODE_LOCK))
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -55,13 +55,16 @@ def _is_own(path: str) -> bool:
 
 
 def _is_left(path: str) -> bool:
-    """Whether no process of its job holds a lock there. A directory without the locks is just being made."""
+    """Whether no process of its job holds a lock there. A directory without the node's lock is just being made."""
     with contextlib.ExitStack() as opened:
-        for name in _LOCKS:
+        for name in (_NODE_LOCK, _KEEPER_LOCK):
             try:
                 lock = os.open(os.path.join(path, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 opened.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                if name == _NODE_LOCK:
+                    return False
             except OSError:
                 return False
     return True
