@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["LOCAL", "router_endpoint", "split_address"]
+__all__ = ["LOCAL", "join_address", "router_endpoint", "split_address", "tcp_endpoint"]
 
 LOCAL = "ipc://"
 """What the address of a unix socket begins with."""
@@ -29,6 +29,16 @@ def router_endpoint(address: str) -> str:
             f"the path of a unix socket has at most {_LONGEST_PATH} bytes; set a shorter server.socket on the router"
         )
     return address
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """Return the ZeroMQ endpoint of a port at a machine's name or address: ``tcp://HOST:PORT``."""
+    return f"tcp://{join_address(host, port)}"
+
+
+def join_address(host: str, port: int) -> str:
+    """Return ``host:port``, with brackets round an IPv6 address: the opposite of `split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
+from prouter.addresses import join_address
 from prouter.errors import Forbidden
 from prouter.host_names import check_pattern
 
@@ -177,7 +178,7 @@ class Targets:
 
 
 def _text(name: str, address: Address, port: int, why: str) -> str:
-    shown = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    shown = join_address(str(address), port)
     of = "" if name in (str(address), f"[{address}]") else f", an address of '{name}'"
     return f"the router does not connect to {shown}{of}: {why} (setting {KEY} of the router)"
 

@@ -17,7 +17,7 @@ import gevent
 from gevent import get_hub
 from gevent.socket import getaddrinfo
 
-from prouter.addresses import split_address
+from prouter.addresses import split_address, tcp_endpoint
 from prouter.errors import ProtocolError
 from prouter.process.memory import keep_freed_memory
 from prouter.transport.connection import Connection
@@ -167,8 +167,9 @@ class DealerSocket:
         """
         if self._scheme == "tcp":
             host, port = address[1][:2]
-            endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-            return DealerConnection(endpoint, self._identity, curve=self._curve, timeout=_CONNECT_TIMEOUT)
+            return DealerConnection(
+                tcp_endpoint(host, port), self._identity, curve=self._curve, timeout=_CONNECT_TIMEOUT
+            )
         sock = _socket.socket(*_UNIX)
         try:
             sock.setblocking(False)  # A unix socket connects at once, or fails when the other end's backlog is full.

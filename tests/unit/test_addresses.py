@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from prouter.addresses import router_endpoint
+from prouter.addresses import join_address, router_endpoint, split_address, tcp_endpoint
+
+
+@pytest.mark.parametrize("host", ["router.example.org", "127.0.0.1", "::1", "fe80::1%eth0"])
+def test_host_and_port_are_joined_so_that_they_can_be_split(host: str) -> None:
+    assert split_address(join_address(host, 8889)) == (host, 8889)
+    assert router_endpoint(join_address(host, 8889)) == tcp_endpoint(host, 8889)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prouter.addresses import router_endpoint, split_address
+from prouter.addresses import router_endpoint, split_address, tcp_endpoint
 from prouter.errors import ProtocolError
 from prouter.fabric.frames import HELLO, VERSION, Frame, encode, pack_body
 from prouter.key_pairs import KeyPair
@@ -125,9 +125,7 @@ def _connections(router: str, curve: ClientCurve | None) -> Iterator[Connection]
         return
     host, port = split_address(router)
     for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        address = entry[4][0]
-        place = f"[{address}]" if ":" in str(address) else address
-        yield DealerConnection(f"tcp://{place}:{port}", curve=curve, timeout=_TIMEOUT)
+        yield DealerConnection(tcp_endpoint(str(entry[4][0]), port), curve=curve, timeout=_TIMEOUT)
 
 
 def _hand_over(connection: Connection, parts: Sequence[bytes]) -> None:

@@ -17,6 +17,7 @@ from errno import EINPROGRESS
 from functools import partial
 from typing import Any
 
+from prouter.addresses import tcp_endpoint
 from prouter.broker.base.timers import Timers
 from prouter.broker.sockets.poller import Poller
 from prouter.broker.sockets.port import Port
@@ -155,4 +156,4 @@ class Dialling:
 def _dealer(address: Any, curve: ClientCurve | None) -> DealerConnection:
     """A connection to an address as `getaddrinfo` tells it."""
     host, number = address[:2]
-    return DealerConnection(f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}", curve=curve)
+    return DealerConnection(tcp_endpoint(host, number), curve=curve)

@@ -27,6 +27,7 @@ from typing import Any
 
 import zmq
 
+from prouter.addresses import tcp_endpoint
 from prouter.fabric.bounds import MAX_PART
 from prouter.key_pairs import KeyPair
 from prouter.process.memory import resident_memory
@@ -83,7 +84,7 @@ class RouterListener:
     def __init__(self, interface: str, port: int, *, curve: ServerCurve | None = None, limit: int = 64 * 1024) -> None:
         self._bound = listen_tcp(interface, port)
         host, number = self._bound.getsockname()[:2]
-        self.endpoint = f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}"
+        self.endpoint = tcp_endpoint(host, number)
         self._limit = limit
         self._curve = curve
         self._socket = socket_ = context().socket(zmq.ROUTER)

@@ -7,6 +7,7 @@ import socket
 import time
 from functools import partial
 
+from prouter.addresses import tcp_endpoint
 from prouter.key_pairs import KeyPair
 from prouter.process.log_limit import LogLimit
 from prouter.transport.zmtp.accepting import OwnListener, listen_tcp
@@ -42,7 +43,7 @@ class TcpListener(OwnListener):
         self._logs = LogLimit()
         listening = listen_tcp(interface, port)
         host, number = listening.getsockname()[:2]
-        super().__init__(listening, f"tcp://[{host}]:{number}" if ":" in host else f"tcp://{host}:{number}")
+        super().__init__(listening, tcp_endpoint(host, number))
 
     def change_key(self, pair: KeyPair) -> None:
         """Use another server key for new connections; existing ones go on, and none is refused meanwhile."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prouter.access.setup import check_access
+from prouter.addresses import join_address
 from prouter.config import ConfigError, RouterConfig
 from prouter.config.directories import load_from_environment
 from prouter.config.proxy_users import loopback_among
@@ -47,8 +48,7 @@ _inherited = os.environ.get("PROUTER_LISTEN_FDS", "")
 def _bind() -> list[str]:
     if _inherited:
         return [f"fd://{number}" for number in _inherited.split(",")]
-    host = _config.control.interface
-    found = [f"[{host}]:{_config.control.port}" if ":" in host else f"{host}:{_config.control.port}"]
+    found = [join_address(_config.control.interface, _config.control.port)]
     if _config.control.unix:
         found.append(f"unix:{_config.control.unix}")
     return found

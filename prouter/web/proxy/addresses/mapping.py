@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from prouter.addresses import join_address
 from prouter.web.proxy.addresses.forwarded import Public
 
 __all__ = ["Site", "local_host", "self_names"]
@@ -216,8 +217,7 @@ def local_host(endpoint: dict[str, Any]) -> bytes:
     port = endpoint.get("port")
     if port is None:
         return b"localhost"
-    host = str(endpoint.get("host") or "127.0.0.1")
-    return f"[{host}]:{port}".encode() if ":" in host else f"{host}:{port}".encode()
+    return join_address(str(endpoint.get("host") or "127.0.0.1"), port).encode()
 
 
 def _split(rest: bytes) -> tuple[bytes, bytes]:
