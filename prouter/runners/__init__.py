@@ -1,8 +1,8 @@
-"""Runners: the places where an agent's jobs run, on its own machine or in a cluster.
+"""Runners: the parts of an agent that start its jobs, on its own machine or in a cluster.
 
-This is the public module for packages that add a runner (docs/runners.md); its names stay compatible. `RunnerType` is
-what the entry point names, `Runner` the interface, and the rest what goes through it, errors included. A runner whose
-jobs are processes of the agent's machine has help in `prouter.runners.local.SameMachine`.
+This is the public module for packages that add a runner (docs/runners.md); its names stay compatible. An entry point
+names a `RunnerType`, `Runner` is the interface, and the other names are its arguments, results and errors.
+`prouter.runners.local.SameMachine` helps runners whose jobs are processes of the agent's machine.
 """
 
 from prouter.config.errors import ConfigError

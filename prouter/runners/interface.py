@@ -44,7 +44,7 @@ class SpawnSpec:
         env: the whole environment; ``PROUTER_JOB_ID`` is added.
         cwd: absolute path of the directory to start in.
         stdout: absolute path of the file to append to (made with mode 0600), None for the agent's own stdout.
-        record: what the agent wants to know again after its own restart; JSON.
+        record: what the agent gets back from `Runner.open` after its own restart; JSON.
         remove_on_loss: the job's sandbox, which is deleted if the agent ends and does not come back in time.
         user: whom the job runs as; None for the agent's own user.
         name: of the job, for people; any text.
@@ -143,7 +143,7 @@ class Kept:
     Attributes:
         spawned: its first process, None if it was not started.
         exit: how it ended, None if it runs or was not started.
-        queued: that its start waits, None if it does not.
+        queued: how its start waits; None if it does not.
     """
 
     job: str
@@ -185,7 +185,7 @@ class Reports(Protocol):
         """A job has ended, or its queued start has failed. After `spawn` has returned; not for what `open` returned."""
 
     def port(self, job: str, port: int) -> None:
-        """A job that runs on another machine reports a port, as the original's clients do.
+        """A job that runs on another machine reports its port (``expose.port`` is ``notify``, docs/jobs.md).
 
         Raises:
             PRouterError: the report is refused; its detail is for the job, with the status 400.
@@ -193,7 +193,7 @@ class Reports(Protocol):
 
 
 class Runner(ABC):
-    """A place where jobs run. Every method raises `AgentUnavailable` if that place cannot be reached now.
+    """Starts and ends jobs in some place. Every method raises `AgentUnavailable` if that place cannot be reached now.
 
     An implementation is a subclass. `check`, `exiting`, `find`, `connect_at_once` and `leave_death_notice` have
     defaults; the other methods it has to implement.
@@ -279,7 +279,7 @@ class Runner(ABC):
 
     @abstractmethod
     def usage(self, job: str) -> Usage:
-        """What a job uses now.
+        """Return what a job uses now.
 
         Raises:
             NotFound, Conflict: the runner does not know the job; it does not run.
@@ -287,21 +287,21 @@ class Runner(ABC):
 
     @abstractmethod
     def processes(self, job: str) -> list[int]:
-        """Pids of a job's living processes where it runs, parents first.
+        """Return the pids of a job's living processes where it runs, parents first.
 
         Raises:
             NotFound, Conflict: the runner does not know the job; it does not run.
         """
 
     def exiting(self, job: str) -> bool:
-        """Whether the first process of a job is known to be ending at this moment, so that its connections end because
-        of that. It does not block; a runner that cannot know says no.
+        """Return whether the first process of a job is known to be ending at this moment, which explains that its
+        connections end. It does not block; a runner that cannot know returns False.
         """
         return False
 
     @abstractmethod
     def listeners(self, job: str) -> Sockets:
-        """The sockets on which a job's processes listen now where it runs, and those of others there.
+        """Return the sockets on which a job's processes listen now where it runs, and those of others there.
 
         Raises:
             NotFound, Conflict: the runner does not know the job; it does not run.
@@ -321,7 +321,7 @@ class Runner(ABC):
 
     def connect_at_once(self, job: str, address: Address) -> socket.socket | None:
         """Connect as `connect` does if that takes no waiting, else return None. It is called in the event loop and does
-        not block; a runner that would have to wait in any case leaves it.
+        not block; a runner that would have to wait in any case does not override it.
         """
         return None
 

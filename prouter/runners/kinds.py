@@ -1,4 +1,4 @@
-"""Kinds of runners: what an entry point of the group ``prouter.runners`` names, and how an agent makes its runner."""
+"""Types of runners, which entry points of the group ``prouter.runners`` name, and the making of an agent's runner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prouter.runners.interface import Limits, Runner
 __all__ = ["INTERFACE", "Options", "RunnerType", "Setup", "checked"]
 
 INTERFACE = 1
-"""Version of the interface of runners; it grows when a runner that was written for the earlier one would not do."""
+"""Version of the interface of runners; it grows when runners written for the earlier one would not work any more."""
 
 
 class Options(Section):
@@ -35,7 +35,7 @@ class Setup:
         keep_for: seconds for which jobs outlive the agent (``jobs.keep_for``). With 0 they end with it, also if it is
             killed.
         cgroup: the setting ``jobs.cgroup``.
-        options: the settings ``jobs.NAME.*``, an instance of the kind's own model.
+        options: the settings ``jobs.NAME.*``, an instance of `RunnerType.options`.
     """
 
     state_dir: Path
@@ -47,12 +47,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class RunnerType:
-    """A kind of runner.
+    """A type of runner.
 
     Attributes:
         make: makes a runner, which does nothing before its `open`. Raises `ConfigError` for impossible options.
         options: model of the settings ``jobs.NAME.*``.
-        interface: `INTERFACE` of the pRouter for which the runner was written. An agent of another one refuses it.
+        interface: `INTERFACE` of the pRouter for which the runner was written. An agent with another one refuses it.
 
     Raises:
         TypeError: `options` is no subclass of `Options`, or has a field without a default.
@@ -74,7 +74,7 @@ def checked(runner: Any) -> Runner:
     """Return what `RunnerType.make` has made, if it is a runner.
 
     Raises:
-        ConfigError: it is none, or its capabilities are none.
+        ConfigError: it is no `Runner`, or its capabilities are not `Capabilities`.
     """
     kind = type(runner).__name__
     if not isinstance(runner, Runner):

@@ -1,4 +1,4 @@
-"""Addresses that lead to a job's own listeners, the only ones that may be served as the job's.
+"""Addresses that lead to a job's own listeners; the agent connects to no others for the job.
 
 A port alone does not identify a listener, because another program may have the same port of another address: a job that
 listens on ``[::]:8889`` for IPv6 only does not own ``127.0.0.1:8889``. The kernel gives a connection to the listener
@@ -48,7 +48,7 @@ _CREDENTIALS = struct.Struct("iII")
 
 
 class Peer(NamedTuple):
-    """Who listens at a unix socket.
+    """The process that listens at a unix socket.
 
     Attributes:
         pid: the process that called listen(2), 0 if it is not visible from here.
@@ -106,7 +106,7 @@ def leads_to(address: Address, sockets: Sockets, *, assigned: bool = False) -> f
 
 
 def peer_of(connection: socket.socket) -> Peer:
-    """Return who listens where a unix socket is connected to.
+    """Return the process that listens at the other end of a connected unix socket.
 
     Raises:
         OSError: it is not connected.

@@ -1,4 +1,4 @@
-"""The runners that are installed: found by their entry points, the project's own also without.
+"""Registry of the installed runners, found by their entry points; the project's own need none.
 
 A package adds a runner with an entry point of the group ``prouter.runners``, whose name is that of the setting
 ``jobs.runner`` and whose object is a `RunnerType` (docs/runners.md). Its options become keys of the configuration.
@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> RunnerType:
-    """The kind of runner of this name.
+    """Return the type of the runner of this name.
 
     Raises:
         ConfigError: there is none, or it cannot be loaded.

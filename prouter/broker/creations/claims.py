@@ -2,8 +2,9 @@
 
 Routers share nothing but agents. Before a broker creates a job for a client's key, it walks along a few agents, its
 *witnesses*, and claims the key at each for the job that it is about to create. An agent keeps the first claim that it
-hears of and returns it; the broker takes that one along to the next witness. All brokers walk in the same order, that
-of a hash ring, so those that ask the same last witness agree. `docs/decisions/keys-of-several-routers.md` says why.
+gets for a key and returns it; the broker sends the returned claim to the next witness. All brokers ask in the same
+order, that of a hash ring, so those that ask the same last witness agree. `docs/decisions/keys-of-several-routers.md`
+says why.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from prouter.errors import AgentUnavailable, KeyReused, ProtocolError, PRouterEr
 __all__ = ["Claim", "Claimed", "Claims", "shared_key"]
 
 _WITNESSES = 2
-"""Agents that have to know of a claim: one of them may die, or be linked to some routers only."""
+"""Agents that have to know of a claim. Two, because one may die, or be linked to some routers only."""
 _ASKED = 4
 """Agents that are asked at most, if some do not answer."""
 _LIMIT = 2.0
@@ -42,7 +43,7 @@ class Claim:
 
     Attributes:
         job, connection: uid of the job, and uid of its agent's connection.
-        age: seconds since an agent first heard of the claim.
+        age: seconds since an agent first got the claim.
     """
 
     job: str
@@ -56,14 +57,14 @@ Claimed = Callable[[Claim | None, PRouterError | None, float], None]
 
 @dataclass(slots=True)
 class _Walk:
-    """One claim on its way along its witnesses.
+    """One claim while its witnesses are asked, one after the other.
 
     Attributes:
         until: when it is given up if too few witnesses answer.
-        left: those that are still to be asked.
+        left: witnesses that are still to be asked.
         answers: how many have answered.
-        away: connections of those that are away, or did not answer.
-        first: connections of those that count as long as one of them answers.
+        away: connections of witnesses that are away, or did not answer.
+        first: connections of the first `_WITNESSES` on the ring. Unless one of them answers, the claim does not count.
     """
 
     key: str
@@ -108,8 +109,8 @@ class Claims:
         cut off from them would create a second job.
 
         Args:
-            key: of the creation; agents hear its hash.
-            instead: uid of a job that an earlier claim names, and that nobody can get any more.
+            key: of the creation; agents get its hash.
+            instead: uid of a job that nobody can get any more; a claim that names it is replaced. Empty for none.
         """
         until = now + self._env.settings.hold
         self._begin(_Walk(shared_key(key), digest, claim, instead, done, until), now)
@@ -122,7 +123,7 @@ class Claims:
         self._go_on(walk, now)
 
     def _witnesses(self, key: str) -> list[Link]:
-        """The agents after the key's place on the ring, so many that enough of them are linked now."""
+        """Return the agents after the key's place on the ring, as many as are needed for `_ASKED` linked ones."""
         at = bisect(self._ring, (_place(key), ""))
         found: list[Link] = []
         gone: list[tuple[str, str]] = []
@@ -162,7 +163,7 @@ class Claims:
         self._forwarder.call(link, "key.claim", args, partial(self._answered, walk, link), now, limit=_LIMIT)
 
     def _answered(self, walk: _Walk, link: Link, value: dict[str, Any], error: PRouterError | None, now: float) -> None:
-        """Take the claim that a witness has along to the next one. A witness that fails is left out."""
+        """Go on to the next witness with the claim that this one returned. A witness that fails is left out."""
         if isinstance(error, AgentUnavailable):
             walk.away.add(link.connection)
         elif error is None:
@@ -178,7 +179,7 @@ class Claims:
 
 
 def shared_key(key: str) -> str:
-    """A creation's key as agents and other routers know it: a hash, which tells nothing of the key."""
+    """Return a creation's key as agents and other routers know it: a hash, which does not reveal the key."""
     return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
@@ -187,7 +188,7 @@ def _place(text: str) -> str:
 
 
 def _read(value: dict[str, Any], walk: _Walk) -> Claim:
-    """The claim in a witness's answer.
+    """Return the claim in a witness's answer.
 
     Raises:
         KeyReused: the key came with another request.

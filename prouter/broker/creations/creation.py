@@ -1,7 +1,7 @@
-"""Creation of jobs, once for each key: choose or dial an agent, store key and uid, then ask the agent.
+"""Creation of jobs, once for each idempotency key: choose or dial an agent, store key and uid, then ask the agent.
 
-`prouter.broker.creations.state` has the states. The broker stores the decision before the agent hears of it. So a
-repeated request gives the same job, also after a restart of the broker.
+`prouter.broker.creations.state` has the states. The broker stores key and uid before it asks the agent. So a repeated
+request gives the same job, also after a restart of the broker.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Creations:
             self._place(creation, now)
 
     def given(self, record: JobRecord) -> None:
-        """Note that an agent gave a job that it had ready instead. Each of its records says so. Idempotent."""
+        """Note that an agent gave a warm job instead, as each record of that job says. Idempotent."""
         uid = record.instead_of or ""
         self.keys.replaced(uid, record.connection, record.uid)
         creation = self._under_way.with_uid(uid)
@@ -127,11 +127,11 @@ class Creations:
             self._ledger.table.taken.give_back(uid)
 
     def restored(self, now: float) -> None:
-        """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell."""
+        """Note that keys, jobs and links of an earlier broker are restored; agents have not listed their jobs yet."""
         self._unheard.restored(now)
 
     def link_up(self, link: Link, now: float) -> None:
-        """Place what waits for an agent: this one is linked (again)."""
+        """Place the creations that wait for an agent: this one is linked (again)."""
         self.claims.link_up(link)
         for creation in self._under_way.placing():
             try:
@@ -200,7 +200,7 @@ class Creations:
         self._settle_key(creation, instead, now)
 
     def _settle_key(self, creation: Creation, instead: str, now: float) -> None:
-        """Go on once no other router creates a job for the same key of a client."""
+        """Go on; first claim a key that a client sent, so that no other router creates another job for it."""
         if creation.digest:
             self._claim(creation, instead, now)
         else:
@@ -214,7 +214,7 @@ class Creations:
             self.keys.remember(creation.key, creation.link.connection, creation.uid, creation.digest, stored=stored)
 
     def _queue(self, creation: Creation) -> None:
-        """Put the job into the queue, and answer once that is stored: queue and key first, what shows the job last."""
+        """Put the job into the queue, and answer once that is stored: queue and key first, the job's record last."""
         amounts = dict(resources_of(creation.selector))
         record = self.queued.record(creation.uid, creation.name, **creation.origin, resources=amounts)
         self.queued.add(record, creation.wishes, creation.timeout or 0.0, creation.start)

@@ -33,7 +33,7 @@ class Keys:
         self._given: dict[str, str] = {}
         """By the uid of each of these jobs, its key."""
         self._digests: dict[str, str] = {}
-        """By key, what tells its request from others. Keys that earlier versions stored have none."""
+        """By key, the digest of its request. Keys that earlier versions stored have none."""
         self._unwanted: OrderedDict[str, None] = OrderedDict()
 
     def restore(self, key: str, connection: str, uid: str, digest: str = "") -> None:
@@ -82,7 +82,7 @@ class Keys:
         self._env.store.submit(_SAVE_KEY, key, connection, uid, self._env.wall(), done=stored)
 
     def replaced(self, uid: str, connection: str, other: str) -> None:
-        """Note that an agent has given another job than the one that a key was promised. Idempotent.
+        """Note that an agent has given another job than the one that the key was to give. Idempotent.
 
         Args:
             uid: of the promised job.

@@ -1,4 +1,4 @@
-"""What earlier requests with the same key were promised."""
+"""Jobs that earlier requests with the same key were promised."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Promises:
         return entry.connection, entry.uid
 
     def check(self, creation: Creation, uid: str) -> None:
-        """Check a job that an earlier request was promised, and that no agent has: it would be one more.
+        """Check the limits for a job that an earlier request was promised, and that no agent has: it would be one more.
 
         Raises:
             LimitReached: its owner has as much as is allowed; the job is given up.

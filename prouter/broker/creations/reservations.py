@@ -1,4 +1,4 @@
-"""Agents for jobs that are being created: which one is chosen, and what the job takes of it until the table has it."""
+"""Choice of agents for jobs that are being created, and what each job takes of its agent until the table has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Reservations"]
 
 
 class Reservations:
-    """Chooses agents for creations, and keeps what these take of them."""
+    """Chooses agents for creations, and reserves slots and resources there."""
 
     def __init__(
         self, links: Links, table: JobTable, occupancy: Occupancy, queued: QueuedJobs, under_way: UnderWay

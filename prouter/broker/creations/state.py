@@ -16,14 +16,14 @@
 * DIALLING: the router dials the agent at the address of the request.
 * PLACING: every agent that could take the job is away; the creation waits for one of them, for `control.hold` seconds.
 * RESERVED: agent and uid are chosen, and the job counts for the agent; or no agent has space, and the job is about to
-  be queued. A client's key is claimed at agents that other routers share (`prouter.broker.creations.claims`): another
-  claim for it replaces agent and uid, and if the table has that job already, CREATED follows. Then the store writes
-  key and uid. Nobody has the job yet. A job that is queued is CREATED next.
-* CALLED: the agent was asked to create the job. From here on the key leads to this job, also after a restart.
+  be queued. No agent has the job yet. A key that a client sent is claimed at agents that other routers share
+  (`prouter.broker.creations.claims`): an earlier claim for it replaces agent and uid, and if the table has that claim's
+  job already, CREATED follows. Then the store writes key and uid. A job that is queued is CREATED next.
+* CALLED: the agent was asked to create the job. From here on the key gives this job, also after a restart.
 * CREATED: the table holds the job's record, and the store is writing it. A client that hears of the job now finds it
   again after a crash.
 * ANSWERED, FAILED: the callers have their reply. A creation that fails after its uid was chosen gives the job up: the
-  key is free again, and the agent is told to remove the job should it speak of it.
+  key is free again, and if an agent reports the job, it is told to remove it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["NEXT", "OVER", "Creation", "CreationState"]
 
 
 class CreationState(Enum):
-    """Where a creation is; see the module's drawing."""
+    """State of a creation, as drawn at the top of the module."""
 
     NEW = "new"
     DIALLING = "dialling"
@@ -79,16 +79,16 @@ class Creation:
         state: changed by `change` alone.
         selector: which agent the request asks for.
         key: of the request; the same key gives the same job.
-        digest: tells the request from another one with the same key; empty if it is not known.
+        digest: of the request, to recognize another request with the same key; empty if it is not known.
         owner: name of the access token with which the request came; None without one.
-        template: by which the job will be started; None without one.
+        template: the template by which the job will be started; None without one.
         callers: who get the reply; more than one when the request was repeated.
         timeout: seconds that the job may wait in the queue; None if it is not to be queued.
         start: ``request`` and ``key`` of the start of a job that may be queued; None if it is started later.
-        uid: of the job, empty before one was chosen. An agent that has a job ready gives it instead.
+        uid: of the job, empty before one was chosen. An agent with a warm job gives that one's uid instead.
         link: the agent chosen, None before.
         timer: ends the state PLACING.
-        claim_until: until when its key is claimed in place of a job that nobody can get; None before that began.
+        claim_until: until when it tries to claim its key in place of a job that nobody can get; None before it tries.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Creation:
 
     @property
     def origin(self) -> dict[str, str | None]:
-        """Whose request creates the job, and which one, as the job's record says it."""
+        """Owner, hashed key and digest of the request, as the job's record has them."""
         key = shared_key(self.key) if self.digest else None
         return {"owner": self.owner, "key": key, "digest": self.digest or None}
 

@@ -1,4 +1,4 @@
-"""The creations that are under way, by whatever finds them: key, uid, owner, and whether they wait for an agent."""
+"""Creations that are under way, by key, by uid and by owner, and those that wait for an agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["UnderWay"]
 
 
 class UnderWay:
-    """Creations from the first request for them until they are answered."""
+    """Index of the creations that have a request and no reply yet."""
 
     def __init__(self, env: Env, table: JobTable) -> None:
         self._env = env
@@ -50,7 +50,7 @@ class UnderWay:
         self._by_uid[uid] = creation
 
     def unname(self, creation: Creation) -> None:
-        """Find the creation by its job's uid no more. Idempotent."""
+        """Remove the creation from the index by uid. Idempotent."""
         self._by_uid.pop(creation.uid, None)
 
     def changed(self, creation: Creation) -> bool:
@@ -68,7 +68,7 @@ class UnderWay:
         return True
 
     def owner_of(self, record: JobRecord) -> str | None:
-        """Return who owns a job that an agent tells of: while it is being created, that is not for the agent to say."""
+        """Return the owner of a job that an agent reports: while it is being created, the one of the request."""
         creation = self.with_uid(record.uid) or self.with_uid(record.instead_of)
         return creation.owner if creation is not None else record.owner
 

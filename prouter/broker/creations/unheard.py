@@ -1,7 +1,8 @@
-"""Agents that may have jobs which only they know, after a restart of the broker.
+"""Agents that may have jobs of which the broker does not know, because it has been restarted.
 
-Two kinds of creations wait for them, for a while. If owners have a limit, all do, because jobs that were being created
-count. Those with a client's key do, because the key may have given a job at another router meanwhile.
+Some creations wait for a while until such agents have listed their jobs. If owners have a limit of jobs, all creations
+wait, because jobs that were being created count. Otherwise those with a key that a client sent wait, because the key
+may have given a job at another router meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _RETURN = 10.0
 
 
 class Unheard:
-    """The connections whose agents have not listed their jobs since the broker's start, as far as that matters."""
+    """Connections that creations wait for: their agents have not listed their jobs since the broker's start."""
 
     def __init__(self, env: Env, links: Links, ledger: Ledger, keys: Keys) -> None:
         self._env = env
@@ -35,7 +36,7 @@ class Unheard:
         self._shared_until = 0.0
 
     def restored(self, now: float) -> None:
-        """Note that keys, jobs and links of an earlier broker are known, but not yet what agents have to tell."""
+        """Note that keys, jobs and links of an earlier broker are restored; agents have not listed their jobs yet."""
         settings, table = self._env.settings, self._ledger.table
         if settings.jobs_per_owner:
             latest = self._keys.latest(settings.bounds.link_calls)
@@ -45,7 +46,11 @@ class Unheard:
         self._shared_until = now + min(settings.hold, _RETURN)
 
     def matters(self, *, keyed: bool, now: float) -> bool:
-        """Whether a creation has to wait; `keyed`: the client sent a key."""
+        """Return whether a creation has to wait.
+
+        Args:
+            keyed: whether the client sent a key.
+        """
         if self._creating:
             self._creating = self._left(self._creating) if now < self._until else set()
         if self._shared:

@@ -1,4 +1,4 @@
-"""How much of an agent is taken: its slots and its resources, by what this router did and what the agent told last."""
+"""Slots and resources of agents that are taken, by what this router has placed and by the agents' last reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Occupancy"]
 
 
 class Occupancy:
-    """What is taken of all agents.
+    """Taken slots and resources of all agents.
 
     Attributes:
         table: all jobs.
         reserved: by connection, slots of jobs that are being created there.
-        reservation: tells `kept_free`.
+        reservation: returns `kept_free`; set by the queue.
     """
 
     def __init__(self, table: JobTable) -> None:
@@ -38,7 +38,7 @@ class Occupancy:
         return max(len(self.table.live(link.connection)) + self.reserved[link.connection], link.running)
 
     def amounts(self, link: Link) -> Amounts:
-        """What is taken of each resource. The agent knows of other routers' jobs, this router of the newest ones."""
+        """What is taken of each resource. The agent knows other routers' jobs, this router its own newest ones."""
         own, told = self.table.taken.of(link.connection), link.used
         if not told:
             return own

@@ -47,7 +47,7 @@ def matching(links: Iterable[Link], selector: dict[str, Any]) -> list[Link]:
 
 
 def suits(link: Link, selector: dict[str, Any]) -> bool:
-    """Whether a selector allows this agent, and the agent is large enough for the job when it is idle."""
+    """Whether a selector allows this agent, and the agent, if it had no jobs, would have space for the job."""
     kind, template = selector.get("type"), selector.get("template")
     if template is not None and template not in link.info.templates:
         return False
@@ -118,9 +118,9 @@ def choose(
     """The link to use of those that are UP, accept jobs and have space; None if all that could take the job are AWAY.
 
     Args:
-        selector: its `resources` and its `strategy` count; by default the job needs a slot, and the least loaded agent
-            gets it.
-        template: agents with a job of it that is ready come first.
+        selector: only its `resources` and `strategy` are used. Without them the job needs a slot, and the least loaded
+            agent gets it.
+        template: agents with a warm job of this template come first.
 
     Raises:
         LimitReached: no link that is UP has a free slot and the resources.
@@ -151,13 +151,13 @@ def choose(
 
 
 def resources_of(selector: dict[str, Any]) -> Amounts:
-    """What a selector's job takes."""
+    """Return the resources that a selector asks for."""
     wanted = selector.get("resources")
     return wanted if isinstance(wanted, dict) else {}
 
 
 def resources_at(link: Link, selector: dict[str, Any], template: str | None = None) -> Amounts:
-    """What a selector's job takes of an agent, by whose template it may be started.
+    """Return the resources that a selector's job takes of an agent: those of its template there, then its own.
 
     Args:
         template: its name, if the selector does not say.
@@ -167,7 +167,7 @@ def resources_at(link: Link, selector: dict[str, Any], template: str | None = No
 
 
 def no_space(links: list[Link], occupancy: Occupancy, wanted: Wanted) -> LimitReached:
-    """The error when no link has space; what is missing on the agents with a free slot counts most."""
+    """The error when no link has space: it names a resource missing on agents with a free slot, else the slots."""
     with_slot = [link for link in links if occupancy.has_slot(link)]
     short = {name for link in with_slot for name in lacking(wanted(link), link.info.resources, occupancy.amounts(link))}
     if short and not any(occupancy.has_space(link, wanted(link)) for link in with_slot):

@@ -1,1 +1,1 @@
-"""The queue of jobs that wait for an agent: without I/O (order, states, what is stored and sent when), and at work."""
+"""Queue of jobs that wait for an agent: its decisions without I/O, and the module that carries them out."""

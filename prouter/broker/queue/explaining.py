@@ -43,7 +43,7 @@ def explain_waiting(
     """Say why a job is in the queue.
 
     Args:
-        position: its place, None once an agent was chosen.
+        position: its place in the queue; None once an agent was chosen.
         reserved: uid of the agent that is kept free for it; empty without one.
         now: seconds since the epoch.
     """
@@ -73,7 +73,7 @@ def _why_no_agent(item: Item, links: list[Link], occupancy: Occupancy, now: floa
 
 
 def _avoided(item: Item, link: Link, now: float) -> Finding:
-    """Say what one agent answered, when all that could take the job could not create it."""
+    """Say why no agent can create the job now, by the answer of one of them: all that could take it have failed to."""
     refusal = item.refusals[link.connection]
     text = f"agent '{link.info.uid}' could not create it: {refusal.text}"
     if refusal.again == inf:
@@ -94,7 +94,7 @@ def _todo(error: PRouterError, wants_resources: bool) -> str | None:
 
 
 def explain_job(entry: Entry, link: Link | None) -> Iterator[Finding]:
-    """Say how a job is that an agent has, or that has ended."""
+    """Describe the state of a job that an agent has, or that has ended."""
     record = entry.record
     if entry.ended:
         error = f": {record.error}" if record.error else ""

@@ -6,13 +6,13 @@
        │             │           │                     ▲
        └─────────────┴───────────┴─────────────────────┘
 
-* WAITING: no agent has the job. Nobody but this router knows of it.
-* ASSIGNED: an agent was chosen, and its resources are taken. Once that is stored, the agent is asked to create the job.
-  It goes back to WAITING if the agent refuses, or is gone before it told that it has the job.
+* WAITING: no agent has the job. Only this router knows of it.
+* ASSIGNED: an agent was chosen, and the job's resources are taken there. Once that is stored, the agent is asked to
+  create the job. The job goes back to WAITING if the agent refuses, or is gone before it reported that it has the job.
 * PLACED: the agent's record of the job is stored. From here on the job is never given to another agent.
 * STARTING: the agent was asked to start the job, because the request for that came while it was queued. The call has
   the same id after a restart of the broker, and the agent carries it out once.
-* OVER: the queue has nothing to do with the job any more: it is its agent's, it was removed, or its time was up.
+* OVER: the queue is done with the job: it belongs to its agent, it was removed, or its time was up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["NEXT", "Item", "QueueState", "Refusal", "Shape"]
 
 
 class QueueState(Enum):
-    """Where a queued job is; see the module's drawing."""
+    """State of a queued job, as drawn at the top of the module."""
 
     WAITING = "waiting"
     ASSIGNED = "assigned"
@@ -51,8 +51,8 @@ class Shape:
     """What a job needs of its agent. Jobs of one shape fit the same agents, so one answer holds for all of them.
 
     Attributes:
-        text: the selector of the request as JSON, by which shapes are compared.
-        selector: the same, read.
+        text: the selector of the request and the template as JSON, by which shapes are compared.
+        selector: the same as a map.
     """
 
     text: str
@@ -79,17 +79,17 @@ class Item:
     """One job in the queue.
 
     Attributes:
-        owner: whose turn it uses; None for jobs that nobody owns.
+        owner: the owner whose turn it uses; None for jobs that nobody owns.
         until: when its time is up, seconds since the epoch.
         since: when it was queued, seconds since the epoch.
-        number: grows with every job that is queued.
-        tag: in which round of its owner it is; see `prouter.broker.queue.order`.
+        number: grows with every job that is queued, and orders jobs of one tag.
+        tag: the round in which its owner's turn comes to it; see `prouter.broker.queue.order`.
         start: the request that starts the job, packed; None if none came yet.
-        start_id: by which the agent recognizes that request.
+        start_id: id by which the agent recognizes that request when it is repeated.
         connection: uid of the chosen agent's connection, empty while the job waits.
         refusals: by connection, the last answer of each agent that did not create the job although it has space.
-        tries: how often its agent did not carry out its start.
-        passed_at: when a job behind it was placed first, seconds since the epoch; None if that has not happened.
+        tries: how often its agent has failed to carry out its start.
+        passed_at: when a job behind it was first placed before it, seconds since the epoch; None if none was.
     """
 
     uid: str

@@ -1,17 +1,17 @@
 """The queue's decisions: which waiting job goes to which agent, and what is stored and sent in which order.
 
-An agent that has space is *offered* to the queue. The first job that fits in the queue's order (`FairOrder`) is
-assigned to it. A job that fits nowhere is passed over; but once jobs behind it have been placed for `reserve_after`
-seconds, one agent that is large enough is *reserved* for it: that agent takes no other job until this one fits. There
-is one reservation at a time, so a few large jobs cannot stop all agents.
+An agent that has space is *offered* to the queue. Of the jobs that fit there, the first in the queue's order
+(`FairOrder`) is assigned to it. A job that fits nowhere is passed over; but once jobs behind it have been placed for
+`reserve_after` seconds, one agent that is large enough is *reserved* for it: that agent takes no other job until this
+one fits. There is one reservation at a time, so a few large jobs cannot stop all agents.
 
 The rules that let no job start twice, and forget none, whenever a process is killed:
 
 1. A job is in the store before its client hears that it is queued.
 2. An assignment is in the store before the agent hears of it. After a restart the same agent is asked again, with the
    same uid, which it takes for the same job.
-3. A job goes back to the queue only if its agent refused it, or is gone without having told that it has it. It was not
-   started there, because the start is sent only after the agent's record is in the store.
+3. A job goes back to the queue only if its agent refused it, or is gone without having reported that it has the job.
+   The agent cannot have started it, because the start is sent only after the agent's record is in the store.
 4. A start has one id for ever, and the agent carries it out once.
 """
 
@@ -33,13 +33,13 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 """Seconds after which an agent that could not create a job is asked again for it; doubled with each of its answers."""
 _LOOKED_AT = 32
-"""Shapes, from the front of the queue, for which it is noted that jobs behind them are placed first."""
+"""Most shapes, from the front of the queue, of which the queue notes that a job behind them was placed first."""
 
 _WAITING, _ASSIGNED, _PLACED, _STARTING, _OVER = QueueState
 
 
 class Actions(Protocol):
-    """What the queue asks of its surroundings. No method blocks."""
+    """Effects of the queue's decisions, which the caller carries out. No method blocks."""
 
     def save(self, item: Item, then: Callable[[], None] | None = None) -> None:
         """Store a job as it is now; call `then` once that is committed."""
@@ -51,7 +51,7 @@ class Actions(Protocol):
         """Take the job's slot and resources on the agent that it is assigned to."""
 
     def release(self, item: Item) -> None:
-        """Give them back."""
+        """Give the job's slot and resources back."""
 
     def create(self, item: Item) -> None:
         """Ask the agent to create the job."""
@@ -60,7 +60,7 @@ class Actions(Protocol):
         """Ask the agent to start the job."""
 
     def host(self, item: Item, now: float) -> str | None:
-        """Return the connection of an agent that is large enough for the job, None if there is none."""
+        """Return the connection of the emptiest agent that is large enough for the job; None if there is none."""
 
 
 class JobQueue:
@@ -79,11 +79,11 @@ class JobQueue:
         self._reserve_after = reserve_after
         self._items: dict[str, Item] = {}
         self._assigned: dict[str, dict[str, Item]] = {}
-        """By connection and uid, jobs that their agent has not told of yet."""
+        """By connection and uid, jobs that their agent has not reported yet."""
         self._order = FairOrder()
         self._deadlines: list[tuple[float, int, Item]] = []
         self._due: set[Item] = set()
-        """Those in `_deadlines`."""
+        """The jobs in `_deadlines`."""
         self._numbers = 0
         self.reserved: tuple[Item, str] | None = None
         self.decisions = 0
@@ -250,7 +250,7 @@ class JobQueue:
 
         Args:
             text: what the agent said.
-            passes: whether it may say something else later.
+            passes: whether the reason may pass, so that the agent may answer differently later.
 
         Returns:
             seconds until it is to be asked again; infinite if it is not.
@@ -275,7 +275,7 @@ class JobQueue:
         """Put back the jobs that were assigned to an agent which is gone; return whether there were any.
 
         Args:
-            told: whether the agent has told of the job. Such a job is lost, as others of that agent are.
+            told: whether the agent has reported that it has the job. Such a job is lost, like others of that agent.
         """
         back = False
         for item in list(self._assigned.get(connection, {}).values()):
@@ -288,7 +288,7 @@ class JobQueue:
         return back
 
     def withdraw(self, connection: str) -> None:
-        """Reserve an agent no longer: it is gone, or takes no jobs."""
+        """End an agent's reservation: it is gone, or takes no jobs."""
         if self.reserved is not None and self.reserved[1] == connection:
             self.reserved = None
 

@@ -1,4 +1,4 @@
-"""Agents that may have space, offered to the queue: a few in each event loop iteration."""
+"""Offers of agents that may have space to the queue, a few in each event loop iteration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Offers"]
 _DECISIONS = 16
 """Offers that are looked at in one event loop iteration."""
 _SHAPES = 256
-"""Shapes of jobs that are looked at in each of them."""
+"""Shapes of jobs that are looked at in each offer."""
 _REST = 1.0
 """Seconds for which an agent is offered no job after it could not create one."""
 
@@ -34,12 +34,12 @@ class Offers:
         self._queue = queue
         self._occupancy = occupancy
         self._open: dict[str, Key | None] = {}
-        """Connections of agents that may have space, and where to go on in the queue."""
+        """Connections of agents that may have space, each with the key in the queue after which to go on."""
         self._deciding: Timer | None = None
         self._resting: set[str] = set()
 
     def rest(self, connection: str, pause: float) -> None:
-        """Offer an agent nothing for a moment: what hindered it from creating one job may hinder others.
+        """Offer an agent nothing for a moment: what kept it from creating one job may keep it from others.
 
         Args:
             pause: seconds after which it may be asked for that job again.
@@ -70,7 +70,7 @@ class Offers:
         return suits(link, shape.selector) and self._occupancy.has_space(link, resources_at(link, shape.selector))
 
     def _check_reserved(self, link: Link) -> None:
-        """Keep an agent free no longer that is too small now: it was started with other settings."""
+        """End the reservation of an agent that is too small now, because it was started again with other settings."""
         reserved = self._queue.reserved
         if reserved is not None and reserved[1] == link.connection and not suits(link, reserved[0].shape.selector):
             self._queue.withdraw(link.connection)

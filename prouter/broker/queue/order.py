@@ -1,4 +1,4 @@
-"""The order of waiting jobs: fair between owners, first in first out within an owner.
+"""Order of waiting jobs: fair between owners, first in first out for the jobs of one owner.
 
 This is start-time fair queueing (Goyal, Vin and Cheng, 1996) with jobs of equal cost, which gives owners their turns
 like round robin does. Each job gets a tag when it is queued: one more than its owner's last job has, waiting or placed,
@@ -32,10 +32,10 @@ class FairOrder:
         self._by_key: dict[Key, Item] = {}
         self._shapes: dict[Shape, list[Key]] = {}
         self._heads: list[tuple[Key, str]] = []
-        """By their keys, the first job of each shape."""
+        """Key of the first job of each shape, and the shape, in order."""
         self._owners: dict[str | None, list[Key]] = {}
         self._served: set[str | None] = set()
-        """Owners of whom a job was placed in the present round."""
+        """Owners with a job placed in the present round."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -91,14 +91,15 @@ class FairOrder:
             _take(keys, key)
 
     def serve(self, item: Item) -> None:
-        """Remove a job that gets its turn."""
+        """Remove a job that is assigned: its owner has had a turn."""
         self._note_served(item)
         self.remove(item)
 
     def begin(self, assigned: Iterable[Item]) -> None:
-        """Find the present round after jobs of an earlier broker were inserted.
+        """Estimate the present round after jobs of an earlier broker were inserted: it is not stored.
 
-        The next turn of most owners is in it, or in the one after it; a few have a job that fits nowhere for long.
+        The next turn of most owners is in the present round or the one after it, so the median is taken. The first job
+        of a few owners may be from a much earlier round, because it has fitted nowhere for long.
 
         Args:
             assigned: jobs that have had their turn.

@@ -1,8 +1,8 @@
-"""The router's queue at work: jobs that no agent has space for wait here, and go to agents once these have some.
+"""The router's queue at work: jobs for which no agent has space wait here, and go to agents once these have some.
 
-The decisions are those of `prouter.broker.queue.job_queue`. This module carries them out: rows of the store, calls to
-agents, events and the job table. A queued job is in the table like any other, on the connection `place`, which no agent
-has; its path begins with that connection for ever. When an agent tells of the job, the table moves it there.
+`prouter.broker.queue.job_queue` decides. This module carries that out: rows of the store, calls to agents, events and
+the job table. A queued job is in the table like any other. Its connection is `place`, which no agent has, and its path
+begins with that for ever. When an agent reports the job, the table moves it to the agent's connection.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class QueuedJobs:
     # -- into the queue -----------------------------------------------------------------------------------------------
 
     def others_wait(self, selector: dict[str, Any]) -> bool:
-        """Whether jobs with the same wishes wait already; another one has to wait behind them."""
+        """Whether jobs of the same shape wait already; another one has to wait behind them."""
         return self.queue.first_of(shape_of(selector)) is not None
 
     def check_space(self, start: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""What a request to queue a job says, and the place that queued jobs have instead of a connection."""
+"""Fields of a request to queue a job, and the uid that queued jobs have in place of a connection's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_queue_place(connection: str) -> bool:
 
 
 def waiting(args: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """How long a job may wait in the queue, None for not at all; and its start, if that is to follow by itself."""
+    """Return how many seconds a job may wait in the queue, None for not at all, and the request to start it, if any."""
     queue, start = args.get("queue"), args.get("start")
     timeout = queue.get("timeout") if isinstance(queue, dict) else None
     known = isinstance(start, dict) and isinstance(start.get("request"), dict) and isinstance(start.get("key"), str)
@@ -32,5 +32,5 @@ def waiting(args: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
 
 
 def shape_of(selector: dict[str, Any]) -> Shape:
-    """What a job with this selector needs of its agent."""
+    """Return the shape of jobs with this selector."""
     return Shape(json.dumps(selector, sort_keys=True, default=str), selector)
