@@ -204,7 +204,7 @@ class Connections:
     def _add(self, port: Port, connection: Connection, turn: Turn) -> None:
         self._ports[connection] = port
         if connection.fd >= 0:
-            self._poller.watch(connection.fd, partial(self._ready, port), turn)
+            self._poller.watch(connection.fd, partial(self._pump, port), turn)
 
     def dialled(self, port: Port, connection: DealerConnection, now: float) -> None:
         """A connection to an agent that listens is being made; its port has a path already."""
@@ -246,13 +246,10 @@ class Connections:
         for port in self._unheard.turns():
             self._guard(partial(self._pump, port), now)
 
-    def _ready(self, port: Port, now: float) -> None:
-        """Something arrived, or can be sent. A port that was not heard to its end waits for its turn."""
-        if port.watched_for_writing or port not in self._unheard:
-            self._pump(port, now)
-
     def _pump(self, port: Port, now: float) -> None:
         """Something arrived, or waits to be moved, or can be sent."""
+        if port.unheard and not port.watched_for_writing:
+            return  # Its turn comes; it is not heard more often because more arrives.
         if port.path is None:
             self._unauthenticated.heard(port, now)
         try:
@@ -269,7 +266,7 @@ class Connections:
             return
         if port.unfinished and not port.paused:
             self._unheard.add(port)
-        elif self._unheard:
+        elif port.unheard:
             self._unheard.discard(port)
         if port.watched_for_writing:
             self.written.append(port)

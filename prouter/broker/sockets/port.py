@@ -62,6 +62,7 @@ class Port:
         leaving: whether it is to be closed: what is queued is sent, and nothing heard any more.
         watched_for_writing: whether it waits until the peer takes more.
         paused: whether it is not to be read for now.
+        unheard: whether it has more to be moved and waits for its turn (unheard.py).
 
     Args:
         dirty: where this port puts itself when there is something to be flushed.
@@ -81,6 +82,7 @@ class Port:
         "local",
         "path",
         "paused",
+        "unheard",
         "watched_for_writing",
         "worker",
     )
@@ -94,6 +96,7 @@ class Port:
         self.leaving = False
         self.watched_for_writing = False
         self.paused = False
+        self.unheard = False
         self._backlog = Backlog()
         self._lossy: dict[Path, None] = {}
         """Paths of which messages for this peer were dropped."""

@@ -32,27 +32,29 @@ class Unheard:
     def __bool__(self) -> bool:
         return bool(self._agents or self._workers)
 
-    def __contains__(self, port: Port) -> bool:
-        return port in self._agents or port in self._workers
-
     def add(self, port: Port) -> None:
         """There is more of a port. One that waits already keeps its place."""
+        port.unheard = True
         (self._workers if port.worker else self._agents)[port] = None
 
     def discard(self, port: Port) -> None:
         """There is nothing more of a port, or it is closed or not to be read."""
+        port.unheard = False
         (self._workers if port.worker else self._agents).pop(port, None)
 
     def turns(self) -> Iterator[Port]:
         """Remove and return the ports whose turn it is. If there is still more of one, it has to be added again."""
         until = time.monotonic() + _BUDGET
         workers, self._workers = self._workers, {}
-        yield from workers
+        for port in workers:
+            if port.unheard:  # It may have been closed since.
+                port.unheard = False
+                yield port
         for _ in range(min(AGENTS_AT_ONCE, len(self._agents))):
             if not self._agents:
                 return
             port = next(iter(self._agents))
-            del self._agents[port]
+            self.discard(port)
             yield port
             if time.monotonic() > until:
                 return

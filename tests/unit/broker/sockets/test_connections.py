@@ -190,4 +190,4 @@ def test_workers_with_more_to_be_moved_do_not_wait_for_agents(monkeypatch: pytes
     monkeypatch.setattr("prouter.broker.sockets.unheard._BUDGET", 0.0)
     unheard.add(worker)
     assert list(unheard.turns()) == [worker, agents[AGENTS_AT_ONCE + 1]], "one agent at least"
-    assert worker not in unheard
+    assert [port for port in (*agents, worker) if port.unheard] == agents[AGENTS_AT_ONCE + 2 :]
