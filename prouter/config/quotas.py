@@ -63,6 +63,6 @@ class RouterQueue(Section):
     reserve_after: float = Field(
         60.0,
         ge=0,
-        description="Seconds for which jobs behind a large one may be placed before it, until an agent is kept free "
+        description="Seconds for which jobs behind a large one may be placed before it; then an agent is kept free "
         "for it.",
     )

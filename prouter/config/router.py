@@ -323,7 +323,7 @@ class RouterJobs(Section):
     """The job table."""
 
     history: int = Field(
-        100000, ge=0, description="Finished jobs to remember, in at most 128 MiB for each 100000 of them."
+        100000, ge=0, description="Ended jobs to remember, with at most 128 MiB of records for each 100000."
     )
     history_age: float = Field(
         30 * 86400.0,

@@ -144,12 +144,15 @@ class SlurmOptions(Options):
         "and its addresses towards Slurm's controller and the network.",
     )
     poll: Annotated[float, Field(ge=0.1, le=3600)] = Field(
-        default=15.0, description="Seconds between looks at Slurm's queue while all jobs run. Pending jobs: at most 2."
+        default=15.0,
+        description="Seconds between looks at Slurm's queue while all jobs run; at most 2 while some are pending.",
     )
     command_timeout: Annotated[float, Field(ge=1, le=600)] = Field(
         default=30.0, description="Seconds that one of Slurm's commands may take."
     )
-    defaults: JobOptions = Field(default_factory=JobOptions, description="For jobs that do not say otherwise.")
+    defaults: JobOptions = Field(
+        default_factory=JobOptions, description="Fields of `slurm` for jobs that do not set them."
+    )
     extra: list[Option] = Field(default_factory=list, description="More options of sbatch, for every job.")
     licenses: list[Word] = Field(
         default_factory=list, description="Slurm's licences that a job may ask for in `resources`, each by its name."
