@@ -61,6 +61,19 @@ def test_what_both_ends_ask_for_at_the_same_time_is_resent_once() -> None:
     assert acceptor.read[near.sid] == b"kept"
 
 
+def test_a_peer_that_answers_and_does_not_ask_is_resent_what_it_lacks() -> None:
+    opener, acceptor = linked()
+    near, far = opened(opener, acceptor)
+    acceptor.write(far, b"confirms the stream")
+    exchange(opener, acceptor)
+    opener.write(near, b"lost")
+    opener.mux.take()
+    opener.mux.path_up()
+    assert (RESUME, near.sid) in kinds(opener)
+    opener.mux.receive([Frame(RESUME, 0, near.sid, 0, 0)])
+    assert [frame.payload for frame in opener.mux.take()] == [b"lost"]
+
+
 def test_bytes_after_a_gap_arrive_once_the_lost_ones_were_resent() -> None:
     opener, acceptor = linked()
     near, _ = opened(opener, acceptor)
