@@ -66,7 +66,10 @@ def _why_no_agent(item: Item, links: list[Link], occupancy: Occupancy, now: floa
             return _avoided(item, avoided[0], now)
         link = choose((link for link in suitable if link not in avoided), occupancy, selector)
     except PRouterError as error:
-        return Finding(False, error.detail, _todo(error, bool(resources_of(selector))))
+        told = (
+            error.detail if error.code == "not_found" else error.detail.partition("; ")[0]
+        )  # What to do is in `todo`.
+        return Finding(False, told, _todo(error, bool(resources_of(selector))))
     if link is None:
         return Finding(False, "every agent that could take it is away", "wait until one is back, or start another")
     return Finding(True, f"agent '{link.info.uid}' has space: the jobs before this one in the queue come first")

@@ -131,7 +131,7 @@ def where_of(router: Router, wanted: Mapping[str, str]) -> dict[str, Any] | None
         matching = [value for value in values if (value if isinstance(value, str) else json.dumps(value)) == text]
         if not matching:
             known = ", ".join(sorted({json.dumps(value) for value in values})[:8])
-            but = f"no agent has {name}={text}, but {known}" if known else f"no agent has the property {name!r}"
-            raise Failure(f"{but}; 'prouter agents' shows properties", Exit.NOT_THE_JOB)
+            there = f"{name}={text}; agents have {known}" if known else f"the property {name!r}"
+            raise Failure(f"no agent has {there}; 'prouter agents' shows properties", Exit.NOT_THE_JOB)
         found[name] = matching[0]
     return found

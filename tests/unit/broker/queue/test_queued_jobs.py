@@ -325,6 +325,17 @@ def test_explain_says_why_it_waits(hello: dict[str, Any] | None, selector: dict[
     assert told in findings[-1]["text"]
 
 
+def test_explain_does_not_tell_a_queued_job_to_wait_in_the_queue() -> None:
+    world = World()
+    worker = world.worker()
+    world.agent(capacity={"max": None, "resources": {"x": 1}})
+    wanted = {**ANY, "resources": {"x": 1}}
+    queued(worker, "first", agent=wanted)
+    finding = worker.ask("jobs.explain", **queued(worker, "second", agent=wanted)["at"])["findings"][-1]
+    assert finding["text"] == "no agent has x 1 left"
+    assert "wait until jobs end there" in finding["todo"]
+
+
 def test_an_agent_that_stays_away_fails_no_queued_job() -> None:
     world = World(hold=1.0)
     worker, agent = world.worker(), world.agent()
