@@ -57,7 +57,7 @@ class FrequentReads:
     """
 
     def __init__(self, router: RouterClient, config: RouterConfig, sources: Mapping[str, ReadySource]) -> None:
-        self._hosts = KnownHosts(config)
+        self._hosts = KnownHosts(config, resolve=False)  # On the event loop nothing may block.
         # Requests that are counted are for the app, which refuses those that are too many.
         counts = router.limits is not None and bool(router.limits.per_owner)
         self._sources = {

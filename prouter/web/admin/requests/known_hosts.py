@@ -32,13 +32,17 @@ class KnownHosts:
 
     Args:
         config: the router's configuration.
+        resolve: whether to ask the resolver for the machine's full name, which may block. Without it that name is
+            unknown.
     """
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, *, resolve: bool = True) -> None:
         control = config.control
         domain = control.job_domain
         self._names = HostNames(
-            (*control.hosts, *([domain.strip(".")] if domain else [])), any_address=not is_loopback(control.interface)
+            (*control.hosts, *([domain.strip(".")] if domain else [])),
+            any_address=not is_loopback(control.interface),
+            resolve=resolve,
         )
 
     def accept(self, host: str) -> bool:

@@ -238,3 +238,18 @@ def test_requests_that_count_for_a_limit_are_left_to_the_app(tmp_path: Path) -> 
     stand.ask(get(b"/connections"))
     assert stand.by_app == 2
     stand.version.close()
+
+
+def test_the_resolver_which_may_block_is_not_asked_on_the_event_loop(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: list[bool] = []
+
+    def full_name() -> str:
+        on_the_loop.append(gevent.getcurrent() is gevent.get_hub())
+        return "this.example"
+
+    monkeypatch.setattr("prouter.host_names._full_name", full_name)
+    for host, status in ((b"this.example", b"200"), (b"other.example", b"421")):
+        assert stand.ask(get(b"/info", host=host)).startswith(b"HTTP/1.1 " + status)
+    assert on_the_loop == [False, False]
