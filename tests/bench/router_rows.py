@@ -164,13 +164,13 @@ PROBES = (
     Probe(
         "info",
         info,
-        (Row("info.rate", "GET /info, 16 connections", "req/s", "rate", at_least(9000), None, "9,250"),),
+        (Row("info.rate", "GET /info, 16 connections", "req/s", "rate", at_least(20_000), at_least(40_000), "9,250"),),
         PROUTER,
     ),
     Probe(
         "connections",
         connections,
-        (Row("connections.rate", "GET /connections, 16 connections", "req/s", "rate", at_least(9000), None, "9,140"),),
+        (Row("connections.rate", "GET /connections, 16 connections", "req/s", "rate", at_least(20_000), at_least(40_000), "9,140"),),
         PROUTER,
     ),
 )
