@@ -170,7 +170,17 @@ PROBES = (
     Probe(
         "connections",
         connections,
-        (Row("connections.rate", "GET /connections, 16 connections", "req/s", "rate", at_least(20_000), at_least(40_000), "9,140"),),
+        (
+            Row(
+                "connections.rate",
+                "GET /connections, 16 connections",
+                "req/s",
+                "rate",
+                at_least(20_000),
+                at_least(40_000),
+                "9,140",
+            ),
+        ),
         PROUTER,
     ),
 )
