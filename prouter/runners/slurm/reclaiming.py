@@ -11,7 +11,7 @@ import gevent
 
 from prouter.runners.interface import Exit, Kept, Queued, Spawned
 from prouter.runners.slurm.ends import Ends
-from prouter.runners.slurm.exits import made_by_node, needs_explanation
+from prouter.runners.slurm.exits import made_by_node, needs_explanation, never_ran
 from prouter.runners.slurm.job import Job, JobState
 from prouter.runners.slurm.node import job_files
 from prouter.runners.slurm.table import Table
@@ -22,7 +22,7 @@ _log = logging.getLogger("prouter.runner")
 
 
 def reclaim(table: Table, ends: Ends, directory: Path) -> list[Kept]:
-    """Take over all jobs of a directory.
+    """Take over all jobs of a directory. One whose files make no sense costs only itself.
 
     Returns:
         What `Runner.open` returns. What has happened to them since, and is not told thereby, is reported later.
@@ -34,9 +34,26 @@ def reclaim(table: Table, ends: Ends, directory: Path) -> list[Kept]:
             _log.warning("event=job_without_record directory=%r", str(place))
             table.files(_clear, str(place))
             continue
-        job = table.add(place.name, content["record"], content["sandbox"])
-        kept.append(_reclaimed(table, ends, job))
+        try:
+            record, sandbox = content["record"], content["sandbox"]
+        except (KeyError, TypeError) as error:
+            _log.error("event=job_not_reclaimed directory=%r error=%r", str(place), f"its record: {error!r}")
+            continue
+        try:
+            kept.append(_reclaimed(table, ends, table.add(place.name, record, sandbox)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _log.error("event=job_not_reclaimed directory=%r error=%r", str(place), repr(error))
+            kept.append(_given_up(table.add(place.name, record, sandbox)))
     return kept
+
+
+def _given_up(job: Job) -> Kept:
+    """Take a job for lost. If it runs, its node hears that when it connects."""
+    job.change(JobState.SUBMITTING)
+    job.exit = never_ran(job.uid, "agent_lost", "its files make no sense to this agent; another version wrote them")
+    job.change(JobState.ENDED)
+    job.told = True
+    return _kept(job)
 
 
 def _reclaimed(table: Table, ends: Ends, job: Job) -> Kept:
