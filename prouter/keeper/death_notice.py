@@ -43,15 +43,15 @@ class Delivery:
     """
 
     def __init__(self, notice: Notice, log: Callable[[str], None]) -> None:
-        # Imported here, since a keeper needs it once in its life, and its memory counts.
-        import subprocess
-
         self._notice = notice
         self._log = log
         self._process: subprocess.Popen[str] | None = None
         if not notice.argv:
             return
         try:
+            # Imported here, since a keeper needs it once in its life, and its memory counts.
+            import subprocess
+
             self._process = subprocess.Popen(
                 notice.argv,
                 stdin=subprocess.PIPE,
@@ -67,11 +67,11 @@ class Delivery:
 
     def finish(self) -> None:
         """Wait until the command has ended; kill it if it takes too long."""
-        import subprocess
-
         process = self._process
         if process is None:
             return
+        import subprocess
+
         try:
             output = process.communicate(self._notice.input, timeout=_PATIENCE)[0]
         except subprocess.TimeoutExpired:

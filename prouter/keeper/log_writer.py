@@ -292,10 +292,14 @@ def become_writer(control: socket.socket, lock: str) -> NoReturn:
         fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_SH)
         control.setblocking(False)
         _Writer(control).run()
-    except Exception:  # The edge of the process: the keeper logs the error and starts another writer.
-        import traceback  # Late: it takes memory and is hardly ever needed.
+    except Exception as error:  # The edge of the process: the keeper logs the error and starts another writer.
+        try:
+            import traceback  # Late: it takes memory and is hardly ever needed.
 
-        text = traceback.format_exc().encode("utf-8", "backslashreplace")
+            told = traceback.format_exc()
+        except OSError:  # No file can be read now.
+            told = repr(error)
+        text = told.encode("utf-8", "backslashreplace")
         control.send(HEAD.pack(FAILED, 0) + text[-(LONGEST - HEAD.size) :])
     finally:
         os._exit(0)

@@ -30,6 +30,7 @@ from prouter.processes.users import User, kill_processes
 __all__ = ["Operations"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Operations:
@@ -95,7 +96,11 @@ class Operations:
         except InvalidUid as error:
             request.refuse("invalid", str(error))
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno in _NO_DESCRIPTORS:
+                self._link.log("warning", f"event=no_descriptors op={op} error={str(error)!r}")
+                text = f"the keeper could not open a file: {explained(error)}"
+                request.refuse("start_failed" if op == "spawn" else "unavailable", text)
+            elif error.errno not in _FULL:
                 self._failed(request, op, error)
             else:
                 self._link.log("warning", f"event=no_space op={op} error={str(error)!r}")
@@ -106,9 +111,13 @@ class Operations:
             self._failed(request, op, error)
 
     def _failed(self, request: Request, op: object, error: Exception) -> None:
-        import traceback  # Late: the keeper starts faster without it, and hardly ever needs it.
+        try:
+            import traceback  # Late: the keeper starts faster without it, and hardly ever needs it.
 
-        self._link.log("error", f"event=operation_failed op={op} traceback={traceback.format_exc()!r}")
+            told = traceback.format_exc()
+        except OSError:  # No file can be read now, and none must be to answer.
+            told = repr(error)
+        self._link.log("error", f"event=operation_failed op={op} traceback={told!r}")
         request.refuse(
             "internal", f"the keeper failed at operation {op!r}: {error!r}; the agent's log has the traceback"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def descriptors(pid: int) -> set[int]:
     return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
 
 
+def bound_for(used: set[int], spare: int) -> int:
+    """The bound of a process that has these descriptors, so that it may open `spare` more. They may have gaps."""
+    free = (number for number in count() if number not in used)
+    return next(islice(free, spare, None))
+
+
 def bound_descriptors(pid: int, most: int) -> None:
     """Let a process open no descriptor with this number, or a higher one."""
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
@@ -49,7 +56,7 @@ def test_a_start_without_enough_descriptors_leaves_nothing(bench: Bench) -> None
     refused: list[str] = []
     for spare in range(_MOST):
         spec = bench.spec("true")
-        bound_descriptors(keeper, max(before) + 1 + spare)
+        bound_descriptors(keeper, bound_for(before, spare))
         try:
             spawned = runner.spawn(spec)
         except StartFailed as error:

@@ -320,6 +320,7 @@ _ERRORS: dict[str, type[PRouterError]] = {
     "conflict": Conflict,
     "invalid": InvalidRequest,
     "no_space": NoSpace,
+    "unavailable": AgentUnavailable,
 }
 
 
